@@ -1,0 +1,79 @@
+"""The one class that every network is used through: images in, one feature vector per image out.
+
+This file knows nothing of particular networks; `zoo.build_backbone` puts them in.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class Parts:
+    """A network without its classifier, as the builders of this room hand it over.
+
+    Attributes:
+        trunk: (B, C, H, W) -> (B, dim).
+        dim: width of its output.
+        taps: readable name -> path of a submodule of `trunk`; "" is the trunk itself.
+        head_relu: the output is taken before its last ReLU, which the cluster head applies.
+        torchvision: the torchvision model whose keys the trunk's state dict has; None = there is none.
+        mean, std: what pretrained weights expect images to be normalized with, RGB in [0, 1].
+    """
+
+    trunk: nn.Module
+    dim: int
+    taps: dict[str, str]
+    head_relu: bool = False
+    torchvision: str | None = None
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
+
+
+class Backbone(nn.Module):
+    """Input layer (perhaps Sobel) and trunk: (B, 3, H, W) -> (B, dim).
+
+    Attributes:
+        name: as the user wrote it.
+        dim: width of the output.
+        taps: names that `read_taps` can read, in the order of depth.
+        head_relu: True where the output is taken before its last ReLU (AlexNet and VGG, as in the paper);
+            the cluster head then begins with that ReLU.
+        image_size: side of the images it was built for, in pixels.
+        mean, std: what images are to be normalized with, RGB in [0, 1].
+        config: keyword arguments of `build_backbone` that make this backbone again, without its weights.
+        torchvision: the torchvision model whose keys the trunk has, or None.
+    """
+
+    def __init__(
+        self, name: str, sobel: nn.Module, parts: Parts, image_size: int, config: dict[str, Any]
+    ) -> None:
+        super().__init__()
+        self.sobel = sobel
+        self.trunk = parts.trunk
+        self.name = name
+        self.dim = parts.dim
+        self.head_relu = parts.head_relu
+        self.image_size = image_size
+        self.mean = parts.mean
+        self.std = parts.std
+        self.torchvision = parts.torchvision
+        self.config = config
+        self._tap_paths = dict(parts.taps)
+
+    @property
+    def taps(self) -> tuple[str, ...]:
+        return tuple(self._tap_paths)
+
+    def tap_module(self, tap: str) -> nn.Module:
+        """The submodule whose output is `tap`. Raises: KeyError."""
+        return self.trunk.get_submodule(self._tap_paths[tap])
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.trunk(self.sobel(images))

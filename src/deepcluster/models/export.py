@@ -1,0 +1,114 @@
+"""Backbones as files: safetensors with all that rebuilds them, or torchvision's own keys.
+
+This file knows nothing of runs, whitening or centroids.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import uuid
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from deepcluster.models.backbone import Backbone
+from deepcluster.models.zoo import build_backbone
+from deepcluster.records import DeepClusterError
+
+FORMATS = ("safetensors", "torchvision")
+
+
+def export_backbone(
+    backbone: Backbone, format: str, file: str | Path, metadata: Mapping[str, Any] | None = None
+) -> Path:
+    """Writes the weights of `backbone`, whole or not at all.
+
+    Args:
+        format: "safetensors" has the backbone's state dict, and in its metadata `config` (keyword arguments
+            of `build_backbone`, JSON), `mean` and `std`; `load_backbone` reads it. "torchvision" is a .pth of
+            plain tensors that torchvision's model of the same name loads with `strict=False`, all but its
+            classifier.
+        file: where to; its folder is made.
+        metadata: more entries for the safetensors metadata; values that are not text become JSON.
+
+    Raises:
+        DeepClusterError: no such format, no equivalent in torchvision, or a file that cannot be written.
+    """
+    file = Path(file)
+    if format == "safetensors":
+        from safetensors.torch import save_file
+
+        notes = {
+            "format": "pt",
+            "config": json.dumps(backbone.config),
+            "mean": json.dumps(list(backbone.mean)),
+            "std": json.dumps(list(backbone.std)),
+        } | {
+            key: value if isinstance(value, str) else json.dumps(value)
+            for key, value in (metadata or {}).items()
+        }
+        tensors = _tensors(backbone)
+        return _write(file, lambda beside: save_file(tensors, beside, notes))
+    if format == "torchvision":
+        if backbone.torchvision is None:
+            raise DeepClusterError(
+                f"torchvision has no network like this backbone ({_describe(backbone)}); "
+                "export it as safetensors, which deepcluster.models.export.load_backbone reads."
+            )
+        tensors = _tensors(backbone.trunk)
+        return _write(file, lambda beside: torch.save(tensors, beside))
+    raise DeepClusterError(
+        f"There is no export format {format!r} for backbones; choose one of {', '.join(FORMATS)}."
+    )
+
+
+def load_backbone(file: str | Path) -> Backbone:
+    """The backbone that `export_backbone(..., "safetensors", file)` wrote, in eval mode, on the CPU.
+
+    Raises:
+        DeepClusterError: the file is missing, is not such a file, or its weights do not fit its config.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, framework="pt") as opened:
+            notes = opened.metadata() or {}
+            tensors = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118 - not a dict
+    except (OSError, SafetensorError) as error:
+        raise DeepClusterError(
+            f"{file} cannot be read as safetensors ({error}); give a file of `export`."
+        ) from error
+    try:
+        config = json.loads(notes["config"])
+        # The random weights that are about to be replaced leave the caller's generator as it was.
+        with torch.random.fork_rng(devices=[]):
+            backbone = build_backbone(**config)
+        backbone.load_state_dict(tensors)
+    except (KeyError, ValueError, TypeError, RuntimeError) as error:
+        reason = "no config" if "config" not in notes else str(error).splitlines()[0]
+        raise DeepClusterError(f"{file} does not hold a backbone of deepcluster ({reason}).") from error
+    return backbone.eval()
+
+
+def _tensors(module: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {key: value.detach().cpu().contiguous() for key, value in module.state_dict().items()}
+
+
+def _describe(backbone: Backbone) -> str:
+    return ", ".join(f"{key}={value}" for key, value in backbone.config.items())
+
+
+def _write(file: Path, write: Callable[[Path], None]) -> Path:
+    beside = file.with_name(f".{file.name}.{uuid.uuid4().hex[:8]}.part")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write(beside)
+        os.replace(beside, file)
+    except (OSError, RuntimeError) as error:  # torch and safetensors have their own words for a full disk
+        raise DeepClusterError(f"{file} cannot be written ({error}); choose another place.") from error
+    finally:
+        beside.unlink(missing_ok=True)
+    return file

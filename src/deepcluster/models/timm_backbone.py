@@ -1,0 +1,70 @@
+"""Any backbone of timm, without its classifier."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from deepcluster.models.backbone import IMAGENET_MEAN, IMAGENET_STD, Parts
+from deepcluster.records import DeepClusterError
+
+
+def build_timm(name: str, channels: int, size: int, *, pretrained: bool = False, **options: Any) -> Parts:
+    """A model of timm for (channels, size, size) input; its output is what timm pools.
+
+    Args:
+        pretrained: timm's weights; `mean` and `std` are then the ones those weights expect.
+        options: passed to `timm.create_model`, such as `drop_path_rate`.
+
+    Taps: the stages that timm lists in `feature_info`, or its blocks or stages; then pool, the output.
+
+    Raises:
+        DeepClusterError: an unknown option, a size it cannot take, or weights that cannot be had.
+    """
+    import timm
+
+    settings = {"num_classes": 0, "in_chans": channels} | options
+    try:
+        try:
+            # Transformers must know the size of the image; convolutional networks have no such argument.
+            trunk = timm.create_model(name, pretrained=pretrained, img_size=size, **settings)
+        except TypeError as error:
+            if "img_size" not in str(error):
+                raise
+            trunk = timm.create_model(name, pretrained=pretrained, **settings)
+    except (TypeError, ValueError, AssertionError) as error:
+        raise DeepClusterError(
+            f"timm cannot build {name!r} for {size} px and {channels} channels with {options}: {error}"
+        ) from error
+    except (OSError, RuntimeError) as error:
+        if not pretrained:
+            raise
+        raise DeepClusterError(
+            f"The weights of timm:{name} could not be fetched ({_first_line(error)}); "
+            "connect to the network once, or leave out pretrained."
+        ) from error
+    expected = trunk.pretrained_cfg if pretrained else {}
+    return Parts(
+        trunk,
+        # some models keep a hidden layer between pooling and classifier, of another width
+        getattr(trunk, "head_hidden_size", None) or trunk.num_features,
+        _taps(trunk) | {"pool": ""},
+        mean=tuple(expected.get("mean", IMAGENET_MEAN)),
+        std=tuple(expected.get("std", IMAGENET_STD)),
+    )
+
+
+def _taps(trunk: nn.Module) -> dict[str, str]:
+    """Name -> path of the layers worth reading; timm's own paths serve as names."""
+    have = dict(trunk.named_modules())
+    listed = [entry["module"] for entry in getattr(trunk, "feature_info", None) or []]
+    listed = [path for path in listed if path in have]
+    for container in ("blocks", "stages", "layers"):
+        if not listed and container in have:
+            listed = [f"{container}.{child}" for child, _ in have[container].named_children()]
+    return {path: path for path in listed or [child for child, _ in trunk.named_children()]}
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
