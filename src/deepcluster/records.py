@@ -1,15 +1,19 @@
 """The nouns that pass from room to room: errors with one sentence, batches and clusterings.
 
-This file knows nothing of images, networks or clustering algorithms.
+This file knows nothing of images, networks or clustering algorithms, and loads torch only when it is used,
+so that the command line can answer `--help` at once.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from torch import Tensor
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 
 class DeepClusterError(Exception):
@@ -21,6 +25,10 @@ class DeepClusterError(Exception):
 
 class BadImage(Exception):
     """One image that cannot be decoded; `str(error)` is the reason, written to `bad_images.csv`."""
+
+
+class Interrupted(Exception):
+    """Ctrl-C or SIGTERM was noticed between two batches; whoever holds state saves it and passes this on."""
 
 
 @dataclass(frozen=True)
@@ -69,5 +77,12 @@ def seeded(*key: int) -> torch.Generator:
     Every random draw of a run comes from such a key, so that a resumed run repeats the draws of an
     undisturbed one without any generator's history.
     """
+    import torch
+
+    return torch.Generator().manual_seed(seed_of(*key))
+
+
+def seed_of(*key: int) -> int:
+    """A well-mixed 63-bit seed that depends on `key` alone."""
     state = np.random.SeedSequence([int(part) & 0xFFFFFFFF for part in key]).generate_state(2, np.uint32)
-    return torch.Generator().manual_seed((int(state[0]) << 32 | int(state[1])) & 0x7FFFFFFFFFFFFFFF)
+    return (int(state[0]) << 32 | int(state[1])) & 0x7FFFFFFFFFFFFFFF

@@ -12,7 +12,7 @@ from deepcluster.records import DeepClusterError
 
 
 class ConvNet(nn.Module):
-    """(B, C, H, W) -> (B, widths[-1]): blocks of convolution, batch-norm, perhaps max-pool, ReLU; then the mean.
+    """(B, C, H, W) -> (B, widths[-1]): blocks of convolution, batch-norm, perhaps max-pool, ReLU; a mean.
 
     The pool stands before the ReLU: the maximum of the rectified is the rectified maximum, and the ReLU then
     has a quarter of the numbers to look at.

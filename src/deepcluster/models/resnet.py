@@ -87,7 +87,7 @@ def build_torchvision(
     children = [child for child, _ in trunk.get_submodule(inside).named_children()]
     paths = [f"{inside}.{child}".lstrip(".") for child in children]
     taps = {path: path for path in paths if not linear[-1].startswith(path)}
-    return Parts(trunk, int(dim), taps | {"pool": ""}, torchvision=name)  # type: ignore[arg-type]
+    return Parts(trunk, int(dim), taps | {"pool": ""}, torchvision=name)
 
 
 def _torchvision_model(name: str, pretrained: bool, options: dict[str, Any]) -> Any:

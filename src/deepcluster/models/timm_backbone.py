@@ -24,6 +24,7 @@ def build_timm(name: str, channels: int, size: int, *, pretrained: bool = False,
     """
     import timm
 
+    trunk: Any  # timm's models share attributes, no class
     settings = {"num_classes": 0, "in_chans": channels} | options
     try:
         try:
@@ -44,7 +45,7 @@ def build_timm(name: str, channels: int, size: int, *, pretrained: bool = False,
             f"The weights of timm:{name} could not be fetched ({_first_line(error)}); "
             "connect to the network once, or leave out pretrained."
         ) from error
-    expected = trunk.pretrained_cfg if pretrained else {}
+    expected: dict[str, Any] = trunk.pretrained_cfg if pretrained else {}
     return Parts(
         trunk,
         # some models keep a hidden layer between pooling and classifier, of another width

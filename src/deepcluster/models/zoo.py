@@ -64,7 +64,11 @@ def build_backbone(
 
 def _builder(name: str, options: Iterable[str]) -> Callable[..., Parts]:
     """The function that makes the network of this name, after a look at its options."""
-    own = {"alexnet": build_alexnet, "vgg16": build_vgg16, "convnet": build_convnet}
+    own: dict[str, Callable[..., Parts]] = {
+        "alexnet": build_alexnet,
+        "vgg16": build_vgg16,
+        "convnet": build_convnet,
+    }
     if name in own:
         parameters = inspect.signature(own[name]).parameters.values()
         takes = [parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]

@@ -1,0 +1,29 @@
+"""Every preset by name: the third and last table of names, written by hand."""
+
+from __future__ import annotations
+
+from deepcluster.presets import deepcluster, tiny
+from deepcluster.presets.preset import Preset
+from deepcluster.records import DeepClusterError
+from deepcluster.settings import nearest
+
+PRESETS: dict[str, Preset] = {
+    "deepcluster-alexnet": deepcluster.ALEXNET,
+    "deepcluster-vgg16": deepcluster.VGG16,
+    "deepcluster-resnet18": deepcluster.RESNET18,
+    "deepcluster-resnet50": deepcluster.RESNET50,
+    "tiny-deepcluster": tiny.DEEPCLUSTER,
+}
+
+
+def find_preset(name: str) -> Preset:
+    """The preset called `name`.
+
+    Raises:
+        DeepClusterError: there is none; the nearest name is suggested.
+    """
+    if name not in PRESETS:
+        raise DeepClusterError(
+            f"There is no preset {name!r}.{nearest(name, list(PRESETS))} `deepcluster presets` lists them all."
+        )
+    return PRESETS[name]

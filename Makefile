@@ -1,0 +1,47 @@
+# deepcluster: every task in one word. Needs Python 3.10 or newer, make, and the package index for the first run.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: help demo test test-all check bench clean
+
+help:
+	@echo "make demo      train on the bundled digits, print the scores, write runs/demo/report.html"
+	@echo "make test      install what the tests need and run them"
+	@echo "make test-all  the same with the slow ones"
+	@echo "make check     lint, format, types, layers"
+	@echo "make bench     every benchmark, side by side with its peer or bound"
+
+.venv/.user: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	touch $@
+
+.venv/.developer: .venv/.user
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	touch $@
+
+demo: .venv/.user
+	$(BIN)/deepcluster train tiny-deepcluster --data digits --out runs/demo --overwrite
+	$(BIN)/deepcluster evaluate runs/demo clusters --k classes
+	$(BIN)/deepcluster report runs/demo
+
+test: .venv/.developer
+	$(BIN)/python -m pytest
+
+test-all: .venv/.developer
+	$(BIN)/python -m pytest -m ""
+
+check: .venv/.developer
+	$(BIN)/ruff check src tests benchmarks examples
+	$(BIN)/ruff format --check src tests benchmarks examples
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: .venv/.developer
+	$(BIN)/python benchmarks/input_pipeline.py
+	$(BIN)/python benchmarks/epoch.py
+	$(BIN)/python benchmarks/kmeans.py
+	$(BIN)/python benchmarks/clustering_memory.py
+
+clean:
+	rm -rf .venv build dist src/*.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

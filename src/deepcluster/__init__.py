@@ -1,0 +1,47 @@
+"""deepcluster: visual features and image groups from unlabelled images, by clustering.
+
+    import deepcluster as dc
+    run = dc.train("deepcluster-resnet18", data="photos/", out="runs/photos", k=200)
+    run.assign("new_photos/")
+
+Names are loaded when they are first used, so that the command line can answer `--help` at once.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from deepcluster.api import train
+    from deepcluster.data.sources import open_images
+    from deepcluster.engine.runs import Run, load_run
+    from deepcluster.presets import PRESETS
+    from deepcluster.records import DeepClusterError
+    from deepcluster.settings import TrainRun
+
+_HOME = {
+    "DeepClusterError": "records",
+    "PRESETS": "presets",
+    "Run": "engine.runs",
+    "TrainRun": "settings",
+    "load_run": "engine.runs",
+    "open_images": "data.sources",
+    "train": "api",
+}
+
+__all__ = ["PRESETS", "DeepClusterError", "Run", "TrainRun", "load_run", "open_images", "train"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'deepcluster' has no attribute {name!r}")
+    value = getattr(import_module(f"deepcluster.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__"])

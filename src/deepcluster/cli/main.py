@@ -1,0 +1,84 @@
+"""The command line: finds the command, and turns every mistake into one sentence and exit status 2.
+
+Loads nothing that a help page does not need.
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+
+from deepcluster.records import DeepClusterError, Interrupted
+from deepcluster.settings import nearest
+
+COMMANDS = {
+    "train": "train a preset on your images, or go on with a run: train PRESET --data S --out RUN",
+    "presets": "list the presets, or print one whole: presets [NAME]",
+    "assign": "cluster and distance of any images: assign RUN --data S --out FILE.csv",
+    "features": "features as a memory-mapped table: features RUN|BACKBONE --data S --out FILE.npy",
+    "cluster": "cluster a feature table: cluster FEATURES.npy --k K --out FILE.csv",
+    "evaluate": "score a run: evaluate RUN clusters|knn --data S [--test S2]",
+    "export": "the backbone for other libraries: export RUN --format safetensors|torchvision --out FILE",
+    "report": "one page with curves, pictures and clusters: report RUN",
+}
+
+HELP = """\
+deepcluster: visual features and image groups from unlabelled images, by clustering.
+
+usage: deepcluster COMMAND ...
+
+commands:
+{commands}
+
+`deepcluster COMMAND --help` explains a command; `deepcluster train PRESET --help` lists every setting.
+Images (--data) are a folder, tar shards ("a/*.tar", train-{{000..003}}.tar), a .txt or .csv list, a .npy array,
+torchvision:CIFAR10?root=..., or `digits`, which need no download.
+"""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs one command; returns the exit status."""
+    arguments = sys.argv[1:] if argv is None else argv
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(
+            HELP.format(commands="\n".join(f"  {name:<10}{about}" for name, about in COMMANDS.items())),
+            end="",
+        )
+        return 0
+    if arguments[0] in ("-V", "--version"):
+        from deepcluster import __version__
+
+        print(f"deepcluster {__version__}")
+        return 0
+    name, rest = arguments[0], arguments[1:]
+    try:
+        if name not in COMMANDS:
+            raise DeepClusterError(
+                f"There is no command {name!r}.{nearest(name, list(COMMANDS))} `deepcluster --help` lists them."
+            )
+        import_module(f"deepcluster.cli.{name}").command(rest)
+    except DeepClusterError as error:
+        return _mistake(str(error))
+    except Interrupted as stopped:
+        return 128 + int(stopped.args[0])
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        sys.stderr.close()
+        return 141
+    except OSError as error:
+        # Full disk, no permission: the file system's own word, and where.
+        where = f" at {error.filename}" if error.filename else ""
+        return _mistake(
+            f"{error.strerror or error}{where}: nothing was half-written; make room or choose another place."
+        )
+    return 0
+
+
+def _mistake(sentence: str) -> int:
+    print(f"deepcluster: {' '.join(sentence.split())}", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

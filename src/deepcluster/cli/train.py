@@ -1,0 +1,129 @@
+"""`deepcluster train PRESET --data S --out RUN` and `deepcluster train --resume RUN`."""
+
+from __future__ import annotations
+
+import json as json_module
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from tyro import MISSING
+from tyro.conf import Positional, arg
+
+from deepcluster.cli.parse import parse
+from deepcluster.records import DeepClusterError, Interrupted
+from deepcluster.settings import TrainRun
+
+if TYPE_CHECKING:
+    from deepcluster.engine.log import Screen
+    from deepcluster.engine.runs import Run
+
+
+@dataclass(frozen=True)
+class Train:
+    """Trains on your images and leaves a run folder. Ctrl-C or SIGTERM saves; --resume goes on."""
+
+    source: Annotated[str, arg(name="data")]
+    """Images: a folder, tar shards, a list, an array, torchvision:NAME, or digits."""
+    out: Path
+    """The run folder to write."""
+    overwrite: bool = False
+    """Replace the run that is already there."""
+    json: bool = False
+    """Print one JSON object when done."""
+    settings: Annotated[TrainRun, arg(name="")] = field(default_factory=TrainRun)
+
+
+@dataclass(frozen=True)
+class Resume:
+    """Goes on with a run exactly where it stood, within an epoch too."""
+
+    resume: Path
+    """The run folder."""
+    source: Annotated[str | None, arg(name="data")] = None
+    """Only where the images have moved since: where they are now."""
+    json: bool = False
+    """Print one JSON object when done."""
+
+
+@dataclass(frozen=True)
+class Which:
+    """Trains a preset on your images, or goes on with a run.
+
+    `deepcluster train PRESET --help` lists every setting of a preset; `deepcluster presets` lists the presets."""
+
+    preset: Positional[str]
+    """A preset's name."""
+
+
+def command(arguments: list[str]) -> None:
+    """Trains or resumes."""
+    if any(word == "--resume" or word.startswith("--resume=") for word in arguments):
+        resume(arguments)
+        return
+    if not arguments or arguments[0].startswith("-"):
+        parse(Which, arguments if arguments else [], prog="deepcluster train")
+        raise DeepClusterError("The preset comes first: deepcluster train PRESET --data S --out RUN.")
+    from deepcluster.presets import find_preset
+
+    name = arguments[0]
+    preset = find_preset(name)
+    chosen = parse(
+        Train,
+        arguments[1:],
+        prog=f"deepcluster train {name}",
+        default=Train(MISSING, MISSING, settings=preset.run),
+        about=preset.about,
+    )
+    from deepcluster.engine import train as engine
+    from deepcluster.engine.log import Screen
+
+    screen = Screen(stderr=chosen.json)
+    with told(chosen.out, screen):
+        run = engine.train(
+            chosen.settings, chosen.source, chosen.out, preset=name, overwrite=chosen.overwrite, screen=screen
+        )
+    finish(run, screen, chosen.json)
+
+
+def resume(arguments: list[str]) -> None:
+    """Goes on with a run; a preset named beside it must be the run's own."""
+    named = arguments[0] if not arguments[0].startswith("-") else None
+    chosen = parse(Resume, arguments[1:] if named else arguments, prog="deepcluster train --resume RUN")
+    from deepcluster.engine import train as engine
+    from deepcluster.engine.log import Screen
+    from deepcluster.engine.runs import read_config
+
+    preset = read_config(chosen.resume)["preset"]
+    if named and named != preset:
+        raise DeepClusterError(
+            f"{chosen.resume} is a run of {preset}, not of {named}: resume it with `deepcluster train --resume"
+            f" {chosen.resume}`, or start {named} in another --out."
+        )
+    screen = Screen(stderr=chosen.json)
+    with told(chosen.resume, screen):
+        run = engine.train_again(chosen.resume, chosen.source, screen)
+    finish(run, screen, chosen.json)
+
+
+@contextmanager
+def told(folder: Path, screen: Screen) -> Iterator[None]:
+    """Says how to go on when a run is stopped."""
+    try:
+        yield
+    except Interrupted:
+        screen.say(f"stopped and saved; go on with: deepcluster train --resume {folder}")
+        raise
+
+
+def finish(run: Run, screen: Screen, as_json: bool) -> None:
+    """What to do next, or the last row as JSON."""
+    folder, rows = run.folder, run.metrics
+    if as_json:
+        print(
+            json_module.dumps({"run": str(folder), "epochs": len(rows), "last": rows[-1] if rows else None})
+        )
+        return
+    screen.say(f"done: {folder}  (next: deepcluster report {folder})")

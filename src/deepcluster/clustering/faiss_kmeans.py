@@ -1,0 +1,32 @@
+"""k-means by faiss, for comparison and for whoever prefers it; needs all rows in memory."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from deepcluster.clustering.lloyd import Points, Solution
+from deepcluster.records import DeepClusterError
+
+
+def faiss_lloyd(points: Points, centroids: Tensor, *, max_iter: int, seed: int) -> Solution:
+    """Like `lloyd`, by `faiss.Kmeans` on the CPU, from the given centroids and without subsampling."""
+    try:
+        import faiss
+    except ImportError as error:
+        raise DeepClusterError("backend='faiss' needs faiss; install faiss-cpu or take backend='torch'.") from error
+    x = np.concatenate([block.cpu().numpy() for _, block in points.blocks()])
+    run = faiss.Kmeans(
+        points.dim,
+        len(centroids),
+        niter=max_iter,
+        seed=seed,
+        spherical=points.spherical,
+        max_points_per_centroid=max(points.n, 1),
+        min_points_per_centroid=1,
+    )
+    run.train(x, init_centroids=centroids.cpu().numpy())
+    found = torch.from_numpy(np.asarray(run.centroids, np.float32).reshape(len(centroids), points.dim))
+    objectives = [] if run.obj is None else run.obj.tolist()
+    return Solution(found.to(points.device), objectives)

@@ -1,0 +1,99 @@
+"""Which of K centroids is nearest to each row, without ever holding N x K distances.
+
+The nearest centroid is the one of largest score x.c - |c|^2 / 2. On a CPU the scores of 512 rows and
+1,024 centroids are made at a time, small enough to stay in a core's own cache, and reduced there.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+ROWS = 512  # rows and
+WIDTH = 1024  # centroids of a tile of scores on a CPU: 2 MiB
+LANES = 32  # a tile's columns are reduced in this many interleaved groups, which vectorizes
+GPU_SCORES = 1 << 27  # scores held at once on an accelerator: 512 MiB
+
+
+class Finder(Protocol):
+    """What finds nearest centroids: `Nearest` here, `Screened` in int8.py."""
+
+    def __call__(self, block: Tensor, start: int) -> Tensor: ...
+
+
+class Nearest:
+    """Nearest of fixed centroids by float32 or bfloat16 products.
+
+    bfloat16 rounds rows and centroids to 8 bits of mantissa and sums their products in float32: fast
+    where the device has such units, and the same numbers without the speed on a CPU that has none.
+
+    Args:
+        centroids: (K, D) float32.
+        half: take the products in bfloat16.
+    """
+
+    def __init__(self, centroids: Tensor, half: bool = False):
+        self.k = len(centroids)
+        self.half = half
+        self.on_cpu = centroids.device.type == "cpu"
+        if half:
+            centroids = centroids.bfloat16() if not self.on_cpu else centroids.bfloat16().float()
+        self.bias = centroids.float().square().sum(1) / -2
+        self.columns = centroids.T
+        if self.on_cpu:
+            self.tiles = [_tile(centroids[i : i + WIDTH], self.bias[i : i + WIDTH]) for i in range(0, self.k, WIDTH)]
+            self.scores = torch.empty(ROWS * min(WIDTH, self.tiles[0][0].shape[1]))
+
+    def __call__(self, block: Tensor, start: int = 0) -> Tensor:
+        """(B,) int64, the nearest centroid of each row of block (B, D); `start` is not needed here."""
+        if self.half:
+            block = block.bfloat16() if not self.on_cpu else block.bfloat16().float()
+        label = torch.empty(len(block), dtype=torch.int64, device=block.device)
+        step = ROWS if self.on_cpu else max(1, GPU_SCORES // self.k)
+        find = self._find_on_cpu if self.on_cpu else self._find
+        for i in range(0, len(block), step):
+            label[i : i + step] = find(block[i : i + step])
+        return label
+
+    def _find(self, part: Tensor) -> Tensor:
+        if self.half:
+            scores = torch.mm(part, self.columns, out_dtype=torch.float32)
+        else:
+            scores = part @ self.columns
+        return scores.add_(self.bias).argmax(1)
+
+    def _find_on_cpu(self, part: Tensor) -> Tensor:
+        best = label = None
+        for tile, (columns, bias) in enumerate(self.tiles):
+            width = columns.shape[1]
+            scores = self.scores[: len(part) * width].view(len(part), width)
+            torch.mm(part, columns, out=scores).add_(bias)
+            value, where = largest(scores)
+            if best is None or label is None:
+                best, label = value, where
+            else:
+                label = torch.where(value > best, where + tile * WIDTH, label)
+                best = torch.maximum(best, value)
+        assert label is not None
+        return label
+
+
+def largest(scores: Tensor) -> tuple[Tensor, Tensor]:
+    """The largest entry of each row and its column, for a number of columns divisible by LANES.
+
+    `Tensor.max(1)` looks at one entry at a time; here whole lanes are compared, and only the lane that
+    holds the largest entry is searched.
+    """
+    folded = scores.view(len(scores), -1, LANES)
+    value, lane = folded.amax(1).max(1)
+    member = folded.gather(2, lane[:, None, None].expand(-1, folded.shape[1], 1))[..., 0].argmax(1)
+    return value, member * LANES + lane
+
+
+def _tile(centroids: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    """(D, W) columns and (W,) bias, padded with centroids that nothing is nearest to."""
+    padding = -len(centroids) % LANES
+    centroids = torch.nn.functional.pad(centroids, (0, 0, 0, padding))
+    return centroids.T, torch.nn.functional.pad(bias, (0, padding), value=-torch.inf)

@@ -1,0 +1,164 @@
+"""Rows on their way from memory, from a tensor or from a file on disk, block by block.
+
+A `numpy.memmap` is read with `pread` instead of through its mapping, so that a file far larger than
+memory never becomes resident: mapped pages count as the process's own until the kernel takes them back.
+This file knows nothing of clustering.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from deepcluster.records import DeepClusterError
+
+BLOCK_BYTES = 32 << 20  # read at once; small beside any model, large beside a disk's latency
+
+
+class Rows:
+    """An (N, D) table read as float32 blocks on one device.
+
+    Args:
+        x: (N, D) array, memory-mapped array, tensor or nested sequence, of any real number type.
+        device: where the blocks go; None = where x is (arrays: the CPU).
+        name: what to call x in error messages.
+
+    Raises:
+        DeepClusterError: x is not a table of real numbers with at least one row and one column.
+    """
+
+    def __init__(self, x: Any, device: torch.device | str | None = None, name: str = "features"):
+        if not isinstance(x, Tensor):
+            x = np.asanyarray(x)
+            if x.dtype.kind not in "fiub":
+                raise DeepClusterError(f"{name} must be real numbers, not {x.dtype}; convert them first.")
+        elif x.is_complex() or x.is_sparse:
+            raise DeepClusterError(f"{name} must be a dense real tensor, not {x.dtype}, {x.layout}.")
+        if x.ndim != 2:
+            raise DeepClusterError(
+                f"{name} must be a table (N, D) with one row per image, not of shape {tuple(x.shape)}; "
+                "reshape it first."
+            )
+        if x.shape[0] == 0 or x.shape[1] == 0:
+            raise DeepClusterError(f"{name} of shape {tuple(x.shape)} are empty; give at least one row.")
+        self.x = x.detach() if isinstance(x, Tensor) else x
+        self.n, self.dim = int(x.shape[0]), int(x.shape[1])
+        self.device = torch.device(device) if device is not None else getattr(x, "device", None)
+        if not isinstance(self.device, torch.device):  # NumPy 2 arrays have a device too, the string "cpu"
+            self.device = torch.device("cpu")
+        self.block_rows = max(1, BLOCK_BYTES // (4 * self.dim))
+        self._file = _file_span(x)
+        self._buffer: np.ndarray | None = None
+
+    @property
+    def resident(self) -> bool:
+        """Whether blocks are slices of x itself, at no cost."""
+        return isinstance(self.x, Tensor) and self.x.dtype == torch.float32 and self.x.device == self.device
+
+    def block(self, start: int, stop: int) -> Tensor:
+        """(stop - start, D) float32 rows; valid until the next block is read."""
+        if isinstance(self.x, Tensor):
+            return self.x[start:stop].to(self.device, torch.float32)
+        if not self._file:
+            return _float32(np.asarray(self.x[start:stop])).to(self.device)
+        if self._buffer is None or len(self._buffer) < stop - start:
+            self._buffer = np.empty((stop - start, self.dim), self.x.dtype)
+        return _float32(self._pread(start, self._buffer[: stop - start])).to(self.device)
+
+    def blocks(self, rows: int | None = None) -> Iterator[tuple[int, Tensor]]:
+        """(first row, block) pairs that cover every row once, in order."""
+        step = rows or self.block_rows
+        for start in range(0, self.n, step):
+            yield start, self.block(start, min(start + step, self.n))
+
+    def take(self, index: Tensor) -> Tensor:
+        """(len(index), D) float32 rows in the order of `index`."""
+        if isinstance(self.x, Tensor):
+            return self.x[index.to(self.x.device)].to(self.device, torch.float32)
+        where = index.cpu().numpy()
+        if not self._file:
+            return _float32(self.x[where]).to(self.device)
+        rows = np.empty((len(where), self.dim), self.x.dtype)
+        for place in np.argsort(where, kind="stable"):  # in the order of the file
+            self._pread(int(where[place]), rows[place : place + 1])
+        return _float32(rows).to(self.device)
+
+    def _pread(self, start: int, into: np.ndarray) -> np.ndarray:
+        assert self._file is not None
+        descriptor, offset = self._file
+        _transfer(os.preadv, descriptor, into, offset + start * self.dim * into.itemsize)
+        return into
+
+    def __del__(self) -> None:
+        if getattr(self, "_file", None):
+            os.close(self._file[0])
+
+
+def write_rows(out: Any, start: int, block: Tensor) -> None:
+    """Write `block` to out[start : start + len(block)], past the mapping where `out` is a memmap."""
+    if isinstance(out, Tensor):
+        out[start : start + len(block)] = block.to(out.device, out.dtype)
+        return
+    values = np.ascontiguousarray(block.cpu().numpy(), dtype=out.dtype)
+    span = _file_span(out, writable=True)
+    if span is None:
+        out[start : start + len(block)] = values
+        return
+    descriptor, offset = span
+    try:
+        _transfer(os.pwritev, descriptor, values, offset + start * values.shape[1] * values.itemsize)
+    finally:
+        os.close(descriptor)
+
+
+def in_kind(values: Tensor, like: Any) -> Any:
+    """A tensor for whoever gave a tensor, on its device, and an array for everybody else."""
+    return values.to(like.device) if isinstance(like, Tensor) else values.cpu().numpy()
+
+
+def _float32(part: np.ndarray) -> Tensor:
+    part = np.ascontiguousarray(part, dtype=np.float32)
+    if not part.flags.writeable:  # torch warns about read-only memory, which nobody here writes to
+        part = part.view()
+        try:
+            part.flags.writeable = True
+        except ValueError:
+            part = part.copy()
+    return torch.from_numpy(part)
+
+
+def _file_span(x: Any, writable: bool = False) -> tuple[int, int] | None:
+    """(open file descriptor, byte offset of x[0, 0]) of a memmap that lies in its file as plain rows."""
+    if not isinstance(x, np.memmap) or x.filename is None or x.mode == "c" or not x.flags.c_contiguous:
+        return None
+    if x._mmap is None or not hasattr(os, "preadv"):  # type: ignore[attr-defined]
+        return None
+    base = np.frombuffer(x._mmap, np.uint8)  # type: ignore[attr-defined]
+    mapped_from = x.offset - x.offset % mmap.ALLOCATIONGRANULARITY
+    inside = x.ctypes.data - base.ctypes.data  # a slice of a memmap keeps its parent's `offset`
+    if not 0 <= inside < len(base):
+        return None
+    try:
+        descriptor = os.open(x.filename, os.O_RDWR if writable else os.O_RDONLY)
+    except OSError:  # deleted or renamed since: the mapping still holds the rows
+        return None
+    if os.fstat(descriptor).st_size < mapped_from + inside + x.nbytes:
+        os.close(descriptor)
+        return None
+    return descriptor, mapped_from + inside
+
+
+def _transfer(move: Any, descriptor: int, values: np.ndarray, offset: int) -> None:
+    """preadv or pwritev until every byte has moved: one call moves 2 GiB at most."""
+    pending = memoryview(values.data).cast("B")
+    while len(pending):
+        moved = move(descriptor, [pending], offset)
+        if moved <= 0:
+            raise DeepClusterError("The feature file became shorter while it was read; write it again.")
+        pending, offset = pending[moved:], offset + moved

@@ -1,0 +1,211 @@
+"""PCA-whitening followed by L2 normalization: what the paper does to features before k-means.
+
+This file knows covariances and eigenvectors; it does not know what the rows mean.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from deepcluster.clustering.stream import Rows, in_kind, write_rows
+from deepcluster.records import DeepClusterError
+
+EXACT_DIM = 1024  # up to this width covariances are multiplied in float64; beyond, in float32 blocks
+
+
+class Whitening:
+    """Center, project on the main directions, divide each by its deviation, then L2-normalize each row.
+
+    The order is the paper's (arXiv 1807.05520 §3.3, "PCA-reduced to 256 dimensions, whitened and
+    l2-normalized"). The covariance is gathered block by block in float64 about a running mean, so the
+    rows may lie in a file larger than memory and may come in several `partial_fit` calls.
+
+    Directions whose variance is under `floor` times the largest carry rounding noise, or nothing; they
+    give zero instead of amplified noise, so constant or duplicate features and fewer rows than
+    dimensions are fine. Each direction's sign is fixed: its entry of largest magnitude is positive.
+
+    Args:
+        n_components: width of the output; lowered to the width of the input where that is smaller.
+        whiten: divide by the standard deviation of each direction.
+        l2: L2-normalize the rows of the result; a row of zeros stays a row of zeros.
+        floor: smallest variance kept, relative to the largest.
+        device: where the work is done; None = where the rows are.
+
+    Attributes:
+        mean: (D,) float32.
+        components: (P, D) float32, scaled: the result before L2 is (x - mean) @ components.T.
+        variance: (P,) float64, variance along each direction, descending.
+        n_features_in_: D.
+    """
+
+    mean: Tensor
+    components: Tensor
+    variance: Tensor
+    n_features_in_: int
+
+    def __init__(
+        self,
+        n_components: int = 256,
+        *,
+        whiten: bool = True,
+        l2: bool = True,
+        floor: float = 1e-5,
+        device: torch.device | str | None = None,
+    ):
+        self.n_components = n_components
+        self.whiten = whiten
+        self.l2 = l2
+        self.floor = floor
+        self.device = device
+        self._reset()
+
+    def _reset(self) -> None:
+        self._count = 0
+        self._center: Tensor | None = None  # (D,) float64, mean of the rows seen so far
+        self._scatter: Tensor | None = None  # (D, D) float64, sum of outer products about that mean
+
+    def fit(self, x: Any, y: None = None) -> Whitening:
+        """Learn from x (N, D) alone, whatever was seen before.
+
+        Raises:
+            DeepClusterError: a row holds NaN or infinity, or x is not a table.
+        """
+        self._reset()
+        return self.partial_fit(x)
+
+    def partial_fit(self, x: Any, y: None = None) -> Whitening:
+        """Learn from x (N, D) besides the rows seen before.
+
+        Raises:
+            DeepClusterError: a row holds NaN or infinity, x is not a table, or its width changed.
+        """
+        if self.n_components < 1:
+            raise DeepClusterError(f"n_components must be at least 1, not {self.n_components}.")
+        rows = Rows(x, self.device)
+        if self._center is not None and rows.dim != len(self._center):
+            raise DeepClusterError(
+                f"These features have {rows.dim} columns but the whitening saw {len(self._center)} before; "
+                "give features of one network and tap only."
+            )
+        if self._center is None:
+            self._center = torch.zeros(rows.dim, dtype=torch.float64, device=rows.device)
+            self._scatter = torch.zeros(rows.dim, rows.dim, dtype=torch.float64, device=rows.device)
+        step = max(256, min(rows.block_rows, 8192 if rows.dim <= EXACT_DIM else 1024))
+        for start, block in rows.blocks(step):
+            self._merge(block, start)
+        self._solve()
+        return self
+
+    def _merge(self, block: Tensor, start: int) -> None:
+        """Add a block to mean and scatter (Chan, Golub and LeVeque 1979)."""
+        assert self._center is not None and self._scatter is not None
+        exact = block.to(self._center.device, torch.float64)
+        mean = exact.mean(0)
+        if not torch.isfinite(mean).all():
+            bad = int((~torch.isfinite(exact).all(1)).nonzero()[0, 0]) + start
+            raise DeepClusterError(
+                f"Row {bad} of the features holds NaN or infinity; leave out bad images' rows before fitting."
+            )
+        centered = exact - mean
+        if block.shape[1] > EXACT_DIM:
+            centered = centered.float()
+        total = self._count + len(block)
+        shift = mean - self._center
+        self._scatter += (centered.T @ centered).double()
+        self._scatter += torch.outer(shift, shift) * (self._count * len(block) / total)
+        self._center += shift * (len(block) / total)
+        self._count = total
+
+    def _solve(self) -> None:
+        assert self._center is not None and self._scatter is not None
+        covariance = self._scatter / self._count
+        values, vectors = torch.linalg.eigh((covariance + covariance.T) / 2)
+        kept = min(self.n_components, len(values))
+        values = values.flip(0)[:kept].clamp_min(0)
+        directions = vectors.flip(1)[:, :kept].T
+        peak = directions.gather(1, directions.abs().argmax(1, keepdim=True))
+        directions = directions * torch.where(peak < 0, -1.0, 1.0)
+        # a deviation under the last digit of the mean is float32's rounding, not the images'
+        rounding = (torch.finfo(torch.float32).eps * self._center.abs().max()) ** 2
+        alive = (values > self.floor * values[0]) & (values > rounding)
+        scale = values.clamp_min(torch.finfo(torch.float64).tiny).rsqrt() if self.whiten else torch.ones_like(values)
+        directions = directions * torch.where(alive, scale, 0.0)[:, None]
+        self.mean = self._center.float()
+        self.components = directions.float().contiguous()
+        self.variance = values
+        self.n_features_in_ = len(self.mean)
+
+    def transform(self, x: Any, out: Any = None) -> Any:
+        """(N, P) float32 whitened rows, as a tensor where x is one, else as an array.
+
+        Rows that hold NaN (bad images) come out as NaN. `out` takes the result where it is given, for
+        instance a `numpy.memmap` for what does not fit into memory.
+        """
+        self._require_fit()
+        rows = Rows(x, self.device)
+        if rows.dim != self.n_features_in_:
+            raise DeepClusterError(
+                f"These features have {rows.dim} columns but the whitening was fitted on "
+                f"{self.n_features_in_}; "
+                "use the network and tap it was fitted with."
+            )
+        width = len(self.components)
+        result = out
+        if result is None:
+            result = torch.empty(rows.n, width, device=rows.device)
+        elif tuple(result.shape) != (rows.n, width):
+            raise DeepClusterError(f"out must be of shape {(rows.n, width)}, not {tuple(result.shape)}.")
+        mean, components = self.mean.to(rows.device), self.components.to(rows.device)
+        for start, block in rows.blocks():
+            # centered before the product: (x - mean) @ A loses nothing where |mean| is large
+            white = (block - mean) @ components.T
+            if self.l2:
+                white = normalize_rows(white)
+            write_rows(result, start, white)
+        return in_kind(result, x) if out is None else out
+
+    def fit_transform(self, x: Any, y: None = None, out: Any = None) -> Any:
+        """`fit`, then `transform`, of the same rows."""
+        return self.fit(x).transform(x, out=out)
+
+    def _require_fit(self) -> None:
+        if not hasattr(self, "components"):
+            raise DeepClusterError("This whitening has not been fitted; call fit first.")
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Plain tensors that are all `transform` needs."""
+        self._require_fit()
+        return {
+            "mean": self.mean.cpu().clone(),
+            "components": self.components.cpu().clone(),
+            "variance": self.variance.cpu().clone(),
+            "l2": torch.tensor(self.l2),
+            "whiten": torch.tensor(self.whiten),
+        }
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> Whitening:
+        """Take over what `state_dict` gave; the running covariance is not part of it."""
+        missing = {"mean", "components"} - state.keys()
+        if missing:
+            raise DeepClusterError(f"The whitening state lacks {', '.join(sorted(missing))}; save it again.")
+        self._reset()
+        self.mean = state["mean"].detach().clone().float()
+        self.components = state["components"].detach().clone().float()
+        self.variance = state.get("variance", torch.ones(len(self.components))).detach().clone().double()
+        self.l2 = bool(state.get("l2", self.l2))
+        self.whiten = bool(state.get("whiten", self.whiten))
+        self.n_components = len(self.components)
+        self.n_features_in_ = len(self.mean)
+        return self
+
+
+def normalize_rows(x: Tensor) -> Tensor:
+    """Rows of length one; a row of zeros stays one of zeros."""
+    # the largest magnitude goes out first: squares of very small or very large numbers leave float32
+    peak = x.abs().amax(1, keepdim=True)
+    x = x / torch.where(peak > 0, peak, 1.0)
+    length = torch.linalg.vector_norm(x, dim=1, keepdim=True)
+    return x / torch.where(length > 0, length, 1.0)

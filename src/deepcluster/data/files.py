@@ -1,0 +1,168 @@
+"""Images that lie as files: a folder of any nesting, a list file, a Python list of paths, one file."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from deepcluster.data.decode import decode
+from deepcluster.data.naming import (
+    is_hidden,
+    is_image_name,
+    labels_from_names,
+    labels_from_parents,
+    natural_key,
+)
+from deepcluster.data.sources import ImageSource
+from deepcluster.records import BadImage, DeepClusterError
+
+#: Files whose first bytes go into a fingerprint; all go in with their name, size and time.
+SAMPLED = 64
+
+
+class Files:
+    """An `ImageSource` of files under one folder, in the order given.
+
+    Args:
+        name: as the user wrote the source.
+        root: folder that relative paths start from.
+        paths: POSIX paths, relative to `root` or absolute.
+        labels: (N,) int64 or None.
+        classes: class names.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        root: Path,
+        paths: Sequence[str],
+        labels: np.ndarray | None = None,
+        classes: tuple[str, ...] = (),
+    ) -> None:
+        self.name = name
+        self.root = root
+        self.paths = list(paths)
+        self.labels = labels
+        self.classes = classes
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def path(self, index: int) -> str:
+        return self.paths[index]
+
+    def read(self, index: int, short_side: int | None = None) -> np.ndarray:
+        return decode(os.path.join(self.root, self.paths[index]), short_side)
+
+    def fingerprint(self) -> str:
+        digest = hashlib.blake2b(digest_size=16)
+        for path in self.paths:
+            try:
+                state = os.stat(os.path.join(self.root, path))
+                digest.update(f"{path}\0{state.st_size}\0{state.st_mtime_ns}\n".encode(errors="surrogateescape"))
+            except OSError:
+                digest.update(f"{path}\0missing\n".encode(errors="surrogateescape"))
+        # Sizes and times can coincide between two sets (raw bitmaps, archives with fixed times); contents do not.
+        for k in np.unique(np.linspace(0, len(self) - 1, SAMPLED).astype(int)):
+            try:
+                with open(os.path.join(self.root, self.paths[k]), "rb") as file:
+                    digest.update(file.read(4096))
+            except OSError:
+                digest.update(b"missing")
+        return digest.hexdigest()
+
+
+def open_folder(name: str) -> ImageSource:
+    """All images under a folder, links followed, hidden ones left out, in natural order of their relative path."""
+    root = Path(name).expanduser()
+    paths: list[str] = []
+    others, shards = 0, 0
+    seen: set[str] = set()
+    for folder, inner, names in os.walk(root, followlinks=True):
+        real = os.path.realpath(folder)
+        if real in seen:  # a link back to a folder above, or a second link to the same one
+            inner.clear()
+            continue
+        seen.add(real)
+        inner[:] = sorted((step for step in inner if not is_hidden(step)), key=natural_key)
+        prefix = Path(folder).relative_to(root).as_posix()
+        for file in names:
+            if is_image_name(file):
+                paths.append(file if prefix == "." else f"{prefix}/{file}")
+            elif not is_hidden(file):
+                others += 1
+                shards += file.lower().endswith(".tar")
+    if not paths:
+        if shards:
+            raise DeepClusterError(f"{name} holds tar shards, not image files: name them as a pattern, '{root / '*.tar'}'")
+        if others:
+            raise DeepClusterError(
+                f"none of the {others} files in {name} has the name of an image (.jpg, .png, .webp …): "
+                "give a folder that holds images, at any depth"
+            )
+        raise DeepClusterError(f"the folder {name} is empty: give a folder that holds images, at any depth")
+    paths.sort(key=natural_key)
+    return Files(name, root, paths, *labels_from_parents(paths))
+
+
+def open_list_file(name: str) -> ImageSource:
+    """A .txt file with one path a line, or a .csv file with the header `path[,label]`; paths start at its folder."""
+    file = Path(name).expanduser()
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        raise DeepClusterError(f"{name} is not a text file in UTF-8: give a list with one image path a line") from None
+    labels: np.ndarray | None = None
+    classes: tuple[str, ...] = ()
+    if file.suffix.lower() == ".csv":
+        rows = csv.DictReader(text.splitlines())
+        if "path" not in (rows.fieldnames or ()):
+            raise DeepClusterError(f"{name} has no column `path`: its first line must read `path` or `path,label`")
+        table = [row for row in rows if row["path"]]
+        paths = [row["path"].strip() for row in table]
+        if "label" in (rows.fieldnames or ()):
+            labels, classes = _some_labels([row["label"] for row in table])
+    else:
+        paths = [line.strip() for line in text.splitlines() if line.strip()]
+    if not paths:
+        raise DeepClusterError(f"the list {name} names no image: write one path a line, relative to its folder")
+    source = Files(name, file.parent, [path.replace(os.sep, "/") for path in paths], labels, classes)
+    if not any(os.path.exists(os.path.join(source.root, path)) for path in source.paths):
+        raise DeepClusterError(
+            f"none of the {len(paths)} files listed in {name} exists, the first being {paths[0]}: "
+            "paths start at the folder of the list"
+        )
+    return source
+
+
+def open_paths(paths: Sequence[str], name: str = "list") -> ImageSource:
+    """A list of image files, or a single one, relative to the working folder."""
+    plain = [os.path.expanduser(path) for path in paths]
+    source = Files(name, Path.cwd(), plain)
+    missing = [path for path in plain if not os.path.isfile(path)]
+    if len(missing) == len(plain):
+        raise DeepClusterError(f"none of the {len(plain)} image files given exists, the first being {missing[0]}")
+    if len(plain) == 1:
+        try:
+            source.read(0)
+        except BadImage as error:
+            raise DeepClusterError(
+                f"{plain[0]} cannot be read as an image ({error}): give an image, a folder, a .tar, .npy, .txt or .csv"
+            ) from None
+    return source
+
+
+def _some_labels(names: Sequence[str | None]) -> tuple[np.ndarray | None, tuple[str, ...]]:
+    """Labels where given, -1 where the field is empty; None when it is empty everywhere."""
+    given = [(name or "").strip() for name in names]
+    if not any(given):
+        return None, ()
+    known, classes = labels_from_names([name for name in given if name])
+    labels = np.full(len(given), -1, np.int64)
+    labels[[k for k, name in enumerate(given) if name]] = known
+    return labels, classes

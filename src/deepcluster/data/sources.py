@@ -1,0 +1,115 @@
+"""Every image source of the package behind one door: `open_images`.
+
+A source gives decoded pictures by a stable index. It knows nothing of caches, batches or views.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+
+from deepcluster.records import DeepClusterError
+
+
+@runtime_checkable
+class ImageSource(Protocol):
+    """N images, each with a stable index 0 … N-1; one that cannot be decoded keeps its index."""
+
+    name: str
+    """As the user wrote it."""
+    labels: np.ndarray | None
+    """(N,) int64, -1 = none; None when the source has no classes. For scoring only, never for training."""
+    classes: tuple[str, ...]
+    """Class names; `classes[label]`."""
+
+    def __len__(self) -> int: ...
+
+    def path(self, index: int) -> str:
+        """Where image `index` comes from: stable, printable, relative to the source."""
+        ...
+
+    def read(self, index: int, short_side: int | None = None) -> np.ndarray:
+        """(H, W, 3) uint8 RGB as a person sees it, shrunk to `short_side` pixels where it is larger.
+
+        Raises:
+            BadImage: the image cannot be decoded; the message is the reason.
+        """
+        ...
+
+    def fingerprint(self) -> str:
+        """Hex digest: equal for the same images in the same order, another when the list or the bytes change."""
+        ...
+
+
+def open_images(source: Any) -> ImageSource:
+    """Open any image source: see the README's list.
+
+    Args:
+        source: `digits` · a folder of any nesting · a glob or brace pattern of tar shards · a .txt or .csv list ·
+            a .npy file of uint8 (N, H, W[, C]) · one image file · `torchvision:CIFAR10?root=...&train=false` ·
+            a list of paths or of arrays · an array (N, H, W[, C]) · an ImageSource, which is returned as it is.
+
+    Raises:
+        DeepClusterError: there is nothing to open, in one sentence that says what to do.
+    """
+    from deepcluster.data import arrays, files
+
+    if isinstance(source, (str, Path)):
+        return _open_named(str(source))
+    if isinstance(source, ImageSource):
+        return source
+    if isinstance(source, np.ndarray) and source.dtype.kind in "US":
+        source = source.tolist()
+    if hasattr(source, "__array__") and not isinstance(source, (list, tuple)):
+        return arrays.open_array(source, name="array")
+    if isinstance(source, Sequence):
+        if not source:
+            raise DeepClusterError("the list of images is empty: give at least one path or array")
+        if all(isinstance(item, (str, os.PathLike)) for item in source):
+            return files.open_paths([os.fspath(item) for item in source])
+        return arrays.open_list(source)
+    raise DeepClusterError(
+        f"cannot read images from a {type(source).__name__}: give a path, a list of paths or arrays, or an array (N, H, W, C)"
+    )
+
+
+def _open_named(name: str) -> ImageSource:
+    from deepcluster.data import arrays, files, tar, torchvision_sets
+
+    path = Path(name).expanduser()
+    if name == "digits" and not path.exists():
+        return arrays.open_digits()
+    if name.startswith("torchvision:"):
+        return torchvision_sets.open_torchvision(name)
+    if path.is_dir():
+        return files.open_folder(name)
+    if not path.exists() and any(mark in name for mark in "*?[{"):
+        return tar.open_shards(name)
+    if not path.exists():
+        raise DeepClusterError(_missing(name, path))
+    kind = path.suffix.lower()
+    if kind == ".tar":
+        return tar.open_shards(name)
+    if name.lower().endswith((".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst", ".zip")):
+        raise DeepClusterError(
+            f"{name} is compressed and cannot be read in place: unpack it to a folder, or repack it as a plain .tar"
+        )
+    if kind in (".txt", ".csv"):
+        return files.open_list_file(name)
+    if kind == ".npy":
+        return arrays.open_npy(name)
+    return files.open_paths([name], name=name)
+
+
+def _missing(name: str, path: Path) -> str:
+    near = difflib.get_close_matches(name, ["digits"], cutoff=0.7)
+    if not near and path.parent.is_dir():
+        found = difflib.get_close_matches(path.name, [entry.name for entry in path.parent.iterdir()], 1, 0.7)
+        near = [str(path.parent / entry) for entry in found]
+    advice = f"did you mean {near[0]}?" if near else "check the path, or see `deepcluster train --help` for sources"
+    return f"there is no file or folder {name}: {advice}"

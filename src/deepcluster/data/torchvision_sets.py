@@ -1,0 +1,130 @@
+"""Any torchvision data set as an image source: `torchvision:CIFAR10?root=data&train=false&download=true`."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import inspect
+from typing import Any
+from urllib.parse import parse_qsl
+
+import numpy as np
+from PIL import Image
+
+from deepcluster.data.decode import shrink, to_rgb
+from deepcluster.data.sources import ImageSource
+from deepcluster.records import BadImage, DeepClusterError
+
+
+class TorchvisionSet:
+    """An `ImageSource` over a map-style torchvision data set whose items are (picture, target, …).
+
+    Args:
+        name: as the user wrote the source.
+        dataset: the data set, without transforms.
+        labels: (N,) int64 or None.
+        classes: class names.
+        stamp: settings that the fingerprint depends on.
+    """
+
+    def __init__(
+        self, name: str, dataset: Any, labels: np.ndarray | None, classes: tuple[str, ...], stamp: str
+    ) -> None:
+        self.name = name
+        self.dataset = dataset
+        self.labels = labels
+        self.classes = classes
+        self._stamp = stamp
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def path(self, index: int) -> str:
+        return f"{type(self.dataset).__name__}/{index:05d}"
+
+    def read(self, index: int, short_side: int | None = None) -> np.ndarray:
+        try:
+            item = self.dataset[index]
+            picture = item[0] if isinstance(item, (tuple, list)) else item
+            if not isinstance(picture, Image.Image):
+                picture = Image.fromarray(np.asarray(picture))
+            return np.asarray(shrink(to_rgb(picture), short_side))
+        except Exception as error:  # data sets decode with Pillow, which raises nearly anything on damaged files
+            raise BadImage((str(error).splitlines() or [type(error).__name__])[0][:200]) from None
+
+    def fingerprint(self) -> str:
+        digest = hashlib.blake2b(f"{self._stamp} {len(self)}".encode(), digest_size=16)
+        content = getattr(self.dataset, "data", None)
+        if hasattr(content, "__array__"):
+            digest.update(np.ascontiguousarray(content).data)
+        else:
+            for index in np.unique(np.linspace(0, len(self) - 1, 32).astype(int)):
+                try:
+                    digest.update(np.ascontiguousarray(self.read(int(index))).data)
+                except BadImage as error:
+                    digest.update(str(error).encode())
+        return digest.hexdigest()
+
+
+def open_torchvision(name: str) -> ImageSource:
+    """Open `torchvision:NAME?key=value&…`; `root` is `data` unless given, nothing is downloaded unless asked."""
+    from torchvision import datasets
+
+    kind, _, query = name.removeprefix("torchvision:").partition("?")
+    known = [word for word in datasets.__all__ if inspect.isclass(getattr(datasets, word)) and word != "VisionDataset"]
+    if kind not in known:
+        folded = {word.casefold(): word for word in known}
+        near = difflib.get_close_matches(kind.casefold(), folded, 1, 0.5)
+        advice = f"did you mean torchvision:{folded[near[0]]}?" if near else "see torchvision.datasets for the names"
+        raise DeepClusterError(f"torchvision has no data set named {kind!r}: {advice}")
+    factory = getattr(datasets, kind)
+    options = {key: _value(text) for key, text in parse_qsl(query, keep_blank_values=True)}
+    accepted = inspect.signature(factory).parameters
+    unknown = [key for key in options if key not in accepted]
+    if unknown:
+        usable = [key for key in accepted if "transform" not in key and key != "loader"]
+        raise DeepClusterError(f"torchvision:{kind} has no option {unknown[0]!r}: it takes {', '.join(usable)}")
+    if "root" in accepted:
+        options.setdefault("root", "data")
+    try:
+        dataset = factory(**options)
+        length = len(dataset)
+    except Exception as error:  # each data set fails in its own words
+        reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(". ")
+        more = "" if options.get("download") or "download" not in accepted else "; add &download=true to fetch it"
+        raise DeepClusterError(f"torchvision:{kind} could not be opened under root={options.get('root')}: {reason}{more}") from None
+    if length == 0:
+        raise DeepClusterError(f"{name} holds no image")
+    labels = _targets(dataset)
+    classes = tuple(map(str, getattr(dataset, "classes", ()) or ())) if labels is not None else ()
+    if labels is not None and not classes:
+        classes = tuple(map(str, range(int(labels.max()) + 1)))
+    stamp = repr((kind, sorted((key, value) for key, value in options.items() if key not in ("root", "download"))))
+    return TorchvisionSet(name, dataset, labels, classes, stamp)
+
+
+def _targets(dataset: Any) -> np.ndarray | None:
+    """(N,) int64 class of each image where the data set keeps one; -1 where it keeps a negative number."""
+    for attribute in ("targets", "labels", "_labels", "y"):
+        values = getattr(dataset, attribute, None)
+        if values is None or callable(values):
+            continue
+        try:
+            labels = np.asarray(values)
+        except ValueError:  # ragged: boxes, captions
+            continue
+        if labels.shape == (len(dataset),) and labels.dtype.kind in "iu":
+            return np.maximum(labels.astype(np.int64), -1)
+    return None
+
+
+def _value(text: str) -> bool | int | str | tuple[int, ...]:
+    """A query value as bool, int, tuple of ints or str."""
+    if text.lower() in ("true", "false", "yes", "no"):
+        return text.lower() in ("true", "yes")
+    parts = text.split(",")
+    try:
+        numbers = tuple(int(part) for part in parts)
+    except ValueError:
+        return text
+    return numbers if len(parts) > 1 else numbers[0]

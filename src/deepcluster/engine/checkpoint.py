@@ -1,0 +1,116 @@
+"""One state, one file: everything that a resumed run needs to go on to the bit.
+
+Loaded with `weights_only`, so a file that wants to run code is refused.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from deepcluster.files import write_whole
+from deepcluster.methods.method import Method
+from deepcluster.records import DeepClusterError
+
+
+def random_state() -> dict[str, Any]:
+    """The state of every global generator: torch on the CPU and each GPU, NumPy, Python."""
+    version, internal, gauss = random.getstate()
+    name, keys, position, has_gauss, cached = np.random.get_state()  # noqa: NPY002 - other people's code draws from it
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],
+        "numpy": [
+            str(name),
+            torch.from_numpy(np.asarray(keys).copy()),
+            int(position),
+            int(has_gauss),
+            float(cached),
+        ],
+        "python": [version, list(internal), gauss],
+    }
+
+
+def set_random_state(state: Mapping[str, Any]) -> None:
+    """The inverse of `random_state`."""
+    torch.set_rng_state(state["torch"].cpu())
+    if state["cuda"] and torch.cuda.device_count() == len(state["cuda"]):
+        torch.cuda.set_rng_state_all([part.cpu() for part in state["cuda"]])
+    name, keys, position, has_gauss, cached = state["numpy"]
+    np.random.set_state((name, keys.cpu().numpy(), position, has_gauss, cached))  # noqa: NPY002
+    version, internal, gauss = state["python"]
+    random.setstate((version, tuple(internal), gauss))
+
+
+def save(
+    file: Path,
+    method: Method,
+    optimizers: Mapping[str, torch.optim.Optimizer],
+    progress: Mapping[str, Any],
+    precision: Mapping[str, Any],
+) -> None:
+    """Writes weights, per-image state, optimizers, progress and generators as one file."""
+    state = {
+        "method": method.state_dict(),
+        "optimizers": {name: optimizer.state_dict() for name, optimizer in optimizers.items()},
+        "progress": dict(progress),
+        "precision": dict(precision),
+        "random": random_state(),
+    }
+    write_whole(file, lambda beside: torch.save(state, beside))
+
+
+def keep_copy(file: Path, copy: Path) -> None:
+    """A second name for the checkpoint `file`, without writing it twice where the disk allows."""
+
+    def link(beside: Path) -> None:
+        try:
+            os.link(file, beside)
+        except OSError:
+            beside.write_bytes(file.read_bytes())
+
+    write_whole(copy, link)
+
+
+def load(file: Path) -> dict[str, Any]:
+    """Reads a checkpoint to the CPU.
+
+    Raises:
+        DeepClusterError: not a checkpoint, or one that wants to run code.
+    """
+    try:
+        state = torch.load(file, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise DeepClusterError(f"The checkpoint {file} cannot be read: {error.strerror or error}.") from error
+    except Exception as error:
+        raise DeepClusterError(
+            f"{file} is not a checkpoint of deepcluster (or is damaged), so it was not loaded: resume from another"
+            " file of its checkpoints folder."
+        ) from error
+    if not isinstance(state, dict) or "method" not in state or "progress" not in state:
+        raise DeepClusterError(
+            f"{file} holds no deepcluster run: give the folder that `deepcluster train` wrote."
+        )
+    return state
+
+
+def restore(state: Mapping[str, Any], method: Method, file: Path) -> None:
+    """Puts weights and per-image state back; optimizers follow once the method has its own again.
+
+    Raises:
+        DeepClusterError: the checkpoint is of another architecture or another number of images.
+    """
+    try:
+        method.load_state_dict(state["method"])
+    except (RuntimeError, KeyError) as error:
+        first = next((line.strip() for line in str(error).splitlines()[1:]), str(error))
+        raise DeepClusterError(
+            f"The checkpoint {file} is of another architecture or data set than this run ({first.rstrip('.')}):"
+            " resume with the folder it was written in."
+        ) from error

@@ -1,0 +1,40 @@
+"""Sentences about a run that has gone wrong in one of the known ways (arXiv 1807.05520 §3.2)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+SWALLOWED = 0.5
+"""Share of the images above which one cluster has swallowed the data."""
+STUCK = 0.01
+"""How near to ln K, as a share of it, the loss counts as not having learned anything."""
+
+
+def check_clusters(sizes: np.ndarray, warn: Callable[[str], None]) -> bool:
+    """Warns when one cluster holds most of the (K,) sizes' images. True when all is well."""
+    total, largest = int(sizes.sum()), int(sizes.max(initial=0))
+    if len(sizes) < 2 or total == 0 or largest <= SWALLOWED * total:
+        return True
+    warn(
+        f"one cluster holds {largest:,} of {total:,} images, a trivial solution: lower --optimizer.lr or"
+        " --method.head-lr, use stronger augmentation, and keep --method.balance uniform."
+    )
+    return False
+
+
+def check_loss(losses: Sequence[float], k: int, warn: Callable[[str], None]) -> bool:
+    """Warns when the mean loss of the last two epochs is still ln K, as for a classifier that guesses.
+
+    Two epochs, because the classifier is drawn anew in each and the first has barely begun.
+    """
+    if k < 2 or len(losses) < 2 or min(losses[-2:]) < (1 - STUCK) * math.log(k):
+        return True
+    warn(
+        f"the loss has stayed at ln {k} = {math.log(k):.2f}, so the classifier predicts nothing yet: raise"
+        " --method.head-lr, use fewer clusters (--method.k), or more steps between clusterings"
+        " (--method.reassign, a smaller --batch-size)."
+    )
+    return False

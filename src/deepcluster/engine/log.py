@@ -1,0 +1,141 @@
+"""What a run tells: a line and a bar on the screen, metrics.jsonl, TensorBoard."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.progress import Task as RichTask
+from rich.text import Text
+
+from deepcluster.files import write_text
+
+T = TypeVar("T")
+
+
+class Advance(Protocol):
+    """Moves a bar on."""
+
+    def __call__(self, steps: int = 1, /) -> None: ...
+
+
+class _Rate(ProgressColumn):
+    """Images per second."""
+
+    def render(self, task: RichTask) -> Text:
+        return Text(f"{task.speed:,.0f} images/s" if task.speed else "", style="dim")
+
+
+class Screen:
+    """Lines and progress bars; no bars where the output is not a terminal, nothing at all when quiet."""
+
+    def __init__(self, quiet: bool = False, *, stderr: bool = False) -> None:
+        # Under --json the lines go to stderr, so that stdout holds the object alone.
+        self.console = Console(quiet=quiet, stderr=stderr, highlight=False, soft_wrap=True)
+        self.bars = not quiet and not stderr and sys.stdout.isatty()
+
+    def say(self, line: str) -> None:
+        """One line."""
+        self.console.print(line, markup=False)
+
+    def warn(self, line: str) -> None:
+        """One line that should not be missed."""
+        self.console.print(f"warning: {line}", style="yellow", markup=False)
+
+    @contextmanager
+    def bar(self, what: str, total: int) -> Iterator[Advance]:
+        """A bar that counts images, with a rate and the time that is left."""
+        if not self.bars or total <= 0:
+            yield lambda steps=1: None
+            return
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=32),
+            MofNCompleteColumn(),
+            _Rate(),
+            TimeRemainingColumn(),
+        )
+        with Progress(*columns, console=self.console, transient=True) as progress:
+            task = progress.add_task(what, total=total)
+            yield lambda steps=1: progress.advance(task, steps)
+
+
+class Metrics:
+    """`metrics.jsonl`, one object an epoch, and the same numbers for TensorBoard.
+
+    Args:
+        folder: the run folder.
+        until: epochs to keep of an earlier part of the run; later lines are from work that is done again.
+    """
+
+    def __init__(self, folder: Path, until: int) -> None:
+        self.file, self.folder = folder / "metrics.jsonl", folder / "tensorboard"
+        self.rows = [row for row in read_metrics(folder) if row["epoch"] < until]
+        self.until = until
+        self._writer: Any = None
+        if self.rows != read_metrics(folder):
+            self._write()
+
+    def add(self, row: dict[str, Any]) -> None:
+        """One epoch."""
+        self.rows.append({name: _plain(value) for name, value in row.items()})
+        self._write()
+        if self._writer is None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._writer = SummaryWriter(str(self.folder), purge_step=self.until)
+        for name, value in self.rows[-1].items():
+            if isinstance(value, (int, float)) and name != "epoch":
+                self._writer.add_scalar(name, value, row["epoch"])
+        self._writer.flush()
+
+    def close(self) -> None:
+        """Ends the TensorBoard file."""
+        if self._writer is not None:
+            self._writer.close()
+
+    def _write(self) -> None:
+        write_text(self.file, "".join(json.dumps(row) + "\n" for row in self.rows))
+
+
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
+    """The rows of a run's metrics.jsonl; none when it has not been written yet."""
+    file = folder / "metrics.jsonl"
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+
+
+def line(row: dict[str, Any], epochs: int) -> str:
+    """One epoch in one line of text."""
+    parts = [f"epoch {row['epoch'] + 1}/{epochs}", f"loss {row['loss']:.3f}"]
+    for name, label in (("nmi_previous", "NMI(t-1,t)"), ("nmi_labels", "NMI(labels)"), ("purity", "purity")):
+        if row.get(name) is not None:
+            parts.append(f"{label} {row[name]:.3f}")
+    parts.append(f"{row['clusters_used']} clusters of {row['size_min']}-{row['size_max']}")
+    parts.append(f"{row['images_per_second']:,.0f} images/s")
+    return "  ".join(parts)
+
+
+def _plain(value: Any) -> Any:
+    """JSON has no NaN."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def counted(items: Iterable[T], advance: Advance, size: Any) -> Iterator[T]:
+    """Passes `items` on and moves the bar by `size(item)` after each."""
+    for item in items:
+        yield item
+        advance(size(item))

@@ -1,0 +1,281 @@
+"""The walk, on one screen: describe, group, teach, again.
+
+Every random draw comes from a key of (seed, purpose, step), so a run that was stopped anywhere goes on with the
+batches it would have had.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.fabric import Fabric
+
+from deepcluster.clustering.scores import nmi, purity, size_stats
+from deepcluster.data.augment import Views
+from deepcluster.data.cache import Pixels
+from deepcluster.data.loaders import Loader
+from deepcluster.engine import checkpoint
+from deepcluster.engine.health import check_clusters, check_loss
+from deepcluster.engine.log import Metrics, Screen, line
+from deepcluster.engine.optim import set_rate, step_all
+from deepcluster.features.extract import extract
+from deepcluster.methods.method import Described, Method
+from deepcluster.records import Clustering, DeepClusterError, Interrupted, seeded
+
+ORDER, VIEWS, REFRESH = 1, 2, 3  # purposes of random draws
+STEP_RATE = Callable[[int, int, int], float]
+
+
+@dataclass
+class Progress:
+    """How far a run has come; saved with every checkpoint."""
+
+    steps_per_epoch: int
+    batch_size: int
+    step: int = 0
+    refreshed: int = -1
+    """The step before which the clusters were last computed."""
+    totals: dict[str, float] = field(default_factory=dict)
+    """Sums over the epoch that is under way."""
+    latest: dict[str, Any] = field(default_factory=dict)
+    """What the last clustering looked like."""
+
+    def saved(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def loaded(cls, values: dict[str, Any]) -> Progress:
+        return cls(**{item.name: values[item.name] for item in fields(cls)})
+
+    def add(self, name: str, amount: float) -> None:
+        self.totals[name] = self.totals.get(name, 0.0) + amount
+
+
+@dataclass(frozen=True)
+class Walk:
+    """Everything that stays the same from the first step to the last.
+
+    Attributes:
+        rate: (step, steps, steps_per_epoch) -> factor of the learning rate.
+        clip: largest gradient norm; 0 = any.
+        on_refresh: told of each clustering together with the step.
+        stopped: asked after each batch; true once Ctrl-C or SIGTERM came.
+    """
+
+    fabric: Fabric
+    method: Method
+    optimizer: torch.optim.Optimizer
+    pixels: Pixels
+    views: Views
+    epochs: int
+    seed: int
+    rate: STEP_RATE
+    clip: float
+    folder: Path
+    screen: Screen
+    metrics: Metrics
+    keep_every: int
+    save_seconds: float
+    on_refresh: Callable[[Clustering, int], None]
+    stopped: Callable[[], bool]
+
+
+def walk(w: Walk, progress: Progress) -> None:
+    """Trains until `epochs` are done, from wherever `progress` stands.
+
+    Raises:
+        Interrupted: after a checkpoint was saved, when the run was told to stop.
+        DeepClusterError: the loss is no longer a number.
+    """
+    fabric, method, per_epoch = w.fabric, w.method, progress.steps_per_epoch
+    steps = w.epochs * per_epoch
+    scaler = getattr(fabric.strategy.precision, "scaler", None)
+    saved_at = time.monotonic()
+    while progress.step < steps:
+        if method.due(progress.step, per_epoch) and progress.refreshed != progress.step:
+            try:
+                refresh(w, progress)
+            except Interrupted:
+                save(w, progress)  # nothing has changed yet: the clusters are computed when the run goes on
+                raise
+        start, end = segment(method, progress.step, per_epoch)
+        order = method.order((end - start) * progress.batch_size, seeded(w.seed, ORDER, start))
+        loader = Loader(
+            w.pixels,
+            order,
+            batch_size=progress.batch_size,
+            views=w.views,
+            size=w.views.size,
+            key=(w.seed, VIEWS, start),
+            start=progress.step - start,
+            device=fabric.device,
+            mean=w.views.mean,
+            std=w.views.std,
+        )
+        epoch = progress.step // per_epoch
+        images = (end - progress.step) * progress.batch_size
+        began, loss_sum = time.perf_counter(), torch.zeros((), dtype=torch.float64, device=fabric.device)
+        method.train()
+        with w.screen.bar(f"epoch {epoch + 1}/{w.epochs}", images) as advance:
+            for batch in loader:
+                optimizers = {"backbone": w.optimizer, **method.optimizers()}
+                set_rate(optimizers.values(), w.rate(progress.step, steps, per_epoch))
+                with fabric.autocast():
+                    losses = method.loss(batch)
+                fabric.backward(losses["loss"])
+                step_all(optimizers.values(), method.parameters(), w.clip, scaler)
+                method.after_step(batch)
+                loss_sum += losses["loss"].detach() * len(batch.index)
+                progress.step += 1
+                progress.add("images", len(batch.index))
+                advance(len(batch.index))
+                late = time.monotonic() - saved_at > w.save_seconds
+                if (late or w.stopped()) and progress.step < end:
+                    progress.add("loss", loss_sum.item())
+                    loss_sum.zero_()
+                    began = _took(progress, "seconds_train", began)
+                    save(w, progress)
+                    saved_at = time.monotonic()
+                    if w.stopped():
+                        raise Interrupted
+        progress.add("loss", loss_sum.item())
+        _took(progress, "seconds_train", began)
+        if progress.step % per_epoch == 0:
+            finish_epoch(w, progress, epoch)
+            save(w, progress)
+            saved_at = time.monotonic()
+            if w.keep_every and (epoch + 1) % w.keep_every == 0:
+                name = f"epoch-{epoch:04d}.ckpt"
+                checkpoint.keep_copy(w.folder / "checkpoints" / "last.ckpt", w.folder / "checkpoints" / name)
+        if w.stopped() and progress.step < steps:
+            save(w, progress)
+            raise Interrupted
+
+
+def segment(method: Method, step: int, per_epoch: int) -> tuple[int, int]:
+    """First and past-the-last step of the stretch around `step` that one order of images serves: up to the
+    next clustering or the end of the epoch."""
+    start = step
+    while start % per_epoch and not method.due(start, per_epoch):
+        start -= 1
+    end = step + 1
+    while end % per_epoch and not method.due(end, per_epoch):
+        end += 1
+    return start, end
+
+
+def refresh(w: Walk, progress: Progress) -> Clustering | None:
+    """Describes all images, groups them anew, and notes how the groups changed."""
+    method, began = w.method, time.perf_counter()
+    before = getattr(method, "assignment", None)
+    before = None if before is None else before.cpu().numpy().copy()
+    seconds = {"features": 0.0}
+
+    def describe() -> Described:
+        described = describe_all(w)
+        seconds["features"] = time.perf_counter() - began
+        return described
+
+    clustering = method.refresh(describe, (w.seed, REFRESH, progress.step))
+    progress.refreshed = progress.step
+    progress.add("seconds_features", seconds["features"])
+    progress.add("seconds_cluster", time.perf_counter() - began - seconds["features"])
+    if clustering is None:
+        return None
+    now, labels = clustering.assignment, w.pixels.source.labels
+    progress.latest = {"k": clustering.k, **size_stats(now, clustering.k)}
+    if before is not None and (before >= 0).any():
+        progress.latest["nmi_previous"] = nmi(before, now)
+        progress.latest["reassigned"] = 1 - purity(now, before)
+    if labels is not None and (labels >= 0).any():
+        progress.latest["nmi_labels"] = nmi(labels, now)
+        progress.latest["purity"] = purity(now, labels)
+    check_clusters(clustering.sizes, w.screen.warn)
+    w.on_refresh(clustering, progress.step)
+    return clustering
+
+
+def describe_all(w: Walk) -> Described:
+    """The backbone's features of every decodable image."""
+    with w.screen.bar("features", len(w.pixels.good)) as advance:
+
+        def check(images: int) -> None:
+            advance(images)
+            if w.stopped():
+                raise Interrupted
+
+        index, features = extract(
+            w.method.backbone,
+            w.pixels,
+            size=w.views.size,
+            mean=w.views.mean,
+            std=w.views.std,
+            device=w.fabric.device,
+            autocast=w.fabric.autocast,
+            file=w.folder / ".features.npy",
+            check=check,
+        )
+    return Described(index, features)
+
+
+def finish_epoch(w: Walk, progress: Progress, epoch: int) -> None:
+    """One line on the screen and in metrics.jsonl."""
+    totals, latest = progress.totals, progress.latest
+    loss, seconds = totals["loss"] / totals["images"], totals["seconds_train"]
+    if not math.isfinite(loss):
+        raise DeepClusterError(
+            f"The loss is no longer a number in epoch {epoch + 1}: go on from an earlier checkpoint of {w.folder} with"
+            " a lower --optimizer.lr, or start with --optimizer.clip 1."
+        )
+    row = {
+        "epoch": epoch,
+        "loss": loss,
+        "nmi_previous": latest.get("nmi_previous"),
+        "reassigned": latest.get("reassigned"),
+        **{name: latest.get(name) for name in ("clusters_used", "size_min", "size_max", "size_entropy")},
+        "lr": w.optimizer.param_groups[0]["lr"],
+        "images_per_second": totals["images"] / max(seconds, 1e-9),
+        "seconds_train": seconds,
+        "seconds_features": totals.get("seconds_features", 0.0),
+        "seconds_cluster": totals.get("seconds_cluster", 0.0),
+    }
+    row |= {name: latest[name] for name in ("nmi_labels", "purity") if name in latest}
+    w.metrics.add(row)
+    w.screen.say(line(row, w.epochs))
+    check_loss([entry["loss"] for entry in w.metrics.rows], latest.get("k", 1), w.screen.warn)
+    progress.totals = {}
+
+
+def save(w: Walk, progress: Progress) -> None:
+    """`checkpoints/last.ckpt`, whole or not at all."""
+    checkpoint.save(
+        w.folder / "checkpoints" / "last.ckpt",
+        w.method,
+        {"backbone": w.optimizer, **w.method.optimizers()},
+        progress.saved(),
+        w.fabric.strategy.precision.state_dict(),
+    )
+
+
+def _took(progress: Progress, name: str, began: float) -> float:
+    now = time.perf_counter()
+    progress.add(name, now - began)
+    return now
+
+
+def steps_per_epoch(images: int, batch_size: int) -> tuple[int, int]:
+    """Optimizer steps that show about `images` images, and the batch size: never more than there are images."""
+    batch = min(batch_size, images)
+    return max(1, round(images / batch)), batch
+
+
+def last_assignment(clustering: Clustering) -> np.ndarray:
+    """(N,) int64 for `assignment.npy`."""
+    return np.asarray(clustering.assignment, dtype=np.int64)

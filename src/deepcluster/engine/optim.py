@@ -1,0 +1,62 @@
+"""Optimizers made from values, and the one way their learning rate is set."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+
+
+def make_optimizer(
+    parameters: Iterable[nn.Parameter], name: str, *, lr: float, momentum: float, weight_decay: float
+) -> torch.optim.Optimizer:
+    """SGD with `momentum`, or AdamW whose first beta is `momentum`.
+
+    Every group remembers `base_lr`, which `set_rate` multiplies.
+    """
+    trained = [parameter for parameter in parameters if parameter.requires_grad]
+    if name == "sgd":
+        optimizer: torch.optim.Optimizer = torch.optim.SGD(
+            trained, lr=lr, momentum=momentum, weight_decay=weight_decay
+        )
+    elif name == "adamw":
+        optimizer = torch.optim.AdamW(trained, lr=lr, betas=(momentum, 0.999), weight_decay=weight_decay)
+    else:
+        raise ValueError(f"unknown optimizer {name!r}")
+    for group in optimizer.param_groups:
+        group["base_lr"] = lr
+    return optimizer
+
+
+def set_rate(optimizers: Iterable[torch.optim.Optimizer], factor: float) -> None:
+    """Sets every group's rate to `factor` times its base rate."""
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = group["base_lr"] * factor
+
+
+def step_all(
+    optimizers: Iterable[torch.optim.Optimizer],
+    parameters: Iterable[nn.Parameter],
+    clip: float,
+    scaler: torch.amp.GradScaler | None,
+) -> None:
+    """One step of every optimizer on gradients of the same loss, clipped together, then zeroed.
+
+    A loss scaler (16-bit floats) is updated once, after all of them: each must see the same scale.
+    """
+    optimizers = list(optimizers)
+    if scaler is not None:
+        for optimizer in optimizers:
+            scaler.unscale_(optimizer)
+    if clip:
+        torch.nn.utils.clip_grad_norm_(parameters, clip)
+    for optimizer in optimizers:
+        if scaler is None:
+            optimizer.step()
+        else:
+            scaler.step(optimizer)
+        optimizer.zero_grad()
+    if scaler is not None:
+        scaler.update()

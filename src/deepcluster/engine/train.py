@@ -1,0 +1,393 @@
+"""From settings to a run folder: the one place that opens a `TrainRun`.
+
+Builds every part from plain values, restores what a checkpoint holds, walks, and leaves a folder that can
+assign new images.
+"""
+
+from __future__ import annotations
+
+import functools
+import platform
+import shutil
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import datetime, timezone
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric import Fabric
+
+from deepcluster import settings
+from deepcluster.data.augment import Views
+from deepcluster.data.cache import Pixels, load_pixels
+from deepcluster.data.sources import ImageSource, open_images
+from deepcluster.engine import checkpoint, runs
+from deepcluster.engine.log import Metrics, Screen
+from deepcluster.engine.loop import Progress, Walk, refresh, steps_per_epoch, walk
+from deepcluster.engine.optim import make_optimizer
+from deepcluster.engine.schedules import factor
+from deepcluster.files import remove_leftovers, write_json
+from deepcluster.methods.deepcluster import DeepCluster
+from deepcluster.methods.method import Method
+from deepcluster.models.backbone import Backbone
+from deepcluster.models.zoo import build_backbone
+from deepcluster.records import Clustering, DeepClusterError, Interrupted, seed_of
+from deepcluster.settings import TrainRun
+
+
+def train(
+    run: TrainRun,
+    data: Any,
+    out: Path | str,
+    *,
+    preset: str = "custom",
+    resume: bool = False,
+    overwrite: bool = False,
+    screen: Screen | None = None,
+) -> runs.Run:
+    """Trains and returns the finished run.
+
+    Args:
+        data: what `open_images` takes.
+        preset: name of the preset that `run` started from, for run.json.
+        out: the run folder; must not hold a run yet, unless `resume` or `overwrite`.
+        resume: go on from `out`'s last checkpoint; `run` must be its own.
+
+    Raises:
+        DeepClusterError: bad data, settings, or folder.
+        Interrupted: Ctrl-C or SIGTERM, after everything was saved.
+    """
+    screen, folder = screen or Screen(), Path(out)
+    fabric = _fabric(run)
+    source = open_images(data)
+    prepare_folder(folder, resume=resume, overwrite=overwrite)
+    pixels = _pixels(run, source, screen)
+    if len(pixels.good) < 2:
+        raise DeepClusterError(
+            f"{source.name} holds {len(pixels.good)} image(s) that can be decoded: training needs at least 2."
+        )
+    if not resume:
+        write_json(folder / "run.json", _about(run, preset, source, pixels))
+    else:
+        _same_images(runs.read_config(folder), source, folder)
+    runs.write_bad_images(folder, pixels)
+    _tell_bad(pixels, folder, screen)
+
+    torch.manual_seed(seed_of(run.seed))
+    method = build_method(run, len(source))
+    method = fabric.to_device(method).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    optimizer = make_optimizer(
+        method.backbone.parameters(),
+        run.optimizer.name,
+        lr=run.optimizer.lr,
+        momentum=run.optimizer.momentum,
+        weight_decay=run.optimizer.weight_decay,
+    )
+    per_epoch, batch_size = steps_per_epoch(len(pixels.good), run.batch_size)
+    progress = Progress(per_epoch, batch_size)
+    last = folder / "checkpoints" / "last.ckpt"
+    if resume and last.exists():
+        progress = restore(last, method, optimizer, fabric)
+        screen.say(
+            f"resuming {folder} at epoch {progress.step // progress.steps_per_epoch + 1}, step {progress.step}"
+        )
+    elif resume:
+        screen.say(f"{folder} has no checkpoint yet: starting from its beginning")
+    views = _views(run, method.backbone)
+    with stop_signals() as stopped:
+        w = Walk(
+            fabric=fabric,
+            method=method,
+            optimizer=optimizer,
+            pixels=pixels,
+            views=views,
+            epochs=run.epochs,
+            seed=run.seed,
+            rate=_rate(run),
+            clip=run.optimizer.clip,
+            folder=folder,
+            screen=screen,
+            metrics=Metrics(folder, progress.step // progress.steps_per_epoch),
+            keep_every=run.keep_every,
+            save_seconds=60 * run.save_minutes,
+            on_refresh=_snapshots(folder, method, progress.steps_per_epoch),
+            stopped=stopped,
+        )
+        if run.compile:
+            method.backbone.compile()
+        try:
+            walk(w, progress)
+            clustering = refresh(w, progress)
+        finally:
+            w.metrics.close()
+            (folder / ".features.npy").unlink(missing_ok=True)
+    if clustering is not None:
+        runs.write_snapshot(folder, snapshot_model(method, clustering), clustering)
+    return runs.load_run(folder, device=run.device)
+
+
+def build_method(run: TrainRun, n: int) -> Method:
+    """The method with its backbone, drawn from torch's global generator."""
+    backbone = build_backbone(
+        run.backbone.name, sobel=run.backbone.sobel, image_size=run.image_size, **run.backbone.options
+    )
+    p, o = run.method, run.optimizer
+    return DeepCluster(
+        backbone,
+        n=n,
+        k=p.k,
+        head_optimizer=functools.partial(
+            make_optimizer,
+            name=o.name,
+            lr=o.lr if p.head_lr is None else p.head_lr,
+            momentum=0.0
+            if o.name == "sgd"
+            else o.momentum,  # the paper's head has none: it lives for one epoch
+            weight_decay=o.weight_decay,
+        ),
+        reassign=p.reassign,
+        whiten=p.whiten,
+        iterations=p.iterations,
+        init=p.init,
+        spherical=p.spherical,
+        backend=p.backend,
+        balance=p.balance,
+        head=p.head,
+    )
+
+
+def restore(file: Path, method: Method, optimizer: torch.optim.Optimizer, fabric: Fabric) -> Progress:
+    """Puts everything a checkpoint holds back in its place."""
+    state = checkpoint.load(file)
+    checkpoint.restore(state, method, file)
+    for name, each in {"backbone": optimizer, **method.optimizers()}.items():
+        each.load_state_dict(state["optimizers"][name])
+    fabric.strategy.precision.load_state_dict(state["precision"])
+    checkpoint.set_random_state(state["random"])
+    return Progress.loaded(state["progress"])
+
+
+def prepare_folder(folder: Path, *, resume: bool, overwrite: bool) -> None:
+    """Makes sure that `folder` can be written and belongs to this run.
+
+    Raises:
+        DeepClusterError: it holds another run, other files, or cannot be written.
+    """
+    if resume:
+        runs.read_config(folder)
+        remove_leftovers(folder)
+    elif (folder / "run.json").exists():
+        if not overwrite:
+            raise DeepClusterError(
+                f"{folder} already holds a run: go on with `deepcluster train --resume {folder}`, choose another --out,"
+                " or replace it with --overwrite."
+            )
+        shutil.rmtree(folder)
+    elif folder.is_dir() and any(folder.iterdir()):
+        raise DeepClusterError(
+            f"{folder} holds other files and no run: choose an empty or new folder as --out."
+        )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "checkpoints").mkdir(exist_ok=True)
+        write_json(folder / ".try", {})
+        (folder / ".try").unlink()
+    except OSError as error:
+        raise DeepClusterError(
+            f"The run folder {folder} cannot be written ({error.strerror}): choose another --out."
+        ) from error
+
+
+def snapshot_model(method: Method, clustering: Clustering) -> runs.Model:
+    """What features and assignments need, of the method as it stands."""
+    assert isinstance(method, DeepCluster)
+    return runs.Model(method.backbone, method.whitening, clustering.centroids)
+
+
+@contextmanager
+def stop_signals() -> Iterator[Callable[[], bool]]:
+    """Turns the first Ctrl-C or SIGTERM into a question the loop asks; a second one stops at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+    came: list[int] = []
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def note(number: int, frame: Any) -> None:
+        came.append(number)
+        signal.signal(number, before[number])
+
+    for number in before:
+        signal.signal(number, note)
+    try:
+        yield lambda: bool(came)
+    except Interrupted as interrupted:
+        raise Interrupted(came[0] if came else signal.SIGINT) from interrupted
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _fabric(run: TrainRun) -> Fabric:
+    device = runs.pick_device(run.device)
+    kind, _, position = device.partition(":")
+    precision = run.precision
+    if precision == "auto":
+        precision = "bf16" if fast_bfloat16(kind) else "32"
+    if precision == "16" and kind == "cpu":
+        raise DeepClusterError("A CPU has no 16-bit floating-point training: use --precision bf16 or 32.")
+    plugin: Any = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}[precision]
+    return Fabric(
+        accelerator=kind,
+        devices=[int(position)] if position else 1,
+        precision=plugin,
+        num_nodes=1,
+        loggers=None,
+    )
+
+
+def fast_bfloat16(kind: str) -> bool:
+    """Whether the device multiplies bf16 in hardware; elsewhere it is slower than 32 bits."""
+    if kind == "cuda":
+        return torch.cuda.get_device_capability() >= (8, 0)
+    if kind != "cpu":
+        return False
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+def _pixels(run: TrainRun, source: ImageSource, screen: Screen) -> Pixels:
+    with screen.bar("decoding", len(source)) as advance:
+        return load_pixels(
+            source,
+            short_side=runs.short_side(run.image_size),
+            cache_gb=run.data.cache_gb,
+            workers=run.data.workers,
+            progress=advance,
+        )
+
+
+def _views(run: TrainRun, backbone: Backbone) -> Views:
+    d = run.data
+    return Views(
+        size=run.image_size,
+        crop_scale=d.crop_scale,
+        crop_ratio=d.crop_ratio,
+        flip=d.flip,
+        jitter=d.jitter,
+        brightness=d.brightness,
+        contrast=d.contrast,
+        saturation=d.saturation,
+        hue=d.hue,
+        gray=d.gray,
+        blur=d.blur,
+        rotate=d.rotate,
+        translate=d.translate,
+        zoom=d.zoom,
+        shear=d.shear,
+        mean=backbone.mean,
+        std=backbone.std,
+    )
+
+
+def _rate(run: TrainRun) -> Callable[[int, int, int], float]:
+    o = run.optimizer
+
+    def rate(step: int, steps: int, per_epoch: int) -> float:
+        return factor(
+            o.schedule,
+            step,
+            steps=steps,
+            steps_per_epoch=per_epoch,
+            warmup=o.warmup,
+            step_epochs=o.step_epochs,
+            step_factor=o.step_factor,
+            lr=o.lr,
+            weight_decay=o.weight_decay,
+        )
+
+    return rate
+
+
+def _about(run: TrainRun, preset: str, source: ImageSource, pixels: Pixels) -> dict[str, Any]:
+    """run.json: everything resolved."""
+    packages = ("deepcluster", "torch", "torchvision", "lightning-fabric", "numpy")
+    return {
+        "preset": preset,
+        "seed": run.seed,
+        "data": absolute(source.name),
+        "images": len(source),
+        "bad_images": len(pixels.bad),
+        "source_fingerprint": source.fingerprint(),
+        "settings": settings.as_dict(run),
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
+        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    }
+
+
+def absolute(name: str) -> str:
+    """A source's name that still leads to it from another working directory."""
+    path = Path(name)
+    if (
+        ":" in name
+        or name == "digits"
+        or path.is_absolute()
+        or not (path.exists() or "*" in name or "{" in name)
+    ):
+        return name
+    return str(Path.cwd() / path)
+
+
+def _same_images(config: dict[str, Any], source: ImageSource, folder: Path) -> None:
+    if source.fingerprint() != config["source_fingerprint"]:
+        raise DeepClusterError(
+            f"The images of {source.name} are not the ones {folder} was trained on (files were added, removed or"
+            " changed): restore them, or start a new run with --out."
+        )
+
+
+def _tell_bad(pixels: Pixels, folder: Path, screen: Screen) -> None:
+    if pixels.bad:
+        screen.warn(
+            f"{len(pixels.bad):,} of {len(pixels):,} files cannot be decoded and are skipped: see {folder / 'bad_images.csv'}"
+        )
+
+
+def _snapshots(folder: Path, method: Method, per_epoch: int) -> Callable[[Clustering, int], None]:
+    """Writes model and assignment with the first clustering of each epoch, so an unfinished run can assign too."""
+    written: set[int] = set()
+
+    def write(clustering: Clustering, step: int) -> None:
+        if step // per_epoch not in written:
+            written.add(step // per_epoch)
+            runs.write_snapshot(folder, snapshot_model(method, clustering), clustering)
+
+    return write
+
+
+def train_again(folder: Path | str, data: Any = None, screen: Screen | None = None) -> runs.Run:
+    """`deepcluster train --resume`: goes on exactly where the run in `folder` stood.
+
+    Args:
+        data: needed only where the training images were handed over as arrays.
+    """
+    config = runs.read_config(Path(folder))
+    run = settings.from_dict(config["settings"])
+    return train(
+        run,
+        config["data"] if data is None else data,
+        folder,
+        preset=config["preset"],
+        resume=True,
+        screen=screen,
+    )
+
+
+def untrained(config: dict[str, Any]) -> Backbone:
+    """The backbone of a run as it was drawn, before its first step."""
+    run = settings.from_dict(config["settings"])
+    torch.manual_seed(seed_of(run.seed))
+    return build_method(run, config["images"]).backbone.eval()

@@ -1,0 +1,107 @@
+"""What every evaluation protocol hands back: settings, scores as fractions of 1, and the single draws.
+
+This file does not know any protocol.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from deepcluster.files import write_text
+from deepcluster.records import DeepClusterError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+@dataclass(frozen=True)
+class Result:
+    """One evaluation, as printed and as written to `RUN/evaluation/PROTOCOL.json`.
+
+    Attributes:
+        protocol: name of the protocol, such as "knn".
+        settings: everything needed to repeat or compare it, in plain values and sentences.
+        scores: name -> fraction of 1; a mean over draws has its deviation beside it as `NAME_std`.
+        draws: one mapping for every repetition of a random step; empty where nothing is random.
+    """
+
+    protocol: str
+    settings: dict[str, Any]
+    scores: dict[str, float]
+    draws: list[dict[str, Any]] = field(default_factory=list)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The four parts as plain JSON values; a score that is not a number becomes None."""
+        parts = {
+            "protocol": self.protocol,
+            "settings": self.settings,
+            "scores": self.scores,
+            "draws": self.draws,
+        }
+        return {name: _plain(part) for name, part in parts.items()}
+
+    def json(self) -> str:
+        """The result as one JSON object."""
+        return json.dumps(self.as_dict(), indent=2, ensure_ascii=False, allow_nan=False)
+
+    def save(self, folder: str | Path) -> Path:
+        """Write `folder/evaluation/PROTOCOL.json`, whole or not at all, and return its path.
+
+        Raises:
+            DeepClusterError: the folder cannot be written.
+        """
+        file = Path(folder) / "evaluation" / f"{self.protocol}.json"
+        try:
+            return write_text(file, self.json() + "\n")
+        except OSError as error:
+            raise DeepClusterError(f"{file} cannot be written ({error.strerror or error}): make room there.") from error
+
+    def table(self) -> Table:
+        """The scores as a table for the terminal, in per cent, deviations beside their means."""
+        from rich.table import Table
+
+        table = Table(title=self.protocol, title_justify="left", caption=self._caption(), caption_justify="left")
+        table.add_column("score")
+        table.add_column("%", justify="right")
+        spread = any(name.endswith("_std") for name in self.scores)
+        if spread:
+            table.add_column("±", justify="right")
+        for name, value in self.scores.items():
+            if name.endswith("_std") and name.removesuffix("_std") in self.scores:
+                continue
+            cells = [name, _percent(value)]
+            if spread:
+                deviation = self.scores.get(f"{name}_std")
+                cells.append("" if deviation is None else _percent(deviation))
+            table.add_row(*cells)
+        return table
+
+    def _caption(self) -> str:
+        from rich.markup import escape
+
+        notes = [value for value in self.settings.values() if isinstance(value, str) and " " in value]
+        return escape("\n".join(notes))
+
+
+def _percent(value: float) -> str:
+    return "–" if not math.isfinite(value) else f"{100 * value:.2f}"
+
+
+def _plain(value: Any) -> Any:
+    """`value` with NumPy numbers, paths, tuples and NaN made into what JSON can hold."""
+    if isinstance(value, Mapping):
+        return {str(name): _plain(part) for name, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(part) for part in value]
+    if hasattr(value, "tolist"):
+        return _plain(value.tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Path):
+        return str(value)
+    return value

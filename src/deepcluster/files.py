@@ -1,0 +1,52 @@
+"""Files written whole or not at all: beside, then renamed."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from deepcluster.records import DeepClusterError
+
+
+def write_whole(file: Path, write: Callable[[Path], None]) -> Path:
+    """Calls `write` with a path beside `file`, flushes it to disk, and renames it over `file`.
+
+    Raises:
+        DeepClusterError: the folder cannot be written or is full; `file` is then as it was.
+    """
+    beside = file.with_name(f".{file.name}.{uuid.uuid4().hex[:8]}.part")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write(beside)
+        with open(beside, "rb+") as handle:
+            os.fsync(handle.fileno())
+        os.replace(beside, file)
+    except (OSError, RuntimeError) as error:  # torch and safetensors have their own words for a full disk
+        raise DeepClusterError(
+            f"{file} cannot be written ({getattr(error, 'strerror', None) or error}): make room or choose another place."
+        ) from error
+    finally:
+        with contextlib.suppress(OSError):
+            beside.unlink(missing_ok=True)
+    return file
+
+
+def write_text(file: Path, text: str) -> Path:
+    """`write_whole` for text."""
+    return write_whole(file, lambda beside: beside.write_text(text, encoding="utf-8") and None)
+
+
+def write_json(file: Path, value: Any) -> Path:
+    """`write_whole` for a JSON value."""
+    return write_text(file, json.dumps(value, indent=2) + "\n")
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Takes away what a killed process left beside its files."""
+    for leftover in folder.rglob(".*.part"):
+        leftover.unlink(missing_ok=True)

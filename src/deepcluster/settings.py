@@ -1,0 +1,226 @@
+"""All settings of a training run, as frozen dataclasses with a docstring under every field.
+
+The command line, its help, the presets and `run.json` all come from these. Values only: nothing here loads
+torch, so that help and mistakes are answered at once. Constructors elsewhere take plain values; only
+`engine.train` opens a `TrainRun`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from deepcluster.records import DeepClusterError
+
+
+@dataclass(frozen=True)
+class DeepClusterParams:
+    """DeepCluster (Caron et al. 2018, arXiv 1807.05520). Defaults are the paper's for ImageNet."""
+
+    k: int = 10_000
+    """Clusters. About ten times the number of kinds you expect is a good start (§4.1, figure 2c)."""
+    reassign: float = 1.0
+    """Epochs between two clusterings; fractions are allowed (§3.3: every epoch on ImageNet)."""
+    whiten: int = 256
+    """Features are PCA-reduced to this width, whitened and L2-normalized before k-means (§3.3)."""
+    iterations: int = 20
+    """Lloyd iterations of k-means."""
+    init: Literal["random", "k-means++", "previous"] = "random"
+    """First centroids: random images (the paper), k-means++, or the mean features of the last clusters."""
+    spherical: bool = False
+    """Keep centroids on the unit sphere."""
+    backend: Literal["torch", "faiss"] = "torch"
+    """Which k-means: ours, or faiss on the CPU."""
+    balance: Literal["uniform", "weight", "none", "published"] = "uniform"
+    """Against trivial solutions (§3.2): draw images uniformly over clusters; weigh the loss by the inverse cluster
+    size instead; do nothing; or do what the published code does (its sampler indexes a reordered list)."""
+    head: Literal["redraw", "centroids"] = "redraw"
+    """At each clustering the classifier is drawn anew from N(0, .01) (the paper) or set from the cluster means."""
+    head_lr: float | None = None
+    """Learning rate of the classifier's own optimizer; none = the backbone's."""
+
+
+@dataclass(frozen=True)
+class BackboneParams:
+    """The network that is trained."""
+
+    name: str = "resnet18"
+    """alexnet, vgg16, resnet18/34/50/101/152, convnet, or any timm model as timm:NAME."""
+    sobel: Literal["none", "paper", "deepercluster"] = "none"
+    """Fixed Sobel filters in place of color (§3.3), with the paper's or DeeperCluster's padding."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """Further arguments of that backbone, such as stem small."""
+
+
+@dataclass(frozen=True)
+class DataParams:
+    """How images are read and turned into training views."""
+
+    cache_gb: float = 20.0
+    """Decoded images are kept in a memory-mapped cache when they fit in this many gigabytes; otherwise each is decoded on demand."""
+    workers: int = 0
+    """Processes that decode; 0 = as many as there are processor cores."""
+    crop_scale: tuple[float, float] | None = (0.08, 1.0)
+    """Share of the image's area that a random crop covers; none = no random crop."""
+    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    """Width to height of a random crop."""
+    flip: float = 0.5
+    """Chance of a horizontal flip."""
+    jitter: float = 0.0
+    """Chance of color jitter."""
+    brightness: float = 0.4
+    """Jitter: brightness is multiplied by 1 plus or minus this."""
+    contrast: float = 0.4
+    """Jitter: contrast is multiplied by 1 plus or minus this."""
+    saturation: float = 0.4
+    """Jitter: saturation is multiplied by 1 plus or minus this."""
+    hue: float = 0.1
+    """Jitter: the hue is turned by up to this share of the circle."""
+    gray: float = 0.0
+    """Chance of turning the view gray."""
+    blur: float = 0.0
+    """Chance of Gaussian blur."""
+    rotate: float = 0.0
+    """Largest rotation, in degrees."""
+    translate: float = 0.0
+    """Largest shift, as a share of the image's side."""
+    zoom: tuple[float, float] = (1.0, 1.0)
+    """Range of the scale factor."""
+    shear: float = 0.0
+    """Largest shear, in degrees."""
+
+
+@dataclass(frozen=True)
+class OptimizerParams:
+    """How the backbone is stepped."""
+
+    name: Literal["sgd", "adamw"] = "sgd"
+    """Stochastic gradient descent with momentum (the paper), or AdamW."""
+    lr: float = 0.05
+    """Base learning rate."""
+    momentum: float = 0.9
+    """Momentum of SGD, or the first beta of AdamW."""
+    weight_decay: float = 1e-5
+    """Weight decay."""
+    schedule: Literal["constant", "cosine", "step", "bottou"] = "constant"
+    """How the learning rate falls over the run."""
+    warmup: float = 0.0
+    """Epochs over which the learning rate rises from zero."""
+    step_epochs: float = 30.0
+    """Schedule step: epochs between two drops."""
+    step_factor: float = 0.1
+    """Schedule step: factor of each drop."""
+    clip: float = 0.0
+    """Gradients are scaled down to this norm when they exceed it; 0 = never."""
+
+
+@dataclass(frozen=True)
+class TrainRun:
+    """One training run, whole: what `deepcluster train` and `deepcluster.train` take."""
+
+    epochs: int = 200
+    """Times as many images are drawn as the data holds."""
+    batch_size: int = 256
+    """Images per optimizer step."""
+    seed: int = 0
+    """Every random draw follows from it."""
+    image_size: int = 224
+    """Side of a view, in pixels."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, mps."""
+    precision: Literal["auto", "32", "bf16", "16"] = "auto"
+    """Arithmetic: 32-bit, or mixed with 16 bits; auto = bf16 where the device has it in hardware."""
+    compile: bool = False
+    """Let torch.compile fuse the backbone."""
+    keep_every: int = 10
+    """Keep epoch-NNNN.ckpt after every so many epochs; 0 = only last.ckpt."""
+    save_minutes: float = 10.0
+    """Save last.ckpt at least this often within an epoch too."""
+    method: DeepClusterParams = field(default_factory=DeepClusterParams)
+    optimizer: OptimizerParams = field(default_factory=OptimizerParams)
+    data: DataParams = field(default_factory=DataParams)
+    backbone: BackboneParams = field(default_factory=BackboneParams)
+
+
+GROUPS = ("method", "optimizer", "data", "backbone")
+
+
+def as_dict(run: TrainRun) -> dict[str, Any]:
+    """The run as plain JSON values."""
+    return dataclasses.asdict(run)
+
+
+def from_dict(values: dict[str, Any]) -> TrainRun:
+    """The inverse of `as_dict`; unknown names are refused.
+
+    Raises:
+        DeepClusterError: a name that this version does not know.
+    """
+    return override(TrainRun(), values)
+
+
+def override(run: TrainRun, values: dict[str, Any]) -> TrainRun:
+    """`run` with other values, given nested, dotted (`method.k`), underscored (`method__k`) or by a name that
+    only one group has (`k`).
+
+    Raises:
+        DeepClusterError: an unknown or ambiguous name, or a value of the wrong type.
+    """
+    for name, value in values.items():
+        name = name.replace("__", ".")
+        if name in GROUPS and isinstance(value, dict):
+            run = override(run, {f"{name}.{part}": inner for part, inner in value.items()})
+            continue
+        group, _, part = name.rpartition(".")
+        if not group and not hasattr(run, part):
+            owners = [owner for owner in GROUPS if hasattr(getattr(run, owner), part)]
+            if len(owners) > 1:
+                meant = " or ".join(f"{owner}.{part}" for owner in owners)
+                raise DeepClusterError(f"The setting {name!r} exists in several groups: write {meant}.")
+            group = owners[0] if owners else ""
+        if group and group not in GROUPS:
+            raise DeepClusterError(_unknown(name))
+        target = getattr(run, group) if group else run
+        if part not in {item.name for item in dataclasses.fields(target)} or (not group and part in GROUPS):
+            raise DeepClusterError(_unknown(name))
+        changed = dataclasses.replace(target, **{part: _fitting(name, getattr(target, part), value)})
+        run = dataclasses.replace(run, **{group: changed}) if group else changed
+    return run
+
+
+def names() -> list[str]:
+    """Every setting, dotted."""
+    run, found = TrainRun(), []
+    for item in dataclasses.fields(run):
+        if item.name in GROUPS:
+            found += [f"{item.name}.{inner.name}" for inner in dataclasses.fields(getattr(run, item.name))]
+        else:
+            found.append(item.name)
+    return found
+
+
+def nearest(word: str, choices: list[str]) -> str:
+    """` Did you mean X?` for the choice nearest to `word`, or nothing."""
+    import difflib
+
+    close = difflib.get_close_matches(word, choices, n=1, cutoff=0.5)
+    return f" Did you mean {close[0]}?" if close else ""
+
+
+def _unknown(name: str) -> str:
+    short = {full.rpartition(".")[2]: full for full in names()}
+    return f"There is no setting {name!r}.{nearest(name, names()) or nearest(name, list(short))}"
+
+
+def _fitting(name: str, old: Any, value: Any) -> Any:
+    """JSON has lists where settings have tuples, and integers where they have floats."""
+    if isinstance(value, list):
+        value = tuple(value)
+    if isinstance(old, bool) != isinstance(value, bool) and isinstance(old, (bool, int, float)):
+        raise DeepClusterError(f"The setting {name} takes a {type(old).__name__}, not {value!r}.")
+    if isinstance(old, float) and isinstance(value, int):
+        return float(value)
+    if isinstance(old, (int, str)) and not isinstance(value, type(old)):
+        raise DeepClusterError(f"The setting {name} takes a {type(old).__name__}, not {value!r}.")
+    return value
