@@ -96,8 +96,9 @@ class Rows:
         return into
 
     def __del__(self) -> None:
-        if getattr(self, "_file", None):
-            os.close(self._file[0])
+        span = getattr(self, "_file", None)
+        if span:
+            os.close(span[0])
 
 
 def write_rows(out: Any, start: int, block: Tensor) -> None:
