@@ -89,7 +89,7 @@ class Result:
 
 
 def _percent(value: float) -> str:
-    return "–" if not math.isfinite(value) else f"{100 * value:.2f}"
+    return "n/a" if not math.isfinite(value) else f"{100 * value:.2f}"
 
 
 def _plain(value: Any) -> Any:

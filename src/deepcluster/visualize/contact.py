@@ -1,4 +1,4 @@
-"""Contact sheets: the images of a cluster, sorted by distance to its centre, the largest clusters first.
+"""Contact sheets: the images of a cluster, sorted by distance to its center, the largest clusters first.
 
 Only the images on the sheet are decoded. This file does not know how a page of them is written.
 """
@@ -32,9 +32,9 @@ class Contact:
     Attributes:
         cluster: its number.
         size: images in it.
-        nearest: indices of the images nearest to the centre, nearest first.
+        nearest: indices of the images nearest to the center, nearest first.
         farthest: indices of those farthest from it, farthest last; none of them in `nearest`.
-        distance: mean Euclidean distance to the centre; None where it is not known.
+        distance: mean Euclidean distance to the center; None where it is not known.
         label: its most frequent class; None without labels.
         purity: share of its labelled images that have that class.
     """
@@ -62,7 +62,7 @@ def contact(
 
     Args:
         assignment: (N,) int64, -1 = none.
-        distance: (N,) distance of each image to its own centre, NaN = unknown and sorted last; None = in
+        distance: (N,) distance of each image to its own center, NaN = unknown and sorted last; None = in
             the order of the source.
         images: how many nearest ones at most.
         farthest: how many farthest ones at most, of those left.
@@ -121,10 +121,10 @@ def sheet(shown: Sequence[Contact], read: Read, *, side: int = 96, columns: int 
     width = columns * (side + 4) + 4
     parts = []
     for one in shown:
-        parts.append(_heading(describe(one), width))
-        for indices in (one.nearest, one.farthest):
+        for heading, indices in ((describe(one), one.nearest), ("farthest from the center", one.farthest)):
             thumbs = [_missing(side) if (image := read(i)) is None else thumbnail(image, side) for i in indices]
             if thumbs:
+                parts.append(_heading(heading, width))
                 rows = grid(thumbs, columns)
                 parts.append(np.pad(rows, ((0, 6), (0, width - rows.shape[1]), (0, 0)), constant_values=255))
     return np.concatenate(parts) if parts else np.full((side, width, 3), 255, dtype=np.uint8)
@@ -141,7 +141,7 @@ def describe(one: Contact) -> str:
 
 
 def distances(run: Run, source: ImageSource, clusters: np.ndarray) -> np.ndarray | None:
-    """(N,) distance of the images in `clusters` to their own centre, NaN for all others; None if unknown.
+    """(N,) distance of the images in `clusters` to their own center, NaN for all others; None if unknown.
 
     A run that kept its distances is asked; otherwise the images of those clusters, and no others, are put
     through the network.

@@ -161,8 +161,7 @@ def duration(seconds: float) -> str:
 
 def seconds_of(line: Mapping[str, Any]) -> float:
     """Everything one epoch took."""
-    parts = (line.get(f"seconds_{part}") for part in ("train", "features", "cluster"))
-    return sum(part for part in parts if _number(part))
+    return sum(_last([line]).get(f"seconds_{part}", 0.0) for part in ("train", "features", "cluster"))
 
 
 def _last(metrics: Sequence[Mapping[str, Any]]) -> dict[str, float]:
@@ -177,5 +176,5 @@ def _number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _percent(value: Any, empty: str = "-") -> str:
+def _percent(value: Any, empty: str = "n/a") -> str:
     return f"{100 * value:.1f}" if _number(value) else empty

@@ -83,8 +83,8 @@ def panels(metrics: Sequence[dict[str, Any]], clusters: int, images: int | None 
 
 
 def curve(metrics: Sequence[dict[str, Any]], key: str) -> tuple[np.ndarray, np.ndarray]:
-    """Epochs and values of one key, without the epochs that have no number for it."""
-    pairs = [(line.get("epoch", number), line.get(key)) for number, line in enumerate(metrics)]
+    """Epochs, counted from 1, and values of one key, without the epochs that have no number for it."""
+    pairs = [(line.get("epoch", number) + 1, line.get(key)) for number, line in enumerate(metrics)]
     known = [(x, y) for x, y in pairs if isinstance(y, (int, float)) and math.isfinite(y)]
     return np.array([x for x, _ in known], float), np.array([y for _, y in known], float)
 
@@ -119,7 +119,7 @@ def figure(shown: Sequence[Panel], metrics: Sequence[dict[str, Any]], columns: i
     """Some panels, side by side in rows."""
     columns = min(columns, len(shown))
     rows = -(-len(shown) // columns)
-    page = style.figure(5.4 * columns, 2.7 * rows)
+    page = style.figure(4.7 * columns, 2.6 * rows)
     axes = [page.add_subplot(rows, columns, number + 1) for number in range(len(shown))]
     ends = [draw(each, panel, metrics) for each, panel in zip(axes, shown, strict=True)]
     page.draw_without_rendering()
@@ -176,6 +176,6 @@ def _plain_ticks(axes: Axes) -> None:
     """Whole epochs below; thousands with a comma, no powers of ten, at the left."""
     from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
-    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=[1, 2, 5, 10]))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}" if value >= 100 else f"{value:g}"))
     axes.yaxis.set_minor_formatter(NullFormatter())

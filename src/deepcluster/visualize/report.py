@@ -92,7 +92,7 @@ def page(run: Run, *, clusters: int, images: int, farthest: int = 0, command: st
         gone = gone or unread
     images_seen = None if counts is None else int(counts.sum())
     curves = [
-        Markup(style.svg(history.figure([panel], metrics)))  # noqa: S704 - made by us, every text in it is ours
+        Markup(style.svg(history.figure([panel], metrics)))  # every text in it is ours
         for panel in history.panels(metrics, k, images_seen)
     ]
     labels = None if source is None else source.labels
@@ -110,7 +110,7 @@ def page(run: Run, *, clusters: int, images: int, farthest: int = 0, command: st
         evaluations=facts.evaluations(folder),
         curves=curves,
         spread=None if counts is None or not counts.sum() else sizes.summary(counts),
-        sizes=[] if counts is None or not counts.sum() else [Markup(svg) for svg in _size_plots(counts)],  # noqa: S704
+        sizes=[] if counts is None or not counts.sum() else [Markup(svg) for svg in _size_plots(counts)],
         cards=cards,
         shown=0 if counts is None else min(clusters, int((counts > 0).sum())),
         rows=[] if counts is None or assignment is None else _rows(assignment, counts, labels, source),
@@ -215,7 +215,7 @@ def _lead(config: dict[str, Any], epochs: int, counts: np.ndarray | None) -> str
 def _size_plots(counts: np.ndarray) -> Sequence[str]:
     plots = []
     for draw in (sizes.draw_sorted, sizes.draw_histogram):
-        figure = style.figure(5.4, 2.7)
+        figure = style.figure(4.7, 2.6)
         draw(figure.add_subplot(), counts)
         plots.append(style.svg(figure))
     return plots

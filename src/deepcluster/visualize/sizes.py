@@ -74,7 +74,7 @@ def sizes_figure(sizes: np.ndarray) -> Figure:
     Args:
         sizes: (K,) images in each cluster.
     """
-    page = style.figure(12, 3.9)
+    page = style.figure(10, 3.4)
     left, right = page.subplots(1, 2)
     draw_sorted(left, sizes)
     draw_histogram(right, sizes)
@@ -104,6 +104,6 @@ def _whole(axes: Axes) -> None:
 
     for axis, scale in ((axes.xaxis, axes.get_xscale()), (axes.yaxis, axes.get_yscale())):
         if scale == "linear":
-            axis.set_major_locator(MaxNLocator(6, integer=True))
+            axis.set_major_locator(MaxNLocator(6, integer=True, steps=[1, 2, 5, 10]))
         axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
         axis.set_minor_formatter(NullFormatter())

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 SERIES = ("#0072b2", "#d55e00", "#008f67", "#b0568f", "#a67c00", "#3d8fc4")
 INK, QUIET, LINE, PAPER = "#1c2128", "#626b77", "#dfe3e8", "#ffffff"
+DPI = 144
 FONTS = ("DejaVu Sans",)  # comes with matplotlib: the same letters on every machine
 
 
@@ -31,7 +32,7 @@ def figure(width: float, height: float) -> Figure:
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     return Figure(
-        figsize=(width, height), dpi=144, facecolor=PAPER, layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.1)
+        figsize=(width, height), dpi=DPI, facecolor=PAPER, layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.1)
     )
 
 
@@ -50,7 +51,7 @@ def quiet(axes: Axes, title: str, x: str, y: str) -> None:
         axes.spines[side].set_visible(False)
     axes.spines["bottom"].set_color(LINE)
     if axes.get_yscale() == "linear":
-        axes.yaxis.set_major_locator(MaxNLocator(5))
+        axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
 
 
 def label(axes: Axes, lines: list[tuple[float, str, str]]) -> None:
@@ -62,7 +63,7 @@ def label(axes: Axes, lines: list[tuple[float, str, str]]) -> None:
         lines: (height of the line's end in data, name, color).
     """
     page = axes.get_window_extent()
-    gap = 11.5 * axes.get_figure(root=True).dpi / 72  # one line of text, in pixels
+    gap = 11.5 * DPI / 72  # one line of text, in pixels
     heights = sorted((float(axes.transData.transform((0, y))[1]), name, color) for y, name, color in lines)
     floor, placed = -np.inf, []
     for height, name, color in heights:
