@@ -17,7 +17,6 @@ from torch.nn import functional
 
 from deepcluster.clustering.whitening import Whitening
 from deepcluster.data.sources import open_images
-from deepcluster.engine import train
 from deepcluster.engine.log import Screen
 from deepcluster.evaluate.labels import labels_alike, labels_of
 from deepcluster.evaluate.result import Result
@@ -223,6 +222,8 @@ def knn(
 
 def untrained(run: Run) -> Run:
     """The same run with the backbone as it was before the first step."""
+    from deepcluster.engine import train
+
     before = copy.copy(run)
     before.model = dataclasses.replace(run.model, backbone=train.untrained(run.config))
     return before

@@ -98,12 +98,12 @@ def largest(assignment: np.ndarray, k: int) -> np.ndarray:
     return np.argsort(-sizes, kind="stable")
 
 
-def reader(source: ImageSource) -> Read:
-    """`read(index)` that gives None for an image that cannot be read any more."""
+def reader(source: ImageSource, side: int) -> Read:
+    """`read(index)` for thumbnails of `side` pixels; it gives None for an image that cannot be read any more."""
 
     def read(index: int) -> np.ndarray | None:
         try:
-            return source.read(int(index))
+            return source.read(int(index), side)
         except (BadImage, DeepClusterError, OSError, ValueError):
             return None
 
@@ -179,8 +179,8 @@ class Part:
     def path(self, index: int) -> str:
         return self.source.path(int(self.index[index]))
 
-    def read(self, index: int) -> np.ndarray:
-        return self.source.read(int(self.index[index]))
+    def read(self, index: int, short_side: int | None = None) -> np.ndarray:
+        return self.source.read(int(self.index[index]), short_side)
 
     def fingerprint(self) -> str:
         import hashlib
@@ -190,7 +190,13 @@ class Part:
 
 
 def clusters_of(
-    run: Run, *, clusters: int = 24, images: int = 12, farthest: int = 0, only: Sequence[int] | None = None
+    run: Run,
+    *,
+    clusters: int = 24,
+    images: int = 12,
+    farthest: int = 0,
+    side: int = 96,
+    only: Sequence[int] | None = None,
 ) -> list[Path]:
     """Draw `RUN/pictures/clusters.png`, one row for each of the largest clusters; return its path.
 
@@ -198,6 +204,7 @@ def clusters_of(
         clusters: how many of the largest.
         images: nearest images of each.
         farthest: farthest images of each.
+        side: of a thumbnail, in pixels.
         only: these clusters instead, each on a page of its own, `cluster-0007.png`.
 
     Raises:
@@ -215,11 +222,12 @@ def clusters_of(
     shown = [
         contact(int(number), assignment, distance, images=images, farthest=farthest, **known) for number in numbers
     ]
-    read, folder = reader(source), Path(run.folder) / "pictures"
+    read, folder = reader(source, side), Path(run.folder) / "pictures"
+    columns = max(1, min(images, 12))
     if only is None:
-        return [style.save(sheet(shown, read, columns=min(images, 12)), folder / "clusters.png")]
+        return [style.save(sheet(shown, read, side=side, columns=columns), folder / "clusters.png")]
     return [
-        style.save(sheet([one], read, columns=min(images, 12)), folder / f"cluster-{one.cluster:04d}.png")
+        style.save(sheet([one], read, side=side, columns=columns), folder / f"cluster-{one.cluster:04d}.png")
         for one in shown
     ]
 

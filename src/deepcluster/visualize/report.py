@@ -148,7 +148,7 @@ def contact_cards(
     ]
     count = sum(len(each.nearest) + len(each.farthest) for each in chosen)
     side = 112 if count <= 450 else 80 if count <= 1000 else 56  # keeps the page to a few megabytes
-    read = reader(source)
+    read = reader(source, side)
 
     def pictures(indices: np.ndarray) -> list[Picture]:
         return [_picture(read, int(index), source.path(int(index)), side) for index in indices]

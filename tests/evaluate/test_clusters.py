@@ -1,0 +1,122 @@
+"""Cluster scores against scikit-learn and brute force; Result to screen and disk."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rich.console import Console
+from sklearn import metrics
+from sklearn.cluster import KMeans
+
+from deepcluster.evaluate.clusters import clusters, evaluate_clusters, matching, score_assignment
+from deepcluster.evaluate.result import Result
+from deepcluster.records import DeepClusterError
+
+from .conftest import FakeRun, Source, blobs
+
+NAMES = ["nmi", "ami", "ari", "accuracy", "purity"]
+
+
+def test_scores_are_those_of_scikit_learn_and_brute_force() -> None:
+    random = np.random.default_rng(0)
+    labels = random.integers(0, 3, 80)
+    assignment = np.where(random.random(80) < 0.6, labels, random.integers(0, 4, 80))
+    found = dict(score_assignment(assignment, labels))
+    assert list(found) == NAMES
+    assert found["nmi"] == pytest.approx(
+        metrics.normalized_mutual_info_score(labels, assignment, average_method="geometric")
+    )
+    assert found["ari"] == pytest.approx(metrics.adjusted_rand_score(labels, assignment))
+    best = max(
+        sum(int(((assignment == cluster) & (labels == label)).sum()) for label, cluster in enumerate(chosen))
+        for chosen in itertools.permutations(range(4), 3)
+    )
+    assert found["accuracy"] == pytest.approx(best / 80)
+    pure = sum(np.bincount(labels[assignment == cluster]).max() for cluster in range(4))
+    assert found["purity"] == pytest.approx(pure / 80)
+
+
+def test_images_without_cluster_or_label_do_not_count() -> None:
+    labels = np.array([0, 0, 1, 1, -1, 0])
+    assignment = np.array([1, 1, 0, 0, 0, -1])
+    assert dict(score_assignment(assignment, labels)) == pytest.approx(dict.fromkeys(NAMES, 1.0))
+    with pytest.raises(DeepClusterError, match="both a cluster and a label"):
+        list(score_assignment(np.full(3, -1), np.zeros(3, np.int64)))
+
+
+def test_own_clusters_of_the_training_images_and_of_new_ones(run: FakeRun) -> None:
+    own = clusters(run)  # type: ignore[arg-type]
+    assert own.scores == dict(score_assignment(run.assignment, run.source().labels))
+    assert own.settings["assignment"] == "as training left it" and own.draws == []
+    points, labels, _ = blobs(40, 5)
+    points[3] = np.nan
+    new = clusters(run, Source(points, labels, ("ant", "bee", "cat"), "new"))  # type: ignore[arg-type]
+    assert new.settings["images"] == 40 and new.settings["images_scored"] == 39
+    assert new.settings["assignment"].startswith("nearest centroid")
+
+
+def test_clustered_anew_gives_mean_deviation_and_draws(run: FakeRun) -> None:
+    result = clusters(run, k="classes", draws=3, seed=5)  # type: ignore[arg-type]
+    assert [draw["seed"] for draw in result.draws] == [5, 6, 7] and all(draw["k"] == 3 for draw in result.draws)
+    for name in NAMES:
+        values = [draw[name] for draw in result.draws]
+        assert result.scores[f"k3_{name}"] == pytest.approx(np.mean(values))
+        assert result.scores[f"k3_{name}_std"] == pytest.approx(np.std(values, ddof=1))
+    table = run.whitening.transform(run.source().points)
+    theirs = KMeans(3, n_init=10, random_state=0).fit(table)
+    assert result.draws[0]["inertia"] == pytest.approx(theirs.inertia_, rel=0.01)
+    assert result.scores["k3_accuracy"] > 0.7
+    assert clusters(run, k="classes", draws=3, seed=5).scores == result.scores  # type: ignore[arg-type]
+    single = clusters(run, k=2)  # type: ignore[arg-type]
+    assert "k2_nmi" in single.scores and "k2_nmi_std" not in single.scores
+    assert "without a cluster count as wrong" in single.settings["k2_accuracy"]
+
+
+def test_clustering_anew_leaves_bad_images_out() -> None:
+    points, labels, _ = blobs(60, 0)
+    broken = np.insert(points, 10, np.nan, axis=0)
+    other = np.insert(labels, 10, 1)
+    assert evaluate_clusters(broken, other, k=3) == evaluate_clusters(points, labels, k=3)
+
+
+def test_mistakes_are_sentences(run: FakeRun, train_source: Source) -> None:
+    with pytest.raises(DeepClusterError, match="choose 1 to 90"):
+        clusters(run, k=91)  # type: ignore[arg-type]
+    with pytest.raises(DeepClusterError, match="or 'classes'"):
+        clusters(run, k="many")  # type: ignore[arg-type]
+    with pytest.raises(DeepClusterError, match="1 or more"):
+        clusters(run, k=3, draws=0)  # type: ignore[arg-type]
+    with pytest.raises(DeepClusterError, match="plain has none"):
+        clusters(run, Source(train_source.points, None, (), "plain"))  # type: ignore[arg-type]
+
+
+def test_matching_says_what_is_left_over() -> None:
+    assert matching(3, 3) == "best one-to-one matching of 3 clusters and 3 classes"
+    assert "clusters without a class" in matching(10, 3)
+
+
+def test_result_is_written_whole_and_in_plain_values(tmp_path: Path) -> None:
+    settings = {"k": np.int64(3), "path": tmp_path, "rows": (1, 2), "note": "two words"}
+    result = Result("clusters", settings, {"nmi": np.float32(0.5), "odd": float("nan")}, [{"seed": 0}])  # type: ignore[dict-item]
+    path = result.save(tmp_path)
+    assert path == tmp_path / "evaluation" / "clusters.json"
+    content = json.loads(path.read_text())
+    assert content["settings"] == {"k": 3, "path": str(tmp_path), "rows": [1, 2], "note": "two words"}
+    assert content["scores"] == {"nmi": 0.5, "odd": None}
+    assert [file.name for file in path.parent.iterdir()] == ["clusters.json"]
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DeepClusterError, match="cannot be written"):
+        result.save(tmp_path / "file")
+
+
+def test_table_puts_deviations_beside_means() -> None:
+    result = Result("clusters", {"note": "one [bold]two"}, {"nmi": 0.25, "k3_nmi": 0.5, "k3_nmi_std": 0.0123})
+    console = Console(width=80, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console.print(result.table())
+    text = console.export_text()
+    assert "25.00" in text and "50.00" in text and "1.23" in text and "[bold]" in text
+    assert "k3_nmi_std" not in text
