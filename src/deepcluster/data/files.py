@@ -99,7 +99,7 @@ def open_folder(name: str) -> ImageSource:
                 shards += file.lower().endswith(".tar")
     if not paths:
         if shards:
-            raise DeepClusterError(f"{name} holds tar shards, not image files: name them as a pattern, '{root / '*.tar'}'")
+            raise DeepClusterError(f"{name} holds tar shards, not image files: name them as '{root / '*.tar'}'")
         if others:
             raise DeepClusterError(
                 f"none of the {others} files in {name} has the name of an image (.jpg, .png, .webp …): "
@@ -164,5 +164,6 @@ def _some_labels(names: Sequence[str | None]) -> tuple[np.ndarray | None, tuple[
         return None, ()
     known, classes = labels_from_names([name for name in given if name])
     labels = np.full(len(given), -1, np.int64)
-    labels[[k for k, name in enumerate(given) if name]] = known
+    if known is not None:
+        labels[[k for k, name in enumerate(given) if name]] = known
     return labels, classes

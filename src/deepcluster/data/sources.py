@@ -74,7 +74,8 @@ def open_images(source: Any) -> ImageSource:
             return files.open_paths([os.fspath(item) for item in source])
         return arrays.open_list(source)
     raise DeepClusterError(
-        f"cannot read images from a {type(source).__name__}: give a path, a list of paths or arrays, or an array (N, H, W, C)"
+        f"cannot read images from a {type(source).__name__}: "
+        "give a path, a list of paths or arrays, or an array (N, H, W, C)"
     )
 
 

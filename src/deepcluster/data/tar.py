@@ -5,6 +5,7 @@ Random access is what lets a cluster point at its images; nothing is unpacked.
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import hashlib
 import os
@@ -105,22 +106,29 @@ def open_shards(pattern: str) -> ImageSource:
             raise DeepClusterError(f"the shard {word}, named by {pattern}, does not exist: check the pattern")
         files += [Path(file) for file in found]
     if not files:
-        raise DeepClusterError(f"no file matches {pattern}: check the pattern, and quote it so that the shell leaves it alone")
+        raise DeepClusterError(
+            f"no file matches {pattern}: check the pattern, and quote it so that the shell leaves it alone"
+        )
     wrong = [file for file in files if not file.name.lower().endswith(".tar")]
     if wrong:
         raise DeepClusterError(
-            f"{wrong[0]}, matched by {pattern}, is no .tar file: patterns name tar shards; for image files give their folder"
+            f"{wrong[0]}, matched by {pattern}, is no .tar file: patterns name tar shards; "
+            "for image files give their folder"
         )
     shards = [index_tar(file) for file in files]
     if not any(shard.names for shard in shards):
-        raise DeepClusterError(f"there is no image in the tar files of {pattern}: members need names such as class/name.jpg")
+        raise DeepClusterError(
+            f"there is no image in the tar files of {pattern}: members need names such as class/name.jpg"
+        )
     return TarShards(pattern, shards)
 
 
 def index_tar(file: Path) -> Shard:
     """Where the images of one tar file lie; remembered in the cache folder until the file changes."""
     state = file.stat()
-    key = hashlib.blake2b(f"1 {file.resolve()} {state.st_size} {state.st_mtime_ns}".encode(), digest_size=16).hexdigest()
+    key = hashlib.blake2b(
+        f"1 {file.resolve()} {state.st_size} {state.st_mtime_ns}".encode(), digest_size=16
+    ).hexdigest()
     stored = cache_folder() / "tar-index" / f"{key}.npz"
     try:
         with np.load(stored, allow_pickle=False) as table:
@@ -129,10 +137,8 @@ def index_tar(file: Path) -> Shard:
     except Exception:  # absent, or unreadable: the scan below replaces it
         pass
     shard = _scan(file)
-    try:
+    with contextlib.suppress(OSError):  # the index only saves time
         _store(shard, stored)
-    except OSError:
-        pass  # the index only saves time
     return shard
 
 

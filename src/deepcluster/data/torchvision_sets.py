@@ -92,7 +92,9 @@ def open_torchvision(name: str) -> ImageSource:
     except Exception as error:  # each data set fails in its own words
         reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(". ")
         more = "" if options.get("download") or "download" not in accepted else "; add &download=true to fetch it"
-        raise DeepClusterError(f"torchvision:{kind} could not be opened under root={options.get('root')}: {reason}{more}") from None
+        raise DeepClusterError(
+            f"torchvision:{kind} could not be opened under root={options.get('root')}: {reason}{more}"
+        ) from None
     if length == 0:
         raise DeepClusterError(f"{name} holds no image")
     labels = _targets(dataset)

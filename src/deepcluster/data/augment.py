@@ -1,0 +1,145 @@
+"""A batch of pictures in, a batch of views out: crop, flip, affine, color, blur, normalize.
+
+On the CPU pictures are resampled one by one in uint8, channels last, which torch does fastest, and become float
+late; on a GPU the whole batch is resampled by two matrix products. For the same draw every step equals
+torchvision's functional one. This file knows nothing of sources, caches or epochs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from deepcluster.data.color import Recolor
+from deepcluster.data.resample import crop_resize, resize_center
+from deepcluster.data.views import BLOCK, IMAGENET_MEAN, IMAGENET_STD, JITTER, Draw, Views, draw
+
+__all__ = ["BLOCK", "IMAGENET_MEAN", "IMAGENET_STD", "JITTER", "Draw", "Views", "augment", "draw", "plain"]
+
+#: Float values that a block of pictures may have so that it stays in a core's cache.
+CACHED = 150_000
+#: Edge of torchvision's blur kernel as a share of the view, as in SimCLR (arXiv 2002.05709, appendix A).
+BLUR_KERNEL = 0.1
+
+
+def augment(images: Sequence[np.ndarray], draws: Draw, views: Views, device: torch.device | str = "cpu") -> Tensor:
+    """Random views of B images.
+
+    Args:
+        images: B arrays (H, W, 3) uint8, of any sizes.
+        draws: the random numbers of each, from `draw`.
+        views: what they were drawn for.
+        device: where the views are made and left.
+
+    Returns:
+        (B, 3, S, S) float32, normalized, channels last in memory.
+    """
+    device = torch.device(device)
+    small = crop_resize(images, draws.box, draws.flip, views.size, device)  # (B, 3, S, S) uint8, channels last
+    return _finish(small, draws, views, device)
+
+
+def plain(
+    images: Sequence[np.ndarray],
+    size: int,
+    device: torch.device | str = "cpu",
+    mean: Sequence[float] = IMAGENET_MEAN,
+    std: Sequence[float] = IMAGENET_STD,
+) -> Tensor:
+    """The one deterministic view of each image: resized and cropped about the center.
+
+    The shorter side becomes size · 256/224, as is usual for networks at 224 px, or `size` itself up to 64 px.
+
+    Returns:
+        (B, 3, S, S) float32, normalized, channels last in memory.
+    """
+    device = torch.device(device)
+    short = size if size <= 64 else round(size * 256 / 224)
+    small = resize_center(images, short, size, device)
+    out = torch.empty(small.shape, device=device, memory_format=torch.channels_last)
+    _normalize(small, out, mean, std)
+    return out
+
+
+def _finish(small: Tensor, draws: Draw, views: Views, device: torch.device) -> Tensor:
+    """What follows the crop, block by block in float; (B, 3, S, S) uint8 -> float32 normalized."""
+    count, size = len(small), views.size
+    out = torch.empty((count, 3, size, size), device=device, memory_format=torch.channels_last)
+    active = [bool(strength) and views.jitter > 0 for strength in views.jitters]
+    if not (views.moves or any(active) or views.gray or views.blur):
+        _normalize(small, out, views.mean, views.std)
+        return out
+    # On a GPU a block is what shares an order of operations; on a CPU it is also what fits the cache.
+    step = BLOCK if device.type != "cpu" else max(1, min(BLOCK, CACHED // (3 * size * size)))
+    work = torch.empty((step, 3, size, size), device=device)
+    recolor = Recolor(step, size, device)
+    factors = torch.from_numpy(draws.factors).to(device, non_blocking=True)
+    for first in range(0, count, BLOCK):
+        order = draws.orders[first // BLOCK].tolist()
+        for start in range(first, min(first + BLOCK, count), step):
+            rows = slice(start, min(start + step, first + BLOCK, count))
+            x = work[: rows.stop - rows.start]
+            x.copy_(small[rows])
+            if views.moves:
+                x = affine(x, draws.affine[rows])
+            recolor.jitter_(x, factors[rows], order, active)
+            if views.gray:
+                for k in np.flatnonzero(draws.gray[rows]).tolist():
+                    recolor.gray_(x[k : k + 1])
+            if views.blur:
+                for k in np.flatnonzero(draws.sigma[rows]).tolist():
+                    x[k] = blur(x[k], float(draws.sigma[rows][k]))
+            _normalize(x, out[rows], views.mean, views.std)
+    return out
+
+
+def _normalize(x: Tensor, out: Tensor, mean: Sequence[float], std: Sequence[float]) -> None:
+    """(x / 255 - mean) / std into `out`, which is channels last; x (n, 3, S, S), 0 … 255."""
+    scale = [1 / (255 * s) for s in std]
+    bias = [-m / s for m, s in zip(mean, std, strict=True)]
+    if x.dtype == torch.uint8 and x.device.type == "cpu":
+        # One row holds its pixels' channels side by side, so that a row of constants lines up with it.
+        width = x.shape[3]
+        flat = out.permute(0, 2, 3, 1).view(len(x), x.shape[2], width * 3)
+        flat.copy_(x.permute(0, 2, 3, 1).reshape(flat.shape))
+        torch.addcmul(torch.tensor(bias).repeat(width), flat, torch.tensor(scale).repeat(width), out=flat)
+        return
+    for channel in range(3):  # transposes, scales and shifts in one pass
+        torch.add(out.new_tensor(bias[channel]), x[:, channel], alpha=scale[channel], out=out[:, channel])
+
+
+def affine(x: Tensor, numbers: np.ndarray) -> Tensor:
+    """Rotate, shift, zoom and shear each picture about its center, bilinear, black outside.
+
+    Args:
+        x: (n, 3, S, S) float32.
+        numbers: (n, 5), see `Draw.affine`.
+    """
+    size = x.shape[-1]
+    angle, right, down, scale, shear = numbers.astype(np.float64).T
+    angle, shear = np.radians(angle), np.radians(shear)
+    # Inverse of rotation · shear · scale, from output to input coordinates, as in torchvision's `affine`.
+    a, b = np.cos(angle), -np.cos(angle) * np.tan(shear) - np.sin(angle)
+    c, d = np.sin(angle), -np.sin(angle) * np.tan(shear) + np.cos(angle)
+    inverse = np.stack([d, -b, -c, a], 1) / scale[:, None]
+    theta = np.zeros((len(x), 2, 3))
+    theta[:, :, :2] = inverse.reshape(-1, 2, 2)
+    shift = np.stack([right, down], 1) * (2 / size)  # in the grid's units: the picture spans -1 … 1
+    theta[:, :, 2] = -np.einsum("nij,nj->ni", theta[:, :, :2], shift)
+    grid = F.affine_grid(torch.from_numpy(theta).float().to(x.device), list(x.shape), align_corners=False)
+    return F.grid_sample(x, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+
+
+def blur(x: Tensor, sigma: float) -> Tensor:
+    """Gaussian blur of one picture (3, S, S) with `sigma` in pixels, edges reflected."""
+    size = x.shape[-1]
+    radius = min(max(1, round(size * BLUR_KERNEL / 2)), size - 1)
+    steps = torch.arange(-radius, radius + 1, dtype=torch.float32, device=x.device)
+    kernel = torch.exp(-0.5 * (steps / sigma) ** 2)
+    kernel = kernel / kernel.sum()
+    padded = F.pad(x[:, None], (radius,) * 4, mode="reflect")
+    return F.conv2d(F.conv2d(padded, kernel.view(1, 1, -1, 1)), kernel.view(1, 1, 1, -1))[:, 0]

@@ -1,0 +1,311 @@
+"""Decode once: `load_pixels` puts a source's pictures into memory or into a memory-mapped file.
+
+What does not fit the budget is decoded on demand instead. A cache entry is written beside its place and
+renamed, so that a kill leaves nothing half valid and two processes may build the same entry at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import socket
+import time
+import uuid
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from deepcluster.data.cache_folder import cache_folder
+from deepcluster.data.sources import ImageSource
+from deepcluster.data.stream import decode_batch, stream
+from deepcluster.records import DeepClusterError
+
+#: Bytes up to which pictures simply live in memory.
+SMALL = 256 << 20
+#: Raised when what is stored changes its form.
+FORMAT = 1
+CHUNK = 128
+
+Progress = Callable[[int, int], None]
+
+
+class Pixels(Protocol):
+    """The pictures of a source, decoded and, where asked, shrunk."""
+
+    source: ImageSource
+    bad: dict[int, str]
+    """Index -> reason, of the images that cannot be decoded, as far as they have been met."""
+
+    def __len__(self) -> int:
+        """N, with the bad images."""
+        ...
+
+    @property
+    def good(self) -> np.ndarray:
+        """(n,) int64 indices not known to be bad, ascending."""
+        ...
+
+    def gather(self, index: np.ndarray) -> list[np.ndarray | None]:
+        """The pictures (h, w, 3) uint8 of these indices; None for a bad one. Not to be written to."""
+        ...
+
+
+class StoredPixels:
+    """Pictures one after another in one uint8 array, in memory or memory-mapped.
+
+    Args:
+        source: where they come from.
+        pixels: flat uint8.
+        offsets: (N,) int64, where each picture starts.
+        sizes: (N, 2) int64 height and width; 0, 0 for a bad one.
+        bad: index -> reason.
+    """
+
+    def __init__(
+        self, source: ImageSource, pixels: np.ndarray, offsets: np.ndarray, sizes: np.ndarray, bad: dict[int, str]
+    ) -> None:
+        self.source = source
+        self.pixels = pixels
+        self.offsets = offsets
+        self.sizes = sizes
+        self.bad = bad
+        self.good = np.flatnonzero(sizes[:, 0] > 0)
+
+    def __len__(self) -> int:
+        return len(self.sizes)
+
+    def gather(self, index: np.ndarray) -> list[np.ndarray | None]:
+        index = np.asarray(index)
+        pixels = self.pixels
+        return [
+            pixels[start : start + height * width * 3].reshape(height, width, 3) if height else None
+            for start, (height, width) in zip(self.offsets[index].tolist(), self.sizes[index].tolist(), strict=True)
+        ]
+
+
+class StreamedPixels:
+    """Pictures decoded whenever they are asked for; bad ones are found on the way.
+
+    Args:
+        source: where they come from.
+        short_side: pixels, see `ImageSource.read`.
+        workers: decoding processes that a `Loader` may start; 0 = as many as there are cores.
+    """
+
+    def __init__(self, source: ImageSource, short_side: int | None, workers: int = 0) -> None:
+        self.source = source
+        self.short_side = short_side
+        self.workers = workers
+        self.bad: dict[int, str] = {}
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    @property
+    def good(self) -> np.ndarray:
+        return np.setdiff1d(np.arange(len(self)), np.fromiter(self.bad, np.int64, len(self.bad)))
+
+    def gather(self, index: np.ndarray) -> list[np.ndarray | None]:
+        decoded = decode_batch(self.source, np.asarray(index), self.short_side)
+        self.bad.update(decoded.reasons)
+        return decoded.images()
+
+
+def load_pixels(
+    source: ImageSource,
+    *,
+    short_side: int | None,
+    cache_gb: float,
+    workers: int = 0,
+    directory: Path | None = None,
+    progress: Progress | None = None,
+) -> Pixels:
+    """The pictures of `source`, decoded once if they fit.
+
+    Up to 256 MB live in memory. Up to `cache_gb` go to a file under the cache folder, found again by the next
+    run; the least recently used entries make room there. Beyond, or where the folder cannot be written to,
+    pictures are decoded on demand.
+
+    Args:
+        source: see `open_images`.
+        short_side: shrink larger pictures to this shorter side, in pixels; None keeps their size.
+        cache_gb: budget of the cache folder in GB (1e9 bytes); 0 = never keep decoded pictures.
+        workers: decoding processes; 0 = as many as there are cores.
+        directory: instead of `cache_folder()`.
+        progress: called with (images done, N) while decoding.
+
+    Raises:
+        DeepClusterError: not one image of the source can be decoded.
+    """
+    ready = _as_they_are(source, short_side)
+    if ready is not None:
+        return ready
+    budget = int(cache_gb * 1e9)
+    folder = (directory or cache_folder()) / "pixels"
+    estimate = _estimate(source, short_side)
+    if estimate > budget:
+        return StreamedPixels(source, short_side, workers)
+    if estimate <= SMALL:
+        return _checked(_in_memory(source, short_side, workers, progress))
+    entry = folder / _key(source, short_side)
+    try:
+        found = _open(entry, source)
+        if found is None:
+            folder.mkdir(parents=True, exist_ok=True)
+            _sweep(folder)
+            _evict(folder, budget - estimate)
+            if shutil.disk_usage(folder).free < estimate * 1.05:
+                raise OSError(f"it has less than {estimate / 1e9:.1f} GB left")
+            _write(entry, source, short_side, workers, progress)
+            found = _open(entry, source)
+        if found is None:
+            raise OSError("what was written cannot be read back")
+    except OSError as error:
+        warnings.warn(
+            f"the image cache {folder} cannot be used ({error.strerror or error}): images are decoded anew each epoch, "
+            "which is slower; point DEEPCLUSTER_CACHE at a folder with room",
+            stacklevel=2,
+        )
+        return StreamedPixels(source, short_side, workers)
+    return _checked(found)
+
+
+def _as_they_are(source: ImageSource, short_side: int | None) -> StoredPixels | None:
+    """A source that is one array of RGB pictures, none to be shrunk, needs no copy."""
+    block: np.ndarray | None = getattr(source, "block", None)
+    if block is None or (short_side is not None and min(block.shape[1:3]) > short_side):
+        return None
+    count, height, width = block.shape[:3]
+    offsets = np.arange(count, dtype=np.int64) * (height * width * 3)
+    return StoredPixels(source, block.reshape(-1), offsets, np.tile([height, width], (count, 1)), {})
+
+
+def _estimate(source: ImageSource, short_side: int | None) -> int:
+    """Bytes that the decoded pictures will take, from up to 48 of them, evenly spaced."""
+    sample = np.unique(np.linspace(0, len(source) - 1, 48).astype(int))
+    decoded = decode_batch(source, sample, short_side)
+    good = len(sample) - len(decoded.reasons)
+    return int(decoded.pixels.nbytes / max(good, 1) * len(source) * (1.0 if good == len(source) else 1.1))
+
+
+def _chunks(source: ImageSource) -> list[np.ndarray]:
+    return np.array_split(np.arange(len(source)), max(1, -(-len(source) // CHUNK)))
+
+
+def _in_memory(source: ImageSource, short_side: int | None, workers: int, progress: Progress | None) -> StoredPixels:
+    parts, sizes, bad = [], [], {}
+    done = 0
+    for decoded in stream(source, _chunks(source), short_side, workers):
+        parts.append(decoded.pixels.copy())  # frees the shared memory it came through
+        sizes.append(decoded.sizes.copy())
+        bad.update(decoded.reasons)
+        done += len(decoded.index)
+        if progress:
+            progress(done, len(source))
+    return StoredPixels(source, np.concatenate(parts), *_layout(np.concatenate(sizes)), bad)
+
+
+def _layout(sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(offsets, sizes) of pictures that lie one after another."""
+    lengths = sizes.prod(1) * 3
+    return np.cumsum(lengths) - lengths, sizes
+
+
+def _key(source: ImageSource, short_side: int | None) -> str:
+    return hashlib.blake2b(f"{FORMAT} {source.fingerprint()} {short_side}".encode(), digest_size=12).hexdigest()
+
+
+def _open(entry: Path, source: ImageSource) -> StoredPixels | None:
+    """A finished cache entry, or None when there is none, or one that is damaged."""
+    try:
+        meta = json.loads((entry / "meta.json").read_text())
+        sizes = np.load(entry / "sizes.npy", allow_pickle=False)
+        pixels = np.memmap(entry / "pixels.bin", np.uint8, mode="c")  # read-only arrays make torch warn
+        whole = len(sizes) == len(source) and pixels.nbytes == int(sizes.prod(1).sum()) * 3 == meta["bytes"]
+    except (OSError, ValueError, KeyError):
+        return None
+    if not whole:
+        return None
+    with contextlib.suppress(OSError):  # a cache shared read-only is fine
+        os.utime(entry / "meta.json")  # used just now: evicted last
+    bad = {int(index): reason for index, reason in meta["bad"].items()}
+    return StoredPixels(source, np.asarray(pixels), *_layout(sizes), bad)
+
+
+def _write(entry: Path, source: ImageSource, short_side: int | None, workers: int, progress: Progress | None) -> None:
+    """Decode everything into a folder of our own, then rename it to `entry`."""
+    own = entry.parent / f".{entry.name}-{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+    own.mkdir()
+    try:
+        sizes, bad = [], {}
+        done = total = 0
+        with open(own / "pixels.bin", "wb") as file:
+            for decoded in stream(source, _chunks(source), short_side, workers):
+                file.write(decoded.pixels.data)
+                total += decoded.pixels.nbytes
+                sizes.append(decoded.sizes.copy())
+                bad.update(decoded.reasons)
+                done += len(decoded.index)
+                if progress:
+                    progress(done, len(source))
+        np.save(own / "sizes.npy", np.concatenate(sizes))
+        meta = {"source": source.name, "short_side": short_side, "bytes": total, "bad": bad}
+        (own / "meta.json").write_text(json.dumps(meta))
+        try:
+            os.rename(own, entry)
+        except OSError:
+            if _open(entry, source) is None:  # not another process's finished work, but a damaged entry
+                shutil.rmtree(entry, ignore_errors=True)
+                os.rename(own, entry)
+    finally:
+        shutil.rmtree(own, ignore_errors=True)
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what killed processes of this machine left behind."""
+    for left in folder.glob(f".*-{socket.gethostname()}-*-*"):
+        pid = left.name.split("-")[-2]
+        if pid.isdigit() and not _alive(int(pid)):
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        pass
+    return True
+
+
+def _evict(folder: Path, room: int) -> None:
+    """Remove least recently used entries until those left take at most `room` bytes; open ones stay readable."""
+    entries = []
+    for meta in folder.glob("*/meta.json"):
+        try:
+            entries.append((meta.stat().st_mtime, (meta.parent / "pixels.bin").stat().st_size, meta.parent))
+        except OSError:
+            continue
+    held = sum(size for _, size, _ in entries)
+    for used, size, entry in sorted(entries):
+        if held <= room or time.time() - used < 60:  # just made or opened, perhaps not mapped yet
+            break
+        shutil.rmtree(entry, ignore_errors=True)
+        held -= size
+
+
+def _checked(pixels: StoredPixels) -> StoredPixels:
+    if not len(pixels.good):
+        index, reason = next(iter(pixels.bad.items()))
+        raise DeepClusterError(
+            f"none of the {len(pixels)} images of {pixels.source.name} can be decoded; "
+            f"the first is {pixels.source.path(index)}: {reason}"
+        )
+    return pixels

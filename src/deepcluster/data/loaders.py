@@ -1,0 +1,164 @@
+"""Batches of views in a given order, made ahead in a background thread.
+
+A `Loader` gives the same batches bit for bit whatever the prefetch, the workers or the batch it starts at.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from deepcluster.data.augment import augment, plain
+from deepcluster.data.cache import Pixels, StreamedPixels
+from deepcluster.data.stream import stream
+from deepcluster.data.views import IMAGENET_MEAN, IMAGENET_STD, Views, draw
+from deepcluster.records import Batch, seeded
+
+
+class Loader:
+    """Iterates over `Batch`es; may be iterated again, with the same result.
+
+    Args:
+        pixels: the pictures, from `load_pixels`.
+        order: (n,) int64 indices to show, in order; one that cannot be decoded is left out of its
+            batch, which is then smaller.
+        batch_size: images a batch; the last may be smaller.
+        views: what random views to make; None = the plain view.
+        size: height and width of the plain view, in pixels.
+        key: what the draws of this pass depend on, such as (seed, epoch); batch i draws from (*key, i).
+        start: first batch to give, so that a resumed epoch goes on where it stood.
+        device: where views are made and left.
+        drop_last: leave out a last batch that is smaller.
+        prefetch: batches made ahead; 0 = each is made when it is asked for, by the asking thread.
+        mean: of the plain view's normalization, in [0, 1]; random views have their own.
+        std: likewise.
+    """
+
+    def __init__(
+        self,
+        pixels: Pixels,
+        order: Tensor | np.ndarray | Sequence[int],
+        *,
+        batch_size: int,
+        views: Views | None = None,
+        size: int = 224,
+        key: tuple[int, ...] = (0,),
+        start: int = 0,
+        device: torch.device | str = "cpu",
+        drop_last: bool = False,
+        prefetch: int = 2,
+        mean: Sequence[float] = IMAGENET_MEAN,
+        std: Sequence[float] = IMAGENET_STD,
+    ) -> None:
+        self.pixels = pixels
+        indices = np.asarray(order, np.int64)
+        count = len(indices) // batch_size if drop_last else -(-len(indices) // batch_size)
+        self.batches = [indices[k * batch_size : (k + 1) * batch_size] for k in range(count)]
+        self.views = views
+        self.size = size
+        self.key = tuple(key)
+        self.start = start
+        self.device = torch.device(device)
+        self.prefetch = prefetch
+        self.mean, self.std = tuple(mean), tuple(std)
+
+    def __len__(self) -> int:
+        """Batches still to come: those before `start` are not counted."""
+        return max(0, len(self.batches) - self.start)
+
+    def __iter__(self) -> Iterator[Batch]:
+        if self.prefetch <= 0:
+            yield from self._make()
+            return
+        yield from ahead(self._make(), self.prefetch)
+
+    def _make(self) -> Iterator[Batch]:
+        for number, (index, images) in enumerate(self._images(), self.start):
+            batch = self._batch(number, index, images)
+            if batch is not None:
+                yield batch
+
+    def _images(self) -> Iterator[tuple[np.ndarray, list[np.ndarray | None]]]:
+        batches = self.batches[self.start :]
+        pixels = self.pixels
+        if not isinstance(pixels, StreamedPixels):
+            for index in batches:
+                yield index, pixels.gather(index)
+            return
+        for decoded in stream(pixels.source, batches, pixels.short_side, pixels.workers):
+            pixels.bad.update(decoded.reasons)
+            yield decoded.index, decoded.images()
+
+    def _batch(self, number: int, index: np.ndarray, images: list[np.ndarray | None]) -> Batch | None:
+        """Batch `number`; images that cannot be decoded are left out, None when none is left."""
+        keep = [row for row, image in enumerate(images) if image is not None]
+        if not keep:
+            return None
+        # A stand-in keeps the draws of all others where they are; it is taken out again at the end.
+        full = [_STAND_IN if image is None else image for image in images]
+        if self.views is None:
+            views: tuple[Tensor, ...] = (plain(full, self.size, self.device, self.mean, self.std),)
+        else:
+            generator = seeded(*self.key, number)
+            sizes = np.array([image.shape[:2] for image in full])
+            views = tuple(
+                augment(full, draw(self.views, sizes, generator), self.views, self.device)
+                for _ in range(self.views.count)
+            )
+        if len(keep) < len(full):
+            views = tuple(view[keep] for view in views)
+        return Batch(torch.from_numpy(index[keep]), views)
+
+
+_STAND_IN = np.zeros((1, 1, 3), np.uint8)
+_END = object()
+
+
+def ahead(items: Iterator[Batch], depth: int) -> Iterator[Batch]:
+    """`items`, made up to `depth` ahead by a thread, which ends when they do, fail, or nobody asks any more."""
+    ready: queue.Queue = queue.Queue(depth)
+    stop, started = threading.Event(), threading.Event()
+    threads = torch.get_num_threads()
+
+    def put(item: object) -> bool:
+        while not stop.is_set():
+            try:
+                ready.put(item, timeout=0.1)
+                return True
+            except queue.Full:
+                continue
+        return False
+
+    def work() -> None:
+        # One core for this thread's tensor work: the others train. The number is a thread's own, but is also
+        # what threads born later start from, so the caller sets it back.
+        torch.set_num_threads(1)
+        started.set()
+        try:
+            for item in items:
+                if not put(item):
+                    return
+            put(_END)
+        except BaseException as error:  # handed to whoever iterates
+            put(error)
+
+    thread = threading.Thread(target=work, name="deepcluster-loader", daemon=True)
+    thread.start()
+    started.wait()
+    torch.set_num_threads(threads)
+    try:
+        while True:
+            item = ready.get()
+            if item is _END:
+                return
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+    finally:
+        stop.set()
+        thread.join()

@@ -1,0 +1,186 @@
+"""What a random view of an image is, and the drawing of its random numbers.
+
+`Views` says how strongly images vary; `draw` turns it into numbers, one set per image, with torchvision's own
+distributions. No pixel is touched here.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from deepcluster.records import DeepClusterError
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+#: The four operations of color jitter, and every order they may come in.
+JITTER = ("brightness", "contrast", "saturation", "hue")
+ORDERS = tuple(itertools.permutations(range(4)))
+#: Images that share the order of the four operations, so that they can be computed together.
+BLOCK = 32
+
+BLUR_SIGMA = (0.1, 2.0)  # pixels, as in SimCLR (arXiv 2002.05709, appendix A)
+
+
+@dataclass(frozen=True)
+class Views:
+    """How a random view of an image is made; the defaults are the crop and flip of arXiv 1807.05520 §3.4."""
+
+    size: int = 224
+    """Height and width of a view, in pixels."""
+    count: int = 1
+    """Views of each image."""
+    crop_scale: tuple[float, float] | None = (0.08, 1.0)
+    """Share of the area that a random crop takes; None: no random crop, the whole image resized."""
+    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    """Width over height of a random crop."""
+    flip: float = 0.5
+    """Probability of a horizontal flip."""
+    brightness: float = 0.0
+    """Factor drawn from 1 ± this; so are contrast and saturation."""
+    contrast: float = 0.0
+    saturation: float = 0.0
+    hue: float = 0.0
+    """Turn of the color circle, drawn from ± this, at most 0.5."""
+    jitter: float = 1.0
+    """Probability that brightness, contrast, saturation and hue vary at all."""
+    gray: float = 0.0
+    """Probability of a gray view."""
+    blur: float = 0.0
+    """Probability of a Gaussian blur with sigma from 0.1 to 2 pixels."""
+    rotate: float = 0.0
+    """Rotation drawn from ± this, in degrees."""
+    translate: float = 0.0
+    """Shift in x and y drawn from ± this share of the size."""
+    zoom: tuple[float, float] = (1.0, 1.0)
+    """Range of the scale about the center."""
+    shear: float = 0.0
+    """Shear in x drawn from ± this, in degrees."""
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
+
+    def __post_init__(self) -> None:
+        for name in ("flip", "jitter", "gray", "blur"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise DeepClusterError(f"views: {name}={getattr(self, name)} is no probability: give 0 to 1")
+        if not 0 <= self.hue <= 0.5:
+            raise DeepClusterError(f"views: hue={self.hue} is out of range: give 0 to 0.5")
+        if self.size < 1 or self.count < 1:
+            raise DeepClusterError(f"views: size={self.size} and count={self.count} must be at least 1")
+        if self.crop_scale is not None and not 0 < self.crop_scale[0] <= self.crop_scale[1]:
+            raise DeepClusterError(f"views: crop_scale={self.crop_scale} must be two shares of the area, ascending")
+
+    @property
+    def jitters(self) -> tuple[float, float, float, float]:
+        """Strength of brightness, contrast, saturation and hue."""
+        return self.brightness, self.contrast, self.saturation, self.hue
+
+    @property
+    def moves(self) -> bool:
+        """Whether views are rotated, shifted, zoomed or sheared."""
+        return bool(self.rotate or self.translate or self.shear or tuple(self.zoom) != (1.0, 1.0))
+
+
+@dataclass(frozen=True)
+class Draw:
+    """The random numbers of B views.
+
+    Attributes:
+        box: (B, 4) int64 top, left, height, width of the crop, in pixels of the image.
+        flip: (B,) bool.
+        factors: (B, 4) float32 factors of brightness, contrast and saturation, and the turn of hue; 1, 1, 1, 0
+            leaves an image alone.
+        orders: (ceil(B / BLOCK), 4) int64, the order in which these follow each other, for each block of images.
+        gray: (B,) bool.
+        sigma: (B,) float32 of the blur in pixels; 0 = none.
+        affine: (B, 5) float32 angle in degrees, shift right and down in pixels, scale, shear in degrees.
+    """
+
+    box: np.ndarray
+    flip: np.ndarray
+    factors: np.ndarray
+    orders: np.ndarray
+    gray: np.ndarray
+    sigma: np.ndarray
+    affine: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.box)
+
+
+def draw(views: Views, sizes: np.ndarray, generator: torch.Generator) -> Draw:
+    """One random view for each of B images.
+
+    The same count of random numbers is spent on each image whatever its size, so that a bad image in a batch
+    changes no other.
+
+    Args:
+        views: how strongly images vary.
+        sizes: (B, 2) int64 height and width of each image.
+        generator: source of the draw, on the CPU.
+    """
+    count = len(sizes)
+    random = torch.rand((count, 40), generator=generator, dtype=torch.float64).numpy()
+    blocks = torch.randint(len(ORDERS), (-(-count // BLOCK),), generator=generator).numpy()
+
+    def between(low: float, high: float, column: int) -> np.ndarray:
+        return low + (high - low) * random[:, column]
+
+    factors = np.stack(
+        [between(max(0.0, 1 - s), 1 + s, 24 + k) for k, s in enumerate(views.jitters[:3])]
+        + [between(-views.hue, views.hue, 27)],
+        axis=1,
+    )
+    factors[random[:, 28] >= views.jitter] = 1, 1, 1, 0
+    shift = views.translate * views.size
+    affine = np.stack(
+        [
+            between(-views.rotate, views.rotate, 29),
+            np.rint(between(-shift, shift, 30)),  # whole pixels, as torchvision draws them
+            np.rint(between(-shift, shift, 31)),
+            between(*views.zoom, 32),
+            between(-views.shear, views.shear, 33),
+        ],
+        axis=1,
+    )
+    return Draw(
+        box=_boxes(views, np.asarray(sizes, np.int64), random[:, :22]),
+        flip=random[:, 22] < views.flip,
+        factors=factors.astype(np.float32),
+        orders=np.array(ORDERS)[blocks],
+        gray=random[:, 34] < views.gray,
+        sigma=np.where(random[:, 35] < views.blur, between(*BLUR_SIGMA, 36), 0).astype(np.float32),
+        affine=affine.astype(np.float32),
+    )
+
+
+def _boxes(views: Views, sizes: np.ndarray, random: np.ndarray) -> np.ndarray:
+    """Crops (B, 4) as torchvision's RandomResizedCrop draws them: ten tries, then the largest central one."""
+    height, width = sizes[:, 0], sizes[:, 1]
+    whole = np.stack([np.zeros_like(height), np.zeros_like(width), height, width], axis=1)
+    if views.crop_scale is None:
+        return whole
+    low, high = np.log(views.crop_ratio)
+    area = (height * width)[:, None] * (
+        views.crop_scale[0] + (views.crop_scale[1] - views.crop_scale[0]) * random[:, :10]
+    )
+    ratio = np.exp(low + (high - low) * random[:, 10:20])
+    wide = np.rint(np.sqrt(area * ratio)).astype(np.int64)
+    tall = np.rint(np.sqrt(area / ratio)).astype(np.int64)
+    fits = (wide > 0) & (wide <= width[:, None]) & (tall > 0) & (tall <= height[:, None])
+    rows, first = np.arange(len(sizes)), fits.argmax(1)
+    wide, tall = wide[rows, first], tall[rows, first]
+    # No try fits a very long image: then all of its shorter side, within the allowed ratios.
+    shape = width / np.maximum(height, 1)
+    narrow, broad = shape < views.crop_ratio[0], shape > views.crop_ratio[1]
+    central_wide = np.where(broad, np.rint(height * views.crop_ratio[1]), width).astype(np.int64)
+    central_tall = np.where(narrow, np.rint(width / views.crop_ratio[0]), height).astype(np.int64)
+    found = fits.any(1)
+    wide, tall = np.where(found, wide, central_wide), np.where(found, tall, central_tall)
+    top = np.where(found, (random[:, 20] * (height - tall + 1)).astype(np.int64), (height - tall) // 2)
+    left = np.where(found, (random[:, 21] * (width - wide + 1)).astype(np.int64), (width - wide) // 2)
+    return np.stack([top, left, tall, wide], axis=1)
