@@ -51,9 +51,7 @@ class Backbone(nn.Module):
         torchvision: the torchvision model whose keys the trunk has, or None.
     """
 
-    def __init__(
-        self, name: str, sobel: nn.Module, parts: Parts, image_size: int, config: dict[str, Any]
-    ) -> None:
+    def __init__(self, name: str, sobel: nn.Module, parts: Parts, image_size: int, config: dict[str, Any]) -> None:
         super().__init__()
         self.sobel = sobel
         self.trunk = parts.trunk

@@ -41,14 +41,14 @@ def build_convnet(
     size: int,
     *,
     widths: Sequence[int] = (16, 32, 64, 128, 128),
-    pools: Sequence[int] = (1, 3, 5),
+    pools: Sequence[int] | None = None,
 ) -> Parts:
     """A ConvNet for (channels, size, size) input.
 
     Args:
         widths: output channels of each convolution.
-        pools: numbers of the convolutions, from 1, that a 2x2 max-pool follows. A pool that would leave no
-            map of so small an image is left out.
+        pools: numbers of the convolutions, from 1, that a 2x2 max-pool follows; by default 1, 3 and 5, as far
+            as there are so many. A pool that would leave no map of so small an image is left out.
 
     Taps conv1, conv2, ... are the output of each block, after its pool; pool is the mean.
 
@@ -57,10 +57,11 @@ def build_convnet(
     """
     if not widths or min(widths) < 1:
         raise DeepClusterError(f"A convnet needs widths of at least one channel, not {list(widths)}.")
+    if pools is None:
+        pools = [number for number in (1, 3, 5) if number <= len(widths)]
     if not all(1 <= number <= len(widths) for number in pools):
         raise DeepClusterError(
-            f"pools={list(pools)} must number convolutions from 1 to {len(widths)}; "
-            "give fewer pools or more widths."
+            f"pools={list(pools)} must number convolutions from 1 to {len(widths)}; give fewer pools or more widths."
         )
     fitting = sorted(set(pools))[: max(size.bit_length() - 1, 0)]
     trunk = ConvNet(channels, widths, fitting)

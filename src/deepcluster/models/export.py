@@ -46,10 +46,7 @@ def export_backbone(
             "config": json.dumps(backbone.config),
             "mean": json.dumps(list(backbone.mean)),
             "std": json.dumps(list(backbone.std)),
-        } | {
-            key: value if isinstance(value, str) else json.dumps(value)
-            for key, value in (metadata or {}).items()
-        }
+        } | {key: value if isinstance(value, str) else json.dumps(value) for key, value in (metadata or {}).items()}
         tensors = _tensors(backbone)
         return _write(file, lambda beside: save_file(tensors, beside, notes))
     if format == "torchvision":
@@ -60,9 +57,7 @@ def export_backbone(
             )
         tensors = _tensors(backbone.trunk)
         return _write(file, lambda beside: torch.save(tensors, beside))
-    raise DeepClusterError(
-        f"There is no export format {format!r} for backbones; choose one of {', '.join(FORMATS)}."
-    )
+    raise DeepClusterError(f"There is no export format {format!r} for backbones; choose one of {', '.join(FORMATS)}.")
 
 
 def load_backbone(file: str | Path) -> Backbone:
@@ -78,9 +73,7 @@ def load_backbone(file: str | Path) -> Backbone:
             notes = opened.metadata() or {}
             tensors = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118 - not a dict
     except (OSError, SafetensorError) as error:
-        raise DeepClusterError(
-            f"{file} cannot be read as safetensors ({error}); give a file of `export`."
-        ) from error
+        raise DeepClusterError(f"{file} cannot be read as safetensors ({error}); give a file of `export`.") from error
     try:
         config = json.loads(notes["config"])
         # The random weights that are about to be replaced leave the caller's generator as it was.
@@ -105,10 +98,11 @@ def _write(file: Path, write: Callable[[Path], None]) -> Path:
     beside = file.with_name(f".{file.name}.{uuid.uuid4().hex[:8]}.part")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        write(beside)
-        os.replace(beside, file)
+        try:
+            write(beside)
+            os.replace(beside, file)
+        finally:
+            beside.unlink(missing_ok=True)
     except (OSError, RuntimeError) as error:  # torch and safetensors have their own words for a full disk
         raise DeepClusterError(f"{file} cannot be written ({error}); choose another place.") from error
-    finally:
-        beside.unlink(missing_ok=True)
     return file

@@ -20,9 +20,7 @@ class ClusterHead(nn.Module):
     Weights are N(0, .01), biases 0 (arXiv 1807.05520 §3.3: the classifier starts anew with each clustering).
     """
 
-    def __init__(
-        self, dim: int, k: int, *, relu: bool = False, generator: torch.Generator | None = None
-    ) -> None:
+    def __init__(self, dim: int, k: int, *, relu: bool = False, generator: torch.Generator | None = None) -> None:
         super().__init__()
         self.relu = relu
         self.linear = nn.utils.skip_init(nn.Linear, dim, k)

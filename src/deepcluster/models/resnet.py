@@ -65,9 +65,7 @@ def build_resnet(
     return Parts(trunk, dim, taps, torchvision=None if small or channels != 3 else name)
 
 
-def build_torchvision(
-    name: str, channels: int, size: int, *, pretrained: bool = False, **options: Any
-) -> Parts:
+def build_torchvision(name: str, channels: int, size: int, *, pretrained: bool = False, **options: Any) -> Parts:
     """Any classifier of torchvision whose last layer is linear, without that layer.
 
     Taps: the children of its `features` or, without such, of the model; then pool, the output.

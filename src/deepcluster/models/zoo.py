@@ -74,9 +74,7 @@ def _builder(name: str, options: Iterable[str]) -> Callable[..., Parts]:
         takes = [parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
         for option in options:
             if option not in takes:
-                raise DeepClusterError(
-                    f"Backbone {name} has no option {option!r}; it has {', '.join(takes)}."
-                )
+                raise DeepClusterError(f"Backbone {name} has no option {option!r}; it has {', '.join(takes)}.")
         return own[name]
     if name in RESNETS:
         return partial(build_resnet, name)
@@ -105,9 +103,7 @@ def _torchvision_names() -> list[str]:
 def _unknown(name: str, known: Sequence[str]) -> DeepClusterError:
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]!r}? There are" if near else "there are"
-    return DeepClusterError(
-        f"No backbone {name!r}: {hint} {', '.join(OURS)}, timm:NAME and torchvision:NAME."
-    )
+    return DeepClusterError(f"No backbone {name!r}: {hint} {', '.join(OURS)}, timm:NAME and torchvision:NAME.")
 
 
 def _three(what: str, given: Sequence[float] | None, default: tuple[float, ...]) -> tuple[float, ...]:

@@ -1,0 +1,128 @@
+"""What leaves the house: safetensors that rebuild the backbone, and torchvision's own keys."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import torchvision
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from deepcluster.models.backbone import Backbone
+from deepcluster.models.export import export_backbone, load_backbone
+from deepcluster.models.zoo import build_backbone
+from deepcluster.records import DeepClusterError
+
+
+def used(backbone: Backbone, size: int) -> Backbone:
+    """One pass in training mode, so that the running statistics are not those of a new network."""
+    with torch.no_grad():
+        backbone.train()(torch.randn(4, 3, size, size))
+    return backbone.to(memory_format=torch.channels_last).eval()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"name": "convnet", "image_size": 16, "widths": (4, 8), "mean": (0.5, 0.5, 0.5)},
+        {"name": "resnet18", "image_size": 32, "sobel": "paper"},
+        {"name": "vit_tiny_patch16_224", "image_size": 32, "depth": 1},
+    ],
+    ids=lambda options: options["name"],
+)
+def test_safetensors_round_trip(options: dict, tmp_path: Path) -> None:
+    size = options["image_size"]
+    backbone = used(build_backbone(**options), size)
+    file = export_backbone(backbone, "safetensors", tmp_path / "new" / "b.safetensors", {"preset": "p", "k": 3})
+    images = torch.randn(2, 3, size, size)
+
+    state = torch.random.get_rng_state()
+    again = load_backbone(file)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert not again.training
+    assert (again.config, again.mean, again.std) == (backbone.config, backbone.mean, backbone.std)
+    with torch.no_grad():
+        assert torch.allclose(again(images), backbone(images), atol=1e-6)
+    with safe_open(file, "pt") as opened:
+        notes = opened.metadata()
+    assert notes["preset"] == "p" and notes["k"] == "3" and json.loads(notes["mean"]) == list(backbone.mean)
+    assert [path.name for path in file.parent.iterdir()] == ["b.safetensors"]
+
+
+@pytest.mark.parametrize("name", ["resnet18", "torchvision:resnet18"])
+def test_a_resnet_is_torchvisions(name: str, tmp_path: Path) -> None:
+    backbone = used(build_backbone(name, image_size=65), 65)
+    file = export_backbone(backbone, "torchvision", tmp_path / "b.pth")
+    theirs = torchvision.models.resnet18(num_classes=7)
+    result = theirs.load_state_dict(torch.load(file, weights_only=True), strict=False)
+    assert result.missing_keys == ["fc.weight", "fc.bias"] and result.unexpected_keys == []
+    theirs.fc = torch.nn.Identity()
+    images = torch.randn(2, 3, 65, 65)
+    with torch.no_grad():
+        assert torch.allclose(theirs.eval()(images), backbone(images), atol=1e-5)
+
+
+@pytest.mark.slow
+def test_vgg16_is_torchvisions(tmp_path: Path) -> None:
+    backbone = build_backbone("vgg16").eval()
+    file = export_backbone(backbone, "torchvision", tmp_path / "b.pth")
+    theirs = torchvision.models.vgg16_bn(num_classes=3).eval()
+    result = theirs.load_state_dict(torch.load(file, weights_only=True), strict=False)
+    assert result.missing_keys == ["classifier.6.weight", "classifier.6.bias"] and result.unexpected_keys == []
+    theirs.classifier = theirs.classifier[:4]
+    images = torch.randn(1, 3, 224, 224)
+    with torch.no_grad():
+        assert torch.allclose(theirs(images), backbone(images), atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"name": "convnet", "image_size": 8},
+        {"name": "alexnet", "image_size": 64},
+        {"name": "resnet18", "image_size": 32},
+        {"name": "resnet18", "image_size": 65, "sobel": "paper"},
+        {"name": "timm:resnet10t", "image_size": 32},
+    ],
+)
+def test_torchvision_has_no_such_network(options: dict, tmp_path: Path) -> None:
+    with pytest.raises(DeepClusterError, match="export it as safetensors"):
+        export_backbone(build_backbone(**options), "torchvision", tmp_path / "b.pth")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_mistakes_get_one_sentence(tmp_path: Path) -> None:
+    backbone = build_backbone("convnet", image_size=8)
+    with pytest.raises(DeepClusterError, match="choose one of safetensors, torchvision"):
+        export_backbone(backbone, "caffe", tmp_path / "b")
+    (tmp_path / "file").write_text("not a folder")
+    with pytest.raises(DeepClusterError, match="cannot be written"):
+        export_backbone(backbone, "safetensors", tmp_path / "file" / "b.safetensors")
+    with pytest.raises(DeepClusterError, match="cannot be read"):
+        load_backbone(tmp_path / "missing.safetensors")
+    with pytest.raises(DeepClusterError, match="cannot be read"):
+        load_backbone(tmp_path / "file")
+    save_file({"a": torch.zeros(1)}, tmp_path / "other.safetensors")
+    with pytest.raises(DeepClusterError, match="no config"):
+        load_backbone(tmp_path / "other.safetensors")
+    save_file({"a": torch.zeros(1)}, tmp_path / "wrong.safetensors", {"config": json.dumps(backbone.config)})
+    with pytest.raises(DeepClusterError, match="does not hold a backbone"):
+        load_backbone(tmp_path / "wrong.safetensors")
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    backbone = build_backbone("convnet", image_size=8)
+    file = export_backbone(backbone, "safetensors", tmp_path / "b.safetensors")
+    old = file.read_bytes()
+
+    def full(tensors: object, path: Path, notes: object) -> None:
+        Path(path).write_bytes(b"half")
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr("safetensors.torch.save_file", full)
+    with pytest.raises(DeepClusterError, match="No space left"):
+        export_backbone(backbone, "safetensors", file)
+    assert file.read_bytes() == old and [path.name for path in tmp_path.iterdir()] == ["b.safetensors"]
