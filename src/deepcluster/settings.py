@@ -36,7 +36,14 @@ class DeepClusterParams:
     """Against trivial solutions (§3.2): draw images uniformly over clusters; weigh the loss by the inverse cluster
     size instead; do nothing; or do what the published code does (its sampler indexes a reordered list)."""
     head: Literal["redraw", "centroids"] = "redraw"
-    """At each clustering the classifier is drawn anew from N(0, .01) (the paper) or set from the cluster means."""
+    """At each clustering the classifier is drawn anew from N(0, .01) and learned (the paper), or it is the centroids:
+    logits are cosines to them in whitened features, and only the features learn. Good for small data and short runs."""
+    temperature: float = 0.1
+    """Head centroids: cosines are divided by this."""
+    clusterings: int = 1
+    """Several k-means with different draws at once, each with its own classifier; the first one is reported."""
+    averaging: float = 0.0
+    """Features to cluster come from a running average of the weights with this decay, which calms small data; 0 = off."""
     head_lr: float | None = None
     """Learning rate of the classifier's own optimizer; none = the backbone's."""
 
@@ -61,6 +68,10 @@ class DataParams:
     """Decoded images are kept in a memory-mapped cache when they fit in this many gigabytes; otherwise each is decoded on demand."""
     workers: int = 0
     """Processes that decode; 0 = as many as there are processor cores."""
+    views: int = 1
+    """Views of each image in a step; all share its pseudo-label."""
+    view_size: int = 0
+    """Side of the training views in pixels, where they are to be smaller than the image size; 0 = the same."""
     crop_scale: tuple[float, float] | None = (0.08, 1.0)
     """Share of the image's area that a random crop covers; none = no random crop."""
     crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)

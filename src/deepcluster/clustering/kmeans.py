@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from deepcluster.clustering import int8
 from deepcluster.clustering.lloyd import (
     BLOCK_NUMBERS,
     Moments,
@@ -29,6 +30,7 @@ from deepcluster.clustering.seeding import plus_plus, random_rows
 from deepcluster.clustering.stream import Rows, in_kind, write_rows
 from deepcluster.records import DeepClusterError, seeded
 
+SCREEN_FROM = 256  # clusters from which 8-bit products save more than they cost
 EXACT = "donot_use_mm_for_euclid_dist"
 
 
@@ -49,7 +51,7 @@ class KMeans:
             when no row changes its cluster.
         n_init: runs from different starts, the best of which is kept; 1 for an array as `init`.
         random_state: seed; the same seed gives the same result. None = different every time.
-        chunk: rows per reading from disk; None = 32 MiB of them. The result may depend on it in the last
+        chunk: rows per reading from disk; None = 64 MiB of them. The result may depend on it in the last
             digits of sums.
         precision: of the products in the iterations. "float32"; "bfloat16", for devices with units for
             it; "int8" screens by 8-bit products and decides close cases in float32 (CPUs with VNNI);
@@ -165,6 +167,12 @@ class KMeans:
         )
 
     def _finder(self, points: Points, facts: Moments) -> Callable[[Tensor], Finder]:
+        """What makes the search for given centroids: `precision`, resolved for these points."""
+        screened = self.precision == "int8"
+        if self.precision == "auto":
+            screened = points.device.type == "cpu" and self.n_clusters >= SCREEN_FROM and int8.supported()
+        if screened:
+            return int8.Screen(points.n, points.dim, square=facts.square, peak=facts.peak, longest=facts.longest)
         return lambda centroids: Nearest(centroids, half=self.precision == "bfloat16")
 
     def predict(self, x: Any) -> Any:

@@ -12,12 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from deepcluster.clustering.nearest import Finder, Nearest
+from deepcluster.clustering.nearest import SPAN, Finder, Nearest
+from deepcluster.clustering.parallel import over_spans
 from deepcluster.clustering.stream import Rows
 from deepcluster.clustering.whitening import normalize_rows
 from deepcluster.records import DeepClusterError
 
-BLOCK_NUMBERS = 1 << 23  # numbers in a block (32 MiB): fixed, so that sums do not depend on where rows lie
+BLOCK_NUMBERS = 1 << 24  # numbers in a block (64 MiB): fixed, so that sums do not depend on where rows lie
 BAG = 1024  # rows summed in float32 before the sum goes to float64
 SPLIT = 1 / 1024  # how far the two halves of a split cluster are moved apart, as in faiss
 
@@ -26,7 +27,7 @@ class Points:
     """The rows k-means sees: of unit length where it is spherical, about `offset` where that is given.
 
     Args:
-        chunk: rows of a block; None = 32 MiB of them.
+        chunk: rows of a block; None = 64 MiB of them.
     """
 
     def __init__(self, rows: Rows, spherical: bool = False, chunk: int | None = None, offset: Tensor | None = None):
@@ -55,11 +56,12 @@ class Points:
 
 @dataclass
 class Moments:
-    """What one reading of the points tells: their mean, squared norm in all, and largest magnitude."""
+    """What one reading of the points tells."""
 
     mean: Tensor  # (D,) float64
-    square: float  # sum over points and dimensions
-    peak: float
+    square: float  # sum of squared norms
+    peak: float  # largest magnitude of a coordinate
+    longest: float  # largest norm
 
 
 @dataclass
@@ -73,20 +75,22 @@ class Solution:
 def moments(points: Points) -> Moments:
     """Raises DeepClusterError where a point holds NaN or infinity."""
     total = torch.zeros(points.dim, dtype=torch.float64, device=points.device)
-    square, peak = 0.0, 0.0
+    square, peak, longest = 0.0, 0.0, 0.0
     for start, block in points.blocks():
         total += block.sum(0, dtype=torch.float64)
-        peak = max(peak, float(block.abs().max()))
-        part = float(torch.linalg.vector_norm(block, dtype=torch.float64)) ** 2
-        if not np.isfinite(part):
+        low, high = block.aminmax()
+        peak = max(peak, float(high), -float(low))
+        norms = torch.linalg.vector_norm(block, dim=1, dtype=torch.float64)
+        if not torch.isfinite(norms).all():
             bad = (~torch.isfinite(block).all(1)).nonzero()
             if len(bad):
                 raise DeepClusterError(
                     f"Row {start + int(bad[0, 0])} of the features holds NaN or infinity; leave out such "
                     "rows before clustering."
                 )
-        square += part
-    return Moments(total / points.n, square, peak)
+        square += float(norms.square().sum())
+        longest = max(longest, float(norms.max()))
+    return Moments(total / points.n, square, peak, longest)
 
 
 def lloyd(
@@ -144,11 +148,22 @@ def add_sums(sums: Tensor, block: Tensor, label: Tensor) -> Tensor:
     """
     k = len(sums)
     sizes = torch.bincount(label, minlength=k)
-    bags = (sizes + BAG - 1) // BAG
+    order = by_cluster(label, k)
+    bags = ((sizes + BAG - 1) // BAG).clamp_min_(1)
     owner = torch.repeat_interleave(torch.arange(k, device=block.device), bags)
     rank = torch.arange(len(owner), device=block.device) - (bags.cumsum(0) - bags)[owner]
     first = (sizes.cumsum(0) - sizes)[owner] + rank * BAG
-    part = torch.nn.functional.embedding_bag(by_cluster(label, k), block, first, mode="sum")
+
+    def add(start: int, stop: int) -> Tensor:
+        last = int(first[stop]) if stop < len(first) else len(order)
+        part = order[int(first[start]) : last]
+        return torch.nn.functional.embedding_bag(part, block, first[start:stop] - first[start], mode="sum")
+
+    span = -(-len(owner) // torch.get_num_threads()) if block.device.type == "cpu" else len(owner)
+    part = torch.cat(over_spans(add, len(owner), span))
+    if len(owner) == k:
+        sums += part
+        return sizes
     for turn in range(int(bags.max())):  # one bag of each cluster at a time
         now = rank == turn
         sums[owner[now]] += part[now]
@@ -218,9 +233,14 @@ def assign(points: Points, centroids: Tensor) -> tuple[Tensor, Tensor]:
     for start, block in points.blocks():
         found = find(block)
         label[start : start + len(block)] = found
-        for i in range(0, len(block), 4096):
-            apart = block[i : i + 4096] - centroids[found[i : i + 4096]]
-            distance[start + i : start + i + len(apart)] = apart.square_().sum(1)
+        measured = distance[start : start + len(block)]
+
+        def measure(
+            first: int, last: int, block: Tensor = block, found: Tensor = found, into: Tensor = measured
+        ) -> None:
+            into[first:last] = (block[first:last] - centroids[found[first:last]]).square_().sum(1)
+
+        over_spans(measure, len(block), SPAN)
     return label, distance
 
 

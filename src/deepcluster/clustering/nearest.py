@@ -11,8 +11,11 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from deepcluster.clustering.parallel import over_spans
+
 ROWS = 512  # rows and
 WIDTH = 1024  # centroids of a tile of scores on a CPU: 2 MiB
+SPAN = 4096  # rows that one thread takes at a time
 LANES = 32  # a tile's columns are reduced in this many interleaved groups, which vectorizes
 GPU_SCORES = 1 << 27  # scores held at once on an accelerator: 512 MiB
 
@@ -44,17 +47,22 @@ class Nearest:
         self.columns = centroids.T
         if self.on_cpu:
             self.tiles = [_tile(centroids[i : i + WIDTH], self.bias[i : i + WIDTH]) for i in range(0, self.k, WIDTH)]
-            self.scores = torch.empty(ROWS * min(WIDTH, self.tiles[0][0].shape[1]))
 
     def __call__(self, block: Tensor, start: int = 0) -> Tensor:
         """(B,) int64, the nearest centroid of each row of block (B, D); `start` is not needed here."""
         if self.half:
             block = block.bfloat16() if not self.on_cpu else block.bfloat16().float()
-        label = torch.empty(len(block), dtype=torch.int64, device=block.device)
-        step = ROWS if self.on_cpu else max(1, GPU_SCORES // self.k)
-        find = self._find_on_cpu if self.on_cpu else self._find
+        label = torch.zeros(len(block), dtype=torch.int64, device=block.device)
+        if self.on_cpu:
+
+            def find(first: int, last: int) -> None:
+                self._find_on_cpu(block[first:last], label[first:last])
+
+            over_spans(find, len(block), SPAN)
+            return label
+        step = max(1, GPU_SCORES // self.k)
         for i in range(0, len(block), step):
-            label[i : i + step] = find(block[i : i + step])
+            label[i : i + step] = self._find(block[i : i + step])
         return label
 
     def _find(self, part: Tensor) -> Tensor:
@@ -64,20 +72,18 @@ class Nearest:
             scores = part @ self.columns
         return scores.add_(self.bias).argmax(1)
 
-    def _find_on_cpu(self, part: Tensor) -> Tensor:
-        best = label = None
-        for tile, (columns, bias) in enumerate(self.tiles):
-            width = columns.shape[1]
-            scores = self.scores[: len(part) * width].view(len(part), width)
-            torch.mm(part, columns, out=scores).add_(bias)
-            value, where = largest(scores)
-            if best is None or label is None:
-                best, label = value, where
-            else:
-                label = torch.where(value > best, where + tile * WIDTH, label)
-                best = torch.maximum(best, value)
-        assert label is not None
-        return label
+    def _find_on_cpu(self, block: Tensor, label: Tensor) -> None:
+        buffer = torch.empty(min(ROWS, len(block)) * self.tiles[0][0].shape[1])
+        for i in range(0, len(block), ROWS):
+            part, answer = block[i : i + ROWS], label[i : i + ROWS]
+            best = torch.full((len(part),), -torch.inf)
+            for tile, (columns, bias) in enumerate(self.tiles):
+                width = columns.shape[1]
+                scores = buffer[: len(part) * width].view(len(part), width)
+                torch.mm(part, columns, out=scores).add_(bias)
+                value, where = largest(scores)
+                answer.copy_(torch.where(value > best, where + tile * WIDTH, answer))
+                torch.maximum(best, value, out=best)
 
 
 def largest(scores: Tensor) -> tuple[Tensor, Tensor]:

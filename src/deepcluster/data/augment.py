@@ -76,7 +76,7 @@ def _finish(small: Tensor, draws: Draw, views: Views, device: torch.device) -> T
     # On a GPU a block is what shares an order of operations; on a CPU it is also what fits the cache.
     step = BLOCK if device.type != "cpu" else max(1, min(BLOCK, CACHED // (3 * size * size)))
     work = torch.empty((step, 3, size, size), device=device)
-    recolor = Recolor(step, size, device)
+    recolor = Recolor(step, size * size, device)
     factors = torch.from_numpy(draws.factors).to(device, non_blocking=True)
     for first in range(0, count, BLOCK):
         order = draws.orders[first // BLOCK].tolist()

@@ -1,7 +1,7 @@
 """Color jitter of many images at once, equal to torchvision's `adjust_*` functions for the same factors.
 
-Pictures are float planes in 0 … 255 and change in place; scratch space is made once, since fresh memory
-costs more than the arithmetic.
+Pictures are float planes in 0 … 255 and change in place. Scratch space is made once, since fresh memory costs
+more than the arithmetic.
 """
 
 from __future__ import annotations
@@ -16,22 +16,23 @@ LUMA = (0.2989, 0.587, 0.114)
 
 
 class Recolor:
-    """Changes blocks of up to `images` pictures of height and width `size`, on one device.
+    """Changes blocks of pictures on one device.
 
     Args:
         images: most pictures in a block.
-        size: pixels.
-        device: where the pictures lie.
+        pixels: of each picture.
+        device: where they lie.
     """
 
-    def __init__(self, images: int, size: int, device: torch.device | str = "cpu") -> None:
-        self._planes = torch.empty((6, images, size, size), device=device)
+    def __init__(self, images: int, pixels: int, device: torch.device | str = "cpu") -> None:
+        self._planes = torch.empty((5, images, pixels), device=device)
+        self._luma = torch.tensor(LUMA, device=device)
 
     def jitter_(self, x: Tensor, factors: Tensor, order: Sequence[int], active: Sequence[bool]) -> None:
         """Brightness, contrast, saturation and hue in the given order.
 
         Args:
-            x: (n, 3, S, S) float32 in 0 … 255, changed in place.
+            x: (n, 3, S, S) float32 in 0 … 255, contiguous, changed in place.
             factors: (n, 4), see `Draw.factors`.
             order: permutation of 0 … 3.
             active: which of the four vary at all.
@@ -43,21 +44,25 @@ class Recolor:
 
     def brightness_(self, x: Tensor, factor: Tensor) -> None:
         """x · f."""
-        x.mul_(_per_image(factor)).clamp_max_(255)
+        flat = x.view(len(x), -1)
+        flat.mul_(factor[:, None]).clamp_max_(255)
 
     def contrast_(self, x: Tensor, factor: Tensor) -> None:
         """A blend with the mean luma of each whole image."""
-        mean = x.mean((2, 3)) @ x.new_tensor(LUMA)
-        x.mul_(_per_image(factor)).add_(_per_image((1 - factor) * mean)).clamp_(0, 255)
+        mean = x.mean((2, 3)) @ self._luma
+        flat = x.view(len(x), -1)
+        flat.mul_(factor[:, None]).add_(((1 - factor) * mean)[:, None]).clamp_(0, 255)
 
     def saturation_(self, x: Tensor, factor: Tensor) -> None:
         """A blend with the luma of each pixel."""
-        luma = self._luma(x).mul_((1 - factor)[:, None, None])
-        x.mul_(_per_image(factor)).add_(luma[:, None]).clamp_(0, 255)
+        flat = x.view(len(x), 3, -1)
+        luma = _luma(flat, self._planes[0, : len(x)]).mul_((1 - factor)[:, None])
+        flat.mul_(factor[:, None, None]).add_(luma[:, None]).clamp_(0, 255)
 
     def gray_(self, x: Tensor) -> None:
         """All three channels become luma."""
-        x.copy_(self._luma(x)[:, None])
+        flat = x.view(len(x), 3, -1)
+        flat.copy_(_luma(flat, self._planes[0, : len(x)])[:, None])
 
     def hue_(self, x: Tensor, turn: Tensor) -> None:
         """A turn of the color circle in HSV, saturation and value kept.
@@ -67,35 +72,37 @@ class Recolor:
         case for which channel is largest: 6 · |h| · c = v - 2 · min + green + blue - red, and green > blue
         tells the side.
         """
-        red, green, blue = x.unbind(1)
-        value, chroma, hue, near, low = self._planes[:5, : len(x)].unbind(0)
-        torch.maximum(red, green, out=value)
-        torch.maximum(value, blue, out=value)
-        torch.minimum(red, green, out=low)
-        torch.minimum(low, blue, out=low)
-        torch.sub(value, low, out=chroma)
-        chroma.clamp_min_(1e-6).mul_(6)  # grey pixels have no hue: any will do, but not 0/0
-        torch.add(green, blue, out=hue).sub_(red).add_(value).sub_(low, alpha=2).div_(chroma)
-        torch.sub(green, blue, out=near)
-        torch.copysign(hue, near, out=hue)
-        hue.add_(turn[:, None, None])
-        torch.round(hue, out=near)
-        hue.sub_(near)  # in [-1/2, 1/2]
-        # From here on `chroma` is six times itself, and with p = clamp(…, 1/6, 1/3)
-        # red = value + chroma - 6 chroma p,  green and blue = value - 2 chroma + 6 chroma p.
-        torch.abs(hue, out=near).clamp_(1 / 6, 1 / 3)
-        torch.add(value, chroma, alpha=1 / 6, out=low)
-        torch.addcmul(low, chroma, near, value=-1, out=red)
-        value.sub_(chroma, alpha=1 / 3)
-        for channel, center in ((green, 1 / 6), (blue, -1 / 6)):  # p = clamp(1/2 - distance, …) = clamp(|h ± 1/6|, …)
-            torch.add(hue, center, out=near).abs_().clamp_(1 / 6, 1 / 3)
-            torch.addcmul(value, chroma, near, out=channel)
-
-    def _luma(self, x: Tensor) -> Tensor:
-        out = self._planes[5, : len(x)]
-        torch.mul(x[:, 0], LUMA[0], out=out)
-        return out.add_(x[:, 1], alpha=LUMA[1]).add_(x[:, 2], alpha=LUMA[2])
+        _turn_hue(x.view(len(x), 3, -1), turn[:, None], self._planes[:, : len(x)])
 
 
-def _per_image(values: Tensor) -> Tensor:
-    return values[:, None, None, None]
+def _turn_hue(x: Tensor, turn: Tensor, planes: Tensor) -> None:
+    """See `Recolor.hue_`; pixels (n, 3, p), turn (n, 1), scratch (5, n, p)."""
+    red, green, blue = x.unbind(1)
+    value, chroma, hue, near, low = planes.unbind(0)
+    torch.maximum(red, green, out=value)
+    torch.maximum(value, blue, out=value)
+    torch.minimum(red, green, out=low)
+    torch.minimum(low, blue, out=low)
+    torch.sub(value, low, out=chroma)
+    chroma.clamp_min_(1e-6).mul_(6)  # grey pixels have no hue: any will do, but not 0/0
+    torch.add(green, blue, out=hue).sub_(red).add_(value).sub_(low, alpha=2).div_(chroma)
+    torch.sub(green, blue, out=near)
+    torch.copysign(hue, near, out=hue)
+    hue.add_(turn)
+    torch.round(hue, out=near)
+    hue.sub_(near)  # in [-1/2, 1/2]
+    # From here on `chroma` is six times itself, and with p = clamp(…, 1/6, 1/3)
+    # red = value + chroma - 6 chroma p,  green and blue = value - 2 chroma + 6 chroma p.
+    torch.abs(hue, out=near).clamp_(1 / 6, 1 / 3)
+    torch.add(value, chroma, alpha=1 / 6, out=low)
+    torch.addcmul(low, chroma, near, value=-1, out=red)
+    value.sub_(chroma, alpha=1 / 3)
+    for channel, center in ((green, 1 / 6), (blue, -1 / 6)):  # 1/2 - distance = |h ± 1/6|, or both are clamped
+        torch.add(hue, center, out=near).abs_().clamp_(1 / 6, 1 / 3)
+        torch.addcmul(value, chroma, near, out=channel)
+
+
+def _luma(x: Tensor, out: Tensor) -> Tensor:
+    """Luma (n, p) of pixels (n, 3, p)."""
+    torch.mul(x[:, 0], LUMA[0], out=out)
+    return out.add_(x[:, 1], alpha=LUMA[1]).add_(x[:, 2], alpha=LUMA[2])

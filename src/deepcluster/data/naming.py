@@ -9,10 +9,10 @@ from pathlib import PurePosixPath
 import numpy as np
 
 #: File name endings that are taken for images; what is inside decides later.
-EXTENSIONS = frozenset(
-    ".jpg .jpeg .jpe .jfif .png .webp .bmp .dib .gif .tif .tiff .ppm .pgm .pbm .pnm "
-    ".mpo .jp2 .j2k .avif .tga .ico .pcx .sgi .dds".split()  # noqa: SIM905 (a list of words reads best as words)
-)
+EXTENSIONS = (
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".dib", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm",
+    ".pnm", ".mpo", ".jp2", ".j2k", ".avif", ".tga", ".ico", ".pcx", ".sgi", ".dds",
+)  # fmt: skip
 
 
 def natural_key(path: str) -> tuple[tuple[tuple[int, int | str], ...], str]:

@@ -94,8 +94,8 @@ def _by_products(
     targets = np.tile(size, (len(crops), 1)) if targets is None else targets
     corner = np.zeros_like(targets) if corner is None else corner
     numbers = torch.from_numpy(np.stack([shapes, targets, corner])).to(device, non_blocking=True)  # (3, B, 2)
-    rows = triangle_weights(*numbers[:, :, 0].unbind(), size[0], block.shape[1])
-    columns = triangle_weights(*numbers[:, :, 1].unbind(), size[1], block.shape[2])
+    rows = triangle_weights(numbers[:, :, 0], size[0], block.shape[1])
+    columns = triangle_weights(numbers[:, :, 1], size[1], block.shape[2])
     mirrored = torch.from_numpy(flip).to(device)[:, None, None]
     columns = torch.where(mirrored, columns.flip(1), columns)
     across = torch.matmul(pictures, columns.transpose(1, 2)[:, None])  # (B, 3, H, width)
@@ -103,18 +103,18 @@ def _by_products(
     return resized.add_(0.5).clamp_(0, 255).to(torch.uint8).contiguous(memory_format=torch.channels_last)
 
 
-def triangle_weights(lengths: Tensor, targets: Tensor, first: Tensor, count: int, padded: int) -> Tensor:
+def triangle_weights(numbers: Tensor, count: int, padded: int) -> Tensor:
     """Weights of an antialiased bilinear resize of B lines.
 
     Args:
-        lengths: (B,) pixels of each line.
-        targets: (B,) pixels it is resized to.
-        first: (B,) first pixel wanted of the result; `count` follow.
+        numbers: (3, B) int64 pixels of each line, pixels it is resized to, and the first wanted of these.
+        count: pixels wanted.
         padded: pixels of the longest line.
 
     Returns:
         (B, count, padded) float32, each row summing to one.
     """
+    lengths, targets, first = numbers.unbind()
     scale = (lengths.float() / targets)[:, None, None]
     support = scale.clamp_min(1)
     centers = (first[:, None, None] + torch.arange(count, device=lengths.device)[None, :, None] + 0.5) * scale

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from lightning.fabric import Fabric
+from lightning_fabric import Fabric
 
 from deepcluster.clustering.scores import nmi, purity, size_stats
 from deepcluster.data.augment import Views
@@ -212,9 +212,9 @@ def describe_all(w: Walk) -> Described:
                 raise Interrupted
 
         index, features = extract(
-            w.method.backbone,
+            w.method.describer,
             w.pixels,
-            size=w.views.size,
+            size=w.method.backbone.image_size,
             mean=w.views.mean,
             std=w.views.std,
             device=w.fabric.device,

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.fabric import Fabric
+from lightning_fabric import Fabric
 
 from deepcluster import settings
 from deepcluster.data.augment import Views
@@ -157,6 +157,9 @@ def build_method(run: TrainRun, n: int) -> Method:
         backend=p.backend,
         balance=p.balance,
         head=p.head,
+        temperature=p.temperature,
+        clusterings=p.clusterings,
+        averaging=p.averaging,
     )
 
 
@@ -205,7 +208,7 @@ def prepare_folder(folder: Path, *, resume: bool, overwrite: bool) -> None:
 def snapshot_model(method: Method, clustering: Clustering) -> runs.Model:
     """What features and assignments need, of the method as it stands."""
     assert isinstance(method, DeepCluster)
-    return runs.Model(method.backbone, method.whitening, clustering.centroids)
+    return runs.Model(method.describer, method.whitening, clustering.centroids)
 
 
 @contextmanager
@@ -273,7 +276,8 @@ def _pixels(run: TrainRun, source: ImageSource, screen: Screen) -> Pixels:
 def _views(run: TrainRun, backbone: Backbone) -> Views:
     d = run.data
     return Views(
-        size=run.image_size,
+        size=d.view_size or run.image_size,
+        count=d.views,
         crop_scale=d.crop_scale,
         crop_ratio=d.crop_ratio,
         flip=d.flip,

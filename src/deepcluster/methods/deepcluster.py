@@ -7,6 +7,7 @@ of files, loaders, devices or checkpoints.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable
 
 import numpy as np
@@ -32,11 +33,14 @@ class DeepCluster(Method):
         backbone: the network to train; its features are read before the last ReLU (§3.3).
         n: images in the source, undecodable ones included.
         k: clusters.
-        head_optimizer: makes the classifier's optimizer, each time the classifier is made anew.
-        reassign, whiten, iterations, init, spherical, backend, balance, head: see `DeepClusterParams`.
+        head_optimizer: makes the classifiers' optimizer, each time they are made anew.
+        reassign, whiten, iterations, init, spherical, backend, balance, head, temperature, clusterings,
+            averaging: see `DeepClusterParams`.
     """
 
-    assignment: Tensor
+    assignments: Tensor
+    centroids: Tensor
+    weights: Tensor
 
     def __init__(
         self,
@@ -53,23 +57,44 @@ class DeepCluster(Method):
         backend: str = "torch",
         balance: str = "uniform",
         head: str = "redraw",
+        temperature: float = 0.1,
+        clusterings: int = 1,
+        averaging: float = 0.0,
     ) -> None:
         super().__init__()
-        if k < 1 or reassign <= 0 or whiten < 0:
+        if k < 1 or reassign <= 0 or whiten < 0 or clusterings < 1 or temperature <= 0 or not 0 <= averaging < 1:
             raise DeepClusterError(
-                f"DeepCluster needs k >= 1, reassign > 0 and whiten >= 0, but got k={k}, reassign={reassign}, whiten={whiten}."
+                "DeepCluster needs k >= 1, reassign > 0, whiten >= 0, clusterings >= 1, temperature > 0 and"
+                f" 0 <= averaging < 1, but got {k}, {reassign}, {whiten}, {clusterings}, {temperature}, {averaging}."
             )
         self.k, self.reassign, self.iterations, self.init = k, reassign, iterations, init
-        self.spherical, self.backend, self.balance, self.head_init = spherical, backend, balance, head
+        self.spherical, self.backend, self.balance, self.averaging = spherical, backend, balance, averaging
         self.backbone = backbone
-        self.head = ClusterHead(backbone.dim, k, relu=backbone.head_relu)
-        self.make_head_optimizer = head_optimizer
-        self.head_optimizer = head_optimizer(self.head.parameters())
-        self.whitening = Whitening(whiten or backbone.dim, whiten=whiten > 0)
+        self.averaged = copy.deepcopy(backbone).requires_grad_(False) if averaging else None
         width = min(whiten or backbone.dim, backbone.dim)
-        self.register_buffer("assignment", torch.full((n,), -1, dtype=torch.int64))
-        self.register_buffer("centroids", torch.zeros(k, width))
-        self.register_buffer("weight", torch.ones(k))
+        self.whitening = Whitening(whiten or backbone.dim, whiten=whiten > 0)
+        heads: list[nn.Module] = [
+            ClusterHead(backbone.dim, k, relu=backbone.head_relu)
+            if head == "redraw"
+            else CentroidHead(backbone.dim, width, k, temperature)
+            for _ in range(clusterings)
+        ]
+        self.heads = nn.ModuleList(heads)
+        self.make_head_optimizer = head_optimizer
+        self.head_optimizer = self._optimizer()
+        self.register_buffer("assignments", torch.full((clusterings, n), -1, dtype=torch.int64))
+        self.register_buffer("centroids", torch.zeros(clusterings, k, width))
+        self.register_buffer("weights", torch.ones(clusterings, k))
+
+    @property
+    def assignment(self) -> Tensor:
+        """(N,) int64, the first clustering: the one that is reported and saved."""
+        return self.assignments[0]
+
+    @property
+    def describer(self) -> Backbone:
+        """The network whose features are clustered: the backbone, or its running average."""
+        return self.backbone if self.averaged is None else self.averaged
 
     def due(self, step: int, steps_per_epoch: int) -> bool:
         """Every `reassign` epochs, to the nearest step: fractional intervals do not drift."""
@@ -91,43 +116,82 @@ class DeepCluster(Method):
             )
         self.whitening.fit(features)
         z = self.whitening.transform(features)
+        if not np.any(z):
+            raise DeepClusterError(
+                f"All {len(index)} images give the same features, so there is nothing to cluster: check that the"
+                " images differ and are not blank."
+            )
+        found = [self._cluster(number, index, z, (*key, number)) for number in range(len(self.heads))]
+        for number, clustering in enumerate(found):
+            self.assignments[number] = torch.from_numpy(clustering.assignment)
+            self.centroids[number] = clustering.centroids
+            sizes = torch.from_numpy(clustering.sizes).to(self.weights)
+            used = (sizes > 0).sum()
+            self.weights[number] = torch.where(sizes > 0, len(index) / (used * sizes.clamp(min=1)), 0)
+            head = self.heads[number]
+            if isinstance(head, CentroidHead):
+                head.set_(self.whitening, clustering.centroids)
+            else:
+                head.reset_(seeded(*key, number, 1))
+        self.head_optimizer = self._optimizer()
+        return found[0]
+
+    def _cluster(self, number: int, index: np.ndarray, z: np.ndarray, key: tuple[int, ...]) -> Clustering:
+        """One k-means of the whitened rows (M, P)."""
         kmeans = KMeans(
             self.k,
             max_iter=self.iterations,
-            init=self._first_centroids(index, z, key),
+            init=self._first_centroids(number, index, z, key),
             spherical=self.spherical,
             random_state=seed_of(*key) % 2**31,
             backend=self.backend,
         ).fit(z)
-        clustering = _clustering(len(self.assignment), index, z, kmeans)
-        self.assignment.copy_(torch.from_numpy(clustering.assignment))
-        self.centroids.copy_(clustering.centroids)
-        sizes = torch.from_numpy(clustering.sizes).to(self.weight)
-        self.weight.copy_(torch.where(sizes > 0, len(index) / ((sizes > 0).sum() * sizes.clamp(min=1)), 0))
-        directions = self._means(index, features) if self.head_init == "centroids" else None
-        self.head.reset_(seeded(*key, 1), centroids=directions)
-        self.head_optimizer = self.make_head_optimizer(self.head.parameters())
-        return clustering
+        return _clustering(self.assignments.shape[1], index, z, kmeans)
 
     def order(self, length: int, generator: torch.Generator) -> Tensor:
-        """Uniform over clusters (§3.2), or as `balance` says."""
+        """Uniform over clusters (§3.2), or as `balance` says; several clusterings take equal parts."""
         policy = {"uniform": "uniform", "published": "published"}.get(self.balance, "images")
-        return epoch_order(self.assignment.cpu(), length, policy, generator)
+        if policy == "images" or len(self.assignments) == 1:
+            return epoch_order(self.assignment.cpu(), length, policy, generator)
+        parts = len(self.assignments)
+        lengths = [length // parts + (number < length % parts) for number in range(parts)]
+        orders = [
+            epoch_order(assignment.cpu(), part, policy, generator)
+            for assignment, part in zip(self.assignments, lengths, strict=True)
+        ]
+        mixed = torch.cat(orders)
+        return mixed[torch.randperm(length, generator=generator)]
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
-        """Cross-entropy to the pseudo-labels, equation (1); one term per view, averaged."""
-        pseudo_labels = self.assignment[batch.index.to(self.assignment.device)]
-        weight = self.weight[pseudo_labels] if self.balance == "weight" else torch.ones_like(pseudo_labels)
-        loss = torch.zeros((), device=pseudo_labels.device)
+        """Cross-entropy to the pseudo-labels, equation (1); averaged over views and clusterings."""
+        pseudo_labels = self.assignments[:, batch.index.to(self.assignments.device)]
+        terms = []
         for view in batch.views:
-            logits = self.head(self.backbone(view))
-            each = F.cross_entropy(logits.float(), pseudo_labels, reduction="none")
-            loss = loss + (weight * each).mean() / len(batch.views)
-        return {"loss": loss}
+            features = self.backbone(view)
+            for head, label, weight in zip(self.heads, pseudo_labels, self.weights, strict=True):
+                each = F.cross_entropy(head(features).float(), label, reduction="none")
+                terms.append((weight[label] * each if self.balance == "weight" else each).mean())
+        return {"loss": torch.stack(terms).mean()}
+
+    @torch.no_grad()
+    def after_step(self, batch: Batch) -> None:
+        """Moves the running average of the weights (and of batch-norm's statistics) on."""
+        if self.averaged is None:
+            return
+        now = self.backbone.state_dict()
+        for name, average in self.averaged.state_dict().items():
+            if average.is_floating_point():
+                average.lerp_(now[name], 1 - self.averaging)
+            else:
+                average.copy_(now[name])
 
     def optimizers(self) -> dict[str, torch.optim.Optimizer]:
-        """The classifier's own: it is made anew with the classifier (§3.3)."""
-        return {"head": self.head_optimizer}
+        """The classifiers' own: it is made anew with them (§3.3)."""
+        return {} if self.head_optimizer is None else {"head": self.head_optimizer}
+
+    def _optimizer(self) -> torch.optim.Optimizer | None:
+        trained = [parameter for parameter in self.heads.parameters() if parameter.requires_grad]
+        return self.make_head_optimizer(trained) if trained else None
 
     def get_extra_state(self) -> dict[str, Tensor]:
         """The whitening, which is not a module; nothing before the first clustering."""
@@ -138,21 +202,44 @@ class DeepCluster(Method):
         if state:
             self.whitening.load_state_dict(state)
 
-    def _first_centroids(self, index: np.ndarray, z: np.ndarray, key: tuple[int, ...]) -> str | Tensor:
+    def _first_centroids(self, number: int, index: np.ndarray, z: np.ndarray, key: tuple[int, ...]) -> str | Tensor:
         """`init` for k-means; "previous" takes the mean of each last cluster, in today's features."""
         if self.init != "previous":
             return self.init
-        if not (self.assignment >= 0).any():
+        last = self.assignments[number].cpu()[torch.from_numpy(index)]
+        if not (last >= 0).any():
             return "k-means++"
-        last = self.assignment.cpu()[torch.from_numpy(index)]
         return _cluster_means(torch.as_tensor(z), last, self.k, seeded(*key, 2))
 
-    def _means(self, index: np.ndarray, features: np.ndarray) -> Tensor:
-        """(K, D) mean of each cluster where the classifier reads them, about the mean of all."""
-        x = torch.as_tensor(features)
-        x = F.relu(x) if self.backbone.head_relu else x
-        means = _cluster_means(x, self.assignment.cpu()[torch.from_numpy(index)], self.k, seeded(0))
-        return means - x.mean(0)
+
+class CentroidHead(nn.Module):
+    """(B, D) features -> (B, K) logits: cosine to each centroid in whitened features, over a temperature.
+
+    Nothing here is learned: the classifier is right from its first step, so small data and short runs need not
+    wait for a new one to learn. Only the features move.
+    """
+
+    mean: Tensor
+    components: Tensor
+    directions: Tensor
+
+    def __init__(self, dim: int, width: int, k: int, temperature: float) -> None:
+        super().__init__()
+        self.temperature = temperature
+        self.register_buffer("mean", torch.zeros(dim))
+        self.register_buffer("components", torch.zeros(width, dim))
+        self.register_buffer("directions", torch.zeros(k, width))
+
+    @torch.no_grad()
+    def set_(self, whitening: Whitening, centroids: Tensor) -> None:
+        """Takes over a fitted whitening and (K, P) centroids."""
+        self.mean.copy_(whitening.mean)
+        self.components.copy_(whitening.components)
+        self.directions.copy_(F.normalize(centroids, dim=1))
+
+    def forward(self, features: Tensor) -> Tensor:
+        whitened = F.normalize((features.float() - self.mean) @ self.components.T, dim=1)
+        return whitened @ self.directions.T / self.temperature
 
 
 def _cluster_means(x: Tensor, labels: Tensor, k: int, generator: torch.Generator) -> Tensor:

@@ -44,6 +44,11 @@ class Method(nn.Module, ABC):
 
     backbone: Backbone
 
+    @property
+    def describer(self) -> Backbone:
+        """The network that describes images, for clustering and for whoever uses the trained model."""
+        return self.backbone
+
     @abstractmethod
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """Scalar losses of one batch; `loss` is the one that is minimized."""

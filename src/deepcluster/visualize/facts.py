@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -147,8 +148,10 @@ def bad_images(folder: Path) -> tuple[int, list[tuple[str, str, str]]]:
 
 
 def short(name: str) -> str:
-    """The last part of a path or glob; other names as they are."""
-    return PurePath(name).name or name if "/" in name and "://" not in name else name
+    """The last part of a path or glob; of `torchvision:CIFAR10?root=...` what stands before the options."""
+    if re.match(r"\w{2,}:", name):
+        return name.partition("?")[0]
+    return PurePath(name).name or name
 
 
 def duration(seconds: float) -> str:

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from deepcluster.engine.runs import Run
 
 
+ROW = 2.6
+"""Inches from one row of panels to the next."""
 Ending = tuple[float, str, str]
 """Height of a line's end in data, its name, its color."""
 
@@ -61,7 +63,7 @@ def panels(metrics: Sequence[dict[str, Any]], clusters: int, images: int | None 
         Panel("Loss", "cross-entropy (nats)", {"loss": "loss"}, {"ln K": math.log(max(clusters, 1))}, ends=(0, None)),
         Panel(
             "Agreement",
-            "NMI, purity (0 to 1)",
+            "NMI, purity (0 to 1)" if len(curve(metrics, "purity")[0]) else "NMI (0 to 1)",
             {"NMI with previous": "nmi_previous", "NMI with labels": "nmi_labels", "purity": "purity"},
             {},
             ends=(0, 1),
@@ -119,12 +121,10 @@ def figure(shown: Sequence[Panel], metrics: Sequence[dict[str, Any]], columns: i
     """Some panels, side by side in rows."""
     columns = min(columns, len(shown))
     rows = -(-len(shown) // columns)
-    page = style.figure(4.7 * columns, 2.6 * rows)
-    axes = [page.add_subplot(rows, columns, number + 1) for number in range(len(shown))]
-    ends = [draw(each, panel, metrics) for each, panel in zip(axes, shown, strict=True)]
-    page.draw_without_rendering()
-    for each, names in zip(axes, ends, strict=True):
-        style.label(each, names)
+    page = style.figure(4.7 * columns, ROW * rows)
+    for number, panel in enumerate(shown):
+        axes = page.add_subplot(rows, columns, number + 1)
+        style.label(axes, draw(axes, panel, metrics), height=0.65 * ROW)
     return page
 
 

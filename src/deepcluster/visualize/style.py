@@ -54,26 +54,24 @@ def quiet(axes: Axes, title: str, x: str, y: str) -> None:
         axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
 
 
-def label(axes: Axes, lines: list[tuple[float, str, str]]) -> None:
+def label(axes: Axes, lines: list[tuple[float, str, str]], height: float) -> None:
     """Write names at the right of their lines, in the lines' colors, moved apart where they would overlap.
-
-    The figure must have been laid out before (`draw_without_rendering`).
 
     Args:
         lines: (height of the line's end in data, name, color).
+        height: of the axes in inches, about; it is known for sure only when the figure is drawn.
     """
-    page = axes.get_window_extent()
-    gap = 11.5 * DPI / 72  # one line of text, in pixels
-    heights = sorted((float(axes.transData.transform((0, y))[1]), name, color) for y, name, color in lines)
+    gap = 11.5 / 72 / height  # one line of text
+    place = axes.transScale + axes.transLimits
     floor, placed = -np.inf, []
-    for height, name, color in heights:
-        floor = max(height, floor + gap)
+    for at, name, color in sorted((float(place.transform((1, y))[1]), name, color) for y, name, color in lines):
+        floor = max(at, floor + gap)
         placed.append((floor, name, color))
-    over = max(placed[-1][0] - page.y1, 0) if placed else 0
-    for height, name, color in placed:
+    over = max(placed[-1][0] - 1, 0) if placed else 0
+    for at, name, color in placed:
         axes.annotate(
             name,
-            (1, (height - over - page.y0) / page.height),
+            (1, at - over),
             xycoords="axes fraction",
             xytext=(7, 0),
             textcoords="offset points",

@@ -1,0 +1,164 @@
+"""A run that was stopped anywhere ends with the same bits as one that was not."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from deepcluster.engine import checkpoint, loop, train
+from deepcluster.engine.log import Screen
+from deepcluster.engine.runs import load_run
+from deepcluster.presets import find_preset
+from deepcluster.records import Interrupted
+from deepcluster.settings import TrainRun, override
+
+SMALL = {"epochs": 2, "k": 5, "whiten": 8, "batch_size": 16, "image_size": 12, "keep_every": 1}
+
+
+def settings(**values: object) -> TrainRun:
+    return override(find_preset("tiny-deepcluster").run, SMALL | values)
+
+
+def images(n: int = 64, size: int = 12) -> np.ndarray:
+    shapes = np.random.default_rng(0).integers(0, 200, (4, size, size, 3))
+    noise = np.random.default_rng(1).integers(0, 55, (n, size, size, 3))
+    return (shapes[np.arange(n) % 4] + noise).astype(np.uint8)
+
+
+def fit(out: Path, run: TrainRun, data: object = None, **more: object) -> dict:
+    train.train(run, images() if data is None else data, out, screen=Screen(quiet=True), **more)  # type: ignore[arg-type]
+    return checkpoint.load(out / "checkpoints" / "last.ckpt")
+
+
+def differing(a: object, b: object, where: str = "") -> list[str]:
+    """Names of the leaves in which two checkpoints differ, timings apart."""
+    if isinstance(a, dict) and isinstance(b, dict):
+        names = [name for name in a.keys() | b.keys() if not str(name).startswith("seconds")]
+        return [found for name in names for found in differing(a.get(name), b.get(name), f"{where}/{name}")]
+    if isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)) and len(a) == len(b):
+        pairs = enumerate(zip(a, b, strict=True))
+        return [found for position, (x, y) in pairs for found in differing(x, y, f"{where}/{position}")]
+    if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
+        return [] if torch.equal(a, b) else [where]
+    return [] if a == b else [where]
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {},
+        {"init": "previous", "balance": "weight"},
+        {"reassign": 0.4, "optimizer.name": "adamw", "optimizer.schedule": "cosine", "optimizer.clip": 1.0},
+        {"reassign": 2.0, "balance": "published", "optimizer.schedule": "step", "optimizer.step_epochs": 1.0},
+        {"head": "centroids", "balance": "none", "optimizer.schedule": "bottou", "optimizer.warmup": 0.5},
+    ],
+    ids=["plain", "weight", "fractional-adamw", "every-other-published", "centroids"],
+)
+def test_one_epoch_and_one_more_are_two(tmp_path: Path, values: dict) -> None:
+    run = settings(**values)
+    whole = fit(tmp_path / "whole", run)
+    first = tmp_path / "halves"
+    stop_after(first, run, loop.steps_per_epoch(64, run.batch_size)[0])
+    train.train_again(first, images(), screen=Screen(quiet=True))
+    assert differing(whole, checkpoint.load(first / "checkpoints" / "last.ckpt")) == []
+    rows = [row["loss"] for row in load_run(first).metrics]
+    assert rows == [row["loss"] for row in load_run(tmp_path / "whole").metrics]
+    np.testing.assert_array_equal(load_run(first).assignment, load_run(tmp_path / "whole").assignment)
+
+
+def stop_after(out: Path, run: TrainRun, steps: int, data: object = None) -> None:
+    """Trains until so many optimizer steps are done, then stops as Ctrl-C does."""
+    seen = {"steps": 0}
+    original = loop.step_all
+
+    def counting(*arguments: object) -> None:
+        original(*arguments)  # type: ignore[arg-type]
+        seen["steps"] += 1
+        if seen["steps"] == steps:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    loop.step_all = counting  # type: ignore[assignment]
+    try:
+        with pytest.raises(Interrupted):
+            train.train(run, images() if data is None else data, out, screen=Screen(quiet=True))
+    finally:
+        loop.step_all = original
+
+
+@pytest.mark.parametrize("steps", [1, 3, 5, 7])
+def test_stopping_in_the_middle_of_an_epoch_changes_nothing(tmp_path: Path, steps: int) -> None:
+    run = settings(reassign=0.6)
+    whole = fit(tmp_path / "whole", run)
+    stop_after(tmp_path / "cut", run, steps)
+    assert not list((tmp_path / "cut").rglob("*.part"))
+    train.train_again(tmp_path / "cut", images(), screen=Screen(quiet=True))
+    assert differing(whole, checkpoint.load(tmp_path / "cut" / "checkpoints" / "last.ckpt")) == []
+
+
+def test_random_layers_go_on_from_the_saved_generator(tmp_path: Path) -> None:
+    """Stochastic depth draws from torch's global generator in every step."""
+    network = {"backbone.name": "timm:resnet10t", "backbone.options": {"drop_path_rate": 0.9}}
+    run = override(settings(), {**network, "image_size": 32, "k": 4, "epochs": 1, "batch_size": 16})
+    data = images(48, 32)
+    whole = fit(tmp_path / "whole", run, data)
+    stop_after(tmp_path / "cut", run, 1, data)
+    torch.rand(100)  # another program's draws in between
+    random.random()
+    train.train_again(tmp_path / "cut", data, screen=Screen(quiet=True))
+    assert differing(whole, checkpoint.load(tmp_path / "cut" / "checkpoints" / "last.ckpt")) == []
+
+
+def test_kept_checkpoints_are_whole_runs_too(tmp_path: Path) -> None:
+    run = settings()
+    whole = fit(tmp_path / "run", run)
+    (tmp_path / "run/checkpoints/epoch-0000.ckpt").replace(tmp_path / "run/checkpoints/last.ckpt")
+    train.train_again(tmp_path / "run", images(), screen=Screen(quiet=True))
+    assert differing(whole, checkpoint.load(tmp_path / "run" / "checkpoints" / "last.ckpt")) == []
+    assert [row["epoch"] for row in load_run(tmp_path / "run").metrics] == [0, 1]
+
+
+def test_the_comparison_notices_a_difference(tmp_path: Path) -> None:
+    one, other = fit(tmp_path / "a", settings()), fit(tmp_path / "b", settings(seed=1))
+    assert any("backbone" in name for name in differing(one, other))
+
+
+@pytest.mark.slow
+def test_killed_at_random_and_resumed(tmp_path: Path) -> None:
+    """Twenty kills that no handler sees; every resumed run ends with the bits of the undisturbed one."""
+    data = tmp_path / "images.npy"
+    np.save(data, images(256))
+    command = [sys.executable, "-m", "deepcluster.cli.main", "train"]
+    options = "--epochs 6 --batch-size 16 --method.k 8 --method.whiten 8 --image-size 12 --save-minutes 0.002"
+    fresh = [*command, "tiny-deepcluster", "--data", str(data), *options.split(), "--out"]
+    began = time.monotonic()
+    subprocess.run([*fresh, str(tmp_path / "whole")], check=True, capture_output=True)
+    took = time.monotonic() - began
+    whole = checkpoint.load(tmp_path / "whole/checkpoints/last.ckpt")
+    draw, kills = random.Random(0), 0
+    out = tmp_path / "killed"
+    while kills < 20:
+        out = tmp_path / f"killed-{kills}"
+        arguments = [*fresh, str(out)]
+        while True:
+            process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            try:
+                status = process.wait(draw.uniform(0.3, 1.0) * took if kills < 20 else None)
+                assert status == 0
+                break
+            except subprocess.TimeoutExpired:
+                process.send_signal(signal.SIGKILL)
+                process.wait()
+                kills += 1
+            if (out / "run.json").exists():
+                arguments = [*command, "--resume", str(out)]
+        assert differing(whole, checkpoint.load(out / "checkpoints/last.ckpt")) == []
+        assert json.loads((out / "metrics.jsonl").read_text().splitlines()[-1])["epoch"] == 5

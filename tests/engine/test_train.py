@@ -1,0 +1,302 @@
+"""What a run leaves behind, on small, odd and awkward data."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from pathlib import Path
+
+import deepcluster as dc
+import numpy as np
+import pytest
+import torch
+from deepcluster.engine import train
+from deepcluster.engine.runs import Model
+from deepcluster.records import DeepClusterError
+from deepcluster.settings import BackboneParams, DataParams, DeepClusterParams, OptimizerParams, TrainRun, override
+from PIL import Image
+
+TINY = {"epochs": 1, "k": 4, "whiten": 8, "batch_size": 16, "image_size": 12, "quiet": True}
+
+
+def images(n: int = 64, size: int = 12) -> np.ndarray:
+    shapes = np.random.default_rng(0).integers(0, 200, (4, size, size, 3))
+    noise = np.random.default_rng(1).integers(0, 55, (n, size, size, 3))
+    return (shapes[np.arange(n) % 4] + noise).astype(np.uint8)
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Photos of odd sizes in class folders, one of them broken."""
+    folder, draw = tmp_path_factory.mktemp("photos"), np.random.default_rng(0)
+    for number in range(40):
+        kind = ("cat", "dog")[number % 2]
+        (folder / kind).mkdir(exist_ok=True)
+        size = draw.integers(9, 40, 2)
+        pixels = (draw.integers(0, 120, (*size, 3)) + (100 if kind == "cat" else 0)).astype(np.uint8)
+        Image.fromarray(pixels).save(folder / kind / f"{number:03d}.png")
+    (folder / "cat" / "broken.jpg").write_bytes(b"not an image")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> dc.Run:
+    out = tmp_path_factory.mktemp("runs") / "photos"
+    return dc.train("tiny-deepcluster", photos, out, **{**TINY, "epochs": 2})
+
+
+def test_the_run_folder_is_as_promised(run: dc.Run) -> None:
+    there = {path.name for path in run.folder.iterdir()}
+    assert {"run.json", "metrics.jsonl", "checkpoints", "model.safetensors", "assignment.npy", "tensorboard"} <= there
+    assert "bad_images.csv" in there and not any(name.startswith(".") for name in there)
+    assert (run.folder / "checkpoints/last.ckpt").exists()
+    about = json.loads((run.folder / "run.json").read_text())
+    assert {"preset", "seed", "settings", "versions", "source_fingerprint", "data", "images"} <= about.keys()
+
+
+def test_metrics_have_their_names(run: dc.Run) -> None:
+    names = (
+        "epoch loss nmi_previous reassigned clusters_used size_min size_max size_entropy lr images_per_second"
+        " seconds_train seconds_features seconds_cluster nmi_labels purity"
+    ).split()
+    assert [row["epoch"] for row in run.metrics] == [0, 1]
+    for row in run.metrics:
+        assert set(names) == set(row)
+        assert math.isfinite(row["loss"])
+    assert run.metrics[0]["nmi_previous"] is None and 0 <= run.metrics[1]["nmi_previous"] <= 1
+
+
+def test_broken_files_keep_their_index_and_are_listed(run: dc.Run) -> None:
+    rows = list(csv.DictReader((run.folder / "bad_images.csv").open()))
+    assert [Path(row["path"]).name for row in rows] == ["broken.jpg"] and rows[0]["reason"]
+    assert run.assignment.shape == (41,) and run.assignment[int(rows[0]["index"])] == -1
+    assert (run.assignment >= 0).sum() == 40
+
+
+def test_the_saved_model_alone_assigns_the_training_images_as_training_did(run: dc.Run, photos: Path) -> None:
+    again = dc.load_run(run.folder).assign(photos)
+    np.testing.assert_array_equal(again.cluster, run.assignment)
+    assert (again.distance[again.cluster >= 0] >= 0).all() and np.isnan(again.distance[again.cluster < 0]).all()
+
+
+def test_assignments_are_written_as_csv_and_parquet(run: dc.Run, photos: Path, tmp_path: Path) -> None:
+    import pyarrow.parquet
+
+    found = run.assign(photos)
+    rows = list(csv.DictReader(found.save(tmp_path / "a.csv").open()))
+    table = pyarrow.parquet.read_table(found.save(tmp_path / "a.parquet")).to_pydict()
+    assert list(rows[0]) == ["index", "path", "cluster", "distance"] == list(table)
+    assert [int(row["cluster"]) for row in rows] == table["cluster"] == found.cluster.tolist()
+    assert table["path"] == [row["path"] for row in rows]
+    with pytest.raises(DeepClusterError, match="a.xlsx"):
+        found.save(tmp_path / "a.xlsx")
+
+
+def test_features_are_read_at_taps_and_bad_rows_are_nan(run: dc.Run, photos: Path) -> None:
+    features = run.features(photos)
+    assert features.shape == (41, run.backbone.dim)
+    assert np.isnan(features).any(1).sum() == 1
+    tap = run.backbone.taps[0]
+    assert run.features(photos, tap=tap).shape[0] == 41
+
+
+def test_folded_features_are_the_backbones(run: dc.Run) -> None:
+    from deepcluster.features.extract import folded
+
+    x = torch.randn(4, 3, 12, 12)
+    with torch.no_grad():
+        torch.testing.assert_close(folded(run.backbone)(x), run.backbone(x), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("n", "k", "batch"), [(64, 4, 256), (16, 16, 4), (2, 1, 256), (7, 3, 2)], ids=["64", "one-each", "two", "seven"]
+)
+def test_small_data(tmp_path: Path, n: int, k: int, batch: int) -> None:
+    done = dc.train("tiny-deepcluster", images(n), tmp_path / "run", **{**TINY, "k": k, "batch_size": batch})
+    assert sorted(set(done.assignment)) == list(range(k)) if n == k else (done.assignment >= 0).all()
+    assert math.isfinite(done.metrics[0]["loss"])
+
+
+def test_images_without_labels_have_no_label_scores(tmp_path: Path) -> None:
+    done = dc.train("tiny-deepcluster", images(), tmp_path / "run", **TINY)
+    assert not {"nmi_labels", "purity"} & set(done.metrics[0])
+
+
+def test_learning_finds_the_kinds(tmp_path: Path) -> None:
+    done = dc.train("tiny-deepcluster", images(128), tmp_path / "run", **{**TINY, "epochs": 3})
+    from deepcluster.clustering.scores import nmi
+
+    assert nmi(done.assignment, np.arange(128) % 4) > 0.95
+
+
+def test_several_clusterings_and_averaged_weights(tmp_path: Path) -> None:
+    values = {**TINY, "clusterings": 3, "averaging": 0.9, "head": "centroids", "init": "previous", "reassign": 0.5}
+    done = dc.train("tiny-deepcluster", images(), tmp_path / "run", **values)
+    state = torch.load(done.folder / "checkpoints/last.ckpt", weights_only=True)["method"]
+    assert state["assignments"].shape == (3, 64)
+    average, now = state["averaged.trunk.conv1.0.weight"], state["backbone.trunk.conv1.0.weight"]
+    assert not torch.equal(average, now)
+    torch.testing.assert_close(done.backbone.state_dict()["trunk.conv1.0.weight"], average)
+
+
+CHANGES = {
+    "epochs": 2,
+    "batch_size": 8,
+    "seed": 1,
+    "image_size": 16,
+    "precision": "bf16",
+    "compile": None,  # the same function by another way
+    "device": None,
+    "keep_every": None,
+    "save_minutes": None,
+    "method.k": 5,
+    "method.reassign": 0.5,
+    "method.whiten": 3,
+    "method.iterations": 1,
+    "method.init": "k-means++",
+    "method.spherical": True,
+    "method.backend": "faiss",
+    "method.balance": "none",
+    "method.head": "centroids",
+    "method.temperature": None,  # of head centroids, below
+    "method.clusterings": 2,
+    "method.averaging": 0.5,
+    "method.head_lr": 0.5,
+    "optimizer.name": "adamw",
+    "optimizer.lr": 0.2,
+    "optimizer.momentum": 0.5,
+    "optimizer.weight_decay": 0.1,
+    "optimizer.schedule": "cosine",
+    "optimizer.warmup": 1.0,
+    "optimizer.step_epochs": None,
+    "optimizer.step_factor": None,
+    "optimizer.clip": 0.01,
+    "data.cache_gb": None,
+    "data.workers": None,
+    "data.views": 2,
+    "data.view_size": 8,
+    "data.crop_scale": (0.3, 0.5),
+    "data.crop_ratio": None,
+    "data.flip": 1.0,
+    "data.jitter": 1.0,
+    "data.brightness": None,
+    "data.contrast": None,
+    "data.saturation": None,
+    "data.hue": None,
+    "data.gray": 1.0,
+    "data.blur": 1.0,
+    "data.rotate": 90.0,
+    "data.translate": 0.4,
+    "data.zoom": (0.5, 0.6),
+    "data.shear": 30.0,
+    "backbone.name": "resnet18",
+    "backbone.sobel": "paper",
+    "backbone.options": {"widths": [8, 8, 8, 8, 8]},
+}
+TOGETHER = {
+    "method.temperature": ({"method.head": "centroids"}, 0.5),
+    "optimizer.step_epochs": ({"optimizer.schedule": "step"}, 0.5),
+    "optimizer.step_factor": ({"optimizer.schedule": "step", "optimizer.step_epochs": 0.5}, 0.9),
+    "data.crop_ratio": ({"data.crop_scale": (0.3, 0.5)}, (2.0, 3.0)),
+    **{f"data.{name}": ({"data.jitter": 1.0}, 0.25) for name in ("brightness", "contrast", "saturation", "hue")},
+}
+
+
+def loss_of(values: dict, out: Path) -> list[float]:
+    done = dc.train(override(BASE, values), images(), out, quiet=True)
+    return [row["loss"] for row in done.metrics]
+
+
+BASE = TrainRun(
+    epochs=1,
+    batch_size=16,
+    image_size=12,
+    keep_every=0,
+    method=DeepClusterParams(k=4, whiten=8),
+    optimizer=OptimizerParams(weight_decay=0.0),
+    data=DataParams(crop_scale=None, flip=0.0),
+    backbone=BackboneParams("convnet"),
+)
+
+
+def test_every_setting_is_listed_here() -> None:
+    from deepcluster.settings import names
+
+    assert set(CHANGES) == set(names())
+
+
+@pytest.fixture(scope="module")
+def baseline(tmp_path_factory: pytest.TempPathFactory) -> list[float]:
+    return loss_of({}, tmp_path_factory.mktemp("base") / "run")
+
+
+@pytest.mark.parametrize("name", [name for name, value in CHANGES.items() if value is not None])
+def test_no_setting_is_accepted_and_ignored(name: str, baseline: list[float], tmp_path: Path) -> None:
+    assert loss_of({name: CHANGES[name]}, tmp_path / "run") != baseline
+
+
+@pytest.mark.parametrize("name", TOGETHER)
+def test_no_setting_of_another_is_ignored(name: str, tmp_path: Path) -> None:
+    others, value = TOGETHER[name]
+    assert loss_of(others, tmp_path / "without") != loss_of({**others, name: value}, tmp_path / "with")
+
+
+def test_the_same_seed_is_the_same_run(baseline: list[float], tmp_path: Path) -> None:
+    assert loss_of({}, tmp_path / "run") == baseline
+
+
+def test_a_model_file_needs_nothing_else(run: dc.Run, tmp_path: Path) -> None:
+    copy = tmp_path / "model.safetensors"
+    copy.write_bytes((run.folder / "model.safetensors").read_bytes())
+    model = Model.load(copy)
+    assert torch.equal(model.centroids, run.centroids)
+    broken = tmp_path / "broken.safetensors"
+    broken.write_bytes(copy.read_bytes()[:100])
+    with pytest.raises(DeepClusterError, match="broken.safetensors"):
+        Model.load(broken)
+
+
+def test_a_checkpoint_of_another_architecture_is_a_sentence(run: dc.Run, photos: Path, tmp_path: Path) -> None:
+    other = dc.train("tiny-deepcluster", photos, tmp_path / "other", **TINY, options={"widths": [8] * 5})
+    file = other.folder / "checkpoints/last.ckpt"
+    file.write_bytes((run.folder / "checkpoints/last.ckpt").read_bytes())
+    with pytest.raises(DeepClusterError, match="another architecture"):
+        train.train_again(other.folder)
+
+
+def test_a_checkpoint_that_wants_to_run_code_is_refused(run: dc.Run, tmp_path: Path) -> None:
+    import os
+
+    class Evil:
+        def __reduce__(self) -> tuple:
+            return os.mkdir, (str(tmp_path / "evil"),)
+
+    file = run.folder / "checkpoints/last.ckpt"
+    before = file.read_bytes()
+    try:
+        torch.save({"method": Evil(), "progress": {}}, file)
+        with pytest.raises(DeepClusterError, match="not a checkpoint"):
+            train.train_again(run.folder)
+    finally:
+        file.write_bytes(before)
+    assert not (tmp_path / "evil").exists()
+
+
+def test_changed_images_are_noticed_on_resuming(tmp_path: Path) -> None:
+    done = dc.train("tiny-deepcluster", images(), tmp_path / "run", **TINY)
+    with pytest.raises(DeepClusterError, match="not the ones"):
+        train.train_again(done.folder, images()[:-1])
+
+
+def test_overrides_by_name() -> None:
+    base = TrainRun()
+    assert override(base, {"k": 7}).method.k == 7
+    assert override(base, {"method__k": 7}).method.k == 7
+    assert override(base, {"method": {"k": 7}, "lr": 1}).optimizer.lr == 1.0
+    with pytest.raises(DeepClusterError, match="several groups"):
+        override(base, {"name": "x"})
+    with pytest.raises(DeepClusterError, match="Did you mean method.reassign"):
+        override(base, {"reasign": 2})
+    with pytest.raises(DeepClusterError, match="takes a int"):
+        override(base, {"k": "many"})

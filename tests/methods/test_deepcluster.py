@@ -1,0 +1,168 @@
+"""DeepCluster's method against its paper: targets, balance, heads, refreshes, and hard small cases."""
+
+from __future__ import annotations
+
+import functools
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from deepcluster.engine.optim import make_optimizer
+from deepcluster.methods.deepcluster import DeepCluster
+from deepcluster.methods.method import Described
+from deepcluster.models.zoo import build_backbone
+from deepcluster.records import Batch, DeepClusterError, seeded
+
+
+def method(n: int = 64, k: int = 4, **values: object) -> DeepCluster:
+    torch.manual_seed(0)
+    backbone = build_backbone("convnet", image_size=12)
+    make = functools.partial(make_optimizer, name="sgd", lr=0.05, momentum=0.0, weight_decay=1e-5)
+    return DeepCluster(backbone, n=n, k=k, head_optimizer=make, **({"whiten": 3, "init": "k-means++"} | values))  # type: ignore[arg-type]
+
+
+def described(n: int = 64, skewed: bool = False, missing: tuple[int, ...] = ()) -> Described:
+    """Four well-separated groups in 128 dimensions."""
+    rng = np.random.default_rng(0)
+    group = np.sort(rng.choice(4, n, p=[0.7, 0.15, 0.1, 0.05])) if skewed else np.arange(n) % 4
+    features = (4 * np.eye(4, 128)[group] + 0.1 * rng.normal(size=(n, 128))).astype(np.float32)
+    index = np.setdiff1d(np.arange(n), missing)
+    return Described(index, features[index])
+
+
+def batch(n: int = 8, views: int = 1) -> Batch:
+    images = torch.randn(views, n, 3, 12, 12, generator=torch.Generator().manual_seed(3))
+    return Batch(torch.arange(n), tuple(images))
+
+
+def test_groups_become_pseudo_labels() -> None:
+    learner = method()
+    clustering = learner.refresh(described, (0, 0))
+    for group in range(4):
+        assert len(set(clustering.assignment[group::4])) == 1
+    assert sorted(clustering.sizes) == [16, 16, 16, 16]
+    assert torch.equal(learner.assignment, torch.from_numpy(clustering.assignment))
+
+
+@pytest.mark.parametrize("balance", ["uniform", "weight", "none", "published"])
+@pytest.mark.parametrize("head", ["redraw", "centroids"])
+def test_first_step_has_a_finite_loss_and_a_gradient_everywhere(balance: str, head: str) -> None:
+    learner = method(balance=balance, head=head)
+    learner.refresh(described, (0, 0))
+    loss = learner.loss(batch())["loss"]
+    loss.backward()
+    assert torch.isfinite(loss)
+    for name, parameter in learner.named_parameters():
+        if parameter.requires_grad:
+            assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
+
+
+def test_the_loss_is_cross_entropy_to_the_clusters() -> None:
+    learner = method(balance="none").eval()
+    learner.refresh(described, (0, 0))
+    one = batch()
+    logits = learner.heads[0](learner.backbone(one.views[0]))
+    expected = F.cross_entropy(logits, learner.assignment[:8])
+    torch.testing.assert_close(learner.loss(one)["loss"], expected)
+
+
+def test_two_views_share_a_label_and_average() -> None:
+    learner = method().eval()
+    learner.refresh(described, (0, 0))
+    both = batch(views=2)
+    apart = [learner.loss(Batch(both.index, (view,)))["loss"] for view in both.views]
+    torch.testing.assert_close(learner.loss(both)["loss"], (apart[0] + apart[1]) / 2)
+
+
+def test_weighting_the_loss_equals_sampling_uniformly_in_expectation() -> None:
+    """Section 3.2: each cluster contributes alike, whether drawn alike or weighed."""
+    learner = method(balance="weight")
+    clustering = learner.refresh(functools.partial(described, skewed=True), (0, 0))
+    share = np.bincount(clustering.assignment, learner.weights[0][clustering.assignment].numpy(), 4)
+    np.testing.assert_allclose(share, 16.0, rtol=1e-5)
+    drawn = method(balance="uniform")
+    drawn.refresh(functools.partial(described, skewed=True), (0, 0))
+    order = drawn.order(4000, seeded(0))
+    counts = Counter(drawn.assignment[order].tolist())
+    assert max(counts.values()) - min(counts.values()) <= 1
+
+
+def test_published_sampling_keeps_the_natural_frequencies() -> None:
+    learner = method(balance="published")
+    sizes = learner.refresh(functools.partial(described, skewed=True), (0, 0)).sizes
+    counts = np.bincount(learner.assignment[learner.order(8000, seeded(0))].numpy(), minlength=4)
+    assert abs(counts[sizes.argmax()] / 8000 - sizes.max() / 64) < 0.15
+
+
+def test_head_and_optimizer_are_made_anew() -> None:
+    learner = method()
+    learner.refresh(described, (0, 0))
+    before, optimizer = learner.heads[0].linear.weight.clone(), learner.head_optimizer
+    learner.refresh(described, (0, 1))
+    assert learner.head_optimizer is not optimizer
+    assert not torch.equal(before, learner.heads[0].linear.weight)
+    assert learner.head_optimizer.param_groups[0]["params"][0] is learner.heads[0].linear.weight
+
+
+def test_previous_centroids_keep_the_names_of_clusters() -> None:
+    learner = method(init="previous")
+    first = learner.refresh(described, (0, 0)).assignment.copy()
+    np.testing.assert_array_equal(learner.refresh(described, (0, 1)).assignment, first)
+
+
+def test_images_that_cannot_be_decoded_stay_out() -> None:
+    learner = method()
+    clustering = learner.refresh(functools.partial(described, missing=(3, 17)), (0, 0))
+    assert clustering.assignment[3] == clustering.assignment[17] == -1
+    assert np.isnan(clustering.distance[3])
+    order = learner.order(640, seeded(0))
+    assert not {3, 17} & set(order.tolist())
+
+
+@pytest.mark.parametrize(
+    ("reassign", "due"),
+    [
+        (1.0, [0, 10, 20]),
+        (0.5, [0, 5, 10, 15, 20, 25]),
+        (2.0, [0, 20]),
+        (1.5, [0, 15]),
+        (0.3, [0, 3, 6, 9, 12, 15, 18, 21, 24, 27]),
+        (0.01, list(range(30))),
+    ],
+)
+def test_refreshes_come_every_so_many_epochs(reassign: float, due: list[int]) -> None:
+    learner = method(reassign=reassign)
+    assert [step for step in range(30) if learner.due(step, 10)] == due
+
+
+def test_one_image_per_cluster() -> None:
+    rng = np.random.default_rng(0)
+    table = Described(np.arange(16), rng.normal(size=(16, 128)).astype(np.float32))
+    learner = method(n=16, k=16)
+    clustering = learner.refresh(lambda: table, (0, 0))
+    assert (clustering.sizes == 1).all()
+    assert torch.isfinite(learner.loss(batch(8))["loss"])
+
+
+def test_more_clusters_than_images_is_a_sentence() -> None:
+    with pytest.raises(DeepClusterError, match=r"64 images for 100 clusters.*--method.k"):
+        method(k=100).refresh(described, (0, 0))
+
+
+def test_images_that_all_look_the_same_are_a_sentence() -> None:
+    same = Described(np.arange(64), np.ones((64, 128), np.float32))
+    with pytest.raises(DeepClusterError, match="same features"):
+        method().refresh(lambda: same, (0, 0))
+
+
+def test_state_travels_whole() -> None:
+    learner = method()
+    learner.refresh(described, (0, 0))
+    other = method()
+    other.load_state_dict(learner.state_dict())
+    assert torch.equal(other.assignment, learner.assignment)
+    assert torch.equal(other.whitening.components, learner.whitening.components)
+    one = batch()
+    torch.testing.assert_close(other.eval().loss(one)["loss"], learner.eval().loss(one)["loss"])
