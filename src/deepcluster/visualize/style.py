@@ -64,7 +64,8 @@ def label(axes: Axes, lines: list[tuple[float, str, str]], height: float) -> Non
     gap = 11.5 / 72 / height  # one line of text
     place = axes.transScale + axes.transLimits
     floor, placed = -np.inf, []
-    for at, name, color in sorted((float(place.transform((1, y))[1]), name, color) for y, name, color in lines):
+    heights = [(float(np.clip(place.transform((1, y))[1], 0, 1)), name, color) for y, name, color in lines]
+    for at, name, color in sorted(heights):
         floor = max(at, floor + gap)
         placed.append((floor, name, color))
     over = max(placed[-1][0] - 1, 0) if placed else 0

@@ -1,0 +1,124 @@
+"""Curves and sizes: what is drawn, for one epoch and for ten thousand clusters."""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+from html.parser import HTMLParser
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from deepcluster.records import DeepClusterError
+from deepcluster.visualize import style
+from deepcluster.visualize.history import curve, figure, history, history_of, panels
+from deepcluster.visualize.sizes import effective, sizes_figure, sizes_of, summary
+
+from .conftest import FakeRun, line
+
+
+def texts(page: object) -> list[str]:
+    return [text.get_text() for axes in page.axes for text in axes.texts]  # type: ignore[attr-defined]
+
+
+def test_a_curve_leaves_out_what_is_not_a_number() -> None:
+    metrics = [{"epoch": 0, "a": None}, {"epoch": 1, "a": 2.0}, {"epoch": 2, "a": float("nan")}, {"epoch": 3}]
+    x, y = curve(metrics, "a")
+    assert x.tolist() == [2.0] and y.tolist() == [2.0]
+
+
+def test_panels_need_numbers() -> None:
+    titles = [panel.title for panel in panels([{"epoch": 0, "loss": 1.0, "nmi_labels": None}], 5)]
+    assert titles == ["Loss"]
+    with pytest.raises(DeepClusterError, match="no epoch has ended"):
+        history([], 5)
+
+
+def test_names_stand_at_the_lines_and_levels_say_their_value() -> None:
+    page = history([line(epoch, 50, 1000) for epoch in range(6)], 50, 1000)
+    assert len(page.axes) == 8
+    words = texts(page)
+    assert f"ln K = {math.log(50):.3g}" in words and "mean = 20" in words
+    assert {"loss", "NMI with previous", "NMI with labels", "purity", "train", "features", "cluster"} <= set(words)
+    assert all(axes.get_xlabel() == "epoch" and axes.get_ylabel() for axes in page.axes)
+
+
+def test_names_do_not_lie_on_each_other() -> None:
+    metrics = [line(epoch, 50, 1000) | {"nmi_previous": 0.61, "nmi_labels": 0.6, "purity": 0.6} for epoch in range(3)]
+    [panel] = [panel for panel in panels(metrics, 50) if panel.title == "Agreement"]
+    page = figure([panel], metrics)
+    page.draw_without_rendering()
+    boxes = sorted((text.get_window_extent().y0, text.get_window_extent().y1) for text in page.axes[0].texts)
+    assert len(boxes) == 3
+    for (_, top), (bottom, _) in pairwise(boxes):
+        assert bottom >= top - 4  # pixels, at 144 a inch
+
+
+@pytest.mark.parametrize(("epochs", "k"), [(1, 5), (1, 1), (3, 10_000), (300, 20)])
+def test_any_history_is_a_picture(epochs: int, k: int, tmp_path: Path) -> None:
+    path = style.save(history([line(epoch, k, 60) for epoch in range(epochs)], k, 60), tmp_path / "a" / "h.png")
+    with Image.open(path) as page:
+        page.verify()
+    assert [file.name for file in path.parent.iterdir()] == ["h.png"]
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [[60], [0, 60], [0], [5, 5, 5], [1, 1, 10_000], np.random.default_rng(0).zipf(1.5, 10_000).clip(0, 10**6)],
+    ids=["one", "empty", "nothing", "even", "wide", "many"],
+)
+def test_any_sizes_are_a_picture(sizes: list[int]) -> None:
+    page = sizes_figure(np.array(sizes))
+    with Image.open(io.BytesIO(style.png(page))) as picture:
+        assert picture.width > 1000
+    for axes in page.axes:
+        assert axes.get_xlabel() and axes.get_ylabel()
+
+
+def test_histogram_counts_every_cluster_once() -> None:
+    for sizes in ([3, 3, 4, 900, 0], [7, 8, 9, 9], [1, 1, 1, 2]):
+        page = sizes_figure(np.array(sizes))
+        [steps] = page.axes[1].patches
+        assert steps.get_data().values.sum() == len(sizes)
+
+
+def test_effective_clusters() -> None:
+    assert effective(np.array([5, 5, 5, 0])) == pytest.approx(3)
+    assert effective(np.array([9])) == pytest.approx(1)
+    assert effective(np.zeros(3, np.int64)) == 0
+    assert summary(np.array([10, 0, 10])) == ("20 images in 2 of 3 clusters, 0 to 10 each; as even as 2 equal clusters")
+
+
+def test_a_run_draws_into_its_pictures(run: FakeRun) -> None:
+    assert history_of(run) == run.folder / "pictures" / "history.png"  # type: ignore[arg-type]
+    assert sizes_of(run) == run.folder / "pictures" / "sizes.png"  # type: ignore[arg-type]
+    (run.folder / "pictures" / "sizes.png").unlink()
+    run.folder = run.folder / "pictures" / "history.png"  # not a folder
+    with pytest.raises(DeepClusterError, match="cannot be written"):
+        sizes_of(run)  # type: ignore[arg-type]
+
+
+def test_svg_takes_the_colors_of_the_page_and_fetches_nothing() -> None:
+    metrics = [line(epoch, 5, 60) for epoch in range(3)]
+    drawn = [style.svg(figure([panel], metrics)) for panel in panels(metrics, 5, 60)]
+    for text in drawn:
+        assert text.startswith("<svg") and text.rstrip().endswith("</svg>")
+        assert not re.search(r"https?:|url\((?!#)|@import", text)
+        assert "var(--quiet)" in text and "var(--series-1)" in text
+        assert not any(color in text for color in (*style.SERIES, style.INK, style.QUIET, style.LINE))
+        HTMLParser().feed(text)
+    ids = [name for text in drawn for name in set(re.findall(r'id="([^"]+)"', text))]
+    clips = [name for name in ids if name.startswith("p")]
+    assert clips and len(clips) == len(set(clips))
+    for text in drawn:  # every reference inside a figure leads to something in it
+        assert set(re.findall(r'(?:href="|url\()#([^")]+)', text)) <= set(re.findall(r'id="([^"]+)"', text))
+
+
+def test_the_same_figure_gives_the_same_svg() -> None:
+    metrics = [line(epoch, 5, 60) for epoch in range(3)]
+    shown = panels(metrics, 5)[:1]
+    assert style.svg(figure(shown, metrics)) == style.svg(figure(shown, metrics))
