@@ -54,7 +54,9 @@ def ours(run: TrainRun, data: Path, epochs: int) -> dict[str, float]:
     """Real epochs; the first is left out, since it warms up."""
     with tempfile.TemporaryDirectory() as out:
         rows = engine.train(run, str(data), Path(out) / "run", screen=Screen(quiet=True)).metrics[1:]
-    train, features, cluster = (sum(row[f"seconds_{part}"] for row in rows) for part in ("train", "features", "cluster"))
+    train, features, cluster = (
+        sum(row[f"seconds_{part}"] for row in rows) for part in ("train", "features", "cluster")
+    )
     rate = statistics.median(row["images_per_second"] for row in rows)
     return {"rate": rate, "share": (features + cluster) / (train + features + cluster), "epochs": epochs}
 
@@ -152,7 +154,9 @@ def main() -> None:
                 f"  clustering {one['share']:.1%}",
                 flush=True,
             )
-    rate, bound, rest = (statistics.median(values) for values in zip(*((o["rate"], c, p) for o, c, p in rounds), strict=True))
+    rate, bound, rest = (
+        statistics.median(values) for values in zip(*((o["rate"], c, p) for o, c, p in rounds), strict=True)
+    )
     print(f"\n{args.preset}, {args.image_size} px, batch {args.batch_size}, {torch.get_num_threads()} threads")
     print(f"ours / compute    {rate / bound:6.2f}   (aim >= 0.90)")
     if not args.no_plain:

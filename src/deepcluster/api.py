@@ -42,9 +42,7 @@ def train(
         (1797,)
     """
     if data is None or out is None:
-        raise settings.DeepClusterError(
-            "train needs data and out: train(preset, data='photos/', out='runs/photos')."
-        )
+        raise settings.DeepClusterError("train needs data and out: train(preset, data='photos/', out='runs/photos').")
     name, run = (preset, find_preset(preset).run) if isinstance(preset, str) else ("custom", preset)
     values_set = settings.override(run, values)
     return engine.train(values_set, data, out, preset=name, overwrite=overwrite, screen=Screen(quiet))

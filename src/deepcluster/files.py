@@ -13,7 +13,7 @@ from typing import Any
 from deepcluster.records import DeepClusterError
 
 
-def write_whole(file: Path, write: Callable[[Path], None]) -> Path:
+def write_whole(file: Path, write: Callable[[Path], object]) -> Path:
     """Calls `write` with a path beside `file`, flushes it to disk, and renames it over `file`.
 
     Raises:
@@ -27,9 +27,8 @@ def write_whole(file: Path, write: Callable[[Path], None]) -> Path:
             os.fsync(handle.fileno())
         os.replace(beside, file)
     except (OSError, RuntimeError) as error:  # torch and safetensors have their own words for a full disk
-        raise DeepClusterError(
-            f"{file} cannot be written ({getattr(error, 'strerror', None) or error}): make room or choose another place."
-        ) from error
+        why = getattr(error, "strerror", None) or error
+        raise DeepClusterError(f"{file} cannot be written ({why}): make room or choose another place.") from error
     finally:
         with contextlib.suppress(OSError):
             beside.unlink(missing_ok=True)
@@ -38,7 +37,7 @@ def write_whole(file: Path, write: Callable[[Path], None]) -> Path:
 
 def write_text(file: Path, text: str) -> Path:
     """`write_whole` for text."""
-    return write_whole(file, lambda beside: beside.write_text(text, encoding="utf-8") and None)
+    return write_whole(file, lambda beside: beside.write_text(text, encoding="utf-8"))
 
 
 def write_json(file: Path, value: Any) -> Path:

@@ -36,14 +36,14 @@ class DeepClusterParams:
     """Against trivial solutions (§3.2): draw images uniformly over clusters; weigh the loss by the inverse cluster
     size instead; do nothing; or do what the published code does (its sampler indexes a reordered list)."""
     head: Literal["redraw", "centroids"] = "redraw"
-    """At each clustering the classifier is drawn anew from N(0, .01) and learned (the paper), or it is the centroids:
-    logits are cosines to them in whitened features, and only the features learn. Good for small data and short runs."""
+    """At each clustering the classifier is drawn anew from N(0, .01) (the paper), or set to the clusters' mean
+    directions (a cosine classifier that is right from its first step, for short runs); both are trained."""
     temperature: float = 0.1
     """Head centroids: cosines are divided by this."""
     clusterings: int = 1
     """Several k-means with different draws at once, each with its own classifier; the first one is reported."""
     averaging: float = 0.0
-    """Features to cluster come from a running average of the weights with this decay, which calms small data; 0 = off."""
+    """Features to cluster come from the running average of the weights with this decay, a calmer network; 0 = off."""
     head_lr: float | None = None
     """Learning rate of the classifier's own optimizer; none = the backbone's."""
 
@@ -65,7 +65,7 @@ class DataParams:
     """How images are read and turned into training views."""
 
     cache_gb: float = 20.0
-    """Decoded images are kept in a memory-mapped cache when they fit in this many gigabytes; otherwise each is decoded on demand."""
+    """Decoded images are memory-mapped from a cache when they fit in so many gigabytes; else decoded on demand."""
     workers: int = 0
     """Processes that decode; 0 = as many as there are processor cores."""
     views: int = 1
@@ -195,8 +195,10 @@ def override(run: TrainRun, values: dict[str, Any]) -> TrainRun:
         target = getattr(run, group) if group else run
         if part not in {item.name for item in dataclasses.fields(target)} or (not group and part in GROUPS):
             raise DeepClusterError(_unknown(name))
-        changed = dataclasses.replace(target, **{part: _fitting(name, getattr(target, part), value)})
-        run = dataclasses.replace(run, **{group: changed}) if group else changed
+        change: dict[str, Any] = {part: _fitting(name, getattr(target, part), value)}
+        if group:
+            change = {group: dataclasses.replace(target, **change)}
+        run = dataclasses.replace(run, **change)
     return run
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+
 from deepcluster.engine import checkpoint, loop, train
 from deepcluster.engine.log import Screen
 from deepcluster.engine.runs import load_run

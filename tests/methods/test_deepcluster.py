@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+
 from deepcluster.engine.optim import make_optimizer
 from deepcluster.methods.deepcluster import DeepCluster
 from deepcluster.methods.method import Described

@@ -47,6 +47,15 @@ def test_names_stand_at_the_lines_and_levels_say_their_value() -> None:
     assert all(axes.get_xlabel() == "epoch" and axes.get_ylabel() for axes in page.axes)
 
 
+def test_a_name_keeps_its_color_and_single_epochs_whole_numbers() -> None:
+    [panel] = [panel for panel in panels([line(0, 50, 1000)], 50) if panel.title == "Agreement"]
+    early, late = (figure([panel], [line(e, 50, 1000) for e in range(epochs)]).axes[0] for epochs in (1, 3))
+    colors = [{text.get_text(): text.get_color() for text in axes.texts} for axes in (early, late)]
+    assert len(colors[0]) == 2 and colors[0].items() < colors[1].items()
+    inside = [tick for tick in early.get_xticks() if early.get_xlim()[0] <= tick <= early.get_xlim()[1]]
+    assert inside == [1.0]
+
+
 def test_names_do_not_lie_on_each_other() -> None:
     metrics = [line(epoch, 50, 1000) | {"nmi_previous": 0.61, "nmi_labels": 0.6, "purity": 0.6} for epoch in range(3)]
     [panel] = [panel for panel in panels(metrics, 50) if panel.title == "Agreement"]
@@ -90,7 +99,9 @@ def test_effective_clusters() -> None:
     assert effective(np.array([5, 5, 5, 0])) == pytest.approx(3)
     assert effective(np.array([9])) == pytest.approx(1)
     assert effective(np.zeros(3, np.int64)) == 0
-    assert summary(np.array([10, 0, 10])) == ("20 images in 2 of 3 clusters, 0 to 10 each; as even as 2 equal clusters")
+    assert summary(np.array([10, 0, 10])) == (
+        "20 images in 2 of 3 clusters, 0 to 10 each; as even as 2.0 equal clusters"
+    )
 
 
 def test_a_run_draws_into_its_pictures(run: FakeRun) -> None:

@@ -99,7 +99,7 @@ def test_it_says_what_the_run_is(run: FakeRun) -> None:
     assert "59 images in 4 clusters, after 4 epochs" in words
     assert "seed 3" in words and "torch 2.8.0" in words and "2026-01-05 10:11" in words
     assert "The 2 largest of 4 clusters" in words
-    assert "1 of 5 clusters hold no image" in words
+    assert "1 of 5 clusters is empty" in words
     assert "deepcluster train tiny-deepcluster --data somewhere/photos --out" in words
     assert "--epochs 4 --batch-size 32 --seed 3 --image-size 20 --method.k 5" in words
 

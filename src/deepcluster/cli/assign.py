@@ -50,11 +50,7 @@ def command(arguments: list[str]) -> None:
         len(set(assignment.cluster[assignment.cluster >= 0].tolist())),
     )
     if chosen.json:
-        print(
-            json_module.dumps(
-                {"out": str(chosen.out), "images": len(assignment), "bad": bad, "clusters": used}
-            )
-        )
+        print(json_module.dumps({"out": str(chosen.out), "images": len(assignment), "bad": bad, "clusters": used}))
         return
     tail = f", {bad:,} that cannot be decoded (cluster -1)" if bad else ""
     screen.say(f"{chosen.out}: {len(assignment):,} images in {used:,} clusters{tail}")

@@ -55,9 +55,7 @@ def command(arguments: list[str]) -> None:
     screen = Screen(stderr=chosen.json)
     table, about = open_table(chosen.features)
     kmeans = KMeans(chosen.k, max_iter=chosen.iterations, random_state=chosen.seed)
-    with tempfile.TemporaryDirectory(
-        dir=chosen.out.parent if chosen.out.parent.is_dir() else None
-    ) as scratch:
+    with tempfile.TemporaryDirectory(dir=chosen.out.parent if chosen.out.parent.is_dir() else None) as scratch:
         cluster, distance = cluster_table(
             table, kmeans, whiten=chosen.whiten, scratch=Path(scratch), bad=about.get("bad")
         )
@@ -68,9 +66,7 @@ def command(arguments: list[str]) -> None:
         print(json_module.dumps(scores))
         return
     used, smallest, largest = sizes["clusters_used"], sizes["size_min"], sizes["size_max"]
-    screen.say(
-        f"{chosen.out}: {int(np.sum(cluster >= 0)):,} rows in {used:,} clusters of {smallest:,}-{largest:,}"
-    )
+    screen.say(f"{chosen.out}: {int(np.sum(cluster >= 0)):,} rows in {used:,} clusters of {smallest:,}-{largest:,}")
 
 
 def paths(about: dict[str, Any], rows: int) -> list[str]:

@@ -84,7 +84,8 @@ def command(arguments: list[str]) -> None:
                 return
             raise DeepClusterError("The protocol is missing: deepcluster evaluate RUN clusters|knn --data S.")
         raise DeepClusterError(
-            f"There is no protocol {protocol!r}.{nearest(protocol, list(PROTOCOLS))} `deepcluster evaluate --help` lists them."
+            f"There is no protocol {protocol!r}.{nearest(protocol, list(PROTOCOLS))}"
+            " `deepcluster evaluate --help` lists them."
         )
     chosen = parse(PROTOCOLS[protocol], arguments, prog=f"deepcluster evaluate RUN {protocol}")
     from deepcluster.engine.log import Screen

@@ -59,9 +59,7 @@ def command(arguments: list[str]) -> None:
         )
     else:
         model = named_model(chosen.model, chosen.image_size)
-    pixels = load_pixels(
-        open_images(chosen.source), short_side=short_side(model.backbone.image_size), cache_gb=20
-    )
+    pixels = load_pixels(open_images(chosen.source), short_side=short_side(model.backbone.image_size), cache_gb=20)
     part = chosen.out.with_name(f".{chosen.out.name}.part")
     try:
         with screen.bar("features", len(pixels.good)) as advance:
@@ -89,9 +87,7 @@ def command(arguments: list[str]) -> None:
     if chosen.json:
         print(json_module.dumps({"out": str(chosen.out), **about}))
         return
-    screen.say(
-        f"{chosen.out}: {len(pixels):,} x {width} features" + (f", {len(bad):,} rows NaN" if bad else "")
-    )
+    screen.say(f"{chosen.out}: {len(pixels):,} x {width} features" + (f", {len(bad):,} rows NaN" if bad else ""))
 
 
 def scatter(file: Path, rows: int, index: np.ndarray, features: np.ndarray) -> None:

@@ -46,9 +46,9 @@ def main(argv: list[str] | None = None) -> int:
         )
         return 0
     if arguments[0] in ("-V", "--version"):
-        from deepcluster import __version__
+        from importlib.metadata import version
 
-        print(f"deepcluster {__version__}")
+        print(f"deepcluster {version('deepcluster')}")
         return 0
     name, rest = arguments[0], arguments[1:]
     try:

@@ -15,9 +15,7 @@ from deepcluster.records import DeepClusterError
 T = TypeVar("T")
 
 
-def parse(
-    what: Callable[..., T], arguments: list[str], *, prog: str, default: Any = None, about: str = ""
-) -> T:
+def parse(what: Callable[..., T], arguments: list[str], *, prog: str, default: Any = None, about: str = "") -> T:
     """The arguments as an instance of `what`, a dataclass.
 
     Raises:
@@ -43,9 +41,19 @@ def parse(
 
 def sentence(box: str, prog: str) -> str:
     """The message in tyro's box, in one sentence, with the nearest option it knows."""
-    lines = [line.strip("│ ").strip() for line in box.splitlines() if not line.startswith(("╭", "╰"))]
-    rules = [position for position, line in enumerate(lines) if line.startswith("──")] or [len(lines)]
-    message = " ".join(lines[: rules[0]]).strip().rstrip(".")
-    meant = re.search(r"Perhaps you meant.*?(--[\w.-]+)", " ".join(lines[rules[0] :]))
+    # The first line is the box's title. Where the terminal's encoding has no box, rules are dashes.
+    inside = [line.strip("│ ") for line in box.splitlines()[1:] if not line.startswith("╰")]
+    if inside and re.match(r"-{8}", inside[0]):
+        inside = inside[1:]
+    rules = [position for position, line in enumerate(inside) if re.match(r"[─-]{8}", line)] or [len(inside)]
+    message = " ".join(inside[: rules[0]]).strip().rstrip(".")
+    if message.startswith("Missing"):
+        missing = [
+            {"PATH": "the path", "STR": "the name"}.get(word, word)
+            for word in re.findall(r"^[│ ]+(--[\w.-]+|[A-Z]{2,})", box, re.M)
+            if word != "--help"
+        ]
+        message = f"{' and '.join(dict.fromkeys(missing)) or 'Something'} must be given"
+    meant = re.search(r"Perhaps you meant.*?(--[\w.-]+)", " ".join(inside[rules[0] :]))
     hint = f" Did you mean {meant[1]}?" if meant else ""
     return f"{message}.{hint} `{prog} --help` lists the options."

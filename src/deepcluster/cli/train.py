@@ -122,8 +122,6 @@ def finish(run: Run, screen: Screen, as_json: bool) -> None:
     """What to do next, or the last row as JSON."""
     folder, rows = run.folder, run.metrics
     if as_json:
-        print(
-            json_module.dumps({"run": str(folder), "epochs": len(rows), "last": rows[-1] if rows else None})
-        )
+        print(json_module.dumps({"run": str(folder), "epochs": len(rows), "last": rows[-1] if rows else None}))
         return
     screen.say(f"done: {folder}  (next: deepcluster report {folder})")

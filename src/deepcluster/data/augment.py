@@ -1,8 +1,7 @@
 """A batch of pictures in, a batch of views out: crop, flip, affine, color, blur, normalize.
 
-On the CPU pictures are resampled one by one in uint8, channels last, which torch does fastest, and become float
-late; on a GPU the whole batch is resampled by two matrix products. For the same draw every step equals
-torchvision's functional one. This file knows nothing of sources, caches or epochs.
+Pictures become float late, and are worked on in blocks that fit a core's cache. For the same draw every step
+equals torchvision's functional one. This file knows nothing of sources, caches or epochs.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ def augment(images: Sequence[np.ndarray], draws: Draw, views: Views, device: tor
         (B, 3, S, S) float32, normalized, channels last in memory.
     """
     device = torch.device(device)
-    small = crop_resize(images, draws.box, draws.flip, views.size, device)  # (B, 3, S, S) uint8, channels last
+    small = crop_resize(images, draws.box, draws.flip, views.size, device)
     return _finish(small, draws, views, device)
 
 
@@ -66,7 +65,7 @@ def plain(
 
 
 def _finish(small: Tensor, draws: Draw, views: Views, device: torch.device) -> Tensor:
-    """What follows the crop, block by block in float; (B, 3, S, S) uint8 -> float32 normalized."""
+    """What follows the crop, block by block in float; (B, 3, S, S), 0 … 255 -> float32 normalized."""
     count, size = len(small), views.size
     out = torch.empty((count, 3, size, size), device=device, memory_format=torch.channels_last)
     active = [bool(strength) and views.jitter > 0 for strength in views.jitters]
@@ -88,8 +87,7 @@ def _finish(small: Tensor, draws: Draw, views: Views, device: torch.device) -> T
                 x = affine(x, draws.affine[rows])
             recolor.jitter_(x, factors[rows], order, active)
             if views.gray:
-                for k in np.flatnonzero(draws.gray[rows]).tolist():
-                    recolor.gray_(x[k : k + 1])
+                recolor.gray_(x, draws.gray[rows])
             if views.blur:
                 for k in np.flatnonzero(draws.sigma[rows]).tolist():
                     x[k] = blur(x[k], float(draws.sigma[rows][k]))

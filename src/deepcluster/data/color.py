@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -59,10 +60,13 @@ class Recolor:
         luma = _luma(flat, self._planes[0, : len(x)]).mul_((1 - factor)[:, None])
         flat.mul_(factor[:, None, None]).add_(luma[:, None]).clamp_(0, 255)
 
-    def gray_(self, x: Tensor) -> None:
-        """All three channels become luma."""
-        flat = x.view(len(x), 3, -1)
-        flat.copy_(_luma(flat, self._planes[0, : len(x)])[:, None])
+    def gray_(self, x: Tensor, chosen: np.ndarray) -> None:
+        """All three channels of the `chosen` (n,) bool pictures become luma."""
+        rows = torch.from_numpy(np.flatnonzero(chosen)).to(x.device)
+        if len(rows):
+            flat = x.view(len(x), 3, -1)
+            luma = _luma(flat[rows], self._planes[0, : len(rows)])
+            flat[rows] = luma[:, None].expand(-1, 3, -1)
 
     def hue_(self, x: Tensor, turn: Tensor) -> None:
         """A turn of the color circle in HSV, saturation and value kept.

@@ -60,8 +60,8 @@ class Views:
     """Range of the scale about the center."""
     shear: float = 0.0
     """Shear in x drawn from ± this, in degrees."""
-    mean: tuple[float, float, float] = IMAGENET_MEAN
-    std: tuple[float, float, float] = IMAGENET_STD
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
 
     def __post_init__(self) -> None:
         for name in ("flip", "jitter", "gray", "blur"):

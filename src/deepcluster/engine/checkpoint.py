@@ -94,9 +94,7 @@ def load(file: Path) -> dict[str, Any]:
             " file of its checkpoints folder."
         ) from error
     if not isinstance(state, dict) or "method" not in state or "progress" not in state:
-        raise DeepClusterError(
-            f"{file} holds no deepcluster run: give the folder that `deepcluster train` wrote."
-        )
+        raise DeepClusterError(f"{file} holds no deepcluster run: give the folder that `deepcluster train` wrote.")
     return state
 
 

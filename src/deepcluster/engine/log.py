@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any
 
 from rich.console import Console
 from rich.progress import (
@@ -20,17 +20,26 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.progress import Task as RichTask
+from rich.progress import TaskID
 from rich.text import Text
 
 from deepcluster.files import write_text
 
-T = TypeVar("T")
 
+class Bar:
+    """A bar that counts images; calling it moves it on. Without a progress it is silent."""
 
-class Advance(Protocol):
-    """Moves a bar on."""
+    def __init__(self, progress: Progress | None = None, task: TaskID | None = None) -> None:
+        self.progress, self.task = progress, task
 
-    def __call__(self, steps: int = 1, /) -> None: ...
+    def __call__(self, images: int = 1) -> None:
+        if self.progress is not None and self.task is not None:
+            self.progress.advance(self.task, images)
+
+    def to(self, images: int) -> None:
+        """Moves it to so many."""
+        if self.progress is not None and self.task is not None:
+            self.progress.update(self.task, completed=images)
 
 
 class _Rate(ProgressColumn):
@@ -57,10 +66,10 @@ class Screen:
         self.console.print(f"warning: {line}", style="yellow", markup=False)
 
     @contextmanager
-    def bar(self, what: str, total: int) -> Iterator[Advance]:
+    def bar(self, what: str, total: int) -> Iterator[Bar]:
         """A bar that counts images, with a rate and the time that is left."""
         if not self.bars or total <= 0:
-            yield lambda steps=1: None
+            yield Bar()
             return
         columns = (
             TextColumn("{task.description}"),
@@ -70,8 +79,7 @@ class Screen:
             TimeRemainingColumn(),
         )
         with Progress(*columns, console=self.console, transient=True) as progress:
-            task = progress.add_task(what, total=total)
-            yield lambda steps=1: progress.advance(task, steps)
+            yield Bar(progress, progress.add_task(what, total=total))
 
 
 class Metrics:
@@ -132,10 +140,3 @@ def line(row: dict[str, Any], epochs: int) -> str:
 def _plain(value: Any) -> Any:
     """JSON has no NaN."""
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def counted(items: Iterable[T], advance: Advance, size: Any) -> Iterator[T]:
-    """Passes `items` on and moves the bar by `size(item)` after each."""
-    for item in items:
-        yield item
-        advance(size(item))

@@ -17,9 +17,7 @@ def make_optimizer(
     """
     trained = [parameter for parameter in parameters if parameter.requires_grad]
     if name == "sgd":
-        optimizer: torch.optim.Optimizer = torch.optim.SGD(
-            trained, lr=lr, momentum=momentum, weight_decay=weight_decay
-        )
+        optimizer: torch.optim.Optimizer = torch.optim.SGD(trained, lr=lr, momentum=momentum, weight_decay=weight_decay)
     elif name == "adamw":
         optimizer = torch.optim.AdamW(trained, lr=lr, betas=(momentum, 0.999), weight_decay=weight_decay)
     else:

@@ -60,9 +60,7 @@ class Assignment:
             return write_whole(file, self._parquet)
         if file.suffix == ".csv":
             return write_whole(file, self._csv)
-        raise DeepClusterError(
-            f"Assignments are written as .csv or .parquet, not as {file.name!r}: change --out."
-        )
+        raise DeepClusterError(f"Assignments are written as .csv or .parquet, not as {file.name!r}: change --out.")
 
     def _csv(self, file: Path) -> None:
         with open(file, "w", newline="", encoding="utf-8") as handle:
@@ -257,9 +255,7 @@ class Run:
         index, features = self.model.features(pixels, device=self.device, check=check)
         cluster, distance = np.full(len(pixels), -1, np.int64), np.full(len(pixels), np.nan, np.float32)
         cluster[index], distance[index] = self.model.nearest(features)
-        return Assignment(
-            [pixels.source.path(position) for position in range(len(pixels))], cluster, distance
-        )
+        return Assignment([pixels.source.path(position) for position in range(len(pixels))], cluster, distance)
 
 
 def load_run(folder: Path | str, device: str = "auto") -> Run:

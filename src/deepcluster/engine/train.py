@@ -79,7 +79,7 @@ def train(
 
     torch.manual_seed(seed_of(run.seed))
     method = build_method(run, len(source))
-    method = fabric.to_device(method).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    method.to(device=fabric.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = make_optimizer(
         method.backbone.parameters(),
         run.optimizer.name,
@@ -92,9 +92,7 @@ def train(
     last = folder / "checkpoints" / "last.ckpt"
     if resume and last.exists():
         progress = restore(last, method, optimizer, fabric)
-        screen.say(
-            f"resuming {folder} at epoch {progress.step // progress.steps_per_epoch + 1}, step {progress.step}"
-        )
+        screen.say(f"resuming {folder} at epoch {progress.step // progress.steps_per_epoch + 1}, step {progress.step}")
     elif resume:
         screen.say(f"{folder} has no checkpoint yet: starting from its beginning")
     views = _views(run, method.backbone)
@@ -144,9 +142,7 @@ def build_method(run: TrainRun, n: int) -> Method:
             make_optimizer,
             name=o.name,
             lr=o.lr if p.head_lr is None else p.head_lr,
-            momentum=0.0
-            if o.name == "sgd"
-            else o.momentum,  # the paper's head has none: it lives for one epoch
+            momentum=0.0 if o.name == "sgd" else o.momentum,  # the paper's head has none: it lives for one epoch
             weight_decay=o.weight_decay,
         ),
         reassign=p.reassign,
@@ -191,9 +187,7 @@ def prepare_folder(folder: Path, *, resume: bool, overwrite: bool) -> None:
             )
         shutil.rmtree(folder)
     elif folder.is_dir() and any(folder.iterdir()):
-        raise DeepClusterError(
-            f"{folder} holds other files and no run: choose an empty or new folder as --out."
-        )
+        raise DeepClusterError(f"{folder} holds other files and no run: choose an empty or new folder as --out.")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "checkpoints").mkdir(exist_ok=True)
@@ -218,7 +212,7 @@ def stop_signals() -> Iterator[Callable[[], bool]]:
         yield lambda: False
         return
     came: list[int] = []
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before: dict[int, Any] = {int(number): signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def note(number: int, frame: Any) -> None:
         came.append(number)
@@ -269,7 +263,7 @@ def _pixels(run: TrainRun, source: ImageSource, screen: Screen) -> Pixels:
             short_side=runs.short_side(run.image_size),
             cache_gb=run.data.cache_gb,
             workers=run.data.workers,
-            progress=advance,
+            progress=lambda done, total: advance.to(done),
         )
 
 
@@ -335,12 +329,7 @@ def _about(run: TrainRun, preset: str, source: ImageSource, pixels: Pixels) -> d
 def absolute(name: str) -> str:
     """A source's name that still leads to it from another working directory."""
     path = Path(name)
-    if (
-        ":" in name
-        or name == "digits"
-        or path.is_absolute()
-        or not (path.exists() or "*" in name or "{" in name)
-    ):
+    if ":" in name or name == "digits" or path.is_absolute() or not (path.exists() or "*" in name or "{" in name):
         return name
     return str(Path.cwd() / path)
 
@@ -356,7 +345,8 @@ def _same_images(config: dict[str, Any], source: ImageSource, folder: Path) -> N
 def _tell_bad(pixels: Pixels, folder: Path, screen: Screen) -> None:
     if pixels.bad:
         screen.warn(
-            f"{len(pixels.bad):,} of {len(pixels):,} files cannot be decoded and are skipped: see {folder / 'bad_images.csv'}"
+            f"{len(pixels.bad):,} of {len(pixels):,} files cannot be decoded and are skipped:"
+            f" see {folder / 'bad_images.csv'}"
         )
 
 

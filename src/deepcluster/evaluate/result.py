@@ -16,7 +16,7 @@ from deepcluster.files import write_text
 from deepcluster.records import DeepClusterError
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    from rich.console import RenderableType
 
 
 @dataclass(frozen=True)
@@ -61,11 +61,13 @@ class Result:
         except OSError as error:
             raise DeepClusterError(f"{file} cannot be written ({error.strerror or error}): make room there.") from error
 
-    def table(self) -> Table:
-        """The scores as a table for the terminal, in per cent, deviations beside their means."""
+    def table(self) -> RenderableType:
+        """The scores for the terminal, in per cent, deviations beside their means; then what they mean."""
+        from rich.console import Group
         from rich.table import Table
+        from rich.text import Text
 
-        table = Table(title=self.protocol, title_justify="left", caption=self._caption(), caption_justify="left")
+        table = Table(title=self.protocol, title_justify="left")
         table.add_column("score")
         table.add_column("%", justify="right")
         spread = any(name.endswith("_std") for name in self.scores)
@@ -79,13 +81,9 @@ class Result:
                 deviation = self.scores.get(f"{name}_std")
                 cells.append("" if deviation is None else _percent(deviation))
             table.add_row(*cells)
-        return table
-
-    def _caption(self) -> str:
-        from rich.markup import escape
-
-        notes = [value for value in self.settings.values() if isinstance(value, str) and " " in value]
-        return escape("\n".join(notes))
+        # settings that are sentences; numbers are for the JSON
+        notes = [f"{name}: {said}" for name, said in self.settings.items() if isinstance(said, str) and " " in said]
+        return Group(table, Text("\n".join(notes), style="dim"))
 
 
 def _percent(value: float) -> str:

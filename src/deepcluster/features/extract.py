@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -49,7 +50,7 @@ def extract(
     batch_size: int = 256,
     device: torch.device | str = "cpu",
     tap: str | None = None,
-    autocast: Callable[[], torch.autocast] | None = None,
+    autocast: Callable[[], AbstractContextManager] = nullcontext,
     file: Path | None = None,
     check: Callable[[int], None] = lambda images: None,
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -85,7 +86,7 @@ def extract(
     filled = 0
     try:
         for batch in loader:
-            with torch.autocast("cpu", enabled=False) if autocast is None else autocast():
+            with autocast():
                 out = _tapped(backbone, batch.views[0], tap) if tap else inference(batch.views[0])
             out = out.float().cpu()
             if features is None:

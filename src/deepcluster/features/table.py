@@ -26,8 +26,6 @@ def open_table(file: Path) -> tuple[np.ndarray, dict[str, Any]]:
             f"{file} is not an .npy table of numbers: give what `deepcluster features` wrote."
         ) from error
     if not isinstance(table, np.ndarray) or table.ndim != 2 or table.dtype.kind not in "fiu":
-        raise DeepClusterError(
-            f"{file} is not a table of numbers (N, D): give what `deepcluster features` wrote."
-        )
+        raise DeepClusterError(f"{file} is not a table of numbers (N, D): give what `deepcluster features` wrote.")
     beside = file.with_suffix(".json")
     return table, json.loads(beside.read_text()) if beside.is_file() else {}

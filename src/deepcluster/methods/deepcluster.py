@@ -76,7 +76,7 @@ class DeepCluster(Method):
         heads: list[nn.Module] = [
             ClusterHead(backbone.dim, k, relu=backbone.head_relu)
             if head == "redraw"
-            else CentroidHead(backbone.dim, width, k, temperature)
+            else CosineHead(backbone.dim, k, backbone.head_relu, temperature)
             for _ in range(clusterings)
         ]
         self.heads = nn.ModuleList(heads)
@@ -129,9 +129,10 @@ class DeepCluster(Method):
             used = (sizes > 0).sum()
             self.weights[number] = torch.where(sizes > 0, len(index) / (used * sizes.clamp(min=1)), 0)
             head = self.heads[number]
-            if isinstance(head, CentroidHead):
-                head.set_(self.whitening, clustering.centroids)
-            else:
+            if isinstance(head, CosineHead):
+                labels = torch.from_numpy(clustering.assignment[index])
+                head.set_(torch.as_tensor(features), labels, seeded(*key, number, 1))
+            elif isinstance(head, ClusterHead):
                 head.reset_(seeded(*key, number, 1))
         self.head_optimizer = self._optimizer()
         return found[0]
@@ -212,34 +213,30 @@ class DeepCluster(Method):
         return _cluster_means(torch.as_tensor(z), last, self.k, seeded(*key, 2))
 
 
-class CentroidHead(nn.Module):
-    """(B, D) features -> (B, K) logits: cosine to each centroid in whitened features, over a temperature.
+class CosineHead(nn.Module):
+    """(B, D) features -> (B, K) logits: cosine to one direction per cluster, over a temperature.
 
-    Nothing here is learned: the classifier is right from its first step, so small data and short runs need not
-    wait for a new one to learn. Only the features move.
+    At a clustering the directions are set to the clusters' mean directions, so the classifier is right from its
+    first step and short runs need not wait for a new one to learn; then they are trained as any classifier.
     """
 
-    mean: Tensor
-    components: Tensor
-    directions: Tensor
-
-    def __init__(self, dim: int, width: int, k: int, temperature: float) -> None:
+    def __init__(self, dim: int, k: int, relu: bool, temperature: float) -> None:
         super().__init__()
-        self.temperature = temperature
-        self.register_buffer("mean", torch.zeros(dim))
-        self.register_buffer("components", torch.zeros(width, dim))
-        self.register_buffer("directions", torch.zeros(k, width))
-
-    @torch.no_grad()
-    def set_(self, whitening: Whitening, centroids: Tensor) -> None:
-        """Takes over a fitted whitening and (K, P) centroids."""
-        self.mean.copy_(whitening.mean)
-        self.components.copy_(whitening.components)
-        self.directions.copy_(F.normalize(centroids, dim=1))
+        self.relu, self.temperature = relu, temperature
+        self.directions = nn.Parameter(F.normalize(torch.randn(k, dim), dim=1))
 
     def forward(self, features: Tensor) -> Tensor:
-        whitened = F.normalize((features.float() - self.mean) @ self.components.T, dim=1)
-        return whitened @ self.directions.T / self.temperature
+        return F.normalize(self.seen(features), dim=1) @ F.normalize(self.directions, dim=1).T / self.temperature
+
+    def seen(self, features: Tensor) -> Tensor:
+        """(B, D) features as the classifier reads them."""
+        return (F.relu(features) if self.relu else features).float()
+
+    @torch.no_grad()
+    def set_(self, features: Tensor, labels: Tensor, generator: torch.Generator) -> None:
+        """Points at the mean direction of each cluster: (N, D) features with (N,) labels."""
+        directions = F.normalize(self.seen(features), dim=1)
+        self.directions.copy_(F.normalize(_cluster_means(directions, labels, len(self.directions), generator), dim=1))
 
 
 def _cluster_means(x: Tensor, labels: Tensor, k: int, generator: torch.Generator) -> Tensor:

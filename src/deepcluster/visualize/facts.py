@@ -88,7 +88,7 @@ def remarks(
         check_loss([line["loss"] for line in metrics if _number(line.get("loss"))], len(sizes), warn)
         empty = int((sizes == 0).sum())
         if empty:
-            warn(f"{empty:,} of {len(sizes):,} clusters hold no image.")
+            warn(f"{empty:,} of {len(sizes):,} clusters {'is' if empty == 1 else 'are'} empty.")
     if bad:
         warn(f"{bad:,} file{'s' * (bad != 1)} could not be decoded and {'were' if bad != 1 else 'was'} skipped.")
     return said

@@ -28,6 +28,9 @@ ROW = 2.6
 Ending = tuple[float, str, str]
 """Height of a line's end in data, its name, its color."""
 
+Curves = dict[str, tuple[np.ndarray, np.ndarray, str]]
+"""Name -> epochs, values, color."""
+
 
 @dataclass(frozen=True)
 class Panel:
@@ -93,11 +96,13 @@ def curve(metrics: Sequence[dict[str, Any]], key: str) -> tuple[np.ndarray, np.n
 
 def draw(axes: Axes, panel: Panel, metrics: Sequence[dict[str, Any]]) -> list[Ending]:
     """Draw one panel, and return the names for the ends of its lines."""
-    curves = {name: curve(metrics, key) for name, key in panel.series.items()}
-    curves = {name: (x, y) for name, (x, y) in curves.items() if len(x)}
-    first = min(x[0] for x, _ in curves.values())
-    last = max(x[-1] for x, _ in curves.values())
-    if panel.scale == "log" and min(min(y) for _, y in curves.values()) > 0:
+    # a name keeps its color when another has no numbers
+    colored = zip(panel.series.items(), style.SERIES, strict=False)
+    curves = {name: (*curve(metrics, key), color) for (name, key), color in colored}
+    curves = {name: each for name, each in curves.items() if len(each[0])}
+    first = min(x[0] for x, _, _ in curves.values())
+    last = max(x[-1] for x, _, _ in curves.values())
+    if panel.scale == "log" and min(min(y) for _, y, _ in curves.values()) > 0:
         axes.set_yscale("log")
     style.quiet(axes, panel.title, "epoch", panel.unit)
     ends = _stack(axes, curves) if panel.scale == "stacked" else _lines(axes, curves)
@@ -107,7 +112,7 @@ def draw(axes: Axes, panel: Panel, metrics: Sequence[dict[str, Any]]) -> list[En
         ends.append((level, f"{name} = {number}", style.QUIET))
     if axes.get_yscale() == "linear":
         low, high = panel.ends
-        top = max([max(y) for _, y in curves.values()] + list(panel.levels.values()))
+        top = max([max(y) for _, y, _ in curves.values()] + list(panel.levels.values()))
         if panel.scale != "stacked":
             # a plot of nothing but zeros still has a height
             axes.set_ylim(low or 0, (high if high is not None else top * 1.08) or 1)
@@ -147,19 +152,19 @@ def history_of(run: Run) -> Path:
     return style.save(page, Path(run.folder) / "pictures" / "history.png")
 
 
-def _lines(axes: Axes, curves: dict[str, tuple[np.ndarray, np.ndarray]]) -> list[Ending]:
+def _lines(axes: Axes, curves: Curves) -> list[Ending]:
     ends = []
-    for (name, (x, y)), color in zip(curves.items(), style.SERIES, strict=False):
+    for name, (x, y, color) in curves.items():
         axes.plot(x, y, color=color, linewidth=1.8, solid_capstyle="round", clip_on=False)
         axes.plot(x[-1:], y[-1:], "o", color=color, markersize=4, clip_on=False)
         ends.append((float(y[-1]), name, color))
     return ends
 
 
-def _stack(axes: Axes, curves: dict[str, tuple[np.ndarray, np.ndarray]]) -> list[Ending]:
-    epochs = np.unique(np.concatenate([x for x, _ in curves.values()]))
+def _stack(axes: Axes, curves: Curves) -> list[Ending]:
+    epochs = np.unique(np.concatenate([x for x, _, _ in curves.values()]))
     floor, ends = np.zeros(len(epochs)), []
-    for (name, (x, y)), color in zip(curves.items(), style.SERIES, strict=False):
+    for name, (x, y, color) in curves.items():
         height = np.zeros(len(epochs))
         height[np.searchsorted(epochs, x)] = y
         if len(epochs) > 1:
@@ -174,8 +179,11 @@ def _stack(axes: Axes, curves: dict[str, tuple[np.ndarray, np.ndarray]]) -> list
 
 def _plain_ticks(axes: Axes) -> None:
     """Whole epochs below; thousands with a comma, no powers of ten, at the left."""
-    from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
+    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=[1, 2, 5, 10]))
+    if axes.get_yscale() == "log":
+        low, high = axes.get_ylim()
+        axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high < 100 * low else (1.0,)))
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1, steps=[1, 2, 5, 10]))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}" if value >= 100 else f"{value:g}"))
     axes.yaxis.set_minor_formatter(NullFormatter())

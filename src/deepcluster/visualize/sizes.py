@@ -51,7 +51,7 @@ def draw_histogram(axes: Axes, sizes: np.ndarray) -> None:
     """How many clusters have how many images; on a logarithmic axis when sizes differ widely."""
     style.quiet(axes, "How many clusters have that size", "images in a cluster", "clusters")
     largest, bins = int(sizes.max()), int(np.clip(2 * math.sqrt(len(sizes)), 5, 40))
-    smallest = max(1, int(sizes.min()))
+    smallest = int(sizes[sizes > 0].min(initial=max(largest, 1)))
     wide = largest > 50 * smallest
     if wide:
         edges = np.unique(np.geomspace(smallest, largest + 1, bins + 1).round())
@@ -84,10 +84,12 @@ def sizes_figure(sizes: np.ndarray) -> Figure:
 
 def summary(sizes: np.ndarray) -> str:
     """The sizes in one line."""
-    used, total = int((sizes > 0).sum()), len(sizes)
+    used, total, images = int((sizes > 0).sum()), len(sizes), int(sizes.sum())
+    if total == 1:
+        return f"{images:,} images in a single cluster"
     return (
-        f"{int(sizes.sum()):,} images in {used:,} of {total:,} clusters, {int(sizes.min()):,} to {int(sizes.max()):,} "
-        f"each; as even as {effective(sizes):,.4g} equal clusters"
+        f"{images:,} images in {used:,} of {total:,} clusters, {int(sizes.min()):,} to {int(sizes.max()):,} each; "
+        f"as even as {effective(sizes):,.1f} equal clusters"
     )
 
 
@@ -104,6 +106,6 @@ def _whole(axes: Axes) -> None:
 
     for axis, scale in ((axes.xaxis, axes.get_xscale()), (axes.yaxis, axes.get_yscale())):
         if scale == "linear":
-            axis.set_major_locator(MaxNLocator(6, integer=True, steps=[1, 2, 5, 10]))
+            axis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1, steps=[1, 2, 5, 10]))
         axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
         axis.set_minor_formatter(NullFormatter())

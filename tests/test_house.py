@@ -1,0 +1,74 @@
+"""The house itself: layers, lint, types, names, and a README that tells the truth about its commands."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import deepcluster as dc
+from deepcluster.cli.main import COMMANDS
+
+ROOT = Path(__file__).parents[1]
+BIN = Path(sys.executable).parent
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "lint-imports --no-cache",
+        "ruff check src tests benchmarks examples",
+        "ruff format --check src tests benchmarks examples",
+        "mypy",
+    ],
+)
+def test_checks_pass(command: str) -> None:
+    tool, *rest = shlex.split(command)
+    if not (BIN / tool).exists():
+        pytest.skip(f"{tool} is not installed beside this Python; `make test` installs it")
+    done = subprocess.run([str(BIN / tool), *rest], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
+
+
+def test_public_names() -> None:
+    assert dc.__all__ == sorted(dc.__all__)
+    for name in dc.__all__:
+        assert getattr(dc, name).__doc__ or name == "PRESETS", name
+    assert set(dc.__all__) <= set(dir(dc))
+    with pytest.raises(AttributeError, match="no attribute 'trian'"):
+        _ = dc.trian  # type: ignore[attr-defined]
+
+
+def test_version_is_told_once() -> None:
+    declared = re.search(r'^version = "(.+)"', (ROOT / "pyproject.toml").read_text(), re.M)
+    assert declared and declared[1] == dc.__version__
+
+
+def test_readme_commands_exist() -> None:
+    """Every `deepcluster ...` line of the README names a command, a preset and options that exist."""
+    from deepcluster.presets import PRESETS
+
+    text = (ROOT / "README.md").read_text()
+    lines = re.findall(r"^\s*deepcluster ([^\n#]*)", text, re.M)
+    assert len(lines) >= 8
+    for line in lines:
+        words = shlex.split(line)
+        assert words[0] in COMMANDS, line
+        if words[0] == "train" and "--resume" not in words:
+            assert words[1] in PRESETS, line
+    for target in re.findall(r"`make ([\w-]+)`", text):
+        assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.M), target
+
+
+def test_readme_pictures_are_there() -> None:
+    for picture in re.findall(r"!\[[^\]]*\]\(([^)]+)\)", (ROOT / "README.md").read_text()):
+        assert (ROOT / picture).is_file(), picture
+
+
+def test_constraints_name_packages_and_versions_only() -> None:
+    for line in (ROOT / "constraints.txt").read_text().splitlines():
+        assert line.startswith("#") or re.fullmatch(r'[\w.-]+==[\w.+]+ ; python_version >= "3.11"', line), line
