@@ -14,7 +14,7 @@ from PIL import Image
 
 import deepcluster as dc
 from deepcluster.engine import train
-from deepcluster.engine.runs import Model
+from deepcluster.engine.model import Model
 from deepcluster.records import DeepClusterError
 from deepcluster.settings import BackboneParams, DataParams, DeepClusterParams, OptimizerParams, TrainRun, override
 

@@ -48,8 +48,8 @@ def command(arguments: list[str]) -> None:
     from deepcluster.clustering.kmeans import KMeans
     from deepcluster.clustering.scores import size_stats
     from deepcluster.clustering.tables import cluster_table
+    from deepcluster.engine.assignment import Assignment
     from deepcluster.engine.log import Screen
-    from deepcluster.engine.runs import Assignment
     from deepcluster.features.table import open_table
 
     screen = Screen(stderr=chosen.json)

@@ -47,7 +47,8 @@ def command(arguments: list[str]) -> None:
     from deepcluster.data.cache import load_pixels
     from deepcluster.data.sources import open_images
     from deepcluster.engine.log import Screen
-    from deepcluster.engine.runs import load_run, named_model, pick_device, short_side
+    from deepcluster.engine.model import named_model
+    from deepcluster.engine.runs import load_run, pick_device, short_side
     from deepcluster.files import write_json
 
     screen, device = Screen(stderr=chosen.json), pick_device(chosen.device)

@@ -16,11 +16,11 @@ from rich.progress import (
     MofNCompleteColumn,
     Progress,
     ProgressColumn,
+    TaskID,
     TextColumn,
     TimeRemainingColumn,
 )
 from rich.progress import Task as RichTask
-from rich.progress import TaskID
 from rich.text import Text
 
 from deepcluster.files import write_text

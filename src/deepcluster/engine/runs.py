@@ -6,10 +6,8 @@ training data, the checkpoint or the preset.
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,143 +16,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from deepcluster.clustering.kmeans import nearest_centroids
 from deepcluster.clustering.whitening import Whitening
 from deepcluster.data.cache import Pixels, load_pixels
 from deepcluster.data.sources import ImageSource, open_images
+from deepcluster.engine.assignment import Assignment
 from deepcluster.engine.log import read_metrics
-from deepcluster.features.extract import extract
-from deepcluster.files import write_text, write_whole
+from deepcluster.engine.model import MODEL, Model
 from deepcluster.models.backbone import Backbone
-from deepcluster.models.zoo import build_backbone
-from deepcluster.records import Clustering, DeepClusterError
-
-MODEL = "model.safetensors"
-
-
-@dataclass(frozen=True)
-class Assignment:
-    """The cluster of each of N images.
-
-    Attributes:
-        path: N printable paths.
-        cluster: (N,) int64, -1 = cannot be decoded.
-        distance: (N,) float32 to the cluster's center, in whitened features; NaN where there is none.
-    """
-
-    path: list[str]
-    cluster: np.ndarray
-    distance: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.cluster)
-
-    def save(self, file: Path | str) -> Path:
-        """Writes index,path,cluster,distance as .csv or .parquet, whole or not at all.
-
-        Raises:
-            DeepClusterError: another ending.
-        """
-        file = Path(file)
-        if file.suffix == ".parquet":
-            return write_whole(file, self._parquet)
-        if file.suffix == ".csv":
-            return write_whole(file, self._csv)
-        raise DeepClusterError(f"Assignments are written as .csv or .parquet, not as {file.name!r}: change --out.")
-
-    def _csv(self, file: Path) -> None:
-        with open(file, "w", newline="", encoding="utf-8") as handle:
-            rows = csv.writer(handle)
-            rows.writerow(["index", "path", "cluster", "distance"])
-            for index, path in enumerate(self.path):
-                distance = "" if np.isnan(self.distance[index]) else f"{self.distance[index]:.6g}"
-                rows.writerow([index, path, int(self.cluster[index]), distance])
-
-    def _parquet(self, file: Path) -> None:
-        import pyarrow
-        import pyarrow.parquet
-
-        columns = {
-            "index": np.arange(len(self), dtype=np.int64),
-            "path": self.path,
-            "cluster": self.cluster,
-            "distance": pyarrow.array(self.distance, from_pandas=True),
-        }
-        pyarrow.parquet.write_table(pyarrow.table(columns), file)
-
-
-@dataclass
-class Model:
-    """Backbone, whitening and (K, D) centroids: all that features and assignments need."""
-
-    backbone: Backbone
-    whitening: Whitening
-    centroids: Tensor
-
-    def features(
-        self,
-        pixels: Pixels,
-        *,
-        tap: str | None = None,
-        device: str = "cpu",
-        batch_size: int = 256,
-        file: Path | None = None,
-        check: Callable[[int], None] = lambda images: None,
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Index (M,) and features (M, D) of the images that can be decoded; see `features.extract`."""
-        self.backbone.to(device)
-        return extract(
-            self.backbone,
-            pixels,
-            size=self.backbone.image_size,
-            mean=self.backbone.mean,
-            std=self.backbone.std,
-            batch_size=batch_size,
-            device=device,
-            tap=tap,
-            file=file,
-            check=check,
-        )
-
-    def nearest(self, features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Cluster (M,) int64 and Euclidean distance (M,) float32 of (M, D) backbone features."""
-        return nearest_centroids(self.whitening.transform(features), self.centroids)
-
-    def save(self, file: Path) -> None:
-        """One safetensors file; the metadata rebuilds the backbone."""
-        from safetensors.torch import save_file
-
-        tensors = {f"backbone.{name}": value for name, value in self.backbone.state_dict().items()}
-        tensors |= {f"whitening.{name}": value for name, value in self.whitening.state_dict().items()}
-        tensors["centroids"] = self.centroids
-        plain = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
-        metadata = {"format": "pt", "backbone": json.dumps(self.backbone.config)}
-        write_whole(file, lambda beside: save_file(plain, beside, metadata))
-
-    @classmethod
-    def load(cls, file: Path) -> Model:
-        """The inverse of `save`.
-
-        Raises:
-            DeepClusterError: missing, damaged, or not written by `save`.
-        """
-        from safetensors import SafetensorError, safe_open
-
-        try:
-            with safe_open(file, "pt") as handle:
-                config = json.loads((handle.metadata() or {})["backbone"])
-                tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118
-        except (SafetensorError, KeyError, OSError) as error:
-            raise DeepClusterError(f"{file} is not a model that deepcluster saved: {error}.") from error
-
-        def part(prefix: str) -> dict[str, Tensor]:
-            return {name[len(prefix) :]: value for name, value in tensors.items() if name.startswith(prefix)}
-
-        backbone = build_backbone(**config)
-        backbone.load_state_dict(part("backbone."))
-        whitening = Whitening()
-        whitening.load_state_dict(part("whitening."))
-        return cls(backbone.eval(), whitening, tensors["centroids"])
+from deepcluster.records import DeepClusterError
 
 
 class Run:
@@ -267,16 +136,6 @@ def load_run(folder: Path | str, device: str = "auto") -> Run:
     return Run(folder, device)
 
 
-def named_model(name: str, image_size: int) -> Model:
-    """A pretrained backbone by name, without clusters.
-
-    Raises:
-        DeepClusterError: an unknown name, or weights that cannot be had.
-    """
-    backbone = build_backbone(name, image_size=image_size, pretrained=True).eval()
-    return Model(backbone, Whitening(), torch.zeros(0, backbone.dim))
-
-
 def read_config(folder: Path) -> dict[str, Any]:
     """A run's run.json.
 
@@ -291,27 +150,6 @@ def read_config(folder: Path) -> dict[str, Any]:
         return json.loads(file.read_text())
     except ValueError as error:
         raise DeepClusterError(f"{file} is damaged ({error}): restore it or train again.") from error
-
-
-def write_snapshot(folder: Path, model: Model, clustering: Clustering) -> None:
-    """assignment.npy and model.safetensors, of the same clustering."""
-    assignment = np.asarray(clustering.assignment, np.int64)
-    model.save(folder / MODEL)
-
-    def write(file: Path) -> None:
-        with open(file, "wb") as handle:
-            np.save(handle, assignment, allow_pickle=False)
-
-    write_whole(folder / "assignment.npy", write)
-
-
-def write_bad_images(folder: Path, pixels: Pixels) -> None:
-    """bad_images.csv: index, path, reason; written even when there are none."""
-    lines = ["index,path,reason"]
-    for index, reason in sorted(pixels.bad.items()):
-        path = pixels.source.path(index).replace('"', '""')
-        lines.append(f'{index},"{path}","{reason.replace(chr(34), chr(39))}"')
-    write_text(folder / "bad_images.csv", "\n".join(lines) + "\n")
 
 
 def short_side(size: int) -> int | None:

@@ -7,14 +7,7 @@ assign new images.
 from __future__ import annotations
 
 import functools
-import platform
-import shutil
-import signal
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from datetime import datetime, timezone
-from importlib.metadata import version
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,16 +19,19 @@ from deepcluster.data.augment import Views
 from deepcluster.data.cache import Pixels, load_pixels
 from deepcluster.data.sources import ImageSource, open_images
 from deepcluster.engine import checkpoint, runs
+from deepcluster.engine import folder as run_folder
 from deepcluster.engine.log import Metrics, Screen
 from deepcluster.engine.loop import Progress, Walk, refresh, steps_per_epoch, walk
+from deepcluster.engine.model import Model
 from deepcluster.engine.optim import make_optimizer
 from deepcluster.engine.schedules import factor
-from deepcluster.files import remove_leftovers, write_json
+from deepcluster.engine.signals import stop_signals
+from deepcluster.files import write_json
 from deepcluster.methods.deepcluster import DeepCluster
 from deepcluster.methods.method import Method
 from deepcluster.models.backbone import Backbone
 from deepcluster.models.zoo import build_backbone
-from deepcluster.records import Clustering, DeepClusterError, Interrupted, seed_of
+from deepcluster.records import Clustering, DeepClusterError, seed_of
 from deepcluster.settings import TrainRun
 
 
@@ -64,18 +60,18 @@ def train(
     screen, folder = screen or Screen(), Path(out)
     fabric = _fabric(run)
     source = open_images(data)
-    prepare_folder(folder, resume=resume, overwrite=overwrite)
+    run_folder.prepare_folder(folder, resume=resume, overwrite=overwrite)
     pixels = _pixels(run, source, screen)
     if len(pixels.good) < 2:
         raise DeepClusterError(
             f"{source.name} holds {len(pixels.good)} image(s) that can be decoded: training needs at least 2."
         )
     if not resume:
-        write_json(folder / "run.json", _about(run, preset, source, pixels))
+        write_json(folder / "run.json", run_folder.about(run, preset, source, pixels))
     else:
-        _same_images(runs.read_config(folder), source, folder)
-    runs.write_bad_images(folder, pixels)
-    _tell_bad(pixels, folder, screen)
+        run_folder.same_images(runs.read_config(folder), source, folder)
+    run_folder.write_bad_images(folder, pixels)
+    run_folder.tell_bad(pixels, folder, screen)
 
     torch.manual_seed(seed_of(run.seed))
     method = build_method(run, len(source))
@@ -124,7 +120,7 @@ def train(
             w.metrics.close()
             (folder / ".features.npy").unlink(missing_ok=True)
     if clustering is not None:
-        runs.write_snapshot(folder, snapshot_model(method, clustering), clustering)
+        run_folder.write_snapshot(folder, snapshot_model(method, clustering), clustering)
     return runs.load_run(folder, device=run.device)
 
 
@@ -170,63 +166,10 @@ def restore(file: Path, method: Method, optimizer: torch.optim.Optimizer, fabric
     return Progress.loaded(state["progress"])
 
 
-def prepare_folder(folder: Path, *, resume: bool, overwrite: bool) -> None:
-    """Makes sure that `folder` can be written and belongs to this run.
-
-    Raises:
-        DeepClusterError: it holds another run, other files, or cannot be written.
-    """
-    if resume:
-        runs.read_config(folder)
-        remove_leftovers(folder)
-    elif (folder / "run.json").exists():
-        if not overwrite:
-            raise DeepClusterError(
-                f"{folder} already holds a run: go on with `deepcluster train --resume {folder}`, choose another --out,"
-                " or replace it with --overwrite."
-            )
-        shutil.rmtree(folder)
-    elif folder.is_dir() and any(folder.iterdir()):
-        raise DeepClusterError(f"{folder} holds other files and no run: choose an empty or new folder as --out.")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "checkpoints").mkdir(exist_ok=True)
-        write_json(folder / ".try", {})
-        (folder / ".try").unlink()
-    except OSError as error:
-        raise DeepClusterError(
-            f"The run folder {folder} cannot be written ({error.strerror}): choose another --out."
-        ) from error
-
-
-def snapshot_model(method: Method, clustering: Clustering) -> runs.Model:
+def snapshot_model(method: Method, clustering: Clustering) -> Model:
     """What features and assignments need, of the method as it stands."""
     assert isinstance(method, DeepCluster)
-    return runs.Model(method.describer, method.whitening, clustering.centroids)
-
-
-@contextmanager
-def stop_signals() -> Iterator[Callable[[], bool]]:
-    """Turns the first Ctrl-C or SIGTERM into a question the loop asks; a second one stops at once."""
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: False
-        return
-    came: list[int] = []
-    before: dict[int, Any] = {int(number): signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def note(number: int, frame: Any) -> None:
-        came.append(number)
-        signal.signal(number, before[number])
-
-    for number in before:
-        signal.signal(number, note)
-    try:
-        yield lambda: bool(came)
-    except Interrupted as interrupted:
-        raise Interrupted(came[0] if came else signal.SIGINT) from interrupted
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    return Model(method.describer, method.whitening, clustering.centroids)
 
 
 def _fabric(run: TrainRun) -> Fabric:
@@ -310,46 +253,6 @@ def _rate(run: TrainRun) -> Callable[[int, int, int], float]:
     return rate
 
 
-def _about(run: TrainRun, preset: str, source: ImageSource, pixels: Pixels) -> dict[str, Any]:
-    """run.json: everything resolved."""
-    packages = ("deepcluster", "torch", "torchvision", "lightning-fabric", "numpy")
-    return {
-        "preset": preset,
-        "seed": run.seed,
-        "data": absolute(source.name),
-        "images": len(source),
-        "bad_images": len(pixels.bad),
-        "source_fingerprint": source.fingerprint(),
-        "settings": settings.as_dict(run),
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
-        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-    }
-
-
-def absolute(name: str) -> str:
-    """A source's name that still leads to it from another working directory."""
-    path = Path(name)
-    if ":" in name or name == "digits" or path.is_absolute() or not (path.exists() or "*" in name or "{" in name):
-        return name
-    return str(Path.cwd() / path)
-
-
-def _same_images(config: dict[str, Any], source: ImageSource, folder: Path) -> None:
-    if source.fingerprint() != config["source_fingerprint"]:
-        raise DeepClusterError(
-            f"The images of {source.name} are not the ones {folder} was trained on (files were added, removed or"
-            " changed): restore them, or start a new run with --out."
-        )
-
-
-def _tell_bad(pixels: Pixels, folder: Path, screen: Screen) -> None:
-    if pixels.bad:
-        screen.warn(
-            f"{len(pixels.bad):,} of {len(pixels):,} files cannot be decoded and are skipped:"
-            f" see {folder / 'bad_images.csv'}"
-        )
-
-
 def _snapshots(folder: Path, method: Method, per_epoch: int) -> Callable[[Clustering, int], None]:
     """Writes model and assignment with the first clustering of each epoch, so an unfinished run can assign too."""
     written: set[int] = set()
@@ -357,7 +260,7 @@ def _snapshots(folder: Path, method: Method, per_epoch: int) -> Callable[[Cluste
     def write(clustering: Clustering, step: int) -> None:
         if step // per_epoch not in written:
             written.add(step // per_epoch)
-            runs.write_snapshot(folder, snapshot_model(method, clustering), clustering)
+            run_folder.write_snapshot(folder, snapshot_model(method, clustering), clustering)
 
     return write
 

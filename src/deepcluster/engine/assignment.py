@@ -1,0 +1,63 @@
+"""Which cluster each image is in, as a table that can be saved."""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from deepcluster.files import write_whole
+from deepcluster.records import DeepClusterError
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """The cluster of each of N images.
+
+    Attributes:
+        path: N printable paths.
+        cluster: (N,) int64, -1 = cannot be decoded.
+        distance: (N,) float32 to the cluster's center, in whitened features; NaN where there is none.
+    """
+
+    path: list[str]
+    cluster: np.ndarray
+    distance: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.cluster)
+
+    def save(self, file: Path | str) -> Path:
+        """Writes index,path,cluster,distance as .csv or .parquet, whole or not at all.
+
+        Raises:
+            DeepClusterError: another ending.
+        """
+        file = Path(file)
+        if file.suffix == ".parquet":
+            return write_whole(file, self._parquet)
+        if file.suffix == ".csv":
+            return write_whole(file, self._csv)
+        raise DeepClusterError(f"Assignments are written as .csv or .parquet, not as {file.name!r}: change --out.")
+
+    def _csv(self, file: Path) -> None:
+        with open(file, "w", newline="", encoding="utf-8") as handle:
+            rows = csv.writer(handle)
+            rows.writerow(["index", "path", "cluster", "distance"])
+            for index, path in enumerate(self.path):
+                distance = "" if np.isnan(self.distance[index]) else f"{self.distance[index]:.6g}"
+                rows.writerow([index, path, int(self.cluster[index]), distance])
+
+    def _parquet(self, file: Path) -> None:
+        import pyarrow
+        import pyarrow.parquet
+
+        columns = {
+            "index": np.arange(len(self), dtype=np.int64),
+            "path": self.path,
+            "cluster": self.cluster,
+            "distance": pyarrow.array(self.distance, from_pandas=True),
+        }
+        pyarrow.parquet.write_table(pyarrow.table(columns), file)

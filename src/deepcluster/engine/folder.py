@@ -1,0 +1,112 @@
+"""The run folder: made, checked, described, and filled with what each clustering leaves."""
+
+from __future__ import annotations
+
+import platform
+import shutil
+from datetime import datetime, timezone
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from deepcluster import settings
+from deepcluster.data.cache import Pixels
+from deepcluster.data.sources import ImageSource
+from deepcluster.engine.log import Screen
+from deepcluster.engine.model import MODEL, Model
+from deepcluster.engine.runs import read_config
+from deepcluster.files import remove_leftovers, write_json, write_text, write_whole
+from deepcluster.records import Clustering, DeepClusterError
+from deepcluster.settings import TrainRun
+
+
+def prepare_folder(folder: Path, *, resume: bool, overwrite: bool) -> None:
+    """Makes sure that `folder` can be written and belongs to this run.
+
+    Raises:
+        DeepClusterError: it holds another run, other files, or cannot be written.
+    """
+    if resume:
+        read_config(folder)
+        remove_leftovers(folder)
+    elif (folder / "run.json").exists():
+        if not overwrite:
+            raise DeepClusterError(
+                f"{folder} already holds a run: go on with `deepcluster train --resume {folder}`, choose another --out,"
+                " or replace it with --overwrite."
+            )
+        shutil.rmtree(folder)
+    elif folder.is_dir() and any(folder.iterdir()):
+        raise DeepClusterError(f"{folder} holds other files and no run: choose an empty or new folder as --out.")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "checkpoints").mkdir(exist_ok=True)
+        write_json(folder / ".try", {})
+        (folder / ".try").unlink()
+    except OSError as error:
+        raise DeepClusterError(
+            f"The run folder {folder} cannot be written ({error.strerror}): choose another --out."
+        ) from error
+
+
+def about(run: TrainRun, preset: str, source: ImageSource, pixels: Pixels) -> dict[str, Any]:
+    """run.json: everything resolved."""
+    packages = ("deepcluster", "torch", "torchvision", "lightning-fabric", "numpy")
+    return {
+        "preset": preset,
+        "seed": run.seed,
+        "data": absolute(source.name),
+        "images": len(source),
+        "bad_images": len(pixels.bad),
+        "source_fingerprint": source.fingerprint(),
+        "settings": settings.as_dict(run),
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
+        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    }
+
+
+def absolute(name: str) -> str:
+    """A source's name that still leads to it from another working directory."""
+    path = Path(name)
+    if ":" in name or name == "digits" or path.is_absolute() or not (path.exists() or "*" in name or "{" in name):
+        return name
+    return str(Path.cwd() / path)
+
+
+def same_images(config: dict[str, Any], source: ImageSource, folder: Path) -> None:
+    if source.fingerprint() != config["source_fingerprint"]:
+        raise DeepClusterError(
+            f"The images of {source.name} are not the ones {folder} was trained on (files were added, removed or"
+            " changed): restore them, or start a new run with --out."
+        )
+
+
+def tell_bad(pixels: Pixels, folder: Path, screen: Screen) -> None:
+    if pixels.bad:
+        screen.warn(
+            f"{len(pixels.bad):,} of {len(pixels):,} files cannot be decoded and are skipped:"
+            f" see {folder / 'bad_images.csv'}"
+        )
+
+
+def write_snapshot(folder: Path, model: Model, clustering: Clustering) -> None:
+    """assignment.npy and model.safetensors, of the same clustering."""
+    assignment = np.asarray(clustering.assignment, np.int64)
+    model.save(folder / MODEL)
+
+    def write(file: Path) -> None:
+        with open(file, "wb") as handle:
+            np.save(handle, assignment, allow_pickle=False)
+
+    write_whole(folder / "assignment.npy", write)
+
+
+def write_bad_images(folder: Path, pixels: Pixels) -> None:
+    """bad_images.csv: index, path, reason; written even when there are none."""
+    lines = ["index,path,reason"]
+    for index, reason in sorted(pixels.bad.items()):
+        path = pixels.source.path(index).replace('"', '""')
+        lines.append(f'{index},"{path}","{reason.replace(chr(34), chr(39))}"')
+    write_text(folder / "bad_images.csv", "\n".join(lines) + "\n")
