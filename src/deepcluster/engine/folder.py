@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import platform
 import shutil
 from datetime import datetime, timezone
@@ -92,15 +93,15 @@ def tell_bad(pixels: Pixels, folder: Path, screen: Screen) -> None:
 
 
 def write_snapshot(folder: Path, model: Model, clustering: Clustering) -> None:
-    """assignment.npy and model.safetensors, of the same clustering."""
-    assignment = np.asarray(clustering.assignment, np.int64)
+    """model.safetensors, assignment.npy and distance.npy (N,) float32, of the same clustering."""
     model.save(folder / MODEL)
+    for name, values in (("distance", clustering.distance), ("assignment", clustering.assignment)):
+        write_whole(folder / f"{name}.npy", functools.partial(_write_array, values))
 
-    def write(file: Path) -> None:
-        with open(file, "wb") as handle:
-            np.save(handle, assignment, allow_pickle=False)
 
-    write_whole(folder / "assignment.npy", write)
+def _write_array(values: np.ndarray, file: Path) -> None:
+    with open(file, "wb") as handle:  # np.save would add an ending to the name
+        np.save(handle, values, allow_pickle=False)
 
 
 def write_bad_images(folder: Path, pixels: Pixels) -> None:

@@ -57,6 +57,12 @@ class Run:
             )
         return np.load(file, allow_pickle=False)
 
+    @property
+    def distance(self) -> np.ndarray | None:
+        """(N,) float32, Euclidean distance of each training image to its center; NaN = cannot be decoded."""
+        file = self.folder / "distance.npy"
+        return np.load(file, allow_pickle=False) if file.exists() else None
+
     @cached_property
     def model(self) -> Model:
         """Backbone, whitening and centroids of the last clustering."""

@@ -143,13 +143,13 @@ def clusters(
     count = _count(k, classes)
     with screen.bar("features", len(source)) as advance:
         features = run.features(source, check=advance)
-    table = np.asarray(run.whitening.transform(features))
+    table = leading(np.asarray(run.whitening.transform(features)), count)
     drawn = evaluate_clusters(table, labels, k=count, draws=draws, seed=seed, n_init=n_init)
     settings |= {
         "k": count,
         "draws": draws,
         "seed": seed,
-        "anew": f"k-means++ on the run's whitened features, best of {n_init} starts, mean of {draws} draws",
+        "anew": f"k-means++ on the {table.shape[1]} leading whitened directions, best of {n_init} starts, mean of {draws} draws",
         f"k{count}_accuracy": matching(count, classes),
     }
     for name in found.copy():
@@ -158,6 +158,16 @@ def clusters(
         if draws > 1:
             found[f"k{count}_{name}_std"] = float(values.std(ddof=1))
     return Result("clusters", settings, found, drawn)
+
+
+def leading(whitened: np.ndarray, k: int) -> np.ndarray:
+    """(N, P) whitened rows in their first k - 1 directions, L2-normalized again.
+
+    The centers of k groups span k - 1 directions, and those of largest variance hold them; whitening weighs
+    all others, which vary within the groups only, alike.
+    """
+    part = whitened[:, : max(2, k - 1)]
+    return part / np.maximum(np.linalg.norm(part, axis=1, keepdims=True), 1e-12)
 
 
 def matching(clusters: int, classes: int) -> str:

@@ -41,6 +41,7 @@ class DeepCluster(Method):
     assignments: Tensor
     centroids: Tensor
     weights: Tensor
+    steps: Tensor
 
     def __init__(
         self,
@@ -85,6 +86,7 @@ class DeepCluster(Method):
         self.register_buffer("assignments", torch.full((clusterings, n), -1, dtype=torch.int64))
         self.register_buffer("centroids", torch.zeros(clusterings, k, width))
         self.register_buffer("weights", torch.ones(clusterings, k))
+        self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
 
     @property
     def assignment(self) -> Tensor:
@@ -179,10 +181,13 @@ class DeepCluster(Method):
         """Moves the running average of the weights (and of batch-norm's statistics) on."""
         if self.averaged is None:
             return
+        # Young averages forget faster, or the drawn weights would linger.
+        self.steps += 1
+        decay = min(self.averaging, (1 + self.steps.item()) / (10 + self.steps.item()))
         now = self.backbone.state_dict()
         for name, average in self.averaged.state_dict().items():
             if average.is_floating_point():
-                average.lerp_(now[name], 1 - self.averaging)
+                average.lerp_(now[name], 1 - decay)
             else:
                 average.copy_(now[name])
 

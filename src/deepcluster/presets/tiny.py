@@ -7,13 +7,14 @@ from deepcluster.settings import BackboneParams, DataParams, DeepClusterParams, 
 
 DEEPCLUSTER = Preset(
     TrainRun(
-        epochs=40,
+        epochs=30,
         batch_size=128,
-        image_size=16,
-        method=DeepClusterParams(k=50, whiten=64),
-        optimizer=OptimizerParams(name="sgd", lr=0.05, weight_decay=1e-5),
-        data=DataParams(crop_scale=None, flip=0.0, rotate=12, translate=0.1, zoom=(0.85, 1.15), shear=10),
-        backbone=BackboneParams(name="convnet"),
+        image_size=8,
+        keep_every=0,
+        method=DeepClusterParams(k=20, whiten=32, clusterings=4, averaging=0.98, head_lr=0.02),
+        optimizer=OptimizerParams(name="adamw", lr=0.002, weight_decay=1e-4, schedule="cosine"),
+        data=DataParams(crop_scale=None, flip=0.0, rotate=10, translate=0.1, zoom=(0.9, 1.1), shear=5),
+        backbone=BackboneParams(name="convnet", options={"widths": [32, 64, 128], "pools": [1, 2]}),
     ),
     """DeepCluster on the handwritten digits that come with scikit-learn, in under a minute on two cores.
 
