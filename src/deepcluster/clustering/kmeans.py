@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import inspect
 import secrets
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -25,7 +24,7 @@ from deepcluster.clustering.lloyd import (
     moments,
     settle,
 )
-from deepcluster.clustering.nearest import Finder, Nearest
+from deepcluster.clustering.nearest import Plain, Search
 from deepcluster.clustering.seeding import plus_plus, random_rows
 from deepcluster.clustering.stream import Rows, in_kind, write_rows
 from deepcluster.records import DeepClusterError, seeded
@@ -158,7 +157,7 @@ class KMeans:
         return lloyd(
             points,
             start,
-            self._finder(points, facts),
+            self._search(points, facts),
             square=facts.square,
             max_iter=self.max_iter,
             tol=self.tol,
@@ -166,14 +165,14 @@ class KMeans:
             generator=generator,
         )
 
-    def _finder(self, points: Points, facts: Moments) -> Callable[[Tensor], Finder]:
-        """What makes the search for given centroids: `precision`, resolved for these points."""
+    def _search(self, points: Points, facts: Moments) -> Search:
+        """`precision`, resolved for these points."""
         screened = self.precision == "int8"
         if self.precision == "auto":
             screened = points.device.type == "cpu" and self.n_clusters >= SCREEN_FROM and int8.supported()
         if screened:
             return int8.Screen(points.n, points.dim, square=facts.square, peak=facts.peak, longest=facts.longest)
-        return lambda centroids: Nearest(centroids, half=self.precision == "bfloat16")
+        return Plain(half=self.precision == "bfloat16")
 
     def predict(self, x: Any) -> Any:
         """(N,) int64, the nearest centroid of each row of x (N, D)."""

@@ -5,14 +5,14 @@ Knows rows and centroids; the public class is in kmeans.py, the search for the n
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from deepcluster.clustering.nearest import SPAN, Finder, Nearest
+from deepcluster.clustering.nearest import SPAN, Nearest, Search
 from deepcluster.clustering.parallel import over_spans
 from deepcluster.clustering.stream import Rows
 from deepcluster.clustering.whitening import normalize_rows
@@ -77,26 +77,37 @@ def moments(points: Points) -> Moments:
     total = torch.zeros(points.dim, dtype=torch.float64, device=points.device)
     square, peak, longest = 0.0, 0.0, 0.0
     for start, block in points.blocks():
-        total += block.sum(0, dtype=torch.float64)
-        low, high = block.aminmax()
-        peak = max(peak, float(high), -float(low))
-        norms = torch.linalg.vector_norm(block, dim=1, dtype=torch.float64)
-        if not torch.isfinite(norms).all():
+
+        def facts(first: int, last: int, block: Tensor = block) -> tuple[Tensor, float, float, float]:
+            return _moments(block[first:last])
+
+        for part_sum, part_square, part_peak, part_longest in over_spans(facts, len(block), 1024):
+            total += part_sum
+            square += part_square
+            peak, longest = max(peak, part_peak), max(longest, part_longest)
+        if not np.isfinite(square):
             bad = (~torch.isfinite(block).all(1)).nonzero()
             if len(bad):
                 raise DeepClusterError(
                     f"Row {start + int(bad[0, 0])} of the features holds NaN or infinity; leave out such "
                     "rows before clustering."
                 )
-        square += float(norms.square().sum())
-        longest = max(longest, float(norms.max()))
+            raise DeepClusterError("The features are too large for float32 sums of squares; scale them down.")
     return Moments(total / points.n, square, peak, longest)
+
+
+def _moments(block: Tensor) -> tuple[Tensor, float, float, float]:
+    low, high = block.aminmax()
+    norms = torch.linalg.vector_norm(block, dim=1).double()
+    # NaN passes through the sum, whatever the maximum makes of it
+    square, longest = float(norms.square().sum()), float(norms.max())
+    return block.sum(0, dtype=torch.float64), square, max(float(high), -float(low)), longest
 
 
 def lloyd(
     points: Points,
     centroids: Tensor,
-    finder: Callable[[Tensor], Finder],
+    search: Search,
     *,
     square: float,
     max_iter: int,
@@ -109,36 +120,49 @@ def lloyd(
     Stops early when no point changes its cluster, or when the objective fell by at most tol times itself.
 
     Args:
-        finder: makes what finds the nearest of given centroids.
+        search: makes what finds the nearest of given centroids.
         square: sum of the points' squared norms.
     """
     solution = Solution(centroids)
     label = torch.full((points.n,), -1, dtype=torch.int64, device=points.device)
+    sums = torch.zeros_like(centroids, dtype=torch.float64)
     for _ in range(max_iter):
         centroids = solution.centroids
-        find = finder(centroids)
-        sums = torch.zeros_like(centroids, dtype=torch.float64)
-        sizes = torch.zeros(len(centroids), dtype=torch.int64, device=points.device)
+        find = search(centroids)
         moved = 0
         for start, block in points.blocks():
-            found = find(block, start)
-            before = label[start : start + len(block)]
-            moved += int((found != before).sum())
+            found, before = find(block, start), label[start : start + len(block)]
+            moved += _move(sums, block, before, found)
             before.copy_(found)
-            sizes += add_sums(sums, block, found)
+        sizes = torch.bincount(label, minlength=len(centroids))
         solution.objectives.append(objective(sums, sizes, centroids, square))
         if moved == 0:
-            break
+            if find.complete:
+                break
+            search.forget()
         solution.centroids = updated(sums, sizes, centroids, points.spherical, split_empty, generator)
-        if len(solution.objectives) > 1:
+        if tol > 0 and len(solution.objectives) > 1:
             last, now = solution.objectives[-2:]
-            if last - now <= tol * last and tol > 0:
+            if last - now <= tol * last:
                 break
     return solution
 
 
-def add_sums(sums: Tensor, block: Tensor, label: Tensor) -> Tensor:
-    """Add the rows of a block (B, D) to the (K, D) float64 sums of their clusters.
+def _move(sums: Tensor, block: Tensor, before: Tensor, found: Tensor) -> int:
+    """Move rows of a block that changed clusters from one sum to another; returns how many did."""
+    if int(before[0]) < 0:  # the first round
+        add_sums(sums, block, found)
+        return len(block)
+    changed = (found != before).nonzero()[:, 0]
+    if len(changed):
+        rows = block[changed]
+        add_sums(sums, rows, found[changed])
+        add_sums(sums, rows, before[changed], sign=-1)
+    return len(changed)
+
+
+def add_sums(sums: Tensor, block: Tensor, label: Tensor, sign: int = 1) -> Tensor:
+    """Add sign times the rows of a block (B, D) to the (K, D) float64 sums of their clusters.
 
     Rows are summed in the order of the block, in float32 for up to 1,024 of a cluster and in float64
     beyond: the same result on every run, unlike scattered atomic additions.
@@ -162,11 +186,11 @@ def add_sums(sums: Tensor, block: Tensor, label: Tensor) -> Tensor:
     span = -(-len(owner) // torch.get_num_threads()) if block.device.type == "cpu" else len(owner)
     part = torch.cat(over_spans(add, len(owner), span))
     if len(owner) == k:
-        sums += part
+        sums.add_(part, alpha=sign)
         return sizes
     for turn in range(int(bags.max())):  # one bag of each cluster at a time
         now = rank == turn
-        sums[owner[now]] += part[now]
+        sums[owner[now]] += sign * part[now]
     return sizes
 
 

@@ -23,7 +23,30 @@ GPU_SCORES = 1 << 27  # scores held at once on an accelerator: 512 MiB
 class Finder(Protocol):
     """What finds nearest centroids: `Nearest` here, `Screened` in int8.py."""
 
+    complete: bool  # every point was looked at since the finder was made
+
     def __call__(self, block: Tensor, start: int) -> Tensor: ...
+
+
+class Search(Protocol):
+    """What makes the finders of a run of k-means, one for each round's centroids."""
+
+    def __call__(self, centroids: Tensor) -> Finder: ...
+
+    def forget(self) -> None: ...
+
+
+class Plain:
+    """Makes finders that compare every point with every centroid."""
+
+    def __init__(self, half: bool = False):
+        self.half = half
+
+    def __call__(self, centroids: Tensor) -> Nearest:
+        return Nearest(centroids, self.half)
+
+    def forget(self) -> None:
+        """There is nothing to forget."""
 
 
 class Nearest:
@@ -38,6 +61,7 @@ class Nearest:
     """
 
     def __init__(self, centroids: Tensor, half: bool = False):
+        self.complete = True
         self.k = len(centroids)
         self.half = half
         self.on_cpu = centroids.device.type == "cpu"

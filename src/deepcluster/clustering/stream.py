@@ -49,9 +49,9 @@ class Rows:
             raise DeepClusterError(f"{name} of shape {tuple(x.shape)} are empty; give at least one row.")
         self.x = x.detach() if isinstance(x, Tensor) else x
         self.n, self.dim = int(x.shape[0]), int(x.shape[1])
-        self.device = torch.device(device) if device is not None else getattr(x, "device", None)
-        if not isinstance(self.device, torch.device):  # NumPy 2 arrays have a device too, the string "cpu"
-            self.device = torch.device("cpu")
+        self.device = x.device if isinstance(x, Tensor) else torch.device("cpu")
+        if device is not None:
+            self.device = torch.device(device)
         self.block_rows = max(1, BLOCK_BYTES // (4 * self.dim))
         self._file = _file_span(x)
         self._buffer: np.ndarray | None = None
