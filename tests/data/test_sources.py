@@ -1,4 +1,4 @@
-"""Every source of the contract: counts, order, labels, paths, fingerprints, and one sentence where it cannot be opened."""
+"""Every source of the contract: counts, order, labels, fingerprints, and one sentence where it cannot be opened."""
 
 from __future__ import annotations
 

@@ -1,0 +1,220 @@
+"""Views equal torchvision's functional results for the same draws, and the draws have torchvision's distributions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import torchvision.transforms.v2 as T
+import torchvision.transforms.v2.functional as F
+from torch import Tensor
+
+from deepcluster.data import resample
+from deepcluster.data.augment import augment, blur, plain
+from deepcluster.data.views import IMAGENET_MEAN, IMAGENET_STD, ORDERS, Draw, Views, draw
+from deepcluster.records import DeepClusterError, seeded
+
+LEVEL = 1 / 255
+NOTHING = Views(size=24, crop_scale=None, flip=0, mean=(0, 0, 0), std=(1, 1, 1))
+FULL = Views(size=24, brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1, gray=0.3, mean=(0, 0, 0), std=(1, 1, 1))
+
+
+def pictures(count: int, seed: int = 0, least: int = 18, most: int = 60) -> list[np.ndarray]:
+    """Smooth pictures of many sizes: noise, enlarged."""
+    rng = np.random.default_rng(seed)
+    result = []
+    for _ in range(count):
+        height, width = rng.integers(least, most, 2)
+        noise = torch.from_numpy(rng.integers(0, 256, (3, 6, 6), dtype=np.uint8))
+        smooth = F.resize(noise, [int(height), int(width)], antialias=True)
+        result.append(np.ascontiguousarray(smooth.permute(1, 2, 0).numpy()))
+    return result
+
+
+def sizes(images: list[np.ndarray]) -> np.ndarray:
+    return np.array([image.shape[:2] for image in images])
+
+
+def chw(image: np.ndarray) -> Tensor:
+    return torch.from_numpy(image).permute(2, 0, 1)
+
+
+def by_torchvision(image: np.ndarray, draws: Draw, k: int, views: Views) -> Tensor:
+    """View k of the draw, one functional call after another; (3, S, S) float in [0, 1]."""
+    top, left, height, width = draws.box[k].tolist()
+    x = F.resized_crop(chw(image), top, left, height, width, [views.size, views.size], antialias=True)
+    if draws.flip[k]:
+        x = F.horizontal_flip(x)
+    x = x.float() / 255
+    if views.moves:
+        angle, right, down, scale, shear = draws.affine[k].tolist()
+        x = F.affine(x, angle, [round(right), round(down)], scale, [shear, 0.0], F.InterpolationMode.BILINEAR)
+    steps: list[Callable[[Tensor, float], Tensor]] = [
+        F.adjust_brightness,
+        F.adjust_contrast,
+        F.adjust_saturation,
+        F.adjust_hue,
+    ]
+    for step in draws.orders[k // 32]:
+        x = steps[step](x, float(draws.factors[k, step]))
+    if draws.gray[k]:
+        x = F.rgb_to_grayscale(x, 3)
+    if draws.sigma[k]:
+        radius = max(1, round(views.size * 0.05))
+        x = F.gaussian_blur(x, [2 * radius + 1] * 2, [float(draws.sigma[k])] * 2)
+    return x
+
+
+@pytest.mark.parametrize("tiny", [0, 48], ids=["one by one", "by products"])
+@pytest.mark.parametrize("same", [True, False], ids=["one size", "many sizes"])
+@pytest.mark.parametrize(
+    "views",
+    [
+        NOTHING,
+        replace(NOTHING, crop_scale=(0.08, 1.0), flip=0.5),
+        replace(NOTHING, brightness=0.8),
+        replace(NOTHING, contrast=0.8),
+        replace(NOTHING, saturation=0.9),
+        replace(NOTHING, hue=0.5),
+        replace(NOTHING, gray=0.5),
+        replace(NOTHING, blur=0.7),
+        replace(NOTHING, rotate=30, translate=0.2, zoom=(0.7, 1.4), shear=20),
+        FULL,
+        replace(FULL, jitter=0.6, blur=0.5, rotate=10, translate=0.1, size=33),
+    ],
+    ids=[
+        "resize",
+        "crop",
+        "brightness",
+        "contrast",
+        "saturation",
+        "hue",
+        "gray",
+        "blur",
+        "affine",
+        "full",
+        "everything",
+    ],
+)
+def test_equal_to_torchvision(views: Views, same: bool, tiny: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resample, "TINY", tiny)
+    images = [np.ascontiguousarray(p[:18, :17]) for p in pictures(40)] if same else pictures(40, most=48)
+    draws = draw(views, sizes(images), seeded(1, 2))
+    made = augment(images, draws, views)
+    expected = torch.stack([by_torchvision(image, draws, k, views) for k, image in enumerate(images)])
+    # uint8 resizing rounds to a level; a strong factor or a far hue carries that level on.
+    assert (made - expected).abs().max() < 5 * LEVEL
+    assert (made - expected).abs().mean() < 0.7 * LEVEL
+    assert made.is_contiguous(memory_format=torch.channels_last) and made.dtype == torch.float32
+
+
+def test_colors_are_exact_where_no_resize_rounds() -> None:
+    images = [np.ascontiguousarray(p[:24, :24]) for p in pictures(64, least=24)]
+    images[0][:] = 77  # grey: no hue
+    images[1][:12] = 0
+    views = replace(FULL, crop_scale=None, flip=0, brightness=1, contrast=1, saturation=1, hue=0.5)
+    draws = draw(views, sizes(images), seeded(4))
+    expected = torch.stack([by_torchvision(image, draws, k, views) for k, image in enumerate(images)])
+    torch.testing.assert_close(augment(images, draws, views), expected, atol=2e-5, rtol=0)
+
+
+def test_mean_color_differs_between_draws() -> None:
+    """A jitter that leaves an image's mean color alone lets a network match views by that color."""
+    image = (pictures(1, seed=5)[0] * [1.0, 0.6, 0.3]).astype(np.uint8)  # of a color that hue can turn
+    views = Views(size=24, crop_scale=None, flip=0, brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1)
+    draws = draw(views, np.tile(image.shape[:2], (200, 1)), seeded(0))
+    means = augment([image] * 200, draws, views).mean((2, 3))
+    assert (means.std(0) > 0.15).all()
+    for name in ("brightness", "hue"):
+        one = replace(NOTHING, **{name: 0.4})
+        means = augment([image] * 50, draw(one, np.tile(image.shape[:2], (50, 1)), seeded(0)), one).mean((2, 3))
+        assert means.std(0).max() > 0.02
+
+
+def test_crops_have_torchvisions_distribution() -> None:
+    torch.manual_seed(0)
+    for height, width in ((32, 32), (40, 120), (300, 20)):
+        image = torch.zeros(3, height, width, dtype=torch.uint8)
+        crop = T.RandomResizedCrop(16)
+        theirs = np.array([list(crop.make_params([image]).values()) for _ in range(3000)])
+        ours = draw(Views(size=16), np.tile([height, width], (3000, 1)), seeded(1)).box
+        assert (ours[:, :2] >= 0).all() and (ours[:, :2] + ours[:, 2:] <= [height, width]).all()
+        np.testing.assert_allclose(ours.mean(0), theirs.mean(0), atol=0.03 * max(height, width))
+        np.testing.assert_allclose(ours.std(0), theirs.std(0), atol=0.03 * max(height, width))
+
+
+def test_draws_have_their_ranges_and_rates() -> None:
+    views = Views(
+        size=100, brightness=0.4, contrast=0.3, saturation=2.0, hue=0.1, jitter=0.8, gray=0.2, blur=0.5,
+        rotate=15, translate=0.1, zoom=(0.9, 1.2), shear=5,
+    )  # fmt: skip
+    draws = draw(views, np.tile([50, 60], (20_000, 1)), seeded(0))
+    jittered = ~(draws.factors == [1, 1, 1, 0]).all(1)
+    rates = [draws.flip.mean(), jittered.mean(), draws.gray.mean(), (draws.sigma > 0).mean()]
+    np.testing.assert_allclose(rates, [0.5, 0.8, 0.2, 0.5], atol=0.015)
+    low, high = draws.factors[jittered].min(0), draws.factors[jittered].max(0)
+    np.testing.assert_allclose(low, [0.6, 0.7, 0.0, -0.1], atol=0.01)
+    np.testing.assert_allclose(high, [1.4, 1.3, 3.0, 0.1], atol=0.01)
+    np.testing.assert_allclose(draws.affine.min(0), [-15, -10, -10, 0.9, -5], atol=0.02)
+    np.testing.assert_allclose(draws.affine.max(0), [15, 10, 10, 1.2, 5], atol=0.02)
+    assert {tuple(order) for order in draws.orders.tolist()} == set(ORDERS)
+
+
+def test_one_image_changes_no_other() -> None:
+    images = pictures(40)
+    draws = draw(FULL, sizes(images), seeded(7))
+    other = [*images[:3], pictures(1, seed=9)[0], *images[4:]]
+    again = draw(FULL, sizes(other), seeded(7))
+    keep = np.arange(40) != 3
+    np.testing.assert_array_equal(draws.box[keep], again.box[keep])
+    np.testing.assert_array_equal(draws.factors, again.factors)
+    one, two = augment(images, draws, FULL), augment(other, again, FULL)
+    torch.testing.assert_close(one[keep], two[keep], atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("tiny", [0, 48], ids=["one by one", "by products"])
+@pytest.mark.parametrize("size", [24, 32, 70])
+def test_plain_view_equals_torchvision(size: int, tiny: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resample, "TINY", tiny)
+    short = size if size <= 64 else round(size * 256 / 224)
+    images = [*pictures(12, most=48), np.zeros((size, size, 3), np.uint8)]
+    preset = T.Compose(
+        [
+            T.Resize(short, antialias=True),
+            T.CenterCrop(size),
+            T.ToDtype(torch.float32, scale=True),
+            T.Normalize(IMAGENET_MEAN, IMAGENET_STD),
+        ]
+    )
+    expected = torch.stack([preset(chw(image)) for image in images])
+    assert (plain(images, size) - expected).abs().max() < 1.1 * LEVEL / min(IMAGENET_STD)
+
+
+def test_plain_view_of_ready_images_is_exact() -> None:
+    images = list(np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), dtype=np.uint8))
+    expected = torch.stack([F.normalize(chw(i).float() / 255, list(IMAGENET_MEAN), list(IMAGENET_STD)) for i in images])
+    torch.testing.assert_close(plain(images, 32), expected, atol=1e-5, rtol=0)
+
+
+def test_blur_equals_torchvision() -> None:
+    x = torch.rand(3, 40, 40, generator=seeded(0))
+    torch.testing.assert_close(blur(x, 1.3), F.gaussian_blur(x, [5, 5], [1.3, 1.3]), atol=1e-6, rtol=0)
+
+
+def test_mistakes() -> None:
+    for wrong in ({"flip": 2}, {"hue": 0.7}, {"size": 0}, {"crop_scale": (1, 0.5)}):
+        with pytest.raises(DeepClusterError, match=next(iter(wrong))):
+            Views(**wrong)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_gpu_equals_cpu() -> None:
+    images = pictures(70)
+    views = replace(FULL, blur=0.5, rotate=10)
+    draws = draw(views, sizes(images), seeded(3))
+    cpu, gpu = augment(images, draws, views), augment(images, draws, views, "cuda").cpu()
+    assert (cpu - gpu).abs().max() < 4 * LEVEL
+    assert (plain(images, 48) - plain(images, 48, "cuda").cpu()).abs().max() < 1.1 * LEVEL / min(IMAGENET_STD)

@@ -1,0 +1,188 @@
+"""Pictures are decoded once, found again, whole or not at all, and never beyond the budget."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from deepcluster.data import cache
+from deepcluster.data.cache import StoredPixels, StreamedPixels, load_pixels
+from deepcluster.data.sources import open_images
+from deepcluster.records import DeepClusterError
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    root = tmp_path / "photos"
+    root.mkdir()
+    rng = np.random.default_rng(0)
+    for k in range(20):
+        shape = (*rng.integers(8, 30, 2), 3)
+        Image.fromarray(rng.integers(0, 256, shape, dtype=np.uint8)).save(root / f"{k}.png")
+    (root / "7.png").write_bytes((root / "7.png").read_bytes()[:90])
+    (root / "12.png").write_bytes(b"")
+    return root
+
+
+@pytest.fixture
+def on_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cache, "SMALL", 0)
+
+
+def check(pixels: cache.Pixels, folder: Path, short_side: int | None = None) -> None:
+    source = open_images(folder)
+    index = np.array([3, 7, 0, 19, 3, 12])
+    got = pixels.gather(index)
+    assert got[1] is None and got[5] is None
+    for k in (0, 2, 3, 4):
+        np.testing.assert_array_equal(got[k], source.read(int(index[k]), short_side))
+    assert set(pixels.bad) == {7, 12} and pixels.bad[12] == "empty file"
+    np.testing.assert_array_equal(pixels.good, np.setdiff1d(np.arange(20), [7, 12]))
+    assert len(pixels) == 20
+
+
+@pytest.mark.parametrize("short_side", [None, 10])
+def test_in_memory(folder: Path, short_side: int | None, tmp_path: Path) -> None:
+    pixels = load_pixels(open_images(folder), short_side=short_side, cache_gb=1, directory=tmp_path / "c")
+    check(pixels, folder, short_side)
+    assert isinstance(pixels, StoredPixels) and not (tmp_path / "c").exists()
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_on_disk_and_found_again(
+    folder: Path, on_disk: None, tmp_path: Path, workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("deepcluster.data.stream.FEW", 0)
+    monkeypatch.setattr(cache, "CHUNK", 3)
+    seen: list[tuple[int, int]] = []
+    options = {"short_side": 16, "cache_gb": 1, "directory": tmp_path / "c", "workers": workers}
+    pixels = load_pixels(open_images(folder), progress=lambda *at: seen.append(at), **options)
+    check(pixels, folder, 16)
+    assert seen[-1] == (20, 20) and seen == sorted(seen) and len(seen) == 7
+    (entry,) = (tmp_path / "c" / "pixels").iterdir()
+    stamp = (entry / "pixels.bin").stat().st_mtime_ns
+    monkeypatch.setattr(cache, "_write", lambda *_: pytest.fail("decoded again"))
+    check(load_pixels(open_images(folder), **options), folder, 16)
+    assert (entry / "pixels.bin").stat().st_mtime_ns == stamp
+
+
+def test_other_images_or_size_are_another_entry(folder: Path, on_disk: None, tmp_path: Path) -> None:
+    for short_side in (16, 12):
+        load_pixels(open_images(folder), short_side=short_side, cache_gb=1, directory=tmp_path / "c")
+    Image.new("RGB", (9, 9)).save(folder / "3.png")
+    pixels = load_pixels(open_images(folder), short_side=16, cache_gb=1, directory=tmp_path / "c")
+    assert pixels.gather(np.array([3]))[0].max() == 0
+    assert len(list((tmp_path / "c" / "pixels").iterdir())) == 3
+
+
+@pytest.mark.parametrize("damage", ["pixels.bin", "sizes.npy", "meta.json"])
+def test_damaged_entry_is_made_again(folder: Path, on_disk: None, tmp_path: Path, damage: str) -> None:
+    options = {"short_side": None, "cache_gb": 1, "directory": tmp_path / "c"}
+    load_pixels(open_images(folder), **options)
+    (entry,) = (tmp_path / "c" / "pixels").iterdir()
+    os.truncate(entry / damage, 5)
+    check(load_pixels(open_images(folder), **options), folder)
+    assert [path.name for path in (tmp_path / "c" / "pixels").iterdir()] == [entry.name]
+
+
+def test_budget_decides_to_stream(folder: Path, tmp_path: Path) -> None:
+    for budget in (0, 1e-6):
+        pixels = load_pixels(open_images(folder), short_side=None, cache_gb=budget, directory=tmp_path / "c")
+        assert isinstance(pixels, StreamedPixels) and not pixels.bad
+        check_after = pixels.gather(np.arange(20))
+        assert [k for k, image in enumerate(check_after) if image is None] == [7, 12]
+        check(pixels, folder)
+
+
+def test_array_is_not_copied(tmp_path: Path) -> None:
+    array = np.random.default_rng(0).integers(0, 256, (6, 9, 8, 3), dtype=np.uint8)
+    pixels = load_pixels(open_images(array), short_side=64, cache_gb=0)
+    assert np.shares_memory(pixels.gather(np.array([2]))[0], array)
+    np.testing.assert_array_equal(pixels.gather(np.array([2]))[0], array[2])
+    np.save(tmp_path / "a.npy", array)
+    small = load_pixels(open_images(array), short_side=4, cache_gb=1)
+    assert small.gather(np.array([0]))[0].shape == (4, 4, 3)
+    mapped = load_pixels(open_images(tmp_path / "a.npy"), short_side=None, cache_gb=0)
+    np.testing.assert_array_equal(mapped.gather(np.array([5]))[0], array[5])
+
+
+def test_nothing_decodable(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_text("words")
+    (tmp_path / "b.jpg").write_text("words")
+    with pytest.raises(DeepClusterError, match=r"none of the 2 images .* a\.jpg: not an image"):
+        load_pixels(open_images(tmp_path), short_side=None, cache_gb=1)
+
+
+def test_unusable_folder_streams_with_a_sentence(folder: Path, on_disk: None, tmp_path: Path) -> None:
+    (tmp_path / "c").write_text("a file where the folder should be")
+    with pytest.warns(UserWarning, match="DEEPCLUSTER_CACHE"):
+        pixels = load_pixels(open_images(folder), short_side=None, cache_gb=1, directory=tmp_path / "c")
+    assert isinstance(pixels, StreamedPixels)
+
+
+def test_full_disk_leaves_nothing(folder: Path, on_disk: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(np, "save", full)
+    with pytest.warns(UserWarning, match="No space left"):
+        pixels = load_pixels(open_images(folder), short_side=None, cache_gb=1, directory=tmp_path / "c")
+    assert isinstance(pixels, StreamedPixels) and list((tmp_path / "c" / "pixels").iterdir()) == []
+
+
+BUILD = """
+import sys, time
+from pathlib import Path
+from deepcluster.data import cache
+from deepcluster.data.sources import open_images
+cache.SMALL, cache.CHUNK = 0, 2
+slow = float(sys.argv[3])
+pixels = cache.load_pixels(open_images(sys.argv[1]), short_side=None, cache_gb=1, directory=Path(sys.argv[2]),
+                           progress=lambda *at: (print(*at, flush=True), time.sleep(slow)))
+print("sum", int(pixels.pixels.astype("int64").sum()), flush=True)
+"""
+
+
+def build(folder: Path, target: Path, slow: float) -> subprocess.Popen:
+    command = [sys.executable, "-c", BUILD, str(folder), str(target), str(slow)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+
+@pytest.mark.slow
+def test_kill_leaves_nothing_half_valid_and_two_may_build_at_once(folder: Path, on_disk: None, tmp_path: Path) -> None:
+    killed = build(folder, tmp_path / "c", 60)
+    assert killed.stdout.readline().startswith("2 ")
+    killed.kill()
+    killed.wait()
+    (left,) = (tmp_path / "c" / "pixels").iterdir()
+    assert left.name.startswith(".")
+    pair = [build(folder, tmp_path / "c", 0.05) for _ in range(2)]
+    sums = [process.communicate()[0].splitlines()[-1] for process in pair]
+    assert sums[0] == sums[1] and sums[0].startswith("sum")
+    (entry,) = (tmp_path / "c" / "pixels").iterdir()
+    assert not entry.name.startswith(".")
+    check(load_pixels(open_images(folder), short_side=None, cache_gb=1, directory=tmp_path / "c"), folder)
+
+
+def test_least_recently_used_entry_makes_room(folder: Path, on_disk: None, tmp_path: Path) -> None:
+    options = {"cache_gb": 1, "directory": tmp_path / "c"}
+    home = tmp_path / "c" / "pixels"
+    made = []
+    for short_side in (10, 12, 14):
+        before = set(home.iterdir()) if home.exists() else set()
+        load_pixels(open_images(folder), short_side=short_side, **options)
+        made += list(set(home.iterdir()) - before)
+    for age, entry in zip((300, 900, 600), made, strict=True):
+        os.utime(entry / "meta.json", (time.time() - age,) * 2)
+    sizes = [(entry / "pixels.bin").stat().st_size for entry in made]
+    cache._evict(home, sizes[0] + sizes[2])
+    assert set(home.iterdir()) == {made[0], made[2]}
+    cache._evict(home, 0)
+    assert list(home.iterdir()) == []
