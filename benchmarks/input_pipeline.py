@@ -108,7 +108,7 @@ def decoding(name: str, short_side: int | None, workers: int) -> None:
     print(f"\ndecoding {name}: {len(source):,} images, short side {short_side or 'kept'}")
     for count in sorted({1, workers}):
         start = time.perf_counter()
-        for _ in stream(source, index, short_side, count):
+        for _ in stream(source, index, short_side, count, source.read(0, short_side).nbytes):
             pass
         print(
             f"  {count} process{'es' if count > 1 else ''}: {len(source) / (time.perf_counter() - start):,.0f} images/s"

@@ -15,7 +15,7 @@ import socket
 import time
 import uuid
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Protocol
 
@@ -23,7 +23,7 @@ import numpy as np
 
 from deepcluster.data.cache_folder import cache_folder
 from deepcluster.data.sources import ImageSource
-from deepcluster.data.stream import decode_batch, stream
+from deepcluster.data.stream import Decoded, decode_batch, stream
 from deepcluster.records import DeepClusterError
 
 #: Bytes up to which pictures simply live in memory.
@@ -96,10 +96,14 @@ class StreamedPixels:
         source: where they come from.
         short_side: pixels, see `ImageSource.read`.
         workers: decoding processes that a `Loader` may start; 0 = as many as there are cores.
+        image_bytes: about how large a decoded picture is.
     """
 
-    def __init__(self, source: ImageSource, short_side: int | None, workers: int = 0) -> None:
+    def __init__(
+        self, source: ImageSource, short_side: int | None, workers: int = 0, image_bytes: float = 200_000
+    ) -> None:
         self.source = source
+        self.image_bytes = image_bytes
         self.short_side = short_side
         self.workers = workers
         self.bad: dict[int, str] = {}
@@ -149,10 +153,12 @@ def load_pixels(
     budget = int(cache_gb * 1e9)
     folder = (directory or cache_folder()) / "pixels"
     estimate = _estimate(source, short_side)
+    each = max(1.0, estimate / len(source))
     if estimate > budget:
-        return StreamedPixels(source, short_side, workers)
+        return StreamedPixels(source, short_side, workers, each)
+    decoded = stream(source, _chunks(source), short_side, workers, each)
     if estimate <= SMALL:
-        return _checked(_in_memory(source, short_side, workers, progress))
+        return _checked(_in_memory(source, decoded, progress))
     entry = folder / _key(source, short_side)
     try:
         found = _open(entry, source)
@@ -162,7 +168,7 @@ def load_pixels(
             _evict(folder, budget - estimate)
             if shutil.disk_usage(folder).free < estimate * 1.05:
                 raise OSError(f"it has less than {estimate / 1e9:.1f} GB left")
-            _write(entry, source, short_side, workers, progress)
+            _write(entry, source, short_side, decoded, progress)
             found = _open(entry, source)
         if found is None:
             raise OSError("what was written cannot be read back")
@@ -172,7 +178,7 @@ def load_pixels(
             "which is slower; point DEEPCLUSTER_CACHE at a folder with room",
             stacklevel=2,
         )
-        return StreamedPixels(source, short_side, workers)
+        return StreamedPixels(source, short_side, workers, each)
     return _checked(found)
 
 
@@ -198,12 +204,12 @@ def _chunks(source: ImageSource) -> list[np.ndarray]:
     return np.array_split(np.arange(len(source)), max(1, -(-len(source) // CHUNK)))
 
 
-def _in_memory(source: ImageSource, short_side: int | None, workers: int, progress: Progress | None) -> StoredPixels:
+def _in_memory(source: ImageSource, arriving: Iterator[Decoded], progress: Progress | None) -> StoredPixels:
     parts, sizes, bad = [], [], {}
     done = 0
-    for decoded in stream(source, _chunks(source), short_side, workers):
-        parts.append(decoded.pixels.copy())  # frees the shared memory it came through
-        sizes.append(decoded.sizes.copy())
+    for decoded in arriving:
+        parts.append(decoded.pixels)
+        sizes.append(decoded.sizes)
         bad.update(decoded.reasons)
         done += len(decoded.index)
         if progress:
@@ -238,7 +244,9 @@ def _open(entry: Path, source: ImageSource) -> StoredPixels | None:
     return StoredPixels(source, np.asarray(pixels), *_layout(sizes), bad)
 
 
-def _write(entry: Path, source: ImageSource, short_side: int | None, workers: int, progress: Progress | None) -> None:
+def _write(
+    entry: Path, source: ImageSource, short_side: int | None, arriving: Iterator[Decoded], progress: Progress | None
+) -> None:
     """Decode everything into a folder of our own, then rename it to `entry`."""
     own = entry.parent / f".{entry.name}-{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
     own.mkdir()
@@ -246,10 +254,10 @@ def _write(entry: Path, source: ImageSource, short_side: int | None, workers: in
         sizes, bad = [], {}
         done = total = 0
         with open(own / "pixels.bin", "wb") as file:
-            for decoded in stream(source, _chunks(source), short_side, workers):
+            for decoded in arriving:
                 file.write(decoded.pixels.data)
                 total += decoded.pixels.nbytes
-                sizes.append(decoded.sizes.copy())
+                sizes.append(decoded.sizes)
                 bad.update(decoded.reasons)
                 done += len(decoded.index)
                 if progress:

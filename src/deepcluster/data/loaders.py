@@ -90,7 +90,7 @@ class Loader:
             for index in batches:
                 yield index, pixels.gather(index)
             return
-        for decoded in stream(pixels.source, batches, pixels.short_side, pixels.workers):
+        for decoded in stream(pixels.source, batches, pixels.short_side, pixels.workers, pixels.image_bytes):
             pixels.bad.update(decoded.reasons)
             yield decoded.index, decoded.images()
 

@@ -19,6 +19,8 @@ from deepcluster.records import BadImage
 
 #: Fewer images than this are decoded where we stand: starting processes would take longer.
 FEW = 256
+#: Bytes that travel between processes at a time: what waits in shared memory stays small, as containers allow little.
+PIECE = 4 << 20
 
 
 @dataclass(frozen=True)
@@ -64,11 +66,15 @@ def decode_batch(source: ImageSource, index: Sequence[int] | np.ndarray, short_s
 
 
 def stream(
-    source: ImageSource, batches: Sequence[np.ndarray], short_side: int | None, workers: int = 0
+    source: ImageSource,
+    batches: Sequence[np.ndarray],
+    short_side: int | None,
+    workers: int = 0,
+    image_bytes: float = 200_000,
 ) -> Iterator[Decoded]:
     """Decode `batches` of indices in their order, in `workers` processes (0: as many as there are cores).
 
-    The result does not depend on the number of workers. One image alone, or a machine with one core, needs none.
+    The result does not depend on the number of workers. `image_bytes` says about how large a decoded image is.
     """
     many = sum(map(len, batches)) > FEW
     count = (workers or os.cpu_count() or 1) if many else 0
@@ -76,32 +82,37 @@ def stream(
         for index in batches:
             yield decode_batch(source, index, short_side)
         return
+    together = max(1, int(PIECE / image_bytes))
+    pieces = [np.array_split(index, max(1, -(-len(index) // together))) for index in batches]
     loader = DataLoader(
-        _Batches(source, batches, short_side),
+        _Pieces(source, [piece for batch in pieces for piece in batch], short_side),
         batch_size=None,
         shuffle=False,
-        num_workers=min(count, len(batches)),
+        num_workers=min(count, sum(map(len, pieces))),
         collate_fn=_as_tensors,
         prefetch_factor=2,
         generator=torch.Generator(),  # else it draws from, and so moves on, the global random state
     )
-    for index, pixels, sizes, reasons in loader:
-        yield Decoded(index.numpy(), pixels.numpy(), sizes.numpy(), reasons)
+    arriving = iter(loader)
+    for batch in pieces:
+        parts = [next(arriving) for _ in batch]
+        index, pixels, sizes = (torch.cat([part[k] for part in parts]).numpy() for k in range(3))
+        yield Decoded(index, pixels, sizes, {at: why for part in parts for at, why in part[3].items()})
 
 
-class _Batches(Dataset):
-    """Item k is batch k, decoded."""
+class _Pieces(Dataset):
+    """Item k is piece k, decoded."""
 
-    def __init__(self, source: ImageSource, batches: Sequence[np.ndarray], short_side: int | None) -> None:
+    def __init__(self, source: ImageSource, pieces: Sequence[np.ndarray], short_side: int | None) -> None:
         self.source = source
-        self.batches = batches
+        self.pieces = pieces
         self.short_side = short_side
 
     def __len__(self) -> int:
-        return len(self.batches)
+        return len(self.pieces)
 
     def __getitem__(self, k: int) -> Decoded:
-        return decode_batch(self.source, self.batches[k], self.short_side)
+        return decode_batch(self.source, self.pieces[k], self.short_side)
 
 
 def _as_tensors(batch: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, dict[int, str]]:
