@@ -22,7 +22,7 @@ SIGMAS = 4.0  # margin, in standard deviations of the rounding's error
 DRIFTS = 4.0  # standard deviations of the change of scores that a lead must exceed
 SAMPLE = 256  # points on which that change is measured
 CACHE_NUMBERS = 1 << 28  # rounded rows that are kept between iterations: 256 MiB
-CLOSE = 0.5  # part of close cases beyond which float32 alone is faster
+CLOSE = 0.5  # part of close cases beyond which float32 alone is faster, and safer
 
 
 @dataclass
@@ -156,7 +156,9 @@ class Screened:
         counts = over_spans(find, len(block), SPAN)
         seen, close = (sum(each) for each in zip(*counts, strict=True))
         self.complete &= seen == len(block)
-        self.screen.useful &= close <= max(CLOSE * seen, SPAN)
+        if close > CLOSE * len(block):
+            self.screen.useful = False
+            self.screen.label[start : start + len(block)] = Nearest(self.centroids)(block)
         return self.screen.label[start : start + len(block)]
 
     def _find(self, block: Tensor, start: int) -> tuple[int, int]:

@@ -213,6 +213,18 @@ class KMeans:
             setattr(self, name, value)
         return self
 
+    def __sklearn_tags__(self) -> Any:
+        """What scikit-learn (from 1.6 on) asks before it puts an estimator into a pipeline."""
+        from sklearn.utils import Tags, TargetTags, TransformerTags
+
+        return Tags(
+            estimator_type="clusterer",
+            target_tags=TargetTags(required=False),
+            transformer_tags=TransformerTags(preserves_dtype=["float32"]),
+            classifier_tags=None,
+            regressor_tags=None,
+        )
+
     def __repr__(self) -> str:
         return f"KMeans(n_clusters={self.n_clusters}, max_iter={self.max_iter}, spherical={self.spherical})"
 

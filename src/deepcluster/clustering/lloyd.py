@@ -273,8 +273,8 @@ def settle(points: Points, centroids: Tensor, fill_empty: bool, rounds: int = 10
 
     The paper's splitting acts within iterations only, so clusters can be empty at the end. Where
     `fill_empty`, each then gets for centroid the point that lies farthest from its own, one point per
-    cluster, which can only lower the objective; a cluster stays empty only where fewer distinct points
-    than clusters are left.
+    cluster, and all centroids move to the means once more, both of which can only lower the objective; a
+    cluster stays empty only where fewer distinct points than clusters are left.
 
     Returns:
         (K, D) centroids, (N,) labels, (N,) squared distances.
@@ -292,5 +292,17 @@ def settle(points: Points, centroids: Tensor, fill_empty: bool, rounds: int = 10
             break
         centroids = centroids.clone()
         centroids[empty[: len(index)]] = points.take(index)
+        label, _ = assign(points, centroids)
+        centroids = means(points, label, centroids)
         label, distance = assign(points, centroids)
     return centroids, label, distance
+
+
+def means(points: Points, label: Tensor, centroids: Tensor) -> Tensor:
+    """(K, D) means of the clusters; an empty one keeps its centroid."""
+    sums = torch.zeros_like(centroids, dtype=torch.float64)
+    sizes = torch.zeros(len(centroids), dtype=torch.int64, device=points.device)
+    for start, block in points.blocks():
+        sizes += add_sums(sums, block, label[start : start + len(block)])
+    never = torch.Generator()  # nothing is drawn
+    return updated(sums, sizes, centroids, points.spherical, False, never)

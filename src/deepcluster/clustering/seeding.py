@@ -17,8 +17,8 @@ def plus_plus(points: Points, k: int, generator: torch.Generator) -> Tensor:
     """(K, D) rows drawn with probability in proportion to their squared distance to those drawn before.
 
     Arthur and Vassilvitskii (2007) draw one at a time, which reads all points K times. Here a draw takes
-    one row for every 16 drawn before (one at a time up to 32), after the manner of k-means|| (Bahmani et
-    al. 2012): the whole costs one assignment and some 16 ln(K / 32) readings of the points.
+    one row for every 16 drawn before or still to draw, whichever is less, after the manner of k-means||
+    (Bahmani et al. 2012): the whole costs one assignment and some 32 ln(K / 16) readings of the points.
     """
     chosen = torch.randint(points.n, (1,), generator=generator)
     centroids = points.take(chosen)
@@ -32,7 +32,8 @@ def plus_plus(points: Points, k: int, generator: torch.Generator) -> Tensor:
         if len(centroids) == k:
             return centroids
         weight = nearest.cpu().double()
-        count = min(k - len(centroids), max(1, len(centroids) // 16), int((weight > 0).sum()))
+        count = max(1, min(len(centroids), k - len(centroids)) // 16)
+        count = min(count, int((weight > 0).sum()))
         if count == 0:  # fewer distinct rows than clusters: repeat some
             rest = torch.randperm(points.n, generator=generator)[: k - len(centroids)]
             return torch.cat([centroids, points.take(rest)])

@@ -57,9 +57,9 @@ class Rows:
         self._buffer: np.ndarray | None = None
 
     @property
-    def resident(self) -> bool:
-        """Whether blocks are slices of x itself, at no cost."""
-        return isinstance(self.x, Tensor) and self.x.dtype == torch.float32 and self.x.device == self.device
+    def reads_file(self) -> bool:
+        """Whether rows come from the file under a memmap instead of through its mapping."""
+        return self._file is not None
 
     def block(self, start: int, stop: int) -> Tensor:
         """(stop - start, D) float32 rows; valid until the next block is read."""

@@ -1,0 +1,398 @@
+"""k-means against a plain NumPy Lloyd, faiss and scikit-learn."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from deepcluster.clustering import int8, lloyd
+from deepcluster.clustering.kmeans import KMeans, nearest_centroids
+from deepcluster.clustering.nearest import Nearest
+from deepcluster.clustering.stream import Rows
+from deepcluster.records import DeepClusterError
+
+PRECISIONS = ["float32", "bfloat16", "int8"]
+
+
+def blobs(n: int = 3000, d: int = 24, groups: int = 30, seed: int = 0, spread: float = 0.6) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    centers = rng.normal(size=(groups, d))
+    return (centers[rng.integers(groups, size=n)] + spread * rng.normal(size=(n, d))).astype(np.float32)
+
+
+def distances(x: np.ndarray, c: np.ndarray) -> np.ndarray:
+    x, c = np.asarray(x, np.float64), np.asarray(c, np.float64)
+    return np.stack([np.square(row - c).sum(1) for row in x])
+
+
+def numpy_lloyd(x: np.ndarray, c: np.ndarray, rounds: int) -> tuple[np.ndarray, list[float]]:
+    """Centroids and objectives of Lloyd's iterations that keep empty centroids."""
+    c, objectives = c.astype(np.float64), []
+    for _ in range(rounds):
+        squared = distances(x, c)
+        label = squared.argmin(1)
+        objectives.append(squared.min(1).sum())
+        c = np.stack([x[label == k].mean(0, dtype=np.float64) if (label == k).any() else c[k] for k in range(len(c))])
+    return c, objectives
+
+
+def test_same_centroids_as_plain_lloyd() -> None:
+    x = blobs()
+    start = x[:40]
+    ours = KMeans(40, max_iter=7, init=start, precision="float32").fit(x)
+    centroids, objectives = numpy_lloyd(x, start, 7)
+    np.testing.assert_allclose(ours.cluster_centers_, centroids, atol=2e-5)
+    np.testing.assert_allclose(ours.objectives_, objectives, rtol=1e-6)
+    squared = distances(x, ours.cluster_centers_)
+    np.testing.assert_array_equal(ours.labels_, squared.argmin(1))
+    assert ours.inertia_ == pytest.approx(squared.min(1).sum(), rel=1e-6)
+    assert ours.n_iter_ == 7
+
+
+def test_same_objective_as_scikit_learn() -> None:
+    from sklearn.cluster import KMeans as Reference
+
+    x = blobs()
+    theirs = Reference(20, init=x[:20], n_init=1, max_iter=300, tol=0, algorithm="lloyd").fit(x)
+    ours = KMeans(20, max_iter=300, init=x[:20]).fit(x)
+    assert ours.inertia_ == pytest.approx(theirs.inertia_, rel=1e-4)
+    assert (ours.labels_ == theirs.labels_).mean() > 0.999
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("spherical", [False, True])
+def test_same_objective_as_faiss(precision: str, spherical: bool) -> None:
+    x = blobs(8000, 32, 300)
+    x /= np.linalg.norm(x, axis=1, keepdims=True)
+    start = x[:300]
+    run = {"init": start, "spherical": spherical, "random_state": 0}
+    ours = KMeans(300, precision=precision, **run).fit(x)
+    theirs = KMeans(300, backend="faiss", **run).fit(x)
+    assert 0.97 * theirs.inertia_ < ours.inertia_ < 1.005 * theirs.inertia_
+    assert theirs.inertia_ == pytest.approx(distances(x, theirs.cluster_centers_).min(1).sum(), rel=1e-5)
+    if spherical:
+        np.testing.assert_allclose(np.linalg.norm(ours.cluster_centers_, axis=1), 1, atol=1e-5)
+
+
+def test_backends_take_the_same_way_while_no_cluster_is_empty() -> None:
+    x = blobs(4000, 16, 20)
+    run = {"init": x[:20], "max_iter": 5}
+    ours, theirs = KMeans(20, **run).fit(x), KMeans(20, backend="faiss", **run).fit(x)
+    np.testing.assert_allclose(ours.cluster_centers_, theirs.cluster_centers_, atol=1e-4)
+    np.testing.assert_allclose(ours.objectives_, theirs.objectives_, rtol=1e-4)
+
+
+def test_spherical_is_k_means_by_cosine() -> None:
+    x = blobs() * np.random.default_rng(1).uniform(0.1, 10, (3000, 1)).astype(np.float32)
+    run = KMeans(10, spherical=True, max_iter=50, random_state=0).fit(x)
+    unit = x / np.linalg.norm(x, axis=1, keepdims=True)
+    np.testing.assert_array_equal(run.labels_, (unit @ run.cluster_centers_.T).argmax(1))
+    for k in range(10):
+        mean = unit[run.labels_ == k].sum(0)
+        np.testing.assert_allclose(run.cluster_centers_[k], mean / np.linalg.norm(mean), atol=1e-4)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_labels_are_what_predict_says(precision: str) -> None:
+    x = blobs(5000, 48, 400, spread=1.0)
+    run = KMeans(400, precision=precision, random_state=3).fit(x)
+    np.testing.assert_array_equal(run.predict(x), run.labels_)
+    np.testing.assert_array_equal(run.transform(x).argmin(1), run.labels_)
+    label, distance = nearest_centroids(x, run.cluster_centers_)
+    np.testing.assert_array_equal(label, run.labels_)
+    assert np.square(distance, dtype=np.float64).sum() == pytest.approx(run.inertia_, rel=1e-5)
+    np.testing.assert_allclose(distance, np.sqrt(distances(x, run.cluster_centers_).min(1)), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-3, 300.0])
+def test_screening_by_8_bits_finds_the_nearest(scale: float) -> None:
+    """Rows of very unequal length and coordinates of unequal width, centroids of single rows among means."""
+    rng = np.random.default_rng(0)
+    x = blobs(6000, 40, 2000) * rng.uniform(0.2, 3, (6000, 1)) * rng.uniform(0.2, 3, (1, 40)) * scale
+    x = torch.from_numpy(x.astype(np.float32))
+    centroids = torch.cat([x[:1000], x[1000:5000].view(4, 1000, 40).mean(0)])
+    facts = lloyd.moments(lloyd.Points(Rows(x)))
+    search = int8.Screen(len(x), 40, square=facts.square, peak=facts.peak, longest=facts.longest)
+    finder = search(centroids)
+    assert isinstance(finder, int8.Screened)
+    found = finder(x, 0).clone()
+    squared = torch.cdist(x.double(), centroids.double()).square()
+    excess = squared.gather(1, found[:, None]).sum() / squared.amin(1).sum() - 1
+    assert (found == squared.argmin(1)).double().mean() > 0.995
+    assert excess < 1e-5
+
+
+def test_points_passed_over_are_few_and_close_cases() -> None:
+    x = torch.from_numpy(blobs(20000, 32, 300, spread=1.0))
+    facts = lloyd.moments(lloyd.Points(Rows(x)))
+    search = int8.Screen(len(x), 32, square=facts.square, peak=facts.peak, longest=facts.longest)
+    centroids, passed_over = x[:300].clone(), False
+    for _ in range(12):
+        finder = search(centroids)
+        found = finder(x, 0)
+        passed_over |= not finder.complete
+        exact = Nearest(centroids)(x)
+        far = (x - centroids[found]).square().sum() / (x - centroids[exact]).square().sum()
+        assert (found == exact).float().mean() > 0.97
+        assert far < 1.001
+        centroids = torch.stack([x[found == k].mean(0) for k in range(300)])
+    assert passed_over
+    search.forget()
+    assert search(centroids)(x, 0).eq(Nearest(centroids)(x)).float().mean() > 0.999
+
+
+def test_screening_gives_way_where_8_bits_cannot_tell() -> None:
+    """One coordinate dwarfs all that tells rows apart: float32 has to do it."""
+    x = blobs(3000, 32, 300)
+    x[:, 0] += np.where(np.arange(3000) % 2, 3e3, -3e3)
+    start = x[:300]
+    plain = KMeans(300, init=start, precision="float32").fit(x)
+    assert KMeans(300, init=start, precision="int8").fit(x).inertia_ == pytest.approx(plain.inertia_, rel=5e-3)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_precisions_reach_the_same_objective(precision: str) -> None:
+    x = blobs(6000, 64, 500, spread=1.0)
+    plain = KMeans(300, init=x[:300], precision="float32").fit(x)
+    other = KMeans(300, init=x[:300], precision=precision).fit(x)
+    assert other.inertia_ == pytest.approx(plain.inertia_, rel=5e-3)
+
+
+def test_a_file_is_clustered_like_the_same_rows_in_memory(tmp_path: Path) -> None:
+    x = blobs(4000, 32)
+    path = tmp_path / "x.npy"
+    np.save(path, x)
+    for precision in ("float32", "int8"):
+        run = {"random_state": 5, "precision": precision, "chunk": 700}
+        memory, file = KMeans(300, **run).fit(x), KMeans(300, **run).fit(np.load(path, mmap_mode="r"))
+        tensor = KMeans(300, **run).fit(torch.from_numpy(x))
+        np.testing.assert_array_equal(memory.labels_, file.labels_)
+        np.testing.assert_array_equal(memory.cluster_centers_, file.cluster_centers_)
+        assert memory.inertia_ == file.inertia_
+        assert torch.equal(tensor.labels_, torch.from_numpy(memory.labels_))
+
+
+@pytest.mark.parametrize("init", ["random", "k-means++"])
+@pytest.mark.parametrize("precision", ["float32", "int8"])
+def test_a_seed_decides_everything(init: str, precision: str) -> None:
+    x = blobs(3000)
+    once, again, other = (KMeans(260, init=init, random_state=seed, precision=precision).fit(x) for seed in (0, 0, 1))
+    np.testing.assert_array_equal(once.cluster_centers_, again.cluster_centers_)
+    np.testing.assert_array_equal(once.labels_, again.labels_)
+    assert not np.array_equal(once.labels_, other.labels_)
+
+
+def test_threads_do_not_change_the_result() -> None:
+    x = blobs(20000, 16, 300)
+    before = torch.get_num_threads()
+    results = []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            results.append(KMeans(256, random_state=0, precision="int8", max_iter=6).fit(x))
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    for other in results[1:]:
+        np.testing.assert_array_equal(results[0].labels_, other.labels_)
+
+
+def test_chunks_change_no_more_than_last_digits() -> None:
+    x = blobs(3000)
+    whole, parts = (KMeans(30, random_state=0, chunk=chunk, precision="float32").fit(x) for chunk in (None, 257))
+    assert parts.inertia_ == pytest.approx(whole.inertia_, rel=1e-5)
+    assert (whole.labels_ == parts.labels_).mean() > 0.99
+
+
+def test_k_means_plus_plus_begins_nearer_than_random_rows() -> None:
+    x = blobs(5000, 16, 100, spread=0.05)
+    begun = {
+        init: [KMeans(100, init=init, random_state=s, max_iter=1).fit(x).objectives_[0] for s in range(5)]
+        for init in ("random", "k-means++")
+    }
+    from sklearn.cluster import kmeans_plusplus
+
+    theirs = [distances(x, kmeans_plusplus(x, 100, random_state=s, n_local_trials=1)[0]).min(1).sum() for s in range(3)]
+    assert np.mean(begun["k-means++"]) < 0.5 * np.mean(begun["random"])
+    assert np.mean(begun["k-means++"]) < 2 * np.mean(theirs)
+
+
+def test_warm_start_goes_on_where_the_last_run_stood() -> None:
+    x = blobs()
+    half = KMeans(20, max_iter=4, random_state=0).fit(x)
+    rest = KMeans(20, max_iter=4, init=half.cluster_centers_).fit(x)
+    whole = KMeans(20, max_iter=8, random_state=0).fit(x)
+    np.testing.assert_allclose(rest.cluster_centers_, whole.cluster_centers_, atol=1e-4)
+
+
+def test_n_init_keeps_the_best() -> None:
+    x = blobs(1000, 4, 12, spread=0.1)
+    single = KMeans(12, random_state=0).fit(x).inertia_
+    assert KMeans(12, random_state=0, n_init=8).fit(x).inertia_ < single
+
+
+def test_tol_stops_early_and_zero_runs_until_nothing_moves() -> None:
+    x = blobs()
+    early = KMeans(20, tol=1e-2, random_state=0, max_iter=300).fit(x)
+    full = KMeans(20, random_state=0, max_iter=300).fit(x)
+    assert early.n_iter_ < full.n_iter_ < 300
+    assert early.objectives_[-2] - early.objectives_[-1] <= 1e-2 * early.objectives_[-2]
+    settled = KMeans(20, init=full.cluster_centers_).fit(x)
+    assert (settled.labels_ == full.labels_).mean() > 0.999
+    assert all(b <= a * (1 + 1e-9) for a, b in zip(full.objectives_, full.objectives_[1:], strict=False))
+
+
+def test_empty_clusters_take_half_of_another() -> None:
+    sizes = torch.tensor([0, 90, 10, 0, 1])
+    centroids = torch.arange(20, dtype=torch.float32).view(5, 4) + 1
+    new = lloyd.split(centroids, sizes, torch.Generator().manual_seed(0))
+    up = torch.tensor([1 + 1 / 1024, 1 - 1 / 1024] * 2)
+    donors = []
+    for empty in (0, 3):
+        matches = [k for k in (1, 2, 4) if torch.allclose(new[empty], centroids[k] * up)]
+        assert len(matches) == 1
+        assert torch.allclose(new[matches[0]], centroids[matches[0]] * (2 - up))
+        donors += matches
+    assert sorted(donors) == [1, 2]  # different ones, and never the cluster of one
+    drawn = [
+        bool(
+            (
+                lloyd.split(centroids, torch.tensor([0, 90, 10, 5, 1]), torch.Generator().manual_seed(s))[2]
+                == centroids[2]
+            ).all()
+        )
+        for s in range(300)
+    ]
+    assert np.mean(drawn) == pytest.approx(1 - 9 / 102, abs=0.06)  # in proportion to size less one
+
+
+def test_no_cluster_stays_empty_while_points_differ() -> None:
+    x = np.concatenate([np.zeros((500, 8)), np.eye(8) * 5, -np.eye(8) * 3]).astype(np.float32)
+    start = np.full((17, 8), 50, np.float32) + np.arange(17)[:, None]
+    run = KMeans(17, init=start).fit(x)
+    assert (np.bincount(run.labels_, minlength=17) > 0).all()
+    assert run.inertia_ == pytest.approx(0, abs=1e-9)
+    np.testing.assert_array_equal(run.predict(x), run.labels_)
+    kept = KMeans(17, init=start, empty="keep").fit(x)
+    assert (np.bincount(kept.labels_, minlength=17) == 0).sum() == 16
+
+
+@pytest.mark.parametrize("init", ["random", "k-means++"])
+@pytest.mark.parametrize("value", [0.0, 0.1, 1e5])
+def test_identical_points(init: str, value: float) -> None:
+    run = KMeans(5, init=init, random_state=0).fit(np.full((50, 6), value, np.float32))
+    assert run.inertia_ <= 1e-9 * max(1, value**2)
+    assert len(set(run.labels_.tolist())) == 1
+
+
+def test_duplicates_of_fewer_points_than_clusters() -> None:
+    x = np.repeat(blobs(20, 6), 30, axis=0)
+    run = KMeans(40, init="k-means++", random_state=0).fit(x)
+    assert run.inertia_ == pytest.approx(0, abs=1e-6)
+    assert len(np.unique(run.labels_)) >= 20
+
+
+def test_one_cluster_and_a_cluster_for_each() -> None:
+    x = blobs(60, 5)
+    one = KMeans(1).fit(x)
+    np.testing.assert_allclose(one.cluster_centers_[0], x.mean(0), atol=1e-5)
+    assert one.inertia_ == pytest.approx(np.square(x - x.mean(0)).sum(), rel=1e-5)
+    each = KMeans(60, random_state=0).fit(x)
+    assert each.inertia_ == pytest.approx(0, abs=1e-6)
+    assert sorted(each.labels_.tolist()) == list(range(60))
+    assert KMeans(1).fit(x[:1]).labels_.tolist() == [0]
+
+
+def test_a_large_offset_costs_no_digits() -> None:
+    x = blobs(2000, 8, 5).astype(np.float64)
+    near = KMeans(5, init=x[:5]).fit(x)
+    far = KMeans(5, init=x[:5] + 1000).fit(x + 1000)
+    assert far.inertia_ == pytest.approx(near.inertia_, rel=1e-3)
+    assert (far.labels_ == near.labels_).mean() > 0.999
+    np.testing.assert_array_equal(far.predict(x + 1000), far.labels_)
+
+
+@given(st.integers(1, 40), st.integers(1, 12), st.integers(1, 6), st.integers(0, 3), st.booleans())
+@settings(max_examples=40, deadline=None)
+def test_any_small_table(n: int, k: int, d: int, kind: int, spherical: bool) -> None:
+    rng = np.random.default_rng(n * 100 + k)
+    x = [rng.normal(size=(n, d)), rng.integers(0, 2, (n, d)), np.zeros((n, d)), rng.normal(size=(n, d)) * 1e-6][kind]
+    if n < k:
+        with pytest.raises(DeepClusterError, match="rows cannot make"):
+            KMeans(k).fit(x)
+        return
+    run = KMeans(k, random_state=0, spherical=spherical).fit(x)
+    assert np.isfinite(run.cluster_centers_).all()
+    assert run.labels_.shape == (n,)
+    np.testing.assert_array_equal(run.labels_, run.predict(x))
+    seen = x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-300) if spherical else x
+    exact = distances(seen, run.cluster_centers_)
+    assert run.inertia_ == pytest.approx(exact.min(1).sum(), rel=1e-4, abs=1e-6 * np.square(seen).sum() + 1e-30)
+    distinct = len(np.unique(seen.astype(np.float32), axis=0))
+    if distinct >= k and not spherical and kind < 2:
+        assert len(np.unique(run.labels_)) == k
+
+
+def test_kinds_in_are_kinds_out() -> None:
+    x = blobs(200, 6)
+    array, tensor = KMeans(4, random_state=0).fit(x), KMeans(4, random_state=0).fit(torch.from_numpy(x))
+    assert isinstance(array.labels_, np.ndarray) and array.labels_.dtype == np.int64
+    assert isinstance(tensor.labels_, torch.Tensor) and isinstance(tensor.cluster_centers_, torch.Tensor)
+    assert isinstance(array.predict(torch.from_numpy(x)), torch.Tensor)
+    assert isinstance(tensor.transform(x), np.ndarray)
+    assert KMeans(4, random_state=0).fit(x.tolist()).inertia_ == pytest.approx(array.inertia_)
+    half = KMeans(4, random_state=0).fit(x.astype(np.float16))
+    assert half.inertia_ == pytest.approx(array.inertia_, rel=1e-2)
+
+
+def test_speaks_scikit_learn() -> None:
+    from sklearn.base import clone
+    from sklearn.pipeline import make_pipeline
+
+    run = KMeans(5, random_state=0, tol=1e-3)
+    twin = clone(run)
+    assert twin is not run and twin.get_params() == run.get_params()
+    assert run.set_params(n_clusters=7).n_clusters == 7
+    with pytest.raises(DeepClusterError, match="no argument 'clusters'"):
+        run.set_params(clusters=3)
+    x = blobs(100, 6)
+    assert make_pipeline(twin).fit(x).predict(x).shape == (100,)
+    assert twin.fit_transform(x).shape == (100, 5)
+    assert twin.n_features_in_ == 6
+
+
+@pytest.mark.parametrize(
+    ("arguments", "x", "words"),
+    [
+        ({"n_clusters": 11}, np.ones((10, 2)), "10 rows cannot make 11 clusters"),
+        ({"n_clusters": 0}, np.ones((10, 2)), "n_clusters must be"),
+        ({"init": "best"}, np.ones((10, 2)), "init must be one of"),
+        ({"precision": "float8"}, np.ones((10, 2)), "precision must be one of"),
+        ({"tol": -1.0}, np.ones((10, 2)), "tol must be"),
+        ({"init": np.ones((3, 2))}, np.ones((10, 2)), "init centroids are of shape"),
+        ({"init": np.full((2, 2), np.nan)}, np.ones((10, 2)), "init centroids hold NaN"),
+        ({}, np.ones(10), "must be a table"),
+        ({}, np.ones((0, 3)), "are empty"),
+        ({}, np.array([["a", "b"]]), "must be real numbers"),
+        ({}, np.array([[0, 0], [1, 1], [np.nan, 0]]), "Row 2 of the features holds NaN or infinity"),
+        ({}, np.array([[0, 0], [np.inf, 1], [1, 0]]), "Row 1 of the features holds NaN or infinity"),
+    ],
+)
+def test_mistakes_get_a_sentence(arguments: dict, x: np.ndarray, words: str) -> None:
+    with pytest.raises(DeepClusterError, match=words):
+        KMeans(**{"n_clusters": 2, **arguments}).fit(x)
+
+
+def test_predict_wants_the_width_it_was_fitted_on() -> None:
+    with pytest.raises(DeepClusterError, match="call fit first"):
+        KMeans(2).predict(np.ones((3, 2)))
+    run = KMeans(2, random_state=0).fit(blobs(30, 4))
+    with pytest.raises(DeepClusterError, match="3 columns but the clusters have 4"):
+        run.predict(np.ones((3, 3)))
+    with pytest.raises(DeepClusterError, match="3 columns but the centroids have 4"):
+        nearest_centroids(np.ones((3, 3)), run.cluster_centers_)
