@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from deepcluster.clustering.lloyd import Points, Solution
+from deepcluster.clustering.parallel import members
 from deepcluster.records import DeepClusterError
 
 
@@ -26,7 +27,12 @@ def faiss_lloyd(points: Points, centroids: Tensor, *, max_iter: int, seed: int) 
         max_points_per_centroid=max(points.n, 1),
         min_points_per_centroid=1,
     )
-    run.train(x, init_centroids=centroids.cpu().numpy())
+    before = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(members())
+    try:
+        run.train(x, init_centroids=centroids.cpu().numpy())
+    finally:
+        faiss.omp_set_num_threads(before)
     found = torch.from_numpy(np.asarray(run.centroids, np.float32).reshape(len(centroids), points.dim))
     objectives = [] if run.obj is None else run.obj.tolist()
     return Solution(found.to(points.device), objectives)

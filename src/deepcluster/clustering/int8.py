@@ -36,6 +36,9 @@ class RoundedRows:
     def __getitem__(self, index: Tensor | slice) -> RoundedRows:
         return RoundedRows(self.rows[index], self.length[index], self.error[index])
 
+    def __setitem__(self, index: Tensor | slice, other: RoundedRows) -> None:
+        self.rows[index], self.length[index], self.error[index] = other.rows, other.length, other.error
+
 
 class Screen:
     """Makes finders of nearest centroids for the same points, round after round.
@@ -60,8 +63,10 @@ class Screen:
         # a few far-out coordinates are cut rather than let to coarsen all others: their rows become close cases
         self.scale = min(peak, CUT * deviation) / LEVELS or 1.0
         self.reach = min(longest / self.scale + dim**0.5, LEVELS * dim**0.5)  # norm of a rounded row, at most
-        self.keep = n * dim <= CACHE_NUMBERS
-        self.kept: dict[int, RoundedRows] = {}
+        self.kept: RoundedRows | None = None
+        if n * dim <= CACHE_NUMBERS:  # an error of -1 marks what has not been rounded yet
+            rows = torch.empty(n, dim, dtype=torch.int8)
+            self.kept = RoundedRows(rows, torch.zeros(n), torch.full((n,), -1.0))
         self.useful = True
         self.label = torch.zeros(n, dtype=torch.int64)
         self.lead = torch.full((n,), -1.0)
@@ -79,7 +84,7 @@ class Screen:
                 self.before = centroids
                 return screened
         self.useful = False
-        self.kept.clear()
+        self.kept = None
         return Nearest(centroids)
 
     def forget(self) -> None:
@@ -103,14 +108,15 @@ class Screen:
         own_variance = mine * move.square().sum(1)
         self.lead -= DRIFTS * (other * self.norm.square() + own_variance[self.label]).sqrt_()
 
-    def rounded(self, block: Tensor, start: int) -> RoundedRows:
-        """The rows that begin at row `start` of the points, rounded."""
-        found = self.kept.get(start)
-        if found is None:
-            found = self.round(block)
-            if self.keep:
-                self.kept[start] = found
-        return found
+    def rounded(self, block: Tensor, start: int, of: Tensor | None = None) -> RoundedRows:
+        """The rows that begin at row `start` of the points, or those at `of` among them, rounded."""
+        span = slice(start, start + len(block))
+        if self.kept is None:
+            return self.round(block if of is None else block[of])
+        if self.kept.error[start] < 0:
+            self.kept[span] = self.round(block)
+        kept = self.kept[span]
+        return kept if of is None else kept[of]
 
     def round(self, block: Tensor) -> RoundedRows:
         """Rows (B, D), rounded."""
@@ -178,9 +184,8 @@ class Screened:
                 offset :: screen.stride
             ]
             return len(block), close
-        part = block[spent]
-        rounded = screen.kept[start][spent] if start in screen.kept else screen.round(part)
-        label[spent], lead[spent], close = self._search(part, rounded)
+        rounded = screen.rounded(block, start, of=spent)
+        label[spent], lead[spent], close = self._search(block[spent], rounded)
         return len(spent), close
 
     def _search(self, block: Tensor, rounded: RoundedRows) -> tuple[Tensor, Tensor, int]:

@@ -25,6 +25,7 @@ from deepcluster.clustering.lloyd import (
     settle,
 )
 from deepcluster.clustering.nearest import Plain, Search
+from deepcluster.clustering.parallel import team
 from deepcluster.clustering.seeding import plus_plus, random_rows
 from deepcluster.clustering.stream import Rows, in_kind, write_rows
 from deepcluster.records import DeepClusterError, seeded
@@ -115,6 +116,10 @@ class KMeans:
                 the wrong kind.
         """
         self._check_arguments()
+        with team():
+            return self._fit(x)
+
+    def _fit(self, x: Any) -> KMeans:
         rows = Rows(x, self.device)
         if rows.n < self.n_clusters:
             raise DeepClusterError(
@@ -177,7 +182,8 @@ class KMeans:
     def predict(self, x: Any) -> Any:
         """(N,) int64, the nearest centroid of each row of x (N, D)."""
         points = self._points(x)
-        return in_kind(assign(points, self._centroids)[0], x)
+        with team():
+            return in_kind(assign(points, self._centroids)[0], x)
 
     def fit_predict(self, x: Any, y: None = None) -> Any:
         """`fit(x).labels_`."""
@@ -285,5 +291,6 @@ def nearest_centroids(x: Any, centroids: Any, *, spherical: bool = False, device
             f"These features have {points.dim} columns but the centroids have {given.dim}; use the network, "
             "tap and whitening the centroids were made with."
         )
-    label, squared = assign(points, given.block(0, given.n))
+    with team():
+        label, squared = assign(points, given.block(0, given.n))
     return in_kind(label, x), in_kind(squared.sqrt_(), x)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from deepcluster.clustering.nearest import SPAN, Nearest, Search
-from deepcluster.clustering.parallel import over_spans
+from deepcluster.clustering.parallel import members, over_spans
 from deepcluster.clustering.stream import Rows
 from deepcluster.clustering.whitening import normalize_rows
 from deepcluster.records import DeepClusterError
@@ -49,9 +49,16 @@ class Points:
         return self._seen(self.rows.take(index))
 
     def _seen(self, block: Tensor) -> Tensor:
-        if self.spherical:
-            block = normalize_rows(block)
-        return block if self.offset is None else block - self.offset
+        if not self.spherical and self.offset is None:
+            return block
+        seen = torch.empty_like(block)
+
+        def see(first: int, last: int) -> None:
+            part = normalize_rows(block[first:last]) if self.spherical else block[first:last]
+            seen[first:last] = part if self.offset is None else part - self.offset
+
+        over_spans(see, len(block), 1024 if block.device.type == "cpu" else len(block))
+        return seen
 
 
 @dataclass
@@ -183,7 +190,7 @@ def add_sums(sums: Tensor, block: Tensor, label: Tensor, sign: int = 1) -> Tenso
         part = order[int(first[start]) : last]
         return torch.nn.functional.embedding_bag(part, block, first[start:stop] - first[start], mode="sum")
 
-    span = -(-len(owner) // torch.get_num_threads()) if block.device.type == "cpu" else len(owner)
+    span = -(-len(owner) // members()) if block.device.type == "cpu" else len(owner)
     part = torch.cat(over_spans(add, len(owner), span))
     if len(owner) == k:
         sums.add_(part, alpha=sign)

@@ -8,24 +8,46 @@ each thread walks the whole chain on rows of its own, and they meet once.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import TypeVar
 
 import torch
 
 T = TypeVar("T")
 
+_pool: ContextVar[ThreadPoolExecutor | None] = ContextVar("_pool", default=None)
+
+
+@contextmanager
+def team() -> Iterator[None]:
+    """Inside, single operations stay on one thread and `over_spans` uses as many as torch did before."""
+    threads = torch.get_num_threads()
+    if threads == 1 or _pool.get() is not None:
+        yield
+        return
+    with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        token = _pool.set(pool)
+        torch.set_num_threads(1)
+        try:
+            yield
+        finally:
+            _pool.reset(token)
+            torch.set_num_threads(threads)
+
 
 def over_spans(work: Callable[[int, int], T], count: int, span: int) -> list[T]:
-    """[work(0, span), work(span, 2 span), ...] up to `count`, on as many threads as torch uses."""
+    """[work(0, span), work(span, 2 span), ...] up to `count`, in parallel inside a `team`."""
     spans = [(start, min(start + span, count)) for start in range(0, count, span)]
-    threads = min(torch.get_num_threads(), len(spans))
-    if threads <= 1:
+    pool = _pool.get()
+    if pool is None or len(spans) == 1:
         return [work(*each) for each in spans]
-    whole = torch.get_num_threads()
-    try:
-        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            return list(pool.map(lambda each: work(*each), spans))
-    finally:
-        torch.set_num_threads(whole)  # threads that begin later inherit the number that was set last
+    return list(pool.map(lambda each: work(*each), spans))
+
+
+def members() -> int:
+    """Threads that `over_spans` uses here."""
+    pool = _pool.get()
+    return 1 if pool is None else pool._max_workers

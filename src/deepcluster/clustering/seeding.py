@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 
 from deepcluster.clustering.lloyd import Points
+from deepcluster.clustering.nearest import SPAN
+from deepcluster.clustering.parallel import over_spans
 
 
 def random_rows(points: Points, k: int, generator: torch.Generator) -> Tensor:
@@ -27,7 +29,12 @@ def plus_plus(points: Points, k: int, generator: torch.Generator) -> Tensor:
     while True:
         for start, block in points.blocks():
             part = nearest[start : start + len(block)]
-            torch.minimum(part, _squared_distance(block, fresh), out=part)
+
+            def lower(first: int, last: int, block: Tensor = block, part: Tensor = part, fresh: Tensor = fresh) -> None:
+                reached = _squared_distance(block[first:last], fresh)
+                torch.minimum(part[first:last], reached, out=part[first:last])
+
+            over_spans(lower, len(block), SPAN)
         nearest[chosen.to(nearest.device)] = 0  # rounding may leave a trace of distance to itself
         if len(centroids) == k:
             return centroids
