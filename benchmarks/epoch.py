@@ -20,6 +20,8 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
+
 from deepcluster.data.sources import open_images
 from deepcluster.engine import train as engine
 from deepcluster.engine.log import Screen
@@ -29,7 +31,6 @@ from deepcluster.models.zoo import build_backbone
 from deepcluster.presets import find_preset
 from deepcluster.records import Batch
 from deepcluster.settings import TrainRun, override
-from PIL import Image
 
 
 def make_files(folder: Path, images: int) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
+
 from deepcluster.clustering.kmeans import KMeans
 from deepcluster.clustering.scores import nmi
 from deepcluster.clustering.whitening import Whitening

@@ -149,7 +149,8 @@ def clusters(
         "k": count,
         "draws": draws,
         "seed": seed,
-        "anew": f"k-means++ on the {table.shape[1]} leading whitened directions, best of {n_init} starts, mean of {draws} draws",
+        "anew": f"k-means++ on the {table.shape[1]} leading whitened directions, best of {n_init} starts,"
+        f" mean of {draws} draws",
         f"k{count}_accuracy": matching(count, classes),
     }
     for name in found.copy():

@@ -239,9 +239,13 @@ class CosineHead(nn.Module):
 
     @torch.no_grad()
     def set_(self, features: Tensor, labels: Tensor, generator: torch.Generator) -> None:
-        """Points at the mean direction of each cluster: (N, D) features with (N,) labels."""
+        """Points from the mean direction of all to that of each cluster: (N, D) features with (N,) labels.
+
+        Features after a ReLU have much in common, which would leave the cosines to all clusters nearly alike.
+        """
         directions = F.normalize(self.seen(features), dim=1)
-        self.directions.copy_(F.normalize(_cluster_means(directions, labels, len(self.directions), generator), dim=1))
+        means = _cluster_means(directions, labels, len(self.directions), generator) - directions.mean(0)
+        self.directions.copy_(F.normalize(means, dim=1))
 
 
 def _cluster_means(x: Tensor, labels: Tensor, k: int, generator: torch.Generator) -> Tensor:

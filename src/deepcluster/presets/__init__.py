@@ -12,6 +12,7 @@ PRESETS: dict[str, Preset] = {
     "deepcluster-vgg16": deepcluster.VGG16,
     "deepcluster-resnet18": deepcluster.RESNET18,
     "deepcluster-resnet50": deepcluster.RESNET50,
+    "deepcluster-convnet": deepcluster.CONVNET,
     "tiny-deepcluster": tiny.DEEPCLUSTER,
 }
 

@@ -63,9 +63,7 @@ RESNET50 = Preset(
         image_size=224,
         method=DeepClusterParams(k=10_000),
         optimizer=OptimizerParams(name="sgd", lr=0.1, momentum=0.9, weight_decay=1e-5, schedule="constant"),
-        data=DataParams(
-            jitter=1.0, brightness=0.4, contrast=0.4, saturation=1.0, hue=0.5, rotate=2.0, gray=0.2
-        ),
+        data=DataParams(jitter=1.0, brightness=0.4, contrast=0.4, saturation=1.0, hue=0.5, rotate=2.0, gray=0.2),
         backbone=BackboneParams(name="resnet50", sobel="paper"),
     ),
     """ResNet-50 on Sobel-filtered images, the values of OpenSelfSup's re-implementation.
@@ -75,5 +73,20 @@ RESNET50 = Preset(
     Cost: not reported.
     Score: ImageNet linear probe 46.9 % on the last layer, 57.7 % on the fourth stage (their figures); without
         Sobel and with lr .3, 50.4 %.
+    """,
+)
+
+CONVNET = Preset(
+    TrainRun(
+        epochs=30,
+        batch_size=256,
+        image_size=32,
+        keep_every=0,
+        method=DeepClusterParams(k=500, whiten=128, iterations=10, head="centroids", head_lr=0.003),
+        optimizer=OptimizerParams(name="adamw", lr=0.003, weight_decay=1e-4, schedule="cosine"),
+        data=replace(_COLOR, view_size=24),
+        backbone=BackboneParams(name="convnet", options={"mlp": [512, 128]}),
+    ),
+    """A small ConvNet for small color images, such as CIFAR-10: ten minutes on two CPU cores.
     """,
 )

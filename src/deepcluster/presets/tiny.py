@@ -11,7 +11,7 @@ DEEPCLUSTER = Preset(
         batch_size=128,
         image_size=8,
         keep_every=0,
-        method=DeepClusterParams(k=20, whiten=32, clusterings=4, averaging=0.98, head_lr=0.02),
+        method=DeepClusterParams(k=60, whiten=32, clusterings=4, averaging=0.98, head_lr=0.02),
         optimizer=OptimizerParams(name="adamw", lr=0.002, weight_decay=1e-4, schedule="cosine"),
         data=DataParams(crop_scale=None, flip=0.0, rotate=10, translate=0.1, zoom=(0.9, 1.1), shear=5),
         backbone=BackboneParams(name="convnet", options={"widths": [32, 64, 128], "pools": [1, 2]}),
