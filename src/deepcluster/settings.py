@@ -68,6 +68,9 @@ class DataParams:
     """Decoded images are memory-mapped from a cache when they fit in so many gigabytes; else decoded on demand."""
     workers: int = 0
     """Processes that decode; 0 = as many as there are processor cores."""
+    describe: Literal["plain", "augmented"] = "plain"
+    """What is clustered: each image as it is (the paper), or one random view of it, so that clusters cannot rest on
+    what the views vary, such as color."""
     views: int = 1
     """Views of each image in a step; all share its pseudo-label."""
     view_size: int = 0

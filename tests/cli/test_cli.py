@@ -251,6 +251,13 @@ class TestMistakes:
     def test_a_device_that_is_not_there(self, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert "tpu" in self.train(capsys, images, tmp_path / "r", "--device", "tpu")
 
+    def test_several_processes(
+        self, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("WORLD_SIZE", "2")
+        assert "one process" in self.train(capsys, images, tmp_path / "r")
+        assert not (tmp_path / "r").exists()
+
     def test_wrong_output_names(
         self, run: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:

@@ -31,9 +31,7 @@ def cluster_table(
     Raises:
         DeepClusterError: fewer rows than clusters.
     """
-    keep = (
-        _finite_rows(table) if bad is None else np.setdiff1d(np.arange(len(table)), np.asarray(bad, np.int64))
-    )
+    keep = _finite_rows(table) if bad is None else np.setdiff1d(np.arange(len(table)), np.asarray(bad, np.int64))
     if len(keep) < kmeans.n_clusters:
         raise DeepClusterError(
             f"{len(keep)} rows cannot make {kmeans.n_clusters} clusters: lower --k to {len(keep)} at most."

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from deepcluster.features.extract import extract
 from deepcluster.methods.method import Described, Method
 from deepcluster.records import Clustering, DeepClusterError, Interrupted, seeded
 
-ORDER, VIEWS, REFRESH = 1, 2, 3  # purposes of random draws
+ORDER, VIEWS, REFRESH, DESCRIBE = 1, 2, 3, 4  # purposes of random draws
 STEP_RATE = Callable[[int, int, int], float]
 
 
@@ -81,6 +81,7 @@ class Walk:
     folder: Path
     screen: Screen
     metrics: Metrics
+    describe_views: bool
     keep_every: int
     save_seconds: float
     on_refresh: Callable[[Clustering, int], None]
@@ -171,15 +172,16 @@ def segment(method: Method, step: int, per_epoch: int) -> tuple[int, int]:
     return start, end
 
 
-def refresh(w: Walk, progress: Progress) -> Clustering | None:
-    """Describes all images, groups them anew, and notes how the groups changed."""
+def refresh(w: Walk, progress: Progress, *, last: bool = False) -> Clustering | None:
+    """Describes all images, groups them anew, and notes how the groups changed. The last clustering, which the
+    saved model assigns by, always sees plain views."""
     method, began = w.method, time.perf_counter()
     before = getattr(method, "assignment", None)
     before = None if before is None else before.cpu().numpy().copy()
     seconds = {"features": 0.0}
 
     def describe() -> Described:
-        described = describe_all(w)
+        described = describe_all(w, -1 if last else progress.step)
         seconds["features"] = time.perf_counter() - began
         return described
 
@@ -202,8 +204,8 @@ def refresh(w: Walk, progress: Progress) -> Clustering | None:
     return clustering
 
 
-def describe_all(w: Walk) -> Described:
-    """The backbone's features of every decodable image."""
+def describe_all(w: Walk, step: int) -> Described:
+    """The describer's features of every decodable image; at step -1, of plain views."""
     with w.screen.bar("features", len(w.pixels.good)) as advance:
 
         def check(images: int) -> None:
@@ -218,6 +220,8 @@ def describe_all(w: Walk) -> Described:
             mean=w.views.mean,
             std=w.views.std,
             device=w.fabric.device,
+            views=replace(w.views, count=1) if w.describe_views and step >= 0 else None,
+            key=(w.seed, DESCRIBE, step),
             autocast=w.fabric.autocast,
             file=w.folder / ".features.npy",
             check=check,

@@ -7,6 +7,7 @@ assign new images.
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -106,6 +107,7 @@ def train(
             folder=folder,
             screen=screen,
             metrics=Metrics(folder, progress.step // progress.steps_per_epoch),
+            describe_views=run.data.describe == "augmented",
             keep_every=run.keep_every,
             save_seconds=60 * run.save_minutes,
             on_refresh=_snapshots(folder, method, progress.steps_per_epoch),
@@ -115,7 +117,7 @@ def train(
             method.backbone.compile()
         try:
             walk(w, progress)
-            clustering = refresh(w, progress)
+            clustering = refresh(w, progress, last=True)
         finally:
             w.metrics.close()
             (folder / ".features.npy").unlink(missing_ok=True)
@@ -173,6 +175,10 @@ def snapshot_model(method: Method, clustering: Clustering) -> Model:
 
 
 def _fabric(run: TrainRun) -> Fabric:
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise DeepClusterError(
+            "This version trains in one process, but the launcher started several (WORLD_SIZE > 1): start one."
+        )
     device = runs.pick_device(run.device)
     kind, _, position = device.partition(":")
     precision = run.precision
@@ -196,7 +202,8 @@ def fast_bfloat16(kind: str) -> bool:
         return torch.cuda.get_device_capability() >= (8, 0)
     if kind != "cpu":
         return False
-    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    asked = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
+    return any(ask() for ask in asked if ask is not None)
 
 
 def _pixels(run: TrainRun, source: ImageSource, screen: Screen) -> Pixels:

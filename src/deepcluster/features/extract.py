@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from deepcluster.data.cache import Pixels
 from deepcluster.data.loaders import Loader
+from deepcluster.data.views import Views
 from deepcluster.models.backbone import Backbone
 from deepcluster.models.taps import read_taps
 
@@ -50,6 +51,8 @@ def extract(
     batch_size: int = 256,
     device: torch.device | str = "cpu",
     tap: str | None = None,
+    views: Views | None = None,
+    key: tuple[int, ...] = (0,),
     autocast: Callable[[], AbstractContextManager] = nullcontext,
     file: Path | None = None,
     check: Callable[[int], None] = lambda images: None,
@@ -60,6 +63,7 @@ def extract(
         backbone: left as it was, training mode included.
         tap: a layer to read in place of the output; maps (B, C, H, W) are averaged over space to (B, C),
             sequences (B, T, C) over tokens.
+        views: describe one random view of each image, drawn from `key`, in place of the plain one.
         file: where to memory-map a table larger than `IN_MEMORY`; without it everything stays in memory.
         check: called with the number of images after each batch; may raise to stop.
 
@@ -74,9 +78,9 @@ def extract(
         pixels,
         order,
         batch_size=batch_size,
-        views=None,
+        views=views,
         size=size,
-        key=(0,),
+        key=key,
         device=device,
         mean=mean,
         std=std,
