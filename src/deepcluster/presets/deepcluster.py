@@ -78,7 +78,7 @@ RESNET50 = Preset(
 
 CONVNET = Preset(
     TrainRun(
-        epochs=32,
+        epochs=28,
         batch_size=256,
         image_size=32,
         keep_every=0,
