@@ -122,10 +122,8 @@ class Whitening:
     def _solve(self) -> None:
         assert self._center is not None and self._scatter is not None
         covariance = self._scatter / self._count
-        values, vectors = torch.linalg.eigh((covariance + covariance.T) / 2)
-        kept = min(self.n_components, len(values))
-        values = values.flip(0)[:kept].clamp_min(0)
-        directions = vectors.flip(1)[:, :kept].T
+        values, directions = main_directions((covariance + covariance.T) / 2, min(self.n_components, len(covariance)))
+        values = values.clamp_min(0)
         peak = directions.gather(1, directions.abs().argmax(1, keepdim=True))
         directions = directions * torch.where(peak < 0, -1.0, 1.0)
         # a deviation under the last digit of the mean is float32's rounding, not the images'
@@ -200,6 +198,20 @@ class Whitening:
         self.n_components = len(self.components)
         self.n_features_in_ = len(self.mean)
         return self
+
+
+def main_directions(covariance: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The `count` largest eigenvalues of a (D, D) float64 matrix, descending, and their (count, D) directions."""
+    if covariance.device.type == "cpu":
+        # SciPy finds the asked-for directions only: some 10 times as fast as all of 4,096
+        from scipy.linalg import eigh
+
+        last = len(covariance) - 1
+        found = eigh(covariance.numpy(), subset_by_index=(last + 1 - count, last), driver="evr")
+        values, vectors = (torch.from_numpy(part) for part in found)
+    else:
+        values, vectors = torch.linalg.eigh(covariance)
+    return values.flip(0)[:count], vectors.flip(1)[:, :count].T
 
 
 def normalize_rows(x: Tensor) -> Tensor:
