@@ -185,6 +185,7 @@ class TestMistakes:
 
     def test_fewer_images_than_clusters(self, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert "64 images for 100 clusters" in self.train(capsys, images, tmp_path / "r", "--method.k", 100)
+        assert not (tmp_path / "r").exists()  # so that the next try finds its place free
 
     def test_all_images_identical(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         np.save(tmp_path / "same.npy", np.full((64, 12, 12, 3), 90, np.uint8))

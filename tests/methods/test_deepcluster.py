@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from deepcluster.engine.optim import make_optimizer
+from deepcluster.engine.optim import make_optimizer, set_rate
 from deepcluster.methods.deepcluster import DeepCluster
 from deepcluster.methods.method import Described
 from deepcluster.models.zoo import build_backbone
@@ -167,3 +167,12 @@ def test_state_travels_whole() -> None:
     assert torch.equal(other.whitening.components, learner.whitening.components)
     one = batch()
     torch.testing.assert_close(other.eval().loss(one)["loss"], learner.eval().loss(one)["loss"])
+
+
+@pytest.mark.parametrize(("head", "rate"), [("redraw", 0.05), ("centroids", 0.005)])
+def test_a_classifier_drawn_anew_keeps_its_rate(head: str, rate: float) -> None:
+    """It must learn everything between two clusterings, late in a run as well."""
+    learner = method(head=head)
+    learner.refresh(described, (0, 0))
+    set_rate(learner.optimizers().values(), 0.1)
+    assert learner.head_optimizer.param_groups[0]["lr"] == pytest.approx(rate)

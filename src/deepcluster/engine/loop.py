@@ -13,7 +13,6 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from lightning_fabric import Fabric
 
@@ -255,6 +254,8 @@ def finish_epoch(w: Walk, progress: Progress, epoch: int) -> None:
     w.screen.say(line(row, w.epochs))
     check_loss([entry["loss"] for entry in w.metrics.rows], latest.get("k", 1), w.screen.warn)
     progress.totals = {}
+    for name in ("nmi_previous", "reassigned"):  # an epoch without a clustering has none
+        progress.latest.pop(name, None)
 
 
 def save(w: Walk, progress: Progress) -> None:
@@ -278,8 +279,3 @@ def steps_per_epoch(images: int, batch_size: int) -> tuple[int, int]:
     """Optimizer steps that show about `images` images, and the batch size: never more than there are images."""
     batch = min(batch_size, images)
     return max(1, round(images / batch)), batch
-
-
-def last_assignment(clustering: Clustering) -> np.ndarray:
-    """(N,) int64 for `assignment.npy`."""
-    return np.asarray(clustering.assignment, dtype=np.int64)

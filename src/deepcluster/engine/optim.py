@@ -28,10 +28,11 @@ def make_optimizer(
 
 
 def set_rate(optimizers: Iterable[torch.optim.Optimizer], factor: float) -> None:
-    """Sets every group's rate to `factor` times its base rate."""
+    """Sets every group's rate to `factor` times its base rate, but for groups that say `scheduled` false."""
     for optimizer in optimizers:
         for group in optimizer.param_groups:
-            group["lr"] = group["base_lr"] * factor
+            if group.get("scheduled", True):
+                group["lr"] = group["base_lr"] * factor
 
 
 def step_all(

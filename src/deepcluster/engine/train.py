@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -62,6 +63,17 @@ def train(
     fabric = _fabric(run)
     source = open_images(data)
     run_folder.prepare_folder(folder, resume=resume, overwrite=overwrite)
+    try:
+        return _train(run, source, folder, fabric, screen, preset=preset, resume=resume)
+    except DeepClusterError:
+        if not resume and not (folder / "checkpoints" / "last.ckpt").exists():
+            shutil.rmtree(folder)  # a mistake leaves nothing that would stand in the way of the next try
+        raise
+
+
+def _train(
+    run: TrainRun, source: ImageSource, folder: Path, fabric: Fabric, screen: Screen, *, preset: str, resume: bool
+) -> runs.Run:
     pixels = _pixels(run, source, screen)
     if len(pixels.good) < 2:
         raise DeepClusterError(

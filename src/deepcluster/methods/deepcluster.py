@@ -116,6 +116,7 @@ class DeepCluster(Method):
                 f"There are {len(index)} images for {self.k} clusters: ask for at most {len(index)} clusters"
                 f" (--method.k {max(1, len(index) // 10)})."
             )
+        self.whitening.device = self.assignments.device
         self.whitening.fit(features)
         z = self.whitening.transform(features)
         if not np.any(z):
@@ -148,6 +149,7 @@ class DeepCluster(Method):
             spherical=self.spherical,
             random_state=seed_of(*key) % 2**31,
             backend=self.backend,
+            device=self.assignments.device if self.backend == "torch" else None,
         ).fit(z)
         return _clustering(self.assignments.shape[1], index, z, kmeans)
 
@@ -197,7 +199,13 @@ class DeepCluster(Method):
 
     def _optimizer(self) -> torch.optim.Optimizer | None:
         trained = [parameter for parameter in self.heads.parameters() if parameter.requires_grad]
-        return self.make_head_optimizer(trained) if trained else None
+        if not trained:
+            return None
+        optimizer = self.make_head_optimizer(trained)
+        for group in optimizer.param_groups:
+            # A classifier drawn anew has everything to learn each time, at the end of a run as at its beginning.
+            group["scheduled"] = isinstance(self.heads[0], CosineHead)
+        return optimizer
 
     def get_extra_state(self) -> dict[str, Tensor]:
         """The whitening, which is not a module; nothing before the first clustering."""

@@ -1,0 +1,35 @@
+"""Each warning is said when it should be, and only then."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from deepcluster.engine.health import check_clusters, check_loss
+
+
+@pytest.mark.parametrize(
+    ("sizes", "well"), [([50, 50], True), ([90, 10], False), ([100], True), ([34, 33, 33], True), ([0, 0, 9], False)]
+)
+def test_one_cluster_that_swallows_the_data(sizes: list[int], well: bool) -> None:
+    said: list[str] = []
+    assert check_clusters(np.array(sizes), said.append) is well
+    assert bool(said) is not well
+    assert all("trivial solution" in line for line in said)
+
+
+@pytest.mark.parametrize(
+    ("losses", "well"),
+    [
+        ([math.log(10)], True),
+        ([math.log(10), math.log(10)], False),
+        ([math.log(10), 1.5], True),
+        ([math.log(10)] * 3, True),
+        ([math.log(10)] * 20, False),
+    ],
+)
+def test_a_loss_at_ln_k(losses: list[float], well: bool) -> None:
+    said: list[str] = []
+    assert check_loss(losses, 10, said.append) is well
+    assert all("ln 10 = 2.30" in line for line in said) and bool(said) is not well

@@ -1,0 +1,68 @@
+"""Learning rates against torch's own schedulers and the formulas they come from."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from deepcluster.engine.optim import make_optimizer, set_rate, step_all
+from deepcluster.engine.schedules import factor
+
+
+def test_cosine_and_step_are_torchs() -> None:
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    for name, scheduler in (
+        ("cosine", lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(o, 40)),
+        ("step", lambda o: torch.optim.lr_scheduler.StepLR(o, 20, 0.1)),
+    ):
+        optimizer = torch.optim.SGD([parameter], lr=1.0)
+        theirs = scheduler(optimizer)
+        for step in range(40):
+            ours = factor(name, step, steps=40, steps_per_epoch=10, step_epochs=2.0)
+            assert ours == pytest.approx(optimizer.param_groups[0]["lr"], abs=1e-9), (name, step)
+            optimizer.step()
+            theirs.step()
+
+
+def test_bottou_constant_and_warmup() -> None:
+    values = {"steps": 100, "steps_per_epoch": 10, "lr": 0.05, "weight_decay": 0.5}
+    assert factor("bottou", 40, **values) == pytest.approx(1 / math.sqrt(1 + 0.05 * 0.5 * 40))
+    assert {factor("constant", step, **values) for step in range(100)} == {1.0}
+    rise = [factor("constant", step, warmup=0.5, **values) for step in range(6)]
+    assert rise == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0, 1.0])
+    assert factor("cosine", 99, warmup=1.0, **values) < 0.01
+    with pytest.raises(ValueError, match="unknown schedule"):
+        factor("linear", 0, **values)
+
+
+def test_rates_multiply_each_groups_own() -> None:
+    one, two = torch.nn.Parameter(torch.ones(1)), torch.nn.Parameter(torch.ones(1))
+    made = [make_optimizer([p], "sgd", lr=lr, momentum=0.0, weight_decay=0.0) for p, lr in ((one, 1.0), (two, 0.1))]
+    for _ in range(2):  # setting twice does not compound
+        set_rate(made, 0.5)
+    assert [optimizer.param_groups[0]["lr"] for optimizer in made] == [0.5, 0.05]
+
+
+def test_clipping_is_over_all_parameters_together() -> None:
+    one, two = torch.nn.Parameter(torch.zeros(1)), torch.nn.Parameter(torch.zeros(1))
+    made = [make_optimizer([p], "sgd", lr=1.0, momentum=0.0, weight_decay=0.0) for p in (one, two)]
+    one.grad, two.grad = torch.tensor([3.0]), torch.tensor([4.0])
+    step_all(made, [one, two], 1.0, None)
+    torch.testing.assert_close(torch.stack([one, two]).flatten(), torch.tensor([-0.6, -0.8]))
+    assert one.grad is None and two.grad is None
+
+
+def test_a_loss_scaler_is_undone_before_clipping_and_skips_overflow() -> None:
+    for gradient, moved in (([3.0, 4.0], [-0.6, -0.8]), ([float("inf"), 4.0], None)):
+        one, two = torch.nn.Parameter(torch.zeros(1)), torch.nn.Parameter(torch.zeros(1))
+        made = [make_optimizer([p], "sgd", lr=1.0, momentum=0.0, weight_decay=0.0) for p in (one, two)]
+        scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+        scaler.scale(torch.zeros(1))
+        one.grad, two.grad = torch.tensor([gradient[0] * 8]), torch.tensor([gradient[1] * 8])
+        step_all(made, [one, two], 1.0 if moved else 0.0, scaler)
+        if moved:
+            torch.testing.assert_close(torch.stack([one, two]).flatten(), torch.tensor(moved))
+            assert scaler.get_scale() == 8.0
+        else:
+            assert one.item() == 0.0 and scaler.get_scale() < 8.0
