@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 import pytest
+
 from deepcluster.engine.health import check_clusters, check_loss
 
 

@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+
 from deepcluster.engine.optim import make_optimizer, set_rate, step_all
 from deepcluster.engine.schedules import factor
 
