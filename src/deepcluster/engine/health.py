@@ -31,12 +31,8 @@ def check_loss(losses: Sequence[float], k: int, warn: Callable[[str], None]) -> 
     Two epochs, because the classifier is drawn anew in each and the first has barely begun. Said in the second
     epoch and in every tenth.
     """
-    if (
-        k < 2
-        or len(losses) < 2
-        or (len(losses) > 2 and len(losses) % 10)
-        or min(losses[-2:]) < (1 - STUCK) * math.log(k)
-    ):
+    told = len(losses) == 2 or (len(losses) > 2 and len(losses) % 10 == 0)
+    if k < 2 or not told or min(losses[-2:]) < (1 - STUCK) * math.log(k):
         return True
     warn(
         f"the loss has stayed at ln {k} = {math.log(k):.2f}, so the classifier predicts nothing yet: raise"
