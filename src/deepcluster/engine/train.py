@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import functools
 import os
+import random
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from lightning_fabric import Fabric
 
@@ -86,7 +88,7 @@ def _train(
     run_folder.write_bad_images(folder, pixels)
     run_folder.tell_bad(pixels, folder, screen)
 
-    torch.manual_seed(seed_of(run.seed))
+    seed_everything(run.seed)
     method = build_method(run, len(source))
     method.to(device=fabric.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = make_optimizer(
@@ -136,6 +138,13 @@ def _train(
     if clustering is not None:
         run_folder.write_snapshot(folder, snapshot_model(method, clustering), clustering)
     return runs.load_run(folder, device=run.device)
+
+
+def seed_everything(seed: int) -> None:
+    """Every global generator, since a layer of somebody else's may draw from any of them."""
+    torch.manual_seed(seed_of(seed))
+    np.random.seed(seed_of(seed) % 2**32)  # noqa: NPY002
+    random.seed(seed_of(seed))
 
 
 def build_method(run: TrainRun, n: int) -> Method:
@@ -305,5 +314,5 @@ def train_again(folder: Path | str, data: Any = None, screen: Screen | None = No
 def untrained(config: dict[str, Any]) -> Backbone:
     """The backbone of a run as it was drawn, before its first step."""
     run = settings.from_dict(config["settings"])
-    torch.manual_seed(seed_of(run.seed))
+    seed_everything(run.seed)
     return build_method(run, config["images"]).backbone.eval()
