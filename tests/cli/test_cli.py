@@ -224,6 +224,15 @@ class TestMistakes:
         assert "other files" in self.train(capsys, images, tmp_path, "--overwrite")
         assert (tmp_path / "thesis.tex").exists()
 
+    def test_what_a_run_killed_at_once_left_is_in_nobodys_way(
+        self, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        (tmp_path / ".try").write_text("{}")
+        (tmp_path / ".run.json.0a1b2c3d.part").write_text("{")
+        words = ["train", "tiny-deepcluster", "--data", images, "--out", tmp_path, *OPTIONS]
+        assert said(capsys, *words)[0] == 0
+        assert not [path.name for path in tmp_path.iterdir() if path.name.startswith(".")]
+
     def test_unwritable_output_folder(self, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (tmp_path / "file").write_text("x")
         assert "cannot be written" in self.train(capsys, images, tmp_path / "file" / "r")

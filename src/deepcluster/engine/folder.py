@@ -39,11 +39,11 @@ def prepare_folder(folder: Path, *, resume: bool, overwrite: bool) -> None:
                 " or replace it with --overwrite."
             )
         shutil.rmtree(folder)
-    elif folder.is_dir() and any(folder.iterdir()):
+    elif folder.is_dir() and not all(_left_over(path) for path in folder.iterdir()):
         raise DeepClusterError(f"{folder} holds other files and no run: choose an empty or new folder as --out.")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "checkpoints").mkdir(exist_ok=True)
+        remove_leftovers(folder)
         write_json(folder / ".try", {})
         (folder / ".try").unlink()
     except OSError as error:
@@ -66,6 +66,11 @@ def about(run: TrainRun, preset: str, source: ImageSource, pixels: Pixels) -> di
         "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
+
+
+def _left_over(path: Path) -> bool:
+    """Whether a run that was killed before it had its run.json left this."""
+    return path.name == ".try" or (path.name.startswith(".") and path.name.endswith(".part"))
 
 
 def absolute(name: str) -> str:
