@@ -244,7 +244,7 @@ class TestMistakes:
         from deepcluster.records import DeepClusterError
 
         with pytest.raises(DeepClusterError, match="No space left"):
-            write_whole(images.with_suffix(".txt"), lambda beside: Path("/dev/full").write_text("x" * 10**6) and None)
+            write_whole(images.with_suffix(".txt"), lambda beside: Path("/dev/full").write_text("x" * 10**6))
         assert not images.with_suffix(".txt").exists() and not list(images.parent.glob(".*"))
 
     def test_resume_with_another_preset(self, run: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -150,10 +150,11 @@ def test_killed_at_random_and_resumed(tmp_path: Path) -> None:
         out = tmp_path / f"killed-{kills}"
         arguments = [*fresh, str(out)]
         while True:
-            process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            with open(tmp_path / "said", "w+") as said:
+                process = subprocess.Popen(arguments, stdout=said, stderr=subprocess.STDOUT)
             try:
                 status = process.wait(draw.uniform(0.3, 1.0) * took if kills < 20 else None)
-                assert status == 0
+                assert status == 0, (arguments, (tmp_path / "said").read_text())
                 break
             except subprocess.TimeoutExpired:
                 process.send_signal(signal.SIGKILL)
