@@ -67,6 +67,22 @@ def test_wide_features_take_the_float32_products(monkeypatch: pytest.MonkeyPatch
     np.testing.assert_allclose(Whitening(10).fit_transform(x), exact, atol=1e-3)
 
 
+@pytest.mark.parametrize("rank", [300, 40, 1, 0])
+def test_few_directions_of_many_equal_the_direct_solution(rank: int) -> None:
+    """Slowly falling, rank-deficient and empty spectra, far fewer directions wanted than there are."""
+    dim, count = 600, 64
+    rng = np.random.default_rng(rank)
+    directions = np.linalg.qr(rng.normal(size=(dim, dim)))[0]
+    spectrum = np.where(np.arange(dim) < rank, np.geomspace(1, 0.02, dim), 0)
+    covariance = torch.from_numpy((directions * spectrum) @ directions.T)
+    values, found = room.krylov_directions(covariance, count)
+    torch.testing.assert_close(values, torch.from_numpy(spectrum[:count]), atol=1e-8, rtol=1e-6)
+    torch.testing.assert_close(found @ found.T, torch.eye(count, dtype=torch.float64), atol=1e-10, rtol=0)
+    alive = min(rank, count)
+    cosine = (found * torch.from_numpy(directions.T[:count].copy())).sum(1).abs()
+    assert (cosine[:alive] > 1 - 1e-5).all()
+
+
 def test_parts_give_what_the_whole_gives(tmp_path: Path) -> None:
     x = table(3000) + 100
     whole = Whitening(10).fit(x)
