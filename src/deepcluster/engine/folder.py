@@ -54,6 +54,8 @@ def prepare_folder(folder: Path, *, resume: bool, overwrite: bool) -> None:
 
 def about(run: TrainRun, preset: str, source: ImageSource, pixels: Pixels) -> dict[str, Any]:
     """run.json: everything resolved."""
+    if run.backbone.weights:
+        run = settings.override(run, {"backbone.weights": str(Path(run.backbone.weights).absolute())})
     packages = ("deepcluster", "torch", "torchvision", "lightning-fabric", "numpy")
     return {
         "preset": preset,
