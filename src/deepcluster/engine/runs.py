@@ -94,8 +94,9 @@ class Run:
         """Weight (K, D) and bias (K,) of the (first) classifier over clusters in the last checkpoint; None where there
         is no checkpoint or no such classifier.
 
-        It was trained on the clusters before the last ones, which `centroids` are of. A cosine classifier is told by
-        its unit directions without bias, which choose the same cluster for every image.
+        It was trained on the clusters before the last ones, which `centroids` are of, and together with the weights of
+        that checkpoint, which `backbone` has in a finished run without averaging. A cosine classifier is told by its
+        unit directions without bias, which choose the same cluster for every image.
         """
         file = self.folder / "checkpoints" / "last.ckpt"
         if not file.exists():
