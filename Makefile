@@ -41,6 +41,7 @@ bench: .venv/.developer
 	$(BIN)/python benchmarks/input_pipeline.py
 	$(BIN)/python benchmarks/epoch.py
 	$(BIN)/python benchmarks/kmeans.py
+	$(BIN)/python benchmarks/pic.py
 	$(BIN)/python benchmarks/clustering_memory.py
 
 clean:

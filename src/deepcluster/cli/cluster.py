@@ -1,4 +1,4 @@
-"""`deepcluster cluster FEATURES.npy --k K --out FILE`."""
+"""`deepcluster cluster FEATURES.npy --k K --out FILE`, or `--algorithm pic` without K."""
 
 from __future__ import annotations
 
@@ -16,24 +16,45 @@ from deepcluster.records import DeepClusterError
 
 @dataclass(frozen=True)
 class Cluster:
-    """Clusters a feature table, out of core: whitening and k-means read it in pieces."""
+    """Clusters a feature table, out of core: whitening, k-means and PIC read it in pieces."""
 
     features: Positional[Path]
     """The .npy table (N, D) float32; NaN rows are left out."""
-    k: int
-    """Clusters."""
     out: Path
     """The table to write: .csv or .parquet with index, path, cluster, distance."""
-    algorithm: Literal["kmeans"] = "kmeans"
-    """How to cluster."""
+    algorithm: Literal["kmeans", "pic"] = "kmeans"
+    """How to cluster: k-means, or power iteration clustering of the nearest-neighbor graph."""
+    k: int | None = None
+    """Clusters; k-means needs it, PIC finds the number itself."""
     whiten: int = 256
     """PCA-whiten to this width and L2-normalize first; 0 = take the features as they are."""
-    iterations: int = 20
-    """Lloyd iterations."""
-    seed: int = 0
-    """Random draws follow from it."""
+    iterations: int | None = None
+    """Rounds: of k-means at most, by default 20; of PIC, by default 200."""
+    seed: int | None = None
+    """k-means: random draws follow from it; by default 0."""
+    neighbors: int | None = None
+    """PIC: neighbors of each row, by default 5."""
+    sigma: float | None = None
+    """PIC: width of the weights exp(-distance^2 / sigma^2), by default 0.2."""
+    alpha: float | None = None
+    """PIC: part of the graph in each round, by default 0.001."""
+    version: Literal["paper", "published"] | None = None
+    """PIC: as in the paper, which is the default, or as in its published code."""
     json: bool = False
     """Print one JSON object when done."""
+
+
+# what each algorithm takes from the command line, and what its class calls it
+NAMES = {
+    "kmeans": {"k": "n_clusters", "iterations": "max_iter", "seed": "random_state"},
+    "pic": {
+        "iterations": "max_iter",
+        "neighbors": "n_neighbors",
+        "sigma": "sigma",
+        "alpha": "alpha",
+        "version": "version",
+    },
+}
 
 
 def command(arguments: list[str]) -> None:
@@ -45,28 +66,48 @@ def command(arguments: list[str]) -> None:
         )
     import numpy as np
 
-    from deepcluster.clustering.kmeans import KMeans
     from deepcluster.clustering.scores import size_stats
     from deepcluster.clustering.tables import cluster_table
     from deepcluster.engine.assignment import Assignment
     from deepcluster.engine.log import Screen
     from deepcluster.features.table import open_table
 
+    clusterer = clusterer_for(chosen)
     screen = Screen(stderr=chosen.json)
     table, about = open_table(chosen.features)
-    kmeans = KMeans(chosen.k, max_iter=chosen.iterations, random_state=chosen.seed)
     with tempfile.TemporaryDirectory(dir=chosen.out.parent if chosen.out.parent.is_dir() else None) as scratch:
         cluster, distance = cluster_table(
-            table, kmeans, whiten=chosen.whiten, scratch=Path(scratch), bad=about.get("bad")
+            table, clusterer, whiten=chosen.whiten, scratch=Path(scratch), bad=about.get("bad")
         )
     Assignment(paths(about, len(table)), cluster, distance).save(chosen.out)
-    sizes: dict[str, Any] = size_stats(cluster, chosen.k)
+    sizes: dict[str, Any] = size_stats(cluster, chosen.k or clusterer.n_clusters_)
     if chosen.json:
-        scores = {"out": str(chosen.out), "rows": len(table), "objective": float(kmeans.inertia_), **sizes}
+        scores = {"out": str(chosen.out), "rows": len(table), "objective": float(clusterer.inertia_), **sizes}
         print(json_module.dumps(scores))
         return
     used, smallest, largest = sizes["clusters_used"], sizes["size_min"], sizes["size_max"]
     screen.say(f"{chosen.out}: {int(np.sum(cluster >= 0)):,} rows in {used:,} clusters of {smallest:,}-{largest:,}")
+
+
+def clusterer_for(chosen: Cluster) -> Any:
+    """The clusterer the options describe; what is not given is the class's own default.
+
+    Raises:
+        DeepClusterError: k-means without --k, or an option of the other algorithm.
+    """
+    from deepcluster.clustering.kmeans import KMeans
+    from deepcluster.clustering.pic import PIC
+
+    names = NAMES[chosen.algorithm]
+    if chosen.algorithm == "kmeans" and chosen.k is None:
+        raise DeepClusterError(
+            "k-means needs the number of clusters: give --k, or take --algorithm pic, which finds it."
+        )
+    for name in sorted({name for other in NAMES.values() for name in other} - set(names)):
+        if getattr(chosen, name) is not None:
+            raise DeepClusterError(f"--{name} is no option of {chosen.algorithm}; leave it out or change --algorithm.")
+    given = {names[name]: getattr(chosen, name) for name in names if getattr(chosen, name) is not None}
+    return KMeans(**{"random_state": 0, **given}) if chosen.algorithm == "kmeans" else PIC(**given)
 
 
 def paths(about: dict[str, Any], rows: int) -> list[str]:

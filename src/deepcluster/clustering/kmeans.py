@@ -5,7 +5,6 @@ This is the public class: arguments, checks and results. The work is in seeding.
 
 from __future__ import annotations
 
-import inspect
 import secrets
 from typing import Any
 
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor
 
 from deepcluster.clustering import int8
+from deepcluster.clustering.grammar import Clusterer
 from deepcluster.clustering.lloyd import (
     BLOCK_NUMBERS,
     Moments,
@@ -34,7 +34,7 @@ SCREEN_FROM = 256  # clusters from which 8-bit products save more than they cost
 EXACT = "donot_use_mm_for_euclid_dist"
 
 
-class KMeans:
+class KMeans(Clusterer):
     """Lloyd's k-means as in the paper (arXiv 1807.05520 §3.3).
 
     Rows are read in blocks, so x may be a `numpy.memmap` of a file larger than memory, and N x K
@@ -185,10 +185,6 @@ class KMeans:
         with team():
             return in_kind(assign(points, self._centroids)[0], x)
 
-    def fit_predict(self, x: Any, y: None = None) -> Any:
-        """`fit(x).labels_`."""
-        return self.fit(x).labels_
-
     def transform(self, x: Any, out: Any = None) -> Any:
         """(N, K) float32 Euclidean distances of the rows of x (N, D) to the centroids, into `out` if given."""
         points = self._points(x)
@@ -206,30 +202,6 @@ class KMeans:
     def fit_transform(self, x: Any, y: None = None) -> Any:
         """`fit`, then `transform`, of the same rows."""
         return self.fit(x).transform(x)
-
-    def get_params(self, deep: bool = True) -> dict[str, Any]:
-        """The constructor's arguments by name, as scikit-learn asks for them."""
-        return {name: getattr(self, name) for name in inspect.signature(KMeans).parameters}
-
-    def set_params(self, **params: Any) -> KMeans:
-        """Change constructor arguments by name."""
-        for name, value in params.items():
-            if name not in self.get_params():
-                raise DeepClusterError(f"KMeans has no argument {name!r}; it has {', '.join(self.get_params())}.")
-            setattr(self, name, value)
-        return self
-
-    def __sklearn_tags__(self) -> Any:
-        """What scikit-learn (from 1.6 on) asks before it puts an estimator into a pipeline."""
-        from sklearn.utils import Tags, TargetTags, TransformerTags
-
-        return Tags(
-            estimator_type="clusterer",
-            target_tags=TargetTags(required=False),
-            transformer_tags=TransformerTags(preserves_dtype=["float32"]),
-            classifier_tags=None,
-            regressor_tags=None,
-        )
 
     def __repr__(self) -> str:
         return f"KMeans(n_clusters={self.n_clusters}, max_iter={self.max_iter}, spherical={self.spherical})"

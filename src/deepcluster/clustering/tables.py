@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
 
-from deepcluster.clustering.kmeans import KMeans, nearest_centroids
+from deepcluster.clustering.centers import group_means, own_distances
+from deepcluster.clustering.parallel import team
+from deepcluster.clustering.stream import Rows
 from deepcluster.clustering.whitening import Whitening
 from deepcluster.records import DeepClusterError
 
 
 def cluster_table(
     table: np.ndarray,
-    kmeans: KMeans,
+    clusterer: Any,
     *,
     whiten: int,
     scratch: Path,
@@ -23,19 +27,21 @@ def cluster_table(
     """Cluster (N,) int64 and distance (N,) float32 of the rows of an (N, D) table, memory-mapped or not.
 
     Args:
-        kmeans: is fitted.
+        clusterer: anything with scikit-learn's `fit_predict`; the clusters are what it says. Distances are
+            Euclidean, to its `cluster_centers_` or, where it has none, to the mean of the row's cluster.
         whiten: width to whiten to, with L2 normalization; 0 = rows as they are.
         scratch: a folder for the whitened table.
         bad: rows to leave out, cluster -1; None = look for rows that are not finite.
 
     Raises:
-        DeepClusterError: fewer rows than clusters.
+        DeepClusterError: fewer rows than clusters; labels that are not one integer per row.
     """
     keep = _finite_rows(table) if bad is None else np.setdiff1d(np.arange(len(table)), np.asarray(bad, np.int64))
-    if len(keep) < kmeans.n_clusters:
-        raise DeepClusterError(
-            f"{len(keep)} rows cannot make {kmeans.n_clusters} clusters: lower --k to {len(keep)} at most."
-        )
+    wanted = getattr(clusterer, "n_clusters", None)
+    if isinstance(wanted, int) and len(keep) < wanted:
+        raise DeepClusterError(f"{len(keep)} rows cannot make {wanted} clusters: lower --k to {len(keep)} at most.")
+    if not len(keep):
+        raise DeepClusterError("No row of the features is finite; make the table again from images that decode.")
     rows = table
     if len(keep) < len(table):
         rows = np.lib.format.open_memmap(scratch / "kept.npy", "w+", np.float32, (len(keep), table.shape[1]))
@@ -47,10 +53,31 @@ def cluster_table(
         z = np.lib.format.open_memmap(scratch / "whitened.npy", "w+", np.float32, (len(keep), width))
         whitening.transform(rows, out=z)
         rows = z
-    kmeans.fit(rows)
     cluster, distance = np.full(len(table), -1, np.int64), np.full(len(table), np.nan, np.float32)
-    cluster[keep], distance[keep] = nearest_centroids(rows, kmeans.cluster_centers_)
+    cluster[keep] = label = _labels(clusterer, rows)
+    distance[keep] = _distances(rows, label, getattr(clusterer, "cluster_centers_", None))
     return cluster, distance
+
+
+def _labels(clusterer: Any, rows: np.ndarray) -> np.ndarray:
+    label = np.asarray(clusterer.fit_predict(rows))
+    if label.shape != (len(rows),) or label.dtype.kind not in "iu":
+        raise DeepClusterError(
+            f"{type(clusterer).__name__}.fit_predict gave {label.dtype} of shape {label.shape} for {len(rows)} rows; "
+            "it must give one integer for each."
+        )
+    return np.maximum(label.astype(np.int64), -1)
+
+
+def _distances(rows: np.ndarray, label: np.ndarray, centers: Any) -> np.ndarray:
+    table, own, k = Rows(rows), torch.from_numpy(label), int(label.max()) + 1
+    if np.ndim(centers) == 2 and len(centers) >= k and np.shape(centers)[1] == table.dim:
+        given = Rows(centers, "cpu", name="cluster_centers_")
+        middle = given.block(0, given.n)
+    else:
+        middle = group_means(table, own, k)
+    with team():
+        return own_distances(table, own, middle).sqrt_().numpy()
 
 
 def _finite_rows(table: np.ndarray) -> np.ndarray:

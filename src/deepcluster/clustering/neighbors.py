@@ -1,0 +1,348 @@
+"""The k nearest rows of each row, exactly, without ever holding N x N distances.
+
+Products in float32 choose a few candidates more than asked for; their distances are then taken by
+differences in float64, so that near-duplicates keep their order. What rounding can have hidden is known:
+where a row left out could still be nearer than the last one kept, the row's whole neighborhood is decided
+by differences. Equal rows are all at distance zero, and a row is left out of its own neighbors by its
+index, never by its place in the answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from deepcluster.clustering.lloyd import BLOCK_NUMBERS, Points, moments
+from deepcluster.clustering.nearest import GPU_SCORES
+from deepcluster.clustering.parallel import members, over_spans, team
+from deepcluster.clustering.stream import Rows, in_kind
+from deepcluster.records import DeepClusterError
+
+TILE_ROWS = 256  # rows and
+TILE_WIDTH = 8192  # columns of a tile of scores on a CPU: 8 MiB, the fastest of those tried
+GROUP = 16  # columns that are first reduced to their largest score
+SPAN = 2048  # rows that one thread takes at a time
+SPARE = 8  # candidates beyond k
+DECIDE_ROWS = 64  # rows decided by differences at a time,
+PAIRS = 1 << 20  # numbers of float64 differences held at once by each thread
+
+
+def nearest_rows(
+    x: Any,
+    k: int,
+    *,
+    queries: Any = None,
+    backend: str = "torch",
+    device: torch.device | str | None = None,
+) -> tuple[Any, Any]:
+    """The k nearest rows of x (N, D) to each row of x, or to each of `queries` (Q, D).
+
+    Args:
+        x: array, memory-mapped array, tensor or nested sequence; read in blocks.
+        k: how many.
+        queries: None = the rows of x themselves, and then no row is a neighbor of itself.
+        backend: what looks for candidates: "torch", or "faiss" (IndexFlatL2 on the CPU, all rows in memory).
+        device: where to compute; None = where x is (arrays: the CPU).
+
+    Returns:
+        (N, k) int64 positions in x, nearest first, equally near ones by position, and (N, k) float32
+        squared distances; tensors where x (or `queries`) is one, else arrays.
+
+    Raises:
+        DeepClusterError: fewer rows than k, a row with NaN or infinity, tables of different widths.
+    """
+    if backend not in ("torch", "faiss"):
+        raise DeepClusterError(f"backend must be one of torch, faiss, not {backend!r}.")
+    if not isinstance(k, (int, np.integer)) or isinstance(k, bool) or k < 1:
+        raise DeepClusterError(f"The number of neighbors must be a whole number of at least 1, not {k!r}.")
+    rows = Rows(x, device)
+    # a second reader of the same rows: a block is valid only until its reader's next one
+    asked = Rows(x, rows.device) if queries is None else Rows(queries, rows.device, name="queries")
+    if asked.dim != rows.dim:
+        raise DeepClusterError(
+            f"The queries have {asked.dim} columns but the features have {rows.dim}; use the same network, tap "
+            "and whitening."
+        )
+    others = rows.n - (queries is None)
+    if others < k:
+        raise DeepClusterError(
+            f"{rows.n} rows have no more than {others} neighbors each, not {k}; ask for fewer neighbors or give "
+            "more rows."
+        )
+    with team():
+        search = _Search(rows, int(k), alone=queries is None, backend=backend)
+        index, squared = search(asked)
+    like = x if queries is None else queries
+    return in_kind(index, like), in_kind(squared, like)
+
+
+@dataclass
+class _Best:
+    """The best candidates of Q rows so far, best first."""
+
+    score: Tensor  # (Q, M) float32, -inf = none yet
+    where: Tensor  # (Q, M) int64
+
+    def add(self, scores: Tensor, first: int, at: slice) -> None:
+        """Scores (R, W) of the rows `at` with columns from `first` on."""
+        rows, width = scores.shape
+        count = self.score.shape[1]
+        groups = width // GROUP
+        score, where = self.score[at], self.where[at]
+        if width % GROUP or groups < 4 * count:
+            value, column = scores.topk(min(count, width))
+            score, where = self._merge(score, where, value, column + first)
+            self.score[at], self.where[at] = score, where
+            return
+        # `topk` looks at one entry after the other. The best columns lie in the groups with the best peaks,
+        # and peaks are found many at a time: column c belongs to group c % groups, so that whole lanes compare.
+        peak = scores.view(rows, GROUP, groups).amax(1)
+        hit = (peak.amax(1) > score[:, -1]).nonzero()[:, 0]
+        if not len(hit):
+            return
+        top = peak[hit].topk(count, sorted=False).indices
+        member = torch.arange(0, width, groups, device=scores.device)
+        column = (top[:, None, :] + member[None, :, None]).flatten(1)
+        value = scores.flatten().take(column + hit[:, None] * width)
+        score[hit], where[hit] = self._merge(score[hit], where[hit], value, column + first)
+
+    @staticmethod
+    def _merge(score: Tensor, where: Tensor, value: Tensor, column: Tensor) -> tuple[Tensor, Tensor]:
+        best, place = torch.cat([score, value], 1).topk(score.shape[1])
+        return best, torch.cat([where, column], 1).gather(1, place)
+
+
+class _Search:
+    """Rows to be searched, with what every search among them needs.
+
+    The score of row x for query q is q.x - |x|^2 / 2: the largest belongs to the nearest.
+
+    Args:
+        alone: the queries are the rows themselves, each looking for others.
+    """
+
+    def __init__(self, rows: Rows, k: int, *, alone: bool, backend: str):
+        self.rows, self.k, self.alone, self.backend = rows, k, alone, backend
+        self.step = max(256, BLOCK_NUMBERS // rows.dim)
+        facts = moments(Points(rows))
+        # products lose the digits that a large common offset takes: work about the mean where it is large
+        about = float(facts.mean.square().sum()) * rows.n > facts.square / 2
+        self.offset = facts.mean.float() if about else None
+        self.bias = torch.empty(rows.n, device=rows.device)
+        longest = 0.0
+        for start, _, centered in self._blocks(rows):
+            norms = _squared_norms(centered)
+            longest = max(longest, float(norms.max()))
+            self.bias[start : start + len(norms)] = norms / -2
+        self.longest = longest**0.5
+
+    def __call__(self, asked: Rows) -> tuple[Tensor, Tensor]:
+        """(Q, k) positions and (Q, k) squared distances."""
+        if not self.alone:
+            moments(Points(asked))  # finds NaN and infinity
+        index = torch.empty(asked.n, self.k, dtype=torch.int64, device=self.rows.device)
+        squared = torch.empty(asked.n, self.k, device=self.rows.device)
+        candidates = self._by_faiss if self.backend == "faiss" else self._by_products
+        self.faiss_index = self._fill_faiss() if self.backend == "faiss" else None
+        count = min(self.k + SPARE, self.rows.n - self.alone)
+        for start, raw, centered in self._blocks(asked):
+            best = candidates(centered, start, count)
+            found, distance = self._measured(raw, best)
+            norm = _squared_norms(centered)
+            doubt = self._doubt(norm)
+            # nothing that was left out can be nearer than this
+            least = norm - 2 * best.score[:, -1].double() - doubt
+            unsure = (distance[:, -1] >= least).nonzero()[:, 0]
+            if len(unsure):
+                threshold = (norm - distance[:, -1] - doubt)[unsure] / 2
+                found[unsure], distance[unsure] = self._decided(
+                    raw[unsure], centered[unsure], threshold, unsure + start
+                )
+            index[start : start + len(raw)], squared[start : start + len(raw)] = found, distance.float()
+        return index, squared
+
+    def _blocks(self, rows: Rows) -> Iterator[tuple[int, Tensor, Tensor]]:
+        """(first row, rows as they are, rows about the offset)."""
+        for start, raw in rows.blocks(self.step):
+            yield start, raw, raw if self.offset is None else raw - self.offset
+
+    def _doubt(self, norm: Tensor) -> Tensor:
+        """(Q,) bound on the error of squared distances by products, for queries of squared norm `norm`.
+
+        A sum of D products in arithmetic of unit roundoff u is off by at most D u |q| |x| (Higham, Accuracy
+        and Stability of Numerical Algorithms, §3.1); the rest is for norms, offset, the last additions, and
+        for products too small for float32.
+        """
+        unit = {"highest": 2.0**-24, "high": 2.0**-11, "medium": 2.0**-8}[torch.get_float32_matmul_precision()]
+        smallest = 4 * torch.finfo(torch.float32).tiny
+        return (self.rows.dim + 16) * (unit * (norm.sqrt() + self.longest) ** 2 + smallest)
+
+    def _by_products(self, block: Tensor, start: int, count: int) -> _Best:
+        """The `count` best scores of each row of block (Q, D), whose first row is query `start`."""
+        score = torch.full((len(block), count), -torch.inf, device=block.device)
+        best = _Best(score, torch.zeros(len(block), count, dtype=torch.int64, device=block.device))
+        for first, _, columns in self._blocks(self.rows):
+
+            def find(begin: int, end: int, first: int = first, columns: Tensor = columns) -> None:
+                for tile, scores, column in self._tiles(block, begin, end, start, columns, first):
+                    best.add(scores, column, tile)
+
+            over_spans(find, len(block), SPAN if block.device.type == "cpu" else len(block))
+        return best
+
+    def _tiles(
+        self, block: Tensor, begin: int, end: int, start: int, columns: Tensor, first: int
+    ) -> Iterator[tuple[slice, Tensor, int]]:
+        """(rows of the block, their (R, W) scores, first column) for the block's rows from `begin` to `end`."""
+        high, wide = TILE_ROWS, TILE_WIDTH
+        if block.device.type != "cpu":
+            wide = min(len(columns), 1 << 16)
+            high = max(1, GPU_SCORES // wide)
+        buffer = torch.empty(min(high, end - begin) * min(wide, len(columns)), device=block.device)
+        for top in range(begin, end, high):
+            rows = slice(top, min(top + high, end))
+            part = block[rows]
+            for left in range(0, len(columns), wide):
+                tile = columns[left : left + wide]
+                scores = buffer[: len(part) * len(tile)].view(len(part), len(tile))
+                torch.mm(part, tile.T, out=scores).add_(self.bias[first + left : first + left + len(tile)])
+                if self.alone:
+                    own = torch.arange(top, rows.stop, device=block.device) + start
+                    _forget_own(scores, own, first + left)
+                yield rows, scores, first + left
+
+    def _fill_faiss(self) -> Any:
+        try:
+            import faiss
+        except ImportError as error:
+            raise DeepClusterError("backend='faiss' needs faiss; install faiss-cpu or take backend='torch'.") from error
+        index = faiss.IndexFlatL2(self.rows.dim)
+        for _, _, centered in self._blocks(self.rows):
+            index.add(centered.cpu().numpy())
+        return index
+
+    def _by_faiss(self, block: Tensor, start: int, count: int) -> _Best:
+        """Like `_by_products`; a row may find itself anywhere among its neighbors, or not at all."""
+        import faiss
+
+        assert self.faiss_index is not None
+        before = faiss.omp_get_max_threads()
+        faiss.omp_set_num_threads(members())
+        try:
+            squared, found = self.faiss_index.search(block.cpu().numpy(), count + self.alone)
+        finally:
+            faiss.omp_set_num_threads(before)
+        score = (_squared_norms(block)[:, None] - torch.from_numpy(squared).to(block.device)).float() / 2
+        where = torch.from_numpy(found).to(block.device)
+        if not self.alone:
+            return _Best(score, where)
+        own = torch.arange(start, start + len(block), device=block.device)[:, None]
+        itself = where == own
+        itself[:, -1] |= ~itself.any(1)  # where a row is not among its neighbors, the last one goes
+        return _Best(score[~itself].view(len(block), count), where[~itself].view(len(block), count))
+
+    def _measured(self, raw: Tensor, best: _Best) -> tuple[Tensor, Tensor]:
+        """The k nearest of the candidates of each row of `raw` (Q, D), by differences."""
+        count = best.where.shape[1]
+
+        def measure(begin: int, end: int) -> tuple[Tensor, Tensor]:
+            where = best.where[begin:end].sort(1).values
+            query = torch.arange(begin, end, device=raw.device).repeat_interleave(count)
+            distance = _squared_distances(raw[query], self.rows.take(where.flatten())).view(where.shape)
+            distance, place = distance.sort(dim=1, stable=True)
+            return where.gather(1, place)[:, : self.k], distance[:, : self.k]
+
+        parts = over_spans(measure, len(raw), max(1, PAIRS // (count * self.rows.dim)))
+        found, distance = zip(*parts, strict=True)
+        return torch.cat(found), torch.cat(distance)
+
+    def _decided(self, raw: Tensor, centered: Tensor, threshold: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
+        """The k nearest of each row of `raw` (U, D), which are the queries `own` (U,), by differences.
+
+        Every column whose score reaches the row's `threshold` (U,) is measured, which by the choice of
+        thresholds are all those that can be among the k nearest.
+        """
+        kept = [
+            _Nearest(torch.arange(at, min(at + DECIDE_ROWS, len(raw)), device=raw.device), self.k)
+            for at in range(0, len(raw), DECIDE_ROWS)
+        ]
+        for first, columns, moved in self._blocks(self.rows):
+
+            def decide(
+                begin: int, end: int, first: int = first, columns: Tensor = columns, moved: Tensor = moved
+            ) -> None:
+                nearest = kept[begin]
+                left, wide = 0, DECIDE_ROWS  # narrow at first: of many equal rows few need to be seen
+                while left < len(columns) and len(rows := nearest.open()):
+                    scores = centered[rows] @ moved[left : left + wide].T
+                    scores += self.bias[first + left : first + left + scores.shape[1]]
+                    if self.alone:
+                        _forget_own(scores, own[rows], first + left)
+                    row, column = (scores.double() >= threshold[rows, None]).nonzero(as_tuple=True)
+                    row, column = rows[row], column + left
+                    nearest.add(row, column + first, _pair_distances(raw, row, columns, column))
+                    left, wide = left + wide, min(2 * wide, TILE_WIDTH)
+
+            over_spans(decide, len(kept), 1)
+        found, distance = zip(*(nearest.result() for nearest in kept), strict=True)
+        return torch.cat(found), torch.cat(distance)
+
+
+class _Nearest:
+    """The k nearest of a few rows, from pairs that come in the order of columns."""
+
+    def __init__(self, rows: Tensor, k: int):
+        self.rows, self.k = rows, k
+        self.row = rows[:0]
+        self.column = rows[:0]
+        self.distance = torch.empty(0, dtype=torch.float64, device=rows.device)
+
+    def open(self) -> Tensor:
+        """Rows that a later column can still come near to: nothing beats k earlier ones at distance zero."""
+        zeros = torch.bincount(self.row[self.distance == 0] - self.rows[0], minlength=len(self.rows))
+        return self.rows[zeros < self.k]
+
+    def add(self, row: Tensor, column: Tensor, distance: Tensor) -> None:
+        row, column = torch.cat([self.row, row]), torch.cat([self.column, column])
+        distance = torch.cat([self.distance, distance])
+        order = column.argsort(stable=True)
+        for key in (distance, row):  # the last key decides first
+            order = order[key[order].argsort(stable=True)]
+        sorted_row = row[order]
+        rank = torch.arange(len(order), device=row.device) - torch.searchsorted(sorted_row, sorted_row)
+        order = order[rank < self.k]
+        self.row, self.column, self.distance = row[order], column[order], distance[order]
+
+    def result(self) -> tuple[Tensor, Tensor]:
+        """(R, k) columns and distances."""
+        shape = (len(self.rows), self.k)
+        return self.column.view(shape), self.distance.view(shape)
+
+
+def _squared_norms(x: Tensor) -> Tensor:
+    """(B,) float64 for rows (B, D)."""
+    return torch.linalg.vector_norm(x, dim=1, dtype=torch.float64).square()
+
+
+def _squared_distances(a: Tensor, b: Tensor) -> Tensor:
+    """(P,) float64 squared distances of the rows of a (P, D) to those of b (P, D), by differences."""
+    return (a.double() - b).square_().sum(1)
+
+
+def _pair_distances(a: Tensor, row: Tensor, b: Tensor, column: Tensor) -> Tensor:
+    """(P,) float64 squared distances of a[row] to b[column], a part of them at a time."""
+    step = max(1, PAIRS // a.shape[1])
+    parts = zip(row.split(step), column.split(step), strict=True)
+    return torch.cat([_squared_distances(a[i], b[j]) for i, j in parts])
+
+
+def _forget_own(scores: Tensor, own: Tensor, first: int) -> None:
+    """Rows of scores (R, W), whose columns begin at `first`, do not see their own columns `own` (R,)."""
+    column = own - first
+    here = ((column >= 0) & (column < scores.shape[1])).nonzero()[:, 0]
+    scores[here, column[here]] = -torch.inf

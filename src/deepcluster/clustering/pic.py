@@ -1,0 +1,292 @@
+"""Power iteration clustering of a nearest-neighbor graph, under scikit-learn's names.
+
+The graph G has an edge from each row i to each of its n nearest others j, of weight
+w_ij = exp(-|x_i - x_j|^2 / sigma^2), and none from a row to itself. A power iteration on A = G + G^T (where an
+edge that goes both ways counts twice) gives each row a height v_i; each row then points to the neighbor
+that takes it uphill most, and those that lead to the same local maximum are one cluster. How many clusters
+there are is an outcome. Two versions are offered by name:
+
+=================  ============================================  ==========================================
+                   "paper" (arXiv 1807.05520, appendix)          "published" (the authors' code)
+=================  ============================================  ==========================================
+start              v = 1/n                                       v = 1/n
+one round          v <- alpha A v + (1 - alpha) v, then v / |v|  v <- alpha A v + (1 - alpha) / n, then v / |v|
+what damps         the last v                                    a uniform vector
+norm               L1; A is not row-normalized                   L1; A is not row-normalized
+rounds             not stated: `max_iter`, `tol`                 200, no test of convergence
+uphill             along edges of G, largest w_ij (v_j - v_i)    along edges of A, both ways, same measure
+clusters           components of these edges                     the same
+a row left alone   not stated: as in the code                    joins its nearest neighbor that is not alone
+=================  ============================================  ==========================================
+
+**Why v is never compared itself.** Whitened rows of unit length lie at |x_i - x_j|^2 of 1 to 2 from their
+neighbors, so with sigma = .2 weights are e^-25 to e^-50 and v_i differs from 1/n by one part in 10^15 or
+less: iterated as written, in float64, all differences round to zero and every row is a local maximum. Hence
+v is kept as `base` + `scale` * `height_i`, where the base is what all rows share. Each round maps the three
+on their own, by sums and products of non-negative numbers alone, so every height keeps all its digits,
+whatever the base; and since v_j - v_i = scale (height_j - height_i), heights are all the ascent needs. The
+weights are divided by their largest, which goes into the scale, so that they do not underflow together.
+What remains is float64's own limit: two rows that are each other's nearest, by more than 30 sigma^2 of squared
+distance (1.2 for .2) than any other of theirs, are equally high to its last digit, and count as level.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from scipy import sparse
+
+from deepcluster.clustering.centers import group_means, own_distances
+from deepcluster.clustering.grammar import Clusterer
+from deepcluster.clustering.neighbors import nearest_rows
+from deepcluster.clustering.parallel import team
+from deepcluster.clustering.stream import Rows, in_kind
+from deepcluster.records import DeepClusterError
+
+ROUNDING = 2.0**-43  # part of a height by which two that are equal may differ after 200 rounds in float64
+
+
+class PIC(Clusterer):
+    """Power iteration clustering as in the appendix of arXiv 1807.05520, or as in its published code.
+
+    Rows are taken as they are; the paper whitens and L2-normalizes them first (`Whitening`). The search
+    for neighbors is exact and reads rows in blocks from memory or from a memory-mapped file; graph and
+    iteration take about 200 bytes a row and neighbor. Nothing is drawn: the same rows give the same clusters.
+
+    Args:
+        n_neighbors: edges from each row.
+        sigma: width of the weights exp(-distance^2 / sigma^2).
+        alpha: part of the graph in each round, between 0 and 1.
+        version: "paper" or "published"; the table at the head of this file says how they differ.
+        max_iter: rounds; 200 are the published code's, the paper states no number.
+        tol: stop when the L1 change of v in a round is no more than this; 0 = always `max_iter` rounds.
+        join_singletons: a cluster of one row joins that of its nearest neighbor whose cluster is larger
+            (sizes before any joins); where all its neighbors are alone too, it stays.
+        backend: of the search for neighbors, "torch" or "faiss".
+        device: where neighbors are searched for; None = where x is (arrays: the CPU). The rest is on the CPU.
+
+    Attributes:
+        labels_: (N,) int64, 0 to K-1: the largest cluster first, equal ones by their first row.
+        n_clusters_: K.
+        cluster_centers_: (K, D) float32, means of the clusters' rows.
+        roots_: (K,) int64, the row that is each cluster's local maximum.
+        stationary_: (N,) float64, v after the last round; sums to 1.
+        heights_: (N,) float64, v less what all rows share, in a unit of its own: the digits of v's
+            differences, which v itself cannot hold.
+        inertia_: sum of squared distances of the rows to their cluster's mean.
+        n_iter_: rounds done.
+        n_features_in_: D.
+
+    Tensors in give tensors out, on the same device; arrays in give arrays out.
+    """
+
+    cluster_centers_: Any
+    labels_: Any
+    roots_: Any
+    stationary_: Any
+    heights_: Any
+    n_clusters_: int
+    inertia_: float
+    n_iter_: int
+    n_features_in_: int
+
+    def __init__(
+        self,
+        n_neighbors: int = 5,
+        sigma: float = 0.2,
+        alpha: float = 0.001,
+        *,
+        version: str = "paper",
+        max_iter: int = 200,
+        tol: float = 0.0,
+        join_singletons: bool = True,
+        backend: str = "torch",
+        device: torch.device | str | None = None,
+    ):
+        self.n_neighbors = n_neighbors
+        self.sigma = sigma
+        self.alpha = alpha
+        self.version = version
+        self.max_iter = max_iter
+        self.tol = tol
+        self.join_singletons = join_singletons
+        self.backend = backend
+        self.device = device
+
+    def fit(self, x: Any, y: None = None) -> PIC:
+        """Cluster the rows of x (N, D), which `predict` keeps a reference to.
+
+        Raises:
+            DeepClusterError: no more rows than neighbors, a row with NaN or infinity, x or an argument of
+                the wrong kind.
+        """
+        self._check_arguments()
+        near, squared = nearest_rows(x, self.n_neighbors, backend=self.backend, device=self.device)
+        near, squared = (each.cpu().numpy() if isinstance(each, torch.Tensor) else each for each in (near, squared))
+        graph, scale = weights(near, squared, self.sigma)
+        both_ways = symmetric(graph)
+        base, height, self.n_iter_ = iterate(
+            both_ways, scale, alpha=self.alpha, version=self.version, max_iter=self.max_iter, tol=self.tol
+        )
+        root = follow(uphill(graph if self.version == "paper" else both_ways, height))
+        summit, label = np.unique(root, return_inverse=True)
+        if self.join_singletons:
+            label = joined(label, near)
+        label, order = by_size(label)
+        self._keep(x, label)
+        self.roots_ = in_kind(torch.from_numpy(summit[order]), x)
+        self.heights_ = in_kind(torch.from_numpy(height), x)
+        self.stationary_ = in_kind(torch.from_numpy(base + scale * height), x)
+        return self
+
+    def _keep(self, x: Any, label: np.ndarray) -> None:
+        """The clusters, with what follows from them and the rows."""
+        rows = Rows(x, self.device)
+        own = torch.from_numpy(label).to(rows.device)
+        self.n_clusters_ = int(label.max()) + 1
+        with team():
+            centers = group_means(rows, own, self.n_clusters_)
+            self.inertia_ = float(own_distances(rows, own, centers).sum(dtype=torch.float64))
+        self._x, self._label = x, own
+        self.labels_ = in_kind(own, x)
+        self.cluster_centers_ = in_kind(centers, x)
+        self.n_features_in_ = rows.dim
+
+    def predict(self, x: Any) -> Any:
+        """(N,) int64, the cluster of the fitted row nearest to each row of x (N, D).
+
+        A row that equals several fitted ones gets the cluster of the first of them.
+        """
+        if not hasattr(self, "_x"):
+            raise DeepClusterError("This PIC has not been fitted; call fit first.")
+        if Rows(x).dim != self.n_features_in_:
+            raise DeepClusterError(
+                f"These features have {Rows(x).dim} columns but the clusters have {self.n_features_in_}; "
+                "use the same network, tap and whitening."
+            )
+        nearest, _ = nearest_rows(self._x, 1, queries=x, backend=self.backend, device=self.device)
+        return in_kind(self._label[torch.as_tensor(nearest, device=self._label.device)[:, 0]], x)
+
+    def __repr__(self) -> str:
+        return f"PIC(n_neighbors={self.n_neighbors}, sigma={self.sigma}, alpha={self.alpha}, version={self.version!r})"
+
+    def _check_arguments(self) -> None:
+        for name in ("n_neighbors", "max_iter"):
+            value = getattr(self, name)
+            if not isinstance(value, (int, np.integer)) or value < 1:
+                raise DeepClusterError(f"{name} must be a whole number of at least 1, not {value!r}.")
+        if not 0 < self.sigma < np.inf:
+            raise DeepClusterError(f"sigma must be more than 0, not {self.sigma}.")
+        if not 0 < self.alpha < 1:
+            raise DeepClusterError(f"alpha must lie between 0 and 1, not {self.alpha}.")
+        if not self.tol >= 0:
+            raise DeepClusterError(f"tol must be 0 or more, not {self.tol}.")
+        for name, allowed in (("version", ("paper", "published")), ("backend", ("torch", "faiss"))):
+            if getattr(self, name) not in allowed:
+                raise DeepClusterError(f"{name} must be one of {', '.join(allowed)}, not {getattr(self, name)!r}.")
+
+
+def weights(near: np.ndarray, squared: np.ndarray, sigma: float) -> tuple[sparse.csr_array, float]:
+    """The directed graph of neighbors (N, n) at squared distances (N, n).
+
+    Returns:
+        (N, N) weights exp(-distance^2 / sigma^2) over a scale, with which the largest is 1; and the scale,
+        zero where it is too small for float64.
+    """
+    with np.errstate(over="ignore"):  # infinitely far for this sigma: weight zero
+        exponent = np.square(np.sqrt(squared, dtype=np.float64) / sigma)
+    least = exponent.min()
+    if not np.isfinite(least):
+        raise DeepClusterError(f"sigma {sigma} is too small for any two of these rows to be neighbors; raise it.")
+    near, place = np.sort(near, axis=1), np.argsort(near, axis=1)
+    value = np.exp(least - np.take_along_axis(exponent, place, 1))
+    n, count = near.shape
+    begins = np.arange(0, n * count + 1, count)
+    return sparse.csr_array((value.ravel(), near.ravel(), begins), shape=(n, n)), float(np.exp(-least))
+
+
+def symmetric(graph: sparse.csr_array) -> sparse.csr_array:
+    """G + G^T with columns in order; edges of weight zero stay, so that every row has one."""
+    edges = graph.tocoo()
+    ends = np.concatenate([edges.row, edges.col]), np.concatenate([edges.col, edges.row])
+    return sparse.coo_array((np.tile(edges.data, 2), ends), shape=graph.shape).tocsr()
+
+
+def iterate(
+    graph: sparse.csr_array, scale: float, *, alpha: float, version: str, max_iter: int, tol: float
+) -> tuple[float, np.ndarray, int]:
+    """Power iteration on `scale` times a symmetric graph (N, N) from v = 1/n.
+
+    Returns:
+        base, heights (N,) and rounds done, where v = base + scale * heights; see the head of this file.
+    """
+    n = graph.shape[0]
+    base, height = 1 / n, np.zeros(n)
+    done = 0
+    while done < max_iter:
+        done += 1
+        new = alpha * (graph @ (base + scale * height))
+        if version == "paper":
+            new += (1 - alpha) * height
+            new_base = (1 - alpha) * base
+        else:
+            new_base = (1 - alpha) / n
+        total = n * new_base + scale * new.sum()
+        new_base, new = new_base / total, new / total
+        change = np.abs(new_base - base + scale * (new - height)).sum()
+        base, height = new_base, new
+        if tol > 0 and change <= tol:
+            break
+    return base, height, done
+
+
+def uphill(graph: sparse.csr_array, height: np.ndarray) -> np.ndarray:
+    """(N,) the neighbor j of each row i with the largest w_ij (height_j - height_i), itself where none is positive.
+
+    Heights that differ by rounding alone are level, and of neighbors that are equally good but for rounding
+    the first is taken, so that the order in which sums were made decides nothing.
+    """
+    begins, target = graph.indptr[:-1], graph.indices
+    source = np.repeat(np.arange(len(height)), np.diff(graph.indptr))
+    strongest = np.maximum.reduceat(graph.data, begins)
+    weight = graph.data / np.where(strongest > 0, strongest, 1)[source]  # their products must not underflow
+    rounding = ROUNDING * height[target]
+    gain = height[target] - height[source]
+    gain = np.where(gain > rounding, gain, 0)
+    value = weight * gain
+    best = np.maximum.reduceat(value, begins)
+    good = (value > 0) & (weight * (gain + rounding) >= best[source])
+    first = np.minimum.reduceat(np.where(good, target, len(height)), begins)
+    return np.where(first < len(height), first, np.arange(len(height)))
+
+
+def follow(pointer: np.ndarray) -> np.ndarray:
+    """(N,) where each row ends that follows pointers (N,) without cycles; each turn doubles the steps taken."""
+    while True:
+        further = pointer[pointer]
+        if np.array_equal(further, pointer):
+            return pointer
+        pointer = further
+
+
+def joined(label: np.ndarray, near: np.ndarray) -> np.ndarray:
+    """Labels (N,) after each row that is alone has joined the first of its neighbors (N, n) that is not."""
+    alone = np.bincount(label)[label] == 1
+    single = np.flatnonzero(alone)
+    company = ~alone[near[single]]
+    chosen = near[single, company.argmax(1)]
+    moved = company.any(1)
+    label = label.copy()
+    label[single[moved]] = label[chosen[moved]]
+    return label
+
+
+def by_size(label: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Labels (N,) renamed 0..K-1 by descending size, then by first row; and (K,) what each was called before."""
+    old, first, name, size = np.unique(label, return_index=True, return_inverse=True, return_counts=True)
+    order = np.lexsort((first, -size))
+    new = np.empty(len(old), np.int64)
+    new[order] = np.arange(len(old))
+    return new[name], old[order]

@@ -1,0 +1,102 @@
+"""A table on disk is grouped by whatever clusterer it is given."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from deepcluster.clustering import PIC, KMeans, Whitening
+from deepcluster.clustering.tables import cluster_table
+from deepcluster.records import DeepClusterError
+
+
+def blobs(n: int = 400, d: int = 8, groups: int = 5, spread: float = 0.2) -> np.ndarray:
+    rng = np.random.default_rng(0)
+    return (rng.normal(size=(groups, d))[np.arange(n) % groups] + spread * rng.normal(size=(n, d))).astype(np.float32)
+
+
+def from_means(x: np.ndarray, label: np.ndarray) -> np.ndarray:
+    """(N,) distances to the mean of the own cluster."""
+    result = np.full(len(x), np.nan)
+    for k in set(label.tolist()) - {-1}:
+        own = label == k
+        result[own] = np.linalg.norm(x[own] - x[own].mean(0, dtype=np.float64), axis=1)
+    return result
+
+
+def clusterers() -> dict[str, Any]:
+    from sklearn.cluster import HDBSCAN, AgglomerativeClustering, MiniBatchKMeans
+
+    return {
+        "PIC": PIC(sigma=0.5),
+        "agglomerative": AgglomerativeClustering(7),
+        "HDBSCAN": HDBSCAN(min_cluster_size=20, copy=True),
+        "mini-batch": MiniBatchKMeans(6, random_state=0),
+        "KMeans": KMeans(6, random_state=0),
+    }
+
+
+@pytest.mark.parametrize("name", ["PIC", "agglomerative", "HDBSCAN", "mini-batch", "KMeans"])
+def test_clusters_are_the_clusterers_own(name: str, tmp_path: Path) -> None:
+    clusterer = clusterers()[name]
+    x = np.concatenate([blobs(), 9 * np.eye(8, dtype=np.float32)])  # the last rows are noise to HDBSCAN
+    np.save(tmp_path / "x.npy", x)
+    table = np.load(tmp_path / "x.npy", mmap_mode="r")
+    cluster, distance = cluster_table(table, clusterer, whiten=0, scratch=tmp_path)
+    np.testing.assert_array_equal(cluster, clusterer.labels_)
+    assert cluster.dtype == np.int64 and distance.dtype == np.float32
+    centers = getattr(clusterer, "cluster_centers_", None)
+    expected = from_means(x, cluster) if centers is None else np.linalg.norm(x - centers[cluster], axis=1)
+    np.testing.assert_allclose(distance, expected, rtol=1e-4, atol=1e-5)
+    assert name != "HDBSCAN" or ((cluster == -1).any() and (cluster >= 0).any())
+    if name == "PIC":
+        np.testing.assert_allclose(distance, from_means(x, cluster), rtol=1e-4, atol=1e-5)
+
+
+def test_k_means_writes_the_nearest_center(tmp_path: Path) -> None:
+    x = blobs()
+    cluster, distance = cluster_table(x, run := KMeans(9, random_state=0), whiten=0, scratch=tmp_path)
+    np.testing.assert_array_equal(cluster, run.predict(x))
+    np.testing.assert_allclose(distance, run.transform(x).min(1), rtol=1e-5, atol=1e-6)
+
+
+def test_whitened_without_bad_rows(tmp_path: Path) -> None:
+    x = blobs()
+    x[[3, 77]] = np.nan
+    good = np.isfinite(x).all(1)
+    for bad in (None, [3, 77]):
+        cluster, distance = cluster_table(x, PIC(), whiten=4, scratch=tmp_path, bad=bad)
+        assert (cluster[~good] == -1).all() and np.isnan(distance[~good]).all()
+        np.testing.assert_array_equal(cluster[good], PIC().fit_predict(Whitening(4).fit_transform(x[good])))
+
+
+class Wrong:
+    def __init__(self, answer: Any):
+        self.answer = answer
+
+    def fit_predict(self, x: np.ndarray) -> Any:
+        return self.answer
+
+
+@pytest.mark.parametrize(
+    ("clusterer", "x", "words"),
+    [
+        (KMeans(9), np.ones((4, 2)), "4 rows cannot make 9 clusters: lower --k"),
+        (PIC(), np.ones((4, 2)), "ask for fewer neighbors"),
+        (PIC(), np.full((4, 2), np.nan), "No row of the features is finite"),
+        (Wrong(np.zeros(3, int)), np.ones((4, 2)), "Wrong.fit_predict gave int64 of shape"),
+        (Wrong(np.zeros(4)), np.ones((4, 2)), "it must give one integer for each"),
+    ],
+)
+def test_mistakes_get_a_sentence(clusterer: Any, x: np.ndarray, words: str, tmp_path: Path) -> None:
+    with pytest.raises(DeepClusterError, match=words):
+        cluster_table(x, clusterer, whiten=0, scratch=tmp_path)
+
+
+def test_labels_may_be_a_tensor(tmp_path: Path) -> None:
+    cluster, distance = cluster_table(blobs(4), Wrong(torch.tensor([0, 1, -7, 1])), whiten=0, scratch=tmp_path)
+    assert cluster.tolist() == [0, 1, -1, 1] and np.isnan(distance).tolist() == [False, False, True, False]
