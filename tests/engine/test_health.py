@@ -11,7 +11,16 @@ from deepcluster.engine.health import check_clusters, check_loss
 
 
 @pytest.mark.parametrize(
-    ("sizes", "well"), [([50, 50], True), ([90, 10], False), ([100], True), ([34, 33, 33], True), ([0, 0, 9], False)]
+    ("sizes", "well"),
+    [
+        ([50, 50], True),
+        ([90, 10], False),
+        ([55, 45], True),
+        ([100], True),
+        ([34, 33, 33], True),
+        ([0, 0, 9], False),
+        ([0, 0], True),
+    ],
 )
 def test_one_cluster_that_swallows_the_data(sizes: list[int], well: bool) -> None:
     said: list[str] = []

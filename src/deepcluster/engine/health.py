@@ -9,30 +9,41 @@ import numpy as np
 
 SWALLOWED = 0.5
 """Share of the images above which one cluster has swallowed the data."""
+UNEQUAL = 1.5
+"""Of two clusters one always holds half: it must also hold this many times its equal share."""
 STUCK = 0.01
 """How near to ln K, as a share of it, the loss counts as not having learned anything."""
 
 
+def swallows(sizes: np.ndarray) -> bool:
+    """Whether one of several clusters holds most of the (K,) sizes' images."""
+    total, largest = int(sizes.sum()), int(sizes.max(initial=0))
+    return len(sizes) > 1 and largest > max(SWALLOWED, UNEQUAL / len(sizes)) * total
+
+
+def stuck(losses: Sequence[float], k: int) -> bool:
+    """Whether the mean loss of the last two epochs is still ln K, as for a classifier that guesses.
+
+    Two epochs, because the classifier is drawn anew in each and the first has barely begun.
+    """
+    return k > 1 and len(losses) > 1 and min(losses[-2:]) >= (1 - STUCK) * math.log(k)
+
+
 def check_clusters(sizes: np.ndarray, warn: Callable[[str], None]) -> bool:
     """Warns when one cluster holds most of the (K,) sizes' images. True when all is well."""
-    total, largest = int(sizes.sum()), int(sizes.max(initial=0))
-    if len(sizes) < 2 or total == 0 or largest <= SWALLOWED * total:
+    if not swallows(sizes):
         return True
     warn(
-        f"one cluster holds {largest:,} of {total:,} images, a trivial solution: lower --optimizer.lr or"
-        " --method.head-lr, use stronger augmentation, and keep --method.balance uniform."
+        f"one cluster holds {int(sizes.max()):,} of {int(sizes.sum()):,} images, a trivial solution: lower"
+        " --optimizer.lr or --method.head-lr, use stronger augmentation, and keep --method.balance uniform."
     )
     return False
 
 
 def check_loss(losses: Sequence[float], k: int, warn: Callable[[str], None]) -> bool:
-    """Warns when the mean loss of the last two epochs is still ln K, as for a classifier that guesses.
-
-    Two epochs, because the classifier is drawn anew in each and the first has barely begun. Said in the second
-    epoch and in every tenth.
-    """
+    """Warns when the loss is `stuck` at ln K. Said in the second epoch and in every tenth."""
     told = len(losses) == 2 or (len(losses) > 2 and len(losses) % 10 == 0)
-    if k < 2 or not told or min(losses[-2:]) < (1 - STUCK) * math.log(k):
+    if not told or not stuck(losses, k):
         return True
     warn(
         f"the loss has stayed at ln {k} = {math.log(k):.2f}, so the classifier predicts nothing yet: raise"

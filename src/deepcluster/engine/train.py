@@ -108,7 +108,7 @@ def _train(
         screen.say(f"resuming {folder} at epoch {progress.step // progress.steps_per_epoch + 1}, step {progress.step}")
     elif resume:
         screen.say(f"{folder} has no checkpoint yet: starting from its beginning")
-    views = _views(run, method.backbone)
+    views = views_of(run, method.backbone)
     with stop_signals() as stopped:
         w = Walk(
             fabric=fabric,
@@ -240,7 +240,8 @@ def _pixels(run: TrainRun, source: ImageSource, screen: Screen) -> Pixels:
         )
 
 
-def _views(run: TrainRun, backbone: Backbone) -> Views:
+def views_of(run: TrainRun, backbone: Backbone) -> Views:
+    """The random views that the run trains on."""
     d = run.data
     return Views(
         size=d.view_size or run.image_size,

@@ -1,0 +1,569 @@
+"""Every check of the doctor: silent on a healthy run, told by one alteration of its folder, and at its threshold."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+import deepcluster as dc
+from deepcluster import settings
+from deepcluster.clustering.whitening import Whitening
+from deepcluster.data.augment import plain
+from deepcluster.data.views import Views
+from deepcluster.engine import checkpoint
+from deepcluster.engine.runs import load_run
+from deepcluster.evaluate import agreement, doctor
+from deepcluster.evaluate.agreement import Agreement
+from deepcluster.evaluate.diagnosis import Diagnosis, diagnose
+from deepcluster.evaluate.doctor import CHECKS, SEVERITIES, effective, examine, how_many, suggested_k
+from deepcluster.evaluate.vitals import Facts, read_facts
+from deepcluster.records import DeepClusterError
+
+EPOCHS, K, N = 9, 20, 1797
+SAMPLE = 128
+
+
+# ------------------------------------------------------------------------------------------- a run, and how to alter it
+
+
+@pytest.fixture(scope="module")
+def healthy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The digits preset, shorter: a real run that has nothing wrong with it."""
+    folder = tmp_path_factory.mktemp("runs") / "healthy"
+    dc.train("tiny-deepcluster", "digits", folder, epochs=EPOCHS, quiet=True)
+    shutil.rmtree(folder / "tensorboard")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def facts(healthy: Path) -> Facts:
+    return read_facts(load_run(healthy, "cpu"), sample=SAMPLE)
+
+
+@pytest.fixture(scope="module")
+def colored(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run on images that differ in hue and in nothing else that lasts: noise, and luma the same for all."""
+    draw = np.random.default_rng(0)
+    hues = np.array([[200, 60, 80], [50, 130, 60], [70, 90, 255], [150, 90, 20], [120, 60, 230], [0, 120, 160]])
+    hues = hues + (115 - hues @ [0.2989, 0.587, 0.114])[:, None]
+    pixels = hues[np.arange(240) % 6][:, None, None] + draw.normal(0, 12, (240, 8, 8, 1))
+    file = tmp_path_factory.mktemp("color") / "images.npy"
+    np.save(file, pixels.clip(0, 255).astype(np.uint8))
+    dc.train("tiny-deepcluster", str(file), file.parent / "run", epochs=3, k=6, whiten=8, quiet=True)
+    return file.parent / "run"
+
+
+def rows(folder: Path, **columns: Any) -> None:
+    """Puts one value, or one for each epoch, into columns of metrics.jsonl."""
+    file = folder / "metrics.jsonl"
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    for name, values in columns.items():
+        for position, line in enumerate(lines):
+            line[name] = values[position] if isinstance(values, list) else values
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def longer(folder: Path) -> None:
+    """As if the run had gone on with the same curves once more."""
+    file = folder / "metrics.jsonl"
+    file.write_text(2 * file.read_text())
+
+
+def configure(folder: Path, **values: Any) -> None:
+    """Changes settings in run.json."""
+    file = folder / "run.json"
+    config = json.loads(file.read_text())
+    run = settings.override(settings.from_dict(config["settings"]), values)
+    file.write_text(json.dumps(config | {"settings": settings.as_dict(run)}))
+
+
+def assign(folder: Path, cluster: np.ndarray) -> None:
+    np.save(folder / "assignment.npy", cluster.astype(np.int64))
+
+
+def model(folder: Path, name: str, change: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    """Changes one tensor of model.safetensors."""
+    file = folder / "model.safetensors"
+    with safe_open(file, "pt") as handle:
+        tensors, metadata = {key: handle.get_tensor(key) for key in handle.keys()}, handle.metadata()  # noqa: SIM118
+    tensors[name] = change(tensors[name]).contiguous()
+    save_file(tensors, file, metadata)
+
+
+def head(folder: Path, name: str, change: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    """Changes one tensor of the last checkpoint."""
+    file = folder / "checkpoints" / "last.ckpt"
+    state = checkpoint.load(file)
+    state["method"][name] = change(state["method"][name])
+    torch.save(state, file)
+
+
+def zeroed(axis: int, keep: int) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Zeros all but the first `keep` rows or columns."""
+
+    def change(table: torch.Tensor) -> torch.Tensor:
+        table = table.clone()
+        (table if axis == 0 else table.T)[keep:] = 0
+        return table
+
+    return change
+
+
+def spoil(tensor: torch.Tensor) -> torch.Tensor:
+    tensor = tensor.clone()
+    tensor.view(-1)[0] = math.nan
+    return tensor
+
+
+def ramp(first: float, last: float) -> list[float]:
+    return np.linspace(first, last, EPOCHS).tolist()
+
+
+def previous(values: list[float]) -> list[float | None]:
+    """The first epoch has no clustering before it."""
+    return [None, *values[1:]]
+
+
+LN_K = math.log(K)
+index = np.arange(N)
+
+#: check -> (how to alter a healthy run so that it speaks, the severity, words that must be in what is seen).
+TRIGGERS: dict[str, tuple[Callable[[Path], None], str, str]] = {
+    "damaged": (lambda run: (run / "model.safetensors").write_bytes(b"x"), "bad", "model.safetensors cannot be read"),
+    "not_numbers": (lambda run: model(run, "centroids", spoil), "bad", "holds NaN or infinity, first centroids"),
+    "views_strong": (
+        lambda run: configure(run, crop_scale=(0.01, 0.03), rotate=180, translate=0.5), "bad", "of the training views"
+    ),
+    "views_weak": (
+        lambda run: configure(run, rotate=0, translate=0.0, zoom=(1.0, 1.0), shear=0), "warning", "100% of the training"
+    ),
+    "color_reliance": (lambda run: None, "warning", "Without color"),  # on the colored run as it is
+    "loss_stuck": (lambda run: rows(run, loss=LN_K), "bad", "ln 20 = 3.00"),
+    "loss_above_guessing": (lambda run: rows(run, loss=1.5 * LN_K), "bad", "The loss is 4.49"),
+    "loss_near_zero": (lambda run: rows(run, loss=ramp(2, 0.04)), "warning", "0.040"),
+    "loss_rising": (lambda run: rows(run, loss=[2.0, 1.5, 1, 1, 1, 1.2, 1.3, 1.4, 1.5]), "warning", "1.00 to 1.40"),
+    "swallowed": (lambda run: assign(run, np.where(index < 1600, 3, index % K)), "bad", "of 1,797 images (90%)"),
+    "empty_clusters": (lambda run: assign(run, index % 10), "warning", "10 of 20 clusters are empty"),
+    "uneven_sizes": (
+        lambda run: assign(run, np.searchsorted(N * (1 - 0.6 ** np.arange(1, K)), index)), "note", "only as even as"
+    ),
+    "few_images": (lambda run: assign(run, index // 5), "warning", "5.0 each"),
+    "under_segmented": (
+        lambda run: (model(run, "centroids", lambda table: table[:8]), assign(run, index % 8))[0],
+        "warning", "8 clusters for 10 labeled classes",
+    ),
+    "nmi_by_chance": (lambda run: rows(run, nmi_previous=0.05), "bad", "is 0.05"),
+    "nmi_falling": (lambda run: rows(run, nmi_previous=previous(ramp(0.8, 0.5))), "warning", "to 0.54"),
+    "nmi_flat": (lambda run: rows(run, nmi_previous=0.4), "warning", "0.40 now"),
+    "settled": (
+        lambda run: (longer(run), configure(run, epochs=2 * EPOCHS), rows(run, nmi_previous=0.85))[2],
+        "ok", "leveled off at 0.85",
+    ),
+    "labels_drift": (
+        lambda run: rows(run, nmi_labels=ramp(0.5, 0.3), nmi_previous=previous(ramp(0.5, 0.7))),
+        "warning", "NMI with the labels has fallen",
+    ),
+    "reassigned": (lambda run: rows(run, reassigned=0.7), "note", "70% of the images"),
+    "dead_features": (lambda run: model(run, "whitening.components", zeroed(1, 40)), "warning", "88 of 128 features"),
+    "rank_collapse": (lambda run: model(run, "whitening.components", zeroed(0, 5)), "warning", "in 5 of 32 directions"),
+    "unused_outputs": (lambda run: head(run, "assignments", lambda a: a % 8), "warning", "48 of the classifier's 80"),
+    "bad_images": (
+        lambda run: (run / "bad_images.csv").write_text("index,path,reason\n" + '1,"a, b",no\n' * 90),
+        "note", "90 of 1,797 images (5.0%)",
+    ),
+    "duplicates": (
+        lambda run: np.save(run / "distance.npy", np.load(run / "distance.npy") * (index % 2)),
+        "warning", "images (49%) lie exactly",
+    ),
+    "clustering_time": (
+        lambda run: rows(run, seconds_train=10.0, seconds_features=10.0, seconds_cluster=5.0), "note", "60% of the time"
+    ),
+    "unfinished": (lambda run: configure(run, epochs=50), "note", "9 of 50 epochs"),
+    "few_epochs": (
+        lambda run: (
+            (run / "metrics.jsonl").write_text("\n".join((run / "metrics.jsonl").read_text().splitlines()[:2])),
+            configure(run, epochs=2),
+        )[1],
+        "note", "Only 2 epochs",
+    ),
+}  # fmt: skip
+
+VIEWS = ("views_strong", "views_weak", "color_reliance")
+
+
+def altered(name: str, healthy: Path, colored: Path, tmp_path: Path) -> Diagnosis:
+    """The diagnosis of a copy that is altered as TRIGGERS says."""
+    run = tmp_path / "run"
+    shutil.copytree(colored if name == "color_reliance" else healthy, run)
+    TRIGGERS[name][0](run)
+    return diagnose(load_run(run, "cpu"), sample=SAMPLE if name in VIEWS else 0)
+
+
+# ------------------------------------------------------------------------------------------------------------- checks
+
+
+def test_every_check_has_a_trigger() -> None:
+    assert {check.__name__ for check in CHECKS} == set(TRIGGERS)
+    assert len({check.__name__ for check in CHECKS}) == len(CHECKS)
+
+
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+def test_silent_on_a_healthy_run(check: Callable[[Facts], Any], facts: Facts) -> None:
+    found = check(facts)
+    assert found is None or found.severity == "ok", found
+
+
+@pytest.mark.parametrize("name", TRIGGERS)
+def test_each_check_speaks(name: str, healthy: Path, colored: Path, tmp_path: Path) -> None:
+    _, severity, words = TRIGGERS[name]
+    found = {finding.check: finding for finding in altered(name, healthy, colored, tmp_path).findings}
+    assert name in found, found
+    assert (found[name].severity, words in found[name].seen) == (severity, True), found[name]
+    assert found[name].meaning.endswith(".") and found[name].change and found[name].values
+    # one thing was altered; what else is said may only be what follows from it
+    worse = [other for other in found.values() if other.severity == "bad" and other.check != name]
+    assert not worse or name == "damaged", worse
+
+
+@pytest.mark.parametrize("name", TRIGGERS)
+def test_every_option_that_is_named_exists(name: str, healthy: Path, colored: Path, tmp_path: Path) -> None:
+    from deepcluster.cli.parse import parse
+    from deepcluster.settings import TrainRun
+
+    known = {f"--{option.replace('_', '-')}" for option in settings.names()} | {"--resume", "--data", "--k"}
+    for finding in altered(name, healthy, colored, tmp_path).findings:
+        said = set(re.findall(r"--[\w.-]*\w", finding.change))
+        assert said <= known, (finding.check, said - known)
+        typed = re.findall(
+            r"(--[a-z]+\.[\w-]+) ([\d.e-]*\d(?: \d)?|cosine|uniform|previous|paper|k-means\+\+)", finding.change
+        )
+        words = [word for option, text in dict(typed).items() for word in (option, *text.split())]
+        parse(TrainRun, words, prog="train")  # raises where a value does not fit
+
+
+THRESHOLDS: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
+    # check, facts on which it is silent, facts a little further on which it speaks
+    ("bad_images", {"bad": 17}, {"bad": 18}),
+    ("duplicates", {"twins": 89}, {"twins": 91}),
+    ("empty_clusters", {"sizes": np.array([9] * 19 + [0])}, {"sizes": np.array([9] * 18 + [0, 0])}),
+    ("few_images", {"sizes": np.full(179, 10)}, {"sizes": np.full(180, 10)}),
+    ("under_segmented", {"sizes": np.full(11, 99)}, {"sizes": np.full(10, 99)}),
+    ("swallowed", {"sizes": np.array([50, 20, 30])}, {"sizes": np.array([51, 20, 29])}),
+    ("swallowed", {"sizes": np.array([19] + [1] * 81)}, {"sizes": np.array([21] + [1] * 79)}),
+    ("dead_features", {"features_dead": 64}, {"features_dead": 65}),
+    ("rank_collapse", {"directions_alive": 16}, {"directions_alive": 15}),
+    ("unused_outputs", {"outputs_unused": 20}, {"outputs_unused": 21}),
+]
+
+
+@pytest.mark.parametrize(("name", "well", "ill"), THRESHOLDS)
+def test_thresholds(name: str, well: dict[str, Any], ill: dict[str, Any], facts: Facts) -> None:
+    check = getattr(doctor, name)
+    assert check(dataclasses.replace(facts, **well)) is None
+    assert check(dataclasses.replace(facts, **ill)) is not None
+
+
+SEEN = Agreement(images=512, kept=0.6, chance=0.05, passed=0.05, gray_kept=0.9, recognized=0.3)
+
+
+@pytest.mark.parametrize(
+    ("name", "well", "ill"),
+    [
+        ("views_weak", {"kept": 0.99, "recognized": 0.2}, {"kept": 0.99, "recognized": 0.95}),  # learned, not weak
+        ("views_weak", {"kept": 0.9, "recognized": 0.95}, {"kept": 0.96, "recognized": 0.95}),
+        ("views_strong", {"kept": 0.05, "passed": 0.06}, {"kept": 0.05, "passed": 0.35}),  # many small clusters
+        ("views_strong", {"kept": 0.2, "passed": 0.45}, {"kept": 0.07, "passed": 0.45}),
+        ("color_reliance", {"gray_kept": 0.51}, {"gray_kept": 0.49}),
+        ("color_reliance", {"gray_kept": 0.3, "kept": 0.2}, {"gray_kept": 0.3, "kept": 0.4}),
+    ],
+)
+def test_thresholds_of_views(name: str, well: dict[str, float], ill: dict[str, float], facts: Facts) -> None:
+    check = getattr(doctor, name)
+    assert check(dataclasses.replace(facts, agreement=dataclasses.replace(SEEN, **well))) is None
+    assert check(dataclasses.replace(facts, agreement=dataclasses.replace(SEEN, **ill))) is not None
+
+
+@pytest.mark.parametrize(
+    ("name", "well", "ill"),
+    [
+        ("loss_stuck", {"loss": [LN_K, LN_K, 2.9]}, {"loss": [LN_K, LN_K, 2.98]}),
+        ("loss_stuck", {"loss": [LN_K]}, {"loss": [LN_K, LN_K]}),
+        ("loss_above_guessing", {"loss": [3.0, 3.1]}, {"loss": [3.2, 3.2]}),
+        ("loss_near_zero", {"loss": [0.11]}, {"loss": [0.09]}),
+        ("loss_rising", {"loss": [1, 1, 1, 1.09, 1.09, 1.09]}, {"loss": [1, 1, 1, 1.12, 1.12, 1.12]}),
+        ("nmi_falling", {"nmi_previous": [0.8] * 3 + [0.71] * 3}, {"nmi_previous": [0.8] * 3 + [0.69] * 3}),
+        ("nmi_flat", {"nmi_previous": [0.4] * 3 + [0.42] * 3}, {"nmi_previous": [0.4] * 3 + [0.405] * 3}),
+        ("nmi_flat", {"nmi_previous": [0.7] * 6}, {"nmi_previous": [0.5] * 6}),
+        ("settled", {"nmi_previous": [0.78] * 12}, {"nmi_previous": [0.82] * 12}),
+        ("settled", {"nmi_previous": [0.82] * 11}, {"nmi_previous": [0.82] * 12}),
+        ("settled", {"nmi_previous": [0.82] * 6 + [0.85] * 6}, {"nmi_previous": [0.82] * 6 + [0.825] * 6}),
+        ("reassigned", {"reassigned": [0.49] * 6}, {"reassigned": [0.51] * 6}),
+    ],
+)  # fmt: skip
+def test_thresholds_of_curves(name: str, well: dict[str, list], ill: dict[str, list], facts: Facts) -> None:
+    check = getattr(doctor, name)
+    for curves, speaks in ((well, False), (ill, True)):
+        ((column, values),) = curves.items()
+        lines = [{"epoch": epoch, column: value} for epoch, value in enumerate(values)]
+        assert (check(dataclasses.replace(facts, rows=lines)) is not None) is speaks
+
+
+def test_chance_agreement_is_that_of_random_clusters(facts: Facts) -> None:
+    """The smaller the clusters, the higher the NMI of two clusterings that have nothing in common."""
+    from sklearn.metrics import normalized_mutual_info_score
+
+    draw = np.random.default_rng(1)
+    labels = np.repeat(np.arange(K), facts.sizes)
+    oracle = np.mean([
+        normalized_mutual_info_score(labels, draw.permutation(labels), average_method="geometric") for _ in range(5)
+    ])  # fmt: skip
+    assert facts.nmi_chance == pytest.approx(oracle, abs=0.01)
+    lines = [{"epoch": epoch, "nmi_previous": 0.6} for epoch in range(6)]
+    for chance, speaks in ((0.57, False), (0.585, True)):
+        told = doctor.nmi_by_chance(dataclasses.replace(facts, rows=lines, nmi_chance=chance))
+        assert (told is not None) is speaks
+
+
+def test_small_clusters_may_trade_images(facts: Facts) -> None:
+    lines = [{"epoch": epoch, "reassigned": 0.6} for epoch in range(6)]
+    for sizes, severity in ((np.full(17, 105), "warning"), (np.full(20, 89), "note")):
+        found = doctor.reassigned(dataclasses.replace(facts, rows=lines, sizes=sizes))
+        assert found is not None and found.severity == severity
+
+
+def test_a_stuck_loss_blames_the_rate_only_when_it_is_small(facts: Facts) -> None:
+    lines = [{"epoch": epoch, "loss": LN_K} for epoch in range(4)]
+
+    def change(**values: Any) -> str:
+        run = settings.override(settings.from_dict(dict(facts.settings)), values)
+        found = doctor.loss_stuck(dataclasses.replace(facts, rows=lines, classes=None, settings=settings.as_dict(run)))
+        assert found is not None
+        return found.change
+
+    assert change(optimizer__name="sgd", head_lr=0.002).startswith("Raise its rate, now 0.002: --method.head-lr 0.05")
+    assert change(optimizer__name="sgd", head_lr=0.5).startswith("Ask for fewer clusters: --method.k 4")
+    few = dataclasses.replace(facts, rows=lines, settings={"method": {"head_lr": 0.5}})  # twenty for ten classes
+    assert doctor.loss_stuck(few).change.startswith("Give it more steps")  # type: ignore[union-attr]
+
+
+# -------------------------------------------------------------------------------------------------------------- facts
+
+
+def test_agreement_is_what_a_loop_over_single_images_counts(colored: Path) -> None:
+    """The oracle: each image by itself through the run's own `assign`."""
+    run = load_run(colored, "cpu")
+    pixels = np.load(colored.parent / "images.npy")
+    mirrored = np.ascontiguousarray(pixels[:, :, ::-1])
+    luma = np.rint(pixels @ np.array([0.2989, 0.587, 0.114])).astype(np.uint8)
+    own, view, gray = (run.assign(x).cluster for x in (pixels, mirrored, np.repeat(luma[..., None], 3, 3)))
+    found = agreement.measure(run.model, run.model.backbone, list(pixels), Views(size=8, crop_scale=None, flip=1.0))
+    assert found.images == len(pixels)
+    assert found.kept == pytest.approx((own == view).mean(), abs=0.01)
+    assert found.gray_kept == pytest.approx((own == gray).mean(), abs=0.01)
+    centroids = run.centroids.numpy()
+    passed = []
+    for image, other in zip(own, run.whitening.transform(run.features(mirrored)), strict=True):
+        distance = np.linalg.norm(centroids - other, axis=1)
+        passed.append((distance < distance[image]).sum() / (len(centroids) - 1))
+    assert found.passed == pytest.approx(np.mean(passed), abs=0.01)
+    shares = [np.bincount(group, minlength=6) / len(own) for group in (own, view)]
+    assert found.chance == pytest.approx((shares[0] * shares[1]).sum(), abs=0.01)
+
+
+def test_recognized_finds_copies_and_not_strangers() -> None:
+    draw = np.random.default_rng(0)
+    table = draw.normal(size=(200, 12)).astype(np.float32)
+    assert agreement.recognized(table, table, 8) == 1
+    assert agreement.recognized(table, draw.normal(size=(200, 12)).astype(np.float32), 8) < 0.1
+
+
+def test_pictures_without_color_are_those_of_the_views() -> None:
+    from PIL import Image
+
+    picture = np.random.default_rng(0).integers(0, 256, (9, 7, 3)).astype(np.uint8)
+    gray = agreement.without_color(picture)
+    theirs = np.asarray(Image.fromarray(picture).convert("L")).astype(int)
+    assert np.abs(gray.astype(int) - theirs[..., None]).max() <= 1
+    assert plain([gray], 8).shape == (1, 3, 8, 8)
+
+
+def test_constant_features_are_counted_as_dead(healthy: Path, tmp_path: Path) -> None:
+    draw = np.random.default_rng(0)
+    features = draw.normal(size=(300, 128)).astype(np.float32)
+    features[:, ::4] = 3.0
+    shutil.copytree(healthy, tmp_path / "run")
+    model(tmp_path / "run", "whitening.components", lambda _: Whitening(32).fit(features).components)
+    found = read_facts(load_run(tmp_path / "run", "cpu"), sample=0)
+    assert (found.features_dead, found.features, found.directions_alive) == (32, 128, 32)
+
+
+def test_twins_are_counted_as_brute_force_counts_them(healthy: Path, tmp_path: Path) -> None:
+    shutil.copytree(healthy, tmp_path / "run")
+    assignment, distance = np.load(healthy / "assignment.npy"), np.load(healthy / "distance.npy")
+    assignment[:3], distance[:2] = -1, np.nan
+    distance[100:150] = distance[100]
+    np.save(tmp_path / "run/assignment.npy", assignment)
+    np.save(tmp_path / "run/distance.npy", distance)
+    seen: set[tuple[int, float]] = set()
+    twins = 0
+    for pair in zip(assignment[3:].tolist(), distance[3:].tolist(), strict=True):
+        twins += pair in seen
+        seen.add(pair)
+    found = read_facts(load_run(tmp_path / "run", "cpu"), sample=0)
+    assert found.twins == twins > 10
+    assert found.sizes is not None and found.sizes.sum() == N - 3
+
+
+def test_effective_clusters_are_exp_of_the_entropy() -> None:
+    assert effective(np.array([5, 5, 5, 5])) == pytest.approx(4)
+    share = np.array([0.5, 0.3, 0.2])
+    assert effective(np.array([50, 30, 0, 20])) == pytest.approx(np.exp(-(share * np.log(share)).sum()))
+    assert effective(np.array([7])) == 1
+
+
+# ------------------------------------------------------------------------------------------------------ broken folders
+
+
+@pytest.mark.parametrize(
+    ("gone", "said"),
+    [
+        ("metrics.jsonl", "0 of 9 epochs"),
+        ("model.safetensors", "There is no model.safetensors"),
+        ("assignment.npy", "There is no assignment.npy"),
+        ("checkpoints/last.ckpt", "There is no checkpoints/last.ckpt"),
+        ("distance.npy", ""),
+        ("bad_images.csv", ""),
+    ],
+)
+def test_what_is_missing_is_a_sentence(gone: str, said: str, healthy: Path, tmp_path: Path) -> None:
+    shutil.copytree(healthy, tmp_path / "run")
+    (tmp_path / "run" / gone).unlink()
+    found = diagnose(load_run(tmp_path / "run", "cpu"), sample=0)
+    assert said in " ".join([*found.missing, *(finding.seen for finding in found.findings)])
+    assert not [finding for finding in found.findings if finding.severity == "bad"]
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "assignment.npy", "distance.npy", "checkpoints/last.ckpt"])
+def test_what_is_damaged_is_a_sentence(name: str, healthy: Path, tmp_path: Path) -> None:
+    shutil.copytree(healthy, tmp_path / "run")
+    (tmp_path / "run" / name).write_bytes(b"{ this is not it")
+    found = diagnose(load_run(tmp_path / "run", "cpu"), sample=0)
+    assert found.findings[0].check == "damaged" and found.findings[0].values == {"files": [name]}
+    assert "--resume" in found.first and ("epoch-NNNN.ckpt" in found.first) is name.endswith("ckpt")
+
+
+def test_a_folder_with_run_json_alone(healthy: Path, tmp_path: Path) -> None:
+    shutil.copy(healthy / "run.json", tmp_path)
+    found = diagnose(load_run(tmp_path, "cpu"))
+    assert [finding.check for finding in found.findings] == ["unfinished"]
+    assert len(found.missing) == 3 and "--method.k 100" in found.how_many
+
+
+def test_images_that_moved_are_a_reason(colored: Path, tmp_path: Path) -> None:
+    shutil.copytree(colored, tmp_path / "run")
+    config = json.loads((tmp_path / "run/run.json").read_text())
+    (tmp_path / "run/run.json").write_text(json.dumps(config | {"data": "/nowhere/photos"}))
+    found = diagnose(load_run(tmp_path / "run", "cpu"))
+    assert any("/nowhere/photos" in sentence and "--data" in sentence for sentence in found.missing)
+    assert "color_reliance" not in {finding.check for finding in found.findings}
+    found = diagnose(load_run(tmp_path / "run", "cpu"), str(colored.parent / "images.npy"))
+    assert not found.missing and "color_reliance" in {finding.check for finding in found.findings}
+    np.save(tmp_path / "few.npy", np.load(colored.parent / "images.npy")[:20])
+    found = diagnose(load_run(tmp_path / "run", "cpu"), str(tmp_path / "few.npy"))
+    assert "there are 20" in found.missing[0]
+    with pytest.raises(DeepClusterError, match="nowhere"):
+        diagnose(load_run(colored, "cpu"), "/nowhere")
+    with pytest.raises(DeepClusterError, match="--images 0 or more"):
+        diagnose(load_run(colored, "cpu"), sample=-1)
+
+
+def test_the_run_is_left_as_it_was(healthy: Path) -> None:
+    before = {path: path.read_bytes() for path in healthy.rglob("*") if path.is_file()}
+    diagnose(load_run(healthy, "cpu"), sample=SAMPLE)
+    assert before == {path: path.read_bytes() for path in healthy.rglob("*") if path.is_file()}
+
+
+# -------------------------------------------------------------------------------------------------- K, and what is said
+
+
+@pytest.mark.parametrize(
+    ("images", "classes", "k"),
+    [
+        (1_281_167, 1000, 10_000),  # ImageNet: the paper's own
+        (50_000, 10, 100),
+        (1797, 10, 100),
+        (500, 100, 200),  # labels so fine that ten images each are not to be had
+        (20_000, None, 200),
+        (150, None, 2),
+        (20_000, 1, 200),  # one class says nothing
+    ],
+)
+def test_suggested_k(images: int, classes: int | None, k: int) -> None:
+    facts = Facts("run", {}, images, classes=classes)
+    assert suggested_k(facts) == k
+    assert f"--method.k {k}" in how_many(facts)
+
+
+def test_how_many_judges_the_runs_own_number() -> None:
+    def said(sizes: list[int], classes: int | None) -> str:
+        return how_many(Facts("run", {}, sum(sizes), classes=classes, sizes=np.array(sizes)))
+
+    assert said([100] * 100, 10).endswith("a good number.")
+    assert said([500] * 20, 10).endswith("it can work.")
+    assert said([1000] * 10, 10).endswith("change it.")
+    assert said([3] * 900, None).endswith("change it.")
+    assert how_many(Facts("run", {}, 0)) == "How many clusters cannot be said without images."
+
+
+def test_worst_comes_first_and_is_what_to_try(facts: Facts) -> None:
+    lines = [{"epoch": epoch, "loss": LN_K} for epoch in range(3)]
+    found = examine(dataclasses.replace(facts, rows=lines, bad=100, sizes=np.full(500, 3)))
+    order = [SEVERITIES.index(finding.severity) for finding in found]
+    assert order == sorted(order) and len(set(order)) == 2  # warning before note; 20 is not 500
+    seen = Diagnosis("run", found, "", 2, [])
+    assert seen.first == found[0].change
+    assert Diagnosis("run", [], "", None, []).first == "Nothing has to be changed."
+
+
+def test_screen_and_json_say_the_same(healthy: Path, colored: Path, tmp_path: Path) -> None:
+    found = altered("loss_stuck", healthy, colored, tmp_path)
+    console = Console(width=100, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console.print(found.table())
+    text = " ".join(console.export_text().split())
+    for finding in found.findings:
+        assert f"{finding.seen} {finding.meaning} → {finding.change}" in text
+    assert found.how_many in text and f"What to try first: {found.first}" in text and "1 bad" in text
+    file = found.save(tmp_path / "run")
+    assert file == tmp_path / "run/evaluation/doctor.json" and file.read_text() == found.json() + "\n"
+    content = json.loads(file.read_text())
+    assert set(content["findings"][0]) == {"check", "severity", "seen", "meaning", "change", "values"}
+    assert content["findings"][0]["check"] == "loss_stuck" and content["first"] == found.first
+    console.print(diagnose(load_run(healthy, "cpu"), sample=0).table())
+    assert "looks healthy" in console.export_text()
+
+
+def test_the_command(healthy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from deepcluster.cli.main import main
+
+    assert main(["doctor", str(healthy), "--images", "0", "--device", "cpu"]) == 0
+    assert "looks healthy" in capsys.readouterr().out
+    assert main(["doctor", str(healthy), "--json", "--images", str(SAMPLE)]) == 0
+    out, err = capsys.readouterr()
+    assert err == "" and json.loads(out) == json.loads((healthy / "evaluation/doctor.json").read_text())
+    shutil.rmtree(healthy / "evaluation")
+    assert main(["doctor", str(healthy.parent)]) == 2
+    assert main(["doctor", str(healthy), "--data", "/nowhere"]) == 2
+    assert "Traceback" not in capsys.readouterr().err
