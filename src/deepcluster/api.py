@@ -8,7 +8,7 @@ from typing import Any
 from deepcluster import settings
 from deepcluster.engine import train as engine
 from deepcluster.engine.log import Screen
-from deepcluster.engine.runs import Run
+from deepcluster.engine.runs import Run, read_config
 from deepcluster.presets import find_preset
 from deepcluster.settings import TrainRun
 
@@ -19,7 +19,9 @@ def train(
     out: str | Path | None = None,
     *,
     overwrite: bool = False,
+    resume: bool = False,
     quiet: bool = False,
+    clusterer: Any = None,
     **values: Any,
 ) -> Run:
     """Trains a preset, or settings of your own, and returns the finished run.
@@ -29,7 +31,11 @@ def train(
         data: a folder, tar shards, a list of files, `digits`, an array (N, H, W[, C]) uint8, a list of paths.
         out: the run folder to write.
         overwrite: replace a run that `out` already holds.
+        resume: go on from the last checkpoint of the run that `out` holds, with the settings it was started with.
         quiet: no lines, no progress bar.
+        clusterer: takes the place of k-means: anything with scikit-learn's `fit_predict`, such as
+            `sklearn.cluster.AgglomerativeClustering(50)`. It is given whitened, L2-normalized features (N, P), and a
+            fresh copy of it is fitted at each clustering; images it labels -1 wait for the next.
         values: settings to change, by name (`k=200`), group (`method__k=200`) or both as a dict.
 
     Raises:
@@ -43,6 +49,24 @@ def train(
     """
     if data is None or out is None:
         raise settings.DeepClusterError("train needs data and out: train(preset, data='photos/', out='runs/photos').")
+    if resume:
+        return _go_on(preset, values, data, Path(out), Screen(quiet), clusterer)
     name, run = (preset, find_preset(preset).run) if isinstance(preset, str) else ("custom", preset)
     values_set = settings.override(run, values)
-    return engine.train(values_set, data, out, preset=name, overwrite=overwrite, screen=Screen(quiet))
+    return engine.train(
+        values_set, data, out, preset=name, overwrite=overwrite, screen=Screen(quiet), clusterer=clusterer
+    )
+
+
+def _go_on(preset: str | TrainRun, values: dict[str, Any], data: Any, out: Path, screen: Screen, clusterer: Any) -> Run:
+    started = read_config(out)
+    before = settings.from_dict(started["settings"])
+    if isinstance(preset, str):
+        if started["preset"] != preset:
+            raise settings.DeepClusterError(f"{out} is a run of {started['preset']}, not of {preset}: resume that one.")
+        preset = before
+    if engine.with_clusterer(settings.override(preset, values), clusterer) != before:
+        raise settings.DeepClusterError(
+            f"{out} was started with other settings than these: leave them out to resume it, or start anew elsewhere."
+        )
+    return engine.train_again(out, data, screen, clusterer)

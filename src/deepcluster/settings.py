@@ -19,19 +19,31 @@ class DeepClusterParams:
     """DeepCluster (Caron et al. 2018, arXiv 1807.05520). Defaults are the paper's for ImageNet."""
 
     k: int = 10_000
-    """Clusters. About ten times the number of kinds you expect is a good start (§4.1, figure 2c)."""
+    """Clusters. About ten times the number of kinds you expect is a good start (§4.1, figure 2c); 0 with an algorithm
+    that finds their number itself."""
+    algorithm: Literal["kmeans", "pic", "custom"] = "kmeans"
+    """What groups the features: k-means, power iteration clustering (the paper's appendix), or the clusterer that was
+    handed over in Python."""
+    neighbors: int = 5
+    """PIC: each image is linked to so many nearest ones."""
+    sigma: float = 0.2
+    """PIC: a link of length d weighs exp(-d^2 / sigma^2); wider gives fewer clusters."""
+    alpha: float = 0.001
+    """PIC: share of the walk in each power iteration."""
+    pic_version: Literal["paper", "published"] = "paper"
+    """PIC: the paper's iteration, or the published code's."""
     reassign: float = 1.0
     """Epochs between two clusterings; fractions are allowed (§3.3: every epoch on ImageNet)."""
     whiten: int = 256
     """Features are PCA-reduced to this width, whitened and L2-normalized before k-means (§3.3)."""
     iterations: int = 20
-    """Lloyd iterations of k-means."""
+    """k-means: Lloyd iterations."""
     init: Literal["random", "k-means++", "previous"] = "random"
-    """First centroids: random images (the paper), k-means++, or the mean features of the last clusters."""
+    """k-means: first centroids: random images (the paper), k-means++, or the mean features of the last clusters."""
     spherical: bool = False
-    """Keep centroids on the unit sphere."""
+    """k-means: keep centroids on the unit sphere."""
     backend: Literal["torch", "faiss"] = "torch"
-    """Which k-means: ours, or faiss on the CPU."""
+    """k-means: ours, or faiss on the CPU."""
     balance: Literal["uniform", "weight", "none", "published"] = "uniform"
     """Against trivial solutions (§3.2): draw images uniformly over clusters; weigh the loss by the inverse cluster
     size instead; do nothing; or do what the published code does (its sampler indexes a reordered list)."""
@@ -46,6 +58,49 @@ class DeepClusterParams:
     """Features to cluster come from the running average of the weights with this decay, a calmer network; 0 = off."""
     head_lr: float | None = None
     """Learning rate of the classifier's own optimizer; none = the backbone's."""
+
+
+@dataclass(frozen=True)
+class ODCParams:
+    """Online Deep Clustering (Zhan et al. 2020, arXiv 2006.10645). Defaults are the paper's for ImageNet."""
+
+    k: int = 10_000
+    """Clusters; their number stays fixed. At least two images for each are needed, twenty or more are better."""
+    feature_dim: int = 256
+    """Width of the features in memory, the neck's output."""
+    hidden: int = 512
+    """Width of the neck's hidden layer."""
+    dropout: float = 0.5
+    """Dropout within the neck."""
+    momentum: float = 0.5
+    """Share of the new feature when an image's feature in memory is refreshed (§3.1)."""
+    centroid_every: int = 10
+    """Steps between two updates of the centroids (§3.1); only those whose members changed are touched."""
+    min_size: int = 20
+    """Smaller clusters are dissolved into their neighbors and take half of the largest (§3.3); lowered where N images
+    in K clusters would not allow it."""
+    handle_every: int = 1
+    """Steps between two looks for small clusters."""
+    reweight_power: float = 0.5
+    """Images weigh in the loss by the size of their cluster to minus this power (§3.3); 0 = all alike."""
+    nearest: Literal["euclidean", "cosine", "dot"] = "euclidean"
+    """Which centroid is nearest: by Euclidean distance to the mean (the paper), by angle, or by the dot product with
+    the mean (the published code, which favors tight clusters)."""
+    memory: Literal["forward", "calm"] = "forward"
+    """What enters the memory: the training pass's own features, dropout included (as published; the paper does not
+    say), or those of the same backbone output without dropout."""
+    start: Literal["neck", "whitened"] = "neck"
+    """The first k-means groups the neck's features (the paper), or the backbone's, whitened, which suits a backbone
+    that is trained already while the neck is new."""
+    iterations: int = 20
+    """Lloyd iterations of the first k-means."""
+    replace: bool = False
+    """Draw each epoch's images with replacement, as the published code does."""
+    head_lr: float | None = None
+    """Learning rate of the classifier's own optimizer; none = the backbone's."""
+
+
+METHODS: dict[str, type] = {"deepcluster": DeepClusterParams, "odc": ODCParams}
 
 
 @dataclass(frozen=True)
@@ -155,7 +210,7 @@ class TrainRun:
     """Keep epoch-NNNN.ckpt after every so many epochs; 0 = only last.ckpt."""
     save_minutes: float = 10.0
     """Save last.ckpt at least this often within an epoch too."""
-    method: DeepClusterParams = field(default_factory=DeepClusterParams)
+    method: DeepClusterParams | ODCParams = field(default_factory=DeepClusterParams)
     optimizer: OptimizerParams = field(default_factory=OptimizerParams)
     data: DataParams = field(default_factory=DataParams)
     backbone: BackboneParams = field(default_factory=BackboneParams)
@@ -165,8 +220,10 @@ GROUPS = ("method", "optimizer", "data", "backbone")
 
 
 def as_dict(run: TrainRun) -> dict[str, Any]:
-    """The run as plain JSON values."""
-    return dataclasses.asdict(run)
+    """The run as plain JSON values; the method's group begins with its name."""
+    values = dataclasses.asdict(run)
+    name = next(name for name, kind in METHODS.items() if type(run.method) is kind)
+    return values | {"method": {"name": name} | values["method"]}
 
 
 def from_dict(values: dict[str, Any]) -> TrainRun:
@@ -175,7 +232,11 @@ def from_dict(values: dict[str, Any]) -> TrainRun:
     Raises:
         DeepClusterError: a name that this version does not know.
     """
-    return override(TrainRun(), values)
+    method = dict(values.get("method", {}))
+    name = method.pop("name", "deepcluster")
+    if name not in METHODS:
+        raise DeepClusterError(f"There is no method {name!r}.{nearest(str(name), list(METHODS))}")
+    return override(TrainRun(method=METHODS[name]()), values | {"method": method})
 
 
 def override(run: TrainRun, values: dict[str, Any]) -> TrainRun:
@@ -198,10 +259,10 @@ def override(run: TrainRun, values: dict[str, Any]) -> TrainRun:
                 raise DeepClusterError(f"The setting {name!r} exists in several groups: write {meant}.")
             group = owners[0] if owners else ""
         if group and group not in GROUPS:
-            raise DeepClusterError(_unknown(name))
+            raise DeepClusterError(_unknown(run, name))
         target = getattr(run, group) if group else run
         if part not in {item.name for item in dataclasses.fields(target)} or (not group and part in GROUPS):
-            raise DeepClusterError(_unknown(name))
+            raise DeepClusterError(_unknown(run, name))
         change: dict[str, Any] = {part: _fitting(name, getattr(target, part), value)}
         if group:
             change = {group: dataclasses.replace(target, **change)}
@@ -209,9 +270,9 @@ def override(run: TrainRun, values: dict[str, Any]) -> TrainRun:
     return run
 
 
-def names() -> list[str]:
-    """Every setting, dotted."""
-    run, found = TrainRun(), []
+def names(run: TrainRun | None = None) -> list[str]:
+    """Every setting of a run (by default of DeepCluster's), dotted."""
+    run, found = run or TrainRun(), []
     for item in dataclasses.fields(run):
         if item.name in GROUPS:
             found += [f"{item.name}.{inner.name}" for inner in dataclasses.fields(getattr(run, item.name))]
@@ -228,9 +289,10 @@ def nearest(word: str, choices: list[str]) -> str:
     return f" Did you mean {close[0]}?" if close else ""
 
 
-def _unknown(name: str) -> str:
-    short = {full.rpartition(".")[2]: full for full in names()}
-    return f"There is no setting {name!r}.{nearest(name, names()) or nearest(name, list(short))}"
+def _unknown(run: TrainRun, name: str) -> str:
+    known = names(run)
+    short = [full.rpartition(".")[2] for full in known]
+    return f"There is no setting {name!r}.{nearest(name, known) or nearest(name, short)}"
 
 
 def _fitting(name: str, old: Any, value: Any) -> Any:

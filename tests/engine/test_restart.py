@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import signal
 import subprocess
@@ -18,39 +17,8 @@ import torch
 from deepcluster.engine import checkpoint, loop, train
 from deepcluster.engine.log import Screen
 from deepcluster.engine.runs import load_run
-from deepcluster.presets import find_preset
-from deepcluster.records import Interrupted
-from deepcluster.settings import TrainRun, override
-
-SMALL = {"epochs": 2, "k": 5, "whiten": 8, "batch_size": 16, "image_size": 12, "keep_every": 1}
-
-
-def settings(**values: object) -> TrainRun:
-    return override(find_preset("tiny-deepcluster").run, SMALL | values)
-
-
-def images(n: int = 64, size: int = 12) -> np.ndarray:
-    shapes = np.random.default_rng(0).integers(0, 200, (4, size, size, 3))
-    noise = np.random.default_rng(1).integers(0, 55, (n, size, size, 3))
-    return (shapes[np.arange(n) % 4] + noise).astype(np.uint8)
-
-
-def fit(out: Path, run: TrainRun, data: object = None, **more: object) -> dict:
-    train.train(run, images() if data is None else data, out, screen=Screen(quiet=True), **more)  # type: ignore[arg-type]
-    return checkpoint.load(out / "checkpoints" / "last.ckpt")
-
-
-def differing(a: object, b: object, where: str = "") -> list[str]:
-    """Names of the leaves in which two checkpoints differ, timings apart."""
-    if isinstance(a, dict) and isinstance(b, dict):
-        names = [name for name in a.keys() | b.keys() if not str(name).startswith("seconds")]
-        return [found for name in names for found in differing(a.get(name), b.get(name), f"{where}/{name}")]
-    if isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)) and len(a) == len(b):
-        pairs = enumerate(zip(a, b, strict=True))
-        return [found for position, (x, y) in pairs for found in differing(x, y, f"{where}/{position}")]
-    if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
-        return [] if torch.equal(a, b) else [where]
-    return [] if a == b else [where]
+from deepcluster.settings import override
+from restarts import differing, fit, images, settings, stop_after
 
 
 @pytest.mark.parametrize(
@@ -74,25 +42,6 @@ def test_one_epoch_and_one_more_are_two(tmp_path: Path, values: dict) -> None:
     rows = [row["loss"] for row in load_run(first).metrics]
     assert rows == [row["loss"] for row in load_run(tmp_path / "whole").metrics]
     np.testing.assert_array_equal(load_run(first).assignment, load_run(tmp_path / "whole").assignment)
-
-
-def stop_after(out: Path, run: TrainRun, steps: int, data: object = None) -> None:
-    """Trains until so many optimizer steps are done, then stops as Ctrl-C does."""
-    seen = {"steps": 0}
-    original = loop.step_all
-
-    def counting(*arguments: object) -> None:
-        original(*arguments)  # type: ignore[arg-type]
-        seen["steps"] += 1
-        if seen["steps"] == steps:
-            os.kill(os.getpid(), signal.SIGINT)
-
-    loop.step_all = counting  # type: ignore[assignment]
-    try:
-        with pytest.raises(Interrupted):
-            train.train(run, images() if data is None else data, out, screen=Screen(quiet=True))
-    finally:
-        loop.step_all = original
 
 
 @pytest.mark.parametrize("steps", [1, 3, 5, 7])

@@ -153,6 +153,11 @@ CHANGES = {
     "keep_every": None,
     "save_minutes": None,
     "method.k": 5,
+    "method.algorithm": None,
+    "method.neighbors": None,
+    "method.sigma": None,
+    "method.alpha": None,
+    "method.pic_version": None,
     "method.reassign": 0.5,
     "method.whiten": 3,
     "method.iterations": 1,
@@ -198,7 +203,12 @@ CHANGES = {
     "backbone.weights": None,  # tests/engine/test_begin.py
     "backbone.options": {"widths": [8, 8, 8, 8, 8]},
 }
+PIC = {"method.algorithm": "pic", "method.k": 0}
 TOGETHER = {
+    "method.neighbors": (PIC, 2),
+    "method.sigma": (PIC, 1.0),
+    "method.alpha": (PIC, 0.9),
+    "method.pic_version": (PIC, "published"),
     "method.temperature": ({"method.head": "centroids"}, 0.5),
     "optimizer.step_epochs": ({"optimizer.schedule": "step"}, 0.5),
     "optimizer.step_factor": ({"optimizer.schedule": "step", "optimizer.step_epochs": 0.5}, 0.9),

@@ -43,6 +43,9 @@ class FakeRun:
         self.centroids = torch.from_numpy(self.whitening.transform(centroids))
         self.assignment = self.assign(source).cluster
 
+    def embed(self, features: np.ndarray) -> np.ndarray:
+        return self.whitening.transform(features)
+
     def source(self) -> Source:
         return self._source
 

@@ -30,7 +30,8 @@ def parse(what: Callable[..., T], arguments: list[str], *, prog: str, default: A
                 prog=prog,
                 args=arguments,
                 description=about or None,
-                config=(tyro.conf.FlagCreatePairsOff,),
+                # a preset settles the method: its options alone, no choice of another
+                config=(tyro.conf.FlagCreatePairsOff, tyro.conf.AvoidSubcommands),
                 **extra,
             )
     except SystemExit as stop:

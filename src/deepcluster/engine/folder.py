@@ -52,8 +52,8 @@ def prepare_folder(folder: Path, *, resume: bool, overwrite: bool) -> None:
         ) from error
 
 
-def about(run: TrainRun, preset: str, source: ImageSource, pixels: Pixels) -> dict[str, Any]:
-    """run.json: everything resolved."""
+def about(run: TrainRun, preset: str, source: ImageSource, pixels: Pixels, clusterer: object = None) -> dict[str, Any]:
+    """run.json: everything resolved; a clusterer that was handed over, as it prints itself."""
     if run.backbone.weights:
         run = settings.override(run, {"backbone.weights": str(Path(run.backbone.weights).absolute())})
     packages = ("deepcluster", "torch", "torchvision", "lightning-fabric", "numpy")
@@ -65,6 +65,7 @@ def about(run: TrainRun, preset: str, source: ImageSource, pixels: Pixels) -> di
         "bad_images": len(pixels.bad),
         "source_fingerprint": source.fingerprint(),
         "settings": settings.as_dict(run),
+        **({} if clusterer is None else {"clusterer": repr(clusterer)}),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }

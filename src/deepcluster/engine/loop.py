@@ -175,8 +175,7 @@ def refresh(w: Walk, progress: Progress, *, last: bool = False) -> Clustering | 
     """Describes all images, groups them anew, and notes how the groups changed. The last clustering, which the
     saved model assigns by, always sees plain views."""
     method, began = w.method, time.perf_counter()
-    before = getattr(method, "assignment", None)
-    before = None if before is None else before.cpu().numpy().copy()
+    before = method.reported.cpu().numpy().copy()
     seconds = {"features": 0.0}
 
     def describe() -> Described:
@@ -192,7 +191,7 @@ def refresh(w: Walk, progress: Progress, *, last: bool = False) -> Clustering | 
         return None
     now, labels = clustering.assignment, w.pixels.source.labels
     progress.latest = {"k": clustering.k, **size_stats(now, clustering.k)}
-    if before is not None and (before >= 0).any():
+    if (before >= 0).any():
         progress.latest["nmi_previous"] = nmi(before, now)
         progress.latest["reassigned"] = 1 - purity(now, before)
     if labels is not None and (labels >= 0).any():
@@ -250,6 +249,7 @@ def finish_epoch(w: Walk, progress: Progress, epoch: int) -> None:
         "seconds_cluster": totals.get("seconds_cluster", 0.0),
     }
     row |= {name: latest[name] for name in ("nmi_labels", "purity") if name in latest}
+    row |= w.method.measured()
     w.metrics.add(row)
     w.screen.say(line(row, w.epochs))
     check_loss([entry["loss"] for entry in w.metrics.rows], latest.get("k", 1), w.screen.warn)

@@ -1,4 +1,4 @@
-"""A model that can assign: backbone, whitening and centroids in one safetensors file."""
+"""A model that can assign: backbone, whitening or neck, and centroids in one safetensors file."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from deepcluster.clustering.kmeans import nearest_centroids
@@ -18,6 +19,7 @@ from deepcluster.features.extract import extract
 from deepcluster.files import write_whole
 from deepcluster.models.backbone import Backbone
 from deepcluster.models.export import load_backbone
+from deepcluster.models.neck import Neck
 from deepcluster.models.released import load_released
 from deepcluster.models.zoo import build_backbone
 from deepcluster.records import DeepClusterError
@@ -27,11 +29,35 @@ MODEL = "model.safetensors"
 
 @dataclass
 class Model:
-    """Backbone, whitening and (K, D) centroids: all that features and assignments need."""
+    """Backbone, what leads from its features to the space of the centroids, and the (K, D) centroids: all that
+    features and assignments need.
+
+    Attributes:
+        whitening: PCA-whitening and L2 normalization; None where there is a neck.
+        neck: the small network of online methods, whose output is L2-normalized.
+    """
 
     backbone: Backbone
-    whitening: Whitening
+    whitening: Whitening | None
     centroids: Tensor
+    neck: Neck | None = None
+
+    @property
+    def between(self) -> tuple[str, Whitening | Neck]:
+        """What lies between features and centroids, and its name."""
+        if self.whitening is not None:
+            return "whitening", self.whitening
+        assert self.neck is not None
+        return "neck", self.neck
+
+    def embed(self, features: np.ndarray) -> np.ndarray:
+        """(M, P) float32 unit rows in the space of the centroids, of (M, D) backbone features."""
+        if self.whitening is not None:
+            return np.asarray(self.whitening.transform(features))
+        assert self.neck is not None
+        neck = self.neck.cpu()
+        parts = torch.from_numpy(np.ascontiguousarray(features, np.float32)).split(8192)
+        return torch.cat([F.normalize(neck.calm(part), dim=1) for part in parts]).numpy()
 
     def features(
         self,
@@ -60,17 +86,20 @@ class Model:
 
     def nearest(self, features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Cluster (M,) int64 and Euclidean distance (M,) float32 of (M, D) backbone features."""
-        return nearest_centroids(self.whitening.transform(features), self.centroids)
+        return nearest_centroids(self.embed(features), self.centroids)
 
     def save(self, file: Path) -> None:
         """One safetensors file; the metadata rebuilds the backbone."""
         from safetensors.torch import save_file
 
         tensors = {f"backbone.{name}": value for name, value in self.backbone.state_dict().items()}
-        tensors |= {f"whitening.{name}": value for name, value in self.whitening.state_dict().items()}
+        prefix, between = self.between
+        tensors |= {f"{prefix}.{name}": value for name, value in between.state_dict().items()}
         tensors["centroids"] = self.centroids
         plain = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
         metadata = {"format": "pt", "backbone": json.dumps(self.backbone.config)}
+        if self.neck is not None:
+            metadata["neck"] = json.dumps(self.neck.config)
         write_whole(file, lambda beside: save_file(plain, beside, metadata))
 
     @classmethod
@@ -84,7 +113,8 @@ class Model:
 
         try:
             with safe_open(file, "pt") as handle:
-                config = json.loads((handle.metadata() or {})["backbone"])
+                metadata = handle.metadata() or {}
+                config = json.loads(metadata["backbone"])
                 tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118
         except (SafetensorError, KeyError, OSError) as error:
             raise DeepClusterError(f"{file} is not a model that deepcluster saved: {error}.") from error
@@ -94,6 +124,10 @@ class Model:
 
         backbone = build_backbone(**config)
         backbone.load_state_dict(part("backbone."))
+        if "neck" in metadata:
+            neck = Neck(**json.loads(metadata["neck"]))
+            neck.load_state_dict(part("neck."))
+            return cls(backbone.eval(), None, tensors["centroids"], neck.eval())
         whitening = Whitening()
         whitening.load_state_dict(part("whitening."))
         return cls(backbone.eval(), whitening, tensors["centroids"])

@@ -66,7 +66,7 @@ class Run:
 
     @cached_property
     def model(self) -> Model:
-        """Backbone, whitening and centroids of the last clustering."""
+        """Backbone, whitening or neck, and centroids of the last clustering."""
         file = self.folder / MODEL
         if not file.exists():
             raise DeepClusterError(
@@ -81,12 +81,26 @@ class Run:
 
     @property
     def whitening(self) -> Whitening:
-        """From features to the space of the centroids."""
-        return self.model.whitening
+        """From features to the space of the centroids.
+
+        Raises:
+            DeepClusterError: a run of an online method, which has a neck in its place; `embed` serves both.
+        """
+        whitening = self.model.whitening
+        if whitening is None:
+            raise DeepClusterError(
+                f"{self.folder} is a run of an online method, which whitens nothing: use its features as they are (or"
+                " `Run.embed`)."
+            )
+        return whitening
+
+    def embed(self, features: np.ndarray) -> np.ndarray:
+        """(M, P) float32 unit rows in the space of the centroids, of (M, D) backbone features."""
+        return self.model.embed(features)
 
     @property
     def centroids(self) -> Tensor:
-        """(K, D) in whitened features."""
+        """(K, P) in the space of `embed`."""
         return self.model.centroids
 
     @property

@@ -19,6 +19,7 @@ import torch
 from lightning_fabric import Fabric
 
 from deepcluster import settings
+from deepcluster.clustering.pic import PIC
 from deepcluster.data.augment import Views
 from deepcluster.data.cache import Pixels, load_pixels
 from deepcluster.data.sources import ImageSource, open_images
@@ -31,12 +32,13 @@ from deepcluster.engine.optim import make_optimizer
 from deepcluster.engine.schedules import factor
 from deepcluster.engine.signals import stop_signals
 from deepcluster.files import write_json
-from deepcluster.methods.deepcluster import DeepCluster
+from deepcluster.methods.deepcluster import Clusterer, DeepCluster
 from deepcluster.methods.method import Method
+from deepcluster.methods.odc import ODC
 from deepcluster.models.backbone import Backbone
 from deepcluster.models.zoo import build_backbone
 from deepcluster.records import Clustering, DeepClusterError, seed_of
-from deepcluster.settings import TrainRun
+from deepcluster.settings import DeepClusterParams, ODCParams, TrainRun
 
 
 def train(
@@ -48,6 +50,7 @@ def train(
     resume: bool = False,
     overwrite: bool = False,
     screen: Screen | None = None,
+    clusterer: Clusterer | None = None,
 ) -> runs.Run:
     """Trains and returns the finished run.
 
@@ -56,6 +59,7 @@ def train(
         preset: name of the preset that `run` started from, for run.json.
         out: the run folder; must not hold a run yet, unless `resume` or `overwrite`.
         resume: go on from `out`'s last checkpoint; `run` must be its own.
+        clusterer: takes the place of k-means; sets `method.algorithm` to "custom" and `method.k` to 0.
 
     Raises:
         DeepClusterError: bad data, settings, or folder.
@@ -63,10 +67,12 @@ def train(
     """
     screen, folder = screen or Screen(), Path(out)
     fabric = _fabric(run)
+    run = with_clusterer(run, clusterer)
+    pick_clusterer(run, clusterer)
     source = open_images(data)
     run_folder.prepare_folder(folder, resume=resume, overwrite=overwrite)
     try:
-        return _train(run, source, folder, fabric, screen, preset=preset, resume=resume)
+        return _train(run, source, folder, fabric, screen, preset=preset, resume=resume, clusterer=clusterer)
     except DeepClusterError:
         if not resume and not (folder / "checkpoints" / "last.ckpt").exists():
             shutil.rmtree(folder)  # a mistake leaves nothing that would stand in the way of the next try
@@ -74,7 +80,15 @@ def train(
 
 
 def _train(
-    run: TrainRun, source: ImageSource, folder: Path, fabric: Fabric, screen: Screen, *, preset: str, resume: bool
+    run: TrainRun,
+    source: ImageSource,
+    folder: Path,
+    fabric: Fabric,
+    screen: Screen,
+    *,
+    preset: str,
+    resume: bool,
+    clusterer: Clusterer | None,
 ) -> runs.Run:
     pixels = _pixels(run, source, screen)
     if len(pixels.good) < 2:
@@ -82,14 +96,14 @@ def _train(
             f"{source.name} holds {len(pixels.good)} image(s) that can be decoded: training needs at least 2."
         )
     if not resume:
-        write_json(folder / "run.json", run_folder.about(run, preset, source, pixels))
+        write_json(folder / "run.json", run_folder.about(run, preset, source, pixels, clusterer))
     else:
         run_folder.same_images(runs.read_config(folder), source, folder)
     run_folder.write_bad_images(folder, pixels)
     run_folder.tell_bad(pixels, folder, screen)
 
     seed_everything(run.seed)
-    method = build_method(run, len(source))
+    method = build_method(run, len(source), clusterer)
     last = folder / "checkpoints" / "last.ckpt"
     if run.backbone.weights and not (resume and last.exists()):
         begin_with(run.backbone.weights, (method.backbone, method.describer))
@@ -149,23 +163,58 @@ def seed_everything(seed: int) -> None:
     random.seed(seed_of(seed))
 
 
-def build_method(run: TrainRun, n: int) -> Method:
+def draw_backbone(run: TrainRun) -> Backbone:
+    """The untrained network, drawn from torch's global generator."""
+    b = run.backbone
+    return build_backbone(b.name, sobel=b.sobel, image_size=run.image_size, **b.options)
+
+
+def with_clusterer(run: TrainRun, clusterer: Clusterer | None) -> TrainRun:
+    """The settings of a run whose clusterer is handed over, if one is."""
+    if clusterer is None or not isinstance(run.method, DeepClusterParams):
+        return run
+    return settings.override(run, {"method.algorithm": "custom", "method.k": 0})
+
+
+def pick_clusterer(run: TrainRun, given: Clusterer | None = None) -> Clusterer | None:
+    """What groups the features in place of k-means, if anything does.
+
+    Raises:
+        DeepClusterError: a handed-over clusterer is missing.
+    """
+    p = run.method
+    if not isinstance(p, DeepClusterParams):
+        if given is not None:
+            raise DeepClusterError("ODC clusters online, image by image: a clusterer cannot take its place.")
+        return None
+    if p.algorithm == "kmeans":
+        return None
+    if p.algorithm == "pic":
+        return PIC(p.neighbors, p.sigma, p.alpha, version=p.pic_version)
+    if given is None:
+        raise DeepClusterError(
+            "This run's clusters come from a clusterer handed over in Python: go on with it by"
+            " deepcluster.train(..., resume=True, clusterer=...)."
+        )
+    return given
+
+
+def build_method(run: TrainRun, n: int, clusterer: Clusterer | None = None) -> Method:
     """The method with its backbone, drawn from torch's global generator."""
-    backbone = build_backbone(
-        run.backbone.name, sobel=run.backbone.sobel, image_size=run.image_size, **run.backbone.options
-    )
-    p, o = run.method, run.optimizer
+    backbone = draw_backbone(run)
+    if isinstance(run.method, ODCParams):
+        return _odc(run, run.method, backbone, n)
+    return _deepcluster(run, run.method, backbone, n, pick_clusterer(run, clusterer))
+
+
+def _deepcluster(
+    run: TrainRun, p: DeepClusterParams, backbone: Backbone, n: int, clusterer: Clusterer | None
+) -> DeepCluster:
     return DeepCluster(
         backbone,
         n=n,
         k=p.k,
-        head_optimizer=functools.partial(
-            make_optimizer,
-            name=o.name,
-            lr=o.lr if p.head_lr is None else p.head_lr,
-            momentum=0.0 if o.name == "sgd" else o.momentum,  # the paper's head has none: it lives for one epoch
-            weight_decay=o.weight_decay,
-        ),
+        head_optimizer=_head_optimizer(run, p.head_lr),
         reassign=p.reassign,
         whiten=p.whiten,
         iterations=p.iterations,
@@ -177,6 +226,44 @@ def build_method(run: TrainRun, n: int) -> Method:
         temperature=p.temperature,
         clusterings=p.clusterings,
         averaging=p.averaging,
+        clusterer=clusterer,
+    )
+
+
+def _odc(run: TrainRun, p: ODCParams, backbone: Backbone, n: int) -> ODC:
+    o = run.optimizer
+    return ODC(
+        backbone,
+        n=n,
+        k=p.k,
+        neck_optimizer=functools.partial(
+            make_optimizer, name=o.name, lr=o.lr, momentum=o.momentum, weight_decay=o.weight_decay
+        ),
+        head_optimizer=_head_optimizer(run, p.head_lr),
+        feature_dim=p.feature_dim,
+        hidden=p.hidden,
+        dropout=p.dropout,
+        momentum=p.momentum,
+        centroid_every=p.centroid_every,
+        min_size=p.min_size,
+        handle_every=p.handle_every,
+        reweight_power=p.reweight_power,
+        nearest=p.nearest,
+        memory=p.memory,
+        start=p.start,
+        iterations=p.iterations,
+        replace=p.replace,
+    )
+
+
+def _head_optimizer(run: TrainRun, lr: float | None) -> Callable[..., torch.optim.Optimizer]:
+    o = run.optimizer
+    return functools.partial(
+        make_optimizer,
+        name=o.name,
+        lr=o.lr if lr is None else lr,
+        momentum=0.0 if o.name == "sgd" else o.momentum,  # the papers' classifiers have none
+        weight_decay=o.weight_decay,
     )
 
 
@@ -193,6 +280,8 @@ def restore(file: Path, method: Method, optimizer: torch.optim.Optimizer, fabric
 
 def snapshot_model(method: Method, clustering: Clustering) -> Model:
     """What features and assignments need, of the method as it stands."""
+    if isinstance(method, ODC):
+        return Model(method.describer, None, clustering.centroids, method.neck)
     assert isinstance(method, DeepCluster)
     return Model(method.describer, method.whitening, clustering.centroids)
 
@@ -296,11 +385,14 @@ def _snapshots(folder: Path, method: Method, per_epoch: int) -> Callable[[Cluste
     return write
 
 
-def train_again(folder: Path | str, data: Any = None, screen: Screen | None = None) -> runs.Run:
+def train_again(
+    folder: Path | str, data: Any = None, screen: Screen | None = None, clusterer: Clusterer | None = None
+) -> runs.Run:
     """`deepcluster train --resume`: goes on exactly where the run in `folder` stood.
 
     Args:
         data: needed only where the training images were handed over as arrays.
+        clusterer: needed only where one was handed over.
     """
     config = runs.read_config(Path(folder))
     run = settings.from_dict(config["settings"])
@@ -311,6 +403,7 @@ def train_again(folder: Path | str, data: Any = None, screen: Screen | None = No
         preset=config["preset"],
         resume=True,
         screen=screen,
+        clusterer=clusterer,
     )
 
 
@@ -318,7 +411,7 @@ def untrained(config: dict[str, Any]) -> Backbone:
     """The backbone of a run as it was before its first step: drawn, or with the weights it began with."""
     run = settings.from_dict(config["settings"])
     seed_everything(run.seed)
-    backbone = build_method(run, config["images"]).backbone
+    backbone = draw_backbone(run)
     if run.backbone.weights:
         begin_with(run.backbone.weights, [backbone])
     return backbone.eval()

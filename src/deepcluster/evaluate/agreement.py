@@ -86,7 +86,7 @@ def measure(
         chance=(share * view_share).sum().item(),
         passed=nearer.mean().item(),
         gray_kept=(gray.argmin(1) == own).float().mean().item(),
-        recognized=recognized(before[0], before[1], len(model.whitening.components)),
+        recognized=recognized(before[0], before[1], model.centroids.shape[1]),
     )
 
 
@@ -130,4 +130,4 @@ def _append(tables: list[np.ndarray], more: Sequence[np.ndarray]) -> list[np.nda
 
 def _distances(model: Model, features: np.ndarray) -> Tensor:
     """(M, K) from (M, D) features to the centroids."""
-    return torch.cdist(torch.as_tensor(np.asarray(model.whitening.transform(features))), model.centroids.float())
+    return torch.cdist(torch.as_tensor(model.embed(features)), model.centroids.float())

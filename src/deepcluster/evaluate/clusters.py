@@ -143,7 +143,7 @@ def clusters(
     count = _count(k, classes)
     with screen.bar("features", len(source)) as advance:
         features = run.features(source, check=advance)
-    table = leading(np.asarray(run.whitening.transform(features)), count)
+    table = leading(run.embed(features), count)
     drawn = evaluate_clusters(table, labels, k=count, draws=draws, seed=seed, n_init=n_init)
     settings |= {
         "k": count,

@@ -189,9 +189,12 @@ def _clusters(run: Run, model: Model | None, found: dict[str, Any]) -> None:
 def _weights(model: Model, found: dict[str, Any]) -> None:
     """Whether the model holds numbers, and how many of its features and directions vary over the images."""
     tensors = {f"backbone.{name}": value for name, value in model.backbone.state_dict().items()}
-    tensors |= {f"whitening.{name}": value for name, value in model.whitening.state_dict().items()}
+    name, between = model.between
+    tensors |= {f"{name}.{part}": value for part, value in between.state_dict().items()}
     tensors["centroids"] = model.centroids
     found["not_numbers"] += [name for name, value in tensors.items() if not value.isfinite().all()]
+    if model.whitening is None:  # online methods whiten nothing
+        return
     size = model.whitening.components.abs()
     # A feature that never varies has no part in any direction, but for the rounding of the eigenvectors.
     found["features"], found["features_dead"] = size.shape[1], int((size.amax(0) <= 1e-6 * size.max()).sum())

@@ -1,14 +1,15 @@
 """DeepCluster (Caron, Bojanowski, Joulin, Douze 2018, arXiv 1807.05520), in the order of its section 3.
 
-Describe every image, whiten and group the descriptions with k-means, take the groups as pseudo-labels, draw a
-new classifier, and train backbone and classifier to predict them; then describe again. The file knows nothing
-of files, loaders, devices or checkpoints.
+Describe every image, whiten and group the descriptions (with k-means, or whatever else groups rows), take the
+groups as pseudo-labels, draw a new classifier, and train backbone and classifier to predict them; then describe
+again. The file knows nothing of files, loaders, devices or checkpoints.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -26,13 +27,21 @@ from deepcluster.records import Batch, Clustering, DeepClusterError, seed_of, se
 MakeOptimizer = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 
 
+class Clusterer(Protocol):
+    """What may take the place of k-means: anything with scikit-learn's `fit_predict`."""
+
+    def fit_predict(self, x: Any, y: None = None) -> Any:
+        """(N, P) whitened rows -> (N,) integer labels; negative ones mean "none", as in HDBSCAN."""
+
+
 class DeepCluster(Method):
     """Alternates k-means on the backbone's features with the prediction of its clusters.
 
     Args:
         backbone: the network to train; its features are read before the last ReLU (§3.3).
         n: images in the source, undecodable ones included.
-        k: clusters.
+        k: clusters; 0 where a `clusterer` finds their number itself, anew each time.
+        clusterer: groups the whitened features in place of k-means; a copy is fitted at each clustering.
         head_optimizer: makes the classifiers' optimizer, each time they are made anew.
         reassign, whiten, iterations, init, spherical, backend, balance, head, temperature, clusterings,
             averaging: see `DeepClusterParams`.
@@ -61,19 +70,28 @@ class DeepCluster(Method):
         temperature: float = 0.1,
         clusterings: int = 1,
         averaging: float = 0.0,
+        clusterer: Clusterer | None = None,
     ) -> None:
         super().__init__()
-        if k < 1 or reassign <= 0 or whiten < 0 or clusterings < 1 or temperature <= 0 or not 0 <= averaging < 1:
+        if clusterer is None and k < 1:
+            raise DeepClusterError(f"k-means needs at least one cluster, not {k}: set --method.k.")
+        if clusterer is not None and (k or clusterings > 1):
             raise DeepClusterError(
-                "DeepCluster needs k >= 1, reassign > 0, whiten >= 0, clusterings >= 1, temperature > 0 and"
-                f" 0 <= averaging < 1, but got {k}, {reassign}, {whiten}, {clusterings}, {temperature}, {averaging}."
+                f"A clusterer of its own kind settles the number of clusters itself and makes one clustering, so leave"
+                f" --method.k at 0 and --method.clusterings at 1, not {k} and {clusterings}."
             )
-        self.k, self.reassign, self.iterations, self.init = k, reassign, iterations, init
+        if reassign <= 0 or whiten < 0 or clusterings < 1 or temperature <= 0 or not 0 <= averaging < 1:
+            raise DeepClusterError(
+                "DeepCluster needs reassign > 0, whiten >= 0, clusterings >= 1, temperature > 0 and"
+                f" 0 <= averaging < 1, but got {reassign}, {whiten}, {clusterings}, {temperature}, {averaging}."
+            )
+        self.clusterer, self.k, self.reassign, self.iterations, self.init = clusterer, k, reassign, iterations, init
         self.spherical, self.backend, self.balance, self.averaging = spherical, backend, balance, averaging
         self.backbone = backbone
         self.averaged = copy.deepcopy(backbone).requires_grad_(False) if averaging else None
         width = min(whiten or backbone.dim, backbone.dim)
         self.whitening = Whitening(whiten or backbone.dim, whiten=whiten > 0)
+        k = k or 1  # until a clusterer has found its number
         heads: list[nn.Module] = [
             ClusterHead(backbone.dim, k, relu=backbone.head_relu)
             if head == "redraw"
@@ -87,9 +105,10 @@ class DeepCluster(Method):
         self.register_buffer("centroids", torch.zeros(clusterings, k, width))
         self.register_buffer("weights", torch.ones(clusterings, k))
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
+        self.register_load_state_dict_pre_hook(_take_saved_k)
 
     @property
-    def assignment(self) -> Tensor:
+    def assignment(self) -> Tensor:  # type: ignore[override]
         """(N,) int64, the first clustering: the one that is reported and saved."""
         return self.assignments[0]
 
@@ -125,6 +144,7 @@ class DeepCluster(Method):
                 " images differ and are not blank."
             )
         found = [self._cluster(number, index, z, (*key, number)) for number in range(len(self.heads))]
+        self._resize(found[0].k)
         for number, clustering in enumerate(found):
             self.assignments[number] = torch.from_numpy(clustering.assignment)
             self.centroids[number] = clustering.centroids
@@ -141,7 +161,10 @@ class DeepCluster(Method):
         return found[0]
 
     def _cluster(self, number: int, index: np.ndarray, z: np.ndarray, key: tuple[int, ...]) -> Clustering:
-        """One k-means of the whitened rows (M, P)."""
+        """One k-means, or the clusterer's own grouping, of the whitened rows (M, P)."""
+        if self.clusterer is not None:
+            labels = copy.deepcopy(self.clusterer).fit_predict(z)
+            return _grouped(self.assignments.shape[1], index, z, np.asarray(labels), type(self.clusterer).__name__)
         kmeans = KMeans(
             self.k,
             max_iter=self.iterations,
@@ -151,7 +174,19 @@ class DeepCluster(Method):
             backend=self.backend,
             device=self.assignments.device if self.backend == "torch" else None,
         ).fit(z)
-        return _clustering(self.assignments.shape[1], index, z, kmeans)
+        labels, centroids = np.asarray(kmeans.labels_), torch.as_tensor(kmeans.cluster_centers_).float().cpu()
+        return _clustering(self.assignments.shape[1], index, z, labels, centroids)
+
+    def _resize(self, k: int) -> None:
+        """Classifiers and state per cluster for `k` clusters; the classifiers' values are to be set afterwards."""
+        if k == self.centroids.shape[1]:
+            return
+        for head in self.heads:
+            assert isinstance(head, (ClusterHead, CosineHead))
+            head.reset_(seeded(0), k)
+        self.centroids = self.centroids.new_zeros(len(self.heads), k, self.centroids.shape[2])
+        self.weights = self.weights.new_ones(len(self.heads), k)
+        self.head_optimizer = self._optimizer()
 
     def order(self, length: int, generator: torch.Generator) -> Tensor:
         """Uniform over clusters (§3.2), or as `balance` says; several clusterings take equal parts."""
@@ -246,6 +281,12 @@ class CosineHead(nn.Module):
         return (F.relu(features) if self.relu else features).float()
 
     @torch.no_grad()
+    def reset_(self, generator: torch.Generator, k: int) -> None:
+        """`k` directions drawn anew; a new parameter, for a new optimizer."""
+        drawn = F.normalize(torch.randn(k, self.directions.shape[1], generator=generator), dim=1)
+        self.directions = nn.Parameter(drawn.to(self.directions))
+
+    @torch.no_grad()
     def set_(self, features: Tensor, labels: Tensor, generator: torch.Generator) -> None:
         """Points from the mean direction of all to that of each cluster: (N, D) features with (N,) labels.
 
@@ -267,13 +308,41 @@ def _cluster_means(x: Tensor, labels: Tensor, k: int, generator: torch.Generator
     return means
 
 
-def _clustering(n: int, index: np.ndarray, z: np.ndarray, kmeans: KMeans) -> Clustering:
-    """The fitted k-means, told by position in the source."""
-    labels, centroids = np.asarray(kmeans.labels_), torch.as_tensor(kmeans.cluster_centers_).float().cpu()
+def _clustering(n: int, index: np.ndarray, z: np.ndarray, labels: np.ndarray, centroids: Tensor) -> Clustering:
+    """Labels (M,) and centroids (K, P) of whitened rows (M, P), told by position in the source."""
     assignment, distance = np.full(n, -1, np.int64), np.full(n, np.nan, np.float32)
     assignment[index] = labels
     for start in range(0, len(index), 65536):
         part = slice(start, start + 65536)
-        offset = torch.as_tensor(z[part]).float() - centroids[torch.as_tensor(labels[part])]
-        distance[index[part]] = offset.norm(dim=1).numpy()
-    return Clustering(assignment, centroids, distance, float(kmeans.inertia_))
+        near = torch.as_tensor(labels[part])
+        offset = (torch.as_tensor(z[part]).float() - centroids[near]).norm(dim=1)
+        distance[index[part]] = torch.where(near >= 0, offset, torch.nan).numpy()
+    return Clustering(assignment, centroids, distance, float(np.nansum(distance.astype(np.float64) ** 2)))
+
+
+def _grouped(n: int, index: np.ndarray, z: np.ndarray, labels: np.ndarray, name: str) -> Clustering:
+    """A clusterer's labels (M,), renumbered without gaps, with the means of their rows as centroids."""
+    if labels.shape != (len(index),) or labels.dtype.kind not in "iu":
+        raise DeepClusterError(
+            f"{name}.fit_predict gave {labels.dtype} of shape {labels.shape} for {len(index)} images: it must give one"
+            " whole number per image."
+        )
+    if not (labels >= 0).any():
+        raise DeepClusterError(
+            f"{name} put none of {len(index)} images into a cluster: loosen its settings (such as HDBSCAN's"
+            " min_cluster_size)."
+        )
+    kept = labels >= 0
+    dense = np.full(len(labels), -1, np.int64)
+    dense[kept] = np.unique(labels[kept], return_inverse=True)[1]
+    # every cluster has members, so no generator is needed for empty ones
+    means = _cluster_means(torch.as_tensor(z), torch.from_numpy(dense), int(dense.max()) + 1, seeded(0))
+    return _clustering(n, index, z, dense, means)
+
+
+def _take_saved_k(method: nn.Module, state: dict[str, Any], prefix: str, *rest: Any) -> None:
+    """Before a checkpoint is loaded: as many clusters as it holds, where their number is an outcome."""
+    assert isinstance(method, DeepCluster)
+    saved = state.get(prefix + "centroids")
+    if method.clusterer is not None and isinstance(saved, Tensor) and saved.ndim == 3:
+        method._resize(saved.shape[1])

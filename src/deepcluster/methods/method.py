@@ -43,6 +43,12 @@ class Method(nn.Module, ABC):
     """
 
     backbone: Backbone
+    assignment: Tensor
+
+    @property
+    def reported(self) -> Tensor:
+        """(N,) int64, the assignment that the last `refresh` told, to compare the next one with."""
+        return self.assignment
 
     @property
     def describer(self) -> Backbone:
@@ -67,6 +73,10 @@ class Method(nn.Module, ABC):
 
     def after_step(self, batch: Batch) -> None:
         """Called after each optimizer step, for methods that keep memories."""
+
+    def measured(self) -> dict[str, float]:
+        """Figures of the method's own for the epoch that ends, beside those of the loop; counted anew afterwards."""
+        return {}
 
     @abstractmethod
     def optimizers(self) -> dict[str, torch.optim.Optimizer]:

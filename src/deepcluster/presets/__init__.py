@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from deepcluster.presets import deepcluster, tiny
+from deepcluster.presets import deepcluster, odc, tiny
 from deepcluster.presets.preset import Preset
 from deepcluster.records import DeepClusterError
 from deepcluster.settings import nearest
@@ -18,7 +18,12 @@ PRESETS: dict[str, Preset] = {
     "deepcluster-resnet50": deepcluster.RESNET50,
     "deepcluster-resnet50-rgb": deepcluster.RESNET50_RGB,
     "deepcluster-convnet": deepcluster.CONVNET,
+    "odc-resnet50": odc.RESNET50,
+    "odc-resnet18": odc.RESNET18,
+    "odc-alexnet": odc.ALEXNET,
+    "odc-convnet": odc.CONVNET,
     "tiny-deepcluster": tiny.DEEPCLUSTER,
+    "tiny-odc": tiny.ODC,
 }
 
 

@@ -158,7 +158,7 @@ def distances(run: Run, source: ImageSource, clusters: np.ndarray) -> np.ndarray
     pixels = load_pixels(Part(source, members), short_side=short_side(run.image_size), cache_gb=0.0)
     features = run.features(pixels)
     whole = np.isfinite(features).all(axis=1)
-    place = run.whitening.transform(features[whole])
+    place = run.embed(features[whole])
     centers = np.asarray(run.centroids.cpu())[assignment[members[whole]]]
     found[members[whole]] = np.linalg.norm(place - centers, axis=1)
     return found

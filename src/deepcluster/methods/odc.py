@@ -1,0 +1,342 @@
+"""ODC, Online Deep Clustering (Zhan, Xie, Liu, Ong, Loy 2020, arXiv 2006.10645), in the order of its section 3.
+
+Two memories take the place of DeepCluster's alternation: one holds a feature and a label of every image, the other the
+centroid of every cluster. Each training step predicts the labels of its images, refreshes their features in the
+memory, gives them the label of the nearest centroid, now and then moves centroids to the means of their members, and
+takes apart clusters that have become too small. So labels change a little all the time instead of all at once.
+
+A step's cost depends on the batch, not on the number of images: sizes, sums and members of clusters are kept up to
+date, never counted anew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from deepcluster.clustering.kmeans import KMeans
+from deepcluster.clustering.members import Members
+from deepcluster.clustering.whitening import Whitening
+from deepcluster.data.samplers import epoch_order
+from deepcluster.methods.method import Describe, Method
+from deepcluster.models.backbone import Backbone
+from deepcluster.models.heads import ClusterHead
+from deepcluster.models.neck import Neck
+from deepcluster.records import Batch, Clustering, DeepClusterError, seed_of, seeded
+
+MakeOptimizer = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
+
+
+class ODC(Method):
+    """Clusters and learns in the same step.
+
+    Args:
+        backbone: the network to train.
+        n: images in the source, undecodable ones included.
+        k: clusters, a fixed number.
+        neck_optimizer, head_optimizer: make the optimizers of the neck and of the classifier.
+        feature_dim, hidden, dropout, momentum, centroid_every, min_size, handle_every, reweight_power, nearest,
+            memory, start, iterations, replace: see `ODCParams`.
+    """
+
+    features: Tensor
+    assignment: Tensor
+    centroids: Tensor
+    sums: Tensor
+    touched: Tensor
+    steps: Tensor
+    tally: Tensor
+    told: Tensor
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        *,
+        n: int,
+        k: int,
+        neck_optimizer: MakeOptimizer,
+        head_optimizer: MakeOptimizer,
+        feature_dim: int = 256,
+        hidden: int = 512,
+        dropout: float = 0.5,
+        momentum: float = 0.5,
+        centroid_every: int = 10,
+        min_size: int = 20,
+        handle_every: int = 1,
+        reweight_power: float = 0.5,
+        nearest: str = "euclidean",
+        memory: str = "forward",
+        start: str = "neck",
+        iterations: int = 20,
+        replace: bool = False,
+    ) -> None:
+        super().__init__()
+        if k < 1 or not 0 < momentum <= 1 or min(centroid_every, handle_every) < 1 or min_size < 1:
+            raise DeepClusterError(
+                "ODC needs k >= 1, 0 < momentum <= 1, centroid-every >= 1, handle-every >= 1 and min-size >= 1, but got"
+                f" {k}, {momentum}, {centroid_every}, {handle_every} and {min_size}."
+            )
+        self.k, self.momentum, self.centroid_every, self.min_size = k, momentum, centroid_every, min_size
+        self.handle_every, self.reweight_power, self.nearest, self.memory = (
+            handle_every,
+            reweight_power,
+            nearest,
+            memory,
+        )
+        self.start, self.iterations, self.replace = start, iterations, replace
+        self.backbone = backbone
+        self.neck = Neck(backbone.dim, hidden, feature_dim, dropout=dropout, relu=backbone.head_relu)
+        self.head = ClusterHead(feature_dim, k)
+        self.neck_optimizer = neck_optimizer(self.neck.parameters())
+        self.head_optimizer = head_optimizer(self.head.parameters())
+        # Samples memory (§3.1): a feature and a label of every image.
+        self.register_buffer("features", torch.zeros(n, feature_dim))
+        self.register_buffer("assignment", torch.full((n,), -1, dtype=torch.int64))
+        self.register_buffer("told", torch.full((n,), -1, dtype=torch.int64))
+        # Centroids memory (§3.1), and the sums of their members' features, of which they are made.
+        self.register_buffer("centroids", torch.zeros(k, feature_dim))
+        self.register_buffer("sums", torch.zeros(k, feature_dim, dtype=torch.float64))
+        self.register_buffer("touched", torch.zeros(k, dtype=torch.bool))
+        self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("tally", torch.zeros(2, dtype=torch.int64))  # labels given and changed in this epoch
+        self._members: Members | None = None
+        self._seen: list[Tensor] = []  # this step's features, from `loss` to `after_step`
+        self.register_load_state_dict_post_hook(_forget_members)
+
+    @property
+    def members(self) -> Members:
+        """Who is in which cluster; made from the labels when it is first asked for."""
+        if self._members is None:
+            self._members = Members(self.assignment.cpu().numpy(), self.k)
+        return self._members
+
+    @property
+    def threshold(self) -> int:
+        """Smallest size of a cluster: `min_size`, or what N images in K clusters allow."""
+        return max(1, min(self.min_size, int(self.members.sizes.sum()) // (2 * self.k)))
+
+    @property
+    def reported(self) -> Tensor:
+        """The labels at the beginning of the epoch."""
+        return self.told
+
+    # The loop asks at the beginning of every epoch, so that each leaves a clustering to look at; only the first
+    # describes the images.
+    def due(self, step: int, steps_per_epoch: int) -> bool:
+        return step % steps_per_epoch == 0
+
+    def refresh(self, describe: Describe, key: tuple[int, ...]) -> Clustering:
+        """Before the first step one k-means of all images (§3.3); afterwards what the memories hold.
+
+        Raises:
+            DeepClusterError: fewer images than clusters.
+        """
+        if not (self.assignment >= 0).any():
+            self._begin(describe, key)
+        self.told.copy_(self.assignment)
+        return self._clustering()
+
+    @torch.no_grad()
+    def _begin(self, describe: Describe, key: tuple[int, ...]) -> None:
+        described = describe()
+        index = torch.from_numpy(described.index).to(self.features.device)
+        if len(index) < self.k:
+            raise DeepClusterError(
+                f"There are {len(index)} images for {self.k} clusters: ask for at most {len(index)} clusters"
+                f" (--method.k {max(1, len(index) // 20)})."
+            )
+        blocks = [rows.numpy() for rows in torch.arange(len(index)).split(8192)]
+        # A new neck's batch-norm knows nothing of the features yet: what it would remember here and what training
+        # shows it would be strangers, and the first epoch would scramble the clusters.
+        self.neck.settle(torch.as_tensor(described.features[rows]).to(self.features) for rows in blocks)
+        for rows in blocks:
+            block = torch.as_tensor(described.features[rows]).to(self.features)
+            self.features[index[rows]] = F.normalize(self.neck.calm(block).float(), dim=1)
+        rows = self.features[index]
+        grouped = Whitening(rows.shape[1]).fit_transform(described.features) if self.start == "whitened" else rows
+        kmeans = KMeans(
+            self.k, max_iter=self.iterations, random_state=seed_of(*key) % 2**31, device=self.features.device
+        )
+        label = torch.as_tensor(kmeans.fit(grouped).labels_).to(index)
+        self.assignment[index] = label
+        self.sums.zero_().index_add_(0, label, rows.double())
+        self._members = None
+        self.centroids.copy_(self._means(torch.arange(self.k, device=index.device)))
+        self._handle_small()
+        self.head.reset_(seeded(*key, 1))
+
+    def order(self, length: int, generator: torch.Generator) -> Tensor:
+        """Every image equally often; with `replace`, drawn with replacement."""
+        if not self.replace:
+            return epoch_order(self.assignment.cpu(), length, "images", generator)
+        good = (self.assignment.cpu() >= 0).nonzero().flatten()
+        return good[torch.randint(len(good), (length,), generator=generator)]
+
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
+        """Cross-entropy to the labels in memory, each image weighed by its cluster's size to the power -1/2 (§3.2)."""
+        label = self.assignment[batch.index.to(self.assignment.device)]
+        sizes = torch.from_numpy(self.members.sizes[label.cpu().numpy()]).to(label.device)
+        weight = sizes.float().clamp(min=1) ** -self.reweight_power
+        self._seen, terms = [], []
+        for view in batch.views:
+            described = self.backbone(view)
+            z = self.neck(described)
+            each = F.cross_entropy(self.head(z).float(), label, reduction="none")
+            terms.append((weight * each).sum() / weight.sum())
+            self._seen.append(self.neck.calm(described.detach()) if self.memory == "calm" else z.detach())
+        return {"loss": torch.stack(terms).mean()}
+
+    @torch.no_grad()
+    def after_step(self, batch: Batch) -> None:
+        """Both memories move on (§3.2, figure 2), and clusters that became small are taken apart (§3.3)."""
+        index = batch.index.to(self.features.device)
+        for seen in self._seen:
+            # An image may occur twice in a batch: its occurrences are taken one after the other, in their order.
+            for rows in occurrences(batch.index):
+                self._remember(index[rows], F.normalize(seen[rows].float(), dim=1))
+        self._seen = []
+        self.steps += 1
+        step = int(self.steps)
+        if step % self.centroid_every == 0:
+            moved = self.touched.nonzero().flatten()
+            self.centroids[moved] = self._means(moved)
+            self.touched.zero_()
+        if step % self.handle_every == 0:
+            self._handle_small()
+
+    def _remember(self, index: Tensor, z: Tensor) -> None:
+        """New features and labels of different images `index` (B,)."""
+        before, old = self.features[index], self.assignment[index]
+        after = F.normalize((1 - self.momentum) * before + self.momentum * z, dim=1)
+        self.features[index] = after
+        new = self.nearest_cluster(after)
+        self.assignment[index] = new
+        self._moved(index, old, new, before, after)
+        self.tally += torch.stack([torch.tensor(len(index), device=new.device), (new != old).sum()])
+
+    def _moved(self, index: Tensor, old: Tensor, new: Tensor, before: Tensor, after: Tensor) -> None:
+        """Sums, sizes and members follow images `index` from cluster to cluster."""
+        self.sums.index_add_(0, old, -before.double())
+        self.sums.index_add_(0, new, after.double())
+        self.touched[old] = True
+        self.touched[new] = True
+        changed = (old != new).cpu()
+        rows, source, target = (part.cpu()[changed].numpy() for part in (index, old, new))
+        self.members.move(rows, source, target)
+
+    def nearest_cluster(self, z: Tensor, allowed: Tensor | None = None) -> Tensor:
+        """(B,) cluster of unit features (B, D): the nearest centroid, among `allowed` (K,) bool where given."""
+        centroids = F.normalize(self.centroids, dim=1) if self.nearest == "cosine" else self.centroids
+        scores = z @ centroids.T
+        if self.nearest == "euclidean":
+            scores -= centroids.square().sum(1) / 2
+        if allowed is not None:
+            scores = scores.masked_fill(~allowed, -torch.inf)
+        return scores.argmax(1)
+
+    def _means(self, clusters: Tensor) -> Tensor:
+        """(M, D) mean features of the members of `clusters` (M,); those of empty ones stay as they are."""
+        sizes = torch.from_numpy(self.members.sizes).to(clusters.device)[clusters, None]
+        return torch.where(sizes > 0, self.sums[clusters] / sizes.clamp(min=1), self.centroids[clusters]).float()
+
+    @torch.no_grad()
+    def _handle_small(self) -> None:
+        """Dissolves clusters under the threshold into the nearest others and gives each half of the largest (§3.3)."""
+        sizes, threshold = self.members.sizes, self.threshold
+        small = np.flatnonzero(sizes < threshold).tolist()
+        if not small:
+            return
+        device = self.features.device
+        normal = torch.from_numpy(sizes >= threshold).to(device)
+        for cluster in small:
+            if sizes[cluster] and normal.any():
+                index = torch.from_numpy(self.members.of(cluster)).to(device)
+                z = self.features[index]
+                self._relabel(index, self.nearest_cluster(z, normal))
+            largest = int(sizes.argmax())
+            if sizes[cluster] == 0:
+                index = torch.from_numpy(self.members.of(largest)).to(device)
+                second = halves(self.features[index], threshold)
+                self._relabel(index[second], torch.full((int(second.sum()),), cluster, device=device))
+                both = torch.tensor([largest, cluster], device=device)
+                self.centroids[both] = self._means(both)
+                normal[cluster] = True
+
+    def _relabel(self, index: Tensor, new: Tensor) -> None:
+        old, z = self.assignment[index], self.features[index]
+        self.assignment[index] = new
+        self._moved(index, old, new, z, z)
+
+    def measured(self) -> dict[str, float]:
+        """Share of the labels given in this epoch that were not the image's label before."""
+        given, changed = self.tally.tolist()
+        self.tally.zero_()
+        return {"changed": changed / max(given, 1)}
+
+    def optimizers(self) -> dict[str, torch.optim.Optimizer]:
+        return {"neck": self.neck_optimizer, "head": self.head_optimizer}
+
+    def _clustering(self) -> Clustering:
+        """What the memories hold, with the centroids that a new image is compared with."""
+        label = self.assignment.cpu()
+        centroids = F.normalize(self.centroids, dim=1) if self.nearest == "cosine" else self.centroids
+        offset = (self.features - centroids[self.assignment.clamp(min=0)]).norm(dim=1).cpu()
+        distance = torch.where(label >= 0, offset, torch.nan).numpy()
+        return Clustering(
+            label.numpy().copy(), centroids.cpu().clone(), distance, float(np.nansum(distance.astype(np.float64) ** 2))
+        )
+
+
+def occurrences(index: Tensor) -> list[Tensor]:
+    """Positions of each image's first occurrence in `index` (B,), of its second, and so on: one after the other they
+    do what going through the batch image by image would."""
+    seen: dict[int, int] = {}
+    rounds: list[list[int]] = []
+    for position, image in enumerate(index.tolist()):
+        turn = seen.get(image, 0)
+        seen[image] = turn + 1
+        if turn == len(rounds):
+            rounds.append([])
+        rounds[turn].append(position)
+    return [torch.tensor(positions) for positions in rounds]
+
+
+def halves(x: Tensor, least: int, rounds: int = 20) -> Tensor:
+    """(M,) bool, the second of two groups of the rows of x (M, D), by 2-means; each has at least `least` rows.
+
+    Starts from the two ends of the main direction, found by a few power iterations, so nothing is drawn. Where the
+    groups come out too unequal, or all rows are alike, they are cut along the line between the two means.
+    """
+    centered = (x - x.mean(0)).double()
+    direction = centered[centered.square().sum(1).argmax()]
+    for _ in range(8):
+        direction = F.normalize(centered.T @ (centered @ direction), dim=0)
+    along = centered @ direction
+    second = along > 0
+    for _ in range(rounds):
+        if not 0 < int(second.sum()) < len(x):
+            break
+        a, b = centered[~second].mean(0), centered[second].mean(0)
+        along = centered @ (b - a) - (b.square().sum() - a.square().sum()) / 2
+        after = along > 0
+        if torch.equal(after, second):
+            break
+        second = after
+    least = min(least, len(x) // 2)
+    size = int(second.sum())
+    if least <= size <= len(x) - least:
+        return second
+    size = max(least, min(size, len(x) - least))
+    second = torch.zeros(len(x), dtype=torch.bool, device=x.device)
+    second[torch.argsort(along, descending=True, stable=True)[:size]] = True
+    return second
+
+
+def _forget_members(method: nn.Module, incompatible: object) -> None:
+    """After a checkpoint was loaded: members are those of its labels."""
+    assert isinstance(method, ODC)
+    method._members = None

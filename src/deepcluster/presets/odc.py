@@ -1,0 +1,79 @@
+"""ODC's presets: the paper's ResNet-50, and the same method on smaller networks."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from deepcluster.presets.preset import Preset
+from deepcluster.settings import BackboneParams, DataParams, ODCParams, OptimizerParams, TrainRun
+
+_STRONG = DataParams(jitter=1.0, brightness=0.4, contrast=0.4, saturation=1.0, hue=0.5, gray=0.2, rotate=2.0)
+
+RESNET50 = Preset(
+    TrainRun(
+        epochs=440,
+        batch_size=512,
+        image_size=224,
+        method=ODCParams(),
+        optimizer=OptimizerParams(
+            name="sgd", lr=0.06, momentum=0.9, weight_decay=1e-5, schedule="step", step_epochs=400.0, step_factor=0.4
+        ),
+        data=_STRONG,
+        backbone=BackboneParams(name="resnet50"),
+    ),
+    """ResNet-50 by online deep clustering, as in the paper (arXiv 2006.10645).
+
+    Source: the paper and its authors' configuration in OpenSelfSup (odc/r50_v1, facts only; 8 GPUs, 64 images each).
+    Command: deepcluster train odc-resnet50 --data imagenet/train --out runs/odc
+    Cost: not reported.
+    Score: ImageNet linear probe 53.4 % on the last layer, 57.7 % on the last stage's map; VOC07 SVM 78.4 mAP (theirs).
+    """,
+)
+
+RESNET18 = Preset(
+    TrainRun(
+        epochs=100,
+        batch_size=256,
+        image_size=224,
+        method=ODCParams(k=500),
+        optimizer=OptimizerParams(name="sgd", lr=0.06, momentum=0.9, weight_decay=1e-4, schedule="cosine"),
+        data=replace(_STRONG, crop_scale=(0.2, 1.0), jitter=0.8, hue=0.1, saturation=0.4),
+        backbone=BackboneParams(name="resnet18"),
+    ),
+    """ResNet-18 by online deep clustering, for a folder of photos; set --method.k to about ten times the kinds in it.
+
+    Source: our own values; the method is the paper's (arXiv 2006.10645).
+    Command: deepcluster train odc-resnet18 --data photos/ --out runs/photos --method.k 200
+    Cost and score: see the documentation's measurements of a short run on Imagenette.
+    """,
+)
+
+ALEXNET = Preset(
+    replace(RESNET50.run, backbone=BackboneParams(name="alexnet")),
+    """AlexNet with batch-norm by online deep clustering, in color, as in the paper (arXiv 2006.10645).
+
+    Source: the values of the paper's ResNet-50, since no configuration of its AlexNet was published.
+    Command: deepcluster train odc-alexnet --data imagenet/train --out runs/odc-alexnet
+    Cost: not reported.
+    Score: none that could be checked.
+    """,
+)
+
+CONVNET = Preset(
+    TrainRun(
+        epochs=28,
+        batch_size=256,
+        image_size=32,
+        keep_every=0,
+        method=ODCParams(k=500, feature_dim=128, hidden=256, dropout=0.2, min_size=10),
+        optimizer=OptimizerParams(name="adamw", lr=0.003, weight_decay=1e-4, schedule="cosine"),
+        data=DataParams(view_size=24, crop_scale=(0.2, 1.0), jitter=0.8, saturation=0.0, hue=0.0),
+        backbone=BackboneParams(name="convnet", sobel="paper"),
+    ),
+    """A small ConvNet for small images such as CIFAR-10, online, beside `deepcluster-convnet`.
+
+    Source: our own values; network, views and optimizer are those of `deepcluster-convnet`, to compare the methods.
+    Command: deepcluster train odc-convnet --data "cifar10/train-*.tar" --out runs/cifar-odc
+    Cost and score: see the documentation's measurements.
+    """,
+)
