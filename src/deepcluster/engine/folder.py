@@ -68,6 +68,19 @@ def about(run: TrainRun, preset: str, source: ImageSource, pixels: Pixels) -> di
     }
 
 
+def note_finished(folder: Path) -> None:
+    """Puts the hour at which the run was done with its last clustering into run.json."""
+    now = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    write_json(folder / "run.json", read_config(folder) | {"finished": now})
+
+
+def note_unfinished(folder: Path) -> None:
+    """Takes that hour away again: the run goes on, perhaps from an earlier checkpoint."""
+    config = read_config(folder)
+    if config.pop("finished", None):
+        write_json(folder / "run.json", config)
+
+
 def _left_over(path: Path) -> bool:
     """Whether a run that was killed before it had its run.json left this."""
     return path.name == ".try" or (path.name.startswith(".") and path.name.endswith(".part"))
