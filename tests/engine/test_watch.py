@@ -103,9 +103,7 @@ def test_the_sentence_is_said_once_and_anew_after_a_rise() -> None:
     asked = watch.Watch("knn", 1, 2, False, np.zeros(0, np.int64), np.zeros(0, np.int64))
     said = {until: asked.sentence(rows(*values[:until])) for until in range(1, len(values) + 1)}
     assert [until for until, sentence in said.items() if sentence] == [4, 9]
-    assert said[4] == (
-        "the kNN score has not risen since epoch 2 (51.3 %): checkpoints/best.ckpt holds that epoch"
-    )
+    assert said[4] == ("the kNN score has not risen since epoch 2 (51.3 %): checkpoints/best.ckpt holds that epoch")
     assert asked.sentence([*rows(*values[:4]), {"epoch": 4}]) is None  # an epoch that was not watched
 
 

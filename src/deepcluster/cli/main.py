@@ -20,6 +20,7 @@ COMMANDS = {
     "evaluate": "score a run: evaluate RUN clusters|knn --data S [--test S2]",
     "export": "the backbone for other libraries: export RUN --format safetensors|torchvision --out FILE",
     "report": "one page with curves, pictures and clusters: report RUN",
+    "study": "studies with a table and a picture: study k|reassign|stability|agreement|stopping|sizes|tree|figure2 ...",
 }
 
 HELP = """\

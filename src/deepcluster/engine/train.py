@@ -77,9 +77,7 @@ def train(
 def _train(
     run: TrainRun, source: ImageSource, folder: Path, fabric: Fabric, screen: Screen, *, preset: str, resume: bool
 ) -> runs.Run:
-    watch = make_watch(
-        run.watch, source, every=run.watch_every, patience=run.patience, stop=run.stop, seed=run.seed
-    )
+    watch = make_watch(run.watch, source, every=run.watch_every, patience=run.patience, stop=run.stop, seed=run.seed)
     pixels = _pixels(run, source, screen)
     if len(pixels.good) < 2:
         raise DeepClusterError(
@@ -301,9 +299,7 @@ def _keep_best(folder: Path, method: Method) -> None:
         Model(method.describer, model.whitening, model.centroids).save(kept / "best.safetensors")
 
 
-def _snapshots(
-    folder: Path, method: Method, metrics: Metrics, per_epoch: int
-) -> Callable[[Clustering, int], None]:
+def _snapshots(folder: Path, method: Method, metrics: Metrics, per_epoch: int) -> Callable[[Clustering, int], None]:
     """Writes model and assignment with the first clustering of each epoch, so an unfinished run can assign too; the
     clustering right after the best watched epoch gives best.safetensors clusters of its own network."""
     written: set[int] = set()

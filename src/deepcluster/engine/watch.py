@@ -97,9 +97,7 @@ def best_of(rows: Sequence[Mapping[str, Any]]) -> Best | None:
     return Best(*watched[place], since=len(watched) - 1 - place)
 
 
-def make_watch(
-    score: str, source: ImageSource, *, every: int, patience: int, stop: bool, seed: int
-) -> Watch | None:
+def make_watch(score: str, source: ImageSource, *, every: int, patience: int, stop: bool, seed: int) -> Watch | None:
     """The watch that the settings ask for; None for "none".
 
     Raises:
