@@ -56,6 +56,10 @@ class BackboneParams:
     """alexnet, vgg16, resnet18/34/50/101/152, convnet, or any timm model as timm:NAME."""
     sobel: Literal["none", "paper", "deepercluster"] = "none"
     """Fixed Sobel filters in place of color (§3.3), with the paper's or DeeperCluster's padding."""
+    weights: str = ""
+    """A file to begin with in place of drawn weights: a run's model.safetensors, an exported .safetensors, or a
+    checkpoint that DeepCluster's authors released; of the same network, Sobel and image size. A resumed run goes on
+    from its own checkpoint."""
     options: dict[str, Any] = field(default_factory=dict)
     """Further arguments of that backbone, such as stem small."""
 

@@ -199,6 +199,7 @@ CHANGES = {
     "data.shear": 30.0,
     "backbone.name": "resnet18",
     "backbone.sobel": "paper",
+    "backbone.weights": None,  # tests/engine/test_begin.py
     "backbone.options": {"widths": [8, 8, 8, 8, 8]},
 }
 TOGETHER = {

@@ -203,3 +203,13 @@ def test_kept_checkpoints_score_what_watching_would_have(images: Path, tmp_path:
     run = train(override(find_preset("tiny-deepcluster").run, values), str(images), tmp_path / "r", screen=QUIET)
     rows = score_checkpoints(run, QUIET)
     assert [row["watched"] for row in rows] == pytest.approx([row["watched"] for row in run.metrics])
+
+
+def test_a_series_that_begins_with_weights_goes_on(study: Path, images: Path, tmp_path: Path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    """run.json holds the file's whole path, the command a relative one."""
+    monkeypatch.chdir(study)
+    options = [*SMALL, "--backbone.weights", "k-00008/model.safetensors"]
+    assert study_k(images, tmp_path / "w", "4", options=options) == 0
+    first = (tmp_path / "w/k-00004/run.json").stat().st_mtime_ns
+    assert study_k(images, tmp_path / "w", "4", options=options) == 0
+    assert (tmp_path / "w/k-00004/run.json").stat().st_mtime_ns == first

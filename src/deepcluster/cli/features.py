@@ -16,13 +16,17 @@ from deepcluster.records import DeepClusterError
 if TYPE_CHECKING:
     import numpy as np
 
+WEIGHTS = (".tar", ".pth", ".safetensors")
+"""Endings of files, which no backbone's name has."""
+
 
 @dataclass(frozen=True)
 class Features:
     """Features of images as a memory-mapped table (N, D) float32, with a .json beside it."""
 
     model: Positional[str]
-    """A run folder, or a backbone: any timm model as timm:NAME, a torchvision one as torchvision:NAME."""
+    """A run folder, a backbone (any timm model as timm:NAME, a torchvision one as torchvision:NAME), or a file that
+    holds one: .safetensors, or a checkpoint that DeepCluster's authors released."""
     source: Annotated[str, arg(name="data")]
     """Images, as for train."""
     out: Path
@@ -30,7 +34,7 @@ class Features:
     tap: str | None = None
     """A layer to read in place of the output, averaged over space."""
     image_size: int = 224
-    """For a backbone by name: side of the images it sees. A run knows its own."""
+    """For a backbone by name: side of the images it sees. Runs and files know their own."""
     device: str = "auto"
     """auto, cpu, cuda, mps."""
     json: bool = False
@@ -47,13 +51,15 @@ def command(arguments: list[str]) -> None:
     from deepcluster.data.cache import load_pixels
     from deepcluster.data.sources import open_images
     from deepcluster.engine.log import Screen
-    from deepcluster.engine.model import named_model
+    from deepcluster.engine.model import file_model, named_model
     from deepcluster.engine.runs import load_run, pick_device, short_side
     from deepcluster.files import write_json
 
     screen, device = Screen(stderr=chosen.json), pick_device(chosen.device)
     if (Path(chosen.model) / "run.json").is_file():
         model = load_run(chosen.model).model
+    elif Path(chosen.model).is_file() or Path(chosen.model).suffix in WEIGHTS:
+        model = file_model(Path(chosen.model))
     elif Path(chosen.model).exists():
         raise DeepClusterError(
             f"{chosen.model} is no run folder (it has no run.json): give a run or a backbone's name."

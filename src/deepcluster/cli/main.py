@@ -15,10 +15,10 @@ COMMANDS = {
     "train": "train a preset on your images, or go on with a run: train PRESET --data S --out RUN",
     "presets": "list the presets, or print one whole: presets [NAME]",
     "assign": "cluster and distance of any images: assign RUN --data S --out FILE.csv",
-    "features": "features as a memory-mapped table: features RUN|BACKBONE --data S --out FILE.npy",
+    "features": "features as a memory-mapped table: features RUN|BACKBONE|FILE --data S --out FILE.npy",
     "cluster": "cluster a feature table: cluster FEATURES.npy --k K --out FILE.csv",
     "evaluate": "score a run: evaluate RUN clusters|knn --data S [--test S2]",
-    "export": "the backbone for other libraries: export RUN --format safetensors|torchvision --out FILE",
+    "export": "the backbone for other libraries: export RUN --format safetensors|torchvision|released --out FILE",
     "report": "one page with curves, pictures and clusters: report RUN",
     "study": "studies with a table and a picture: study k|reassign|stability|agreement|stopping|sizes|tree|figure2 ...",
 }

@@ -31,8 +31,9 @@ def command(arguments: list[str]) -> None:
         if chosen.json:
             print(json_module.dumps({name: preset.summary for name, preset in PRESETS.items()}))
             return
+        width = max(map(len, PRESETS)) + 2
         for name, preset in PRESETS.items():
-            print(f"{name:<22}{preset.summary}")
+            print(f"{name:<{width}}{preset.summary}")
         return
     preset = find_preset(chosen.name)
     values = as_dict(preset.run)

@@ -62,10 +62,17 @@ def about(run: TrainRun, preset: str, source: ImageSource, pixels: Pixels) -> di
         "images": len(source),
         "bad_images": len(pixels.bad),
         "source_fingerprint": source.fingerprint(),
-        "settings": settings.as_dict(run),
+        "settings": settings.as_dict(resolved(run)),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
+
+
+def resolved(run: TrainRun) -> TrainRun:
+    """The settings as run.json holds them: files by paths that lead to them from another working directory."""
+    if run.backbone.weights:
+        return settings.override(run, {"backbone.weights": str(Path(run.backbone.weights).absolute())})
+    return run
 
 
 def note_finished(folder: Path) -> None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from deepcluster.clustering.kmeans import nearest_centroids
 from deepcluster.clustering.whitening import Whitening
@@ -17,6 +17,8 @@ from deepcluster.data.cache import Pixels
 from deepcluster.features.extract import extract
 from deepcluster.files import write_whole
 from deepcluster.models.backbone import Backbone
+from deepcluster.models.export import load_backbone
+from deepcluster.models.released import load_released
 from deepcluster.models.zoo import build_backbone
 from deepcluster.records import DeepClusterError
 
@@ -105,3 +107,59 @@ def named_model(name: str, image_size: int) -> Model:
     """
     backbone = build_backbone(name, image_size=image_size, pretrained=True).eval()
     return Model(backbone, Whitening(), torch.zeros(0, backbone.dim))
+
+
+def file_model(file: Path) -> Model:
+    """A backbone from a file, without clusters; see `backbone_from`."""
+    backbone = backbone_from(file)
+    return Model(backbone, Whitening(), torch.zeros(0, backbone.dim))
+
+
+def backbone_from(file: Path | str) -> Backbone:
+    """The backbone in a run's model.safetensors, in a .safetensors of `deepcluster export`, or in a checkpoint that
+    DeepCluster's authors released; in eval mode, on the CPU.
+
+    Raises:
+        DeepClusterError: the file is none of them, or damaged.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    file = Path(file)
+    if file.suffix != ".safetensors":
+        return load_released(file).backbone
+    try:
+        with safe_open(file, "pt") as handle:
+            exported = "config" in (handle.metadata() or {})
+    except (SafetensorError, OSError) as error:
+        raise DeepClusterError(f"{file} cannot be read as safetensors ({error}): give a whole file.") from error
+    return load_backbone(file) if exported else Model.load(file).backbone
+
+
+def begin_with(file: Path | str, networks: Iterable[Backbone]) -> None:
+    """Puts the weights in `file` into `networks`, which were drawn alike.
+
+    Raises:
+        DeepClusterError: the file holds another network, or none.
+    """
+    begun = backbone_from(file)
+    made = ", ".join(f"{name} {value}" for name, value in begun.config.items())
+    for network in networks:
+        if _plan(begun) != _plan(network):
+            ours = ", ".join(f"{name} {value}" for name, value in network.config.items())
+            raise DeepClusterError(
+                f"{file} holds another network ({made}) than the one to be trained ({ours}): make the --backbone"
+                " settings and --image-size those of the file, or leave --backbone.weights out."
+            )
+        network.load_state_dict(begun.state_dict())
+
+
+def _plan(backbone: Backbone) -> tuple[object, ...]:
+    """All that must be alike for weights to mean the same: layers with their settings, shapes, normalization.
+    What only training uses, such as the rate of dropout, may differ."""
+    layers = [
+        (name, type(layer).__name__, layer.extra_repr())
+        for name, layer in backbone.named_modules()
+        if "Drop" not in type(layer).__name__ and not isinstance(layer, nn.Identity)
+    ]
+    shapes = {name: tuple(tensor.shape) for name, tensor in backbone.state_dict().items()}
+    return layers, shapes, backbone.mean, backbone.std

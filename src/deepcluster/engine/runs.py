@@ -19,6 +19,7 @@ from torch import Tensor
 from deepcluster.clustering.whitening import Whitening
 from deepcluster.data.cache import Pixels, load_pixels
 from deepcluster.data.sources import ImageSource, open_images
+from deepcluster.engine import checkpoint
 from deepcluster.engine.assignment import Assignment
 from deepcluster.engine.log import read_metrics
 from deepcluster.engine.model import MODEL, Model
@@ -87,6 +88,26 @@ class Run:
     def centroids(self) -> Tensor:
         """(K, D) in whitened features."""
         return self.model.centroids
+
+    @property
+    def head(self) -> tuple[Tensor, Tensor] | None:
+        """Weight (K, D) and bias (K,) of the (first) classifier over clusters in the last checkpoint; None where there
+        is no checkpoint or no such classifier.
+
+        It was trained on the clusters before the last ones, which `centroids` are of, and together with the weights of
+        that checkpoint, which `backbone` has in a finished run without averaging. A cosine classifier is told by its
+        unit directions without bias, which choose the same cluster for every image.
+        """
+        file = self.folder / "checkpoints" / "last.ckpt"
+        if not file.exists():
+            return None
+        state = checkpoint.load(file)["method"]
+        if "heads.0.directions" in state:
+            directions = torch.nn.functional.normalize(state["heads.0.directions"], dim=1)
+            return directions, torch.zeros(len(directions))
+        if "heads.0.linear.weight" in state:
+            return state["heads.0.linear.weight"], state["heads.0.linear.bias"]
+        return None
 
     @property
     def image_size(self) -> int:

@@ -26,7 +26,7 @@ from deepcluster.engine import checkpoint, runs
 from deepcluster.engine import folder as run_folder
 from deepcluster.engine.log import Metrics, Screen
 from deepcluster.engine.loop import Progress, Walk, refresh, steps_per_epoch, walk
-from deepcluster.engine.model import MODEL, Model
+from deepcluster.engine.model import MODEL, Model, begin_with
 from deepcluster.engine.optim import make_optimizer
 from deepcluster.engine.schedules import factor
 from deepcluster.engine.signals import stop_signals
@@ -93,6 +93,9 @@ def _train(
 
     seed_everything(run.seed)
     method = build_method(run, len(source))
+    last = folder / "checkpoints" / "last.ckpt"
+    if run.backbone.weights and not (resume and last.exists()):
+        begin_with(run.backbone.weights, (method.backbone, method.describer))
     method.to(device=fabric.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = make_optimizer(
         method.backbone.parameters(),
@@ -103,7 +106,6 @@ def _train(
     )
     per_epoch, batch_size = steps_per_epoch(len(pixels.good), run.batch_size)
     progress = Progress(per_epoch, batch_size)
-    last = folder / "checkpoints" / "last.ckpt"
     if resume and last.exists():
         progress = restore(last, method, optimizer, fabric)
         screen.say(f"resuming {folder} at epoch {progress.step // progress.steps_per_epoch + 1}, step {progress.step}")
@@ -346,7 +348,10 @@ def at_checkpoint(config: dict[str, Any], file: Path) -> Backbone:
 
 
 def untrained(config: dict[str, Any]) -> Backbone:
-    """The backbone of a run as it was drawn, before its first step."""
+    """The backbone of a run as it was before its first step: drawn, or with the weights it began with."""
     run = settings.from_dict(config["settings"])
     seed_everything(run.seed)
-    return build_method(run, config["images"]).backbone.eval()
+    backbone = build_method(run, config["images"]).backbone
+    if run.backbone.weights:
+        begin_with(run.backbone.weights, [backbone])
+    return backbone.eval()

@@ -9,9 +9,14 @@ from deepcluster.settings import nearest
 
 PRESETS: dict[str, Preset] = {
     "deepcluster-alexnet": deepcluster.ALEXNET,
+    "deepcluster-alexnet-rgb": deepcluster.ALEXNET_RGB,
+    "deepcluster-alexnet-uncurated": deepcluster.ALEXNET_UNCURATED,
     "deepcluster-vgg16": deepcluster.VGG16,
+    "deepcluster-vgg16-rgb": deepcluster.VGG16_RGB,
     "deepcluster-resnet18": deepcluster.RESNET18,
+    "deepcluster-resnet18-sobel": deepcluster.RESNET18_SOBEL,
     "deepcluster-resnet50": deepcluster.RESNET50,
+    "deepcluster-resnet50-rgb": deepcluster.RESNET50_RGB,
     "deepcluster-convnet": deepcluster.CONVNET,
     "tiny-deepcluster": tiny.DEEPCLUSTER,
 }

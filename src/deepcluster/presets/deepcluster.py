@@ -25,6 +25,31 @@ ALEXNET = Preset(
     """,
 )
 
+ALEXNET_RGB = Preset(
+    replace(ALEXNET.run, backbone=BackboneParams(name="alexnet")),
+    """AlexNet with batch-norm on raw colors, the paper's other input (arXiv 1807.05520).
+
+    Source: the paper's figure of first-layer filters, learned on raw colors beside Sobel-filtered ones: most of them
+        see only color, which is why the paper's scores are of the latter. All other values as in deepcluster-alexnet.
+    Command: deepcluster train deepcluster-alexnet-rgb --data imagenet/train --out runs/alexnet-rgb
+    Cost: as deepcluster-alexnet; reading colors is not dearer than Sobel.
+    Score: not known to us; expect less than deepcluster-alexnet.
+    """,
+)
+
+ALEXNET_UNCURATED = Preset(
+    replace(ALEXNET.run, method=DeepClusterParams(k=10_000)),
+    """AlexNet on Sobel-filtered images of an uncurated set, the paper's YFCC100M experiment (arXiv 1807.05520).
+
+    Source: the paper's comparison of ImageNet with photos from YFCC100M, which no one sorted into kinds: the same
+        values on other images, k = 10,000 as before.
+    Command: deepcluster train deepcluster-alexnet-uncurated --data "yfcc100m/*.tar" --out runs/uncurated
+    Cost: as deepcluster-alexnet for as many images.
+    Score: transfer to Pascal VOC, last layers / all layers: classification 67.3/69.3 mAP, detection 45.6/53.0 mAP,
+        segmentation 39.2/42.2 mIoU (the paper's figures; from ImageNet 72.0/73.7, 51.4/55.4, 43.2/45.1).
+    """,
+)
+
 VGG16 = Preset(
     replace(ALEXNET.run, backbone=BackboneParams(name="vgg16", sobel="paper")),
     """VGG-16 with batch-norm on Sobel-filtered images, as in the paper (arXiv 1807.05520).
@@ -33,6 +58,17 @@ VGG16 = Preset(
     Command: deepcluster train deepcluster-vgg16 --data imagenet/train --out runs/vgg16
     Cost: not reported; about ten times AlexNet's arithmetic per image.
     Score: VOC 2007 detection 65.9 mAP; retrieval Oxford/Paris 61.0/72.0 mAP (the paper's figures).
+    """,
+)
+
+VGG16_RGB = Preset(
+    replace(VGG16.run, backbone=BackboneParams(name="vgg16")),
+    """VGG-16 with batch-norm on raw colors (arXiv 1807.05520); exports to torchvision's vgg16_bn.
+
+    Source: the values of deepcluster-vgg16 without its Sobel filters; a choice of ours.
+    Command: deepcluster train deepcluster-vgg16-rgb --data imagenet/train --out runs/vgg16-rgb
+    Cost: as deepcluster-vgg16.
+    Score: not known to us; the paper's figures are of Sobel-filtered images.
     """,
 )
 
@@ -56,6 +92,17 @@ RESNET18 = Preset(
     """,
 )
 
+RESNET18_SOBEL = Preset(
+    replace(RESNET18.run, backbone=BackboneParams(name="resnet18", sobel="paper")),
+    """ResNet-18 on Sobel-filtered images: as deepcluster-resnet18, for photos whose colors mean nothing.
+
+    Source: our own values; Sobel as in the paper (arXiv 1807.05520 §3.3).
+    Command: deepcluster train deepcluster-resnet18-sobel --data photos/ --out runs/photos --method.k 200
+    Cost: as deepcluster-resnet18.
+    Score: not measured yet.
+    """,
+)
+
 RESNET50 = Preset(
     TrainRun(
         epochs=200,
@@ -73,6 +120,22 @@ RESNET50 = Preset(
     Cost: not reported.
     Score: ImageNet linear probe 46.9 % on the last layer, 57.7 % on the fourth stage (their figures); without
         Sobel and with lr .3, 50.4 %.
+    """,
+)
+
+RESNET50_RGB = Preset(
+    replace(
+        RESNET50.run,
+        optimizer=replace(RESNET50.run.optimizer, lr=0.3),
+        backbone=BackboneParams(name="resnet50"),
+    ),
+    """ResNet-50 on colors with lr .3, OpenSelfSup's variant without Sobel.
+
+    Source: OpenSelfSup's configuration deepcluster/r50 with Sobel taken out and the learning rate raised (facts only;
+        8 GPUs with 64 images each); all other values as in deepcluster-resnet50.
+    Command: deepcluster train deepcluster-resnet50-rgb --data imagenet/train --out runs/resnet50-rgb
+    Cost: not reported.
+    Score: ImageNet linear probe 50.4 % on the last layer (their figure; 46.9 % with Sobel).
     """,
 )
 

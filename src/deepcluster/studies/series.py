@@ -247,7 +247,9 @@ def _same_run(folder: Path, wanted: TrainRun, source: ImageSource) -> dict[str, 
     """
     config = read_config(folder)
     # both by way of JSON, which makes lists of tuples and floats of a float setting's whole numbers
-    there, asked = (_flat(settings.from_dict(each)) for each in (config["settings"], settings.as_dict(wanted)))
+    there, asked = (
+        _flat(settings.from_dict(each)) for each in (config["settings"], settings.as_dict(run_folder.resolved(wanted)))
+    )
     other = [name for name in asked if name not in BESIDE and there[name] != asked[name]]
     if other:
         name = other[0]

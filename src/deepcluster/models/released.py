@@ -1,0 +1,281 @@
+"""The checkpoints of AlexNet and VGG-16 that DeepCluster's authors published, read and written.
+
+Such a file is a dict of epoch, arch, state_dict and optimizer, as `torch.save` writes it. Its names are mapped to
+ours one by one, in the tables below; neither order nor shape is asked what a tensor might be.
+
+What the authors' networks have and ours have not: a ReLU at the end of `classifier` (there it is taken away to
+describe images, here the classifier over clusters begins with it; the paper's features are read before it), the
+classifier over clusters as `top_layer`, and the Sobel filters as convolutions `sobel.0` (gray) and `sobel.1`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from deepcluster.files import write_whole
+from deepcluster.models.alexnet import DIM, ConvThenLinear
+from deepcluster.models.backbone import IMAGENET_MEAN, IMAGENET_STD, Backbone
+from deepcluster.models.sobel import input_layer
+from deepcluster.models.torch_files import read_torch
+from deepcluster.models.zoo import build_backbone
+from deepcluster.records import DeepClusterError
+
+IMAGE_SIZE = 224
+
+# Their layer -> ours. Between the convolutions stand batch-norm, ReLU and pooling, and all of them count: AlexNet's
+# conv2 is number 4. AlexNet has a dropout before fc6, so that its linear layers are 1 and 4; VGG has none: 0 and 3.
+ALEXNET = {
+    "features.0": "trunk.features.0",  # conv1
+    "features.1": "trunk.features.1",
+    "features.4": "trunk.features.4",  # conv2
+    "features.5": "trunk.features.5",
+    "features.8": "trunk.features.8",  # conv3
+    "features.9": "trunk.features.9",
+    "features.11": "trunk.features.11",  # conv4
+    "features.12": "trunk.features.12",
+    "features.14": "trunk.features.14",  # conv5
+    "features.15": "trunk.features.15",
+    "classifier.1": "trunk.classifier.1",  # fc6
+    "classifier.4": "trunk.classifier.4",  # fc7
+}
+VGG16 = {
+    "features.0": "trunk.features.0",  # conv1, of width 64
+    "features.1": "trunk.features.1",
+    "features.3": "trunk.features.3",  # conv2
+    "features.4": "trunk.features.4",
+    "features.7": "trunk.features.7",  # conv3, of width 128
+    "features.8": "trunk.features.8",
+    "features.10": "trunk.features.10",  # conv4
+    "features.11": "trunk.features.11",
+    "features.14": "trunk.features.14",  # conv5, of width 256
+    "features.15": "trunk.features.15",
+    "features.17": "trunk.features.17",  # conv6
+    "features.18": "trunk.features.18",
+    "features.20": "trunk.features.20",  # conv7
+    "features.21": "trunk.features.21",
+    "features.24": "trunk.features.24",  # conv8, of width 512
+    "features.25": "trunk.features.25",
+    "features.27": "trunk.features.27",  # conv9
+    "features.28": "trunk.features.28",
+    "features.30": "trunk.features.30",  # conv10
+    "features.31": "trunk.features.31",
+    "features.34": "trunk.features.34",  # conv11
+    "features.35": "trunk.features.35",
+    "features.37": "trunk.features.37",  # conv12
+    "features.38": "trunk.features.38",
+    "features.40": "trunk.features.40",  # conv13
+    "features.41": "trunk.features.41",
+    "classifier.0": "trunk.classifier.0",  # fc6
+    "classifier.3": "trunk.classifier.3",  # fc7
+}
+LAYERS = {"alexnet": ALEXNET, "vgg16": VGG16}
+SIDES = {"alexnet": 6, "vgg16": 7}
+"""Side of the last map that their linear layers are made for."""
+
+SOBEL = {
+    "sobel.0.weight": torch.full((1, 3, 1, 1), 1 / 3),
+    "sobel.0.bias": torch.zeros(1),
+    "sobel.1.weight": torch.tensor(
+        [
+            [[[1.0, 0.0, -1.0], [2.0, 0.0, -2.0], [1.0, 0.0, -1.0]]],
+            [[[1.0, 2.0, 1.0], [0.0, 0.0, 0.0], [-1.0, -2.0, -1.0]]],
+        ]
+    ),
+    "sobel.1.bias": torch.zeros(2),
+}
+
+
+@dataclass(frozen=True)
+class Released:
+    """A published checkpoint.
+
+    Attributes:
+        backbone: in eval mode, on the CPU, for images of 224 px; its output is fc7 before the ReLU.
+        head_weight: (K, 4096) of the classifier over clusters, which reads fc7 after its ReLU, or None.
+        head_bias: (K,), or None.
+        arch: "alexnet" or "vgg16".
+        epoch: epochs that were trained; 0 where the file does not say.
+        k: outputs of the classifier over clusters; 0 where there is none.
+    """
+
+    backbone: Backbone
+    head_weight: Tensor | None
+    head_bias: Tensor | None
+    arch: str
+    epoch: int
+    k: int
+
+
+def load_released(file: str | Path) -> Released:
+    """Reads a checkpoint that DeepCluster's authors published, or one that `save_released` wrote.
+
+    Nothing in the file is run. Sobel is there where `sobel.0.weight` is, K is the length of `top_layer.bias`, and
+    `.module`, which DataParallel leaves in names, may be there or not. Files of before torch 0.4.1 have no
+    `num_batches_tracked`; nothing reads it.
+
+    Raises:
+        DeepClusterError: missing, damaged, wanting to run code, or not of this layout.
+    """
+    arch, epoch, theirs = _layout(Path(file))
+    sobel = "sobel.0.weight" in theirs
+    if sobel:
+        _take_sobel(theirs, file)
+    weight, bias = _take_head(theirs, file)
+    with torch.device("meta"):  # no weights are drawn that would be replaced
+        backbone = build_backbone(arch, sobel="paper" if sobel else "none", image_size=IMAGE_SIZE)
+    backbone.sobel = input_layer(backbone.config["sobel"])[0]  # its filters are fixed, and not in the state dict
+    shapes, weights = backbone.state_dict(), dict[str, Tensor]()
+    for their_name, our_name in _names(backbone, arch).items():
+        ours = shapes[our_name]
+        if their_name.endswith("num_batches_tracked") and their_name not in theirs:
+            weights[our_name] = torch.zeros((), dtype=ours.dtype)
+            continue
+        weights[our_name] = _take(theirs, their_name, tuple(ours.shape), file).to(ours.dtype).contiguous()
+    if theirs:
+        raise DeepClusterError(
+            f"{file} holds {next(iter(theirs))}, which {_called(arch)} of DeepCluster does not have: it was changed, or"
+            " its arch is wrong."
+        )
+    backbone.load_state_dict(weights, assign=True)
+    return Released(backbone.eval(), weight, bias, arch, epoch, 0 if bias is None else len(bias))
+
+
+def save_released(
+    backbone: Backbone,
+    file: str | Path,
+    head: tuple[Tensor, Tensor] | None = None,
+    epoch: int = 0,
+    k: int = 1000,
+) -> Path:
+    """Writes `backbone` so that the authors' evaluation scripts read it; `load_released` is the inverse.
+
+    Args:
+        backbone: alexnet or vgg16, with the paper's Sobel or without, for images of 224 px.
+        head: weight (K, 4096) and bias (K,) of the classifier over clusters.
+        epoch: epochs that were trained.
+        k: without a `head`, the outputs of a `top_layer` of zeros. Their scripts read K from it and cut it off
+            before they look at features, so that it has to be there and its numbers do not matter.
+
+    The optimizer's entry is there and empty: their evaluation does not read it, their training cannot go on from it.
+    The file has torch's form of before version 1.6, which old versions read as new ones do.
+
+    Raises:
+        DeepClusterError: a backbone or head that their scripts have no place for, or a file that cannot be written.
+    """
+    arch = _fitting(backbone)
+    weight, bias = (torch.zeros(k, DIM), torch.zeros(k)) if head is None else head
+    if weight.ndim != 2 or weight.shape[1] != DIM or bias.shape != weight.shape[:1] or len(weight) < 1:
+        raise DeepClusterError(
+            f"The classifier over clusters must have a weight of shape (K, {DIM}) and a bias of shape (K,), K at least"
+            f" 1, not {tuple(weight.shape)} and {tuple(bias.shape)}."
+        )
+    ours = backbone.state_dict()
+    theirs = {} if backbone.config["sobel"] == "none" else dict(SOBEL)
+    theirs |= {_parallel(their_name): ours[our_name] for their_name, our_name in _names(backbone, arch).items()}
+    theirs |= {"top_layer.weight": weight, "top_layer.bias": bias}
+    state = {
+        "epoch": epoch,
+        "arch": arch,
+        "state_dict": {name: tensor.detach().cpu().contiguous().clone() for name, tensor in theirs.items()},
+        "optimizer": {"state": {}, "param_groups": []},
+    }
+    return write_whole(Path(file), lambda beside: torch.save(state, beside, _use_new_zipfile_serialization=False))
+
+
+def _names(backbone: Backbone, arch: str) -> dict[str, str]:
+    """Every tensor's name with them -> with us."""
+    return {
+        f"{theirs}.{part}": f"{ours}.{part}"
+        for theirs, ours in LAYERS[arch].items()
+        for part in backbone.get_submodule(ours).state_dict()
+    }
+
+
+def _layout(file: Path) -> tuple[str, int, dict[str, Tensor]]:
+    """arch, epoch and the tensors by name, `.module` taken out."""
+    state = read_torch(file)
+    if not isinstance(state, dict) or not isinstance(state.get("state_dict"), dict) or "arch" not in state:
+        raise DeepClusterError(
+            f"{file} has not the layout of DeepCluster's checkpoints (a dict with arch and state_dict): give one of"
+            " theirs, or a model.safetensors of ours."
+        )
+    arch, epoch = state["arch"], state.get("epoch", 0)
+    if not isinstance(arch, str) or arch not in LAYERS:
+        raise DeepClusterError(
+            f"{file} holds a network called {arch!r}, but DeepCluster's checkpoints are of {' and '.join(LAYERS)}:"
+            " give one of these."
+        )
+    tensors: dict[str, Tensor] = {}
+    for key, value in state["state_dict"].items():
+        if not isinstance(value, Tensor):
+            raise DeepClusterError(f"{file} has no tensor at {key!r} of its state_dict: it is damaged; get it again.")
+        tensors[".".join(part for part in str(key).split(".") if part != "module")] = value.detach()
+    return arch, epoch if isinstance(epoch, int) else 0, tensors
+
+
+def _take(theirs: dict[str, Tensor], name: str, shape: tuple[int, ...], file: str | Path) -> Tensor:
+    """Takes the tensor of this name and shape out of `theirs`."""
+    if name not in theirs:
+        raise DeepClusterError(f"{file} has no {name} in its state_dict, so it is not whole: get it again.")
+    tensor = theirs.pop(name)
+    if tuple(tensor.shape) != shape:
+        raise DeepClusterError(
+            f"{name} of {file} has the shape {tuple(tensor.shape)} and should have {shape}: it is of another network"
+            " than its arch says."
+        )
+    return tensor
+
+
+def _take_sobel(theirs: dict[str, Tensor], file: str | Path) -> None:
+    """Takes the filters out, after a look whether they are the ones that our Sobel layer has."""
+    for name, expected in SOBEL.items():
+        found = _take(theirs, name, tuple(expected.shape), file)
+        if not torch.allclose(found.float(), expected, atol=1e-6):
+            raise DeepClusterError(
+                f"{name} of {file} is not the paper's fixed Sobel filter: backbones with other filters in front are not"
+                " read."
+            )
+
+
+def _take_head(theirs: dict[str, Tensor], file: str | Path) -> tuple[Tensor | None, Tensor | None]:
+    """Takes the classifier over clusters out, where there is one."""
+    if "top_layer.weight" not in theirs and "top_layer.bias" not in theirs:
+        return None, None
+    k = theirs["top_layer.bias"].numel() if "top_layer.bias" in theirs else 0
+    bias = _take(theirs, "top_layer.bias", (k,), file)
+    return _take(theirs, "top_layer.weight", (k, DIM), file), bias
+
+
+def _fitting(backbone: Backbone) -> str:
+    """The arch of a backbone that the authors' scripts can rebuild.
+
+    Raises:
+        DeepClusterError: they have no such network.
+    """
+    name, sobel, trunk = backbone.name, backbone.config["sobel"], backbone.trunk
+    if name not in LAYERS or not isinstance(trunk, ConvThenLinear):
+        wrong = f"its network is {name}, theirs are {' and '.join(LAYERS)}"
+    elif sobel not in ("none", "paper"):
+        wrong = f"its input layer is {sobel}, theirs are none and paper"
+    elif trunk.side != SIDES[name]:
+        wrong = f"it was made for images of {backbone.image_size} px, theirs for {IMAGE_SIZE} px"
+    elif (backbone.mean, backbone.std) != (IMAGENET_MEAN, IMAGENET_STD):
+        wrong = "its images are not normalized with ImageNet's mean and deviation, as theirs are"
+    else:
+        return name
+    raise DeepClusterError(
+        f"This backbone cannot be written for the scripts of DeepCluster's authors ({wrong}): export it as safetensors."
+    )
+
+
+def _parallel(name: str) -> str:
+    """Their convolutions lie in DataParallel, which puts `.module` into the name; the linear layers do not."""
+    return name.replace("features.", "features.module.", 1)
+
+
+def _called(arch: str) -> str:
+    return {"alexnet": "AlexNet", "vgg16": "VGG-16"}[arch]
