@@ -210,6 +210,15 @@ class TrainRun:
     """Keep epoch-NNNN.ckpt after every so many epochs; 0 = only last.ckpt."""
     save_minutes: float = 10.0
     """Save last.ckpt at least this often within an epoch too."""
+    watch: Literal["none", "knn", "nmi"] = "none"
+    """Where labels exist, score the run as it trains and keep the best epoch as checkpoints/best.ckpt: by the kNN of
+    the features (on up to 5,000 images, leaving one out), or by NMI(t, labels). The method never sees the labels."""
+    watch_every: int = 1
+    """Watch after every so many epochs."""
+    patience: int = 10
+    """Watched values without a rise after which the run says that it has stopped rising."""
+    stop: bool = False
+    """End the run there."""
     method: DeepClusterParams | ODCParams = field(default_factory=DeepClusterParams)
     optimizer: OptimizerParams = field(default_factory=OptimizerParams)
     data: DataParams = field(default_factory=DataParams)

@@ -152,6 +152,10 @@ CHANGES = {
     "device": None,
     "keep_every": None,
     "save_minutes": None,
+    "watch": None,  # these four follow the training and never change it: test_watch.py
+    "watch_every": None,
+    "patience": None,
+    "stop": None,
     "method.k": 5,
     "method.algorithm": None,
     "method.neighbors": None,

@@ -54,8 +54,6 @@ def prepare_folder(folder: Path, *, resume: bool, overwrite: bool) -> None:
 
 def about(run: TrainRun, preset: str, source: ImageSource, pixels: Pixels, clusterer: object = None) -> dict[str, Any]:
     """run.json: everything resolved; a clusterer that was handed over, as it prints itself."""
-    if run.backbone.weights:
-        run = settings.override(run, {"backbone.weights": str(Path(run.backbone.weights).absolute())})
     packages = ("deepcluster", "torch", "torchvision", "lightning-fabric", "numpy")
     return {
         "preset": preset,
@@ -64,11 +62,31 @@ def about(run: TrainRun, preset: str, source: ImageSource, pixels: Pixels, clust
         "images": len(source),
         "bad_images": len(pixels.bad),
         "source_fingerprint": source.fingerprint(),
-        "settings": settings.as_dict(run),
+        "settings": settings.as_dict(resolved(run)),
         **({} if clusterer is None else {"clusterer": repr(clusterer)}),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
+
+
+def resolved(run: TrainRun) -> TrainRun:
+    """The settings as run.json holds them: files by paths that lead to them from another working directory."""
+    if run.backbone.weights:
+        return settings.override(run, {"backbone.weights": str(Path(run.backbone.weights).absolute())})
+    return run
+
+
+def note_finished(folder: Path) -> None:
+    """Puts the hour at which the run was done with its last clustering into run.json."""
+    now = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    write_json(folder / "run.json", read_config(folder) | {"finished": now})
+
+
+def note_unfinished(folder: Path) -> None:
+    """Takes that hour away again: the run goes on, perhaps from an earlier checkpoint."""
+    config = read_config(folder)
+    if config.pop("finished", None):
+        write_json(folder / "run.json", config)
 
 
 def _left_over(path: Path) -> bool:

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from lightning_fabric import Fabric
 
@@ -24,6 +25,7 @@ from deepcluster.engine import checkpoint
 from deepcluster.engine.health import check_clusters, check_loss
 from deepcluster.engine.log import Metrics, Screen, line
 from deepcluster.engine.optim import set_rate, step_all
+from deepcluster.engine.watch import Watch, best_of, knn_score
 from deepcluster.features.extract import extract
 from deepcluster.methods.method import Described, Method
 from deepcluster.records import Clustering, DeepClusterError, Interrupted, seeded
@@ -65,6 +67,8 @@ class Walk:
         rate: (step, steps, steps_per_epoch) -> factor of the learning rate.
         clip: largest gradient norm; 0 = any.
         on_refresh: told of each clustering together with the step.
+        watch: the downstream measure that is followed; None = none is.
+        on_best: called after each epoch that has the highest watched value so far, once last.ckpt holds it.
         stopped: asked after each batch; true once Ctrl-C or SIGTERM came.
     """
 
@@ -84,6 +88,8 @@ class Walk:
     keep_every: int
     save_seconds: float
     on_refresh: Callable[[Clustering, int], None]
+    watch: Watch | None
+    on_best: Callable[[], None]
     stopped: Callable[[], bool]
 
 
@@ -97,8 +103,12 @@ def walk(w: Walk, progress: Progress) -> None:
     fabric, method, per_epoch = w.fabric, w.method, progress.steps_per_epoch
     steps = w.epochs * per_epoch
     scaler = getattr(fabric.strategy.precision, "scaler", None)
+    if progress.step % per_epoch == 0 and "images" in progress.totals:
+        close_epoch(w, progress)  # the run was stopped while it looked back on that epoch
+    elif _is_best(w, progress):
+        w.on_best()  # or was killed before it had kept it
     saved_at = time.monotonic()
-    while progress.step < steps:
+    while progress.step < steps and not (w.watch and w.watch.over(w.metrics.rows)):
         if method.due(progress.step, per_epoch) and progress.refreshed != progress.step:
             try:
                 refresh(w, progress)
@@ -148,15 +158,54 @@ def walk(w: Walk, progress: Progress) -> None:
         progress.add("loss", loss_sum.item())
         _took(progress, "seconds_train", began)
         if progress.step % per_epoch == 0:
-            finish_epoch(w, progress, epoch)
-            save(w, progress)
+            close_epoch(w, progress)
             saved_at = time.monotonic()
-            if w.keep_every and (epoch + 1) % w.keep_every == 0:
-                name = f"epoch-{epoch:04d}.ckpt"
-                checkpoint.keep_copy(w.folder / "checkpoints" / "last.ckpt", w.folder / "checkpoints" / name)
         if w.stopped() and progress.step < steps:
             save(w, progress)
             raise Interrupted
+
+
+def close_epoch(w: Walk, progress: Progress) -> None:
+    """Looks back on the epoch that has just ended, notes it, and keeps what is to be kept.
+
+    Raises:
+        Interrupted: while it looked; the epoch is noted when the run goes on.
+    """
+    epoch = progress.step // progress.steps_per_epoch - 1
+    try:
+        watched = look(w, progress, epoch)
+    except Interrupted:
+        save(w, progress)
+        raise
+    finish_epoch(w, progress, epoch, watched)
+    save(w, progress)
+    last = w.folder / "checkpoints" / "last.ckpt"
+    if w.keep_every and (epoch + 1) % w.keep_every == 0:
+        checkpoint.keep_copy(last, last.with_name(f"epoch-{epoch:04d}.ckpt"))
+    if _is_best(w, progress):
+        w.on_best()
+    if w.watch and (said := w.watch.sentence(w.metrics.rows)):
+        w.screen.say(said)
+
+
+def look(w: Walk, progress: Progress, epoch: int) -> dict[str, Any]:
+    """The downstream measure after `epoch` and what it took, for metrics.jsonl; empty when it is not due."""
+    if w.watch is None or not w.watch.due(epoch):
+        return {}
+    began = time.perf_counter()
+    if w.watch.score == "nmi":
+        value = progress.latest.get("nmi_labels")
+    else:
+        with checkpoint.undisturbed():  # a layer of somebody else's may draw
+            described = describe_all(w, -1, w.watch.images)
+        value = knn_score(described.features, w.watch.labels[described.index])
+    return {"watched": value, "seconds_watched": time.perf_counter() - began}
+
+
+def _is_best(w: Walk, progress: Progress) -> bool:
+    """Whether the run stands at the end of the epoch with the highest watched value."""
+    best = best_of(w.metrics.rows) if w.watch else None
+    return best is not None and progress.step == (best.epoch + 1) * progress.steps_per_epoch
 
 
 def segment(method: Method, step: int, per_epoch: int) -> tuple[int, int]:
@@ -202,9 +251,9 @@ def refresh(w: Walk, progress: Progress, *, last: bool = False) -> Clustering | 
     return clustering
 
 
-def describe_all(w: Walk, step: int) -> Described:
-    """The describer's features of every decodable image; at step -1, of plain views."""
-    with w.screen.bar("features", len(w.pixels.good)) as advance:
+def describe_all(w: Walk, step: int, only: np.ndarray | None = None) -> Described:
+    """The describer's features of every decodable image, or of (M,) positions `only`; at step -1, of plain views."""
+    with w.screen.bar("features", len(w.pixels.good if only is None else only)) as advance:
 
         def check(images: int) -> None:
             advance(images)
@@ -218,6 +267,7 @@ def describe_all(w: Walk, step: int) -> Described:
             mean=w.views.mean,
             std=w.views.std,
             device=w.fabric.device,
+            only=only,
             views=replace(w.views, count=1) if w.describe_views and step >= 0 else None,
             key=(w.seed, DESCRIBE, step),
             autocast=w.fabric.autocast,
@@ -227,7 +277,7 @@ def describe_all(w: Walk, step: int) -> Described:
     return Described(index, features)
 
 
-def finish_epoch(w: Walk, progress: Progress, epoch: int) -> None:
+def finish_epoch(w: Walk, progress: Progress, epoch: int, watched: dict[str, Any]) -> None:
     """One line on the screen and in metrics.jsonl."""
     totals, latest = progress.totals, progress.latest
     loss, seconds = totals["loss"] / totals["images"], totals["seconds_train"]
@@ -250,8 +300,8 @@ def finish_epoch(w: Walk, progress: Progress, epoch: int) -> None:
     }
     row |= {name: latest[name] for name in ("nmi_labels", "purity") if name in latest}
     row |= w.method.measured()
-    w.metrics.add(row)
-    w.screen.say(line(row, w.epochs))
+    w.metrics.add(row | watched)
+    w.screen.say(line(row | watched, w.epochs))
     check_loss([entry["loss"] for entry in w.metrics.rows], latest.get("k", 1), w.screen.warn)
     progress.totals = {}
     for name in ("nmi_previous", "reassigned"):  # an epoch without a clustering has none

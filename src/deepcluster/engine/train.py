@@ -27,10 +27,11 @@ from deepcluster.engine import checkpoint, runs
 from deepcluster.engine import folder as run_folder
 from deepcluster.engine.log import Metrics, Screen
 from deepcluster.engine.loop import Progress, Walk, refresh, steps_per_epoch, walk
-from deepcluster.engine.model import Model, begin_with
+from deepcluster.engine.model import MODEL, Model, begin_with
 from deepcluster.engine.optim import make_optimizer
 from deepcluster.engine.schedules import factor
 from deepcluster.engine.signals import stop_signals
+from deepcluster.engine.watch import best_of, make_watch
 from deepcluster.files import write_json
 from deepcluster.methods.deepcluster import Clusterer, DeepCluster
 from deepcluster.methods.method import Method
@@ -90,6 +91,7 @@ def _train(
     resume: bool,
     clusterer: Clusterer | None,
 ) -> runs.Run:
+    watch = make_watch(run.watch, source, every=run.watch_every, patience=run.patience, stop=run.stop, seed=run.seed)
     pixels = _pixels(run, source, screen)
     if len(pixels.good) < 2:
         raise DeepClusterError(
@@ -99,6 +101,7 @@ def _train(
         write_json(folder / "run.json", run_folder.about(run, preset, source, pixels, clusterer))
     else:
         run_folder.same_images(runs.read_config(folder), source, folder)
+        run_folder.note_unfinished(folder)
     run_folder.write_bad_images(folder, pixels)
     run_folder.tell_bad(pixels, folder, screen)
 
@@ -123,6 +126,7 @@ def _train(
     elif resume:
         screen.say(f"{folder} has no checkpoint yet: starting from its beginning")
     views = views_of(run, method.backbone)
+    metrics = Metrics(folder, progress.step // progress.steps_per_epoch)
     with stop_signals() as stopped:
         w = Walk(
             fabric=fabric,
@@ -136,11 +140,13 @@ def _train(
             clip=run.optimizer.clip,
             folder=folder,
             screen=screen,
-            metrics=Metrics(folder, progress.step // progress.steps_per_epoch),
+            metrics=metrics,
             describe_views=run.data.describe == "augmented",
             keep_every=run.keep_every,
             save_seconds=60 * run.save_minutes,
-            on_refresh=_snapshots(folder, method, progress.steps_per_epoch),
+            on_refresh=_snapshots(folder, method, metrics, progress.steps_per_epoch),
+            watch=watch,
+            on_best=lambda: _keep_best(folder, method),
             stopped=stopped,
         )
         if run.compile:
@@ -153,6 +159,7 @@ def _train(
             (folder / ".features.npy").unlink(missing_ok=True)
     if clustering is not None:
         run_folder.write_snapshot(folder, snapshot_model(method, clustering), clustering)
+    run_folder.note_finished(folder)
     return runs.load_run(folder, device=run.device)
 
 
@@ -373,11 +380,26 @@ def _rate(run: TrainRun) -> Callable[[int, int, int], float]:
     return rate
 
 
-def _snapshots(folder: Path, method: Method, per_epoch: int) -> Callable[[Clustering, int], None]:
-    """Writes model and assignment with the first clustering of each epoch, so an unfinished run can assign too."""
+def _keep_best(folder: Path, method: Method) -> None:
+    """`best.ckpt` and, beside it, `best.safetensors`: the network as it is now, with the clusters of model.safetensors
+    until `_snapshots` has some of this very network."""
+    kept = folder / "checkpoints"
+    checkpoint.keep_copy(kept / "last.ckpt", kept / "best.ckpt")
+    if (folder / MODEL).exists():
+        with checkpoint.undisturbed():  # a network is drawn before its weights are read
+            model = Model.load(folder / MODEL)
+        Model(method.describer, model.whitening, model.centroids).save(kept / "best.safetensors")
+
+
+def _snapshots(folder: Path, method: Method, metrics: Metrics, per_epoch: int) -> Callable[[Clustering, int], None]:
+    """Writes model and assignment with the first clustering of each epoch, so an unfinished run can assign too; the
+    clustering right after the best watched epoch gives best.safetensors clusters of its own network."""
     written: set[int] = set()
 
     def write(clustering: Clustering, step: int) -> None:
+        best = best_of(metrics.rows)
+        if best is not None and step == (best.epoch + 1) * per_epoch:
+            snapshot_model(method, clustering).save(folder / "checkpoints" / "best.safetensors")
         if step // per_epoch not in written:
             written.add(step // per_epoch)
             run_folder.write_snapshot(folder, snapshot_model(method, clustering), clustering)
@@ -405,6 +427,25 @@ def train_again(
         screen=screen,
         clusterer=clusterer,
     )
+
+
+class _Elsewhere:
+    """Stands for a clusterer that was handed over, where a run is only looked at."""
+
+    def fit_predict(self, x: Any, y: None = None) -> Any:
+        raise DeepClusterError("A run that is only looked at clusters nothing.")
+
+
+def at_checkpoint(config: dict[str, Any], file: Path) -> Backbone:
+    """The describer of a run as a checkpoint of it holds it, in evaluation mode.
+
+    Raises:
+        DeepClusterError: not a checkpoint of this run.
+    """
+    run = settings.from_dict(config["settings"])
+    method = build_method(run, config["images"], _Elsewhere() if "clusterer" in config else None)
+    checkpoint.restore(checkpoint.load(file), method, file)
+    return method.describer.eval()
 
 
 def untrained(config: dict[str, Any]) -> Backbone:

@@ -51,6 +51,7 @@ def extract(
     batch_size: int = 256,
     device: torch.device | str = "cpu",
     tap: str | None = None,
+    only: np.ndarray | None = None,
     views: Views | None = None,
     key: tuple[int, ...] = (0,),
     autocast: Callable[[], AbstractContextManager] = nullcontext,
@@ -63,6 +64,7 @@ def extract(
         backbone: left as it was, training mode included.
         tap: a layer to read in place of the output; maps (B, C, H, W) are averaged over space to (B, C),
             sequences (B, T, C) over tokens.
+        only: (M,) int64 ascending, the images to describe; None = all.
         views: describe one random view of each image, drawn from `key`, in place of the plain one.
         file: where to memory-map a table larger than `IN_MEMORY`; without it everything stays in memory.
         check: called with the number of images after each batch; may raise to stop.
@@ -73,7 +75,7 @@ def extract(
     """
     training = backbone.training
     inference: nn.Module = backbone.eval() if tap else folded(backbone).to(memory_format=torch.channels_last)
-    order = torch.from_numpy(np.asarray(pixels.good))
+    order = torch.from_numpy(np.asarray(pixels.good if only is None else only))
     loader = Loader(
         pixels,
         order,
