@@ -270,9 +270,10 @@ def override(run: TrainRun, values: dict[str, Any]) -> TrainRun:
         if group and group not in GROUPS:
             raise DeepClusterError(_unknown(run, name))
         target = getattr(run, group) if group else run
-        if part not in {item.name for item in dataclasses.fields(target)} or (not group and part in GROUPS):
+        kinds = {item.name: str(item.type) for item in dataclasses.fields(target)}
+        if part not in kinds or (not group and part in GROUPS):
             raise DeepClusterError(_unknown(run, name))
-        change: dict[str, Any] = {part: _fitting(name, getattr(target, part), value)}
+        change: dict[str, Any] = {part: _fitting(name, kinds[part], getattr(target, part), value)}
         if group:
             change = {group: dataclasses.replace(target, **change)}
         run = dataclasses.replace(run, **change)
@@ -304,14 +305,16 @@ def _unknown(run: TrainRun, name: str) -> str:
     return f"There is no setting {name!r}.{nearest(name, known) or nearest(name, short)}"
 
 
-def _fitting(name: str, old: Any, value: Any) -> Any:
+def _fitting(name: str, kind: str, old: Any, value: Any) -> Any:
     """JSON has lists where settings have tuples, and integers where they have floats."""
+    if kind == "float":
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise DeepClusterError(f"The setting {name} takes a float, not {value!r}.")
+        return float(value)
     if isinstance(value, list):
         value = tuple(value)
     if isinstance(old, bool) != isinstance(value, bool) and isinstance(old, (bool, int, float)):
         raise DeepClusterError(f"The setting {name} takes a {type(old).__name__}, not {value!r}.")
-    if isinstance(old, float) and isinstance(value, int):
-        return float(value)
     if isinstance(old, (int, str)) and not isinstance(value, type(old)):
         raise DeepClusterError(f"The setting {name} takes a {type(old).__name__}, not {value!r}.")
     return value

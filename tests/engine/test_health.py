@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from deepcluster.engine.health import check_clusters, check_loss
+from deepcluster.engine.log import read_metrics
+from deepcluster.records import DeepClusterError
 
 
 @pytest.mark.parametrize(
@@ -43,3 +46,9 @@ def test_a_loss_at_ln_k(losses: list[float], well: bool) -> None:
     said: list[str] = []
     assert check_loss(losses, 10, said.append) is well
     assert all("ln 10 = 2.30" in line for line in said) and bool(said) is not well
+
+
+def test_a_damaged_line_of_metrics_is_named(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text('{"epoch": 0}\n{"epo')
+    with pytest.raises(DeepClusterError, match=r"Line 2 of .*metrics.jsonl is damaged"):
+        read_metrics(tmp_path)

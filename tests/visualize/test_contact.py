@@ -78,10 +78,6 @@ def test_distances_of_the_clusters_shown_alone(run: FakeRun, monkeypatch: pytest
     run.centroids = torch.arange(20.0).reshape(5, 4)
     seen: list[Part] = []
 
-    class Halved:
-        def transform(self, x: np.ndarray) -> np.ndarray:
-            return x / 2
-
     def features(part: Part) -> np.ndarray:
         seen.append(part)
         table = np.stack([np.full(4, float(i)) for i in part.index]).astype(np.float32)
@@ -89,7 +85,7 @@ def test_distances_of_the_clusters_shown_alone(run: FakeRun, monkeypatch: pytest
         return table
 
     monkeypatch.setattr(module, "load_pixels", lambda part, **options: part)
-    run.features, run.whitening = features, Halved()  # type: ignore[attr-defined]
+    run.features, run.embed = features, lambda x: x / 2  # type: ignore[attr-defined]
     found = distances(run, run.source(), np.array([1, 3]))  # type: ignore[arg-type]
     assert found is not None
     members = np.flatnonzero(np.isin(run.assignment, [1, 3]))

@@ -24,6 +24,7 @@ from rich.progress import Task as RichTask
 from rich.text import Text
 
 from deepcluster.files import write_text
+from deepcluster.records import DeepClusterError
 
 
 class Bar:
@@ -121,9 +122,21 @@ class Metrics:
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """The rows of a run's metrics.jsonl; none when it has not been written yet."""
+    """The rows of a run's metrics.jsonl; none when it has not been written yet.
+
+    Raises:
+        DeepClusterError: a line is not a JSON object.
+    """
     file = folder / "metrics.jsonl"
-    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    rows = []
+    for number, text in enumerate(file.read_text().splitlines() if file.exists() else [], 1):
+        try:
+            rows.append(dict(json.loads(text)))
+        except (ValueError, TypeError) as error:
+            raise DeepClusterError(
+                f"Line {number} of {file} is damaged ({error}): restore it, or delete that line."
+            ) from error
+    return rows
 
 
 def line(row: dict[str, Any], epochs: int) -> str:

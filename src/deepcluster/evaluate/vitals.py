@@ -147,7 +147,7 @@ def read_facts(run: Run, data: Any = None, *, sample: int = SAMPLE, screen: Scre
 def _rows(run: Run, found: dict[str, Any]) -> list[dict[str, Any]]:
     try:
         return run.metrics
-    except (OSError, ValueError) as error:
+    except (OSError, DeepClusterError) as error:
         found["damaged"]["metrics.jsonl"] = _short(error)
         return []
 

@@ -18,11 +18,14 @@ PRESETS: dict[str, Preset] = {
     "deepcluster-resnet50": deepcluster.RESNET50,
     "deepcluster-resnet50-rgb": deepcluster.RESNET50_RGB,
     "deepcluster-convnet": deepcluster.CONVNET,
+    "deepcluster-pic-alexnet": deepcluster.PIC_ALEXNET,
+    "deepcluster-pic-vgg16": deepcluster.PIC_VGG16,
     "odc-resnet50": odc.RESNET50,
     "odc-resnet18": odc.RESNET18,
     "odc-alexnet": odc.ALEXNET,
     "odc-convnet": odc.CONVNET,
     "tiny-deepcluster": tiny.DEEPCLUSTER,
+    "tiny-deepcluster-pic": tiny.PIC,
     "tiny-odc": tiny.ODC,
 }
 

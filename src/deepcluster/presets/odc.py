@@ -61,7 +61,7 @@ ALEXNET = Preset(
 
 CONVNET = Preset(
     TrainRun(
-        epochs=28,
+        epochs=12,
         batch_size=256,
         image_size=32,
         keep_every=0,
