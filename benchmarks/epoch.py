@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from deepcluster.data.sources import open_images
+from deepcluster.engine import build
 from deepcluster.engine import train as engine
 from deepcluster.engine.log import Screen
 from deepcluster.engine.optim import make_optimizer, step_all
@@ -64,7 +65,7 @@ def ours(run: TrainRun, data: Path, epochs: int) -> dict[str, float]:
 
 def compute(run: TrainRun, steps: int) -> float:
     """Images a second of the same steps on one batch that lies ready."""
-    method = engine.build_method(run, run.batch_size).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    method = build.build_method(run, run.batch_size).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     o = run.optimizer
     optimizer = make_optimizer(
         method.backbone.parameters(), o.name, lr=o.lr, momentum=o.momentum, weight_decay=o.weight_decay

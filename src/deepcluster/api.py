@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from deepcluster import settings
+from deepcluster.engine import build
 from deepcluster.engine import train as engine
 from deepcluster.engine.log import Screen
 from deepcluster.engine.runs import Run, read_config
@@ -65,7 +66,7 @@ def _go_on(preset: str | TrainRun, values: dict[str, Any], data: Any, out: Path,
         if started["preset"] != preset:
             raise settings.DeepClusterError(f"{out} is a run of {started['preset']}, not of {preset}: resume that one.")
         preset = before
-    if engine.with_clusterer(settings.override(preset, values), clusterer) != before:
+    if build.with_clusterer(settings.override(preset, values), clusterer) != before:
         raise settings.DeepClusterError(
             f"{out} was started with other settings than these: leave them out to resume it, or start anew elsewhere."
         )

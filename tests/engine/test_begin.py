@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from deepcluster.engine import checkpoint, loop, train
+from deepcluster.engine import build, checkpoint, loop, train
 from deepcluster.engine.log import Screen
 from deepcluster.engine.model import backbone_from, begin_with
 from deepcluster.engine.runs import Run, load_run
@@ -76,7 +76,7 @@ def test_the_file_is_read_at_a_fresh_start_only(earlier: Run, tmp_path: Path, mo
     recorded = json.loads((tmp_path / "cut/run.json").read_text())["settings"]["backbone"]["weights"]
     assert recorded == str(file)  # found from every working directory
     monkeypatch.chdir("/")
-    assert same(train.untrained(load_run(tmp_path / "cut").config), earlier.backbone)
+    assert same(build.untrained(load_run(tmp_path / "cut").config), earlier.backbone)
 
     # A run that was killed before its first checkpoint starts afresh, and needs the file.
     (tmp_path / "fresh").mkdir()
@@ -87,7 +87,7 @@ def test_the_file_is_read_at_a_fresh_start_only(earlier: Run, tmp_path: Path, mo
     assert same(resumed.backbone, whole.backbone) and same(fresh.backbone, whole.backbone)
     assert not same(whole.backbone, earlier.backbone)
     with pytest.raises(DeepClusterError, match="cannot be read"):
-        train.untrained(load_run(tmp_path / "cut").config)
+        build.untrained(load_run(tmp_path / "cut").config)
 
 
 def stop_after(steps: int, run: TrainRun, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ from sklearn.metrics import normalized_mutual_info_score
 from sklearn.neighbors import KNeighborsClassifier
 
 from deepcluster.data.arrays import Arrays
-from deepcluster.engine import checkpoint, loop, train, watch
+from deepcluster.engine import build, checkpoint, loop, train, watch
 from deepcluster.engine.log import Screen
 from deepcluster.engine.model import Model
 from deepcluster.engine.runs import load_run
@@ -112,7 +112,7 @@ def test_watched_values_are_those_of_the_epochs_end(tmp_path: Path) -> None:
     fit(tmp_path / "knn", settings(watch="knn", watch_every=2))
     run, source = load_run(tmp_path / "knn"), labelled()
     assert ["watched" in row for row in run.metrics] == [False, True, False, True]
-    network = train.at_checkpoint(run.config, run.folder / "checkpoints/epoch-0001.ckpt")
+    network = build.at_checkpoint(run.config, run.folder / "checkpoints/epoch-0001.ckpt")
     features = Model(network, run.whitening, run.centroids).features(run.pixels(source))[1]
     known = source.labels >= 0
     assert run.metrics[1]["watched"] == pytest.approx(watch.knn_score(features[known], source.labels[known]))
@@ -149,7 +149,7 @@ def test_the_best_epoch_is_kept(tmp_path: Path, made_up: list[float]) -> None:
     assert differing(best, checkpoint.load(kept / "epoch-0001.ckpt")) == []
     assert differing(best, checkpoint.load(kept / "last.ckpt")) != []
     model = Model.load(kept / "best.safetensors")
-    there = train.at_checkpoint(load_run(tmp_path / "run").config, kept / "best.ckpt").state_dict()
+    there = build.at_checkpoint(load_run(tmp_path / "run").config, kept / "best.ckpt").state_dict()
     assert all(torch.equal(value, there[name]) for name, value in model.backbone.state_dict().items())
 
 

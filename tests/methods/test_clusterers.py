@@ -11,7 +11,7 @@ from sklearn.cluster import HDBSCAN, AgglomerativeClustering, MiniBatchKMeans
 
 import deepcluster as dc
 from deepcluster.clustering.pic import PIC
-from deepcluster.engine import checkpoint, train
+from deepcluster.engine import build, checkpoint
 from deepcluster.records import Batch, DeepClusterError
 from groups import batch, described, method
 from restarts import differing, images, settings, stop_after
@@ -80,7 +80,7 @@ def test_centroids_are_the_means_of_their_images() -> None:
 def test_scikit_learns_clusterers_train_and_go_on(tmp_path: Path, clusterer: object) -> None:
     whole = dc.train("tiny-deepcluster", images(), tmp_path / "whole", clusterer=clusterer, **SMALL)
     assert whole.config["settings"]["method"]["algorithm"] == "custom" and whole.config["clusterer"] == repr(clusterer)
-    kept = train.at_checkpoint(whole.config, whole.folder / "checkpoints/last.ckpt")
+    kept = build.at_checkpoint(whole.config, whole.folder / "checkpoints/last.ckpt")
     assert kept.dim == whole.backbone.dim
     assert whole.assignment.max() + 1 == len(whole.centroids) > 1
     assert np.isfinite(whole.metrics[-1]["loss"])

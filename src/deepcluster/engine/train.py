@@ -1,45 +1,43 @@
-"""From settings to a run folder: the one place that opens a `TrainRun`.
-
-Builds every part from plain values, restores what a checkpoint holds, walks, and leaves a folder that can
-assign new images.
+"""From a run's parts to a run folder: restores what a checkpoint holds, walks, and leaves a folder that can assign
+new images. The parts come from build.py.
 """
 
 from __future__ import annotations
 
-import functools
-import os
-import random
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from lightning_fabric import Fabric
 
 from deepcluster import settings
-from deepcluster.clustering.pic import PIC
-from deepcluster.data.augment import Views
 from deepcluster.data.cache import Pixels, load_pixels
 from deepcluster.data.sources import ImageSource, open_images
 from deepcluster.engine import checkpoint, runs
 from deepcluster.engine import folder as run_folder
+from deepcluster.engine.build import (
+    build_method,
+    make_fabric,
+    pick_clusterer,
+    rate_of,
+    seed_everything,
+    views_of,
+    with_clusterer,
+)
 from deepcluster.engine.log import Metrics, Screen
 from deepcluster.engine.loop import Progress, Walk, refresh, steps_per_epoch, walk
 from deepcluster.engine.model import MODEL, Model, begin_with
 from deepcluster.engine.optim import make_optimizer
-from deepcluster.engine.schedules import factor
 from deepcluster.engine.signals import stop_signals
 from deepcluster.engine.watch import best_of, make_watch
 from deepcluster.files import write_json
 from deepcluster.methods.deepcluster import Clusterer, DeepCluster
 from deepcluster.methods.method import Method
 from deepcluster.methods.odc import ODC
-from deepcluster.models.backbone import Backbone
-from deepcluster.models.zoo import build_backbone
-from deepcluster.records import Clustering, DeepClusterError, seed_of
-from deepcluster.settings import DeepClusterParams, ODCParams, TrainRun
+from deepcluster.records import Clustering, DeepClusterError
+from deepcluster.settings import TrainRun
 
 
 def train(
@@ -67,7 +65,7 @@ def train(
         Interrupted: Ctrl-C or SIGTERM, after everything was saved.
     """
     screen, folder = screen or Screen(), Path(out)
-    fabric = _fabric(run)
+    fabric = make_fabric(run)
     run = with_clusterer(run, clusterer)
     pick_clusterer(run, clusterer)
     source = open_images(data)
@@ -136,7 +134,7 @@ def _train(
             views=views,
             epochs=run.epochs,
             seed=run.seed,
-            rate=_rate(run),
+            rate=rate_of(run),
             clip=run.optimizer.clip,
             folder=folder,
             screen=screen,
@@ -163,117 +161,6 @@ def _train(
     return runs.load_run(folder, device=run.device)
 
 
-def seed_everything(seed: int) -> None:
-    """Every global generator, since a layer of somebody else's may draw from any of them."""
-    torch.manual_seed(seed_of(seed))
-    np.random.seed(seed_of(seed) % 2**32)  # noqa: NPY002
-    random.seed(seed_of(seed))
-
-
-def draw_backbone(run: TrainRun) -> Backbone:
-    """The untrained network, drawn from torch's global generator."""
-    b = run.backbone
-    return build_backbone(b.name, sobel=b.sobel, image_size=run.image_size, **b.options)
-
-
-def with_clusterer(run: TrainRun, clusterer: Clusterer | None) -> TrainRun:
-    """The settings of a run whose clusterer is handed over, if one is."""
-    if clusterer is None or not isinstance(run.method, DeepClusterParams):
-        return run
-    return settings.override(run, {"method.algorithm": "custom", "method.k": 0})
-
-
-def pick_clusterer(run: TrainRun, given: Clusterer | None = None) -> Clusterer | None:
-    """What groups the features in place of k-means, if anything does.
-
-    Raises:
-        DeepClusterError: a handed-over clusterer is missing.
-    """
-    p = run.method
-    if not isinstance(p, DeepClusterParams):
-        if given is not None:
-            raise DeepClusterError("ODC clusters online, image by image: a clusterer cannot take its place.")
-        return None
-    if p.algorithm == "kmeans":
-        return None
-    if p.algorithm == "pic":
-        return PIC(p.neighbors, p.sigma, p.alpha, version=p.pic_version)
-    if given is None:
-        raise DeepClusterError(
-            "This run's clusters come from a clusterer handed over in Python: go on with it by"
-            " deepcluster.train(..., resume=True, clusterer=...)."
-        )
-    return given
-
-
-def build_method(run: TrainRun, n: int, clusterer: Clusterer | None = None) -> Method:
-    """The method with its backbone, drawn from torch's global generator."""
-    backbone = draw_backbone(run)
-    if isinstance(run.method, ODCParams):
-        return _odc(run, run.method, backbone, n)
-    return _deepcluster(run, run.method, backbone, n, pick_clusterer(run, clusterer))
-
-
-def _deepcluster(
-    run: TrainRun, p: DeepClusterParams, backbone: Backbone, n: int, clusterer: Clusterer | None
-) -> DeepCluster:
-    return DeepCluster(
-        backbone,
-        n=n,
-        k=p.k,
-        head_optimizer=_head_optimizer(run, p.head_lr),
-        reassign=p.reassign,
-        whiten=p.whiten,
-        iterations=p.iterations,
-        init=p.init,
-        spherical=p.spherical,
-        backend=p.backend,
-        balance=p.balance,
-        head=p.head,
-        temperature=p.temperature,
-        clusterings=p.clusterings,
-        averaging=p.averaging,
-        clusterer=clusterer,
-    )
-
-
-def _odc(run: TrainRun, p: ODCParams, backbone: Backbone, n: int) -> ODC:
-    o = run.optimizer
-    return ODC(
-        backbone,
-        n=n,
-        k=p.k,
-        neck_optimizer=functools.partial(
-            make_optimizer, name=o.name, lr=o.lr, momentum=o.momentum, weight_decay=o.weight_decay
-        ),
-        head_optimizer=_head_optimizer(run, p.head_lr),
-        feature_dim=p.feature_dim,
-        hidden=p.hidden,
-        dropout=p.dropout,
-        momentum=p.momentum,
-        centroid_every=p.centroid_every,
-        min_size=p.min_size,
-        handle_every=p.handle_every,
-        reweight_power=p.reweight_power,
-        nearest=p.nearest,
-        memory=p.memory,
-        start=p.start,
-        iterations=p.iterations,
-        replace=p.replace,
-    )
-
-
-def _head_optimizer(run: TrainRun, lr: float | None) -> Callable[..., torch.optim.Optimizer]:
-    o = run.optimizer
-    return functools.partial(
-        make_optimizer,
-        name=o.name,
-        lr=o.lr if lr is None else lr,
-        momentum=0.0 if o.name == "sgd" else o.momentum,  # the papers' classifiers have none
-        weight_decay=o.weight_decay,
-    )
-
-
 def restore(file: Path, method: Method, optimizer: torch.optim.Optimizer, fabric: Fabric) -> Progress:
     """Puts everything a checkpoint holds back in its place."""
     state = checkpoint.load(file)
@@ -293,38 +180,6 @@ def snapshot_model(method: Method, clustering: Clustering) -> Model:
     return Model(method.describer, method.whitening, clustering.centroids)
 
 
-def _fabric(run: TrainRun) -> Fabric:
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise DeepClusterError(
-            "This version trains in one process, but the launcher started several (WORLD_SIZE > 1): start one."
-        )
-    device = runs.pick_device(run.device)
-    kind, _, position = device.partition(":")
-    precision = run.precision
-    if precision == "auto":
-        precision = "bf16" if fast_bfloat16(kind) else "32"
-    if precision == "16" and kind == "cpu":
-        raise DeepClusterError("A CPU has no 16-bit floating-point training: use --precision bf16 or 32.")
-    plugin: Any = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}[precision]
-    return Fabric(
-        accelerator=kind,
-        devices=[int(position)] if position else 1,
-        precision=plugin,
-        num_nodes=1,
-        loggers=None,
-    )
-
-
-def fast_bfloat16(kind: str) -> bool:
-    """Whether the device multiplies bf16 in hardware; elsewhere it is slower than 32 bits."""
-    if kind == "cuda":
-        return torch.cuda.get_device_capability() >= (8, 0)
-    if kind != "cpu":
-        return False
-    asked = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
-    return any(ask() for ask in asked if ask is not None)
-
-
 def _pixels(run: TrainRun, source: ImageSource, screen: Screen) -> Pixels:
     with screen.bar("decoding", len(source)) as advance:
         return load_pixels(
@@ -334,50 +189,6 @@ def _pixels(run: TrainRun, source: ImageSource, screen: Screen) -> Pixels:
             workers=run.data.workers,
             progress=lambda done, total: advance.to(done),
         )
-
-
-def views_of(run: TrainRun, backbone: Backbone) -> Views:
-    """The random views that the run trains on."""
-    d = run.data
-    return Views(
-        size=d.view_size or run.image_size,
-        count=d.views,
-        crop_scale=d.crop_scale,
-        crop_ratio=d.crop_ratio,
-        flip=d.flip,
-        jitter=d.jitter,
-        brightness=d.brightness,
-        contrast=d.contrast,
-        saturation=d.saturation,
-        hue=d.hue,
-        gray=d.gray,
-        blur=d.blur,
-        rotate=d.rotate,
-        translate=d.translate,
-        zoom=d.zoom,
-        shear=d.shear,
-        mean=backbone.mean,
-        std=backbone.std,
-    )
-
-
-def _rate(run: TrainRun) -> Callable[[int, int, int], float]:
-    o = run.optimizer
-
-    def rate(step: int, steps: int, per_epoch: int) -> float:
-        return factor(
-            o.schedule,
-            step,
-            steps=steps,
-            steps_per_epoch=per_epoch,
-            warmup=o.warmup,
-            step_epochs=o.step_epochs,
-            step_factor=o.step_factor,
-            lr=o.lr,
-            weight_decay=o.weight_decay,
-        )
-
-    return rate
 
 
 def _keep_best(folder: Path, method: Method) -> None:
@@ -427,32 +238,3 @@ def train_again(
         screen=screen,
         clusterer=clusterer,
     )
-
-
-class _Elsewhere:
-    """Stands for a clusterer that was handed over, where a run is only looked at."""
-
-    def fit_predict(self, x: Any, y: None = None) -> Any:
-        raise DeepClusterError("A run that is only looked at clusters nothing.")
-
-
-def at_checkpoint(config: dict[str, Any], file: Path) -> Backbone:
-    """The describer of a run as a checkpoint of it holds it, in evaluation mode.
-
-    Raises:
-        DeepClusterError: not a checkpoint of this run.
-    """
-    run = settings.from_dict(config["settings"])
-    method = build_method(run, config["images"], _Elsewhere() if "clusterer" in config else None)
-    checkpoint.restore(checkpoint.load(file), method, file)
-    return method.describer.eval()
-
-
-def untrained(config: dict[str, Any]) -> Backbone:
-    """The backbone of a run as it was before its first step: drawn, or with the weights it began with."""
-    run = settings.from_dict(config["settings"])
-    seed_everything(run.seed)
-    backbone = draw_backbone(run)
-    if run.backbone.weights:
-        begin_with(run.backbone.weights, [backbone])
-    return backbone.eval()

@@ -115,10 +115,10 @@ def knn(
 
 def untrained(run: Run) -> Run:
     """The same run with the backbone as it was before the first step."""
-    from deepcluster.engine import train
+    from deepcluster.engine import build
 
     before = copy.copy(run)
-    before.model = dataclasses.replace(run.model, backbone=train.untrained(run.config))
+    before.model = dataclasses.replace(run.model, backbone=build.untrained(run.config))
     return before
 
 

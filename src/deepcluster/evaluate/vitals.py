@@ -251,7 +251,7 @@ def _agreement(
     run: Run, model: Model, source: ImageSource, sample: int, screen: Screen, missing: list[str]
 ) -> Agreement | None:
     from deepcluster import settings
-    from deepcluster.engine.train import untrained, views_of
+    from deepcluster.engine.build import untrained, views_of
 
     try:
         views = views_of(settings.from_dict(run.config["settings"]), model.backbone)

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from deepcluster.engine import train as engine
+from deepcluster.engine import build
 from deepcluster.engine.log import Screen
 from deepcluster.engine.runs import Run
 from deepcluster.engine.watch import NAMES, best_of, knn_score, labelled_draw
@@ -152,7 +152,7 @@ def score_checkpoints(run: Run, screen: Screen) -> list[Row]:
     drawn = labelled_draw(labels, run.config["seed"])
     pixels, rows = run.pixels(source), []
     for file in files:
-        network = engine.at_checkpoint(run.config, file).to(run.device)
+        network = build.at_checkpoint(run.config, file).to(run.device)
         with screen.bar(file.name, len(drawn)) as advance:
             index, features = extract(
                 network,
