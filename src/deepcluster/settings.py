@@ -2,7 +2,7 @@
 
 The command line, its help, the presets and `run.json` all come from these. Values only: nothing here loads
 torch, so that help and mistakes are answered at once. Constructors elsewhere take plain values; only
-`engine.train` opens a `TrainRun`.
+`engine.build` and `engine.train` open a `TrainRun`.
 """
 
 from __future__ import annotations

@@ -7,10 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import deepcluster as dc
 from deepcluster.engine import checkpoint, train
 from deepcluster.engine.log import Screen
+from deepcluster.engine.model import Model
 from deepcluster.presets import find_preset
 from deepcluster.records import DeepClusterError
 from deepcluster.settings import TrainRun, names, override
@@ -128,3 +130,14 @@ def test_a_clusterer_cannot_take_its_place(tmp_path: Path) -> None:
 
     with pytest.raises(DeepClusterError, match="online"):
         dc.train(settings(), images(), tmp_path / "run", clusterer=AgglomerativeClustering(3), quiet=True)
+
+
+def test_a_watched_run_keeps_its_best_epoch(tmp_path: Path) -> None:
+    for number, pixels in enumerate(images(32)):
+        file = tmp_path / "data" / "ab"[number % 2] / f"{number}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(file)
+    run = dc.train(settings(watch="knn"), str(tmp_path / "data"), tmp_path / "run", quiet=True)
+    best = Model.load(run.folder / "checkpoints" / "best.safetensors")
+    assert best.neck is not None and len(best.centroids) == 5
+    assert all(0 <= row["watched"] <= 1 for row in run.metrics)

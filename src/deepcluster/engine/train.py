@@ -199,7 +199,8 @@ def _keep_best(folder: Path, method: Method) -> None:
     if (folder / MODEL).exists():
         with checkpoint.undisturbed():  # a network is drawn before its weights are read
             model = Model.load(folder / MODEL)
-        Model(method.describer, model.whitening, model.centroids).save(kept / "best.safetensors")
+        neck = method.neck if isinstance(method, ODC) else None
+        Model(method.describer, model.whitening, model.centroids, neck).save(kept / "best.safetensors")
 
 
 def _snapshots(folder: Path, method: Method, metrics: Metrics, per_epoch: int) -> Callable[[Clustering, int], None]:
