@@ -25,6 +25,7 @@ def write_whole(file: Path, write: Callable[[Path], object]) -> Path:
         write(beside)
         with open(beside, "rb+") as handle:
             os.fsync(handle.fileno())
+        os.chmod(beside, _usual_mode())  # safetensors makes files that only their owner may read
         os.replace(beside, file)
     except (OSError, RuntimeError) as error:  # torch and safetensors have their own words for a full disk
         why = getattr(error, "strerror", None) or error
@@ -33,6 +34,13 @@ def write_whole(file: Path, write: Callable[[Path], object]) -> Path:
         with contextlib.suppress(OSError):
             beside.unlink(missing_ok=True)
     return file
+
+
+def _usual_mode() -> int:
+    """The permissions that `open` gives a new file."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return 0o666 & ~mask
 
 
 def write_text(file: Path, text: str) -> Path:

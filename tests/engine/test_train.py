@@ -57,6 +57,11 @@ def test_the_run_folder_is_as_promised(run: dc.Run) -> None:
     assert {"preset", "seed", "settings", "versions", "source_fingerprint", "data", "images"} <= about.keys()
 
 
+def test_everyone_may_read_what_their_neighbors_may(run: dc.Run) -> None:
+    modes = {path.stat().st_mode & 0o777 for path in run.folder.iterdir() if path.is_file()}
+    assert modes == {(run.folder / "metrics.jsonl").stat().st_mode & 0o777} and modes != {0o600}
+
+
 def test_metrics_have_their_names(run: dc.Run) -> None:
     names = {"epoch", "loss", "nmi_previous", "reassigned", "clusters_used", "size_min", "size_max", "size_entropy"}
     names |= {"lr", "images_per_second", "seconds_train", "seconds_features", "seconds_cluster"}

@@ -72,7 +72,7 @@ CONVNET = Preset(
     ),
     """A small ConvNet for small images such as CIFAR-10, online, beside `deepcluster-convnet`.
 
-    Source: our own values; network, views and optimizer are those of `deepcluster-convnet`, to compare the methods. From
+    Source: our own values; network, views and optimizer are those of `deepcluster-convnet`, to compare methods. From
         scratch, so few epochs are too few for labels that mend step by step: the paper takes 440.
     Command: deepcluster train odc-convnet --data "cifar10/train-*.tar" --out runs/cifar-odc
     Cost and score: see the documentation's measurements.
