@@ -26,7 +26,7 @@ def settings(**values: object) -> TrainRun:
     return override(find_preset("tiny-odc").run, SMALL | values)
 
 
-@pytest.mark.parametrize("steps", [1, 3, 4, 6])
+@pytest.mark.parametrize("steps", [1, 6])
 @pytest.mark.parametrize("values", [{}, {"dropout": 0.5, "start": "neck", "replace": True, "memory": "calm"}])
 def test_a_stopped_run_goes_on_to_the_bit(tmp_path: Path, steps: int, values: dict) -> None:
     run = settings(**values)

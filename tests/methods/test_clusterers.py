@@ -123,8 +123,7 @@ def test_a_number_of_clusters_beside_a_clusterer_is_refused() -> None:
         method(k=0)
 
 
-@pytest.mark.parametrize("version", ["paper", "published"])
-@pytest.mark.parametrize("head", ["redraw", "centroids"])
+@pytest.mark.parametrize(("version", "head"), [("paper", "redraw"), ("published", "centroids")])
 def test_pic_trains_and_goes_on(tmp_path: Path, version: str, head: str) -> None:
     values = {"algorithm": "pic", "pic_version": version, "sigma": 0.5, "k": 0, "clusterings": 1, "head": head}
     run = settings(**values)

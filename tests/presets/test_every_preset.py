@@ -19,7 +19,7 @@ from deepcluster.presets import PRESETS
 from deepcluster.settings import TrainRun, override
 
 SMALLEST = {"alexnet": 63, "vgg16": 32}
-SLOW = ("vgg16", "resnet50")
+SLOW = ("alexnet", "vgg16", "resnet18", "resnet50")
 N = 64
 
 
