@@ -335,3 +335,10 @@ def test_overrides_by_name() -> None:
         override(base, {"reasign": 2})
     with pytest.raises(DeepClusterError, match="takes a int"):
         override(base, {"k": "many"})
+
+
+@pytest.mark.parametrize("values", [{"epochs": 0}, {"batch_size": -4}, {"optimizer.lr": -1.0}])
+def test_numbers_no_run_can_have_leave_no_folder(values: dict, tmp_path: Path) -> None:
+    with pytest.raises(DeepClusterError, match="give"):
+        dc.train(override(BASE, values), images(), tmp_path / "run", quiet=True)
+    assert not (tmp_path / "run").exists()

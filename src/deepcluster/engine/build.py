@@ -36,6 +36,19 @@ def seed_everything(seed: int) -> None:
     random.seed(seed_of(seed))
 
 
+def check(run: TrainRun) -> None:
+    """Refuses numbers that no run can have.
+
+    Raises:
+        DeepClusterError: no epochs, no images in a step, or no learning.
+    """
+    for name, value, least in (("epochs", run.epochs, 1), ("batch-size", run.batch_size, 1)):
+        if value < least:
+            raise DeepClusterError(f"--{name} is {value}: give at least {least}.")
+    if not run.optimizer.lr > 0:
+        raise DeepClusterError(f"--optimizer.lr is {run.optimizer.lr}: give a learning rate above 0.")
+
+
 def draw_backbone(run: TrainRun) -> Backbone:
     """The untrained network, drawn from torch's global generator."""
     b = run.backbone

@@ -19,6 +19,7 @@ from deepcluster.engine import checkpoint, runs
 from deepcluster.engine import folder as run_folder
 from deepcluster.engine.build import (
     build_method,
+    check,
     make_fabric,
     pick_clusterer,
     rate_of,
@@ -67,6 +68,7 @@ def train(
     screen, folder = screen or Screen(), Path(out)
     fabric = make_fabric(run)
     run = with_clusterer(run, clusterer)
+    check(run)
     pick_clusterer(run, clusterer)
     source = open_images(data)
     run_folder.prepare_folder(folder, resume=resume, overwrite=overwrite)
