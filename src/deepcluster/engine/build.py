@@ -40,13 +40,13 @@ def check(run: TrainRun) -> None:
     """Refuses numbers that no run can have.
 
     Raises:
-        DeepClusterError: no epochs, no images in a step, or no learning.
+        DeepClusterError: no epochs, no images in a step, or a negative learning rate.
     """
     for name, value, least in (("epochs", run.epochs, 1), ("batch-size", run.batch_size, 1)):
         if value < least:
             raise DeepClusterError(f"--{name} is {value}: give at least {least}.")
-    if not run.optimizer.lr > 0:
-        raise DeepClusterError(f"--optimizer.lr is {run.optimizer.lr}: give a learning rate above 0.")
+    if not run.optimizer.lr >= 0:
+        raise DeepClusterError(f"--optimizer.lr is {run.optimizer.lr}: give a learning rate of 0 or more.")
 
 
 def draw_backbone(run: TrainRun) -> Backbone:
