@@ -1,0 +1,131 @@
+"""The processes of a run and how they tell each other things; one process alone is the ordinary case.
+
+Everything here does nothing, at no cost, when there is one process, so that the code of one and of many is the same.
+Whoever launched the processes (torchrun, SLURM, Fabric) has set up torch.distributed before.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+ALIGN = 1024
+"""Shares of a table begin at multiples of so many rows, so that blocks of rows, and with them every rounding, are the
+same for any number of processes."""
+
+
+@dataclass(frozen=True)
+class World:
+    """`size` processes, of which this is number `rank`.
+
+    Every method but `share` must be called by all processes, in the same order.
+    """
+
+    rank: int = 0
+    size: int = 1
+
+    @property
+    def alone(self) -> bool:
+        """Whether there is one process only."""
+        return self.size == 1
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the process that writes files and speaks."""
+        return self.rank == 0
+
+    def share(self, count: int, multiple: int = ALIGN) -> tuple[int, int]:
+        """First and past-the-last of the rows 0..count-1 that are this process's.
+
+        The shares of all processes follow each other, cover every row once, differ by at most `multiple`, and begin at
+        multiples of it; those of the last processes are empty where there are few rows.
+        """
+        blocks = -(-count // multiple)
+        # Rounded up: the first process is never the empty one.
+        first, last = (-(-blocks * rank // self.size) for rank in (self.rank, self.rank + 1))
+        return min(first * multiple, count), min(last * multiple, count)
+
+    def sum_(self, values: Tensor) -> Tensor:
+        """`values` of any shape, in place: the sum over all processes; the same bits on each."""
+        return self._reduce(values, "SUM")
+
+    def max_(self, values: Tensor) -> Tensor:
+        """`values` of any shape, in place: the largest over all processes."""
+        return self._reduce(values, "MAX")
+
+    def _reduce(self, values: Tensor, how: str) -> Tensor:
+        if not self.alone:
+            import torch.distributed as dist
+
+            dist.all_reduce(values, getattr(dist.ReduceOp, how))
+        return values
+
+    def copy_(self, values: Tensor, source: int = 0) -> Tensor:
+        """`values` of any shape, in place: those of process `source`."""
+        if not self.alone:
+            import torch.distributed as dist
+
+            dist.broadcast(values, source)
+        return values
+
+    def gather(self, rows: Tensor) -> Tensor:
+        """(sum of M, ...) the (M, ...) `rows` of all processes one after another; M may differ, also be 0."""
+        if self.alone:
+            return rows
+        import torch
+        import torch.distributed as dist
+
+        sizes = torch.zeros(self.size, dtype=torch.int64, device=rows.device)
+        sizes[self.rank] = len(rows)
+        lengths = self.sum_(sizes).tolist()
+        longest = max(lengths)
+        padded = rows.new_zeros((longest, *rows.shape[1:]))
+        padded[: len(rows)] = rows
+        parts = [torch.empty_like(padded) for _ in lengths]
+        dist.all_gather(parts, padded.contiguous())
+        return torch.cat([part[:length] for part, length in zip(parts, lengths, strict=True)])
+
+    def gather_array(self, rows: np.ndarray) -> np.ndarray:
+        """`gather` for arrays."""
+        if self.alone:
+            return rows
+        import torch
+
+        return self.gather(torch.from_numpy(np.ascontiguousarray(rows)).to(device())).cpu().numpy()
+
+    def any(self, flag: bool) -> bool:
+        """Whether `flag` is true on any process."""
+        if self.alone:
+            return flag
+        import torch
+
+        return bool(self.max_(torch.tensor([int(flag)], device=device())).item())
+
+    def wait(self) -> None:
+        """Until all processes are here."""
+        self.any(False)
+
+
+ALONE = World()
+
+
+def current() -> World:
+    """The processes that torch.distributed knows of."""
+    import torch.distributed as dist
+
+    if not dist.is_available() or not dist.is_initialized():
+        return ALONE
+    return World(dist.get_rank(), dist.get_world_size())
+
+
+def device() -> Any:
+    """Where tensors must lie to be told to other processes."""
+    import torch
+    import torch.distributed as dist
+
+    return torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else torch.device("cpu")

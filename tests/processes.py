@@ -1,0 +1,55 @@
+"""Runs one function in several processes that know each other, over the loopback network."""
+
+from __future__ import annotations
+
+import os
+import socket
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from deepcluster.world import World
+
+
+def together(work: Callable[..., Any], size: int, *arguments: Any) -> list[Any]:
+    """What `work(world, *arguments)` gives in each of `size` processes, by rank; one thread each.
+
+    `work` must be a function of a test module; what it gives must be plain values, arrays or tensors. One process
+    alone runs in place, without any torch.distributed.
+    """
+    if size == 1:
+        return [_on_one_thread(work, World(), arguments)]
+    with tempfile.TemporaryDirectory() as folder:
+        mp.spawn(_process, (size, _free_port(), work, arguments, folder), nprocs=size, join=True)
+        return [torch.load(Path(folder) / str(rank), weights_only=False) for rank in range(size)]
+
+
+def _process(rank: int, size: int, port: int, work: Callable[..., Any], arguments: Any, folder: str) -> None:
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK=str(rank), WORLD_SIZE=str(size))
+    os.environ.update(LOCAL_RANK=str(rank), LOCAL_WORLD_SIZE=str(size), GLOO_SOCKET_IFNAME="lo")
+    dist.init_process_group("gloo", rank=rank, world_size=size)
+    try:
+        torch.save(_on_one_thread(work, World(rank, size), arguments), Path(folder) / str(rank))
+        dist.barrier()
+    finally:
+        dist.destroy_process_group()
+
+
+def _on_one_thread(work: Callable[..., Any], world: World, arguments: Any) -> Any:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return work(world, *arguments)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _free_port() -> int:
+    with socket.socket() as asked:
+        asked.bind(("127.0.0.1", 0))
+        return int(asked.getsockname()[1])
