@@ -6,7 +6,7 @@ Whoever launched the processes (torchrun, SLURM, Fabric) has set up torch.distri
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -28,6 +28,8 @@ class World:
 
     rank: int = 0
     size: int = 1
+    control: Any = field(default=None, compare=False, repr=False)
+    """The torch.distributed group that carries questions of one number; None = the one that carries everything."""
 
     @property
     def alone(self) -> bool:
@@ -98,13 +100,26 @@ class World:
 
         return self.gather(torch.from_numpy(np.ascontiguousarray(rows)).to(device())).cpu().numpy()
 
-    def any(self, flag: bool) -> bool:
-        """Whether `flag` is true on any process."""
+    def gather_texts(self, text: str) -> list[str]:
+        """The `text` of every process, by rank."""
         if self.alone:
-            return flag
+            return [text]
         import torch
 
-        return bool(self.max_(torch.tensor([int(flag)], device=device())).item())
+        letters = torch.frombuffer(bytearray(text.encode() + b"\0"), dtype=torch.uint8).to(device())
+        return bytes(self.gather(letters).cpu().tolist()).decode().split("\0")[:-1]
+
+    def any(self, *flags: bool) -> list[bool]:
+        """For each of `flags`, whether it is true on any process."""
+        if self.alone:
+            return list(flags)
+        import torch
+        import torch.distributed as dist
+
+        where = device() if self.control is None else "cpu"
+        asked = torch.tensor(flags, dtype=torch.int64, device=where)
+        dist.all_reduce(asked, dist.ReduceOp.MAX, group=self.control)
+        return [bool(flag) for flag in asked.tolist()]
 
     def wait(self) -> None:
         """Until all processes are here."""
@@ -115,12 +130,14 @@ ALONE = World()
 
 
 def current() -> World:
-    """The processes that torch.distributed knows of."""
+    """The processes that torch.distributed knows of. All of them must ask together."""
     import torch.distributed as dist
 
-    if not dist.is_available() or not dist.is_initialized():
+    if not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1:
         return ALONE
-    return World(dist.get_rank(), dist.get_world_size())
+    # A question over NCCL would wait for all the work that the GPU still has to do.
+    control = dist.new_group(backend="gloo") if dist.get_backend() == "nccl" else None
+    return World(dist.get_rank(), dist.get_world_size(), control)
 
 
 def device() -> Any:
