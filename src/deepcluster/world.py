@@ -6,6 +6,7 @@ Whoever launched the processes (torchrun, SLURM, Fabric) has set up torch.distri
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 ALIGN = 1024
 """Shares of a table begin at multiples of so many rows, so that blocks of rows, and with them every rounding, are the
 same for any number of processes."""
+MESSAGE = 32 << 20
+"""Bytes of gradients that are summed over processes at once."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +94,59 @@ class World:
         parts = [torch.empty_like(padded) for _ in lengths]
         dist.all_gather(parts, padded.contiguous())
         return torch.cat([part[:length] for part, length in zip(parts, lengths, strict=True)])
+
+    def take(self, rows: Tensor, index: Tensor) -> Tensor:
+        """(len(index), ...) rows at positions `index` of the table that the (M, ...) `rows` of all make together."""
+        import torch
+
+        index = index.to(rows.device)
+        if self.alone:
+            return rows[index]
+        sizes = self.gather(torch.tensor([len(rows)], device=rows.device))
+        own = index - int(sizes[: self.rank].sum())
+        mine = (own >= 0) & (own < len(rows))
+        return self.known(rows[own[mine]], mine)
+
+    def known(self, rows: Tensor, mine: Tensor) -> Tensor:
+        """(M, ...) rows of which each process knows some: `rows` are those where `mine` (M,) bool is true.
+
+        Each row must be known to exactly one process.
+        """
+        if self.alone:
+            return rows
+        whole = rows.new_zeros((len(mine), *rows.shape[1:]))
+        whole[mine] = rows
+        return self.sum_(whole)
+
+    def mean(self, values: Tensor, weight: Tensor | None = None) -> Tensor:
+        """The (weighted) mean of the (B,) `values` of all processes, or rather this one's part of it: the parts of all
+        add up to the mean, and so do their gradients."""
+        if weight is not None:
+            return (weight * values).sum() / self.sum_(weight.sum())
+        if self.alone:
+            return values.mean()
+        return values.sum() / self.sum_(values.new_tensor(len(values))).clamp(min=1)
+
+    def sum_all_(self, tensors: Sequence[Tensor]) -> None:
+        """Each of `tensors`, in place: the sum over all processes; a few large messages in place of many small."""
+        if self.alone or not tensors:
+            return
+        import torch
+        import torch.distributed as dist
+
+        messages, size = [[tensors[0]]], tensors[0].nbytes
+        for tensor in tensors[1:]:
+            size += tensor.nbytes
+            if size > MESSAGE or tensor.dtype != messages[-1][0].dtype:
+                messages.append([])
+                size = tensor.nbytes
+            messages[-1].append(tensor)
+        flat = [torch.cat([part.reshape(-1) for part in message]) for message in messages]
+        for pending in [dist.all_reduce(each, async_op=True) for each in flat]:
+            pending.wait()
+        for message, each in zip(messages, flat, strict=True):
+            for part, whole in zip(message, each.split([part.numel() for part in message]), strict=True):
+                part.copy_(whole.view_as(part))
 
     def gather_array(self, rows: np.ndarray) -> np.ndarray:
         """`gather` for arrays."""

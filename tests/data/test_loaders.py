@@ -66,7 +66,8 @@ def test_processes_share_a_batch_as_one_would_make_it(folder: Path, size: int) -
     stored = load_pixels(open_images(str(folder)), short_side=None, cache_gb=1)
     alone = list(Loader(stored, order, batch_size=40, views=views, key=(5, 1)))
     parts = [
-        list(Loader(stored, order, batch_size=40, views=views, key=(5, 1), world=World(r, size))) for r in range(size)
+        list(Loader(stored, order, batch_size=40, views=views, key=(5, 1), empty=True, world=World(r, size)))
+        for r in range(size)
     ]
     assert all(len(part) == len(alone) == 2 for part in parts)
     for number, one in enumerate(alone):
@@ -80,8 +81,8 @@ def test_processes_share_a_batch_as_one_would_make_it(folder: Path, size: int) -
                 torch.cat([batch.views[view] for batch in shared]), one.views[view], rtol=0, atol=1e-5
             )
     streamed = StreamedPixels(open_images(str(folder)), None, workers=1)
-    two = list(Loader(streamed, order, batch_size=40, views=views, key=(5, 1), world=World(1, 2)))
-    assert same(two, list(Loader(stored, order, batch_size=40, views=views, key=(5, 1), world=World(1, 2))))
+    two = list(Loader(streamed, order, batch_size=40, views=views, key=(5, 1), empty=True, world=World(1, 2)))
+    assert same(two, list(Loader(stored, order, batch_size=40, views=views, key=(5, 1), empty=True, world=World(1, 2))))
 
 
 def test_same_batches_for_any_prefetch_and_again(pixels: Pixels) -> None:

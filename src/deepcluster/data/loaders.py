@@ -36,8 +36,9 @@ class Loader:
         device: where views are made and left.
         drop_last: leave out a last batch that is smaller.
         prefetch: batches made ahead; 0 = each is made when it is asked for, by the asking thread.
-        world: the processes that share each batch, a contiguous part each; every one gets all batches, though its
-            part of one may be empty.
+        empty: give batches of which no image can be decoded, too; else they are left out.
+        world: the processes that share each batch, a contiguous part each; with
+            `empty`, each gets as many batches as the others.
         mean: of the plain view's normalization, in [0, 1]; random views have their own.
         std: likewise.
     """
@@ -55,6 +56,7 @@ class Loader:
         device: torch.device | str = "cpu",
         drop_last: bool = False,
         prefetch: int = 2,
+        empty: bool = False,
         world: World = ALONE,
         mean: Sequence[float] = IMAGENET_MEAN,
         std: Sequence[float] = IMAGENET_STD,
@@ -69,6 +71,7 @@ class Loader:
         self.start = start
         self.device = torch.device(device)
         self.prefetch = prefetch
+        self.empty = empty
         self.world = world
         self.mean, self.std = tuple(mean), tuple(std)
 
@@ -85,7 +88,7 @@ class Loader:
     def _make(self) -> Iterator[Batch]:
         for number, (index, images) in enumerate(self._images(), self.start):
             batch = self._batch(number, index, images)
-            if len(batch.index) or not self.world.alone:  # others may have images of this batch
+            if len(batch.index) or self.empty:
                 yield batch
 
     def _images(self) -> Iterator[tuple[np.ndarray, list[np.ndarray | None]]]:

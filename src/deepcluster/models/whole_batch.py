@@ -37,7 +37,7 @@ class _WholeNorm(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, world: World
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         channels = x.shape[1]
@@ -58,7 +58,7 @@ class _WholeNorm(torch.autograd.Function):
         return out, mean, variance, total
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
         x, weight, mean, scale, total = ctx.saved_tensors
         shape = (1, -1, *(1,) * (x.ndim - 2))
         normal = (x - mean.view(shape)) * scale.view(shape)
