@@ -6,7 +6,8 @@ Whoever launched the processes (torchrun, SLURM, Fabric) has set up torch.distri
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +34,9 @@ class World:
     size: int = 1
     control: Any = field(default=None, compare=False, repr=False)
     """The torch.distributed group that carries questions of one number; None = the one that carries everything."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> World:
+        return self  # what knows of the processes may be copied, they may not
 
     @property
     def alone(self) -> bool:
@@ -67,7 +71,10 @@ class World:
         if not self.alone:
             import torch.distributed as dist
 
-            dist.all_reduce(values, getattr(dist.ReduceOp, how))
+            told = values.to(device()).contiguous()
+            dist.all_reduce(told, getattr(dist.ReduceOp, how))
+            if told is not values:
+                values.copy_(told)
         return values
 
     def copy_(self, values: Tensor, source: int = 0) -> Tensor:
@@ -75,7 +82,10 @@ class World:
         if not self.alone:
             import torch.distributed as dist
 
-            dist.broadcast(values, source)
+            told = values.to(device()).contiguous()
+            dist.broadcast(told, source)
+            if told is not values:
+                values.copy_(told)
         return values
 
     def gather(self, rows: Tensor) -> Tensor:
@@ -85,27 +95,36 @@ class World:
         import torch
         import torch.distributed as dist
 
-        sizes = torch.zeros(self.size, dtype=torch.int64, device=rows.device)
-        sizes[self.rank] = len(rows)
-        lengths = self.sum_(sizes).tolist()
-        longest = max(lengths)
-        padded = rows.new_zeros((longest, *rows.shape[1:]))
+        lengths = self.lengths(len(rows))
+        padded = torch.zeros((max(lengths), *rows.shape[1:]), dtype=rows.dtype, device=device())
         padded[: len(rows)] = rows
         parts = [torch.empty_like(padded) for _ in lengths]
-        dist.all_gather(parts, padded.contiguous())
-        return torch.cat([part[:length] for part, length in zip(parts, lengths, strict=True)])
+        dist.all_gather(parts, padded)
+        return torch.cat([part[:length] for part, length in zip(parts, lengths, strict=True)]).to(rows.device)
+
+    def lengths(self, count: int) -> list[int]:
+        """The `count` of every process, by rank."""
+        if self.alone:
+            return [count]
+        import torch
+
+        counts = torch.zeros(self.size, dtype=torch.int64)
+        counts[self.rank] = count
+        return self.sum_(counts).tolist()
 
     def take(self, rows: Tensor, index: Tensor) -> Tensor:
         """(len(index), ...) rows at positions `index` of the table that the (M, ...) `rows` of all make together."""
-        import torch
-
         index = index.to(rows.device)
         if self.alone:
             return rows[index]
-        sizes = self.gather(torch.tensor([len(rows)], device=rows.device))
-        own = index - int(sizes[: self.rank].sum())
+        own = index - sum(self.lengths(len(rows))[: self.rank])
         mine = (own >= 0) & (own < len(rows))
         return self.known(rows[own[mine]], mine)
+
+    def part(self, whole: Tensor, count: int) -> Tensor:
+        """The `count` rows of this process out of the (N, ...) rows of all, which follow each other."""
+        first = sum(self.lengths(count)[: self.rank])
+        return whole[first : first + count]
 
     def known(self, rows: Tensor, mine: Tensor) -> Tensor:
         """(M, ...) rows of which each process knows some: `rows` are those where `mine` (M,) bool is true.
@@ -141,7 +160,7 @@ class World:
                 messages.append([])
                 size = tensor.nbytes
             messages[-1].append(tensor)
-        flat = [torch.cat([part.reshape(-1) for part in message]) for message in messages]
+        flat = [torch.cat([part.reshape(-1) for part in message]).to(device()) for message in messages]
         for pending in [dist.all_reduce(each, async_op=True) for each in flat]:
             pending.wait()
         for message, each in zip(messages, flat, strict=True):
@@ -154,7 +173,7 @@ class World:
             return rows
         import torch
 
-        return self.gather(torch.from_numpy(np.ascontiguousarray(rows)).to(device())).cpu().numpy()
+        return self.gather(torch.from_numpy(np.ascontiguousarray(rows))).numpy()
 
     def gather_texts(self, text: str) -> list[str]:
         """The `text` of every process, by rank."""
@@ -162,8 +181,8 @@ class World:
             return [text]
         import torch
 
-        letters = torch.frombuffer(bytearray(text.encode() + b"\0"), dtype=torch.uint8).to(device())
-        return bytes(self.gather(letters).cpu().tolist()).decode().split("\0")[:-1]
+        letters = torch.frombuffer(bytearray(text.encode() + b"\0"), dtype=torch.uint8)
+        return bytes(self.gather(letters).tolist()).decode().split("\0")[:-1]
 
     def any(self, *flags: bool) -> list[bool]:
         """For each of `flags`, whether it is true on any process."""
@@ -181,6 +200,12 @@ class World:
         """Until all processes are here."""
         self.any(False)
 
+    def rounds(self, index: Tensor, rows: Tensor, block: int = 8192) -> Iterator[tuple[Tensor, Tensor]]:
+        """(m,) `index` and (m, ...) `rows` of all processes, at most `block` of each process at a time, so that a
+        table that is too large for one process can be divided in another way."""
+        for start in range(0, max(self.lengths(len(rows))), block):
+            yield self.gather(index[start : start + block]), self.gather(rows[start : start + block])
+
 
 ALONE = World()
 
@@ -194,6 +219,16 @@ def current() -> World:
     # A question over NCCL would wait for all the work that the GPU still has to do.
     control = dist.new_group(backend="gloo") if dist.get_backend() == "nccl" else None
     return World(dist.get_rank(), dist.get_world_size(), control)
+
+
+def secondary() -> bool:
+    """Whether a launcher started this process beside the one that writes and speaks, before it has joined them."""
+    variables = os.environ
+    if "RANK" in variables:  # torchrun
+        return int(variables["RANK"]) > 0
+    if int(variables.get("SLURM_NTASKS", 1)) > 1 and "SLURM_PROCID" in variables:
+        return int(variables["SLURM_PROCID"]) > 0
+    return int(variables.get("LOCAL_RANK", 0)) > 0 or int(variables.get("NODE_RANK", 0)) > 0  # Fabric's own launcher
 
 
 def device() -> Any:

@@ -10,6 +10,7 @@ from importlib import import_module
 
 from deepcluster.records import DeepClusterError, Interrupted
 from deepcluster.settings import nearest
+from deepcluster.world import secondary
 
 COMMANDS = {
     "train": "train a preset on your images, or go on with a run: train PRESET --data S --out RUN",
@@ -78,7 +79,8 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _mistake(sentence: str) -> int:
-    print(f"deepcluster: {' '.join(sentence.split())}", file=sys.stderr)
+    if not secondary():  # of several processes one says it
+        print(f"deepcluster: {' '.join(sentence.split())}", file=sys.stderr)
     return 2
 
 

@@ -15,6 +15,7 @@ from tyro.conf import Positional, arg
 from deepcluster.cli.parse import parse
 from deepcluster.records import DeepClusterError, Interrupted
 from deepcluster.settings import TrainRun
+from deepcluster.world import secondary
 
 if TYPE_CHECKING:
     from deepcluster.engine.log import Screen
@@ -80,7 +81,7 @@ def command(arguments: list[str]) -> None:
     from deepcluster.engine import train as engine
     from deepcluster.engine.log import Screen
 
-    screen = Screen(stderr=chosen.json)
+    screen = Screen(quiet=secondary(), stderr=chosen.json)
     with told(chosen.out, screen):
         run = engine.train(
             chosen.settings, chosen.source, chosen.out, preset=name, overwrite=chosen.overwrite, screen=screen
@@ -102,7 +103,7 @@ def resume(arguments: list[str]) -> None:
             f"{chosen.resume} is a run of {preset}, not of {named}: resume it with `deepcluster train --resume"
             f" {chosen.resume}`, or start {named} in another --out."
         )
-    screen = Screen(stderr=chosen.json)
+    screen = Screen(quiet=secondary(), stderr=chosen.json)
     with told(chosen.resume, screen):
         run = engine.train_again(chosen.resume, chosen.source, screen)
     finish(run, screen, chosen.json)
@@ -121,6 +122,8 @@ def told(folder: Path, screen: Screen) -> Iterator[None]:
 def finish(run: Run, screen: Screen, as_json: bool) -> None:
     """What to do next, or the last row as JSON."""
     folder, rows = run.folder, run.metrics
+    if secondary():
+        return
     if as_json:
         print(json_module.dumps({"run": str(folder), "epochs": len(rows), "last": rows[-1] if rows else None}))
         return

@@ -89,19 +89,23 @@ class Metrics:
     Args:
         folder: the run folder.
         until: epochs to keep of an earlier part of the run; later lines are from work that is done again.
+        write: whether this process is the one that writes; the others only remember.
     """
 
-    def __init__(self, folder: Path, until: int) -> None:
+    def __init__(self, folder: Path, until: int, write: bool = True) -> None:
+        self.write = write
         self.file, self.folder = folder / "metrics.jsonl", folder / "tensorboard"
         self.rows = [row for row in read_metrics(folder) if row["epoch"] < until]
         self.until = until
         self._writer: Any = None
-        if self.rows != read_metrics(folder):
+        if write and self.rows != read_metrics(folder):
             self._write()
 
     def add(self, row: dict[str, Any]) -> None:
         """One epoch."""
         self.rows.append({name: _plain(value) for name, value in row.items()})
+        if not self.write:
+            return
         self._write()
         if self._writer is None:
             from torch.utils.tensorboard import SummaryWriter

@@ -146,3 +146,14 @@ def plain_again(network: nn.Module) -> None:
         elif isinstance(layer, WholeDropout):
             del layer.part
             layer.__class__ = nn.Dropout  # type: ignore[assignment]
+
+
+@torch.no_grad()
+def same_norms(network: nn.Module, world: World) -> None:
+    """Where each process normalized by its own part of the batches: the means of all processes' running statistics."""
+    if not world.alone:
+        norms = [layer for layer in network.modules() if type(layer) in (nn.BatchNorm1d, nn.BatchNorm2d)]
+        statistics = [s for layer in norms for s in (layer.running_mean, layer.running_var) if s is not None]
+        world.sum_all_(statistics)
+        for statistic in statistics:
+            statistic.div_(world.size)
