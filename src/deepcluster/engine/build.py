@@ -245,6 +245,10 @@ def make_fabric(run: TrainRun) -> Fabric:
     if here * machines == 1:
         devices: Any = [int(position)] if position else 1
         return Fabric(accelerator=kind, devices=devices, precision=plugin, num_nodes=1, loggers=None)
+    if precision == "16" and isinstance(run.method, DeeperClusterParams):
+        raise DeepClusterError(
+            "Loss scaling cannot follow classifiers that are divided among processes: use --precision bf16 or 32."
+        )
     if position:
         raise DeepClusterError(f"--device {device} names one device for several processes: use --device {kind}.")
     if kind == "cuda" and here > torch.cuda.device_count():
