@@ -169,14 +169,12 @@ def _clusters(run: Run, model: Model | None, found: dict[str, Any]) -> None:
         return
     try:
         assignment = run.assignment
-        if assignment.ndim != 1 or assignment.dtype.kind not in "iu":
-            raise ValueError(f"{assignment.dtype} of shape {assignment.shape}")
-    except (OSError, ValueError, EOFError) as error:
+    except DeepClusterError as error:
         found["damaged"]["assignment.npy"] = _short(error)
         return
     try:
         distance = run.distance
-    except (OSError, ValueError, EOFError) as error:
+    except DeepClusterError as error:
         found["damaged"]["distance.npy"], distance = _short(error), None
     known = assignment[assignment >= 0]
     found["sizes"] = np.bincount(known, minlength=0 if model is None else len(model.centroids))
@@ -289,5 +287,6 @@ def _bad(folder: Path, told: int) -> int:
 
 
 def _short(error: Exception) -> str:
-    """The first line of an error's words."""
+    """The first line of an error's words, or of those that it was made of."""
+    error = error.__cause__ if isinstance(error.__cause__, (ValueError, EOFError)) else error
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
