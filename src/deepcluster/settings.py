@@ -65,7 +65,7 @@ class ODCParams:
     """Online Deep Clustering (Zhan et al. 2020, arXiv 2006.10645). Defaults are the paper's for ImageNet."""
 
     k: int = 10_000
-    """Clusters; their number stays fixed. At least two images for each are needed, twenty or more are better."""
+    """Clusters; their number stays fixed. Not more than there are images; twenty images or more for each are better."""
     feature_dim: int = 256
     """Width of the features in memory, the neck's output."""
     hidden: int = 512
@@ -138,8 +138,8 @@ class BackboneParams:
     """Fixed Sobel filters in place of color (§3.3), with the paper's or DeeperCluster's padding."""
     weights: str = ""
     """A file to begin with in place of drawn weights: a run's model.safetensors, an exported .safetensors, or a
-    checkpoint that DeepCluster's authors released; of the same network, Sobel and image size. A resumed run goes on
-    from its own checkpoint."""
+    checkpoint that DeepCluster's authors released; of the same network and Sobel, and for alexnet, vgg16 and others
+    whose layers depend on it of the same image size. A resumed run goes on from its own checkpoint."""
     options: dict[str, Any] = field(default_factory=dict)
     """Further arguments of that backbone, such as stem small."""
 

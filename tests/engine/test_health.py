@@ -19,7 +19,7 @@ from deepcluster.records import DeepClusterError
         ([50, 50], True),
         ([90, 10], False),
         ([55, 45], True),
-        ([100], True),
+        ([100], False),
         ([34, 33, 33], True),
         ([0, 0, 9], False),
         ([0, 0], True),

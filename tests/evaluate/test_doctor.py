@@ -28,7 +28,9 @@ from deepcluster.engine.runs import load_run
 from deepcluster.evaluate import agreement, doctor
 from deepcluster.evaluate.agreement import Agreement
 from deepcluster.evaluate.diagnosis import Diagnosis, diagnose
-from deepcluster.evaluate.doctor import CHECKS, SEVERITIES, effective, examine, how_many, suggested_k
+from deepcluster.evaluate.doctor import CHECKS, examine
+from deepcluster.evaluate.finding import SEVERITIES
+from deepcluster.evaluate.how_many import effective, how_many, suggested_k
 from deepcluster.evaluate.vitals import Facts, read_facts
 from deepcluster.records import DeepClusterError
 
@@ -74,6 +76,14 @@ def rows(folder: Path, **columns: Any) -> None:
         for position, line in enumerate(lines):
             line[name] = values[position] if isinstance(values, list) else values
     file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def steps_done(folder: Path, epochs: int) -> None:
+    """As if so many epochs were behind the last checkpoint."""
+    file = folder / "checkpoints" / "last.ckpt"
+    state = checkpoint.load(file)
+    state["progress"]["step"] = epochs * state["progress"]["steps_per_epoch"]
+    torch.save(state, file)
 
 
 def longer(folder: Path) -> None:
@@ -156,6 +166,9 @@ TRIGGERS: dict[str, tuple[Callable[[Path], None], str, str]] = {
     "loss_near_zero": (lambda run: rows(run, loss=ramp(2, 0.04)), "warning", "0.040"),
     "loss_rising": (lambda run: rows(run, loss=[2.0, 1.5, 1, 1, 1, 1.2, 1.3, 1.4, 1.5]), "warning", "1.00 to 1.40"),
     "swallowed": (lambda run: assign(run, np.where(index < 1600, 3, index % K)), "bad", "of 1,797 images (90%)"),
+    "one_cluster": (
+        lambda run: (model(run, "centroids", lambda table: table[:1]), assign(run, 0 * index))[0], "bad", "alone"
+    ),
     "empty_clusters": (lambda run: assign(run, index % 10), "warning", "10 of 20 clusters are empty"),
     "uneven_sizes": (
         lambda run: assign(run, np.searchsorted(N * (1 - 0.6 ** np.arange(1, K)), index)), "note", "only as even as"
@@ -192,11 +205,16 @@ TRIGGERS: dict[str, tuple[Callable[[Path], None], str, str]] = {
         lambda run: rows(run, seconds_train=10.0, seconds_features=10.0, seconds_cluster=5.0), "note", "60% of the time"
     ),
     "unfinished": (lambda run: configure(run, epochs=50), "note", "9 of 50 epochs"),
+    "curves_lost": (
+        lambda run: (run / "metrics.jsonl").write_text((run / "metrics.jsonl").read_text().partition("\n")[0]),
+        "warning", "metrics.jsonl tells of 1 of the 9 epochs",
+    ),
     "few_epochs": (
         lambda run: (
+            steps_done(run, 2),
             (run / "metrics.jsonl").write_text("\n".join((run / "metrics.jsonl").read_text().splitlines()[:2])),
             configure(run, epochs=2),
-        )[1],
+        )[2],
         "note", "Only 2 epochs",
     ),
 }  # fmt: skip
@@ -243,7 +261,12 @@ def test_every_option_that_is_named_exists(name: str, healthy: Path, colored: Pa
     from deepcluster.cli.parse import parse
     from deepcluster.settings import TrainRun
 
-    known = {f"--{option.replace('_', '-')}" for option in settings.names()} | {"--resume", "--data", "--k"}
+    known = {f"--{option.replace('_', '-')}" for option in settings.names()} | {
+        "--resume",
+        "--data",
+        "--k",
+        "--overwrite",
+    }
     for finding in altered(name, healthy, colored, tmp_path).findings:
         said = set(re.findall(r"--[\w.-]*\w", finding.change))
         assert said <= known, (finding.check, said - known)
@@ -440,7 +463,7 @@ def test_effective_clusters_are_exp_of_the_entropy() -> None:
 @pytest.mark.parametrize(
     ("gone", "said"),
     [
-        ("metrics.jsonl", "0 of 9 epochs"),
+        ("metrics.jsonl", "metrics.jsonl tells of 0 of the 9 epochs"),
         ("model.safetensors", "There is no model.safetensors"),
         ("assignment.npy", "There is no assignment.npy"),
         ("checkpoints/last.ckpt", "There is no checkpoints/last.ckpt"),
@@ -462,7 +485,93 @@ def test_what_is_damaged_is_a_sentence(name: str, healthy: Path, tmp_path: Path)
     (tmp_path / "run" / name).write_bytes(b"{ this is not it")
     found = diagnose(load_run(tmp_path / "run", "cpu"), sample=0)
     assert found.findings[0].check == "damaged" and found.findings[0].values == {"files": [name]}
-    assert "--resume" in found.first and ("epoch-NNNN.ckpt" in found.first) is name.endswith("ckpt")
+    if name == "metrics.jsonl":
+        assert found.first == "Delete the broken lines of metrics.jsonl"
+    elif name.endswith("ckpt"):  # the preset keeps none of nine epochs
+        assert found.first.startswith("There is no earlier checkpoint") and "--overwrite" in found.first
+    else:
+        assert found.first == f"Write {name} anew from the last checkpoint: deepcluster train --resume {tmp_path}/run"
+
+
+def test_the_latest_checkpoint_that_is_there_takes_the_place_of_a_damaged_one(healthy: Path, tmp_path: Path) -> None:
+    shutil.copytree(healthy, tmp_path / "run")
+    for number in (3, 5):
+        shutil.copy(tmp_path / "run/checkpoints/last.ckpt", tmp_path / f"run/checkpoints/epoch-{number:04d}.ckpt")
+    (tmp_path / "run/checkpoints/last.ckpt").write_bytes(b"x")
+    (tmp_path / "run/assignment.npy").write_bytes(b"x")
+    first = diagnose(load_run(tmp_path / "run", "cpu"), sample=0).first
+    assert first.startswith("Copy checkpoints/epoch-0005.ckpt over checkpoints/last.ckpt and go on from there: ")
+    (tmp_path / "run/checkpoints/last.ckpt").unlink()
+    first = diagnose(load_run(tmp_path / "run", "cpu"), sample=0).first
+    assert "no checkpoint to write them from" in first
+
+
+def test_lost_curves_do_not_send_in_a_circle(healthy: Path, tmp_path: Path) -> None:
+    """Resuming a finished run writes no curves: it is to be lengthened, and the command that is named does so."""
+    shutil.copytree(healthy, tmp_path / "run")
+    (tmp_path / "run/metrics.jsonl").unlink()
+    found = diagnose(load_run(tmp_path / "run", "cpu"), sample=0)
+    assert {finding.check for finding in found.findings} == {"curves_lost"}
+    assert found.first.endswith(f"deepcluster train --resume {tmp_path}/run --epochs 18")
+
+
+def test_a_short_run_is_lengthened_by_the_command_that_is_named(healthy: Path, tmp_path: Path) -> None:
+    from deepcluster.cli.main import main
+
+    dc.train("tiny-deepcluster", "digits", tmp_path / "run", epochs=1, k=20, quiet=True)
+    found = diagnose(load_run(tmp_path / "run", "cpu"), sample=0)
+    (short,) = (finding for finding in found.findings if finding.check == "few_epochs")
+    command = short.change.removeprefix("Train longer: deepcluster ")
+    assert command == f"train --resume {tmp_path}/run --epochs 30"
+    assert main([*command.split()[:-1], "3"]) == 0
+    assert "few_epochs" not in {each.check for each in diagnose(load_run(tmp_path / "run", "cpu"), sample=0).findings}
+
+
+def test_a_run_that_ended_itself_is_finished(healthy: Path, tmp_path: Path) -> None:
+    shutil.copytree(healthy, tmp_path / "run")
+    configure(tmp_path / "run", epochs=50, watch="knn", stop=True)
+    found = diagnose(load_run(tmp_path / "run", "cpu"), sample=0)
+    assert "unfinished" not in {finding.check for finding in found.findings}
+
+
+PIC = {"algorithm": "pic", "k": 0, "clusterings": 1}
+OWN = {"algorithm": "custom", "k": 0, "clusterings": 1}
+
+
+@pytest.mark.parametrize("values", [PIC, OWN, None], ids=["pic", "custom", "odc"])
+@pytest.mark.parametrize("name", [name for name in TRIGGERS if name not in VIEWS])
+def test_advice_fits_the_method(values: dict | None, name: str, healthy: Path, tmp_path: Path) -> None:
+    """Only options that the run has and follows: PIC and one's own clusterers find K, ODC has no reassignments."""
+    run = tmp_path / "run"
+    shutil.copytree(healthy, run)
+    TRIGGERS[name][0](run)
+    if values is not None:
+        configure(run, **values)
+    else:
+        config = json.loads((run / "run.json").read_text())
+        odc = settings.as_dict(settings.TrainRun(epochs=config["settings"]["epochs"], method=settings.ODCParams(k=20)))
+        (run / "run.json").write_text(json.dumps(config | {"settings": odc}))
+    facts = read_facts(load_run(run, "cpu"), sample=0)
+    chosen = settings.from_dict(dict(facts.settings))
+    known = {f"--{option.replace('_', '-')}" for option in settings.names(chosen)}
+    if values is not None:
+        known -= {"--method.k", "--method.init", "--method.iterations", "--method.spherical", "--method.backend"}
+    found = examine(facts)
+    assert name in {finding.check for finding in found}
+    for text in (*(finding.change for finding in found), how_many(facts)):
+        assert set(re.findall(r"--method\.[\w-]*\w", text)) <= known, text
+
+
+def test_other_images_than_the_runs_are_noticed(colored: Path, tmp_path: Path) -> None:
+    run = load_run(colored, "cpu")
+    pixels = np.load(colored.parent / "images.npy")
+    np.save(tmp_path / "other.npy", 255 - pixels)
+    found = diagnose(run, str(tmp_path / "other.npy"), sample=0)
+    assert "other.npy is not what the run was trained on" in found.missing[0]
+    np.save(tmp_path / "few.npy", pixels[:20])
+    with pytest.raises(DeepClusterError, match=r"holds 20 images and .* was trained on 240"):
+        diagnose(run, str(tmp_path / "few.npy"))
+    assert not diagnose(run, str(colored.parent / "images.npy"), sample=0).missing
 
 
 def test_a_folder_with_run_json_alone(healthy: Path, tmp_path: Path) -> None:
@@ -481,8 +590,7 @@ def test_images_that_moved_are_a_reason(colored: Path, tmp_path: Path) -> None:
     assert "color_reliance" not in {finding.check for finding in found.findings}
     found = diagnose(load_run(tmp_path / "run", "cpu"), str(colored.parent / "images.npy"))
     assert not found.missing and "color_reliance" in {finding.check for finding in found.findings}
-    np.save(tmp_path / "few.npy", np.load(colored.parent / "images.npy")[:20])
-    found = diagnose(load_run(tmp_path / "run", "cpu"), str(tmp_path / "few.npy"))
+    found = diagnose(load_run(tmp_path / "run", "cpu"), str(colored.parent / "images.npy"), sample=20)
     assert "there are 20" in found.missing[0]
     with pytest.raises(DeepClusterError, match="nowhere"):
         diagnose(load_run(colored, "cpu"), "/nowhere")
@@ -536,6 +644,8 @@ def test_worst_comes_first_and_is_what_to_try(facts: Facts) -> None:
     seen = Diagnosis("run", found, "", 2, [])
     assert seen.first == found[0].change
     assert Diagnosis("run", [], "", None, []).first == "Nothing has to be changed."
+    notes = [dataclasses.replace(finding, severity="note") for finding in found]
+    assert Diagnosis("run", notes, "", None, []).first == f"Nothing is wrong. {found[0].change}"
 
 
 def test_screen_and_json_say_the_same(healthy: Path, colored: Path, tmp_path: Path) -> None:

@@ -118,8 +118,12 @@ def test_a_clusterer_that_gives_nonsense(labels: np.ndarray, message: str) -> No
 
 
 def test_a_number_of_clusters_beside_a_clusterer_is_refused() -> None:
-    with pytest.raises(DeepClusterError, match="settles the number of clusters itself"):
+    with pytest.raises(DeepClusterError, match=r"^PIC finds .* set --method.k 0, not 4\.$"):
         method(k=4, clusterer=PIC())
+    with pytest.raises(DeepClusterError, match=r"^PIC finds .* set --method.clusterings 1, not 3\.$"):
+        method(k=0, clusterings=3, clusterer=PIC())
+    with pytest.raises(DeepClusterError, match=r"set --method.k 0, not 4, and --method.clusterings 1, not 3\.$"):
+        method(k=4, clusterings=3, clusterer=PIC())
     with pytest.raises(DeepClusterError, match="at least one cluster"):
         method(k=0)
 

@@ -155,6 +155,12 @@ def test_mistakes(study: Path, images: Path, tmp_path: Path, capsys: pytest.Capt
     assert "up to 96" in k("--values", 2, 97)
     assert "above 0" in k("--values", 0, 5)
     assert "--values" in k("--method.k", 7)
+    assert "names 10 alone" in k("--values", 10, 10)
+    assert "PIC finds the number of clusters itself" in mistake(
+        capsys, "k", "deepcluster-convnet", "--data", images, "--out", tmp_path / "new", "--method.algorithm", "pic"
+    )
+    odc = mistake(capsys, "reassign", "tiny-odc", "--data", images, "--out", tmp_path / "new")
+    assert "tiny-odc has no --method.reassign" in odc and "ODC" in odc
     np.save(tmp_path / "plain.npy", np.zeros((9, 12, 12, 3), np.uint8))
     assert "has none" in k("--values", 2, 3, data=tmp_path / "plain.npy")
     assert not (tmp_path / "new").exists()  # nothing was trained before the mistake was seen

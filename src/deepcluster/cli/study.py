@@ -210,6 +210,8 @@ def _train(what: str, arguments: list[str]) -> None:
 
     screen = Screen(stderr=chosen.json)
     values = tuple(sorted(set(chosen.values)))
+    if len(values) == 1 < len(chosen.values):
+        raise DeepClusterError(f"--values names {values[0]:g} alone, several times: give values that differ.")
     series = Series(
         setting, values, chosen.settings, name, chosen.source, chosen.test, chosen.score, chosen.out
     )  # fmt: skip

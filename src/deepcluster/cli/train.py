@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json as json_module
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -39,10 +40,13 @@ class Train:
 
 @dataclass(frozen=True)
 class Resume:
-    """Goes on with a run exactly where it stood, within an epoch too."""
+    """Goes on with a run exactly where it stood, within an epoch too; or beyond its end, with more epochs."""
 
     resume: Path
     """The run folder."""
+    epochs: int | None = None
+    """Another length for the run, of a finished one too; the schedule of the learning rate follows it. None = as it was
+    begun."""
     source: Annotated[str | None, arg(name="data")] = None
     """Only where the images have moved since: where they are now."""
     json: bool = False
@@ -94,19 +98,37 @@ def resume(arguments: list[str]) -> None:
     named = arguments[0] if not arguments[0].startswith("-") else None
     chosen = parse(Resume, arguments[1:] if named else arguments, prog="deepcluster train --resume RUN")
     from deepcluster.engine import train as engine
+    from deepcluster.engine.length import is_finished
     from deepcluster.engine.log import Screen
-    from deepcluster.engine.runs import read_config
+    from deepcluster.engine.runs import load_run, read_config
 
-    preset = read_config(chosen.resume)["preset"]
+    config = read_config(chosen.resume)
+    preset = config["preset"]
     if named and named != preset:
         raise DeepClusterError(
             f"{chosen.resume} is a run of {preset}, not of {named}: resume it with `deepcluster train --resume"
             f" {chosen.resume}`, or start {named} in another --out."
         )
     screen = Screen(quiet=secondary(), stderr=chosen.json)
+    asked = config["settings"].get("epochs")
+    if chosen.epochs in (None, asked) and is_finished(chosen.resume):
+        _say_finished(load_run(chosen.resume, "cpu"), screen, chosen.json)
+        return
     with told(chosen.resume, screen):
-        run = engine.train_again(chosen.resume, chosen.source, screen)
+        run = engine.train_again(chosen.resume, chosen.source, screen, epochs=chosen.epochs)
     finish(run, screen, chosen.json)
+
+
+def _say_finished(run: Run, screen: Screen, as_json: bool) -> None:
+    """That there is nothing to go on with, and how there would be."""
+    if as_json:
+        finish(run, screen, as_json)
+        return
+    done, folder = len(run.metrics), shlex.quote(str(run.folder))
+    screen.say(
+        f"{run.folder} is finished: {done:,} epochs are done. To lengthen it: deepcluster train --resume {folder}"
+        f" --epochs {2 * max(1, done)}"
+    )
 
 
 @contextmanager

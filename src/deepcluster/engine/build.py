@@ -76,6 +76,13 @@ def pick_clusterer(run: TrainRun, given: Clusterer | None = None) -> Clusterer |
         DeepClusterError: a handed-over clusterer is missing.
     """
     p = run.method
+    if given is not None and (isinstance(given, type) or not callable(getattr(given, "fit_predict", None))):
+        name = given.__name__ if isinstance(given, type) else type(given).__name__
+        what = f"the class {name}" if isinstance(given, type) else f"{given!r}, which has no fit_predict"
+        raise DeepClusterError(
+            f"A clusterer was expected and {what} was handed over: give an object with scikit-learn's fit_predict,"
+            + (f" such as {name}()." if isinstance(given, type) else " such as AgglomerativeClustering(50).")
+        )
     if not isinstance(p, DeepClusterParams):
         if given is not None:
             why = "ODC clusters online, image by image" if isinstance(p, ODCParams) else "DeeperCluster has two levels"
@@ -87,8 +94,8 @@ def pick_clusterer(run: TrainRun, given: Clusterer | None = None) -> Clusterer |
         return PIC(p.neighbors, p.sigma, p.alpha, version=p.pic_version)
     if given is None:
         raise DeepClusterError(
-            "This run's clusters come from a clusterer handed over in Python: go on with it by"
-            " deepcluster.train(..., resume=True, clusterer=...)."
+            "With --method.algorithm custom the clusters come from a clusterer handed over in Python: train by"
+            " deepcluster.train(..., clusterer=...), and with resume=True go on with such a run."
         )
     return given
 

@@ -14,6 +14,8 @@ import numpy as np
 
 from deepcluster import settings
 from deepcluster.data.cache import Pixels
+from deepcluster.data.files import Files
+from deepcluster.data.naming import is_hidden
 from deepcluster.data.sources import ImageSource
 from deepcluster.engine.log import Screen
 from deepcluster.engine.model import MODEL, Model
@@ -82,11 +84,14 @@ def note_finished(folder: Path) -> None:
     write_json(folder / "run.json", read_config(folder) | {"finished": now})
 
 
-def note_unfinished(folder: Path) -> None:
-    """Takes that hour away again: the run goes on, perhaps from an earlier checkpoint."""
+def note_unfinished(folder: Path, run: TrainRun) -> None:
+    """Takes that hour away again: the run goes on, perhaps from an earlier checkpoint; and notes its length, which
+    alone may be another than before."""
     config = read_config(folder)
-    if config.pop("finished", None):
-        write_json(folder / "run.json", config)
+    now = config | {"settings": config["settings"] | {"epochs": run.epochs, "stop": run.stop}}
+    now.pop("finished", None)
+    if now != config:
+        write_json(folder / "run.json", now)
 
 
 def _left_over(path: Path) -> bool:
@@ -110,11 +115,31 @@ def same_images(config: dict[str, Any], source: ImageSource, folder: Path) -> No
         )
 
 
-def tell_bad(pixels: Pixels, folder: Path, screen: Screen) -> None:
+def outside_images(folder: Path, source: ImageSource) -> None:
+    """Refuses a run folder among the images: pictures that it will hold would count as images themselves, and the run
+    could not be resumed, since its images would have changed.
+
+    Raises:
+        DeepClusterError: `folder` lies in the folder that `source` reads.
+    """
+    images = Path(source.name).expanduser()
+    if not (isinstance(source, Files) and images.is_dir()):
+        return
+    images, place = images.resolve(), folder.expanduser().resolve()
+    if place.is_relative_to(images) and not any(is_hidden(part) for part in place.relative_to(images).parts):
+        raise DeepClusterError(
+            f"The run folder {folder} lies in the folder of the images, {source.name}, where its own pictures would"
+            " count as images: choose an --out outside."
+        )
+
+
+def tell_bad(pixels: Pixels, screen: Screen) -> None:
+    """How many files are skipped, and why the first of them is."""
     if pixels.bad:
+        first = min(pixels.bad)
         screen.warn(
-            f"{len(pixels.bad):,} of {len(pixels):,} files cannot be decoded and are skipped:"
-            f" see {folder / 'bad_images.csv'}"
+            f"{len(pixels.bad):,} of {len(pixels):,} files cannot be decoded and are skipped, the first being"
+            f" {pixels.source.path(first)} ({pixels.bad[first]})"
         )
 
 

@@ -30,7 +30,13 @@ def stuck(losses: Sequence[float], k: int) -> bool:
 
 
 def check_clusters(sizes: np.ndarray, warn: Callable[[str], None]) -> bool:
-    """Warns when one cluster holds most of the (K,) sizes' images. True when all is well."""
+    """Warns when one cluster holds most of the (K,) sizes' images, or is the only one. True when all is well."""
+    if len(sizes) == 1:
+        warn(
+            "one cluster alone holds all images, a trivial solution with nothing to tell apart: ask for more clusters"
+            " (--method.k, or with PIC a smaller --method.sigma)."
+        )
+        return False
     if not swallows(sizes):
         return True
     warn(

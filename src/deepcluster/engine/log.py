@@ -26,6 +26,12 @@ from rich.text import Text
 from deepcluster.files import write_text
 from deepcluster.records import DeepClusterError
 
+NUMBERS = (
+    "loss", "nmi_previous", "reassigned", "clusters_used", "size_min", "size_max", "size_entropy", "lr",
+    "images_per_second", "seconds_train", "seconds_features", "seconds_cluster", "nmi_labels", "purity", "watched",
+)  # fmt: skip
+"""What the rows of metrics.jsonl hold beside the epoch, where they hold it."""
+
 
 class Bar:
     """A bar that counts images; calling it moves it on. Without a progress it is silent."""
@@ -129,18 +135,35 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
     """The rows of a run's metrics.jsonl; none when it has not been written yet.
 
     Raises:
-        DeepClusterError: a line is not a JSON object.
+        DeepClusterError: a line is not a JSON object of an epoch and its numbers.
     """
     file = folder / "metrics.jsonl"
     rows = []
-    for number, text in enumerate(file.read_text().splitlines() if file.exists() else [], 1):
+    lines = file.read_text(encoding="utf-8", errors="replace").splitlines() if file.exists() else []
+    for number, text in enumerate(lines, 1):
         try:
-            rows.append(dict(json.loads(text)))
-        except (ValueError, TypeError) as error:
+            rows.append(_row(json.loads(text)))
+        except ValueError as error:
             raise DeepClusterError(
                 f"Line {number} of {file} is damaged ({error}): restore it, or delete that line."
             ) from error
     return rows
+
+
+def _row(value: Any) -> dict[str, Any]:
+    """One epoch of metrics.jsonl; a quantity that an epoch does not have is missing or null.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    if not isinstance(value, dict):
+        raise ValueError("it is no JSON object")
+    if type(value.get("epoch")) is not int or value["epoch"] < 0:
+        raise ValueError("its epoch is no whole number")
+    for name in NUMBERS:
+        if isinstance(value.get(name, 0.0), (bool, str, list, dict)):
+            raise ValueError(f"its {name} is no number")
+    return value
 
 
 def line(row: dict[str, Any], epochs: int) -> str:

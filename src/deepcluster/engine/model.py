@@ -181,6 +181,9 @@ def backbone_from(file: Path | str) -> Backbone:
     from safetensors import SafetensorError, safe_open
 
     file = Path(file)
+    if file.is_dir():
+        advice = f"give its {file / MODEL}" if (file / MODEL).is_file() else "give a file"
+        raise DeepClusterError(f"{file} is a folder, not a file of weights: {advice}.")
     if file.suffix != ".safetensors":
         return load_released(file).backbone
     try:

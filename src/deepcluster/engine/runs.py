@@ -26,6 +26,9 @@ from deepcluster.engine.model import MODEL, Model
 from deepcluster.models.backbone import Backbone
 from deepcluster.records import DeepClusterError
 
+NEEDED = {"preset": str, "images": int, "settings": dict, "source_fingerprint": str}
+"""What every run.json says: name -> type."""
+
 
 class Run:
     """A run folder. `run.metrics`, `run.assignment`, `run.backbone`, `run.assign("photos/")`.
@@ -56,13 +59,13 @@ class Run:
             raise DeepClusterError(
                 f"{self.folder} has no clusters yet: go on with `deepcluster train --resume {self.folder}`."
             )
-        return np.load(file, allow_pickle=False)
+        return _column(file, "iu")
 
     @property
     def distance(self) -> np.ndarray | None:
         """(N,) float32, Euclidean distance of each training image to its center; NaN = cannot be decoded."""
         file = self.folder / "distance.npy"
-        return np.load(file, allow_pickle=False) if file.exists() else None
+        return _column(file, "f") if file.exists() else None
 
     @cached_property
     def model(self) -> Model:
@@ -181,16 +184,41 @@ def read_config(folder: Path) -> dict[str, Any]:
     """A run's run.json.
 
     Raises:
-        DeepClusterError: the folder holds no run.
+        DeepClusterError: the folder holds no run, or its run.json is damaged.
     """
     file = folder / "run.json"
     if not file.is_file():
         what = "is not a run folder (it has no run.json)" if folder.is_dir() else "does not exist"
         raise DeepClusterError(f"{folder} {what}: give the folder that `deepcluster train ... --out` wrote.")
     try:
-        return json.loads(file.read_text())
+        found = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise DeepClusterError(f"{file} is damaged ({error}): restore it or train again.") from error
+    wrong = [name for name, kind in NEEDED.items() if not isinstance(found, dict) or type(found.get(name)) is not kind]
+    if wrong:
+        raise DeepClusterError(
+            f"{file} is damaged (it does not say the run's {', '.join(wrong)}): restore it or train again."
+        )
+    return found
+
+
+def _column(file: Path, kinds: str) -> np.ndarray:
+    """(N,) numbers of an .npy file, of one of NumPy's `kinds`.
+
+    Raises:
+        DeepClusterError: the file is cut short or is something else.
+    """
+    try:
+        found = np.load(file, allow_pickle=False)
+        if not isinstance(found, np.ndarray) or found.ndim != 1 or found.dtype.kind not in kinds:
+            raise ValueError("it does not hold one number for each image")
+    except (OSError, ValueError, EOFError) as error:
+        why = (str(error).splitlines() or ["cut short"])[0]
+        raise DeepClusterError(
+            f"{file} is damaged ({why}): write it anew from the last checkpoint by `deepcluster train --resume"
+            f" {file.parent}`."
+        ) from error
+    return found
 
 
 def short_side(size: int) -> int | None:

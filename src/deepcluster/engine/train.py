@@ -28,6 +28,7 @@ from deepcluster.engine.build import (
     views_of,
     with_clusterer,
 )
+from deepcluster.engine.length import lengthened
 from deepcluster.engine.log import Metrics, Screen
 from deepcluster.engine.loop import Progress, Walk, features_file, refresh, steps_per_epoch, walk
 from deepcluster.engine.model import MODEL, Model, Tree, begin_with
@@ -78,6 +79,8 @@ def train(
     screen = (screen or Screen()) if world.first else Screen(quiet=True)
     with together(world):
         source = open_images(data)
+        if world.first and not resume:
+            run_folder.outside_images(folder, source)
         if world.first:
             run_folder.prepare_folder(folder, resume=resume, overwrite=overwrite)
     try:
@@ -116,10 +119,10 @@ def _train(
             write_json(folder / "run.json", run_folder.about(run, preset, source, pixels, clusterer))
         elif world.first:
             run_folder.same_images(runs.read_config(folder), source, folder)
-            run_folder.note_unfinished(folder)
+            run_folder.note_unfinished(folder, run)
         if world.first:
             run_folder.write_bad_images(folder, pixels)
-    run_folder.tell_bad(pixels, folder, screen)
+    run_folder.tell_bad(pixels, screen)
 
     seed_everything(run.seed)
     method, part = build_method(run, len(source), clusterer, world), Part()
@@ -187,6 +190,10 @@ def _train(
             run_folder.write_snapshot(folder, snapshot_model(method, clustering), clustering)
         if world.first:
             run_folder.note_finished(folder)
+    if pixels.bad:
+        screen.say(
+            f"{folder / 'bad_images.csv'} lists what cannot be decoded: {len(pixels.bad):,} of {len(pixels):,} files"
+        )
     return runs.load_run(folder, device=run.device)
 
 
@@ -275,16 +282,26 @@ def _snapshots(folder: Path, method: Method, metrics: Metrics, per_epoch: int) -
 
 
 def train_again(
-    folder: Path | str, data: Any = None, screen: Screen | None = None, clusterer: Clusterer | None = None
+    folder: Path | str,
+    data: Any = None,
+    screen: Screen | None = None,
+    clusterer: Clusterer | None = None,
+    epochs: int | None = None,
 ) -> runs.Run:
     """`deepcluster train --resume`: goes on exactly where the run in `folder` stood.
 
     Args:
         data: needed only where the training images were handed over as arrays.
         clusterer: needed only where one was handed over.
+        epochs: another length of the run, which the learning rate's schedule then follows; None = as it was begun.
+
+    Raises:
+        DeepClusterError: fewer epochs than are done, or other images than the run's.
     """
     config = runs.read_config(Path(folder))
     run = settings.from_dict(config["settings"])
+    if epochs is not None:
+        run = lengthened(run, Path(folder), epochs)
     return train(
         run,
         config["data"] if data is None else data,

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from deepcluster.engine.log import Screen
 from deepcluster.engine.runs import Run
-from deepcluster.evaluate.doctor import Finding, Severity, examine, how_many, suggested_k
+from deepcluster.evaluate.doctor import examine
+from deepcluster.evaluate.finding import Finding, Severity
+from deepcluster.evaluate.how_many import how_many, suggested_k
 from deepcluster.evaluate.vitals import SAMPLE, read_facts
 from deepcluster.files import write_text
 from deepcluster.records import DeepClusterError
@@ -39,9 +41,10 @@ class Diagnosis:
     @property
     def first(self) -> str:
         """What to try first, in one line."""
-        if not self.findings or self.findings[0].severity in ("ok", "note"):
+        if not self.findings or self.findings[0].severity == "ok":
             return "Nothing has to be changed."
-        return self.findings[0].change
+        change = self.findings[0].change
+        return f"Nothing is wrong. {change}" if self.findings[0].severity == "note" else change
 
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -105,7 +108,7 @@ def diagnose(run: Run, data: Any = None, *, sample: int = SAMPLE, screen: Screen
         screen: shows a bar meanwhile; None = silence.
 
     Raises:
-        DeepClusterError: `data` is given and cannot be opened, or `sample` is negative.
+        DeepClusterError: `data` is given and cannot be opened or holds another number of images; `sample` is negative.
     """
     if sample < 0:
         raise DeepClusterError(f"{sample} is no number of images to look at: give --images 0 or more.")

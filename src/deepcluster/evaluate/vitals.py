@@ -17,6 +17,7 @@ import numpy as np
 from deepcluster.clustering.scores import nmi
 from deepcluster.data.sources import ImageSource, open_images
 from deepcluster.engine import checkpoint
+from deepcluster.engine.length import progress_of
 from deepcluster.engine.log import Screen
 from deepcluster.engine.model import MODEL
 from deepcluster.engine.runs import Run, short_side
@@ -53,6 +54,9 @@ class Facts:
         head_spread: deviation of the classifier's trained weights over that of freshly drawn ones.
         not_numbers: names of weights that hold NaN or infinity.
         agreement: of views and plain images.
+        done: epochs behind the last checkpoint, a fraction within one.
+        finished: whether the run has come to its end, by itself too.
+        kept: checkpoints that are there, such as `checkpoints/last.ckpt`.
         missing: what could not be looked at, and why: sentences.
         damaged: files that cannot be read -> why.
     """
@@ -75,6 +79,9 @@ class Facts:
     head_spread: float | None = None
     not_numbers: list[str] = field(default_factory=list)
     agreement: Agreement | None = None
+    done: float | None = None
+    finished: bool = False
+    kept: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
     damaged: dict[str, str] = field(default_factory=dict)
 
@@ -87,6 +94,11 @@ class Facts:
     def k(self) -> int | None:
         """Clusters, empty ones included."""
         return None if self.sizes is None else len(self.sizes)
+
+    @property
+    def algorithm(self) -> str:
+        """What groups the features: "kmeans", or one that finds the number of clusters itself."""
+        return str(self.setting("method.algorithm", "kmeans"))
 
     @property
     def epochs(self) -> int | None:
@@ -114,11 +126,11 @@ def read_facts(run: Run, data: Any = None, *, sample: int = SAMPLE, screen: Scre
     """Everything that the checks ask for, of a finished, stopped or broken run.
 
     Args:
-        data: the training images where they are now, or others of the kind; None = where they were.
+        data: the training images where they are now; None = where they were.
         sample: at most so many images are looked at in views; 0 = none.
 
     Raises:
-        DeepClusterError: `data` is given and cannot be opened.
+        DeepClusterError: `data` is given and cannot be opened, or does not hold as many images.
     """
     found: dict[str, Any] = {"missing": [], "damaged": {}, "not_numbers": []}
     found["rows"] = _rows(run, found)
@@ -135,6 +147,8 @@ def read_facts(run: Run, data: Any = None, *, sample: int = SAMPLE, screen: Scre
     elif source is not None and model is not None and sample:
         found["agreement"] = _agreement(run, model, source, sample, screen or Screen(quiet=True), found["missing"])
     config = run.config
+    found["kept"] = [f"checkpoints/{file.name}" for file in sorted((run.folder / "checkpoints").glob("*.ckpt"))]
+    found["finished"] = _finished(config, found.get("done"), len(found["rows"]))
     return Facts(
         folder=str(run.folder),
         settings=config.get("settings", {}),
@@ -142,6 +156,14 @@ def read_facts(run: Run, data: Any = None, *, sample: int = SAMPLE, screen: Scre
         bad=_bad(run.folder, int(config.get("bad_images", 0))),
         **found,
     )
+
+
+def _finished(config: Mapping[str, Any], done: float | None, rows: int) -> bool:
+    """Whether run.json says so, and the checkpoint, or without one the curves, do not say otherwise."""
+    settings = config.get("settings", {})
+    if not config.get("finished"):
+        return False
+    return bool(settings.get("stop")) or (rows if done is None else done) >= settings.get("epochs", 0)
 
 
 def _rows(run: Run, found: dict[str, Any]) -> list[dict[str, Any]]:
@@ -169,14 +191,12 @@ def _clusters(run: Run, model: Model | None, found: dict[str, Any]) -> None:
         return
     try:
         assignment = run.assignment
-        if assignment.ndim != 1 or assignment.dtype.kind not in "iu":
-            raise ValueError(f"{assignment.dtype} of shape {assignment.shape}")
-    except (OSError, ValueError, EOFError) as error:
+    except DeepClusterError as error:
         found["damaged"]["assignment.npy"] = _short(error)
         return
     try:
         distance = run.distance
-    except (OSError, ValueError, EOFError) as error:
+    except DeepClusterError as error:
         found["damaged"]["distance.npy"], distance = _short(error), None
     known = assignment[assignment >= 0]
     found["sizes"] = np.bincount(known, minlength=0 if model is None else len(model.centroids))
@@ -213,6 +233,7 @@ def _head(run: Run, found: dict[str, Any]) -> None:
         found["damaged"]["checkpoints/last.ckpt"] = _short(error)
         return
     method, progress = state["method"], state["progress"]
+    found["done"] = progress_of(state)
     found["not_numbers"] += [
         name
         for name, value in method.items()
@@ -237,14 +258,31 @@ def _head(run: Run, found: dict[str, Any]) -> None:
 
 def _source(run: Run, data: Any, found: dict[str, Any]) -> ImageSource | None:
     if data is not None:
-        return open_images(data)
+        source = open_images(data)
+        if len(source) != run.config["images"]:
+            raise DeepClusterError(
+                f"{source.name} holds {len(source):,} images and {run.folder} was trained on"
+                f" {run.config['images']:,}: give the training images as --data, or leave it out."
+            )
+        return _same(run, source, found)
     try:
-        return run.source()
+        return _same(run, run.source(), found)
     except (DeepClusterError, OSError, ImportError, KeyError, ValueError) as error:
         found["missing"].append(
             f"Labels and views were not looked at (--data S says where the images are): {_short(error)}"
         )
         return None
+
+
+def _same(run: Run, source: ImageSource, found: dict[str, Any]) -> ImageSource:
+    """The source; where it is not the training images to the bit, that is noted. Copies have other dates, so it is
+    looked at all the same."""
+    if source.fingerprint() != run.config["source_fingerprint"]:
+        found["missing"].append(
+            f"{source.name} is not what the run was trained on (files were changed, or copied with new dates): what is"
+            " said of labels and views is about what is there now."
+        )
+    return source
 
 
 def _agreement(
@@ -289,5 +327,6 @@ def _bad(folder: Path, told: int) -> int:
 
 
 def _short(error: Exception) -> str:
-    """The first line of an error's words."""
+    """The first line of an error's words, or of those that it was made of."""
+    error = error.__cause__ if isinstance(error.__cause__, (ValueError, EOFError)) else error
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from deepcluster.clustering.kmeans import KMeans
 from deepcluster.clustering.whitening import Whitening
 from deepcluster.data.samplers import epoch_order
-from deepcluster.methods.method import Describe, Method, told_by_position
+from deepcluster.methods.method import Describe, Method, in_range, told_by_position
 from deepcluster.models.backbone import Backbone
 from deepcluster.models.heads import ClusterHead
 from deepcluster.records import Batch, Clustering, DeepClusterError, seed_of, seeded
@@ -77,15 +77,21 @@ class DeepCluster(Method):
         if clusterer is None and k < 1:
             raise DeepClusterError(f"k-means needs at least one cluster, not {k}: set --method.k.")
         if clusterer is not None and (k or clusterings > 1):
-            raise DeepClusterError(
-                f"A clusterer of its own kind settles the number of clusters itself and makes one clustering, so leave"
-                f" --method.k at 0 and --method.clusterings at 1, not {k} and {clusterings}."
+            wrong = [f"--method.k 0, not {k}"] * bool(k) + [f"--method.clusterings 1, not {clusterings}"] * (
+                clusterings > 1
             )
-        if reassign <= 0 or whiten < 0 or clusterings < 1 or temperature <= 0 or not 0 <= averaging < 1:
             raise DeepClusterError(
-                "DeepCluster needs reassign > 0, whiten >= 0, clusterings >= 1, temperature > 0 and"
-                f" 0 <= averaging < 1, but got {reassign}, {whiten}, {clusterings}, {temperature}, {averaging}."
+                f"{type(clusterer).__name__} finds the number of clusters itself and makes one clustering: set"
+                f" {', and '.join(wrong)}."
             )
+        in_range(
+            ("reassign", reassign, reassign > 0, "a number of epochs above 0"),
+            ("whiten", whiten, whiten >= 0, "a width, or 0 for features as they are"),
+            ("iterations", iterations, iterations >= 1, "1 or more"),
+            ("clusterings", clusterings, clusterings >= 1, "1 or more"),
+            ("temperature", temperature, temperature > 0, "a number above 0"),
+            ("averaging", averaging, 0 <= averaging < 1, "a decay from 0 to below 1"),
+        )
         self.clusterer, self.k, self.reassign, self.iterations, self.init = clusterer, k, reassign, iterations, init
         self.spherical, self.backend, self.balance, self.averaging = spherical, backend, balance, averaging
         self.backbone = backbone
@@ -134,8 +140,8 @@ class DeepCluster(Method):
         count = len(self.world.gather_array(index))
         if count < self.k:
             raise DeepClusterError(
-                f"There are {count} images for {self.k} clusters: ask for at most {count} clusters"
-                f" (--method.k {max(1, count // 10)})."
+                f"There are {count} images for {self.k} clusters: ask for fewer, such as --method.k"
+                f" {max(1, count // 10)}."
             )
         self.whitening.device, self.whitening.world = self.assignments.device, self.world
         self.whitening.fit(features)

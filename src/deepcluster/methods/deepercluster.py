@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from deepcluster.clustering.hierarchical import HierarchicalKMeans
 from deepcluster.clustering.whitening import Whitening
 from deepcluster.data.samplers import epoch_order
-from deepcluster.methods.method import Describe, Method, told_by_position
+from deepcluster.methods.method import Describe, Method, in_range, told_by_position
 from deepcluster.models.backbone import Backbone
 from deepcluster.models.heads import ClusterHead
 from deepcluster.records import Batch, Clustering, DeepClusterError, seed_of, seeded
@@ -47,6 +47,7 @@ class DeeperCluster(Method):
     assignment: Tensor
     centroids: Tensor
     super_centroids: Tensor
+    used: Tensor
     tally: Tensor
 
     def __init__(
@@ -69,11 +70,11 @@ class DeeperCluster(Method):
                 f"{k} clusters do not divide into {super_clusters} super-clusters: make --method.k a multiple of"
                 " --method.super-clusters."
             )
-        if reassign <= 0 or whiten < 0:
-            name, value = ("reassign", reassign) if reassign <= 0 else ("whiten", whiten)
-            raise DeepClusterError(
-                f"--method.{name} is {value}: give {'more than' if reassign <= 0 else 'at least'} 0."
-            )
+        in_range(
+            ("reassign", reassign, reassign > 0, "more than 0"),
+            ("whiten", whiten, whiten >= 0, "0 (no whitening) or more"),
+            ("iterations", iterations, iterations >= 1, "at least 1"),
+        )
         self.k, self.super_clusters, self.turns = k, super_clusters, 4 if rotations else 1
         self.reassign, self.iterations, self.world = reassign, iterations, world
         self.backbone = backbone
@@ -133,8 +134,8 @@ class DeeperCluster(Method):
         count = sum(world.lengths(len(index)))
         if count < self.k:
             raise DeepClusterError(
-                f"There are {count} images for {self.k} clusters: ask for at most {count} clusters"
-                f" (--method.k {max(1, count // 10 // self.super_clusters) * self.super_clusters})."
+                f"There are {count} images for {self.k} clusters: ask for fewer, such as --method.k"
+                f" {max(1, count // 10 // self.super_clusters) * self.super_clusters}."
             )
         self.whitening.device, self.whitening.world = self.assignment.device, world
         z = self.whitening.fit(features).transform(features)
@@ -237,12 +238,12 @@ class DeeperCluster(Method):
         state["tally"] = world.sum_(self.tally.clone())
         for number in range(self.super_classes):
             # Told one by one: together they may not fit on one process's device.
-            head = self.sub_heads[str(number)] if number in self.owned else None
             for name, shape in (("weight", (self.per_super, self.backbone.dim)), ("bias", (self.per_super,))):
-                told = torch.empty(shape) if head is None else head.linear.get_parameter(name).detach().cpu().clone()
+                place = f"sub_heads.{number}.linear.{name}"
+                told = state[place].cpu().clone() if place in state else torch.empty(shape)
                 world.copy_(told, number % world.size)
                 if world.first:
-                    state[f"sub_heads.{number}.linear.{name}"] = told
+                    state[place] = told
         return state
 
     def whole_optimizers(self) -> dict[str, dict[str, Any]]:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from deepcluster.models.backbone import Backbone
-from deepcluster.records import Batch, Clustering
+from deepcluster.records import Batch, Clustering, DeepClusterError
 from deepcluster.world import ALONE, World
 
 
@@ -32,6 +32,20 @@ class Described:
 
     index: np.ndarray
     features: np.ndarray
+
+
+def in_range(*settings: tuple[str, object, bool, str]) -> None:
+    """Refuses the first setting that is out of its range.
+
+    Args:
+        settings: name, value, whether it is in range, and the range in words.
+
+    Raises:
+        DeepClusterError: that one, by its name on the command line.
+    """
+    for name, value, good, words in settings:
+        if not good:
+            raise DeepClusterError(f"--method.{name} is {value}: give {words}.")
 
 
 Describe = Callable[[], Described]

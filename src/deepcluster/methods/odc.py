@@ -26,7 +26,7 @@ from deepcluster.clustering.kmeans import KMeans
 from deepcluster.clustering.members import Members
 from deepcluster.clustering.whitening import Whitening
 from deepcluster.data.samplers import epoch_order
-from deepcluster.methods.method import Describe, Method
+from deepcluster.methods.method import Describe, Method, in_range
 from deepcluster.models.backbone import Backbone
 from deepcluster.models.heads import ClusterHead
 from deepcluster.models.neck import Neck
@@ -80,11 +80,17 @@ class ODC(Method):
         replace: bool = False,
     ) -> None:
         super().__init__()
-        if k < 1 or not 0 < momentum <= 1 or min(centroid_every, handle_every) < 1 or min_size < 1:
-            raise DeepClusterError(
-                "ODC needs k >= 1, 0 < momentum <= 1, centroid-every >= 1, handle-every >= 1 and min-size >= 1, but got"
-                f" {k}, {momentum}, {centroid_every}, {handle_every} and {min_size}."
-            )
+        in_range(
+            ("k", k, k >= 1, "1 cluster or more"),
+            ("feature-dim", feature_dim, feature_dim >= 1, "1 or more"),
+            ("hidden", hidden, hidden >= 1, "1 or more"),
+            ("dropout", dropout, 0 <= dropout < 1, "a share from 0 to below 1"),
+            ("momentum", momentum, 0 < momentum <= 1, "a share above 0, at most 1"),
+            ("centroid-every", centroid_every, centroid_every >= 1, "1 step or more"),
+            ("handle-every", handle_every, handle_every >= 1, "1 step or more"),
+            ("min-size", min_size, min_size >= 1, "1 image or more"),
+            ("iterations", iterations, iterations >= 1, "1 or more"),
+        )
         self.k, self.momentum, self.centroid_every, self.min_size = k, momentum, centroid_every, min_size
         self.handle_every, self.reweight_power, self.nearest, self.memory = (
             handle_every,
@@ -179,8 +185,8 @@ class ODC(Method):
         count = sum(world.lengths(len(index)))
         if count < self.k:
             raise DeepClusterError(
-                f"There are {count} images for {self.k} clusters: ask for at most {count} clusters"
-                f" (--method.k {max(1, count // 20)})."
+                f"There are {count} images for {self.k} clusters: ask for fewer, such as --method.k"
+                f" {max(2, count // 20)}."
             )
         blocks = [block.numpy() for block in torch.arange(len(index)).split(8192)]
         # A new neck's batch-norm knows nothing of the features yet: what it would remember here and what training

@@ -82,6 +82,7 @@ def study_series(series: Series, screen: Screen) -> Iterator[Study]:
         DeepClusterError: no labels to score with, values or settings that do not fit, before anything is trained.
         Interrupted: Ctrl-C or SIGTERM; the same call goes on.
     """
+    _can_vary(series)
     source = open_images(series.data)
     labels = labels_of(source if series.test is None else open_images(series.test), "study")
     _check(series, source)
@@ -221,6 +222,22 @@ def _study(series: Series, rows: list[Row], classes: int, source: ImageSource, l
     shown = (own, "score", *(("error",) if series.score == "knn" else ()), "clusters_used", "nmi_previous",
              "nmi_labels", "purity", "seconds")  # fmt: skip
     return Study(own, sentence(own, series.score, rows, classes), about, list(rows), shown)
+
+
+def _can_vary(series: Series) -> None:
+    """Whether the setting is one of the method, and one that it follows."""
+    method = series.run.method
+    if series.setting not in settings.names(series.run):
+        raise DeepClusterError(
+            f"{series.preset} has no --{series.setting} to vary, since ODC clusters anew in every step: give a preset"
+            " of DeepCluster."
+        )
+    algorithm = getattr(method, "algorithm", "kmeans")
+    if series.setting == "method.k" and algorithm != "kmeans":
+        who = "PIC finds" if algorithm == "pic" else "a clusterer of your own finds"
+        raise DeepClusterError(
+            f"{who} the number of clusters itself, so there is no k to vary: give a preset that clusters by k-means."
+        )
 
 
 def _check(series: Series, source: ImageSource) -> None:

@@ -184,6 +184,8 @@ def _clusters(run: Run) -> tuple[np.ndarray | None, int]:
     try:
         return np.asarray(run.assignment), len(run.centroids)
     except DeepClusterError:
+        if all((Path(run.folder) / name).exists() for name in ("assignment.npy", "model.safetensors")):
+            raise  # there are clusters, and they are damaged
         return None, int(run.config.get("settings", {}).get("method", {}).get("k", 1))
 
 

@@ -1,0 +1,72 @@
+"""How long a run is: whether it has reached its end, and giving it another one."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+from deepcluster import settings
+from deepcluster.engine import checkpoint
+from deepcluster.engine.log import read_metrics
+from deepcluster.engine.runs import Run, read_config
+from deepcluster.engine.watch import best_of
+from deepcluster.records import DeepClusterError
+from deepcluster.settings import TrainRun
+
+
+def epochs_done(folder: Path) -> float:
+    """Epochs behind the run's last checkpoint, a fraction within one; 0 without a checkpoint.
+
+    Raises:
+        DeepClusterError: the checkpoint is damaged.
+    """
+    file = folder / "checkpoints" / "last.ckpt"
+    return progress_of(checkpoint.load(file)) if file.exists() else 0.0
+
+
+def progress_of(state: dict[str, Any]) -> float:
+    """The same of a checkpoint that has been read."""
+    return state["progress"]["step"] / state["progress"]["steps_per_epoch"]
+
+
+def stopped_itself(run: TrainRun, folder: Path) -> bool:
+    """Whether `--stop` has ended the run, since what it watches had stopped rising."""
+    best = best_of(read_metrics(folder)) if run.stop else None
+    return best is not None and best.since >= run.patience
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether there is nothing left to do: all epochs, the last clustering, and files that can be read.
+
+    Raises:
+        DeepClusterError: the folder holds no run.
+    """
+    config = read_config(folder)
+    if not config.get("finished"):
+        return False
+    run = settings.from_dict(config["settings"])
+    try:
+        there = Run(folder, "cpu")
+        _ = there.assignment, there.distance, there.model
+        return epochs_done(folder) >= run.epochs or stopped_itself(run, folder)
+    except DeepClusterError:
+        return False
+
+
+def lengthened(run: TrainRun, folder: Path, epochs: int) -> TrainRun:
+    """The settings of the run in `folder` with another number of epochs. A run that `--stop` has ended goes on
+    without it.
+
+    Raises:
+        DeepClusterError: fewer epochs than are done already.
+    """
+    done = epochs_done(folder)
+    if epochs < done or epochs < 1:
+        least = max(1, math.ceil(done))
+        raise DeepClusterError(
+            f"{folder} has {done:.4g} epochs behind it and cannot be made as short as {epochs}: give --epochs {least}"
+            " or more, or start a shorter run in another --out."
+        )
+    further = epochs > done and stopped_itself(run, folder)
+    return settings.override(run, {"epochs": epochs, "stop": run.stop and not further})
