@@ -25,7 +25,8 @@ class Rows:
     """An (N, D) table read as float32 blocks on one device.
 
     Args:
-        x: (N, D) array, memory-mapped array, tensor or nested sequence, of any real number type.
+        x: (N, D) array, memory-mapped array, tensor or nested sequence, of any real number type; or a table that
+            reads its own rows: with `shape`, `dtype`, `ndim` and `read_rows(start, into)`.
         device: where the blocks go; None = where x is (arrays: the CPU).
         name: what to call x in error messages.
 
@@ -34,8 +35,10 @@ class Rows:
     """
 
     def __init__(self, x: Any, device: torch.device | str | None = None, name: str = "features"):
+        self._reads = getattr(x, "read_rows", None)
         if not isinstance(x, Tensor):
-            x = np.asanyarray(x)
+            if self._reads is None:
+                x = np.asanyarray(x)
             if x.dtype.kind not in "fiub":
                 raise DeepClusterError(f"{name} must be real numbers, not {x.dtype}; convert them first.")
         elif x.is_complex() or x.is_sparse:
@@ -59,13 +62,13 @@ class Rows:
     @property
     def reads_file(self) -> bool:
         """Whether rows come from the file under a memmap instead of through its mapping."""
-        return self._file is not None
+        return self._file is not None or self._reads is not None
 
     def block(self, start: int, stop: int) -> Tensor:
         """(stop - start, D) float32 rows; valid until the next block is read."""
         if isinstance(self.x, Tensor):
             return self.x[start:stop].to(self.device, torch.float32)
-        if not self._file:
+        if not self.reads_file:
             return _float32(np.asarray(self.x[start:stop])).to(self.device)
         if self._buffer is None or len(self._buffer) < stop - start:
             self._buffer = np.empty((stop - start, self.dim), self.x.dtype)
@@ -82,7 +85,7 @@ class Rows:
         if isinstance(self.x, Tensor):
             return self.x[index.to(self.x.device)].to(self.device, torch.float32)
         where = index.cpu().numpy()
-        if not self._file:
+        if not self.reads_file:
             return _float32(self.x[where]).to(self.device)
         rows = np.empty((len(where), self.dim), self.x.dtype)
         for place in np.argsort(where, kind="stable"):  # in the order of the file
@@ -90,6 +93,9 @@ class Rows:
         return _float32(rows).to(self.device)
 
     def _pread(self, start: int, into: np.ndarray) -> np.ndarray:
+        if self._reads is not None:
+            self._reads(start, into)
+            return into
         assert self._file is not None
         descriptor, offset = self._file
         _transfer(os.preadv, descriptor, into, offset + start * self.dim * into.itemsize)
