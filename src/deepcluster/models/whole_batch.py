@@ -153,7 +153,9 @@ def same_norms(network: nn.Module, world: World) -> None:
     """Where each process normalized by its own part of the batches: the means of all processes' running statistics."""
     if not world.alone:
         norms = [layer for layer in network.modules() if type(layer) in (nn.BatchNorm1d, nn.BatchNorm2d)]
-        statistics = [s for layer in norms for s in (layer.running_mean, layer.running_var) if s is not None]
+        statistics: list[Tensor] = []
+        for layer in norms:
+            statistics += [s for s in (layer.running_mean, layer.running_var) if isinstance(s, Tensor)]
         world.sum_all_(statistics)
         for statistic in statistics:
             statistic.div_(world.size)
