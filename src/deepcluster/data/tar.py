@@ -19,6 +19,9 @@ UNIT = 512
 #: Bytes before a member's content in which headers with its long name are looked for.
 NAME_WINDOW = 16 * UNIT
 
+#: Types of headers that extend the one behind them.
+EXTENDING = (tarfile.XHDTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
+
 Read = Callable[[int, int], bytes]
 
 
@@ -71,11 +74,13 @@ def tar_name(read: Read, offset: int) -> str:
 def _extension(window: bytes, header: int) -> int | None:
     """Where the header lies that extends the one at `header` (a long name, pax records); None when there is none."""
     for place in range(header - 2 * UNIT, -1, -UNIT):
+        block = window[place : place + UNIT]
+        if block[156:157] not in EXTENDING or block[257:262] != b"ustar":  # its checksum would take longer
+            continue
         try:
-            found = tarfile.TarInfo.frombuf(window[place : place + UNIT], "utf-8", "surrogateescape")
+            found = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
         except tarfile.TarError:
             continue
-        blocks = -(-found.size // UNIT)
-        if found.type in (tarfile.XHDTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK):
-            return place if place + (1 + blocks) * UNIT == header else None
+        if place + (1 - (-found.size // UNIT)) * UNIT == header:
+            return place
     return None

@@ -151,8 +151,9 @@ def _prepare(folder: Path, about: dict[str, Any], overwrite: bool) -> None:
             _same_table(folder, about)
         remove_leftovers(folder)
         if overwrite:
-            for path in [folder / ABOUT, *folder.iterdir()]:  # the parts mean nothing without what says of what
-                path.unlink(missing_ok=True)
+            for path in folder.iterdir():
+                if path.name != ABOUT:  # it says whose the parts are, until the last one is gone
+                    path.unlink()
     write_json(folder / ABOUT, {**about, "finished": False})
 
 
