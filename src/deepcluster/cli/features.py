@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 from tyro.conf import Positional, arg
 
 from deepcluster.cli.parse import parse
+from deepcluster.data.sources import must_exist
 from deepcluster.records import DeepClusterError
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ def command(arguments: list[str]) -> None:
     chosen = parse(Features, arguments, prog="deepcluster features")
     if chosen.out.suffix != ".npy":
         raise DeepClusterError(f"Features are written as .npy, not as {chosen.out.name!r}: change --out.")
+    must_exist(chosen.source)
     import numpy as np
 
     from deepcluster.data.cache import load_pixels
@@ -65,7 +67,12 @@ def command(arguments: list[str]) -> None:
             f"{chosen.model} is no run folder (it has no run.json): give a run or a backbone's name."
         )
     else:
-        model = named_model(chosen.model, chosen.image_size)
+        try:
+            model = named_model(chosen.model, chosen.image_size)
+        except DeepClusterError as error:
+            if ":" in chosen.model or not str(error).startswith("No backbone"):
+                raise
+            raise DeepClusterError(f"There is no run folder or file {chosen.model}, and n{str(error)[1:]}") from error
     pixels = load_pixels(open_images(chosen.source), short_side=short_side(model.backbone.image_size), cache_gb=20)
     part = chosen.out.with_name(f".{chosen.out.name}.part")
     try:
