@@ -176,14 +176,14 @@ TRIGGERS: dict[str, tuple[Callable[[Path], None], str, str]] = {
     "few_images": (lambda run: assign(run, index // 5), "warning", "5.0 each"),
     "under_segmented": (
         lambda run: (model(run, "centroids", lambda table: table[:8]), assign(run, index % 8))[0],
-        "warning", "8 clusters for 10 labeled classes",
+        "warning", "8 clusters for 10 labelled classes",
     ),
     "nmi_by_chance": (lambda run: rows(run, nmi_previous=0.05), "bad", "is 0.05"),
     "nmi_falling": (lambda run: rows(run, nmi_previous=previous(ramp(0.8, 0.5))), "warning", "to 0.54"),
     "nmi_flat": (lambda run: rows(run, nmi_previous=0.4), "warning", "0.40 now"),
     "settled": (
         lambda run: (longer(run), configure(run, epochs=2 * EPOCHS), rows(run, nmi_previous=0.85))[2],
-        "ok", "leveled off at 0.85",
+        "ok", "levelled off at 0.85",
     ),
     "labels_drift": (
         lambda run: rows(run, nmi_labels=ramp(0.5, 0.3), nmi_previous=previous(ramp(0.5, 0.7))),

@@ -99,7 +99,7 @@ def test_hooks_go_whatever_happens() -> None:
     [
         ("resnet19", {}, "did you mean 'resnet18'"),
         ("alexnt", {}, "did you mean 'alexnet'"),
-        ("vit_tiny_patch16_225", {}, "did you mean 'vit_tiny_patch16_224'"),
+        ("vit_tiny_patch16_225", {}, "did you mean 'timm:vit_tiny_patch16_224'"),
         ("timm:resnet10", {}, "did you mean 'timm:resnet10t'"),
         ("torchvision:resnet51", {}, "did you mean 'torchvision:resnet50'"),
         ("hub:something", {}, "No backbone"),

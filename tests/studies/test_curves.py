@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from deepcluster.engine.log import Screen
 from deepcluster.records import DeepClusterError
@@ -218,3 +219,55 @@ def test_every_cluster_is_in_the_shares() -> None:
 def test_epochs_without_a_number_are_left_out() -> None:
     x, y = epochs_and_values([{"epoch": 0, "a": None}, {"epoch": 1, "a": 2.0}, {"epoch": 2}], "a")
     assert x.tolist() == [2] and y.tolist() == [2.0]
+
+
+def words_of(page: Figure) -> str:
+    return " | ".join(text.get_text() for text in page.axes[0].texts)
+
+
+def test_one_value_has_a_bar_and_equal_ones_are_not_called_best() -> None:
+    one = series_figure([{"k": 50, "score": 0.5, "error": 0.01}], "k", "Choice of k", "kNN (%)", 10)
+    assert "bar: two standard errors" in words_of(one) and "band" not in words_of(one) and "best" not in words_of(one)
+    assert len(one.axes[0].containers) == 1
+    rows = [{"k": k, "score": score, "error": 0.01} for k, score in ((5, 0.4), (10, 0.55), (50, 0.55), (100, 0.5))]
+    assert "equally good: k = 10 and 50, 55.0" in words_of(series_figure(rows, "k", "Choice of k", "kNN (%)", 10))
+    said = sentence("k", "knn", rows, 10)
+    assert said.startswith("Of 4 values k = 10 and 50 are equally good and the best, with kNN 55.0 %.")
+    assert "smallest" not in sentence("k", "knn", rows[1:], 10)
+
+
+@pytest.mark.parametrize("best", range(4))
+@pytest.mark.parametrize("classes", [3, 10, 12, 40, 200])
+def test_no_word_lies_on_the_line_of_the_classes(best: int, classes: int) -> None:
+    """Nor on another word: boxes as matplotlib draws them."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    rows = [{"k": k, "score": 0.6 if n == best else 0.5, "error": 0.01} for n, k in enumerate((5, 12, 50, 100))]
+    page = series_figure(rows, "k", "Choice of k", "kNN (%)", classes)
+    FigureCanvasAgg(page).draw()
+    axes = page.axes[0]
+    boxes = {text.get_text(): text.get_window_extent() for text in axes.texts}
+    line = axes.transData.transform((classes, 0))[0]
+    for word, box in boxes.items():
+        if "band" not in word:  # which has paper behind it
+            assert not box.x0 < line < box.x1, word
+        assert box.x0 >= 0 and box.x1 <= page.bbox.width, word
+    pairs = [(a, b) for a in boxes for b in boxes if a < b]
+    assert not [(a, b) for a, b in pairs if boxes[a].overlaps(boxes[b])]
+
+
+def test_the_first_dots_are_whole() -> None:
+    x = np.arange(2, 12)
+    axes = curves_figure({"a": (x, x / 20)}, "Stability", "NMI(t-1, t)").axes[0]
+    assert axes.get_xlim()[0] < 2 and axes.get_xlim()[1] > 11
+
+
+def test_no_column_of_a_table_is_cut() -> None:
+    from rich.console import Console
+
+    row = dict.fromkeys(("k", "score", "error", "clusters_used", "nmi_previous", "nmi_labels", "seconds"), 1234.5678)
+    study = Study("k", "", {}, [{"run": "a-name-of-a-run-that-is-long/" * 2, **row}])
+    console = Console(width=80, record=True, file=open("/dev/null", "w"), soft_wrap=True)  # noqa: SIM115
+    console.print(study.table(), soft_wrap=False)
+    text = console.export_text()
+    assert "…" not in text and "seconds" in text and text.count("1,235") == 7 and max(map(len, text.splitlines())) <= 80

@@ -10,6 +10,7 @@ from typing import Annotated
 from tyro.conf import Positional, arg
 
 from deepcluster.cli.parse import parse
+from deepcluster.data.sources import must_exist
 from deepcluster.records import DeepClusterError
 
 
@@ -36,6 +37,7 @@ def command(arguments: list[str]) -> None:
         raise DeepClusterError(
             f"Assignments are written as .csv or .parquet, not as {chosen.out.name!r}: change --out."
         )
+    must_exist(chosen.source)
     from deepcluster.engine.log import Screen
     from deepcluster.engine.runs import load_run
 

@@ -9,6 +9,7 @@ from typing import Annotated
 from tyro.conf import Positional, arg
 
 from deepcluster.cli.parse import parse
+from deepcluster.data.sources import must_exist
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,7 @@ class Doctor:
 def command(arguments: list[str]) -> None:
     """Prints the findings, worst first, and leaves RUN/evaluation/doctor.json."""
     chosen = parse(Doctor, arguments, prog="deepcluster doctor")
+    must_exist(chosen.source)
     from deepcluster.engine.log import Screen
     from deepcluster.engine.runs import load_run
     from deepcluster.evaluate.diagnosis import diagnose

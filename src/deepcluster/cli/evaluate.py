@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from tyro.conf import Positional, arg
 
 from deepcluster.cli.parse import parse
+from deepcluster.data.sources import must_exist
 from deepcluster.records import DeepClusterError
 from deepcluster.settings import nearest
 
@@ -88,6 +89,8 @@ def command(arguments: list[str]) -> None:
             " `deepcluster evaluate --help` lists them."
         )
     chosen = parse(PROTOCOLS[protocol], arguments, prog=f"deepcluster evaluate RUN {protocol}")
+    for named in (chosen.source, getattr(chosen, "test", None)):
+        must_exist(named)
     from deepcluster.engine.log import Screen
     from deepcluster.engine.runs import load_run
 

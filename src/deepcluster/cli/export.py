@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from tyro.conf import Positional
 
 from deepcluster.cli.parse import parse
+from deepcluster.records import DeepClusterError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -35,6 +36,10 @@ class Export:
 def command(arguments: list[str]) -> None:
     """Exports."""
     chosen = parse(Export, arguments, prog="deepcluster export")
+    if not chosen.run.exists():
+        raise DeepClusterError(
+            f"There is no {chosen.run}: give a run folder, or a checkpoint that DeepCluster's authors released."
+        )
     from deepcluster.models.export import export_backbone
     from deepcluster.models.released import save_released
 

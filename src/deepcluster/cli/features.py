@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from tyro.conf import Positional, arg
 
 from deepcluster.cli.parse import parse
+from deepcluster.data.sources import must_exist
 from deepcluster.records import DeepClusterError
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ def command(arguments: list[str]) -> None:
     chosen = parse(Features, arguments, prog="deepcluster features")
     whole = chosen.out.suffix == ".npy" and not chosen.out.is_dir()
     _check(chosen, whole)
+    must_exist(chosen.source)
     from deepcluster.data.cache import load_pixels
     from deepcluster.data.sources import open_images
     from deepcluster.engine.log import Screen
@@ -70,7 +72,12 @@ def command(arguments: list[str]) -> None:
             f"{chosen.model} is no run folder (it has no run.json): give a run or a backbone's name."
         )
     else:
-        model = named_model(chosen.model, chosen.image_size)
+        try:
+            model = named_model(chosen.model, chosen.image_size)
+        except DeepClusterError as error:
+            if ":" in chosen.model or not str(error).startswith("No backbone"):
+                raise
+            raise DeepClusterError(f"There is no run folder or file {chosen.model}, and n{str(error)[1:]}") from error
     pixels = load_pixels(open_images(chosen.source), short_side=short_side(model.backbone.image_size), cache_gb=20)
     about: dict[str, Any] = {
         "model": chosen.model,

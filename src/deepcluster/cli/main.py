@@ -57,9 +57,7 @@ def main(argv: list[str] | None = None) -> int:
     name, rest = arguments[0], arguments[1:]
     try:
         if name not in COMMANDS:
-            raise DeepClusterError(
-                f"There is no command {name!r}.{nearest(name, list(COMMANDS))} `deepcluster --help` lists them."
-            )
+            raise DeepClusterError(f"There is no command {name!r}.{_meant(name)} `deepcluster --help` lists them.")
         import_module(f"deepcluster.cli.{name}").command(rest)
     except DeepClusterError as error:
         return _mistake(str(error))
@@ -77,6 +75,18 @@ def main(argv: list[str] | None = None) -> int:
             f"{error.strerror or error}{where}: nothing was half-written; make room or choose another place."
         )
     return 0
+
+
+def _meant(name: str) -> str:
+    """The command that was meant: one of a near name, or a study or protocol that has this name."""
+    from deepcluster.cli.evaluate import PROTOCOLS
+    from deepcluster.cli.study import STUDIES
+
+    if name in STUDIES:
+        return f" Did you mean `deepcluster study {name}`?"
+    if name in PROTOCOLS:
+        return f" Did you mean `deepcluster evaluate RUN {name}`?"
+    return nearest(name, list(COMMANDS))
 
 
 def _mistake(sentence: str) -> int:

@@ -48,7 +48,11 @@ def sentence(box: str, prog: str) -> str:
         inside = inside[1:]
     rules = [position for position, line in enumerate(inside) if re.match(r"[─-]{8}", line)] or [len(inside)]
     message = " ".join(inside[: rules[0]]).strip().rstrip(".")
-    if message.startswith("Missing"):
+    if needing := re.match(r"Missing value for argument '(--[\w.-]+)'", message):
+        message = f"{needing[1]} needs a value"
+    elif message.startswith("Unrecognized options: "):
+        message = _unknown(message.partition(": ")[2].split(", "))
+    elif message.startswith("Missing"):
         missing = [
             {"PATH": "the path", "STR": "the name"}.get(word, word)
             for word in re.findall(r"^[│ ]+(--[\w.-]+|[A-Z]{2,})", box, re.M)
@@ -58,3 +62,11 @@ def sentence(box: str, prog: str) -> str:
     meant = re.search(r"Perhaps you meant.*?(--[\w.-]+)", " ".join(inside[rules[0] :]))
     hint = f" Did you mean {meant[1]}?" if meant else ""
     return f"{message}.{hint} `{prog} --help` lists the options."
+
+
+def _unknown(words: list[str]) -> str:
+    """Options that do not exist, without the values that stand after them."""
+    options = [word.partition("=")[0] for word in words if re.match(r"--?[A-Za-z]", word)]
+    if not options:
+        return f"There is no place for {' '.join(words)}"
+    return f"There is no option {' and no option '.join(dict.fromkeys(options))}"

@@ -12,6 +12,7 @@ from tyro import MISSING
 from tyro.conf import Positional, arg
 
 from deepcluster.cli.parse import parse
+from deepcluster.data.sources import must_exist
 from deepcluster.records import DeepClusterError, Interrupted
 from deepcluster.settings import TrainRun, nearest
 
@@ -204,6 +205,8 @@ def _train(what: str, arguments: list[str]) -> None:
         prog=f"deepcluster study {what} {name}",
         default=STUDIES[what](MISSING, MISSING, settings=run),
     )
+    for place in (chosen.source, chosen.test):
+        must_exist(place)
     from deepcluster.engine.log import Screen
     from deepcluster.studies.series import NAMES, Series, study_series
     from deepcluster.visualize.studies import series_figure
@@ -235,7 +238,7 @@ def _tell(study: Any, folder: Path, screen: Screen, as_json: bool) -> None:
     if as_json:
         print(json_module.dumps(study.as_dict() | {"out": str(folder)}))
         return
-    screen.console.print(study.table())
+    screen.console.print(study.table(), soft_wrap=False)  # lines are wrapped within the cells, and none is cut
     screen.say(study.sentence)
     screen.say(f"{folder / study.name}.png, .csv, .json")
 

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from tyro import MISSING
-from tyro.conf import Positional, arg
+from tyro.conf import arg
 
 from deepcluster.cli.parse import parse
+from deepcluster.data.sources import must_exist
 from deepcluster.records import DeepClusterError, Interrupted
 from deepcluster.settings import TrainRun
 from deepcluster.world import secondary
@@ -53,14 +54,23 @@ class Resume:
     """Print one JSON object when done."""
 
 
-@dataclass(frozen=True)
-class Which:
-    """Trains a preset on your images, or goes on with a run.
+HELP = """\
+Trains a preset on your images, or goes on with a run.
 
-    `deepcluster train PRESET --help` lists every setting of a preset; `deepcluster presets` lists the presets."""
+usage: deepcluster train PRESET --data S --out RUN [--epochs N] [--method.k K] [--SETTING VALUE ...]
+       deepcluster train --resume RUN [--epochs N] [--data S]
 
-    preset: Positional[str]
-    """A preset's name."""
+  PRESET         a preset's name; `deepcluster presets` lists them
+  --data S       images: a folder, tar shards, a list, an array, torchvision:NAME, or digits;
+                 with --resume only where they have moved
+  --out RUN      the run folder to write
+  --resume RUN   go on with a run exactly where it stood
+  --epochs N     the run's length; with --resume another one than before, of a finished run too
+  --overwrite    replace the run that is already in --out
+  --json         print one JSON object when done
+
+`deepcluster train PRESET --help` lists every setting of a preset with its value.
+"""
 
 
 def command(arguments: list[str]) -> None:
@@ -68,8 +78,10 @@ def command(arguments: list[str]) -> None:
     if any(word == "--resume" or word.startswith("--resume=") for word in arguments):
         resume(arguments)
         return
+    if arguments and arguments[0] in ("-h", "--help"):
+        print(HELP, end="")
+        return
     if not arguments or arguments[0].startswith("-"):
-        parse(Which, arguments if arguments else [], prog="deepcluster train")
         raise DeepClusterError("The preset comes first: deepcluster train PRESET --data S --out RUN.")
     from deepcluster.presets import find_preset
 
@@ -82,6 +94,7 @@ def command(arguments: list[str]) -> None:
         default=Train(MISSING, MISSING, settings=preset.run),
         about=preset.about,
     )
+    must_exist(chosen.source)
     from deepcluster.engine import train as engine
     from deepcluster.engine.log import Screen
 
@@ -97,6 +110,7 @@ def resume(arguments: list[str]) -> None:
     """Goes on with a run; a preset named beside it must be the run's own."""
     named = arguments[0] if not arguments[0].startswith("-") else None
     chosen = parse(Resume, arguments[1:] if named else arguments, prog="deepcluster train --resume RUN")
+    must_exist(chosen.source)
     from deepcluster.engine import train as engine
     from deepcluster.engine.length import is_finished
     from deepcluster.engine.log import Screen

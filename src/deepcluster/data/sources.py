@@ -80,6 +80,19 @@ def open_images(source: Any) -> ImageSource:
     )
 
 
+def must_exist(name: str | None) -> None:
+    """A quick look, before hundreds of megabytes of libraries are loaded, whether a named source is there at all.
+
+    Raises:
+        DeepClusterError: there is no such file or folder.
+    """
+    if name is None or name == "digits" or name.startswith("torchvision:") or any(mark in name for mark in "*?[{"):
+        return
+    path = Path(name).expanduser()
+    if not path.exists():
+        raise DeepClusterError(_missing(name, path))
+
+
 def _open_named(name: str) -> ImageSource:
     from deepcluster.data import arrays, files, manifest, places, shards, torchvision_sets
 

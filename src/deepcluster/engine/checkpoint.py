@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import random
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -98,7 +99,9 @@ def load(file: Path) -> dict[str, Any]:
         DeepClusterError: not a checkpoint, or one that wants to run code.
     """
     try:
-        state = torch.load(file, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():  # torch's own words about files that are refused with a sentence of ours
+            warnings.simplefilter("ignore")
+            state = torch.load(file, map_location="cpu", weights_only=True)
     except OSError as error:
         raise DeepClusterError(f"The checkpoint {file} cannot be read: {error.strerror or error}.") from error
     except Exception as error:

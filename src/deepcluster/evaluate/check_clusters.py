@@ -115,7 +115,7 @@ def under_segmented(facts: Facts) -> Finding | None:
         return None
     return Finding(
         "under_segmented", "warning",
-        f"There are {facts.k:,} clusters for {facts.classes:,} labeled classes.",
+        f"There are {facts.k:,} clusters for {facts.classes:,} labelled classes.",
         "Features become better with more clusters than kinds; the paper's best was ten times as many (figure 2c).",
         f"Use {clusters(facts, suggested_k(facts))}, and merge afterwards:"
         f" deepcluster evaluate {shlex.quote(facts.folder)} clusters --k classes",

@@ -180,7 +180,7 @@ def settled(facts: Facts) -> Finding | None:
         return None
     frozen = last >= FROZEN
     return Finding(
-        "settled", "note" if frozen else "ok", f"NMI(t-1,t) has leveled off at {last:.2f}.",
+        "settled", "note" if frozen else "ok", f"NMI(t-1,t) has levelled off at {last:.2f}.",
         "The clusters hardly move any more: all is learned, or the rate is too low to learn on." if frozen else
         "The clusters have settled; the paper's runs level off a little below .8.",
         f"Longer training will change little; to go on learning use more clusters"

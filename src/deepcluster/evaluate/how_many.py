@@ -38,7 +38,7 @@ def how_many(facts: Facts) -> str:
     k, most = suggested_k(facts), max(2, facts.good // LEAST_IMAGES)
     if facts.classes and facts.classes > 1:
         why = (
-            f"{facts.classes:,} classes are labeled, and more clusters than classes work best: ten times as many in"
+            f"{facts.classes:,} classes are labelled, and more clusters than classes work best: ten times as many in"
             " the paper (figure 2c)"
         )
     else:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from deepcluster.models.backbone import Backbone
+from deepcluster.models.resnet import RESNETS
 from deepcluster.models.zoo import build_backbone
 from deepcluster.records import DeepClusterError
 
@@ -52,8 +53,8 @@ def export_backbone(
     if format == "torchvision":
         if backbone.torchvision is None:
             raise DeepClusterError(
-                f"torchvision has no network like this backbone ({_describe(backbone)}); "
-                "export it as safetensors, which deepcluster.models.export.load_backbone reads."
+                f"torchvision has no network like this backbone ({_describe(backbone)}): {_unlike(backbone)}; export it"
+                " as safetensors, which deepcluster.models.export.load_backbone reads."
             )
         tensors = _tensors(backbone.trunk)
         return _write(file, lambda beside: torch.save(tensors, beside))
@@ -88,6 +89,15 @@ def load_backbone(file: str | Path) -> Backbone:
 
 def _tensors(module: torch.nn.Module) -> dict[str, torch.Tensor]:
     return {key: value.detach().cpu().contiguous() for key, value in module.state_dict().items()}
+
+
+def _unlike(backbone: Backbone) -> str:
+    """What torchvision's network of the same name has otherwise, if there is one."""
+    if backbone.config.get("sobel", "none") != "none":
+        return "it sees Sobel filters in place of color"
+    if backbone.name in RESNETS:
+        return "its first layers are the small ones for images up to 64 px, where torchvision's are 7x7 with a pool"
+    return "its layers are others"
 
 
 def _describe(backbone: Backbone) -> str:

@@ -14,6 +14,7 @@ import pickletools
 import re
 import struct
 import tarfile
+import warnings
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -57,14 +58,28 @@ def read_torch(file: str | Path) -> Any:
                 " loaded: where you trust its origin, save its epoch, arch and state_dict alone, without the optimizer"
                 " and whatever else it holds."
             ) from error
+        if _is_pickle(file):
+            raise DeepClusterError(
+                f"{file} is not a file of torch but a plain pickle, which could run code, so it was not loaded: write"
+                " it with torch.save or as .safetensors."
+            ) from error
         raise DeepClusterError(
             f"{file} is not a file of torch, or is cut short or damaged: get it again and compare its size."
         ) from error
 
 
+def _is_pickle(file: Path) -> bool:
+    """Whether the file is a pickle that torch did not write: torch's old form begins with its magic number."""
+    with open(file, "rb") as opened:
+        head = opened.read(32)
+    return head[:1] == pickle.PROTO and pickle.encode_long(torch.serialization.MAGIC_NUMBER) not in head
+
+
 def _read(file: Path) -> Any:
     try:
-        return torch.load(file, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():  # torch's own words about files that are refused with a sentence of ours
+            warnings.simplefilter("ignore")
+            return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if TEXT_INTEGER not in str(error):
             raise

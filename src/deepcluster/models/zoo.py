@@ -101,7 +101,8 @@ def _torchvision_names() -> list[str]:
 
 
 def _unknown(name: str, known: Sequence[str]) -> DeepClusterError:
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    near = [found if found in OURS or ":" in found else f"timm:{found}" for found in near]
     hint = f"did you mean {near[0]!r}? There are" if near else "there are"
     return DeepClusterError(f"No backbone {name!r}: {hint} {', '.join(OURS)}, timm:NAME and torchvision:NAME.")
 

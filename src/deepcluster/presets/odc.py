@@ -44,7 +44,7 @@ RESNET18 = Preset(
 
     Source: our own values; the method is the paper's (arXiv 2006.10645).
     Command: deepcluster train odc-resnet18 --data photos/ --out runs/photos --method.k 200
-    Cost and score: see the documentation's measurements of a short run on Imagenette.
+    Cost and score: see docs/measured.md, of a short run on Imagenette.
     """,
 )
 
@@ -75,6 +75,6 @@ CONVNET = Preset(
     Source: our own values; network, views and optimizer are those of `deepcluster-convnet`, to compare methods. From
         scratch, so few epochs are too few for labels that mend step by step: the paper takes 440.
     Command: deepcluster train odc-convnet --data "cifar10/train-*.tar" --out runs/cifar-odc
-    Cost and score: see the documentation's measurements.
+    Cost and score: see docs/measured.md.
     """,
 )

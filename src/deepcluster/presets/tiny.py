@@ -46,7 +46,7 @@ PIC = Preset(
 
     Source: our own values, those of `tiny-deepcluster` with one clustering, whose number of clusters is found.
     Command: deepcluster train tiny-deepcluster-pic --data digits --out runs/digits-pic
-    Cost and score: see the documentation's measurements.
+    Cost and score: see docs/measured.md.
     """,
 )
 
@@ -61,6 +61,6 @@ ODC = Preset(
     Source: our own values, with the network and the views of `tiny-deepcluster`; no dropout and a fast classifier for
         so few steps, and a first clustering of whitened features, since labels that begin badly mend slowly online.
     Command: deepcluster train tiny-odc --data digits --out runs/digits-odc
-    Cost and score: see the documentation's measurements.
+    Cost and score: see docs/measured.md.
     """,
 )

@@ -162,19 +162,24 @@ def sentence(name: str, score: Score, rows: Sequence[Row], classes: int) -> str:
     if len(rows) < 2:
         return f"One value alone, {name} = {_number(rows[0][name])}, has nothing to be compared with."
     best = best_row(rows)
+    tied = [row for row in rows if row["score"] == best["score"]]
     said = f"The best of {len(rows)} values is {name} = {_number(best[name])}"
+    if len(tied) > 1:
+        numbers = " and ".join(_number(row[name]) for row in tied)
+        said = f"Of {len(rows)} values {name} = {numbers} are equally good and the best,"
     said += f" with {NAMES[score]} {_percent(best['score'])}"
-    if name == "k":
+    if name == "k" and len(tied) == 1:
         times = best["k"] / classes
         side = "above" if times > 1 else "not above" if times < 1 else "equal to"
         said += f": {side} the number of classes, {classes:,}"
         said += f" ({times:,.3g} times as many)" if times > 1 else ""
-    if best is rows[0]:
+    alone = len(tied) == 1  # of equal ones none lies at an end
+    if alone and best is rows[0]:
         said += "; it is the smallest value tried, so the best may be smaller still"
-    elif best is rows[-1]:
+    elif alone and best is rows[-1]:
         said += "; it is the largest value tried, so the best may be larger still"
     if "error" in best:
-        near = [row for row in rows if row is not best and row["score"] >= best["score"] - 2 * best["error"]]
+        near = [row for row in rows if row not in tied and row["score"] >= best["score"] - 2 * best["error"]]
         if near:
             values = " and ".join(_number(row[name]) for row in near)
             verb = "is" if len(near) == 1 else "are"

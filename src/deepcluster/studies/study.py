@@ -74,7 +74,10 @@ class Study:
         table = Table(title=self.name, title_justify="left")
         for name in columns:
             numbers = all(not isinstance(row.get(name), str) for row in self.rows)
-            table.add_column(name.replace("_", " "), justify="right" if numbers else "left")
+            words = name.replace("_", " ")
+            # what does not fit is folded, texts before numbers; nothing is cut
+            least = max(map(len, words.split())) if numbers else None
+            table.add_column(words, justify="right" if numbers else "left", overflow="fold", min_width=least)
         step = max(1, math.ceil(len(self.rows) / rows))
         kept = self.rows[::step]
         if self.rows and kept[-1] is not self.rows[-1]:

@@ -21,6 +21,8 @@ Lines = Mapping[str, tuple[np.ndarray, np.ndarray]]
 """Name -> (T,) epochs and (T,) values."""
 BACKED = {"facecolor": style.PAPER, "edgecolor": "none", "pad": 1.5, "alpha": 0.85}
 """Behind words that a line may cross."""
+LETTER = 0.0135
+"""Width of a bold letter of 9 points as a share of the axes of a figure alone."""
 HEIGHT = 3.6
 """Inches of a figure with one row of panels."""
 
@@ -39,38 +41,67 @@ def draw_series(
     x = np.array([row[setting] for row in rows], float)
     y = np.array([100 * row["score"] for row in rows], float)
     error = np.array([200 * row.get("error", 0.0) for row in rows], float)
-    best = int(y.argmax())
+    best, tied = int(y.argmax()), np.flatnonzero(y == y.max())
     axes.set_xscale("log")
     style.quiet(axes, title, f"{setting} (logarithmic)", unit)
     if error.any():
-        axes.fill_between(x, y - error, y + error, color=style.SERIES[0], alpha=0.15, linewidth=0)
+        if len(x) > 1:
+            axes.fill_between(x, y - error, y + error, color=style.SERIES[0], alpha=0.15, linewidth=0)
+        else:  # a band of one point has no width
+            axes.errorbar(x, y, error, color=style.SERIES[0], capsize=4, linewidth=1.2)
         axes.annotate(
-            "band: two standard errors", (1, 0.02), xycoords="axes fraction", xytext=(-4, 2),
-            textcoords="offset points", ha="right", color=style.SERIES[0], fontsize=9,
+            f"{'band' if len(x) > 1 else 'bar'}: two standard errors", (1, 0.02), xycoords="axes fraction",
+            xytext=(-4, 2), textcoords="offset points", ha="right", bbox=BACKED, color=style.SERIES[0], fontsize=9,
         )  # fmt: skip
     axes.plot(x, y, "o-", color=style.SERIES[0], linewidth=1.8, markersize=4.5)
-    axes.plot(x[best], y[best], "o", color=style.SERIES[1], markersize=9, zorder=3)
+    axes.plot(x[tied], y[tied], "o", color=style.SERIES[1], markersize=9, zorder=3)
     low, high = float((y - error).min()), float((y + error).max())
     room = max(high - low, 1.0)
     axes.set_ylim(max(0.0, low - 0.22 * room), high + 0.22 * room)
     axes.set_yticks([tick for tick in axes.get_yticks() if axes.get_ylim()[0] <= tick <= min(axes.get_ylim()[1], 100)])
     span = [*x, classes] if classes else list(x)
     axes.set_xlim(min(span) / 1.35, max(span) * 1.35)
-    side = "left" if best == 0 else "right" if best == len(x) - 1 else "center"
+    word = "best" if len(tied) == 1 else "equally good"
+    numbers = " and ".join(_count(value) for value in x[tied]) if len(tied) < 4 else f"{len(tied)} values"
+    said = f"{setting} = {_count(x[0])}" if len(x) == 1 else f"{word}: {setting} = {numbers}"
+    said += f", {y[best]:.1f}"
+    if classes:
+        axes.axvline(classes, color=style.QUIET, linewidth=1, linestyle=(0, (4, 3)), zorder=0.5)
+    at, side = _beside(axes, x[best], classes, LETTER * len(said))
     axes.annotate(
-        f"best: {setting} = {_count(x[best])}, {y[best]:.1f}", (x[best], y[best] + error[best]),
-        xytext=(0, 7), textcoords="offset points", ha=side, bbox=BACKED, color=style.SERIES[1], fontsize=9,
-        fontweight="bold",
+        said, (at, y[best] + error[best]),
+        xytext=({"left": 3, "right": -3, "center": 0}[side], 7), textcoords="offset points", ha=side, bbox=BACKED,
+        color=style.SERIES[1], fontsize=9, fontweight="bold",
     )  # fmt: skip
     if classes:
-        axes.axvline(classes, color=style.QUIET, linewidth=1, linestyle=(0, (4, 3)))
+        late = classes > np.prod(np.array(axes.get_xlim()) ** [0.2, 0.8])
         axes.annotate(
-            f"{classes:,} classes", (classes, 0.02), xycoords=("data", "axes fraction"), xytext=(4, 2),
-            textcoords="offset points", color=style.QUIET, fontsize=9,
+            f"{classes:,} classes", (classes, 0.02), xycoords=("data", "axes fraction"), ha="right" if late else "left",
+            xytext=(-4 if late else 4, 16 if error.any() else 2), textcoords="offset points", color=style.QUIET,
+            fontsize=9,
         )  # fmt: skip
     axes.xaxis.set_major_locator(FixedLocator(_apart(x)))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _count(value)))
+
+
+def _beside(axes: Axes, x: float, line: float | None, width: float) -> tuple[float, str]:
+    """Where words about `x` stand on a logarithmic axis, and on which side of that: within the axes, and not across
+    the vertical line; where that cannot be, beside the line.
+
+    Args:
+        width: of the words, as a share of the axes.
+    """
+    low, high = np.log(axes.get_xlim())
+    place, marked = ((np.log(value) - low) / (high - low) if value else None for value in (x, line))
+    assert place is not None
+    for side, left in (("center", place - width / 2), ("left", place), ("right", place - width)):
+        crossed = marked is not None and left - 0.02 < marked < left + width + 0.02
+        if left >= 0 and left + width <= 1 and not crossed:
+            return x, side
+    if line is None or marked is None:
+        return x, "center"
+    return line, "left" if marked + width <= 1 else "right"
 
 
 def draw_curves(
@@ -96,7 +127,8 @@ def draw_curves(
     for (_, _, color), (x, y) in zip(endings, lines.values(), strict=True):
         if x[-1] < last:  # lead the eye from where it ends to its name
             axes.plot([x[-1], last], [y[-1], y[-1]], color=color, linewidth=0.8, linestyle=(0, (1, 3)))
-    axes.set_xlim(first - 0.5 * (first == last), last + 0.5 * (first == last) + 0.02 * (last - first))
+    room = 0.5 * (first == last) + 0.02 * (last - first)  # for whole dots at both ends
+    axes.set_xlim(first - room, last + room)
     if ends is not None:
         axes.set_ylim(*ends)
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1, steps=[1, 2, 5, 10]))

@@ -1,2 +1,0 @@
-class HierarchicalKMeans: pass
-def nearest_in_tree(*a): pass

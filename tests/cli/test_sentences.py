@@ -1,0 +1,118 @@
+"""What the command line answers to what newcomers typed: one true sentence that names what is wrong, and the way on."""
+
+from __future__ import annotations
+
+import pickle
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+
+from deepcluster.cli.main import main
+from deepcluster.models.export import export_backbone
+from deepcluster.models.zoo import build_backbone
+from deepcluster.records import DeepClusterError
+
+TRAIN = ("train", "tiny-deepcluster", "--data", "digits", "--out", "y")
+
+
+def mistake(capsys: pytest.CaptureFixture[str], *words: object) -> str:
+    """The one sentence of a command that must fail."""
+    status, err = main([str(word) for word in words]), capsys.readouterr().err
+    assert status == 2, err
+    assert err.startswith("deepcluster: ") and err.count("\n") == 1 and "Traceback" not in err
+    return err.removeprefix("deepcluster: ")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("train", "--resume"), "--resume needs a value."),
+        (("train",), "The preset comes first: deepcluster train PRESET --data S --out RUN."),
+        (("train", "--data", "digits"), "The preset comes first"),
+        ((*TRAIN, "--foo", "3"), "There is no option --foo. "),
+        ((*TRAIN, "--foo=3", "--bar", "a"), "There is no option --foo and no option --bar."),
+        (("train", "tiny-odc", *TRAIN[2:], "--method.reassign", "-3"), "There is no option --method.reassign. "),
+        (("assign", "x", "y", "--data", "digits", "--out", "z.csv"), "There is no place for y."),
+        (("agreement", "x"), "Did you mean `deepcluster study agreement`?"),
+        (("knn", "x"), "Did you mean `deepcluster evaluate RUN knn`?"),
+        (("export", "MISSING.pth.tar", "--out", "x.safetensors"), "There is no MISSING.pth.tar: give a run folder, or"),
+        (("features", "nowhere", "--data", "digits", "--out", "f.npy"), "There is no run folder or file nowhere, and"),
+    ],
+)
+def test_the_sentence(
+    words: tuple[str, ...],
+    said: str,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert said in mistake(capsys, *words)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_near_name_that_only_timm_knows_is_suggested_as_its_own() -> None:
+    with pytest.raises(DeepClusterError, match=r"did you mean 'timm:resnet10t'\?"):
+        build_backbone("resnet10tt")
+
+
+def test_the_help_of_train_names_both_ways(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "--help"]) == 0
+    out = capsys.readouterr().out
+    assert all(option in out for option in ("--resume", "--data", "--out", "--epochs", "--overwrite"))
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["train", "tiny-deepcluster", "--data", "nowhere", "--out", "y"],
+        ["assign", "x", "--data", "nowhere", "--out", "y.csv"],
+        ["features", "x", "--data", "nowhere", "--out", "y.npy"],
+        ["evaluate", "x", "knn", "--data", "nowhere"],
+        ["evaluate", "x", "knn", "--test", "nowhere"],
+        ["doctor", "x", "--data", "nowhere"],
+        ["study", "k", "tiny-deepcluster", "--data", "nowhere", "--out", "y"],
+    ],
+    ids=" ".join,
+)
+def test_a_source_that_is_not_there_is_missed_before_torch_is_loaded(words: list[str], tmp_path: Path) -> None:
+    code = (
+        "import sys; from deepcluster.cli.main import main\n"
+        f"assert main({words!r}) == 2; assert 'torch' not in sys.modules, 'torch was loaded'"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0 and "there is no file or folder nowhere" in done.stderr, done.stderr
+
+
+def test_a_plain_pickle_is_called_one_and_torch_says_nothing(tmp_path: Path) -> None:
+    from deepcluster.engine import checkpoint
+    from deepcluster.models.torch_files import read_torch
+
+    file = tmp_path / "weights.pth"
+    for protocol in (2, 4, 5):
+        file.write_bytes(pickle.dumps({"a": [1, 2]}, protocol))
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            with pytest.raises(DeepClusterError, match=r"weights\.pth is not a file of torch but a plain pickle"):
+                read_torch(file)
+            with pytest.raises(DeepClusterError, match="not a checkpoint"):
+                checkpoint.load(file)
+
+
+def test_why_torchvision_has_no_such_network(tmp_path: Path) -> None:
+    for options, said in (
+        ({"image_size": 32}, "its first layers are the small ones for images up to 64 px"),
+        ({"image_size": 72, "sobel": "paper"}, "it sees Sobel filters in place of color"),
+    ):
+        with pytest.raises(DeepClusterError, match=said):
+            export_backbone(build_backbone("resnet18", **options), "torchvision", tmp_path / "x.pth")  # type: ignore[arg-type]
+
+
+def test_presets_name_the_file_of_their_figures() -> None:
+    from deepcluster.presets import PRESETS
+
+    named = [preset.about for preset in PRESETS.values() if "measure" in preset.about.lower()]
+    assert named and not any("the documentation" in about for about in named)
