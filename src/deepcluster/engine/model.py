@@ -105,7 +105,9 @@ class Model:
         z = self.embed(features)
         if self.tree is None:
             return nearest_centroids(z, self.centroids)
-        return nearest_in_tree(z, [self.tree.upper, self.centroids], self.tree.used)
+        used = self.tree.used.long()
+        counts = [used.view(len(self.tree.upper), -1).sum(1), used]
+        return nearest_in_tree(z, [self.tree.upper, self.centroids], counts)
 
     def save(self, file: Path) -> None:
         """One safetensors file; the metadata rebuilds the backbone."""

@@ -12,7 +12,7 @@ from deepcluster.evaluate.vitals import Facts
 
 def one_cluster(facts: Facts) -> Finding | None:
     """One cluster alone."""
-    if facts.k != 1:
+    if facts.k != 1 or facts.choices > 1:  # turns alone are something to tell apart
         return None
     return Finding(
         "one_cluster", "bad", "There is one cluster alone.",

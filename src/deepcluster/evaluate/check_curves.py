@@ -22,7 +22,7 @@ ABOVE_GUESSING = 1.05
 
 def loss_stuck(facts: Facts) -> Finding | None:
     """The loss of a classifier that guesses."""
-    losses, k = facts.series("loss"), facts.k or 0
+    losses, k = facts.series("loss"), facts.choices
     if not stuck(losses, k) or losses[-1] > ABOVE_GUESSING * math.log(k):
         return None
     name = facts.setting("optimizer.name", "sgd")
@@ -44,12 +44,12 @@ def loss_stuck(facts: Facts) -> Finding | None:
 
 def loss_above_guessing(facts: Facts) -> Finding | None:
     """A loss that is worse than guessing."""
-    losses, k = facts.series("loss"), facts.k or 0
+    losses, k = facts.series("loss"), facts.choices
     if len(losses) < 2 or k < 2 or min(losses[-2:]) <= ABOVE_GUESSING * math.log(k):
         return None
     return Finding(
         "loss_above_guessing", "bad",
-        f"The loss is {losses[-1]:.2f}; guessing among {k:,} clusters would cost only ln {k:,} = {math.log(k):.2f}.",
+        f"The loss is {losses[-1]:.2f}; guessing among {k:,} classes would cost only ln {k:,} = {math.log(k):.2f}.",
         "The steps are too large: the classifier is sure of what is wrong.",
         f"Lower the rates: --optimizer.lr {rate(facts, 0.2)} --method.head-lr {rate(facts, 0.2, head=True)}.",
         {"loss": losses[-1], "ln_k": math.log(k)},
@@ -64,7 +64,7 @@ nothing left to learn from it."""
 def loss_near_zero(facts: Facts) -> Finding | None:
     """Pseudo-labels that are too easy."""
     losses = facts.series("loss")
-    if not losses or losses[-1] >= LOSS_NEAR_ZERO or (facts.k or 0) < 2:
+    if not losses or losses[-1] >= LOSS_NEAR_ZERO or facts.choices < 2:
         return None
     k, most = facts.k or 0, facts.good // LEAST_IMAGES
     stronger = "Use stronger views (--data.crop-scale 0.08 1 --data.jitter 0.8)"

@@ -96,6 +96,11 @@ class Facts:
         return None if self.sizes is None else len(self.sizes)
 
     @property
+    def choices(self) -> int:
+        """Classes that the classifier guesses among: clusters, times turns where images are turned; 0 = unknown."""
+        return (self.k or 0) * (4 if self.setting("method.rotations", False) else 1)
+
+    @property
     def algorithm(self) -> str:
         """What groups the features: "kmeans", or one that finds the number of clusters itself."""
         return str(self.setting("method.algorithm", "kmeans"))
