@@ -44,6 +44,7 @@ bench: .venv/.developer
 	$(BIN)/python benchmarks/pic.py
 	$(BIN)/python benchmarks/clustering_memory.py
 	$(BIN)/python benchmarks/odc_step.py
+	$(BIN)/python benchmarks/manifest.py
 
 clean:
 	rm -rf .venv build dist src/*.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -32,4 +32,4 @@ def described(n: int = 64, skewed: bool = False, missing: tuple[int, ...] = ()) 
 
 def batch(n: int = 8, views: int = 1) -> Batch:
     images = torch.randn(views, n, 3, 12, 12, generator=torch.Generator().manual_seed(3))
-    return Batch(torch.arange(n), tuple(images))
+    return Batch(torch.arange(n), tuple(images), torch.arange(n), n)

@@ -33,7 +33,8 @@ def _tell(world: World) -> dict[str, Any]:
         "copy": world.copy_(torch.tensor([world.rank]), source=world.size - 1).tolist(),
         "gather": world.gather(rows).tolist(),
         "array": world.gather_array(np.full(world.rank + 1, world.rank)).tolist(),
-        "any": (world.any(world.rank == world.size - 1), world.any(False)),
+        "texts": world.gather_texts("é" * world.rank),
+        "any": world.any(world.rank == world.size - 1, False),
     }
 
 
@@ -48,7 +49,8 @@ def test_all_processes_are_told_the_same(size: int) -> None:
             "copy": [size - 1],
             "gather": [[10 * r + 2 * i, 10 * r + 2 * i + 1] for r in range(size) for i in range(r)],
             "array": [r for r in range(size) for _ in range(r + 1)],
-            "any": (True, False),
+            "texts": ["é" * r for r in range(size)],
+            "any": [True, False],
         }
 
 
@@ -56,4 +58,4 @@ def test_alone_everything_stays_as_it_is() -> None:
     rows = torch.rand(3, 2)
     assert current() == ALONE
     assert ALONE.gather(rows) is rows and ALONE.sum_(rows) is rows and ALONE.copy_(rows) is rows
-    assert ALONE.share(5) == (0, 5) and ALONE.any(True) and not ALONE.any(False)
+    assert ALONE.share(5) == (0, 5) and ALONE.any(True, False) == [True, False]

@@ -38,10 +38,15 @@ class Batch:
     Attributes:
         index: (B,) int64 on the CPU, the position of each image in its source.
         views: one (B, 3, S, S) float tensor per view, normalized, on the training device.
+        position: (B,) int64 on the CPU, the place of each image in the whole batch, whose images several processes
+            may share and of which some could not be decoded.
+        whole: images that the whole batch was to have.
     """
 
     index: Tensor
     views: tuple[Tensor, ...]
+    position: Tensor
+    whole: int
 
 
 @dataclass(frozen=True)

@@ -100,7 +100,32 @@ class ODCParams:
     """Learning rate of the classifier's own optimizer; none = the backbone's."""
 
 
-METHODS: dict[str, type] = {"deepcluster": DeepClusterParams, "odc": ODCParams}
+@dataclass(frozen=True)
+class DeeperClusterParams:
+    """DeeperCluster (Caron et al. 2019, arXiv 1905.01278). Defaults are the paper's for 96 million images."""
+
+    k: int = 320_000
+    """Clusters of the second level, over all super-clusters; a multiple of their number. With 1, and 1 super-cluster,
+    only turns are predicted (RotNet)."""
+    super_clusters: int = 4
+    """Clusters of the first level; each is divided into k / super-clusters."""
+    rotations: bool = True
+    """Turn every image by 0, 90, 180 or 270 degrees and predict the turn with the cluster."""
+    reassign: float = 3.0
+    """Epochs between two clusterings; fractions are allowed."""
+    whiten: int = 4096
+    """Features are PCA-reduced to this width, whitened and L2-normalized before k-means."""
+    iterations: int = 10
+    """k-means: Lloyd iterations on each level."""
+    head_lr: float | None = None
+    """Learning rate of the classifiers' own optimizers; none = the backbone's."""
+
+
+METHODS: dict[str, type] = {
+    "deepcluster": DeepClusterParams,
+    "odc": ODCParams,
+    "deepercluster": DeeperClusterParams,
+}
 
 
 @dataclass(frozen=True)
@@ -204,6 +229,12 @@ class TrainRun:
     """auto, cpu, cuda, cuda:1, mps."""
     precision: Literal["auto", "32", "bf16", "16"] = "auto"
     """Arithmetic: 32-bit, or mixed with 16 bits; auto = bf16 where the device has it in hardware."""
+    processes: int = 1
+    """Processes on this machine that share the work, such as one per GPU, with the results of one; where torchrun or
+    SLURM starts them, their number comes from there."""
+    whole_batch_norm: bool = True
+    """Several processes: batch-norm's statistics are those of the whole batch, as in one process, or else of each
+    process's own part, which saves messages."""
     compile: bool = False
     """Let torch.compile fuse the backbone."""
     keep_every: int = 10
@@ -219,7 +250,7 @@ class TrainRun:
     """Watched values without a rise after which the run says that it has stopped rising."""
     stop: bool = False
     """End the run there."""
-    method: DeepClusterParams | ODCParams = field(default_factory=DeepClusterParams)
+    method: DeepClusterParams | ODCParams | DeeperClusterParams = field(default_factory=DeepClusterParams)
     optimizer: OptimizerParams = field(default_factory=OptimizerParams)
     data: DataParams = field(default_factory=DataParams)
     backbone: BackboneParams = field(default_factory=BackboneParams)

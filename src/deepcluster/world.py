@@ -6,7 +6,9 @@ Whoever launched the processes (torchrun, SLURM, Fabric) has set up torch.distri
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,6 +19,8 @@ if TYPE_CHECKING:
 ALIGN = 1024
 """Shares of a table begin at multiples of so many rows, so that blocks of rows, and with them every rounding, are the
 same for any number of processes."""
+MESSAGE = 32 << 20
+"""Bytes of gradients that are summed over processes at once."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +32,11 @@ class World:
 
     rank: int = 0
     size: int = 1
+    control: Any = field(default=None, compare=False, repr=False)
+    """The torch.distributed group that carries questions of one number; None = the one that carries everything."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> World:
+        return self  # what knows of the processes may be copied, they may not
 
     @property
     def alone(self) -> bool:
@@ -62,7 +71,10 @@ class World:
         if not self.alone:
             import torch.distributed as dist
 
-            dist.all_reduce(values, getattr(dist.ReduceOp, how))
+            told = values.to(device()).contiguous()
+            dist.all_reduce(told, getattr(dist.ReduceOp, how))
+            if told is not values:
+                values.copy_(told)
         return values
 
     def copy_(self, values: Tensor, source: int = 0) -> Tensor:
@@ -70,7 +82,10 @@ class World:
         if not self.alone:
             import torch.distributed as dist
 
-            dist.broadcast(values, source)
+            told = values.to(device()).contiguous()
+            dist.broadcast(told, source)
+            if told is not values:
+                values.copy_(told)
         return values
 
     def gather(self, rows: Tensor) -> Tensor:
@@ -80,15 +95,77 @@ class World:
         import torch
         import torch.distributed as dist
 
-        sizes = torch.zeros(self.size, dtype=torch.int64, device=rows.device)
-        sizes[self.rank] = len(rows)
-        lengths = self.sum_(sizes).tolist()
-        longest = max(lengths)
-        padded = rows.new_zeros((longest, *rows.shape[1:]))
+        lengths = self.lengths(len(rows))
+        padded = torch.zeros((max(lengths), *rows.shape[1:]), dtype=rows.dtype, device=device())
         padded[: len(rows)] = rows
         parts = [torch.empty_like(padded) for _ in lengths]
-        dist.all_gather(parts, padded.contiguous())
-        return torch.cat([part[:length] for part, length in zip(parts, lengths, strict=True)])
+        dist.all_gather(parts, padded)
+        return torch.cat([part[:length] for part, length in zip(parts, lengths, strict=True)]).to(rows.device)
+
+    def lengths(self, count: int) -> list[int]:
+        """The `count` of every process, by rank."""
+        if self.alone:
+            return [count]
+        import torch
+
+        counts = torch.zeros(self.size, dtype=torch.int64)
+        counts[self.rank] = count
+        return self.sum_(counts).tolist()
+
+    def take(self, rows: Tensor, index: Tensor) -> Tensor:
+        """(len(index), ...) rows at positions `index` of the table that the (M, ...) `rows` of all make together."""
+        index = index.to(rows.device)
+        if self.alone:
+            return rows[index]
+        own = index - sum(self.lengths(len(rows))[: self.rank])
+        mine = (own >= 0) & (own < len(rows))
+        return self.known(rows[own[mine]], mine)
+
+    def part(self, whole: Tensor, count: int) -> Tensor:
+        """The `count` rows of this process out of the (N, ...) rows of all, which follow each other."""
+        first = sum(self.lengths(count)[: self.rank])
+        return whole[first : first + count]
+
+    def known(self, rows: Tensor, mine: Tensor) -> Tensor:
+        """(M, ...) rows of which each process knows some: `rows` are those where `mine` (M,) bool is true.
+
+        Each row must be known to exactly one process.
+        """
+        if self.alone:
+            return rows
+        whole = rows.new_zeros((len(mine), *rows.shape[1:]))
+        whole[mine] = rows
+        return self.sum_(whole)
+
+    def mean(self, values: Tensor, weight: Tensor | None = None) -> Tensor:
+        """The (weighted) mean of the (B,) `values` of all processes, or rather this one's part of it: the parts of all
+        add up to the mean, and so do their gradients."""
+        if weight is not None:
+            return (weight * values).sum() / self.sum_(weight.sum())
+        if self.alone:
+            return values.mean()
+        return values.sum() / self.sum_(values.new_tensor(len(values))).clamp(min=1)
+
+    def sum_all_(self, tensors: Sequence[Tensor]) -> None:
+        """Each of `tensors`, in place: the sum over all processes; a few large messages in place of many small."""
+        if self.alone or not tensors:
+            return
+        import torch
+        import torch.distributed as dist
+
+        messages, size = [[tensors[0]]], tensors[0].nbytes
+        for tensor in tensors[1:]:
+            size += tensor.nbytes
+            if size > MESSAGE or tensor.dtype != messages[-1][0].dtype:
+                messages.append([])
+                size = tensor.nbytes
+            messages[-1].append(tensor)
+        flat = [torch.cat([part.reshape(-1) for part in message]).to(device()) for message in messages]
+        for pending in [dist.all_reduce(each, async_op=True) for each in flat]:
+            pending.wait()
+        for message, each in zip(messages, flat, strict=True):
+            for part, whole in zip(message, each.split([part.numel() for part in message]), strict=True):
+                part.copy_(whole.view_as(part))
 
     def gather_array(self, rows: np.ndarray) -> np.ndarray:
         """`gather` for arrays."""
@@ -96,31 +173,62 @@ class World:
             return rows
         import torch
 
-        return self.gather(torch.from_numpy(np.ascontiguousarray(rows)).to(device())).cpu().numpy()
+        return self.gather(torch.from_numpy(np.ascontiguousarray(rows))).numpy()
 
-    def any(self, flag: bool) -> bool:
-        """Whether `flag` is true on any process."""
+    def gather_texts(self, text: str) -> list[str]:
+        """The `text` of every process, by rank."""
         if self.alone:
-            return flag
+            return [text]
         import torch
 
-        return bool(self.max_(torch.tensor([int(flag)], device=device())).item())
+        letters = torch.frombuffer(bytearray(text.encode() + b"\0"), dtype=torch.uint8)
+        return bytes(self.gather(letters).tolist()).decode().split("\0")[:-1]
+
+    def any(self, *flags: bool) -> list[bool]:
+        """For each of `flags`, whether it is true on any process."""
+        if self.alone:
+            return list(flags)
+        import torch
+        import torch.distributed as dist
+
+        where = device() if self.control is None else "cpu"
+        asked = torch.tensor(flags, dtype=torch.int64, device=where)
+        dist.all_reduce(asked, dist.ReduceOp.MAX, group=self.control)
+        return [bool(flag) for flag in asked.tolist()]
 
     def wait(self) -> None:
         """Until all processes are here."""
         self.any(False)
+
+    def rounds(self, index: Tensor, rows: Tensor, block: int = 8192) -> Iterator[tuple[Tensor, Tensor]]:
+        """(m,) `index` and (m, ...) `rows` of all processes, at most `block` of each process at a time, so that a
+        table that is too large for one process can be divided in another way."""
+        for start in range(0, max(self.lengths(len(rows))), block):
+            yield self.gather(index[start : start + block]), self.gather(rows[start : start + block])
 
 
 ALONE = World()
 
 
 def current() -> World:
-    """The processes that torch.distributed knows of."""
+    """The processes that torch.distributed knows of. All of them must ask together."""
     import torch.distributed as dist
 
-    if not dist.is_available() or not dist.is_initialized():
+    if not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1:
         return ALONE
-    return World(dist.get_rank(), dist.get_world_size())
+    # A question over NCCL would wait for all the work that the GPU still has to do.
+    control = dist.new_group(backend="gloo") if dist.get_backend() == "nccl" else None
+    return World(dist.get_rank(), dist.get_world_size(), control)
+
+
+def secondary() -> bool:
+    """Whether a launcher started this process beside the one that writes and speaks, before it has joined them."""
+    variables = os.environ
+    if "RANK" in variables:  # torchrun
+        return int(variables["RANK"]) > 0
+    if int(variables.get("SLURM_NTASKS", 1)) > 1 and "SLURM_PROCID" in variables:
+        return int(variables["SLURM_PROCID"]) > 0
+    return int(variables.get("LOCAL_RANK", 0)) > 0 or int(variables.get("NODE_RANK", 0)) > 0  # Fabric's own launcher
 
 
 def device() -> Any:

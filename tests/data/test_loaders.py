@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from deepcluster.data.loaders import Loader
 from deepcluster.data.sources import open_images
 from deepcluster.data.views import Views
 from deepcluster.records import Batch
+from deepcluster.world import World
 
 VIEWS = Views(size=12, count=2, brightness=0.4, hue=0.1, gray=0.2)
 
@@ -55,6 +57,32 @@ def test_covers_the_order_with_plain_views(pixels: Pixels, array: np.ndarray) ->
     assert torch.equal(torch.cat([batch.views[0] for batch in batches]), expected)
     assert len(batches) == 7 and len(batches[-1].index) == 2
     assert len(list(Loader(pixels, order, batch_size=8, size=12, drop_last=True))) == 6
+
+
+@pytest.mark.parametrize("size", [2, 3, 60])
+def test_processes_share_a_batch_as_one_would_make_it(folder: Path, size: int) -> None:
+    """Blocks of color jitter, undecodable images and more processes than images included."""
+    order, views = np.random.default_rng(3).permutation(50), replace(VIEWS, jitter=0.8, rotate=5)
+    stored = load_pixels(open_images(str(folder)), short_side=None, cache_gb=1)
+    alone = list(Loader(stored, order, batch_size=40, views=views, key=(5, 1)))
+    parts = [
+        list(Loader(stored, order, batch_size=40, views=views, key=(5, 1), empty=True, world=World(r, size)))
+        for r in range(size)
+    ]
+    assert all(len(part) == len(alone) == 2 for part in parts)
+    for number, one in enumerate(alone):
+        shared = [part[number] for part in parts]
+        assert one.whole == (40, 10)[number] and all(batch.whole == one.whole for batch in shared)
+        assert torch.equal(torch.cat([batch.index for batch in shared]), one.index)
+        assert torch.equal(torch.cat([batch.position for batch in shared]), one.position)
+        for view in range(2):
+            # views are made some at a time, and where those begin moves the last digit
+            torch.testing.assert_close(
+                torch.cat([batch.views[view] for batch in shared]), one.views[view], rtol=0, atol=1e-5
+            )
+    streamed = StreamedPixels(open_images(str(folder)), None, workers=1)
+    two = list(Loader(streamed, order, batch_size=40, views=views, key=(5, 1), empty=True, world=World(1, 2)))
+    assert same(two, list(Loader(stored, order, batch_size=40, views=views, key=(5, 1), empty=True, world=World(1, 2))))
 
 
 def test_same_batches_for_any_prefetch_and_again(pixels: Pixels) -> None:

@@ -13,8 +13,9 @@ import pytest
 from PIL import Image
 
 from deepcluster.data.naming import natural_key
+from deepcluster.data.places import expand_braces
+from deepcluster.data.shards import Shards
 from deepcluster.data.sources import ImageSource, open_images
-from deepcluster.data.tar import TarShards, expand_braces
 from deepcluster.records import BadImage, DeepClusterError
 
 
@@ -180,7 +181,7 @@ def test_tar_by_offset_equals_tarfile(tmp_path: Path, form: int) -> None:
     make_tar(tmp_path / "s-001.tar", {long: png(3), "train/cat/ünï.png": png(4)}, format=form)
     for repeat in range(2):  # scanned, then from the stored index
         source = open_images(str(tmp_path / "s-{000..001}.tar"))
-        assert isinstance(source, TarShards), repeat
+        assert isinstance(source, Shards), repeat
         assert [source.path(k) for k in range(4)] == [
             "s-000.tar/train/cat/1.png",
             "s-000.tar/train/dog/2.png",
@@ -201,7 +202,10 @@ def test_tar_cut_off_after_it_was_indexed(tmp_path: Path) -> None:
     file = make_tar(tmp_path / "a.tar", {"x/1.png": png(1), "x/2.png": png(2)})
     source = open_images(file)
     os.truncate(file, 600)
-    with pytest.raises(BadImage, match="cut off"):
+    with (
+        pytest.warns(UserWarning, match="a.tar has 600 bytes and not .* its 2 images"),
+        pytest.raises(BadImage, match="cut short"),
+    ):
         source.read(1)
 
 
@@ -317,3 +321,24 @@ def test_real_shards(shared_data: Path) -> None:
         member = next(m for m in archive if m.isreg())
         index = [source.path(k) for k in range(len(source))].index(f"train-001.tar/{member.name}")
         assert source.raw(index) == archive.extractfile(member).read()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [None, "digits", "torchvision:CIFAR10", "http://localhost/{000..003}.tar", "https://localhost/a.tar", "no/*.tar"],
+)
+def test_the_quick_look_lets_through_what_only_opening_can_tell(name: str | None) -> None:
+    from deepcluster.data.sources import must_exist
+
+    must_exist(name)
+
+
+def test_the_quick_look_misses_what_opening_misses(tmp_path: Path) -> None:
+    from deepcluster.data.sources import must_exist
+
+    for name in ("nowhere", str(tmp_path / "a.tar"), "digit"):
+        with pytest.raises(DeepClusterError) as quick:
+            must_exist(name)
+        with pytest.raises(DeepClusterError) as opened:
+            open_images(name)
+        assert str(quick.value) == str(opened.value)

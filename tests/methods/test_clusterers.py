@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from sklearn.cluster import HDBSCAN, AgglomerativeClustering, MiniBatchKMeans
 import deepcluster as dc
 from deepcluster.clustering.pic import PIC
 from deepcluster.engine import build, checkpoint
-from deepcluster.records import Batch, DeepClusterError
+from deepcluster.records import DeepClusterError
 from groups import batch, described, method
 from restarts import differing, images, settings, stop_after
 
@@ -45,7 +46,7 @@ def test_the_head_follows_the_number_of_clusters(head: str) -> None:
         assert {id(p) for g in optimizer.param_groups for p in g["params"]} == {
             id(p) for p in learner.heads.parameters()
         }
-        loss = learner.loss(Batch(torch.arange(1, 9), batch(8).views))["loss"]
+        loss = learner.loss(replace(batch(8), index=torch.arange(1, 9)))["loss"]
         loss.backward()
         assert torch.isfinite(loss)
         assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in learner.heads.parameters())

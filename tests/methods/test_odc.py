@@ -56,7 +56,7 @@ class Straight(torch.nn.Module):
 def step(learner: ODC, index: np.ndarray, seen: np.ndarray) -> None:
     """What `after_step` does once `loss` saw these features."""
     learner._seen = [torch.from_numpy(seen.astype(np.float32))]
-    learner.after_step(Batch(torch.from_numpy(index), (torch.empty(0),)))
+    learner.after_step(Batch(torch.from_numpy(index), (torch.empty(0),), torch.arange(len(index)), len(index)))
 
 
 def check(learner: ODC) -> None:

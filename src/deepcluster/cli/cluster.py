@@ -19,7 +19,7 @@ class Cluster:
     """Clusters a feature table, out of core: whitening, k-means and PIC read it in pieces."""
 
     features: Positional[Path]
-    """The .npy table (N, D) float32; NaN rows are left out."""
+    """The .npy table (N, D) float32, or the folder of one in parts; NaN rows are left out."""
     out: Path
     """The table to write: .csv or .parquet with index, path, cluster, distance."""
     algorithm: Literal["kmeans", "pic"] = "kmeans"
@@ -74,6 +74,7 @@ def command(arguments: list[str]) -> None:
 
     clusterer = clusterer_for(chosen)
     screen = Screen(stderr=chosen.json)
+    table: Any
     table, about = open_table(chosen.features)
     with tempfile.TemporaryDirectory(dir=chosen.out.parent if chosen.out.parent.is_dir() else None) as scratch:
         cluster, distance = cluster_table(

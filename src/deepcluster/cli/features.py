@@ -1,12 +1,11 @@
-"""`deepcluster features RUN|BACKBONE --data S --out FILE.npy`."""
+"""`deepcluster features RUN|BACKBONE --data S --out FILE.npy`, or `--out FOLDER` for a table in parts."""
 
 from __future__ import annotations
 
 import json as json_module
-import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import Positional, arg
 
@@ -15,7 +14,9 @@ from deepcluster.data.sources import must_exist
 from deepcluster.records import DeepClusterError
 
 if TYPE_CHECKING:
-    import numpy as np
+    from deepcluster.engine.log import Bar
+    from deepcluster.engine.model import Model
+    from deepcluster.features.describe import Describe
 
 WEIGHTS = (".tar", ".pth", ".safetensors")
 """Endings of files, which no backbone's name has."""
@@ -31,7 +32,12 @@ class Features:
     source: Annotated[str, arg(name="data")]
     """Images, as for train."""
     out: Path
-    """The .npy file to write; rows of images that cannot be decoded are NaN."""
+    """The .npy file to write, or a folder for a table in several files, which goes on where a kill left it; rows of
+    images that cannot be decoded are NaN."""
+    parts: int | None = None
+    """For a folder: about how many files; by default each has 262,144 rows."""
+    overwrite: bool = False
+    """For a folder: begin anew whatever table is in it."""
     tap: str | None = None
     """A layer to read in place of the output, averaged over space."""
     image_size: int = 224
@@ -45,16 +51,15 @@ class Features:
 def command(arguments: list[str]) -> None:
     """Extracts."""
     chosen = parse(Features, arguments, prog="deepcluster features")
-    if chosen.out.suffix != ".npy":
-        raise DeepClusterError(f"Features are written as .npy, not as {chosen.out.name!r}: change --out.")
+    whole = chosen.out.suffix == ".npy" and not chosen.out.is_dir()
+    _check(chosen, whole)
     must_exist(chosen.source)
-    import numpy as np
-
     from deepcluster.data.cache import load_pixels
     from deepcluster.data.sources import open_images
     from deepcluster.engine.log import Screen
     from deepcluster.engine.model import file_model, named_model
     from deepcluster.engine.runs import load_run, pick_device, short_side
+    from deepcluster.features.describe import weights_digest, write_parts, write_table
     from deepcluster.files import write_json
 
     screen, device = Screen(stderr=chosen.json), pick_device(chosen.device)
@@ -74,44 +79,84 @@ def command(arguments: list[str]) -> None:
                 raise
             raise DeepClusterError(f"There is no run folder or file {chosen.model}, and n{str(error)[1:]}") from error
     pixels = load_pixels(open_images(chosen.source), short_side=short_side(model.backbone.image_size), cache_gb=20)
-    part = chosen.out.with_name(f".{chosen.out.name}.part")
-    try:
-        with screen.bar("features", len(pixels.good)) as advance:
-            index, features = model.features(pixels, tap=chosen.tap, device=device, file=part, check=advance)
-        width = features.shape[1]
-        if not part.exists() or len(index) < len(pixels):
-            whole = chosen.out.with_name(f".{chosen.out.name}.whole.part")
-            scatter(whole, len(pixels), index, features)
-            del features
-            os.replace(whole, part)
-        os.replace(part, chosen.out)
-    finally:
-        part.unlink(missing_ok=True)
-    bad = np.setdiff1d(np.arange(len(pixels)), index).tolist()
-    about = {
+    about: dict[str, Any] = {
         "model": chosen.model,
         "data": pixels.source.name,
         "source_fingerprint": pixels.source.fingerprint(),
         "tap": chosen.tap,
-        "rows": len(pixels),
-        "width": width,
-        "bad": bad,
     }
-    write_json(chosen.out.with_suffix(".json"), about)
+    with screen.bar("features", len(pixels)) as advance:
+        describe = describer(model, chosen.tap, device, advance)
+        if whole:
+            width, bad = write_table(describe, pixels, chosen.out)
+        else:
+            made = {"weights": weights_digest(model.backbone), "image_size": model.backbone.image_size}
+            width, bad = write_parts(
+                describe,
+                pixels,
+                chosen.out,
+                {**about, **made},
+                parts=chosen.parts,
+                overwrite=chosen.overwrite,
+                skipped=advance,
+            )
+    about |= {"rows": len(pixels), "width": width, "bad": bad}
+    if whole:
+        write_json(chosen.out.with_suffix(".json"), about)
     if chosen.json:
         print(json_module.dumps({"out": str(chosen.out), **about}))
         return
     screen.say(f"{chosen.out}: {len(pixels):,} x {width} features" + (f", {len(bad):,} rows NaN" if bad else ""))
 
 
-def scatter(file: Path, rows: int, index: np.ndarray, features: np.ndarray) -> None:
-    """Writes (M, D) features at their positions in an (N, D) table; the other rows are NaN."""
+def describer(model: Model, tap: str | None, device: str, advance: Bar) -> Describe:
+    """What describes all images of some pixels by `model`, and moves the bar on."""
     import numpy as np
 
-    file.parent.mkdir(parents=True, exist_ok=True)
-    table = np.lib.format.open_memmap(file, mode="w+", dtype=np.float32, shape=(rows, features.shape[1]))
-    if len(index) < rows:
-        table[np.setdiff1d(np.arange(rows), index)] = np.nan
-    for start in range(0, len(index), 65536):
-        table[index[start : start + 65536]] = features[start : start + 65536]
-    table.flush()
+    from deepcluster.data.arrays import open_array
+    from deepcluster.data.cache import Pixels, load_pixels
+    from deepcluster.features.describe import BATCH
+    from deepcluster.features.extract import extract
+
+    backbone = model.backbone.to(device)
+    size = backbone.image_size
+
+    def describe(pixels: Pixels, file: Path) -> tuple[np.ndarray, np.ndarray]:
+        # Of all rows, bad ones too, so that where batches begin depends on nothing that is found out on the way.
+        index, features = extract(
+            backbone,
+            pixels,
+            size=size,
+            mean=backbone.mean,
+            std=backbone.std,
+            batch_size=BATCH,
+            device=device,
+            tap=tap,
+            only=np.arange(len(pixels)),
+            file=file,
+            check=advance,
+        )
+        if not len(index):  # nothing came out that would tell the width
+            black = load_pixels(
+                open_array(np.zeros((1, size, size, 3), np.uint8), "black"), short_side=None, cache_gb=0
+            )
+            width = describe(black, file)[1].shape[1]
+            return index, np.zeros((0, width), np.float32)
+        return index, features
+
+    return describe
+
+
+def _check(chosen: Features, whole: bool) -> None:
+    """One sentence for an --out, or an option of tables in parts, that cannot be."""
+    out = chosen.out
+    if whole and chosen.parts is not None:
+        raise DeepClusterError(f"--parts is for a table in a folder, and {out} is one file: leave out its ending.")
+    if whole and chosen.overwrite:
+        raise DeepClusterError(f"--overwrite is for a table in a folder; {out} is one file, which is replaced anyway.")
+    if not whole and out.suffix and not out.is_dir():
+        raise DeepClusterError(
+            f"Features are written as .npy or in parts into a folder, not as {out.name!r}: change --out."
+        )
+    if chosen.parts is not None and chosen.parts < 1:
+        raise DeepClusterError(f"--parts {chosen.parts} is no number of files: give 1 or more.")

@@ -10,12 +10,14 @@ from importlib import import_module
 
 from deepcluster.records import DeepClusterError, Interrupted
 from deepcluster.settings import nearest
+from deepcluster.world import secondary
 
 COMMANDS = {
     "train": "train a preset on your images, or go on with a run: train PRESET --data S --out RUN",
     "presets": "list the presets, or print one whole: presets [NAME]",
     "assign": "cluster and distance of any images: assign RUN --data S --out FILE.csv",
     "features": "features as a memory-mapped table: features RUN|BACKBONE|FILE --data S --out FILE.npy",
+    "index": "a manifest of tar and zip shards, for many of them: index SHARDS... --out FILE.json",
     "cluster": "cluster a feature table: cluster FEATURES.npy --k K --out FILE.csv",
     "evaluate": "score a run: evaluate RUN clusters|knn --data S [--test S2]",
     "doctor": "is a run healthy, what to change, and how many clusters: doctor RUN",
@@ -33,8 +35,8 @@ commands:
 {commands}
 
 `deepcluster COMMAND --help` explains a command; `deepcluster train PRESET --help` lists every setting.
-Images (--data) are a folder, tar shards ("a/*.tar", train-{{000..003}}.tar), a .txt or .csv list, a .npy array,
-torchvision:CIFAR10?root=..., or `digits`, which need no download.
+Images (--data) are a folder, tar or zip shards ("a/*.tar", train-{{000..003}}.zip, also s3://...), a .json manifest of
+shards, a .txt or .csv list, a .npy array, torchvision:CIFAR10?root=..., or `digits`, which need no download.
 """
 
 
@@ -88,7 +90,8 @@ def _meant(name: str) -> str:
 
 
 def _mistake(sentence: str) -> int:
-    print(f"deepcluster: {' '.join(sentence.split())}", file=sys.stderr)
+    if not secondary():  # of several processes one says it
+        print(f"deepcluster: {' '.join(sentence.split())}", file=sys.stderr)
     return 2
 
 

@@ -17,6 +17,7 @@ from deepcluster.cli.parse import parse
 from deepcluster.data.sources import must_exist
 from deepcluster.records import DeepClusterError, Interrupted
 from deepcluster.settings import TrainRun
+from deepcluster.world import secondary
 
 if TYPE_CHECKING:
     from deepcluster.engine.log import Screen
@@ -97,7 +98,7 @@ def command(arguments: list[str]) -> None:
     from deepcluster.engine import train as engine
     from deepcluster.engine.log import Screen
 
-    screen = Screen(stderr=chosen.json)
+    screen = Screen(quiet=secondary(), stderr=chosen.json)
     with told(chosen.out, screen):
         run = engine.train(
             chosen.settings, chosen.source, chosen.out, preset=name, overwrite=chosen.overwrite, screen=screen
@@ -122,7 +123,7 @@ def resume(arguments: list[str]) -> None:
             f"{chosen.resume} is a run of {preset}, not of {named}: resume it with `deepcluster train --resume"
             f" {chosen.resume}`, or start {named} in another --out."
         )
-    screen = Screen(stderr=chosen.json)
+    screen = Screen(quiet=secondary(), stderr=chosen.json)
     asked = config["settings"].get("epochs")
     if chosen.epochs in (None, asked) and is_finished(chosen.resume):
         _say_finished(load_run(chosen.resume, "cpu"), screen, chosen.json)
@@ -157,6 +158,8 @@ def told(folder: Path, screen: Screen) -> Iterator[None]:
 def finish(run: Run, screen: Screen, as_json: bool) -> None:
     """What to do next, or the last row as JSON."""
     folder, rows = run.folder, run.metrics
+    if secondary():
+        return
     if as_json:
         print(json_module.dumps({"run": str(folder), "epochs": len(rows), "last": rows[-1] if rows else None}))
         return

@@ -25,17 +25,23 @@ class Rows:
     """An (N, D) table read as float32 blocks on one device.
 
     Args:
-        x: (N, D) array, memory-mapped array, tensor or nested sequence, of any real number type.
+        x: (N, D) array, memory-mapped array, tensor or nested sequence, of any real number type; or a table that
+            reads its own rows: with `shape`, `dtype`, `ndim` and `read_rows(start, into)`.
         device: where the blocks go; None = where x is (arrays: the CPU).
         name: what to call x in error messages.
+        empty: whether there may be no rows: a process's share of a table may be none of it.
 
     Raises:
         DeepClusterError: x is not a table of real numbers with at least one row and one column.
     """
 
-    def __init__(self, x: Any, device: torch.device | str | None = None, name: str = "features"):
+    def __init__(
+        self, x: Any, device: torch.device | str | None = None, name: str = "features", *, empty: bool = False
+    ):
+        self._reads = getattr(x, "read_rows", None)
         if not isinstance(x, Tensor):
-            x = np.asanyarray(x)
+            if self._reads is None:
+                x = np.asanyarray(x)
             if x.dtype.kind not in "fiub":
                 raise DeepClusterError(f"{name} must be real numbers, not {x.dtype}; convert them first.")
         elif x.is_complex() or x.is_sparse:
@@ -45,27 +51,28 @@ class Rows:
                 f"{name} must be a table (N, D) with one row per image, not of shape {tuple(x.shape)}; "
                 "reshape it first."
             )
-        if x.shape[0] == 0 or x.shape[1] == 0:
+        if (x.shape[0] == 0 and not empty) or x.shape[1] == 0:
             raise DeepClusterError(f"{name} of shape {tuple(x.shape)} are empty; give at least one row.")
         self.x = x.detach() if isinstance(x, Tensor) else x
         self.n, self.dim = int(x.shape[0]), int(x.shape[1])
+        self.name = name
         self.device = x.device if isinstance(x, Tensor) else torch.device("cpu")
         if device is not None:
             self.device = torch.device(device)
         self.block_rows = max(1, BLOCK_BYTES // (4 * self.dim))
-        self._file = _file_span(x)
+        self._file = _file_span(x) if self.n else None
         self._buffer: np.ndarray | None = None
 
     @property
     def reads_file(self) -> bool:
         """Whether rows come from the file under a memmap instead of through its mapping."""
-        return self._file is not None
+        return self._file is not None or self._reads is not None
 
     def block(self, start: int, stop: int) -> Tensor:
         """(stop - start, D) float32 rows; valid until the next block is read."""
         if isinstance(self.x, Tensor):
             return self.x[start:stop].to(self.device, torch.float32)
-        if not self._file:
+        if not self.reads_file:
             return _float32(np.asarray(self.x[start:stop])).to(self.device)
         if self._buffer is None or len(self._buffer) < stop - start:
             self._buffer = np.empty((stop - start, self.dim), self.x.dtype)
@@ -82,7 +89,7 @@ class Rows:
         if isinstance(self.x, Tensor):
             return self.x[index.to(self.x.device)].to(self.device, torch.float32)
         where = index.cpu().numpy()
-        if not self._file:
+        if not self.reads_file:
             return _float32(self.x[where]).to(self.device)
         rows = np.empty((len(where), self.dim), self.x.dtype)
         for place in np.argsort(where, kind="stable"):  # in the order of the file
@@ -90,6 +97,9 @@ class Rows:
         return _float32(rows).to(self.device)
 
     def _pread(self, start: int, into: np.ndarray) -> np.ndarray:
+        if self._reads is not None:
+            self._reads(start, into)
+            return into
         assert self._file is not None
         descriptor, offset = self._file
         _transfer(os.preadv, descriptor, into, offset + start * self.dim * into.itemsize)

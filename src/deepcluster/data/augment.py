@@ -77,10 +77,12 @@ def _finish(small: Tensor, draws: Draw, views: Views, device: torch.device) -> T
     work = torch.empty((step, 3, size, size), device=device)
     recolor = Recolor(step, size * size, device)
     factors = torch.from_numpy(draws.factors).to(device, non_blocking=True)
-    for first in range(0, count, BLOCK):
-        order = draws.orders[first // BLOCK].tolist()
-        for start in range(first, min(first + BLOCK, count), step):
-            rows = slice(start, min(start + step, first + BLOCK, count))
+    blocks = range(draws.first // BLOCK, -(-(draws.first + count) // BLOCK))
+    for block in blocks:
+        order = draws.orders[block].tolist()
+        first, last = (max(0, min(count, edge * BLOCK - draws.first)) for edge in (block, block + 1))
+        for start in range(first, last, step):
+            rows = slice(start, min(start + step, last))
             x = work[: rows.stop - rows.start]
             x.copy_(small[rows])
             if views.moves:

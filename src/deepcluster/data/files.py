@@ -81,7 +81,7 @@ def open_folder(name: str) -> ImageSource:
     """All images under a folder, links followed, hidden ones left out, in natural order of their relative path."""
     root = Path(name).expanduser()
     paths: list[str] = []
-    others, shards = 0, 0
+    others, shards = 0, {".tar": 0, ".zip": 0}
     seen: set[str] = set()
     for folder, inner, names in os.walk(root, followlinks=True):
         real = os.path.realpath(folder)
@@ -96,10 +96,15 @@ def open_folder(name: str) -> ImageSource:
                 paths.append(file if prefix == "." else f"{prefix}/{file}")
             elif not is_hidden(file):
                 others += 1
-                shards += file.lower().endswith(".tar")
+                ending = os.path.splitext(file)[1].lower()
+                if ending in shards:
+                    shards[ending] += 1
     if not paths:
-        if shards:
-            raise DeepClusterError(f"{name} holds tar shards, not image files: name them as '{root / '*.tar'}'")
+        if any(shards.values()):
+            ending = max(shards, key=lambda kind: shards[kind])
+            raise DeepClusterError(
+                f"{name} holds {ending[1:]} shards, not image files: name them as '{root / ('*' + ending)}'"
+            )
         if others:
             raise DeepClusterError(
                 f"none of the {others} files in {name} has the name of an image (.jpg, .png, .webp …): "
@@ -152,7 +157,8 @@ def open_paths(paths: Sequence[str], name: str = "list") -> ImageSource:
             source.read(0)
         except BadImage as error:
             raise DeepClusterError(
-                f"{plain[0]} cannot be read as an image ({error}): give an image, a folder, a .tar, .npy, .txt or .csv"
+                f"{plain[0]} cannot be read as an image ({error}): "
+                "give an image, a folder, a .tar, .zip, .json, .npy, .txt or .csv"
             ) from None
     return source
 

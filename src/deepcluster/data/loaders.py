@@ -18,6 +18,7 @@ from deepcluster.data.cache import Pixels, StreamedPixels
 from deepcluster.data.stream import stream
 from deepcluster.data.views import IMAGENET_MEAN, IMAGENET_STD, Views, draw
 from deepcluster.records import Batch, seeded
+from deepcluster.world import ALONE, World
 
 
 class Loader:
@@ -35,6 +36,9 @@ class Loader:
         device: where views are made and left.
         drop_last: leave out a last batch that is smaller.
         prefetch: batches made ahead; 0 = each is made when it is asked for, by the asking thread.
+        empty: give batches of which no image can be decoded, too; else they are left out.
+        world: the processes that share each batch, a contiguous part each; with
+            `empty`, each gets as many batches as the others.
         mean: of the plain view's normalization, in [0, 1]; random views have their own.
         std: likewise.
     """
@@ -52,6 +56,8 @@ class Loader:
         device: torch.device | str = "cpu",
         drop_last: bool = False,
         prefetch: int = 2,
+        empty: bool = False,
+        world: World = ALONE,
         mean: Sequence[float] = IMAGENET_MEAN,
         std: Sequence[float] = IMAGENET_STD,
     ) -> None:
@@ -65,6 +71,8 @@ class Loader:
         self.start = start
         self.device = torch.device(device)
         self.prefetch = prefetch
+        self.empty = empty
+        self.world = world
         self.mean, self.std = tuple(mean), tuple(std)
 
     def __len__(self) -> int:
@@ -80,11 +88,11 @@ class Loader:
     def _make(self) -> Iterator[Batch]:
         for number, (index, images) in enumerate(self._images(), self.start):
             batch = self._batch(number, index, images)
-            if batch is not None:
+            if len(batch.index) or self.empty:
                 yield batch
 
     def _images(self) -> Iterator[tuple[np.ndarray, list[np.ndarray | None]]]:
-        batches = self.batches[self.start :]
+        batches = [index[slice(*self.world.share(len(index), 1))] for index in self.batches[self.start :]]
         pixels = self.pixels
         if not isinstance(pixels, StreamedPixels):
             for index in batches:
@@ -94,25 +102,35 @@ class Loader:
             pixels.bad.update(decoded.reasons)
             yield decoded.index, decoded.images()
 
-    def _batch(self, number: int, index: np.ndarray, images: list[np.ndarray | None]) -> Batch | None:
-        """Batch `number`; images that cannot be decoded are left out, None when none is left."""
+    def _batch(self, number: int, index: np.ndarray, images: list[np.ndarray | None]) -> Batch:
+        """This process's part of batch `number`; images that cannot be decoded are left out."""
+        whole = len(self.batches[number])
+        first, last = self.world.share(whole, 1)
         keep = [row for row, image in enumerate(images) if image is not None]
+        position = torch.arange(first, last)[keep]
         if not keep:
-            return None
+            size, count = (self.size, 1) if self.views is None else (self.views.size, self.views.count)
+            return Batch(
+                torch.from_numpy(index[keep]),
+                (torch.empty(0, 3, size, size, device=self.device),) * count,
+                position,
+                whole,
+            )
         # A stand-in keeps the draws of all others where they are; it is taken out again at the end.
         full = [_STAND_IN if image is None else image for image in images]
         if self.views is None:
             views: tuple[Tensor, ...] = (plain(full, self.size, self.device, self.mean, self.std),)
         else:
             generator = seeded(*self.key, number)
-            sizes = np.array([image.shape[:2] for image in full])
+            sizes = np.ones((whole, 2), np.int64)  # what is drawn for an image does not depend on the others
+            sizes[first:last] = [image.shape[:2] for image in full]
             views = tuple(
-                augment(full, draw(self.views, sizes, generator), self.views, self.device)
+                augment(full, draw(self.views, sizes, generator).part(first, last), self.views, self.device)
                 for _ in range(self.views.count)
             )
         if len(keep) < len(full):
             views = tuple(view[keep] for view in views)
-        return Batch(torch.from_numpy(index[keep]), views)
+        return Batch(torch.from_numpy(index[keep]), views, position, whole)
 
 
 _STAND_IN = np.zeros((1, 1, 3), np.uint8)

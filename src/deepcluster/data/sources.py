@@ -23,7 +23,7 @@ class ImageSource(Protocol):
     name: str
     """As the user wrote it."""
     labels: np.ndarray | None
-    """(N,) int64, -1 = none; None when the source has no classes. For scoring only, never for training."""
+    """(N,) integers, -1 = none; None when the source has no classes. For scoring only, never for training."""
     classes: tuple[str, ...]
     """Class names; `classes[label]`."""
 
@@ -50,9 +50,10 @@ def open_images(source: Any) -> ImageSource:
     """Open any image source: see the README's list.
 
     Args:
-        source: `digits` · a folder of any nesting · a glob or brace pattern of tar shards · a .txt or .csv list ·
-            a .npy file of uint8 (N, H, W[, C]) · one image file · `torchvision:CIFAR10?root=...&train=false` ·
-            a list of paths or of arrays · an array (N, H, W[, C]) · an ImageSource, which is returned as it is.
+        source: `digits` · a folder of any nesting · a glob or brace pattern of tar or zip shards, also behind a URL ·
+            a .json manifest of shards · a .txt or .csv list · a .npy file of uint8 (N, H, W[, C]) · one image file ·
+            `torchvision:CIFAR10?root=...&train=false` · a list of paths or of arrays · an array (N, H, W[, C]) ·
+            an ImageSource, which is returned as it is.
 
     Raises:
         DeepClusterError: there is nothing to open, in one sentence that says what to do.
@@ -85,34 +86,40 @@ def must_exist(name: str | None) -> None:
     Raises:
         DeepClusterError: there is no such file or folder.
     """
-    if name is None or name == "digits" or name.startswith("torchvision:") or any(mark in name for mark in "*?[{"):
+    from deepcluster.data import places
+
+    if name is None or name == "digits" or name.startswith("torchvision:") or places.is_url(name):
         return
     path = Path(name).expanduser()
-    if not path.exists():
+    if not path.exists() and not any(mark in name for mark in "*?[{"):
         raise DeepClusterError(_missing(name, path))
 
 
 def _open_named(name: str) -> ImageSource:
-    from deepcluster.data import arrays, files, tar, torchvision_sets
+    from deepcluster.data import arrays, files, manifest, places, shards, torchvision_sets
 
     path = Path(name).expanduser()
     if name == "digits" and not path.exists():
         return arrays.open_digits()
     if name.startswith("torchvision:"):
         return torchvision_sets.open_torchvision(name)
+    if places.is_url(name):
+        return shards.open_shards(name)
     if path.is_dir():
         return files.open_folder(name)
     if not path.exists() and any(mark in name for mark in "*?[{"):
-        return tar.open_shards(name)
+        return shards.open_shards(name)
     if not path.exists():
         raise DeepClusterError(_missing(name, path))
     kind = path.suffix.lower()
-    if kind == ".tar":
-        return tar.open_shards(name)
-    if name.lower().endswith((".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst", ".zip")):
+    if kind in (".tar", ".zip"):
+        return shards.open_shards(name)
+    if name.lower().endswith((".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")):
         raise DeepClusterError(
             f"{name} is compressed and cannot be read in place: unpack it to a folder, or repack it as a plain .tar"
         )
+    if kind == ".json":
+        return manifest.open_manifest(name)
     if kind in (".txt", ".csv"):
         return files.open_list_file(name)
     if kind == ".npy":

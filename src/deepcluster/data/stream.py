@@ -83,36 +83,45 @@ def stream(
             yield decode_batch(source, index, short_side)
         return
     together = max(1, int(PIECE / image_bytes))
-    pieces = [np.array_split(index, max(1, -(-len(index) // together))) for index in batches]
+    pieces = _Pieces(source, batches, together, short_side)
     loader = DataLoader(
-        _Pieces(source, [piece for batch in pieces for piece in batch], short_side),
+        pieces,
         batch_size=None,
         shuffle=False,
-        num_workers=min(count, sum(map(len, pieces))),
+        num_workers=min(count, len(pieces)),
         collate_fn=_as_tensors,
         prefetch_factor=2,
         generator=torch.Generator(),  # else it draws from, and so moves on, the global random state
     )
     arriving = iter(loader)
-    for batch in pieces:
-        parts = [next(arriving) for _ in batch]
+    for number in pieces.counts.tolist():
+        parts = [next(arriving) for _ in range(number)]
         index, pixels, sizes = (torch.cat([part[k] for part in parts]).numpy() for k in range(3))
         yield Decoded(index, pixels, sizes, {at: why for part in parts for at, why in part[3].items()})
 
 
 class _Pieces(Dataset):
-    """Item k is piece k, decoded."""
+    """Item k is piece k of all batches, decoded; a batch is cut, when it is asked for, into pieces of about `together`
+    images: millions of pieces cut in advance would take seconds and memory."""
 
-    def __init__(self, source: ImageSource, pieces: Sequence[np.ndarray], short_side: int | None) -> None:
+    def __init__(
+        self, source: ImageSource, batches: Sequence[np.ndarray], together: int, short_side: int | None
+    ) -> None:
         self.source = source
-        self.pieces = pieces
+        self.batches = batches
         self.short_side = short_side
+        sizes = np.fromiter(map(len, batches), np.int64, len(batches))
+        self.counts = np.maximum(1, -(-sizes // together))
+        self.ends = np.cumsum(self.counts)
 
     def __len__(self) -> int:
-        return len(self.pieces)
+        return int(self.ends[-1])
 
     def __getitem__(self, k: int) -> Decoded:
-        return decode_batch(self.source, self.pieces[k], self.short_side)
+        batch = int(np.searchsorted(self.ends, k, "right"))
+        first = int(self.ends[batch] - self.counts[batch])
+        piece = np.array_split(self.batches[batch], self.counts[batch])[k - first]
+        return decode_batch(self.source, piece, self.short_side)
 
 
 def _as_tensors(batch: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, dict[int, str]]:

@@ -98,6 +98,7 @@ class Draw:
         gray: (B,) bool.
         sigma: (B,) float32 of the blur in pixels; 0 = none.
         affine: (B, 5) float32 angle in degrees, shift right and down in pixels, scale, shear in degrees.
+        first: place of the first of these B images within the batch that `orders` is of.
     """
 
     box: np.ndarray
@@ -107,9 +108,24 @@ class Draw:
     gray: np.ndarray
     sigma: np.ndarray
     affine: np.ndarray
+    first: int = 0
 
     def __len__(self) -> int:
         return len(self.box)
+
+    def part(self, first: int, last: int) -> Draw:
+        """Those of images `first` to `last`, exclusive, of the batch."""
+        rows = slice(first, last)
+        return Draw(
+            self.box[rows],
+            self.flip[rows],
+            self.factors[rows],
+            self.orders,
+            self.gray[rows],
+            self.sigma[rows],
+            self.affine[rows],
+            first,
+        )
 
 
 def draw(views: Views, sizes: np.ndarray, generator: torch.Generator) -> Draw:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from lightning_fabric import Fabric
+from lightning_fabric.strategies import DDPStrategy
 
 from deepcluster import settings
 from deepcluster.clustering.pic import PIC
@@ -21,12 +22,14 @@ from deepcluster.engine.model import begin_with
 from deepcluster.engine.optim import make_optimizer
 from deepcluster.engine.schedules import factor
 from deepcluster.methods.deepcluster import Clusterer, DeepCluster
+from deepcluster.methods.deepercluster import DeeperCluster
 from deepcluster.methods.method import Method
 from deepcluster.methods.odc import ODC
 from deepcluster.models.backbone import Backbone
 from deepcluster.models.zoo import build_backbone
 from deepcluster.records import DeepClusterError, seed_of
-from deepcluster.settings import DeepClusterParams, ODCParams, TrainRun
+from deepcluster.settings import DeepClusterParams, DeeperClusterParams, ODCParams, TrainRun
+from deepcluster.world import ALONE, World
 
 
 def seed_everything(seed: int) -> None:
@@ -42,7 +45,11 @@ def check(run: TrainRun) -> None:
     Raises:
         DeepClusterError: no epochs, no images in a step, or a negative learning rate.
     """
-    for name, value, least in (("epochs", run.epochs, 1), ("batch-size", run.batch_size, 1)):
+    for name, value, least in (
+        ("epochs", run.epochs, 1),
+        ("batch-size", run.batch_size, 1),
+        ("processes", run.processes, 1),
+    ):
         if value < least:
             raise DeepClusterError(f"--{name} is {value}: give at least {least}.")
     if not run.optimizer.lr >= 0:
@@ -78,7 +85,8 @@ def pick_clusterer(run: TrainRun, given: Clusterer | None = None) -> Clusterer |
         )
     if not isinstance(p, DeepClusterParams):
         if given is not None:
-            raise DeepClusterError("ODC clusters online, image by image: a clusterer cannot take its place.")
+            why = "ODC clusters online, image by image" if isinstance(p, ODCParams) else "DeeperCluster has two levels"
+            raise DeepClusterError(f"{why}: a clusterer cannot take the place of its own.")
         return None
     if p.algorithm == "kmeans":
         return None
@@ -92,11 +100,13 @@ def pick_clusterer(run: TrainRun, given: Clusterer | None = None) -> Clusterer |
     return given
 
 
-def build_method(run: TrainRun, n: int, clusterer: Clusterer | None = None) -> Method:
+def build_method(run: TrainRun, n: int, clusterer: Clusterer | None = None, world: World = ALONE) -> Method:
     """The method with its backbone, drawn from torch's global generator."""
     backbone = draw_backbone(run)
     if isinstance(run.method, ODCParams):
         return _odc(run, run.method, backbone, n)
+    if isinstance(run.method, DeeperClusterParams):
+        return _deepercluster(run, run.method, backbone, n, world)
     return _deepcluster(run, run.method, backbone, n, pick_clusterer(run, clusterer))
 
 
@@ -149,13 +159,28 @@ def _odc(run: TrainRun, p: ODCParams, backbone: Backbone, n: int) -> ODC:
     )
 
 
-def _head_optimizer(run: TrainRun, lr: float | None) -> Callable[..., torch.optim.Optimizer]:
+def _deepercluster(run: TrainRun, p: DeeperClusterParams, backbone: Backbone, n: int, world: World) -> DeeperCluster:
+    return DeeperCluster(
+        backbone,
+        n=n,
+        k=p.k,
+        head_optimizer=_head_optimizer(run, p.head_lr, run.optimizer.momentum),
+        super_clusters=p.super_clusters,
+        rotations=p.rotations,
+        reassign=p.reassign,
+        whiten=p.whiten,
+        iterations=p.iterations,
+        world=world,
+    )
+
+
+def _head_optimizer(run: TrainRun, lr: float | None, momentum: float = 0.0) -> Callable[..., torch.optim.Optimizer]:
     o = run.optimizer
     return functools.partial(
         make_optimizer,
         name=o.name,
         lr=o.lr if lr is None else lr,
-        momentum=0.0 if o.name == "sgd" else o.momentum,  # the papers' classifiers have none
+        momentum=momentum if o.name == "sgd" else o.momentum,  # two of the papers' classifiers have none
         weight_decay=o.weight_decay,
     )
 
@@ -205,10 +230,11 @@ def rate_of(run: TrainRun) -> Callable[[int, int, int], float]:
 
 
 def make_fabric(run: TrainRun) -> Fabric:
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise DeepClusterError(
-            "This version trains in one process, but the launcher started several (WORLD_SIZE > 1): start one."
-        )
+    """Device, precision and processes; where there are several, all of them go on from here.
+
+    Raises:
+        DeepClusterError: a device or precision that is not there, or two answers to how many processes.
+    """
     device = runs.pick_device(run.device)
     kind, _, position = device.partition(":")
     precision = run.precision
@@ -217,13 +243,57 @@ def make_fabric(run: TrainRun) -> Fabric:
     if precision == "16" and kind == "cpu":
         raise DeepClusterError("A CPU has no 16-bit floating-point training: use --precision bf16 or 32.")
     plugin: Any = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}[precision]
-    return Fabric(
+    here, machines = launched() or (run.processes, 1)
+    if run.processes not in (1, here, here * machines):
+        raise DeepClusterError(
+            f"--processes is {run.processes} but the launcher started {here} on each of {machines} machine(s): leave"
+            " --processes out."
+        )
+    if here * machines == 1:
+        devices: Any = [int(position)] if position else 1
+        return Fabric(accelerator=kind, devices=devices, precision=plugin, num_nodes=1, loggers=None)
+    if precision == "16" and isinstance(run.method, DeeperClusterParams):
+        raise DeepClusterError(
+            "Loss scaling cannot follow classifiers that are divided among processes: use --precision bf16 or 32."
+        )
+    if position:
+        raise DeepClusterError(f"--device {device} names one device for several processes: use --device {kind}.")
+    if kind == "cuda" and here > torch.cuda.device_count():
+        raise DeepClusterError(
+            f"{here} processes need as many GPUs, and this machine has {torch.cuda.device_count()}: lower --processes,"
+            " or use --device cpu."
+        )
+    fabric = Fabric(
         accelerator=kind,
-        devices=[int(position)] if position else 1,
+        devices=here,
+        num_nodes=machines,
+        strategy=DDPStrategy(process_group_backend="nccl" if kind == "cuda" else "gloo"),
         precision=plugin,
-        num_nodes=1,
         loggers=None,
     )
+    fabric.launch()
+    return fabric
+
+
+def launched() -> tuple[int, int] | None:
+    """(processes on each machine, machines) that torchrun or SLURM started; None where nobody has.
+
+    Raises:
+        DeepClusterError: not equally many on each machine.
+    """
+    variables = os.environ
+    if "TORCHELASTIC_RUN_ID" in variables or "LOCAL_WORLD_SIZE" in variables:
+        size, here = int(variables["WORLD_SIZE"]), int(variables.get("LOCAL_WORLD_SIZE", variables["WORLD_SIZE"]))
+    elif int(variables.get("SLURM_NTASKS", 1)) > 1 and "SLURM_PROCID" in variables:
+        size, machines = int(variables["SLURM_NTASKS"]), int(variables.get("SLURM_NNODES", 1))
+        here = size // machines
+    else:
+        return None
+    if size % here:
+        raise DeepClusterError(
+            f"{size} processes do not divide into {here} on each machine: start equally many on each."
+        )
+    return here, size // here
 
 
 def fast_bfloat16(kind: str) -> bool:

@@ -63,19 +63,21 @@ def undisturbed() -> Iterator[None]:
 def save(
     file: Path,
     method: Method,
-    optimizers: Mapping[str, torch.optim.Optimizer],
+    optimizer: torch.optim.Optimizer,
     progress: Mapping[str, Any],
     precision: Mapping[str, Any],
 ) -> None:
-    """Writes weights, per-image state, optimizers, progress and generators as one file."""
+    """Writes weights, per-image state, optimizers, progress and generators as one file, which is the same for any
+    number of processes; the first one writes it."""
     state = {
-        "method": method.state_dict(),
-        "optimizers": {name: optimizer.state_dict() for name, optimizer in optimizers.items()},
+        "method": method.whole_state(),
+        "optimizers": {"backbone": optimizer.state_dict(), **method.whole_optimizers()},
         "progress": dict(progress),
         "precision": dict(precision),
         "random": random_state(),
     }
-    write_whole(file, lambda beside: torch.save(state, beside))
+    if method.world.first:
+        write_whole(file, lambda beside: torch.save(state, beside))
 
 
 def keep_copy(file: Path, copy: Path) -> None:

@@ -50,10 +50,14 @@ class Bar:
 
 
 class _Rate(ProgressColumn):
-    """Images per second."""
+    """Images, or what else is counted, per second."""
+
+    def __init__(self, unit: str) -> None:
+        super().__init__()
+        self.unit = unit
 
     def render(self, task: RichTask) -> Text:
-        return Text(f"{task.speed:,.0f} images/s" if task.speed else "", style="dim")
+        return Text(f"{task.speed:,.0f} {self.unit}/s" if task.speed else "", style="dim")
 
 
 class Screen:
@@ -73,8 +77,8 @@ class Screen:
         self.console.print(f"warning: {line}", style="yellow", markup=False)
 
     @contextmanager
-    def bar(self, what: str, total: int) -> Iterator[Bar]:
-        """A bar that counts images, with a rate and the time that is left."""
+    def bar(self, what: str, total: int, unit: str = "images") -> Iterator[Bar]:
+        """A bar that counts images, or other units, with a rate and the time that is left."""
         if not self.bars or total <= 0:
             yield Bar()
             return
@@ -82,7 +86,7 @@ class Screen:
             TextColumn("{task.description}"),
             BarColumn(bar_width=32),
             MofNCompleteColumn(),
-            _Rate(),
+            _Rate(unit),
             TimeRemainingColumn(),
         )
         with Progress(*columns, console=self.console, transient=True) as progress:
@@ -95,19 +99,23 @@ class Metrics:
     Args:
         folder: the run folder.
         until: epochs to keep of an earlier part of the run; later lines are from work that is done again.
+        write: whether this process is the one that writes; the others only remember.
     """
 
-    def __init__(self, folder: Path, until: int) -> None:
+    def __init__(self, folder: Path, until: int, write: bool = True) -> None:
+        self.write = write
         self.file, self.folder = folder / "metrics.jsonl", folder / "tensorboard"
         self.rows = [row for row in read_metrics(folder) if row["epoch"] < until]
         self.until = until
         self._writer: Any = None
-        if self.rows != read_metrics(folder):
+        if write and self.rows != read_metrics(folder):
             self._write()
 
     def add(self, row: dict[str, Any]) -> None:
         """One epoch."""
         self.rows.append({name: _plain(value) for name, value in row.items()})
+        if not self.write:
+            return
         self._write()
         if self._writer is None:
             from torch.utils.tensorboard import SummaryWriter

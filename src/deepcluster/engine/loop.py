@@ -28,7 +28,9 @@ from deepcluster.engine.optim import set_rate, step_all
 from deepcluster.engine.watch import Watch, best_of, knn_score
 from deepcluster.features.extract import extract
 from deepcluster.methods.method import Described, Method
+from deepcluster.models.whole_batch import Part, same_norms
 from deepcluster.records import Clustering, DeepClusterError, Interrupted, seeded
+from deepcluster.world import World
 
 ORDER, VIEWS, REFRESH, DESCRIBE = 1, 2, 3, 4  # purposes of random draws
 STEP_RATE = Callable[[int, int, int], float]
@@ -64,6 +66,8 @@ class Walk:
     """Everything that stays the same from the first step to the last.
 
     Attributes:
+        world: the processes that walk together.
+        part: told which images of each batch are this process's.
         rate: (step, steps, steps_per_epoch) -> factor of the learning rate.
         clip: largest gradient norm; 0 = any.
         on_refresh: told of each clustering together with the step.
@@ -73,6 +77,8 @@ class Walk:
     """
 
     fabric: Fabric
+    world: World
+    part: Part
     method: Method
     optimizer: torch.optim.Optimizer
     pixels: Pixels
@@ -126,6 +132,8 @@ def walk(w: Walk, progress: Progress) -> None:
             key=(w.seed, VIEWS, start),
             start=progress.step - start,
             device=fabric.device,
+            empty=not w.world.alone,
+            world=w.world,
             mean=w.views.mean,
             std=w.views.std,
         )
@@ -135,32 +143,33 @@ def walk(w: Walk, progress: Progress) -> None:
         method.train()
         with w.screen.bar(f"epoch {epoch + 1}/{w.epochs}", images) as advance:
             for batch in loader:
+                w.part.position, w.part.whole = batch.position, batch.whole
                 optimizers = {"backbone": w.optimizer, **method.optimizers()}
                 set_rate(optimizers.values(), w.rate(progress.step, steps, per_epoch))
                 with fabric.autocast():
                     losses = method.loss(batch)
                 fabric.backward(losses["loss"])
-                step_all(optimizers.values(), method.parameters(), w.clip, scaler)
+                step_all(optimizers.values(), method.parameters(), w.clip, scaler, w.world, method.own)
                 method.after_step(batch)
-                loss_sum += losses["loss"].detach() * len(batch.index)
+                loss_sum += losses["loss"].detach() * batch.whole
                 progress.step += 1
-                progress.add("images", len(batch.index))
-                advance(len(batch.index))
-                late = time.monotonic() - saved_at > w.save_seconds
-                if (late or w.stopped()) and progress.step < end:
-                    progress.add("loss", loss_sum.item())
+                progress.add("images", batch.whole)
+                advance(batch.whole)
+                late, stopped = w.world.any(time.monotonic() - saved_at > w.save_seconds, w.stopped())
+                if (late or stopped) and progress.step < end:
+                    progress.add("loss", w.world.sum_(loss_sum).item())
                     loss_sum.zero_()
                     began = _took(progress, "seconds_train", began)
                     save(w, progress)
                     saved_at = time.monotonic()
-                    if w.stopped():
+                    if stopped:
                         raise Interrupted
-        progress.add("loss", loss_sum.item())
+        progress.add("loss", w.world.sum_(loss_sum).item())
         _took(progress, "seconds_train", began)
         if progress.step % per_epoch == 0:
             close_epoch(w, progress)
             saved_at = time.monotonic()
-        if w.stopped() and progress.step < steps:
+        if any(w.world.any(w.stopped())) and progress.step < steps:
             save(w, progress)
             raise Interrupted
 
@@ -180,7 +189,7 @@ def close_epoch(w: Walk, progress: Progress) -> None:
     finish_epoch(w, progress, epoch, watched)
     save(w, progress)
     last = w.folder / "checkpoints" / "last.ckpt"
-    if w.keep_every and (epoch + 1) % w.keep_every == 0:
+    if w.world.first and w.keep_every and (epoch + 1) % w.keep_every == 0:
         checkpoint.keep_copy(last, last.with_name(f"epoch-{epoch:04d}.ckpt"))
     if _is_best(w, progress):
         w.on_best()
@@ -198,7 +207,8 @@ def look(w: Walk, progress: Progress, epoch: int) -> dict[str, Any]:
     else:
         with checkpoint.undisturbed():  # a layer of somebody else's may draw
             described = describe_all(w, -1, w.watch.images)
-        value = knn_score(described.features, w.watch.labels[described.index])
+        index, features = (w.world.gather_array(part) for part in (described.index, described.features))
+        value = knn_score(features, w.watch.labels[index])
     return {"watched": value, "seconds_watched": time.perf_counter() - began}
 
 
@@ -252,12 +262,15 @@ def refresh(w: Walk, progress: Progress, *, last: bool = False) -> Clustering | 
 
 
 def describe_all(w: Walk, step: int, only: np.ndarray | None = None) -> Described:
-    """The describer's features of every decodable image, or of (M,) positions `only`; at step -1, of plain views."""
-    with w.screen.bar("features", len(w.pixels.good if only is None else only)) as advance:
+    """The describer's features of every decodable image, or of (M,) positions `only`, as far as they are this
+    process's share; at step -1, of plain views."""
+    same_norms(w.method, w.world)
+    images = len(w.pixels.good if only is None else only)
+    with w.screen.bar("features", images) as advance:
 
-        def check(images: int) -> None:
-            advance(images)
-            if w.stopped():
+        def check(described: int) -> None:
+            advance(described * w.world.size)
+            if any(w.world.any(w.stopped())):
                 raise Interrupted
 
         index, features = extract(
@@ -271,10 +284,16 @@ def describe_all(w: Walk, step: int, only: np.ndarray | None = None) -> Describe
             views=replace(w.views, count=1) if w.describe_views and step >= 0 else None,
             key=(w.seed, DESCRIBE, step),
             autocast=w.fabric.autocast,
-            file=w.folder / ".features.npy",
+            file=features_file(w.folder, w.world),
             check=check,
+            world=w.world,
         )
     return Described(index, features)
+
+
+def features_file(folder: Path, world: World) -> Path:
+    """Where this process keeps features that are too many for memory, until the clusters are found."""
+    return folder / (".features.npy" if world.alone else f".features-{world.rank}.npy")
 
 
 def finish_epoch(w: Walk, progress: Progress, epoch: int, watched: dict[str, Any]) -> None:
@@ -302,7 +321,7 @@ def finish_epoch(w: Walk, progress: Progress, epoch: int, watched: dict[str, Any
     row |= w.method.measured()
     w.metrics.add(row | watched)
     w.screen.say(line(row | watched, w.epochs))
-    check_loss([entry["loss"] for entry in w.metrics.rows], latest.get("k", 1), w.screen.warn)
+    check_loss([entry["loss"] for entry in w.metrics.rows], latest.get("k", 1) * w.method.turns, w.screen.warn)
     progress.totals = {}
     for name in ("nmi_previous", "reassigned"):  # an epoch without a clustering has none
         progress.latest.pop(name, None)
@@ -310,10 +329,11 @@ def finish_epoch(w: Walk, progress: Progress, epoch: int, watched: dict[str, Any
 
 def save(w: Walk, progress: Progress) -> None:
     """`checkpoints/last.ckpt`, whole or not at all."""
+    same_norms(w.method, w.world)
     checkpoint.save(
         w.folder / "checkpoints" / "last.ckpt",
         w.method,
-        {"backbone": w.optimizer, **w.method.optimizers()},
+        w.optimizer,
         progress.saved(),
         w.fabric.strategy.precision.state_dict(),
     )

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from deepcluster.clustering.hierarchical import nearest_in_tree
 from deepcluster.clustering.kmeans import nearest_centroids
 from deepcluster.clustering.whitening import Whitening
 from deepcluster.data.cache import Pixels
@@ -28,6 +29,19 @@ MODEL = "model.safetensors"
 
 
 @dataclass
+class Tree:
+    """The levels above the centroids, where those were found level by level.
+
+    Attributes:
+        upper: (M, D) centroids of the super-clusters; each has K / M of the centroids, one after another.
+        used: (K,) bool, false for centroids that no image had.
+    """
+
+    upper: Tensor
+    used: Tensor
+
+
+@dataclass
 class Model:
     """Backbone, what leads from its features to the space of the centroids, and the (K, D) centroids: all that
     features and assignments need.
@@ -35,12 +49,14 @@ class Model:
     Attributes:
         whitening: PCA-whitening and L2 normalization; None where there is a neck.
         neck: the small network of online methods, whose output is L2-normalized.
+        tree: what leads to a centroid from above, in methods with several levels.
     """
 
     backbone: Backbone
     whitening: Whitening | None
     centroids: Tensor
     neck: Neck | None = None
+    tree: Tree | None = None
 
     @property
     def between(self) -> tuple[str, Whitening | Neck]:
@@ -86,7 +102,10 @@ class Model:
 
     def nearest(self, features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Cluster (M,) int64 and Euclidean distance (M,) float32 of (M, D) backbone features."""
-        return nearest_centroids(self.embed(features), self.centroids)
+        z = self.embed(features)
+        if self.tree is None:
+            return nearest_centroids(z, self.centroids)
+        return nearest_in_tree(z, [self.tree.upper, self.centroids], self.tree.used)
 
     def save(self, file: Path) -> None:
         """One safetensors file; the metadata rebuilds the backbone."""
@@ -96,6 +115,8 @@ class Model:
         prefix, between = self.between
         tensors |= {f"{prefix}.{name}": value for name, value in between.state_dict().items()}
         tensors["centroids"] = self.centroids
+        if self.tree is not None:
+            tensors |= {"tree.upper": self.tree.upper, "tree.used": self.tree.used}
         plain = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
         metadata = {"format": "pt", "backbone": json.dumps(self.backbone.config)}
         if self.neck is not None:
@@ -130,7 +151,8 @@ class Model:
             return cls(backbone.eval(), None, tensors["centroids"], neck.eval())
         whitening = Whitening()
         whitening.load_state_dict(part("whitening."))
-        return cls(backbone.eval(), whitening, tensors["centroids"])
+        tree = Tree(**part("tree.")) if "tree.upper" in tensors else None
+        return cls(backbone.eval(), whitening, tensors["centroids"], tree=tree)
 
 
 def named_model(name: str, image_size: int) -> Model:

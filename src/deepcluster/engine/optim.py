@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import nn
+
+from deepcluster.world import ALONE, World
 
 
 def make_optimizer(
@@ -40,17 +42,34 @@ def step_all(
     parameters: Iterable[nn.Parameter],
     clip: float,
     scaler: torch.amp.GradScaler | None,
+    world: World = ALONE,
+    own: Sequence[nn.Parameter] = (),
 ) -> None:
     """One step of every optimizer on gradients of the same loss, clipped together, then zeroed.
 
     A loss scaler (16-bit floats) is updated once, after all of them: each must see the same scale.
+
+    Args:
+        parameters: all that are trained.
+        world: the processes whose losses, and with them gradients, add up to those of the whole batch.
+        own: those of the parameters that only this process has.
     """
-    optimizers = list(optimizers)
+    optimizers, parameters = list(optimizers), list(parameters)
+    mine = {id(parameter) for parameter in own}
+    shared = [p.grad for p in parameters if p.grad is not None and id(p) not in mine]
+    world.sum_all_(shared)
     if scaler is not None:
         for optimizer in optimizers:
             scaler.unscale_(optimizer)
-    if clip:
+    if clip and not mine:
         torch.nn.utils.clip_grad_norm_(parameters, clip)
+    elif clip:
+        rest = [p.grad for p in own if p.grad is not None]
+        square = world.sum_(torch.nn.utils.get_total_norm(rest).square().to(shared[0]))
+        norm = (torch.nn.utils.get_total_norm(shared).square() + square).sqrt()
+        factor = (clip / (norm + 1e-6)).clamp(max=1.0)  # as clip_grad_norm_ has it
+        for grad in (*shared, *rest):
+            grad.mul_(factor)
     for optimizer in optimizers:
         if scaler is None:
             optimizer.step()

@@ -5,7 +5,8 @@ new images. The parts come from build.py.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -29,17 +30,20 @@ from deepcluster.engine.build import (
 )
 from deepcluster.engine.length import lengthened
 from deepcluster.engine.log import Metrics, Screen
-from deepcluster.engine.loop import Progress, Walk, refresh, steps_per_epoch, walk
-from deepcluster.engine.model import MODEL, Model, begin_with
+from deepcluster.engine.loop import Progress, Walk, features_file, refresh, steps_per_epoch, walk
+from deepcluster.engine.model import MODEL, Model, Tree, begin_with
 from deepcluster.engine.optim import make_optimizer
 from deepcluster.engine.signals import stop_signals
 from deepcluster.engine.watch import best_of, make_watch
 from deepcluster.files import write_json
 from deepcluster.methods.deepcluster import Clusterer, DeepCluster
+from deepcluster.methods.deepercluster import DeeperCluster
 from deepcluster.methods.method import Method
 from deepcluster.methods.odc import ODC
+from deepcluster.models.whole_batch import Part, see_whole_batch
 from deepcluster.records import Clustering, DeepClusterError
 from deepcluster.settings import TrainRun
+from deepcluster.world import World, current
 
 
 def train(
@@ -66,19 +70,23 @@ def train(
         DeepClusterError: bad data, settings, or folder.
         Interrupted: Ctrl-C or SIGTERM, after everything was saved.
     """
-    screen, folder = screen or Screen(), Path(out)
-    fabric = make_fabric(run)
+    folder = Path(out)
     run = with_clusterer(run, clusterer)
     check(run)
     pick_clusterer(run, clusterer)
-    source = open_images(data)
-    if not resume:
-        run_folder.outside_images(folder, source)
-    run_folder.prepare_folder(folder, resume=resume, overwrite=overwrite)
+    fabric = make_fabric(run)
+    world = current()
+    screen = (screen or Screen()) if world.first else Screen(quiet=True)
+    with together(world):
+        source = open_images(data)
+        if world.first and not resume:
+            run_folder.outside_images(folder, source)
+        if world.first:
+            run_folder.prepare_folder(folder, resume=resume, overwrite=overwrite)
     try:
-        return _train(run, source, folder, fabric, screen, preset=preset, resume=resume, clusterer=clusterer)
+        return _train(run, source, folder, fabric, world, screen, preset=preset, resume=resume, clusterer=clusterer)
     except DeepClusterError:
-        if not resume and not (folder / "checkpoints" / "last.ckpt").exists():
+        if world.first and not resume and not (folder / "checkpoints" / "last.ckpt").exists():
             shutil.rmtree(folder)  # a mistake leaves nothing that would stand in the way of the next try
         raise
 
@@ -88,6 +96,7 @@ def _train(
     source: ImageSource,
     folder: Path,
     fabric: Fabric,
+    world: World,
     screen: Screen,
     *,
     preset: str,
@@ -95,24 +104,33 @@ def _train(
     clusterer: Clusterer | None,
 ) -> runs.Run:
     watch = make_watch(run.watch, source, every=run.watch_every, patience=run.patience, stop=run.stop, seed=run.seed)
-    pixels = _pixels(run, source, screen)
+    with together(world):
+        if fabric.local_rank == 0:
+            pixels = _pixels(run, source, screen)
+    with together(world):
+        if fabric.local_rank > 0:  # what the first process of this machine has put into the cache is there now
+            pixels = _pixels(run, source, screen)
     if len(pixels.good) < 2:
         raise DeepClusterError(
             f"{source.name} holds {len(pixels.good)} image(s) that can be decoded: training needs at least 2."
         )
-    if not resume:
-        write_json(folder / "run.json", run_folder.about(run, preset, source, pixels, clusterer))
-    else:
-        run_folder.same_images(runs.read_config(folder), source, folder)
-        run_folder.note_unfinished(folder, run)
-    run_folder.write_bad_images(folder, pixels)
+    with together(world):
+        if world.first and not resume:
+            write_json(folder / "run.json", run_folder.about(run, preset, source, pixels, clusterer))
+        elif world.first:
+            run_folder.same_images(runs.read_config(folder), source, folder)
+            run_folder.note_unfinished(folder, run)
+        if world.first:
+            run_folder.write_bad_images(folder, pixels)
     run_folder.tell_bad(pixels, screen)
 
     seed_everything(run.seed)
-    method = build_method(run, len(source), clusterer)
+    method, part = build_method(run, len(source), clusterer, world), Part()
     last = folder / "checkpoints" / "last.ckpt"
     if run.backbone.weights and not (resume and last.exists()):
         begin_with(run.backbone.weights, (method.backbone, method.describer))
+    see_whole_batch(method, world, part, norm=run.whole_batch_norm)
+    method.join(world)
     method.to(device=fabric.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = make_optimizer(
         method.backbone.parameters(),
@@ -122,6 +140,11 @@ def _train(
         weight_decay=run.optimizer.weight_decay,
     )
     per_epoch, batch_size = steps_per_epoch(len(pixels.good), run.batch_size)
+    if batch_size < world.size:
+        raise DeepClusterError(
+            f"Batches of {batch_size} images cannot be shared by {world.size} processes: raise --batch-size, or start"
+            " fewer processes."
+        )
     progress = Progress(per_epoch, batch_size)
     if resume and last.exists():
         progress = restore(last, method, optimizer, fabric)
@@ -129,10 +152,12 @@ def _train(
     elif resume:
         screen.say(f"{folder} has no checkpoint yet: starting from its beginning")
     views = views_of(run, method.backbone)
-    metrics = Metrics(folder, progress.step // progress.steps_per_epoch)
+    metrics = Metrics(folder, progress.step // progress.steps_per_epoch, write=world.first)
     with stop_signals() as stopped:
         w = Walk(
             fabric=fabric,
+            world=world,
+            part=part,
             method=method,
             optimizer=optimizer,
             pixels=pixels,
@@ -149,7 +174,7 @@ def _train(
             save_seconds=60 * run.save_minutes,
             on_refresh=_snapshots(folder, method, metrics, progress.steps_per_epoch),
             watch=watch,
-            on_best=lambda: _keep_best(folder, method),
+            on_best=lambda: _keep_best(folder, method) if world.first else None,
             stopped=stopped,
         )
         if run.compile:
@@ -159,15 +184,38 @@ def _train(
             clustering = refresh(w, progress, last=True)
         finally:
             w.metrics.close()
-            (folder / ".features.npy").unlink(missing_ok=True)
-    if clustering is not None:
-        run_folder.write_snapshot(folder, snapshot_model(method, clustering), clustering)
-    run_folder.note_finished(folder)
+            features_file(folder, world).unlink(missing_ok=True)
+    with together(world):
+        if world.first and clustering is not None:
+            run_folder.write_snapshot(folder, snapshot_model(method, clustering), clustering)
+        if world.first:
+            run_folder.note_finished(folder)
     if pixels.bad:
         screen.say(
             f"{folder / 'bad_images.csv'} lists what cannot be decoded: {len(pixels.bad):,} of {len(pixels):,} files"
         )
     return runs.load_run(folder, device=run.device)
+
+
+@contextmanager
+def together(world: World) -> Iterator[None]:
+    """Inside, every process does its part; where one fails, all of them end with its sentence, and none waits.
+
+    Raises:
+        DeepClusterError: the first sentence of any process.
+    """
+    failed: DeepClusterError | OSError | None = None
+    try:
+        yield
+    except (DeepClusterError, OSError) as error:
+        if world.alone:
+            raise
+        failed = error
+    said = next((text for text in world.gather_texts(str(failed or "")) if text), "")
+    if failed is not None and str(failed) == said:
+        raise failed
+    if said:
+        raise DeepClusterError(said)
 
 
 def restore(file: Path, method: Method, optimizer: torch.optim.Optimizer, fabric: Fabric) -> Progress:
@@ -185,6 +233,9 @@ def snapshot_model(method: Method, clustering: Clustering) -> Model:
     """What features and assignments need, of the method as it stands."""
     if isinstance(method, ODC):
         return Model(method.describer, None, clustering.centroids, method.neck)
+    if isinstance(method, DeeperCluster):
+        tree = Tree(method.super_centroids, method.used)
+        return Model(method.describer, method.whitening, clustering.centroids, tree=tree)
     assert isinstance(method, DeepCluster)
     return Model(method.describer, method.whitening, clustering.centroids)
 
@@ -209,7 +260,7 @@ def _keep_best(folder: Path, method: Method) -> None:
         with checkpoint.undisturbed():  # a network is drawn before its weights are read
             model = Model.load(folder / MODEL)
         neck = method.neck if isinstance(method, ODC) else None
-        Model(method.describer, model.whitening, model.centroids, neck).save(kept / "best.safetensors")
+        Model(method.describer, model.whitening, model.centroids, neck, model.tree).save(kept / "best.safetensors")
 
 
 def _snapshots(folder: Path, method: Method, metrics: Metrics, per_epoch: int) -> Callable[[Clustering, int], None]:
@@ -218,6 +269,8 @@ def _snapshots(folder: Path, method: Method, metrics: Metrics, per_epoch: int) -
     written: set[int] = set()
 
     def write(clustering: Clustering, step: int) -> None:
+        if not method.world.first:
+            return
         best = best_of(metrics.rows)
         if best is not None and step == (best.epoch + 1) * per_epoch:
             snapshot_model(method, clustering).save(folder / "checkpoints" / "best.safetensors")

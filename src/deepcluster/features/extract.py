@@ -1,4 +1,4 @@
-"""Backbone + images -> features (M, D), each decodable image exactly once.
+"""Backbone + images -> features (M, D), each decodable image exactly once, by one process or several.
 
 Nothing here knows about clustering or training.
 """
@@ -6,6 +6,7 @@ Nothing here knows about clustering or training.
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -19,6 +20,8 @@ from deepcluster.data.loaders import Loader
 from deepcluster.data.views import Views
 from deepcluster.models.backbone import Backbone
 from deepcluster.models.taps import read_taps
+from deepcluster.models.whole_batch import plain_again
+from deepcluster.world import ALONE, World
 
 IN_MEMORY = 2 << 30
 """Bytes of features kept in memory; larger tables are memory-mapped."""
@@ -33,6 +36,7 @@ def folded(backbone: Backbone) -> nn.Module:
     from torch.fx.experimental.optimization import fuse
 
     inference = copy.deepcopy(backbone).eval()
+    plain_again(inference)
     try:
         inference.trunk = fuse(inference.trunk, inplace=True)
     except Exception:  # tracing fails in as many ways as there are networks
@@ -57,8 +61,9 @@ def extract(
     autocast: Callable[[], AbstractContextManager] = nullcontext,
     file: Path | None = None,
     check: Callable[[int], None] = lambda images: None,
+    world: World = ALONE,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Features of one plain view of every image.
+    """Features of one plain view of every image, or of this process's share of the images.
 
     Args:
         backbone: left as it was, training mode included.
@@ -67,7 +72,9 @@ def extract(
         only: (M,) int64 ascending, the images to describe; None = all.
         views: describe one random view of each image, drawn from `key`, in place of the plain one.
         file: where to memory-map a table larger than `IN_MEMORY`; without it everything stays in memory.
-        check: called with the number of images after each batch; may raise to stop.
+        check: called with the number of images after each batch; may raise to stop. With several processes, called
+            equally often by each, so that it may ask the others.
+        world: the processes that share the work; each gives the rows of its own share, which follow each other.
 
     Returns:
         index: (M,) int64, ascending, the images that could be decoded.
@@ -75,7 +82,10 @@ def extract(
     """
     training = backbone.training
     inference: nn.Module = backbone.eval() if tap else folded(backbone).to(memory_format=torch.channels_last)
-    order = torch.from_numpy(np.asarray(pixels.good if only is None else only))
+    agree_on_bad(pixels, world)
+    images = pixels.good if only is None else only
+    order = torch.from_numpy(np.asarray(images[slice(*world.share(len(images)))]))
+    checks = _batches_of_all(world, len(images), batch_size)
     loader = Loader(
         pixels,
         order,
@@ -84,6 +94,7 @@ def extract(
         size=size,
         key=key,
         device=device,
+        empty=True,
         mean=mean,
         std=std,
     )
@@ -91,17 +102,19 @@ def extract(
     seen = np.zeros(len(pixels), dtype=np.int64)
     filled = 0
     try:
-        for batch in loader:
-            with autocast():
-                out = _tapped(backbone, batch.views[0], tap) if tap else inference(batch.views[0])
-            out = out.float().cpu()
-            if features is None:
-                features = _table(len(order), out.shape[1], file)
-            # Images found to be bad on the way are missing from the batch: rows close up, in order.
-            features[filled : filled + len(out)] = out.numpy()
-            seen[batch.index.numpy()] += 1
-            filled += len(out)
-            check(len(out))
+        for number, batch in enumerate(loader):
+            if len(batch.index):
+                with autocast():
+                    out = _tapped(backbone, batch.views[0], tap) if tap else inference(batch.views[0])
+                out = out.float().cpu()
+                if features is None:
+                    features = _table(len(order), out.shape[1], file)
+                # Images found to be bad on the way are missing from the batch: rows close up, in order.
+                features[filled : filled + len(out)] = out.numpy()
+                seen[batch.index.numpy()] += 1
+                filled += len(out)
+            if number < checks:
+                check(len(batch.index))
     finally:
         backbone.train(training)
     index = np.flatnonzero(seen)
@@ -109,6 +122,19 @@ def extract(
         return index, np.zeros((0, backbone.dim), np.float32)
     assert filled == len(index) and seen.max() == 1, "every image must be described exactly once"
     return index, features[:filled]
+
+
+def _batches_of_all(world: World, count: int, batch_size: int) -> int:
+    """Batches that every process has of its share of `count` images."""
+    shares = [World(rank, world.size).share(count) for rank in range(world.size)]
+    return min(-(-(last - first) // batch_size) for first, last in shares)
+
+
+def agree_on_bad(pixels: Pixels, world: World) -> None:
+    """All processes know of all images that any of them could not decode."""
+    if not world.alone:
+        for text in world.gather_texts(json.dumps(pixels.bad)):
+            pixels.bad.update({int(index): reason for index, reason in json.loads(text).items()})
 
 
 def _tapped(backbone: Backbone, images: Tensor, tap: str | None) -> Tensor:

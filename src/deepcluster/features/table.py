@@ -1,4 +1,4 @@
-"""Feature tables on disk: an .npy (N, D) and the .json beside it that says what the rows are."""
+"""Feature tables on disk: an .npy (N, D) and the .json beside it that says what the rows are, or a folder of parts."""
 
 from __future__ import annotations
 
@@ -8,15 +8,21 @@ from typing import Any
 
 import numpy as np
 
+from deepcluster.features.parts import PartedTable, open_parts
 from deepcluster.records import DeepClusterError
 
 
-def open_table(file: Path) -> tuple[np.ndarray, dict[str, Any]]:
+def open_table(file: Path) -> tuple[np.ndarray | PartedTable, dict[str, Any]]:
     """The table, memory-mapped, and what its .json says; an empty dict where there is none.
 
+    Args:
+        file: an .npy file, or the folder of a table in parts.
+
     Raises:
-        DeepClusterError: missing, not an .npy, or not a table of numbers.
+        DeepClusterError: missing, not finished, not an .npy, or not a table of numbers.
     """
+    if file.is_dir():
+        return open_parts(file)
     if not file.is_file():
         raise DeepClusterError(f"There is no feature table {file}: `deepcluster features` writes one.")
     try:

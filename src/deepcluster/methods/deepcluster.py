@@ -19,10 +19,11 @@ from torch import Tensor, nn
 from deepcluster.clustering.kmeans import KMeans
 from deepcluster.clustering.whitening import Whitening
 from deepcluster.data.samplers import epoch_order
-from deepcluster.methods.method import Describe, Method, in_range
+from deepcluster.methods.method import Describe, Method, in_range, told_by_position
 from deepcluster.models.backbone import Backbone
 from deepcluster.models.heads import ClusterHead
 from deepcluster.records import Batch, Clustering, DeepClusterError, seed_of, seeded
+from deepcluster.world import ALONE, World
 
 MakeOptimizer = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 
@@ -136,17 +137,18 @@ class DeepCluster(Method):
         """
         described = describe()
         index, features = described.index, described.features
-        if len(index) < self.k:
+        count = len(self.world.gather_array(index))
+        if count < self.k:
             raise DeepClusterError(
-                f"There are {len(index)} images for {self.k} clusters: ask for fewer, such as --method.k"
-                f" {max(1, len(index) // 10)}."
+                f"There are {count} images for {self.k} clusters: ask for fewer, such as --method.k"
+                f" {max(1, count // 10)}."
             )
-        self.whitening.device = self.assignments.device
+        self.whitening.device, self.whitening.world = self.assignments.device, self.world
         self.whitening.fit(features)
         z = self.whitening.transform(features)
-        if not np.any(z):
+        if not any(self.world.any(bool(np.any(z)))):
             raise DeepClusterError(
-                f"All {len(index)} images give the same features, so there is nothing to cluster: check that the"
+                f"All {count} images give the same features, so there is nothing to cluster: check that the"
                 " images differ and are not blank."
             )
         found = [self._cluster(number, index, z, (*key, number)) for number in range(len(self.heads))]
@@ -156,11 +158,11 @@ class DeepCluster(Method):
             self.centroids[number] = clustering.centroids
             sizes = torch.from_numpy(clustering.sizes).to(self.weights)
             used = (sizes > 0).sum()
-            self.weights[number] = torch.where(sizes > 0, len(index) / (used * sizes.clamp(min=1)), 0)
+            self.weights[number] = torch.where(sizes > 0, count / (used * sizes.clamp(min=1)), 0)
             head = self.heads[number]
             if isinstance(head, CosineHead):
                 labels = torch.from_numpy(clustering.assignment[index])
-                head.set_(torch.as_tensor(features), labels, seeded(*key, number, 1))
+                head.set_(torch.as_tensor(features), labels, seeded(*key, number, 1), self.world)
             elif isinstance(head, ClusterHead):
                 head.reset_(seeded(*key, number, 1))
         self.head_optimizer = self._optimizer()
@@ -169,8 +171,10 @@ class DeepCluster(Method):
     def _cluster(self, number: int, index: np.ndarray, z: np.ndarray, key: tuple[int, ...]) -> Clustering:
         """One k-means, or the clusterer's own grouping, of the whitened rows (M, P)."""
         if self.clusterer is not None:
-            labels = copy.deepcopy(self.clusterer).fit_predict(z)
-            return _grouped(self.assignments.shape[1], index, z, np.asarray(labels), type(self.clusterer).__name__)
+            labels = _group(self.clusterer, z, self.world)
+            return told_by_position(
+                self.assignments.shape[1], index, z, labels, _means(z, labels, self.world), self.world
+            )
         kmeans = KMeans(
             self.k,
             max_iter=self.iterations,
@@ -179,9 +183,10 @@ class DeepCluster(Method):
             random_state=seed_of(*key) % 2**31,
             backend=self.backend,
             device=self.assignments.device if self.backend == "torch" else None,
+            world=self.world,
         ).fit(z)
         labels, centroids = np.asarray(kmeans.labels_), torch.as_tensor(kmeans.cluster_centers_).float().cpu()
-        return _clustering(self.assignments.shape[1], index, z, labels, centroids)
+        return told_by_position(self.assignments.shape[1], index, z, labels, centroids, self.world)
 
     def _resize(self, k: int) -> None:
         """Classifiers and state per cluster for `k` clusters; the classifiers' values are to be set afterwards."""
@@ -216,7 +221,7 @@ class DeepCluster(Method):
             features = self.backbone(view)
             for head, label, weight in zip(self.heads, pseudo_labels, self.weights, strict=True):
                 each = F.cross_entropy(head(features).float(), label, reduction="none")
-                terms.append((weight[label] * each if self.balance == "weight" else each).mean())
+                terms.append(self.world.mean(weight[label] * each if self.balance == "weight" else each))
         return {"loss": torch.stack(terms).mean()}
 
     @torch.no_grad()
@@ -262,9 +267,9 @@ class DeepCluster(Method):
         if self.init != "previous":
             return self.init
         last = self.assignments[number].cpu()[torch.from_numpy(index)]
-        if not (last >= 0).any():
+        if not (self.assignments[number] >= 0).any():
             return "k-means++"
-        return _cluster_means(torch.as_tensor(z), last, self.k, seeded(*key, 2))
+        return _cluster_means(torch.as_tensor(z), last, self.k, seeded(*key, 2), self.world)
 
 
 class CosineHead(nn.Module):
@@ -293,57 +298,70 @@ class CosineHead(nn.Module):
         self.directions = nn.Parameter(drawn.to(self.directions))
 
     @torch.no_grad()
-    def set_(self, features: Tensor, labels: Tensor, generator: torch.Generator) -> None:
-        """Points from the mean direction of all to that of each cluster: (N, D) features with (N,) labels.
+    def set_(self, features: Tensor, labels: Tensor, generator: torch.Generator, world: World = ALONE) -> None:
+        """Points from the mean direction of all to that of each cluster: (N, D) features with (N,) labels, or this
+        process's part of them.
 
         Features after a ReLU have much in common, which would leave the cosines to all clusters nearly alike.
         """
         directions = F.normalize(self.seen(features), dim=1)
-        means = _cluster_means(directions, labels, len(self.directions), generator) - directions.mean(0)
+        middle = _cluster_means(directions, torch.zeros(len(directions), dtype=torch.int64), 1, generator, world)
+        means = _cluster_means(directions, labels, len(self.directions), generator, world) - middle
         self.directions.copy_(F.normalize(means, dim=1))
 
 
-def _cluster_means(x: Tensor, labels: Tensor, k: int, generator: torch.Generator) -> Tensor:
-    """(K, D) means of (N, D) rows by label; an empty or unlabelled cluster takes a random row."""
+def _cluster_means(x: Tensor, labels: Tensor, k: int, generator: torch.Generator, world: World = ALONE) -> Tensor:
+    """(K, D) means by label of the (N, D) rows of all processes; an empty or unlabelled cluster takes a random row."""
     known = labels >= 0
-    sums = torch.zeros(k, x.shape[1]).index_add_(0, labels[known], x[known].float())
-    counts = torch.bincount(labels[known], minlength=k)
-    means = sums / counts.clamp(min=1)[:, None]
-    empty = (counts == 0).nonzero().flatten()
-    means[empty] = x[torch.randint(len(x), (len(empty),), generator=generator)].float()
+    sums = torch.zeros(k, x.shape[1], dtype=torch.float64).index_add_(0, labels[known], x[known].double())
+    counts = torch.cat([torch.bincount(labels[known], minlength=k), torch.tensor([len(x)])])
+    world.sum_(sums)
+    total = int(world.sum_(counts)[-1])
+    means = (sums / counts[:-1].clamp(min=1)[:, None]).float()
+    empty = (counts[:-1] == 0).nonzero().flatten()
+    if len(empty):
+        means[empty] = world.take(x, torch.randint(total, (len(empty),), generator=generator)).float()
     return means
 
 
-def _clustering(n: int, index: np.ndarray, z: np.ndarray, labels: np.ndarray, centroids: Tensor) -> Clustering:
-    """Labels (M,) and centroids (K, P) of whitened rows (M, P), told by position in the source."""
-    assignment, distance = np.full(n, -1, np.int64), np.full(n, np.nan, np.float32)
-    assignment[index] = labels
-    for start in range(0, len(index), 65536):
-        part = slice(start, start + 65536)
-        near = torch.as_tensor(labels[part])
-        offset = (torch.as_tensor(z[part]).float() - centroids[near]).norm(dim=1)
-        distance[index[part]] = torch.where(near >= 0, offset, torch.nan).numpy()
-    return Clustering(assignment, centroids, distance, float(np.nansum(distance.astype(np.float64) ** 2)))
+def _group(clusterer: Clusterer, z: np.ndarray, world: World) -> np.ndarray:
+    """(M,) int64 labels of this process's rows, without gaps, by a clusterer that must see all rows: the first process
+    fits a copy of it and tells the others."""
+    whole, said = world.gather_array(z), ""
+    labels = np.full(len(whole), -1, np.int64)
+    if world.first:
+        try:
+            labels = _dense(np.asarray(copy.deepcopy(clusterer).fit_predict(whole)), len(whole), clusterer)
+        except DeepClusterError as error:
+            said = str(error)
+    if said := world.gather_texts(said)[0]:
+        raise DeepClusterError(said)
+    return world.part(world.copy_(torch.from_numpy(labels)), len(z)).numpy()
 
 
-def _grouped(n: int, index: np.ndarray, z: np.ndarray, labels: np.ndarray, name: str) -> Clustering:
-    """A clusterer's labels (M,), renumbered without gaps, with the means of their rows as centroids."""
-    if labels.shape != (len(index),) or labels.dtype.kind not in "iu":
+def _dense(labels: np.ndarray, count: int, clusterer: Clusterer) -> np.ndarray:
+    """A clusterer's labels, renumbered without gaps."""
+    name = type(clusterer).__name__
+    if labels.shape != (count,) or labels.dtype.kind not in "iu":
         raise DeepClusterError(
-            f"{name}.fit_predict gave {labels.dtype} of shape {labels.shape} for {len(index)} images: it must give one"
+            f"{name}.fit_predict gave {labels.dtype} of shape {labels.shape} for {count} images: it must give one"
             " whole number per image."
         )
     if not (labels >= 0).any():
         raise DeepClusterError(
-            f"{name} put none of {len(index)} images into a cluster: loosen its settings (such as HDBSCAN's"
+            f"{name} put none of {count} images into a cluster: loosen its settings (such as HDBSCAN's"
             " min_cluster_size)."
         )
     kept = labels >= 0
     dense = np.full(len(labels), -1, np.int64)
     dense[kept] = np.unique(labels[kept], return_inverse=True)[1]
-    # every cluster has members, so no generator is needed for empty ones
-    means = _cluster_means(torch.as_tensor(z), torch.from_numpy(dense), int(dense.max()) + 1, seeded(0))
-    return _clustering(n, index, z, dense, means)
+    return dense
+
+
+def _means(z: np.ndarray, labels: np.ndarray, world: World) -> Tensor:
+    """(K, P) means of the clusters, of which none is empty; K is the same on all processes."""
+    k = int(world.max_(torch.tensor([labels.max(initial=-1)])).item()) + 1
+    return _cluster_means(torch.as_tensor(z), torch.from_numpy(labels), k, seeded(0), world)
 
 
 def _take_saved_k(method: nn.Module, state: dict[str, Any], prefix: str, *rest: Any) -> None:

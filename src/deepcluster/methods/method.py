@@ -9,6 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,14 +17,16 @@ from torch import Tensor, nn
 
 from deepcluster.models.backbone import Backbone
 from deepcluster.records import Batch, Clustering, DeepClusterError
+from deepcluster.world import ALONE, World
 
 
 @dataclass(frozen=True)
 class Described:
-    """Features of every image that can be decoded.
+    """Features of every image that can be decoded, or of this process's share of them.
 
     Attributes:
-        index: (M,) int64, ascending positions in the source; each decodable image exactly once.
+        index: (M,) int64, ascending positions in the source; each decodable image exactly once, on one process. The
+            shares follow each other in the order of the processes.
         features: (M, D) float32, in memory or memory-mapped.
     """
 
@@ -58,6 +61,31 @@ class Method(nn.Module, ABC):
 
     backbone: Backbone
     assignment: Tensor
+    world: World = ALONE
+    turns: int = 1
+    """Classes that each cluster makes, such as one for every turn of its images."""
+
+    def join(self, world: World) -> None:
+        """From now on the method is that of several processes: each calls everything with its own part of the batch
+        and of the features, all get the same clusters, and their losses and gradients are to be added up.
+
+        Called once, before anything is trained or restored; what a method divides among processes it divides here.
+        """
+        self.world = world
+
+    @property
+    def own(self) -> list[nn.Parameter]:
+        """Parameters that only this process has; all others are the same on each, their gradients to be summed."""
+        return []
+
+    def whole_state(self) -> dict[str, Any]:
+        """`state_dict` of what all processes hold together; every process must ask, the first one gets it. Loading it
+        gives each process its part, however many there are."""
+        return self.state_dict()
+
+    def whole_optimizers(self) -> dict[str, dict[str, Any]]:
+        """The states of `optimizers()` likewise."""
+        return {name: optimizer.state_dict() for name, optimizer in self.optimizers().items()}
 
     @property
     def reported(self) -> Tensor:
@@ -71,7 +99,8 @@ class Method(nn.Module, ABC):
 
     @abstractmethod
     def loss(self, batch: Batch) -> dict[str, Tensor]:
-        """Scalar losses of one batch; `loss` is the one that is minimized."""
+        """Scalar losses of one batch; `loss` is the one that is minimized. Those of all processes add up to the loss
+        of the whole batch."""
 
     def due(self, step: int, steps_per_epoch: int) -> bool:
         """Whether the clusters are to be computed anew before optimizer step `step` (counted from 0)."""
@@ -95,3 +124,19 @@ class Method(nn.Module, ABC):
     @abstractmethod
     def optimizers(self) -> dict[str, torch.optim.Optimizer]:
         """Optimizers the method owns beside the backbone's, such as the head's; stepped and saved with it."""
+
+
+def told_by_position(
+    n: int, index: np.ndarray, z: np.ndarray, labels: np.ndarray, centroids: Tensor, world: World
+) -> Clustering:
+    """Labels (M,) and centroids (K, P) of whitened rows (M, P), told by position in the source; of all processes."""
+    own = np.full(len(index), np.nan, np.float32)
+    for start in range(0, len(index), 65536):
+        part = slice(start, start + 65536)
+        near = torch.as_tensor(labels[part])
+        offset = (torch.as_tensor(z[part]).float() - centroids[near]).norm(dim=1)
+        own[part] = torch.where(near >= 0, offset, torch.nan).numpy()
+    assignment, distance = np.full(n, -1, np.int64), np.full(n, np.nan, np.float32)
+    index = world.gather_array(index)
+    assignment[index], distance[index] = world.gather_array(labels), world.gather_array(own)
+    return Clustering(assignment, centroids, distance, float(np.nansum(distance.astype(np.float64) ** 2)))

@@ -7,11 +7,15 @@ takes apart clusters that have become too small. So labels change a little all t
 
 A step's cost depends on the batch, not on the number of images: sizes, sums and members of clusters are kept up to
 date, never counted anew.
+
+Several processes divide the features among them, each those of a stretch of images, and keep everything else alike:
+each step they tell each other what the whole batch saw and then all do the same, so none waits for another's work.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,6 +31,7 @@ from deepcluster.models.backbone import Backbone
 from deepcluster.models.heads import ClusterHead
 from deepcluster.models.neck import Neck
 from deepcluster.records import Batch, Clustering, DeepClusterError, seed_of, seeded
+from deepcluster.world import World
 
 MakeOptimizer = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 
@@ -109,9 +114,36 @@ class ODC(Method):
         self.register_buffer("touched", torch.zeros(k, dtype=torch.bool))
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
         self.register_buffer("tally", torch.zeros(2, dtype=torch.int64))  # labels given and changed in this epoch
+        self.mine = (0, n)  # first and past-the-last image whose features are here
         self._members: Members | None = None
         self._seen: list[Tensor] = []  # this step's features, from `loss` to `after_step`
+        self.register_load_state_dict_pre_hook(_take_own_features)
         self.register_load_state_dict_post_hook(_forget_members)
+
+    def join(self, world: World) -> None:
+        """Each process keeps the features of its share of the images."""
+        super().join(world)
+        self.mine = world.share(len(self.assignment))
+        self.features = self.features[slice(*self.mine)].clone()
+
+    def whole_state(self) -> dict[str, Any]:
+        state = self.state_dict()
+        return state if self.world.alone else state | {"features": self.world.gather(self.features)}
+
+    def rows(self, index: Tensor) -> Tensor:
+        """(M, D) features in memory of images `index` (M,), whichever process has them."""
+        if self.world.alone:
+            return self.features[index]
+        here = (index >= self.mine[0]) & (index < self.mine[1])
+        return self.world.known(self.features[index[here] - self.mine[0]], here)
+
+    def _store(self, index: Tensor, z: Tensor) -> None:
+        """New features (M, D) of images `index` (M,), as far as they are kept here."""
+        if self.world.alone:
+            self.features[index] = z
+            return
+        here = (index >= self.mine[0]) & (index < self.mine[1])
+        self.features[index[here] - self.mine[0]] = z[here]
 
     @property
     def members(self) -> Members:
@@ -148,28 +180,37 @@ class ODC(Method):
 
     @torch.no_grad()
     def _begin(self, describe: Describe, key: tuple[int, ...]) -> None:
-        described = describe()
+        described, world = describe(), self.world
         index = torch.from_numpy(described.index).to(self.features.device)
-        if len(index) < self.k:
+        count = sum(world.lengths(len(index)))
+        if count < self.k:
             raise DeepClusterError(
-                f"There are {len(index)} images for {self.k} clusters: ask for fewer, such as --method.k"
-                f" {max(2, len(index) // 20)}."
+                f"There are {count} images for {self.k} clusters: ask for fewer, such as --method.k"
+                f" {max(2, count // 20)}."
             )
-        blocks = [rows.numpy() for rows in torch.arange(len(index)).split(8192)]
+        blocks = [block.numpy() for block in torch.arange(len(index)).split(8192)]
         # A new neck's batch-norm knows nothing of the features yet: what it would remember here and what training
         # shows it would be strangers, and the first epoch would scramble the clusters.
-        self.neck.settle(torch.as_tensor(described.features[rows]).to(self.features) for rows in blocks)
-        for rows in blocks:
-            block = torch.as_tensor(described.features[rows]).to(self.features)
-            self.features[index[rows]] = F.normalize(self.neck.calm(block).float(), dim=1)
-        rows = self.features[index]
-        grouped = Whitening(rows.shape[1]).fit_transform(described.features) if self.start == "whitened" else rows
+        self.neck.settle((torch.as_tensor(described.features[block]).to(self.features) for block in blocks), world)
+        rows = self.features.new_zeros(len(index), self.features.shape[1])
+        for block in blocks:
+            seen = torch.as_tensor(described.features[block]).to(self.features)
+            rows[block] = F.normalize(self.neck.calm(seen).float(), dim=1)
+        for place, part in world.rounds(index, rows):
+            self._store(place, part)
+        grouped: Any = rows
+        if self.start == "whitened":
+            grouped = Whitening(rows.shape[1], world=world).fit_transform(described.features)
         kmeans = KMeans(
-            self.k, max_iter=self.iterations, random_state=seed_of(*key) % 2**31, device=self.features.device
+            self.k,
+            max_iter=self.iterations,
+            random_state=seed_of(*key) % 2**31,
+            device=self.features.device,
+            world=world,
         )
         label = torch.as_tensor(kmeans.fit(grouped).labels_).to(index)
-        self.assignment[index] = label
-        self.sums.zero_().index_add_(0, label, rows.double())
+        self.assignment[world.gather(index)] = world.gather(label)
+        world.sum_(self.sums.zero_().index_add_(0, label, rows.double()))
         self._members = None
         self.centroids.copy_(self._means(torch.arange(self.k, device=index.device)))
         self._handle_small()
@@ -192,18 +233,20 @@ class ODC(Method):
             described = self.backbone(view)
             z = self.neck(described)
             each = F.cross_entropy(self.head(z).float(), label, reduction="none")
-            terms.append((weight * each).sum() / weight.sum())
+            terms.append(self.world.mean(each, weight))
             self._seen.append(self.neck.calm(described.detach()) if self.memory == "calm" else z.detach())
         return {"loss": torch.stack(terms).mean()}
 
     @torch.no_grad()
     def after_step(self, batch: Batch) -> None:
         """Both memories move on (§3.2, figure 2), and clusters that became small are taken apart (§3.3)."""
-        index = batch.index.to(self.features.device)
+        index = self.world.gather(batch.index.to(self.features.device))
+        turns = occurrences(index)
         for seen in self._seen:
+            z = F.normalize(self.world.gather(seen.float()), dim=1)
             # An image may occur twice in a batch: its occurrences are taken one after the other, in their order.
-            for rows in occurrences(batch.index):
-                self._remember(index[rows], F.normalize(seen[rows].float(), dim=1))
+            for rows in turns:
+                self._remember(index[rows], z[rows])
         self._seen = []
         self.steps += 1
         step = int(self.steps)
@@ -216,9 +259,9 @@ class ODC(Method):
 
     def _remember(self, index: Tensor, z: Tensor) -> None:
         """New features and labels of different images `index` (B,)."""
-        before, old = self.features[index], self.assignment[index]
+        before, old = self.rows(index), self.assignment[index]
         after = F.normalize((1 - self.momentum) * before + self.momentum * z, dim=1)
-        self.features[index] = after
+        self._store(index, after)
         new = self.nearest_cluster(after)
         self.assignment[index] = new
         self._moved(index, old, new, before, after)
@@ -261,19 +304,19 @@ class ODC(Method):
         for cluster in small:
             if sizes[cluster] and normal.any():
                 index = torch.from_numpy(self.members.of(cluster)).to(device)
-                z = self.features[index]
+                z = self.rows(index)
                 self._relabel(index, self.nearest_cluster(z, normal))
             largest = int(sizes.argmax())
             if sizes[cluster] == 0:
                 index = torch.from_numpy(self.members.of(largest)).to(device)
-                second = halves(self.features[index], threshold)
+                second = halves(self.rows(index), threshold)
                 self._relabel(index[second], torch.full((int(second.sum()),), cluster, device=device))
                 both = torch.tensor([largest, cluster], device=device)
                 self.centroids[both] = self._means(both)
                 normal[cluster] = True
 
     def _relabel(self, index: Tensor, new: Tensor) -> None:
-        old, z = self.assignment[index], self.features[index]
+        old, z = self.assignment[index], self.rows(index)
         self.assignment[index] = new
         self._moved(index, old, new, z, z)
 
@@ -290,7 +333,8 @@ class ODC(Method):
         """What the memories hold, with the centroids that a new image is compared with."""
         label = self.assignment.cpu()
         centroids = F.normalize(self.centroids, dim=1) if self.nearest == "cosine" else self.centroids
-        offset = (self.features - centroids[self.assignment.clamp(min=0)]).norm(dim=1).cpu()
+        own = self.assignment[slice(*self.mine)].clamp(min=0)
+        offset = self.world.gather((self.features - centroids[own]).norm(dim=1)).cpu()
         distance = torch.where(label >= 0, offset, torch.nan).numpy()
         return Clustering(
             label.numpy().copy(), centroids.cpu().clone(), distance, float(np.nansum(distance.astype(np.float64) ** 2))
@@ -340,6 +384,14 @@ def halves(x: Tensor, least: int, rounds: int = 20) -> Tensor:
     second = torch.zeros(len(x), dtype=torch.bool, device=x.device)
     second[torch.argsort(along, descending=True, stable=True)[:size]] = True
     return second
+
+
+def _take_own_features(method: nn.Module, state: dict[str, Any], prefix: str, *rest: Any) -> None:
+    """Before a checkpoint is loaded: of the features of all images in it, those that are kept here."""
+    assert isinstance(method, ODC)
+    whole = state.get(prefix + "features")
+    if not method.world.alone and isinstance(whole, Tensor) and len(whole) == len(method.assignment):
+        state[prefix + "features"] = whole[slice(*method.mine)]
 
 
 def _forget_members(method: nn.Module, incompatible: object) -> None:

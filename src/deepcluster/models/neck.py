@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from deepcluster.world import ALONE, World
+
 
 class Neck(nn.Module):
     """(B, dim) -> (B, out): linear, batch-norm, ReLU, dropout, linear, ReLU (ODC, arXiv 2006.10645 §4.1).
@@ -40,8 +42,8 @@ class Neck(nn.Module):
         return F.relu(self.second(self.dropout(F.relu(self.norm(self.first(features))))))
 
     @torch.no_grad()
-    def settle(self, blocks: Iterable[Tensor]) -> None:
-        """Sets batch-norm's running statistics to those of all rows of `blocks` of (M, dim)."""
+    def settle(self, blocks: Iterable[Tensor], world: World = ALONE) -> None:
+        """Sets batch-norm's running statistics to those of all rows of `blocks` of (M, dim), of all processes."""
         count, mean, square = 0, torch.zeros_like(self.first.bias), torch.zeros_like(self.first.bias)
         for block in blocks:
             hidden = self.first(F.relu(block) if self.relu else block)
@@ -50,6 +52,13 @@ class Neck(nn.Module):
             # Chan's update of mean and sum of squares by a block
             square += (hidden - hidden.mean(0)).square().sum(0) + shift**2 * len(hidden) * (count - len(hidden)) / count
             mean += shift * len(hidden) / count
+        if not world.alone:
+            parts = world.gather(torch.cat([torch.tensor([count]).to(mean), mean, square])[None]).double()
+            counts, means, squares = parts[:, :1], parts[:, 1 : len(mean) + 1], parts[:, len(mean) + 1 :]
+            count = int(counts.sum())
+            whole = (counts * means).sum(0) / max(count, 1)
+            square = (squares + counts * (means - whole).square()).sum(0).to(square)
+            mean = whole.to(mean)
         assert self.norm.running_mean is not None and self.norm.running_var is not None
         self.norm.running_mean.copy_(mean)
         self.norm.running_var.copy_(square / max(count - 1, 1))

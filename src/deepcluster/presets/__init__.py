@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from deepcluster.presets import deepcluster, odc, tiny
+from deepcluster.presets import deepcluster, deepercluster, odc, tiny
 from deepcluster.presets.preset import Preset
 from deepcluster.records import DeepClusterError
 from deepcluster.settings import nearest
@@ -20,6 +20,12 @@ PRESETS: dict[str, Preset] = {
     "deepcluster-convnet": deepcluster.CONVNET,
     "deepcluster-pic-alexnet": deepcluster.PIC_ALEXNET,
     "deepcluster-pic-vgg16": deepcluster.PIC_VGG16,
+    "deepercluster-vgg16": deepercluster.VGG16,
+    "deepercluster-resnet18": deepercluster.RESNET18,
+    "deepercluster-convnet": deepercluster.CONVNET,
+    "rotnet-vgg16": deepercluster.ROTNET_VGG16,
+    "rotnet-resnet18": deepercluster.ROTNET_RESNET18,
+    "rotnet-convnet": deepercluster.ROTNET_CONVNET,
     "odc-resnet50": odc.RESNET50,
     "odc-resnet18": odc.RESNET18,
     "odc-alexnet": odc.ALEXNET,
@@ -27,6 +33,8 @@ PRESETS: dict[str, Preset] = {
     "tiny-deepcluster": tiny.DEEPCLUSTER,
     "tiny-deepcluster-pic": tiny.PIC,
     "tiny-odc": tiny.ODC,
+    "tiny-deepercluster": deepercluster.TINY,
+    "tiny-rotnet": deepercluster.TINY_ROTNET,
 }
 
 

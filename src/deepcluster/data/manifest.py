@@ -1,0 +1,218 @@
+"""A manifest: shards by the thousand as one source, opened in seconds without opening a shard.
+
+It is a JSON file that people can read, and beside it one .npy table with the place of every image, which is only
+memory-mapped. docs/scale.md describes the format.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+
+from deepcluster.data.places import is_url
+from deepcluster.data.shards import ShardList, Shards, kind_of
+from deepcluster.files import write_text
+from deepcluster.records import DeepClusterError
+
+FORMAT = "deepcluster manifest"
+VERSION = 1
+FIELDS = ("path", "images", "bytes", "row", "stamp")
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a manifest file says.
+
+    Attributes:
+        shards: the shards in order.
+        stamps: for each, what tells its version.
+        troubles: for each, why it could not be read to its end; empty where it could.
+        index: name of the .npy with `offset` and `length` of each image, beside the manifest.
+        labels: name of the .npy with the label of each image, beside the manifest; None without labels.
+        classes: class names.
+        asked: whether labels were to be taken from class folders.
+        digest: of both tables.
+    """
+
+    shards: ShardList
+    stamps: list[str]
+    troubles: list[str]
+    index: str
+    labels: str | None
+    classes: tuple[str, ...]
+    asked: bool
+    digest: str
+
+
+def open_manifest(name: str) -> Shards:
+    """Open a manifest that `deepcluster index` wrote.
+
+    Raises:
+        DeepClusterError: it is no manifest, it is damaged, or a table beside it is missing or does not fit.
+    """
+    file = Path(name).expanduser()
+    manifest = read_manifest(file)
+    shards = manifest.shards
+    if not shards.images.sum():
+        raise DeepClusterError(f"the manifest {name} names no image: index shards that hold some")
+    table = open_index(file, manifest)
+    reopen = partial(open_manifest, str(file.absolute()))
+    labels = None if manifest.labels is None else _in_order(open_labels(file, manifest, len(table)), shards)
+    stamp = fingerprint(manifest)
+    return Shards(name, shards, table, stamp, labels=labels, classes=manifest.classes, reopen=reopen)
+
+
+def read_manifest(file: Path) -> Manifest:
+    """What a manifest says, without its tables.
+
+    Raises:
+        DeepClusterError: it cannot be read, is something else, of another version, or damaged.
+    """
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DeepClusterError(
+            f"{file} cannot be read as a manifest ({error}): write it with `deepcluster index`"
+        ) from None
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise DeepClusterError(
+            f"{file} is no manifest of shards: write one with `deepcluster index SHARDS --out {file}`"
+        )
+    if content.get("version") != VERSION:
+        raise DeepClusterError(
+            f"{file} is a manifest of version {content.get('version')} and this program reads {VERSION}: "
+            "index the shards anew, or update deepcluster"
+        )
+    try:
+        return _parsed(content, str(file.absolute().parent))
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise DeepClusterError(
+            f"the manifest {file} is damaged ({type(error).__name__}: {error}): index the shards anew"
+        ) from None
+
+
+def write_manifest(file: Path, manifest: Manifest) -> None:
+    """The manifest file, one line a shard; written whole, after its tables."""
+    head = {
+        "format": FORMAT,
+        "version": VERSION,
+        "index": manifest.index,
+        "labels": manifest.labels,
+        "class_folders": manifest.asked,
+        "classes": list(manifest.classes),
+        "digest": manifest.digest,
+    }
+    shards = manifest.shards
+    lines: list[str] = []
+    for values in zip(
+        shards.paths, shards.images.tolist(), shards.bytes.tolist(), shards.rows.tolist(), manifest.stamps, strict=True
+    ):
+        entry: dict[str, Any] = dict(zip(FIELDS, values, strict=True))
+        if manifest.troubles[len(lines)]:
+            entry["trouble"] = manifest.troubles[len(lines)]
+        lines.append(json.dumps(entry))
+    opening = json.dumps(head, indent=1)[:-2]  # without its closing brace
+    write_text(file, f'{opening},\n "shards": [\n  ' + ",\n  ".join(lines) + "\n ]\n}\n")
+
+
+def fingerprint(manifest: Manifest) -> str:
+    """Hex digest of the shards' names, sizes, versions and order and of the tables' digest; opens nothing."""
+    shards = manifest.shards
+    digest = hashlib.blake2b(f"{manifest.digest} {manifest.classes}".encode(), digest_size=16)
+    lines = (f"{path.rpartition('/')[2]}\0{stamp}" for path, stamp in zip(shards.paths, manifest.stamps, strict=True))
+    digest.update("\n".join(lines).encode(errors="surrogateescape"))
+    for column in (shards.images, shards.bytes, shards.rows):
+        digest.update(column.tobytes())
+    return digest.hexdigest()
+
+
+def open_index(file: Path, manifest: Manifest) -> np.ndarray:
+    """(rows,) `offset` and `length`, memory-mapped.
+
+    Raises:
+        DeepClusterError: missing, damaged, or with fewer rows than the manifest speaks of.
+    """
+    table = _mapped(file, manifest.index)
+    integers = table.dtype.names == ("offset", "length") and all(table.dtype[k].kind == "u" for k in range(2))
+    needed = int((manifest.shards.rows + manifest.shards.images).max(initial=0))
+    if table.ndim != 1 or not integers or len(table) < needed:
+        raise DeepClusterError(
+            f"{file.with_name(manifest.index)} does not fit the manifest {file}, which needs {needed:,} rows of offset "
+            "and length: index the shards anew"
+        )
+    return table
+
+
+def open_labels(file: Path, manifest: Manifest, rows: int) -> np.ndarray:
+    """(rows,) int32 labels, memory-mapped.
+
+    Raises:
+        DeepClusterError: missing, damaged, or of another length than the index.
+    """
+    labels = _mapped(file, manifest.labels or "")
+    if labels.shape != (rows,) or labels.dtype.kind != "i":
+        raise DeepClusterError(
+            f"{file.with_name(manifest.labels or '')} does not fit the manifest {file}, which needs {rows:,} labels: "
+            "index the shards anew"
+        )
+    return labels
+
+
+def _parsed(content: dict[str, Any], base: str) -> Manifest:
+    entries = content["shards"]
+    paths = [entry["path"] for entry in entries]
+    columns = [np.array([entry[field] for entry in entries], np.int64) for field in ("images", "bytes", "row")]
+    for path in paths:
+        if not isinstance(path, str) or kind_of(path) is None:
+            raise ValueError(f"{path!r} is no path of a .tar or .zip shard")
+    if any((column < 0).any() for column in columns):
+        raise ValueError("a shard has a negative number")
+    names = [content["index"], *([content["labels"]] if content["labels"] is not None else [])]
+    if any(PurePosixPath(name).name != name or not name.endswith(".npy") for name in names):
+        raise ValueError("a table is no .npy file beside the manifest")
+    return Manifest(
+        ShardList(base, paths, *columns),
+        [str(entry.get("stamp", "")) for entry in entries],
+        [str(entry.get("trouble", "")) for entry in entries],
+        content["index"],
+        content["labels"],
+        tuple(map(str, content["classes"])),
+        bool(content["class_folders"]),
+        str(content["digest"]),
+    )
+
+
+def _mapped(file: Path, name: str) -> np.ndarray:
+    beside = file.with_name(name)
+    try:
+        return np.load(beside, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        why = "is missing" if isinstance(error, FileNotFoundError) else f"cannot be read ({error})"
+        raise DeepClusterError(
+            f"{beside}, which the manifest {file.name} needs beside it, {why}: copy it there, or index the shards anew"
+        ) from None
+
+
+def _in_order(labels: np.ndarray, shards: ShardList) -> np.ndarray:
+    """Labels of the images in the order of the shards: a copy only where somebody has moved or taken out lines."""
+    total = int(shards.images.sum())
+    if np.array_equal(shards.rows, np.cumsum(shards.images) - shards.images):
+        return labels[:total]
+    parts = zip(shards.rows.tolist(), shards.images.tolist(), strict=True)
+    return np.concatenate([labels[row : row + count] for row, count in parts])
+
+
+def relative(place: str, base: str) -> str:
+    """How a manifest in the folder `base` names a shard: from there, but for URLs and absolute paths elsewhere."""
+    if is_url(place):
+        return place
+    step = os.path.relpath(os.path.abspath(place), base)
+    outside = step == os.pardir or step.startswith(os.pardir + os.sep)
+    return place if outside and os.path.isabs(place) else step.replace(os.sep, "/")

@@ -1,0 +1,161 @@
+"""Batch-norm and dropout that see the whole batch, though each process holds only a part of it.
+
+One process alone keeps torch's own layers. With several, `see_whole_batch` turns them into layers that do what those
+would do with all the images: statistics are those of all, and masks are drawn for all and cut.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from deepcluster.world import World
+
+
+@dataclass
+class Part:
+    """Which images of the whole batch this process holds; the engine sets it before each step.
+
+    Attributes:
+        position: (B,) int64 places in the whole batch.
+        whole: images of the whole batch.
+    """
+
+    position: Tensor | None = None
+    whole: int = 0
+
+
+class _WholeNorm(torch.autograd.Function):
+    """(B, C, ...) normalized by mean and variance over the images of all processes.
+
+    The gradient of the parameters is this process's part, to be summed over processes with all others.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, world: World
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        channels = x.shape[1]
+        own = torch.zeros(2 * channels + 1, device=x.device)
+        if x.numel():
+            variance, mean = torch.var_mean(x.float(), _others(x), correction=0)
+            own = torch.cat([mean.new_tensor([x.numel() / channels]), mean, variance])
+        parts = world.gather(own[None]).double()
+        count, means, variances = parts[:, :1], parts[:, 1 : channels + 1], parts[:, channels + 1 :]
+        total = count.sum()
+        mean = (count * means).sum(0) / total
+        variance = (count * (variances + (means - mean).square())).sum(0) / total
+        mean, variance = mean.float(), variance.float()
+        out = F.batch_norm(x, mean, variance, weight, bias, False, 0.0, eps)
+        ctx.save_for_backward(x, weight, mean, (variance + eps).rsqrt(), total)
+        ctx.world = world
+        ctx.mark_non_differentiable(mean, variance, total)
+        return out, mean, variance, total
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+        x, weight, mean, scale, total = ctx.saved_tensors
+        shape = (1, -1, *(1,) * (x.ndim - 2))
+        normal = (x - mean.view(shape)) * scale.view(shape)
+        sums = torch.stack([grad.float().sum(_others(x)), (grad * normal).float().sum(_others(x))])
+        whole = ctx.world.sum_(sums.clone()) / total.float()
+        factor = scale if weight is None else scale * weight
+        into = (grad - whole[0].view(shape) - normal * whole[1].view(shape)) * factor.view(shape)
+        return (
+            into.to(x.dtype),
+            (None if weight is None else sums[1]),
+            (None if weight is None else sums[0]),
+            None,
+            None,
+        )
+
+
+def _others(x: Tensor) -> list[int]:
+    """All dimensions but the channels'."""
+    return [dimension for dimension in range(x.ndim) if dimension != 1]
+
+
+class WholeBatchNorm(_BatchNorm):
+    """torch's BatchNorm1d and BatchNorm2d with the statistics of the whole batch."""
+
+    world: World
+    plain: type[_BatchNorm]
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        """Any number of dimensions."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not self.training:
+            return super().forward(input)
+        out, mean, variance, total = _WholeNorm.apply(input, self.weight, self.bias, self.eps, self.world)
+        if self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None:
+            with torch.no_grad():
+                self.num_batches_tracked.add_(1)
+                share = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
+                self.running_mean.lerp_(mean.to(self.running_mean), share)
+                unbiased = variance * (total / (total - 1).clamp(min=1)).float()
+                self.running_var.lerp_(unbiased.to(self.running_var), share)
+        return out
+
+
+class WholeDropout(nn.Dropout):
+    """torch's Dropout with this process's part of a mask that is drawn for the whole batch.
+
+    All processes draw the same mask, from generators that are in the same state.
+    """
+
+    part: Part
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not self.training or not self.p:
+            return input
+        assert self.part.position is not None, "the engine tells which images of the batch these are"
+        whole = F.dropout(input.new_ones(self.part.whole, *input.shape[1:]), self.p)
+        return input * whole[self.part.position.to(input.device)]
+
+
+def see_whole_batch(network: nn.Module, world: World, part: Part, *, norm: bool = True) -> None:
+    """Turns every batch-norm (where `norm`) and dropout within `network` into one that sees the whole batch.
+
+    Parameters, buffers and names stay what they are. One process alone changes nothing.
+    """
+    if world.alone:
+        return
+    for layer in network.modules():
+        if norm and type(layer) in (nn.BatchNorm1d, nn.BatchNorm2d):
+            plain = type(layer)
+            layer.__class__ = WholeBatchNorm
+            layer.world, layer.plain = world, plain  # type: ignore[assignment]
+        elif type(layer) is nn.Dropout:
+            layer.__class__ = WholeDropout
+            layer.part = part  # type: ignore[assignment]
+
+
+def plain_again(network: nn.Module) -> None:
+    """Undoes `see_whole_batch`: torch's own layers, for a copy that one process uses alone."""
+    for layer in network.modules():
+        if isinstance(layer, WholeBatchNorm):
+            plain = layer.plain
+            del layer.world, layer.plain
+            layer.__class__ = plain  # type: ignore[assignment]
+        elif isinstance(layer, WholeDropout):
+            del layer.part
+            layer.__class__ = nn.Dropout  # type: ignore[assignment]
+
+
+@torch.no_grad()
+def same_norms(network: nn.Module, world: World) -> None:
+    """Where each process normalized by its own part of the batches: the means of all processes' running statistics."""
+    if not world.alone:
+        norms = [layer for layer in network.modules() if type(layer) in (nn.BatchNorm1d, nn.BatchNorm2d)]
+        statistics: list[Tensor] = []
+        for layer in norms:
+            statistics += [s for s in (layer.running_mean, layer.running_var) if isinstance(s, Tensor)]
+        world.sum_all_(statistics)
+        for statistic in statistics:
+            statistic.div_(world.size)

@@ -1,0 +1,192 @@
+"""Runs on several processes give what one gives: the same clusters, losses to rounding, one checkpoint for all."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import deepcluster as dc
+from deepcluster.clustering.pic import PIC
+from deepcluster.data.sources import open_images
+from deepcluster.engine import checkpoint, train
+from deepcluster.engine.log import Screen
+from deepcluster.presets import find_preset
+from deepcluster.records import DeepClusterError, Interrupted
+from deepcluster.settings import TrainRun, override
+from deepcluster.world import World
+from processes import together
+from restarts import images
+
+N = 1100  # more than world.ALIGN, so that the second process has a share of the features
+SMALL = {"epochs": 2, "batch_size": 130, "image_size": 12, "keep_every": 0, "watch": "none"}
+RUNS: dict[str, tuple[str, dict[str, Any]]] = {
+    "deepcluster": ("tiny-deepcluster", {"k": 6, "whiten": 8, "clusterings": 1, "averaging": 0.0}),
+    "extras": (
+        "tiny-deepcluster",
+        {"k": 6, "whiten": 8, "clusterings": 2, "averaging": 0.9, "head": "centroids", "init": "previous", "clip": 0.5},
+    ),
+    "weighted": ("tiny-deepcluster", {"k": 6, "whiten": 8, "balance": "weight", "views": 2, "jitter": 0.8}),
+    "pic": ("tiny-deepcluster-pic", {"whiten": 8}),
+    "odc": ("tiny-odc", {"k": 6, "feature_dim": 8, "hidden": 16, "dropout": 0.3, "start": "neck", "replace": True}),
+    "odc calm": ("tiny-odc", {"k": 6, "feature_dim": 8, "hidden": 16, "memory": "calm", "centroid_every": 2}),
+    "deepercluster": ("tiny-deepercluster", {"k": 6, "super_clusters": 2, "whiten": 8, "clip": 0.5}),
+    "deepercluster sgd": ("tiny-deepercluster", {"k": 6, "super_clusters": 3, "whiten": 8, "optimizer.name": "sgd"}),
+    "rotnet": ("tiny-rotnet", {"whiten": 8}),
+}
+
+
+def settings(name: str, **values: Any) -> TrainRun:
+    preset, own = RUNS[name]
+    return override(find_preset(preset).run, SMALL | own | values)
+
+
+def _fit(world: World, name: str, folder: str, values: dict[str, Any]) -> dict[str, Any]:
+    out = Path(folder) / f"{name}-{world.size}"
+    data = open_images(images(N))
+    data.labels = np.arange(N) % 4  # type: ignore[misc]
+    run = train.train(settings(name, **values), data, out, screen=Screen(quiet=True))
+    timed = ("seconds", "images_per")
+    rows = [{key: value for key, value in row.items() if not key.startswith(timed)} for row in run.metrics]
+    return {"rows": rows, "assignment": run.assignment, "draw": torch.rand(1)}
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_two_processes_do_what_one_does(tmp_path: Path, name: str) -> None:
+    """Assignments exactly, losses and weights to rounding; and what is on the disk says the same."""
+    (alone,) = together(_fit, 1, name, str(tmp_path), {})
+    for shared in together(_fit, 2, name, str(tmp_path), {}):
+        np.testing.assert_array_equal(shared["assignment"], alone["assignment"])
+        torch.testing.assert_close(shared["rows"], alone["rows"], rtol=2e-3, atol=2e-3)
+        assert torch.equal(shared["draw"], alone["draw"])
+    one, two = (dc.load_run(tmp_path / f"{name}-{size}") for size in (1, 2))
+    np.testing.assert_array_equal(one.assignment, two.assignment)
+    np.testing.assert_array_equal(one.assign(images(40)).cluster, two.assign(images(40)).cluster)
+    saved = [checkpoint.load(tmp_path / f"{name}-{size}" / "checkpoints" / "last.ckpt") for size in (1, 2)]
+    assert saved[0]["method"].keys() == saved[1]["method"].keys()
+    for key, value in saved[0]["method"].items():
+        if isinstance(value, torch.Tensor):
+            assert value.shape == saved[1]["method"][key].shape, key
+    assert saved[0]["optimizers"].keys() == saved[1]["optimizers"].keys()
+    assert sorted(p.name for p in (tmp_path / f"{name}-1").iterdir()) == sorted(
+        p.name for p in (tmp_path / f"{name}-2").iterdir()
+    )
+
+
+@pytest.mark.slow
+def test_three_processes_and_statistics_of_their_own(tmp_path: Path) -> None:
+    (alone,) = together(_fit, 1, "deepercluster", str(tmp_path), {})
+    for shared in together(_fit, 3, "deepercluster", str(tmp_path), {}):
+        np.testing.assert_array_equal(shared["assignment"], alone["assignment"])
+    apart = together(_fit, 2, "odc", str(tmp_path), {"whole_batch_norm": False})
+    assert apart[0]["rows"] == apart[1]["rows"] and apart[0]["rows"][-1]["loss"] > 0
+
+
+def _cut(world: World, name: str, folder: str, stop_at: int) -> None:
+    """Trains until one process, the last, is told to stop within an epoch."""
+    from deepcluster.engine import loop
+
+    steps, original = {"done": 0}, loop.step_all
+
+    def counting(*arguments: Any) -> None:
+        original(*arguments)
+        steps["done"] += 1
+        if steps["done"] == stop_at and world.rank == world.size - 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    loop.step_all = counting  # type: ignore[assignment]
+    try:
+        train.train(settings(name), images(N), Path(folder) / "cut", screen=Screen(quiet=True))
+    except Interrupted:
+        return
+    finally:
+        loop.step_all = original
+    raise AssertionError("the run was not stopped")
+
+
+def _go_on(world: World, folder: str) -> np.ndarray:
+    return train.train_again(Path(folder) / "cut", images(N), screen=Screen(quiet=True)).assignment
+
+
+@pytest.mark.parametrize("name", ["deepercluster", "odc"])
+@pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)])
+def test_a_run_goes_on_with_another_number_of_processes(tmp_path: Path, name: str, before: int, after: int) -> None:
+    """One process is told to stop, all do; the rest is done by more processes, or fewer."""
+    together(_cut, before, name, str(tmp_path), 12)
+    resumed = together(_go_on, after, str(tmp_path))
+    (whole,) = together(_fit, 1, name, str(tmp_path), {})
+    for assignment in resumed:
+        np.testing.assert_array_equal(assignment, whole["assignment"])
+
+
+def _refused(world: World, folder: str, what: str) -> str:
+    try:
+        if what == "batch":
+            train.train(
+                settings("deepcluster", batch_size=1), images(N), Path(folder) / "run", screen=Screen(quiet=True)
+            )
+        elif what == "here":  # one process alone finds something wrong
+            with train.together(world):
+                if world.rank == world.size - 1:
+                    raise DeepClusterError("the second machine has no images")
+        else:
+            train.train(settings("deepcluster", k=5000), images(N), Path(folder) / "run", screen=Screen(quiet=True))
+    except DeepClusterError as error:
+        return str(error)
+    return ""
+
+
+@pytest.mark.parametrize(
+    ("what", "said"),
+    [("batch", "cannot be shared by 2 processes"), ("here", "no images"), ("clusters", "5000 clusters")],
+)
+def test_all_processes_end_with_one_sentence(tmp_path: Path, what: str, said: str) -> None:
+    for sentence in together(_refused, 2, str(tmp_path), what):
+        assert said in sentence
+    assert not (tmp_path / "run").exists()
+
+
+def _clusterer(world: World, folder: str) -> np.ndarray:
+    run = settings("deepcluster")
+    return train.train(
+        run, images(N), Path(folder) / str(world.size), screen=Screen(quiet=True), clusterer=PIC(sigma=0.3)
+    ).assignment
+
+
+def test_a_clusterer_that_must_see_everything(tmp_path: Path) -> None:
+    (alone,) = together(_clusterer, 1, str(tmp_path))
+    for shared in together(_clusterer, 2, str(tmp_path)):
+        np.testing.assert_array_equal(shared, alone)
+
+
+LAUNCHERS = {
+    "torchrun": ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0", "-m", "deepcluster"],
+    "own": ["-m", "deepcluster"],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_launchers(tmp_path: Path, launcher: str) -> None:
+    """The command line under torchrun, and by itself with --processes; a mistake is said once."""
+    words = ["train", "tiny-deepcluster", "--data", "digits", "--out", str(tmp_path / "run"), "--epochs", "2"]
+    words += ["--processes", "2"] if launcher == "own" else []
+
+    def start(*more: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, *LAUNCHERS[launcher], *words, *more]
+        return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+
+    done = start()
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("done:") == 1 and done.stdout.count("epoch 2/2") == 1
+    assert len(dc.load_run(tmp_path / "run").metrics) == 2
+    again = start()
+    assert again.returncode != 0
+    assert again.stderr.count("already holds a run") == 1

@@ -1,0 +1,314 @@
+"""Feature tables in parts: the same bits as in one file, read as one table, and not made twice after a kill."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from deepcluster.cli.main import main
+from deepcluster.clustering import KMeans, Whitening
+from deepcluster.clustering.stream import Rows
+from deepcluster.clustering.tables import cluster_table
+from deepcluster.data.cache import Pixels, load_pixels
+from deepcluster.data.sources import open_images
+from deepcluster.features.describe import weights_digest, write_parts, write_table
+from deepcluster.features.parts import PartedTable, open_parts
+from deepcluster.features.table import open_table
+from deepcluster.models.export import export_backbone
+from deepcluster.models.zoo import build_backbone
+from deepcluster.records import DeepClusterError
+
+N = 700
+
+
+def split(folder: Path, x: np.ndarray, ends: list[int]) -> PartedTable:
+    """`x` as a finished table in parts."""
+    folder.mkdir()
+    for start, stop in zip([0, *ends[:-1]], ends, strict=True):
+        np.save(folder / f"part-{start:012d}-{stop:012d}.npy", x[start:stop])
+    about = {"format": "deepcluster table", "version": 1, "rows": len(x), "finished": True}
+    (folder / "table.json").write_text(json.dumps(about))
+    table, _ = open_table(folder)
+    assert isinstance(table, PartedTable)
+    return table
+
+
+@pytest.fixture
+def x() -> np.ndarray:
+    rng = np.random.default_rng(0)
+    return (rng.normal(size=(5, 12))[np.arange(N) % 5] + 0.3 * rng.normal(size=(N, 12))).astype(np.float32)
+
+
+def test_it_is_indexed_like_an_array(x: np.ndarray, tmp_path: Path) -> None:
+    table = split(tmp_path / "t", x, [1, 300, 301, N])
+    assert table.shape == x.shape and table.dtype == x.dtype and len(table) == N and table.ndim == 2
+    for rows in (
+        slice(None), slice(0, 1), slice(5, 5), slice(299, 302), slice(-3, None), slice(600, 9999), slice(None, None, 7),
+        slice(500, 2, -3), [0, 1, 300, 300, 2], np.array([[4, 699], [-1, 301]]), np.array([], int), 17, -1,
+        np.arange(N) % 3 == 0,
+    ):  # fmt: skip
+        np.testing.assert_array_equal(table[rows], x[rows], strict=True)
+    np.testing.assert_array_equal(np.asarray(table), x)
+    for wrong in ([N], [-N - 1], [0.5], np.ones(3, bool)):
+        with pytest.raises(IndexError):
+            table[wrong]
+
+
+def test_rows_and_clusterers_take_it_as_they_take_an_array(x: np.ndarray, tmp_path: Path) -> None:
+    table = split(tmp_path / "t", x, [1, 300, 301, N])
+    rows = Rows(table)
+    assert rows.reads_file
+    for step in (7, 64, N):
+        np.testing.assert_array_equal(np.concatenate([block.numpy().copy() for _, block in rows.blocks(step)]), x)
+    index = torch.tensor([699, 0, 300, 301, 0])
+    np.testing.assert_array_equal(rows.take(index), x[index])
+    one, parted = (KMeans(5, random_state=0).fit(each) for each in (x, table))
+    np.testing.assert_array_equal(one.labels_, parted.labels_)
+    np.testing.assert_array_equal(Whitening(4).fit_transform(x), Whitening(4).fit_transform(table))
+    for whiten, bad in ((0, None), (4, None), (4, [3, 300])):
+        first, second = (
+            cluster_table(each, KMeans(5, random_state=0), whiten=whiten, scratch=tmp_path, bad=bad)  # type: ignore[arg-type]
+            for each in (x, table)
+        )
+        np.testing.assert_array_equal(first[0], second[0])
+        np.testing.assert_array_equal(first[1], second[1])
+
+
+def test_other_number_types(x: np.ndarray, tmp_path: Path) -> None:
+    table = split(tmp_path / "t", x.astype(np.float16), [100, N])
+    np.testing.assert_array_equal(Rows(table).block(90, 110), x[90:110].astype(np.float16).astype(np.float32))
+
+
+def _cut(folder: Path) -> None:
+    os.truncate(sorted(folder.glob("*.npy"))[1], 200)
+
+
+def _lose(folder: Path) -> None:
+    sorted(folder.glob("*.npy"))[1].unlink()
+
+
+def _shape(folder: Path) -> None:
+    np.save(sorted(folder.glob("*.npy"))[1], np.zeros((400, 3), np.float32))
+
+
+def _about(folder: Path) -> None:
+    (folder / "table.json").write_text("{")
+
+
+def _unfinished(folder: Path) -> None:
+    about = json.loads((folder / "table.json").read_text())
+    (folder / "table.json").write_text(json.dumps(about | {"finished": False}))
+
+
+def _nothing(folder: Path) -> None:
+    (folder / "table.json").unlink()
+
+
+@pytest.mark.parametrize(
+    ("harm", "sentence"),
+    [
+        (_cut, "is damaged"),
+        (_lose, "300 of its 700 rows|has 300"),
+        (_shape, "parts of several kinds"),
+        (_about, "table.json is damaged"),
+        (_unfinished, "is not finished: the `deepcluster features` command that began it goes on"),
+        (_nothing, "holds no feature table"),
+    ],
+)
+def test_damage_gets_one_sentence(harm: Callable[[Path], None], sentence: str, x: np.ndarray, tmp_path: Path) -> None:
+    split(tmp_path / "t", x, [300, N])
+    harm(tmp_path / "t")
+    with pytest.raises(DeepClusterError, match=sentence) as caught:
+        open_table(tmp_path / "t")
+    assert "\n" not in str(caught.value)
+
+
+# ---------------------------------------------------------------------------------------------- from images to parts
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of 700 small pictures, of which three, and the whole of rows 256 to 511, cannot be decoded."""
+    folder = tmp_path_factory.mktemp("images")
+    rng = np.random.default_rng(0)
+    for k in range(N):
+        file = folder / f"{k:04d}.png"
+        if k in (3, 255, 699) or 256 <= k < 512:
+            file.write_text("words")
+        else:
+            Image.fromarray(rng.integers(0, 256, (14, 12, 3), dtype=np.uint8)).save(file)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def network(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    backbone = build_backbone("convnet", image_size=12).eval()
+    return export_backbone(backbone, "safetensors", tmp_path_factory.mktemp("network") / "b.safetensors", {})
+
+
+def words(network: Path, images: Path, *more: object) -> list[str]:
+    return [str(word) for word in ("features", network, "--data", images, "--device", "cpu", *more)]
+
+
+@pytest.mark.parametrize("tap", [None, "conv1"])
+@pytest.mark.parametrize("streamed", [False, True])
+def test_parts_are_the_one_file_bit_for_bit(
+    tap: str | None,
+    streamed: bool,
+    network: Path,
+    images: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from deepcluster.cli.features import describer
+    from deepcluster.engine.log import Bar
+    from deepcluster.engine.model import file_model
+
+    pixels = load_pixels(open_images(images), short_side=None, cache_gb=0 if streamed else 1, workers=1)
+    describe = describer(file_model(network), tap, "cpu", Bar())
+    bad = [3, 255, *range(256, 512), 699]
+    assert write_table(describe, pixels, tmp_path / "f.npy")[1] == bad
+    width, found = write_parts(describe, pixels, tmp_path / "parts", {}, parts=3)
+    table, about = open_parts(tmp_path / "parts")
+    assert found == about["bad"] == bad and about["width"] == width == table.shape[1]
+    assert [file.name for file in table.files] == [
+        "part-000000000000-000000000256.npy", "part-000000000256-000000000512.npy", "part-000000000512-000000000700.npy"
+    ]  # fmt: skip
+    whole = np.load(tmp_path / "f.npy")
+    np.testing.assert_array_equal(table[:], whole)
+    assert np.isnan(whole[bad]).all() and np.isfinite(np.delete(whole, bad, 0)).all()
+
+
+class Stop(Exception):
+    pass
+
+
+def stopping(describe: object, after: int) -> Callable[[Pixels, Path], tuple[np.ndarray, np.ndarray]]:
+    """Describes so many times, then stops in the midst of a part."""
+    calls = []
+
+    def work(pixels: Pixels, file: Path) -> tuple[np.ndarray, np.ndarray]:
+        calls.append(file)
+        if len(calls) > after:
+            file.write_bytes(b"half")
+            raise Stop
+        return describe(pixels, file)  # type: ignore[operator]
+
+    return work
+
+
+def random_features(seed: int) -> Callable[[Pixels, Path], tuple[np.ndarray, np.ndarray]]:
+    rng = np.random.default_rng(seed)
+    return lambda pixels, file: (np.arange(len(pixels)), rng.normal(size=(len(pixels), 3)).astype(np.float32))
+
+
+def test_finished_parts_are_not_made_again(tmp_path: Path) -> None:
+    pixels = load_pixels(open_images(np.zeros((1000, 2, 2, 3), np.uint8)), short_side=None, cache_gb=0)
+    folder, about = tmp_path / "t", {"weights": "a", "tap": None, "image_size": 2, "source_fingerprint": "s"}
+    with pytest.raises(Stop):
+        write_parts(stopping(random_features(0), 2), pixels, folder, about, parts=4)
+    assert sorted(path.suffix for path in folder.iterdir()) == [".json"] * 3 + [".npy"] * 2
+    with pytest.raises(DeepClusterError, match="is not finished"):
+        open_table(folder)
+    first = {file.name: np.load(file) for file in folder.glob("*.npy")}
+    (folder / ".part-000000000512-000000000768.npy.abc.part").write_bytes(b"left by a kill")
+    skipped: list[int] = []
+    write_parts(random_features(1), pixels, folder, {**about, "model": "moved"}, parts=4, skipped=skipped.append)
+    table, _ = open_parts(folder)
+    assert skipped == [256, 256] and len(table) == 1000 and not list(folder.glob(".*"))
+    for name, rows in first.items():
+        np.testing.assert_array_equal(np.load(folder / name), rows)
+    before = table[:]
+    os.truncate(table.files[2], 300)  # a damaged part is made again, and it alone
+    write_parts(random_features(2), pixels, folder, about, parts=4)
+    after = open_parts(folder)[0][:]
+    changed = (before != after).any(1)
+    assert changed[512:768].all() and not changed[:512].any() and not changed[768:].any()
+    for name, value in {"weights": "b", "tap": "conv1", "image_size": 3, "source_fingerprint": "t"}.items():
+        with pytest.raises(DeepClusterError, match=f"was begun with {name.replace('_', ' ')} .*--overwrite"):
+            write_parts(random_features(3), pixels, folder, {**about, name: value}, parts=4)
+    with pytest.raises(DeepClusterError, match="part rows 256, and now it is 512"):
+        write_parts(random_features(3), pixels, folder, about, parts=2)
+    np.testing.assert_array_equal(open_parts(folder)[0][:], after)
+    write_parts(random_features(3), pixels, folder, {**about, "weights": "b"}, parts=2, overwrite=True)
+    table, said = open_parts(folder)
+    assert [len(np.load(file)) for file in table.files] == [512, 488] and said["weights"] == "b"
+
+
+def test_a_folder_of_other_files_is_left_alone(tmp_path: Path) -> None:
+    pixels = load_pixels(open_images(np.zeros((10, 2, 2, 3), np.uint8)), short_side=None, cache_gb=0)
+    for name in ("part-000000000000-000000000010.npy", "notes.txt"):
+        (tmp_path / name).write_text("mine")
+        for overwrite in (False, True):
+            with pytest.raises(DeepClusterError, match="holds other files, such as"):
+                write_parts(random_features(0), pixels, tmp_path, {}, overwrite=overwrite)
+        assert (tmp_path / name).read_text() == "mine"
+        (tmp_path / name).unlink()
+    (tmp_path / "f").touch()
+    with pytest.raises(DeepClusterError, match="is a file"):
+        write_parts(random_features(0), pixels, tmp_path / "f", {})
+
+
+def test_weights_digest_sees_every_value() -> None:
+    network = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.BatchNorm1d(2))
+    first = weights_digest(network)
+    assert weights_digest(network) == first
+    network[1].running_mean[1] += 1
+    assert weights_digest(network) != first
+
+
+def test_the_command(network: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(words(network, images, "--out", tmp_path / "f.npy")) == 0
+    assert main(words(network, images, "--out", tmp_path / "t", "--parts", 2, "--json")) == 0
+    told = json.loads(capsys.readouterr().out.splitlines()[-1])
+    table, about = open_table(tmp_path / "t")
+    assert told["rows"] == len(table) == N and told["width"] == table.shape[1] and told["bad"] == about["bad"]
+    np.testing.assert_array_equal(table[:], np.load(tmp_path / "f.npy"))
+    for features in ("f.npy", "t"):
+        line = ["cluster", tmp_path / features, "--k", 4, "--whiten", 4, "--out", tmp_path / f"{features}.csv"]
+        assert main([str(word) for word in line]) == 0
+    assert (tmp_path / "f.npy.csv").read_text() == (tmp_path / "t.csv").read_text()
+    assert "0000.png" in (tmp_path / "t.csv").read_text()
+    capsys.readouterr()
+    for more, sentence in {
+        ("--out", tmp_path / "t", "--parts", 2, "--tap", "conv1"): "begun with tap None, and now it is conv1",
+        ("--out", tmp_path / "g.npy", "--parts", 2): "--parts is for a table in a folder",
+        ("--out", tmp_path / "g.npy", "--overwrite"): "--overwrite is for a table in a folder",
+        ("--out", tmp_path / "g.csv"): "not as 'g.csv'",
+        ("--out", tmp_path / "u", "--parts", 0): "--parts 0 is no number of files",
+    }.items():
+        assert main(words(network, images, *more)) == 2
+        said = capsys.readouterr().err
+        assert sentence in said and said.count("\n") == 1
+    assert main(words(network, images, "--out", tmp_path / "t", "--parts", 2, "--tap", "conv1", "--overwrite")) == 0
+    assert open_table(tmp_path / "t")[1]["tap"] == "conv1"
+
+
+@pytest.mark.slow
+def test_a_killed_command_goes_on(network: Path, tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).integers(0, 256, (40_000, 12, 12, 3), dtype=np.uint8))
+    line = words(network, tmp_path / "x.npy", "--out", tmp_path / "t", "--parts", 150)
+    process = subprocess.Popen([sys.executable, "-m", "deepcluster.cli.main", *line])
+    while len(list((tmp_path / "t").glob("part*.npy"))) < 3 and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    done = {file.name: file.stat().st_mtime_ns for file in (tmp_path / "t").glob("part*.npy")}
+    assert 3 <= len(done) < 150
+    assert main(line) == 0
+    table, _ = open_table(tmp_path / "t")
+    assert {name: (tmp_path / "t" / name).stat().st_mtime_ns for name in done} == done
+    assert main(words(network, tmp_path / "x.npy", "--out", tmp_path / "f.npy")) == 0
+    np.testing.assert_array_equal(table[:], np.load(tmp_path / "f.npy"))
