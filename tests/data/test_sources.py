@@ -321,3 +321,24 @@ def test_real_shards(shared_data: Path) -> None:
         member = next(m for m in archive if m.isreg())
         index = [source.path(k) for k in range(len(source))].index(f"train-001.tar/{member.name}")
         assert source.raw(index) == archive.extractfile(member).read()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [None, "digits", "torchvision:CIFAR10", "http://localhost/{000..003}.tar", "https://localhost/a.tar", "no/*.tar"],
+)
+def test_the_quick_look_lets_through_what_only_opening_can_tell(name: str | None) -> None:
+    from deepcluster.data.sources import must_exist
+
+    must_exist(name)
+
+
+def test_the_quick_look_misses_what_opening_misses(tmp_path: Path) -> None:
+    from deepcluster.data.sources import must_exist
+
+    for name in ("nowhere", str(tmp_path / "a.tar"), "digit"):
+        with pytest.raises(DeepClusterError) as quick:
+            must_exist(name)
+        with pytest.raises(DeepClusterError) as opened:
+            open_images(name)
+        assert str(quick.value) == str(opened.value)

@@ -86,10 +86,12 @@ def must_exist(name: str | None) -> None:
     Raises:
         DeepClusterError: there is no such file or folder.
     """
-    if name is None or name == "digits" or name.startswith("torchvision:") or any(mark in name for mark in "*?[{"):
+    from deepcluster.data import places
+
+    if name is None or name == "digits" or name.startswith("torchvision:") or places.is_url(name):
         return
     path = Path(name).expanduser()
-    if not path.exists():
+    if not path.exists() and not any(mark in name for mark in "*?[{"):
         raise DeepClusterError(_missing(name, path))
 
 
