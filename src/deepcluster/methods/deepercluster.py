@@ -81,10 +81,12 @@ class DeeperCluster(Method):
         width = min(whiten or backbone.dim, backbone.dim)
         self.whitening = Whitening(whiten or backbone.dim, whiten=whiten > 0)
         relu = backbone.head_relu
-        self.super_head = ClusterHead(backbone.dim, self.super_classes, relu=relu)
-        self.sub_heads = nn.ModuleDict(
-            {str(h): ClusterHead(backbone.dim, self.per_super, relu=relu) for h in self.owned}
-        )
+        # From generators of their own: the global one must stay alike on processes with fewer classifiers.
+        self.super_head = ClusterHead(backbone.dim, self.super_classes, relu=relu, generator=seeded(0))
+        self.sub_heads = nn.ModuleDict()
+        for number in self.owned:
+            head = ClusterHead(backbone.dim, self.per_super, relu=relu, generator=seeded(1, number))
+            self.sub_heads[str(number)] = head
         self.make_head_optimizer = head_optimizer
         self.register_buffer("assignment", torch.full((n,), -1, dtype=torch.int64))
         self.register_buffer("centroids", torch.zeros(k, width))
