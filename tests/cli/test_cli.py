@@ -264,8 +264,13 @@ class TestMistakes:
     def test_several_processes(
         self, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setenv("WORLD_SIZE", "2")
-        assert "one process" in self.train(capsys, images, tmp_path / "r")
+        assert "--processes is 0" in self.train(capsys, images, tmp_path / "r", "--processes", "0")
+        monkeypatch.setenv("WORLD_SIZE", "3")
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
+        said = self.train(capsys, images, tmp_path / "r", "--processes", "2")
+        assert "--processes is 2 but the launcher started 3" in said
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+        assert "3 processes do not divide into 2" in self.train(capsys, images, tmp_path / "r")
         assert not (tmp_path / "r").exists()
 
     def test_wrong_output_names(

@@ -85,6 +85,19 @@ def test_processes_share_a_batch_as_one_would_make_it(folder: Path, size: int) -
     assert same(two, list(Loader(stored, order, batch_size=40, views=views, key=(5, 1), empty=True, world=World(1, 2))))
 
 
+def test_a_loader_that_finds_nothing_can_be_left(tmp_path: Path) -> None:
+    """A long row of undecodable images gives no batch, yet the thread that looks for one must end."""
+    for k in range(600):
+        (tmp_path / f"{k:03d}.png").write_bytes(b"damaged")
+    pixels = StreamedPixels(open_images(str(tmp_path)), None, workers=1)
+    assert list(Loader(pixels, np.arange(600), batch_size=4, size=8)) == []
+    empty = Loader(pixels, np.arange(600), batch_size=4, size=8, empty=True)
+    arriving = iter(empty)
+    assert len(next(arriving).index) == 0
+    arriving.close()  # type: ignore[attr-defined]
+    assert not [thread for thread in threading.enumerate() if thread.name == "deepcluster-loader"]
+
+
 def test_same_batches_for_any_prefetch_and_again(pixels: Pixels) -> None:
     def loader(prefetch: int, key: tuple[int, ...] = (1, 2)) -> Loader:
         return Loader(pixels, np.arange(50), batch_size=8, views=VIEWS, key=key, prefetch=prefetch)

@@ -35,7 +35,10 @@ RUNS: dict[str, tuple[str, dict[str, Any]]] = {
         "tiny-deepcluster",
         {"k": 4, "whiten": 8, "clusterings": 2, "averaging": 0.9, "head": "centroids", "init": "previous", "clip": 0.5},
     ),
-    "weighted": ("tiny-deepcluster", {"k": 4, "whiten": 8, "balance": "weight", "views": 2, "jitter": 0.8, "init": "k-means++"}),
+    "weighted": (
+        "tiny-deepcluster",
+        {"k": 4, "whiten": 8, "balance": "weight", "views": 2, "jitter": 0.8, "init": "k-means++"},
+    ),
     "pic": ("tiny-deepcluster-pic", {"whiten": 8}),
     "odc": ("tiny-odc", {"k": 4, "feature_dim": 8, "hidden": 16, "dropout": 0.3, "start": "neck", "replace": True}),
     "odc calm": ("tiny-odc", {"k": 4, "feature_dim": 8, "hidden": 16, "memory": "calm", "centroid_every": 2}),

@@ -5,9 +5,10 @@ A `Loader` gives the same batches bit for bit whatever the prefetch, the workers
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -80,16 +81,16 @@ class Loader:
         return max(0, len(self.batches) - self.start)
 
     def __iter__(self) -> Iterator[Batch]:
-        if self.prefetch <= 0:
-            yield from self._make()
-            return
-        yield from ahead(self._make(), self.prefetch)
+        # Empty batches are left out here, not where they are made: a long row of them must notice that it is left.
+        batches = ahead(self._make(), self.prefetch) if self.prefetch > 0 else self._make()
+        with contextlib.closing(batches):
+            for batch in batches:
+                if len(batch.index) or self.empty:
+                    yield batch
 
-    def _make(self) -> Iterator[Batch]:
+    def _make(self) -> Generator[Batch, None, None]:
         for number, (index, images) in enumerate(self._images(), self.start):
-            batch = self._batch(number, index, images)
-            if len(batch.index) or self.empty:
-                yield batch
+            yield self._batch(number, index, images)
 
     def _images(self) -> Iterator[tuple[np.ndarray, list[np.ndarray | None]]]:
         batches = [index[slice(*self.world.share(len(index), 1))] for index in self.batches[self.start :]]
@@ -137,7 +138,7 @@ _STAND_IN = np.zeros((1, 1, 3), np.uint8)
 _END = object()
 
 
-def ahead(items: Iterator[Batch], depth: int) -> Iterator[Batch]:
+def ahead(items: Iterator[Batch], depth: int) -> Generator[Batch, None, None]:
     """`items`, made up to `depth` ahead by a thread, which ends when they do, fail, or nobody asks any more."""
     ready: queue.Queue = queue.Queue(depth)
     stop, started = threading.Event(), threading.Event()
