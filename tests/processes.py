@@ -16,7 +16,6 @@ import torch.multiprocessing as mp
 
 from deepcluster.world import World
 
-
 LOADED = ["deepcluster.engine.train", "deepcluster.clustering", "pytest", "sklearn.cluster", "torch.utils.tensorboard"]
 
 
