@@ -30,7 +30,7 @@ def together(work: Callable[..., Any], size: int, *arguments: Any) -> list[Any]:
     # A server that has loaded everything once is copied for each process: loading it anew would take most of the time.
     multiprocessing.set_forkserver_preload(LOADED)
     with tempfile.TemporaryDirectory() as folder:
-        mp.start_processes(_process, (size, _free_port(), work, arguments, folder), size, start_method="forkserver")
+        mp.start_processes(_process, (size, free_port(), work, arguments, folder), size, start_method="forkserver")
         return [torch.load(Path(folder) / str(rank), weights_only=False) for rank in range(size)]
 
 
@@ -54,7 +54,8 @@ def _on_one_thread(work: Callable[..., Any], world: World, arguments: Any) -> An
         torch.set_num_threads(threads)
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of this machine that nobody listens on."""
     with socket.socket() as asked:
         asked.bind(("127.0.0.1", 0))
         return int(asked.getsockname()[1])

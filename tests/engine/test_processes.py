@@ -22,7 +22,7 @@ from deepcluster.presets import find_preset
 from deepcluster.records import DeepClusterError, Interrupted
 from deepcluster.settings import TrainRun, override
 from deepcluster.world import World
-from processes import together
+from processes import free_port, together
 from restarts import images
 
 N = 1100  # more than world.ALIGN, so that the second process has a share of the features
@@ -195,3 +195,44 @@ def test_launchers(tmp_path: Path, launcher: str) -> None:
     again = start()
     assert again.returncode != 0
     assert again.stderr.count("already holds a run") == 1
+
+
+@pytest.mark.slow
+def test_two_machines(tmp_path: Path) -> None:
+    """Two launchers of torchrun that meet over the network, as on two machines, with one folder that both see."""
+    port = free_port()
+    where = ["--nnodes", "2", "--nproc-per-node", "1", "--rdzv-backend", "c10d", "--rdzv-id", "7"]
+    where += ["--rdzv-endpoint", f"127.0.0.1:{port}", "--local-addr", "127.0.0.1"]
+    words = ["train", "tiny-deepercluster", "--data", "digits", "--epochs", "2", "--out", str(tmp_path / "run")]
+    command = [sys.executable, "-m", "torch.distributed.run", *where, "-m", "deepcluster", *words]
+    machines = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    said = [machine.communicate(timeout=300) for machine in machines]
+    assert [machine.returncode for machine in machines] == [0, 0], said
+    assert sum(out.count("done:") for out, _ in said) == 1
+    one = train.train(
+        override(find_preset("tiny-deepercluster").run, {"epochs": 2}),
+        "digits",
+        tmp_path / "one",
+        screen=Screen(quiet=True),
+    )
+    two = dc.load_run(tmp_path / "run")
+    assert two.config["processes"] == 2 and len(two.metrics) == 2
+    assert two.metrics[0]["loss"] == pytest.approx(one.metrics[0]["loss"], rel=1e-2)
+
+
+@pytest.mark.slow
+def test_sigterm_to_the_launcher_saves_and_another_number_goes_on(tmp_path: Path) -> None:
+    words = ["train", "tiny-odc", "--data", "digits", "--epochs", "400", "--out", str(tmp_path / "run")]
+    command = [sys.executable, *LAUNCHERS["torchrun"], *words]
+    launcher = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert launcher.stdout is not None
+    for line in launcher.stdout:
+        if "epoch 2/" in line:
+            break
+    launcher.send_signal(signal.SIGTERM)
+    out, _ = launcher.communicate(timeout=120)
+    assert out.count("stopped and saved") == 1
+    step = checkpoint.load(tmp_path / "run" / "checkpoints" / "last.ckpt")["progress"]["step"]
+    assert step >= 28
+    stopped = train.train_again(tmp_path / "run", epochs=4, screen=Screen(quiet=True))
+    assert len(stopped.metrics) == 4

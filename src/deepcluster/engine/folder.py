@@ -23,6 +23,7 @@ from deepcluster.engine.runs import read_config
 from deepcluster.files import remove_leftovers, write_json, write_text, write_whole
 from deepcluster.records import Clustering, DeepClusterError
 from deepcluster.settings import TrainRun
+from deepcluster.world import ALONE, World
 
 
 def prepare_folder(folder: Path, *, resume: bool, overwrite: bool) -> None:
@@ -54,12 +55,20 @@ def prepare_folder(folder: Path, *, resume: bool, overwrite: bool) -> None:
         ) from error
 
 
-def about(run: TrainRun, preset: str, source: ImageSource, pixels: Pixels, clusterer: object = None) -> dict[str, Any]:
+def about(
+    run: TrainRun,
+    preset: str,
+    source: ImageSource,
+    pixels: Pixels,
+    clusterer: object = None,
+    world: World = ALONE,
+) -> dict[str, Any]:
     """run.json: everything resolved; a clusterer that was handed over, as it prints itself."""
     packages = ("deepcluster", "torch", "torchvision", "lightning-fabric", "numpy")
     return {
         "preset": preset,
         "seed": run.seed,
+        "processes": world.size,
         "data": absolute(source.name),
         "images": len(source),
         "bad_images": len(pixels.bad),

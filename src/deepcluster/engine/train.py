@@ -116,7 +116,7 @@ def _train(
         )
     with together(world):
         if world.first and not resume:
-            write_json(folder / "run.json", run_folder.about(run, preset, source, pixels, clusterer))
+            write_json(folder / "run.json", run_folder.about(run, preset, source, pixels, clusterer, world))
         elif world.first:
             run_folder.same_images(runs.read_config(folder), source, folder)
             run_folder.note_unfinished(folder, run)
