@@ -1,4 +1,4 @@
-"""`deepcluster cluster` with either algorithm."""
+"""`deepcluster cluster` with each algorithm, in one process and in two."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 from deepcluster.cli.main import main
-from deepcluster.clustering import PIC, Whitening
+from deepcluster.clustering import PIC, HierarchicalKMeans, Whitening
+from deepcluster.world import World
+from processes import together
 
 
 @pytest.fixture
@@ -58,6 +60,10 @@ def test_pic(table: Path, words: list[str], arguments: dict, capsys: pytest.Capt
         ([], "k-means needs the number of clusters: give --k"),
         (["--k", "3", "--sigma", "0.2"], "--sigma is no option of kmeans"),
         (["--algorithm", "pic", "--k", "3"], "--k is no option of pic"),
+        (["--algorithm", "hierarchical"], "k-means needs the number of clusters: give --k"),
+        (["--algorithm", "hierarchical", "--k", "7", "--branches", "2"], "7 clusters cannot be shared out evenly"),
+        (["--algorithm", "hierarchical", "--k", "7", "--sigma", "2"], "--sigma is no option of hierarchical"),
+        (["--k", "6", "--branches", "2"], "--branches is no option of kmeans"),
         (["--algorithm", "pic", "--seed", "3"], "--seed is no option of pic"),
         (["--algorithm", "pic", "--neighbors", "240"], "ask for fewer neighbors"),
         (["--algorithm", "pic", "--version", "mine"], "version"),
@@ -78,3 +84,59 @@ def test_k_means_takes_its_options(table: Path, capsys: pytest.CaptureFixture[st
         assert main([*line, *words]) == 0
         found.append(clusters(out))
     assert found[0] == found[1] and found[0] != found[2] and found[0] != found[3]
+
+
+@pytest.mark.parametrize(
+    ("words", "arguments"),
+    [
+        ([], {}),
+        (["--branches", "6"], {"branches": (6,)}),
+        (
+            ["--branches", "2", "3", "--seed", "4", "--iterations", "2"],
+            {"branches": (2, 3), "random_state": 4, "max_iter": 2},
+        ),
+    ],
+)
+def test_hierarchical(table: Path, words: list[str], arguments: dict, capsys: pytest.CaptureFixture[str]) -> None:
+    out = table.with_name("c.csv")
+    line = [
+        "cluster",
+        str(table),
+        "--algorithm",
+        "hierarchical",
+        "--k",
+        "12",
+        "--whiten",
+        "6",
+        "--out",
+        str(out),
+        *words,
+    ]
+    assert main([*line, "--json"]) == 0
+    scores = json.loads(capsys.readouterr().out)
+    x = Whitening(6).fit_transform(np.load(table))
+    run = HierarchicalKMeans(12, **{"random_state": 0, **arguments}).fit(x)
+    label, distance = clusters(out)
+    assert label == run.labels_.tolist()
+    np.testing.assert_allclose(distance, np.linalg.norm(x - run.cluster_centers_[label], axis=1), rtol=1e-3)
+    assert scores["objective"] == pytest.approx(run.inertia_, rel=1e-5) and scores["clusters_used"] == 12
+
+
+def _one_of_several(world: World, folder: str, lines: list[list[str]]) -> list[int]:
+    return [
+        main(["cluster", f"{folder}/f.npy", *line, "--out", f"{folder}/{world.size}-{i}.csv"])
+        for i, line in enumerate(lines)
+    ]
+
+
+def test_several_processes_write_what_one_writes(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    x = (rng.normal(size=(9, 12))[np.arange(2600) % 9] + 0.4 * rng.normal(size=(2600, 12))).astype(np.float32)
+    x[[3, 1500, 2599], 2] = np.nan
+    np.save(tmp_path / "f.npy", x)
+    lines = [["--k", "20", "--whiten", "6"], ["--k", "20", "--algorithm", "hierarchical"], ["--algorithm", "pic"]]
+    assert together(_one_of_several, 1, str(tmp_path), lines[:2]) == [[0, 0]]
+    assert together(_one_of_several, 2, str(tmp_path), lines) == [[0, 0, 2]] * 2
+    for i in range(2):
+        assert (tmp_path / f"2-{i}.csv").read_text() == (tmp_path / f"1-{i}.csv").read_text()
+    assert not (tmp_path / "2-2.csv").exists()

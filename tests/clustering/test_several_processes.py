@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deepcluster.clustering.exact import Total, round_, unit_for
+from deepcluster.clustering.hierarchical import HierarchicalKMeans
 from deepcluster.clustering.kmeans import KMeans
 from deepcluster.clustering.lloyd import Points
 from deepcluster.clustering.seeding import distinct
@@ -87,8 +88,29 @@ def _whitening(world: World) -> dict[str, list[np.ndarray]]:
     return results
 
 
+TREES: dict[str, tuple[Any, dict[str, Any]]] = {
+    "two levels": (lambda: mixture(6000, 16, 40), {"n_clusters": 60, "branches": (4,)}),
+    "three levels": (lambda: mixture(5000, 16, 40), {"n_clusters": 60, "branches": (3, 4), "max_iter": 3}),
+    "sorted": (lambda: np.sort(mixture(5000, 4, 40), axis=0), {"n_clusters": 24, "branches": (6,), "max_iter": 4}),
+    "few": (few, {"n_clusters": 60, "branches": (10,), "max_iter": 2}),
+    "one process has all": (lambda: mixture(100, 16, 40), {"n_clusters": 100, "branches": (5,)}),
+}
+
+
+def _trees(world: World) -> dict[str, Any]:
+    results = {}
+    for name, (make, arguments) in TREES.items():
+        x = make()
+        first, last = world.share(len(x))
+        run = HierarchicalKMeans(**{"random_state": 0, **arguments}, world=world).fit(x[first:last].copy())
+        assert np.array_equal(run.predict(x[first:last]), run.labels_)
+        results[name] = {"labels": run.labels_, "same": [*run.levels_, *run.counts_, np.array(run.inertia_)]}
+    return results
+
+
 def _everything(world: World) -> dict[str, Any]:
-    return {"aligned": _kmeans(world, False), "uneven": _kmeans(world, True), "whitening": _whitening(world)}
+    kmeans = {"aligned": _kmeans(world, False), "uneven": _kmeans(world, True)}
+    return {**kmeans, "whitening": _whitening(world), "trees": _trees(world)}
 
 
 @pytest.fixture(scope="module")
@@ -102,9 +124,10 @@ def several(request: pytest.FixtureRequest) -> list[dict[str, Any]]:
     return together(_everything, request.param)
 
 
-def test_k_means_is_the_same_to_the_last_bit(several: list[dict[str, Any]], one: dict[str, Any]) -> None:
-    for name, alone in one["aligned"].items():
-        found = [run["aligned"][name] for run in several]
+@pytest.mark.parametrize("what", ["aligned", "trees"])
+def test_clusters_are_the_same_to_the_last_bit(several: list[dict[str, Any]], one: dict[str, Any], what: str) -> None:
+    for name, alone in one[what].items():
+        found = [run[what][name] for run in several]
         np.testing.assert_array_equal(np.concatenate([each["labels"] for each in found]), alone["labels"], name)
         for each in found:
             for ours, theirs in zip(each["same"], alone["same"], strict=True):

@@ -172,7 +172,7 @@ def test_a_clusterer_that_must_see_everything(tmp_path: Path) -> None:
 
 
 LAUNCHERS = {
-    "torchrun": ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0", "-m", "deepcluster"],
+    "torchrun": ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "deepcluster"],
     "own": ["-m", "deepcluster"],
 }
 

@@ -1,9 +1,16 @@
-"""`deepcluster cluster FEATURES.npy --k K --out FILE`, or `--algorithm pic` without K."""
+"""`deepcluster cluster FEATURES.npy --k K --out FILE`, in levels by `--algorithm hierarchical`, without K by `pic`.
+
+Launched several times over, `torchrun --nproc-per-node 2 -m deepcluster.cli.main cluster ...`, k-means and the
+hierarchical one share the rows out over the processes.
+"""
 
 from __future__ import annotations
 
 import json as json_module
+import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -12,6 +19,7 @@ from tyro.conf import Positional
 
 from deepcluster.cli.parse import parse
 from deepcluster.records import DeepClusterError
+from deepcluster.world import ALONE, World, current
 
 
 @dataclass(frozen=True)
@@ -22,16 +30,19 @@ class Cluster:
     """The .npy table (N, D) float32, or the folder of one in parts; NaN rows are left out."""
     out: Path
     """The table to write: .csv or .parquet with index, path, cluster, distance."""
-    algorithm: Literal["kmeans", "pic"] = "kmeans"
-    """How to cluster: k-means, or power iteration clustering of the nearest-neighbor graph."""
+    algorithm: Literal["kmeans", "pic", "hierarchical"] = "kmeans"
+    """How to cluster: k-means, power iteration clustering of the nearest-neighbor graph, or k-means in levels."""
     k: int | None = None
     """Clusters; k-means needs it, PIC finds the number itself."""
+    branches: tuple[int, ...] | None = None
+    """hierarchical: branches of each level but the last: 4 makes 4 super-clusters of K / 4 clusters, 4 10 three
+    levels; by default two levels, about the square root of K wide."""
     whiten: int = 256
     """PCA-whiten to this width and L2-normalize first; 0 = take the features as they are."""
     iterations: int | None = None
     """Rounds: of k-means at most, by default 20; of PIC, by default 200."""
     seed: int | None = None
-    """k-means: random draws follow from it; by default 0."""
+    """k-means, hierarchical: random draws follow from it; by default 0."""
     neighbors: int | None = None
     """PIC: neighbors of each row, by default 5."""
     sigma: float | None = None
@@ -47,6 +58,12 @@ class Cluster:
 # what each algorithm takes from the command line, and what its class calls it
 NAMES = {
     "kmeans": {"k": "n_clusters", "iterations": "max_iter", "seed": "random_state"},
+    "hierarchical": {
+        "k": "n_clusters",
+        "branches": "branches",
+        "iterations": "max_iter",
+        "seed": "random_state",
+    },
     "pic": {
         "iterations": "max_iter",
         "neighbors": "n_neighbors",
@@ -64,6 +81,11 @@ def command(arguments: list[str]) -> None:
         raise DeepClusterError(
             f"Assignments are written as .csv or .parquet, not as {chosen.out.name!r}: change --out."
         )
+    with several_processes() as world:
+        _cluster(chosen, world)
+
+
+def _cluster(chosen: Cluster, world: World) -> None:
     import numpy as np
 
     from deepcluster.clustering.scores import size_stats
@@ -72,14 +94,18 @@ def command(arguments: list[str]) -> None:
     from deepcluster.engine.log import Screen
     from deepcluster.features.table import open_table
 
-    clusterer = clusterer_for(chosen)
+    clusterer = clusterer_for(chosen, world)
     screen = Screen(stderr=chosen.json)
     table: Any
     table, about = open_table(chosen.features)
     with tempfile.TemporaryDirectory(dir=chosen.out.parent if chosen.out.parent.is_dir() else None) as scratch:
+        if chosen.algorithm == "hierarchical":
+            clusterer.set_params(scratch=scratch)
         cluster, distance = cluster_table(
-            table, clusterer, whiten=chosen.whiten, scratch=Path(scratch), bad=about.get("bad")
+            table, clusterer, whiten=chosen.whiten, scratch=Path(scratch), bad=about.get("bad"), world=world
         )
+    if not world.first:
+        return
     Assignment(paths(about, len(table)), cluster, distance).save(chosen.out)
     sizes: dict[str, Any] = size_stats(cluster, chosen.k or clusterer.n_clusters_)
     if chosen.json:
@@ -90,17 +116,36 @@ def command(arguments: list[str]) -> None:
     screen.say(f"{chosen.out}: {int(np.sum(cluster >= 0)):,} rows in {used:,} clusters of {smallest:,}-{largest:,}")
 
 
-def clusterer_for(chosen: Cluster) -> Any:
+@contextmanager
+def several_processes() -> Iterator[World]:
+    """The processes that torchrun has started, in touch with each other for as long as it lasts."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or "RANK" not in os.environ:
+        yield ALONE
+        return
+    import torch.distributed as dist
+
+    if dist.is_initialized():  # whoever has begun it ends it
+        yield current()
+        return
+    dist.init_process_group("gloo")
+    try:
+        yield current()
+    finally:
+        dist.destroy_process_group()
+
+
+def clusterer_for(chosen: Cluster, world: World = ALONE) -> Any:
     """The clusterer the options describe; what is not given is the class's own default.
 
     Raises:
-        DeepClusterError: k-means without --k, or an option of the other algorithm.
+        DeepClusterError: k-means without --k, an option of another algorithm, or PIC in several processes.
     """
+    from deepcluster.clustering.hierarchical import HierarchicalKMeans
     from deepcluster.clustering.kmeans import KMeans
     from deepcluster.clustering.pic import PIC
 
     names = NAMES[chosen.algorithm]
-    if chosen.algorithm == "kmeans" and chosen.k is None:
+    if chosen.algorithm != "pic" and chosen.k is None:
         raise DeepClusterError(
             "k-means needs the number of clusters: give --k, or take --algorithm pic, which finds it."
         )
@@ -108,7 +153,12 @@ def clusterer_for(chosen: Cluster) -> Any:
         if getattr(chosen, name) is not None:
             raise DeepClusterError(f"--{name} is no option of {chosen.algorithm}; leave it out or change --algorithm.")
     given = {names[name]: getattr(chosen, name) for name in names if getattr(chosen, name) is not None}
-    return KMeans(**{"random_state": 0, **given}) if chosen.algorithm == "kmeans" else PIC(**given)
+    if chosen.algorithm != "pic":
+        kind = KMeans if chosen.algorithm == "kmeans" else HierarchicalKMeans
+        return kind(**{"random_state": 0, **given}, world=world)
+    if not world.alone:
+        raise DeepClusterError(f"PIC clusters in one process, not in {world.size}; start it once.")
+    return PIC(**given)
 
 
 def paths(about: dict[str, Any], rows: int) -> list[str]:

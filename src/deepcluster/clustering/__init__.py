@@ -1,7 +1,8 @@
 """Clustering of feature tables: whitening, k-means, power iteration clustering and the scores of a grouping."""
 
+from deepcluster.clustering.hierarchical import HierarchicalKMeans
 from deepcluster.clustering.kmeans import KMeans
 from deepcluster.clustering.pic import PIC
 from deepcluster.clustering.whitening import Whitening
 
-__all__ = ["PIC", "KMeans", "Whitening"]
+__all__ = ["PIC", "HierarchicalKMeans", "KMeans", "Whitening"]

@@ -125,7 +125,7 @@ class KMeans(Clusterer):
             DeepClusterError: fewer rows than clusters, a row with NaN or infinity, x or an argument of
                 the wrong kind; on all processes alike.
         """
-        self._check_arguments()
+        self.check()
         with team():
             return self._fit(x)
 
@@ -229,7 +229,8 @@ class KMeans(Clusterer):
             raise DeepClusterError("init centroids hold NaN or infinity; give finite ones or init='random'.")
         return centroids.clone()
 
-    def _check_arguments(self) -> None:
+    def check(self) -> None:
+        """Raises DeepClusterError where an argument cannot be."""
         for name, least in (("n_clusters", 1), ("max_iter", 1), ("n_init", 1)):
             value = getattr(self, name)
             if not isinstance(value, (int, np.integer)) or value < least:

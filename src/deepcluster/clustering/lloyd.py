@@ -17,7 +17,7 @@ from deepcluster.clustering.exact import Total, round_, unit_for
 from deepcluster.clustering.nearest import Nearest, Search
 from deepcluster.clustering.parallel import members, over_spans
 from deepcluster.clustering.shards import Shard, agreed, shard_of
-from deepcluster.clustering.stream import Rows
+from deepcluster.clustering.stream import Picked, Rows
 from deepcluster.clustering.whitening import normalize_rows
 from deepcluster.records import DeepClusterError
 from deepcluster.world import ALIGN
@@ -38,7 +38,7 @@ class Points:
 
     def __init__(
         self,
-        rows: Rows,
+        rows: Rows | Picked,
         spherical: bool = False,
         chunk: int | None = None,
         offset: Tensor | None = None,

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from deepcluster import world as processes
-from deepcluster.clustering.stream import Rows
+from deepcluster.clustering.stream import Picked, Rows
 from deepcluster.records import DeepClusterError
 from deepcluster.world import ALONE, World
 
@@ -52,7 +52,7 @@ class Shard:
         """Positions in `index` (M,) of the rows that are this process's."""
         return ((index >= self.first) & (index < self.first + self.n)).nonzero()[:, 0]
 
-    def take(self, rows: Rows, index: Tensor) -> Tensor:
+    def take(self, rows: Rows | Picked, index: Tensor) -> Tensor:
         """(M, D) the rows at `index` (M,) of the whole table, of which `rows` are this process's; on all processes."""
         if self.world.alone:
             return rows.take(index)
@@ -77,7 +77,7 @@ class Shard:
         return index[order], found[order]
 
 
-def shard_of(rows: Rows, world: World = ALONE) -> Shard:
+def shard_of(rows: Rows | Picked, world: World = ALONE) -> Shard:
     """Where the rows of this process stand among those of all.
 
     Raises:

@@ -14,6 +14,7 @@ from deepcluster.clustering.parallel import team
 from deepcluster.clustering.stream import Rows
 from deepcluster.clustering.whitening import Whitening
 from deepcluster.records import DeepClusterError
+from deepcluster.world import ALONE, World
 
 
 def cluster_table(
@@ -23,6 +24,7 @@ def cluster_table(
     whiten: int,
     scratch: Path,
     bad: Sequence[int] | None = None,
+    world: World = ALONE,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Cluster (N,) int64 and distance (N,) float32 of the rows of an (N, D) table, memory-mapped or not.
 
@@ -32,31 +34,45 @@ def cluster_table(
         whiten: width to whiten to, with L2 normalization; 0 = rows as they are.
         scratch: a folder for the whitened table.
         bad: rows to leave out, cluster -1; None = look for rows that are not finite.
+        world: the processes that cluster together, each of which sees the whole table, reads its share of it and gets
+            the whole result; the clusterer must be of the same world.
 
     Raises:
         DeepClusterError: fewer rows than clusters; labels that are not one integer per row.
     """
-    keep = _finite_rows(table) if bad is None else np.setdiff1d(np.arange(len(table)), np.asarray(bad, np.int64))
+    if bad is None:
+        keep = _finite_rows(table, world)
+    else:
+        keep = np.setdiff1d(np.arange(len(table)), np.asarray(bad, np.int64))
     wanted = getattr(clusterer, "n_clusters", None)
     if isinstance(wanted, int) and len(keep) < wanted:
         raise DeepClusterError(f"{len(keep)} rows cannot make {wanted} clusters: lower --k to {len(keep)} at most.")
     if not len(keep):
         raise DeepClusterError("No row of the features is finite; make the table again from images that decode.")
-    rows = table
+    first, last = world.share(len(keep))
+    own = keep[first:last]
+    rows = table[first:last]
     if len(keep) < len(table):
-        rows = np.lib.format.open_memmap(scratch / "kept.npy", "w+", np.float32, (len(keep), table.shape[1]))
-        for start in range(0, len(keep), 65536):
-            rows[start : start + 65536] = table[keep[start : start + 65536]]
+        rows = _scratch_table(scratch / "kept.npy", len(own), table.shape[1])
+        for start in range(0, len(own), 65536):
+            rows[start : start + 65536] = table[own[start : start + 65536]]
     if whiten:
-        whitening = Whitening(whiten).fit(rows)
-        width = len(whitening.components)
-        z = np.lib.format.open_memmap(scratch / "whitened.npy", "w+", np.float32, (len(keep), width))
+        whitening = Whitening(whiten, world=world).fit(rows)
+        z = _scratch_table(scratch / "whitened.npy", len(own), len(whitening.components))
         whitening.transform(rows, out=z)
         rows = z
     cluster, distance = np.full(len(table), -1, np.int64), np.full(len(table), np.nan, np.float32)
-    cluster[keep] = label = _labels(clusterer, rows)
-    distance[keep] = _distances(rows, label, getattr(clusterer, "cluster_centers_", None))
+    label = _labels(clusterer, rows)
+    cluster[keep] = world.gather_array(label)
+    distance[keep] = world.gather_array(_distances(rows, label, getattr(clusterer, "cluster_centers_", None)))
     return cluster, distance
+
+
+def _scratch_table(file: Path, rows: int, width: int) -> np.ndarray:
+    """A (rows, width) float32 table in a file; in memory where there are no rows, which no file can be mapped to."""
+    if rows == 0:
+        return np.empty((0, width), np.float32)
+    return np.lib.format.open_memmap(file, "w+", np.float32, (rows, width))
 
 
 def _labels(clusterer: Any, rows: np.ndarray) -> np.ndarray:
@@ -70,6 +86,8 @@ def _labels(clusterer: Any, rows: np.ndarray) -> np.ndarray:
 
 
 def _distances(rows: np.ndarray, label: np.ndarray, centers: Any) -> np.ndarray:
+    if not len(rows):
+        return np.empty(0, np.float32)
     table, own, k = Rows(rows), torch.from_numpy(label), int(label.max()) + 1
     if np.ndim(centers) == 2 and len(centers) >= k and np.shape(centers)[1] == table.dim:
         given = Rows(centers, "cpu", name="cluster_centers_")
@@ -80,8 +98,10 @@ def _distances(rows: np.ndarray, label: np.ndarray, centers: Any) -> np.ndarray:
         return own_distances(table, own, middle).sqrt_().numpy()
 
 
-def _finite_rows(table: np.ndarray) -> np.ndarray:
-    good = np.ones(len(table), bool)
-    for start in range(0, len(table), 65536):
-        good[start : start + 65536] = np.isfinite(table[start : start + 65536]).all(1)
-    return np.flatnonzero(good)
+def _finite_rows(table: np.ndarray, world: World) -> np.ndarray:
+    """Places of the rows without NaN and infinity, each process looking at its share."""
+    first, last = world.share(len(table))
+    good = np.ones(last - first, bool)
+    for start in range(0, len(good), 65536):
+        good[start : start + 65536] = np.isfinite(table[first + start : min(first + start + 65536, last)]).all(1)
+    return world.gather_array(np.flatnonzero(good) + first)

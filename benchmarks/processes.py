@@ -1,0 +1,111 @@
+"""The clustering stage on 1 against 2 processes of one thread each: whitening with k-means, and k-means in levels.
+
+    python benchmarks/processes.py                       # 200,000 x 128, K = 2,000, 10 rounds
+    python benchmarks/processes.py --rows 20000 --k 200  # quicker
+
+Processes are started by torch.multiprocessing on the loopback network and clustering is timed between two meetings of
+all of them. One process runs in a process of its own too. Runs alternate, and the ratio is that of the medians. On a
+machine that does other work besides, or with fewer free cores than processes, the ratio says little.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import socket
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from deepcluster.clustering import HierarchicalKMeans, KMeans, Whitening
+from deepcluster.world import World
+
+STAGES = ("whitening and k-means", "hierarchical k-means")
+
+
+def make_features(file: Path, n: int, d: int, groups: int) -> None:
+    """(n, d) float32 rows around `groups` centers, correlated."""
+    rng = np.random.default_rng(0)
+    centers = rng.standard_normal((groups, d), dtype=np.float32)
+    x = centers[rng.integers(groups, size=n)] + 0.8 * rng.standard_normal((n, d), dtype=np.float32)
+    np.save(file, x @ (rng.standard_normal((d, d), dtype=np.float32) * np.geomspace(1, 0.2, d, dtype=np.float32)))
+
+
+def work(rank: int, size: int, port: int, folder: str, chosen: argparse.Namespace) -> None:
+    """Cluster this process's share and leave its labels and seconds."""
+    torch.set_num_threads(1)
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), GLOO_SOCKET_IFNAME="lo")
+    dist.init_process_group("gloo", rank=rank, world_size=size)
+    world = World(rank, size)
+    first, last = world.share(chosen.rows)
+    x = np.load(Path(folder) / "x.npy", mmap_mode="r")[first:last].copy()
+    white = x
+    for stage in STAGES:
+        world.wait()
+        dist.barrier()
+        begun = time.perf_counter()
+        if stage == STAGES[0]:
+            white = Whitening(min(chosen.dim, 128), world=world).fit_transform(x)
+            run = KMeans(chosen.k, max_iter=chosen.rounds, random_state=0, world=world).fit(white)
+            labels = run.labels_
+        else:
+            tree = HierarchicalKMeans(
+                chosen.k, branches=(chosen.branches,), max_iter=chosen.rounds, random_state=0, world=world
+            )
+            labels = tree.fit_predict(white)
+        dist.barrier()
+        seconds = time.perf_counter() - begun
+        np.savez(Path(folder) / f"{STAGES.index(stage)}-{size}-{rank}.npz", labels=labels, seconds=seconds)
+    dist.destroy_process_group()
+
+
+def free_port() -> int:
+    with socket.socket() as asked:
+        asked.bind(("127.0.0.1", 0))
+        return int(asked.getsockname()[1])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, default=200_000)
+    parser.add_argument("--dim", type=int, default=128)
+    parser.add_argument("--k", type=int, default=2000)
+    parser.add_argument("--branches", type=int, default=4)
+    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=3)
+    chosen = parser.parse_args()
+    os.environ["OMP_NUM_THREADS"] = "1"
+    sizes = (1, chosen.processes)
+    seconds: dict[tuple[int, int], list[float]] = {(stage, size): [] for stage in range(len(STAGES)) for size in sizes}
+    equal = [True] * len(STAGES)
+    with tempfile.TemporaryDirectory() as folder:
+        make_features(Path(folder) / "x.npy", chosen.rows, chosen.dim, chosen.k)
+        for _ in range(chosen.repeats):
+            for size in sizes:
+                mp.spawn(work, (size, free_port(), folder, chosen), nprocs=size, join=True)
+            for stage in range(len(STAGES)):
+                labels = []
+                for size in sizes:
+                    found = [np.load(Path(folder) / f"{stage}-{size}-{rank}.npz") for rank in range(size)]
+                    labels.append(np.concatenate([each["labels"] for each in found]))
+                    seconds[stage, size].append(max(float(each["seconds"]) for each in found))
+                equal[stage] &= bool(np.array_equal(*labels))
+    print(f"{chosen.rows} x {chosen.dim}, K = {chosen.k}, {chosen.rounds} rounds, one thread a process")
+    for stage, name in enumerate(STAGES):
+        one, several = (statistics.median(seconds[stage, size]) for size in sizes)
+        pairs = [a / b for a, b in zip(seconds[stage, 1], seconds[stage, chosen.processes], strict=True)]
+        print(
+            f"{name}: 1 process {one:.2f} s, {chosen.processes} processes {several:.2f} s; {one / several:.2f} times as "
+            f"fast (pairs {min(pairs):.2f}-{max(pairs):.2f}); assignments {'equal' if equal[stage] else 'DIFFERENT'}"
+        )
+
+
+if __name__ == "__main__":
+    main()

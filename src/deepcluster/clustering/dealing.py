@@ -1,0 +1,104 @@
+"""Some rows of a table dealt out to the processes anew, evenly and in their order, and results sent back.
+
+The members of one cluster may all lie on one process. To cluster them by all, each process gets its share of them;
+shares are those of a table that had never been anything else, so that nothing depends on where rows lay before.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from deepcluster import world as processes
+from deepcluster.clustering.stream import BLOCK_BYTES, Rows, write_rows
+from deepcluster.world import World
+
+IN_MEMORY = 2 << 30  # bytes of a process's dealt rows beyond which they go to a file
+
+
+class Deal:
+    """How rows that are picked on each process are dealt out.
+
+    Args:
+        world: the processes.
+        picked: rows picked on this one.
+
+    Attributes:
+        total: rows picked on all.
+        n: rows this process is dealt.
+    """
+
+    def __init__(self, world: World, picked: int):
+        self.world = world
+        counts = [picked]
+        if not world.alone:
+            counts = world.gather(torch.tensor([picked], device=processes.device())).tolist()
+        self.total = sum(counts)
+        self.held = [(sum(counts[:rank]), sum(counts[: rank + 1])) for rank in range(world.size)]
+        self.shares = [World(rank, world.size).share(self.total) for rank in range(world.size)]
+        first, last = self.shares[world.rank]
+        self.n = last - first
+
+    def rows(self, rows: Rows, index: Tensor, into: Any) -> None:
+        """Fill `into` (n, D) with this process's share of all `rows` at `index` (picked,)."""
+        step = max(1, BLOCK_BYTES // (4 * rows.dim))
+        sent = torch.zeros(0, rows.dim, device=rows.device)
+        for source, target, first, last in self._steps(self.held, self.shares, step):
+            start, stop = (at - self.held[self.world.rank][0] for at in (first, last))
+            mine = rows.take(index[start:stop]) if source == self.world.rank else sent
+            got = self._pass(mine, source, target, last - first)
+            if target == self.world.rank:
+                write_rows(into, first - self.shares[target][0], got)
+
+    def back(self, values: Tensor) -> Tensor:
+        """(picked,) of `values` (n,) those of the rows that this process had picked."""
+        begin, end = self.held[self.world.rank]
+        result = torch.empty(end - begin, dtype=values.dtype, device=values.device)
+        for source, target, first, last in self._steps(self.shares, self.held, BLOCK_BYTES // 8):
+            start, stop = (at - self.shares[self.world.rank][0] for at in (first, last))
+            got = self._pass(
+                values[start:stop] if source == self.world.rank else values[:0], source, target, last - first
+            )
+            if target == self.world.rank:
+                result[first - begin : last - begin] = got
+        return result
+
+    def _steps(self, held: list[Any], wanted: list[Any], step: int) -> Iterator[tuple[int, int, int, int]]:
+        """(source, target, first, last) of what this process sends or gets, in an order that is the same on all."""
+        me = self.world.rank
+        for source, (a, b) in enumerate(held):
+            for target, (c, d) in enumerate(wanted):
+                if me in (source, target):
+                    for first in range(max(a, c), min(b, d), step):
+                        yield source, target, first, min(first + step, b, d)
+
+    def _pass(self, values: Tensor, source: int, target: int, count: int) -> Tensor:
+        """`values` of process `source` on process `target`, as they were on the source; others' calls do nothing."""
+        if source == target:
+            return values
+        import torch.distributed as dist
+
+        where = processes.device()
+        if self.world.rank == source:
+            dist.send(values.to(where).contiguous(), target)
+            return values
+        got = torch.empty(count, *values.shape[1:], dtype=values.dtype, device=where)
+        dist.recv(got, source)
+        return got.to(values.device)
+
+
+@contextmanager
+def room_for(n: int, rows: Rows, scratch: str | Path | None) -> Iterator[Any]:
+    """An (n, D) float32 table, of unknown content, beside `rows`: in memory, or where it is large in a file for now."""
+    if n * rows.dim * 4 <= IN_MEMORY:
+        yield torch.empty(n, rows.dim, device=rows.device)
+        return
+    with tempfile.TemporaryDirectory(dir=scratch) as folder:
+        yield np.lib.format.open_memmap(Path(folder) / "rows.npy", "w+", np.float32, (n, rows.dim))

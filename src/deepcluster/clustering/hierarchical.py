@@ -1,0 +1,322 @@
+"""k-means in levels: rows into super-clusters, the rows of each into clusters of its own, and so on.
+
+As in DeeperCluster (arXiv 1905.01278 §3.2), which cuts m super-clusters into k / m clusters each: N rows are then
+compared with m + k / m centroids instead of k.
+"""
+
+from __future__ import annotations
+
+import math
+import secrets
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from deepcluster.clustering.dealing import Deal, room_for
+from deepcluster.clustering.grammar import Clusterer
+from deepcluster.clustering.kmeans import KMeans, distances, require_rows
+from deepcluster.clustering.lloyd import Points, assign, sizes_of, total_of
+from deepcluster.clustering.parallel import team
+from deepcluster.clustering.shards import agreed, common_seed, shard_of
+from deepcluster.clustering.stream import Picked, Rows, in_kind
+from deepcluster.records import DeepClusterError, seed_of
+from deepcluster.world import ALONE, World
+
+
+class HierarchicalKMeans(Clusterer):
+    """k-means in two or more levels, each super-cluster cut into as many clusters as any other.
+
+    Cluster `label` lies in super-cluster `label // (n_clusters // m)` of m. A new row goes down greedily: to the
+    nearest super-cluster, then to the nearest cluster within it, as the rows of `fit` did. Super-clusters are worked
+    on one after another, each with its own rows only, so x may be a `numpy.memmap` of a file larger than memory.
+
+    A super-cluster with fewer (different) rows than clusters leaves the rest of these empty. Empty ones keep their
+    places, have a count of 0 and their super-cluster's centroid, and never are the nearest.
+
+    Args:
+        n_clusters: K, of the last level.
+        branches: children of each node at every level but the last: (4,) makes 4 super-clusters of K / 4, (4, 10)
+            three levels. Their product must divide K. None = two levels, with as many super-clusters as the divisor
+            of K that is nearest to its square root in ratio, the lower of two; where K is a prime that is 1.
+        max_iter: largest number of rounds of each k-means (the paper: 10).
+        init: "random" or "k-means++", where each k-means begins.
+        spherical, tol, n_init, chunk, precision, device: as in `KMeans`.
+        random_state: seed; the same seed gives the same result. None = different every time.
+        scratch: a folder for the rows of a super-cluster that are more than 2 GiB; None = the system's.
+        world: the processes that cluster together, each with its own rows of one table, as in `KMeans`. The rows of
+            each super-cluster are dealt out to all of them anew, so that all work on it wherever its rows lie.
+
+    Attributes:
+        labels_: (N,) int64.
+        cluster_centers_: (K, D) float32, those of the last level.
+        levels_: the centroids of each level, (prod(branches[: i + 1]), D) float32, the last being (K, D).
+        counts_: rows of `fit` in each of them, (prod(branches[: i + 1]),) int64, of all processes.
+        inertia_: sum of squared distances of the rows to the centroids of their clusters.
+        n_features_in_: D.
+    """
+
+    cluster_centers_: Any
+    labels_: Any
+    levels_: list[Any]
+    counts_: list[Any]
+    inertia_: float
+    n_features_in_: int
+
+    def __init__(
+        self,
+        n_clusters: int = 8,
+        *,
+        branches: Sequence[int] | None = None,
+        max_iter: int = 20,
+        init: str = "random",
+        spherical: bool = False,
+        tol: float = 0.0,
+        n_init: int = 1,
+        random_state: int | None = None,
+        chunk: int | None = None,
+        precision: str = "auto",
+        device: torch.device | str | None = None,
+        scratch: str | Path | None = None,
+        world: World = ALONE,
+    ):
+        self.n_clusters = n_clusters
+        self.branches = branches
+        self.max_iter = max_iter
+        self.init = init
+        self.spherical = spherical
+        self.tol = tol
+        self.n_init = n_init
+        self.random_state = random_state
+        self.chunk = chunk
+        self.precision = precision
+        self.device = device
+        self.scratch = scratch
+        self.world = world
+
+    def fit(self, x: Any, y: None = None) -> HierarchicalKMeans:
+        """Cluster the rows of x (N, D).
+
+        Raises:
+            DeepClusterError: branches that do not divide n_clusters, fewer rows than clusters, a row with NaN or
+                infinity, x or an argument of the wrong kind; on all processes alike.
+        """
+        self._k_means(self.n_clusters, 0).check()
+        if not isinstance(self.init, str):
+            raise DeepClusterError("init must be 'random' or 'k-means++': centroids cannot be given for each branch.")
+        children = levels_for(self.n_clusters, self.branches)
+        with team():
+            return self._fit(x, children)
+
+    def _fit(self, x: Any, children: list[int]) -> HierarchicalKMeans:
+        rows = agreed(self.world, lambda: Rows(x, self.device, empty=not self.world.alone))
+        require_rows(shard_of(rows, self.world).total, self.n_clusters)
+        seed = secrets.randbits(31) if self.random_state is None else int(self.random_state)
+        tree = _Tree(children, rows, common_seed(self.world, seed))
+        label = self._grow(tree, x, rows, 0, 0)
+        self._levels, self._counts, self.inertia_ = tree.levels, tree.counts, tree.inertia
+        self.labels_ = in_kind(label, x)
+        self.levels_ = [in_kind(level, x) for level in tree.levels]
+        self.counts_ = [in_kind(counts, x) for counts in tree.counts]
+        self.cluster_centers_ = self.levels_[-1]
+        self.n_features_in_ = rows.dim
+        return self
+
+    def _grow(self, tree: _Tree, x: Any, rows: Rows, depth: int, node: int) -> Tensor:
+        """Cut the rows of a node, which are those of x, down to the last level.
+
+        Returns:
+            (N,) int64, the clusters of this process's rows, counted from the node's first.
+        """
+        label, inertia = self._cut(tree, x, rows, depth, node)
+        if depth + 1 == len(tree.children):
+            tree.inertia += inertia
+            return label
+        result = torch.empty_like(label)
+        width = math.prod(tree.children[depth + 1 :])
+        for child in range(tree.children[depth]):
+            index = (label == child).nonzero()[:, 0]
+            below = node * tree.children[depth] + child
+            deal = Deal(self.world, len(index))
+            if deal.total == 0:
+                tree.fill(depth + 1, below)
+                continue
+            with room_for(deal.n, rows, self.scratch) as table:
+                deal.rows(rows, index, table)
+                part = Rows(table, rows.device, empty=True)
+                found = self._grow(tree, table, part, depth + 1, below)
+                del part
+            result[index] = child * width + deal.back(found)
+        return result
+
+    def _cut(self, tree: _Tree, x: Any, rows: Rows, depth: int, node: int) -> tuple[Tensor, float]:
+        """k-means of a node's rows: (N,) labels of this process's and the sum of squared distances of all."""
+        shard = shard_of(rows, self.world)
+        k = min(tree.children[depth], shard.total)
+        run = self._k_means(k, seed_for(tree.seed, depth, node)).fit(x)
+        points = Points(rows, self.spherical, self.chunk, shard=shard)
+        label, inertia = torch.as_tensor(run.labels_, device=rows.device), run.inertia_
+        centroids = torch.as_tensor(run.cluster_centers_, device=rows.device)
+        alive = torch.arange(k, device=rows.device)
+        while True:
+            sizes = sizes_of(points, label, k)
+            if (sizes[alive] > 0).all():
+                break
+            # rounding of products depends on which centroids there are: go down as later rows will
+            alive = (sizes > 0).nonzero()[:, 0]
+            label, squared = assign(points, centroids[alive])
+            label, inertia = alive[label], total_of(points, squared)
+        tree.put(depth, node, centroids, sizes)
+        return label, inertia
+
+    def _k_means(self, k: int, seed: int) -> KMeans:
+        shared = ("max_iter", "init", "spherical", "tol", "n_init", "chunk", "precision", "device", "world")
+        return KMeans(k, random_state=seed, **{name: getattr(self, name) for name in shared})
+
+    def predict(self, x: Any) -> Any:
+        """(N,) int64, the cluster of each row of x (N, D), going down greedily."""
+        rows = self._rows(x)
+        with team():
+            return in_kind(_descend(rows, self._levels, self._counts, self.spherical)[0], x)
+
+    def transform(self, x: Any, out: Any = None) -> Any:
+        """(N, K) float32 Euclidean distances of the rows of x (N, D) to the last level's centroids."""
+        rows = self._rows(x)
+        return distances(Points(rows, self.spherical, self.chunk), self._levels[-1].to(rows.device), x, out)
+
+    def fit_transform(self, x: Any, y: None = None) -> Any:
+        """`fit`, then `transform`, of the same rows."""
+        return self.fit(x).transform(x)
+
+    def __repr__(self) -> str:
+        return f"HierarchicalKMeans(n_clusters={self.n_clusters}, branches={self.branches}, max_iter={self.max_iter})"
+
+    def _rows(self, x: Any) -> Rows:
+        if not hasattr(self, "_levels"):
+            raise DeepClusterError("This HierarchicalKMeans has not been fitted; call fit first.")
+        rows = Rows(x, self.device, empty=not self.world.alone)
+        if rows.dim != self.n_features_in_:
+            raise DeepClusterError(
+                f"These features have {rows.dim} columns but the clusters have {self.n_features_in_}; "
+                "use the same network, tap and whitening."
+            )
+        return rows
+
+
+class _Tree:
+    """Centroids and sizes of all levels while they are found.
+
+    Args:
+        children: of a node, by level.
+        like: rows of the same width and device.
+        seed: of the whole.
+    """
+
+    def __init__(self, children: list[int], like: Rows, seed: int):
+        self.children, self.seed, self.inertia = children, seed, 0.0
+        nodes = [math.prod(children[: depth + 1]) for depth in range(len(children))]
+        self.levels = [torch.zeros(count, like.dim, device=like.device) for count in nodes]
+        self.counts = [torch.zeros(count, dtype=torch.int64, device=like.device) for count in nodes]
+
+    def put(self, depth: int, node: int, centroids: Tensor, sizes: Tensor) -> None:
+        """The first children of a node have these centroids and sizes; those that are empty, or missing, its own."""
+        first = node * self.children[depth]
+        if depth:
+            self.levels[depth][first : first + self.children[depth]] = self.levels[depth - 1][node]
+            centroids = torch.where((sizes > 0)[:, None], centroids, self.levels[depth - 1][node])
+        self.levels[depth][first : first + len(centroids)] = centroids
+        self.counts[depth][first : first + len(sizes)] = sizes
+
+    def fill(self, depth: int, node: int) -> None:
+        """No row is below this node: its centroid stands for all that are."""
+        for level in range(depth, len(self.children)):
+            width = math.prod(self.children[depth : level + 1])
+            self.levels[level][node * width : (node + 1) * width] = self.levels[depth - 1][node]
+
+
+def levels_for(n_clusters: int, branches: Sequence[int] | int | None) -> list[int]:
+    """The children of a node at each level, the last included, as in `HierarchicalKMeans`.
+
+    Raises:
+        DeepClusterError: branches that are not whole numbers from 1 on, or do not divide n_clusters.
+    """
+    if branches is None:
+        divisors = [number for number in range(1, math.isqrt(n_clusters) + 1) if n_clusters % number == 0]
+        return [divisors[-1], n_clusters // divisors[-1]]
+    given = [branches] if isinstance(branches, (int, np.integer)) else list(branches)
+    for each in given:
+        if not isinstance(each, (int, np.integer)) or each < 1:
+            raise DeepClusterError(f"branches must be whole numbers of at least 1, not {each!r}.")
+    product = math.prod(given)
+    if n_clusters % product:
+        lower = max(1, n_clusters // product) * product
+        raise DeepClusterError(
+            f"{n_clusters} clusters cannot be shared out evenly to {product} branches; ask for {lower} or "
+            f"{lower + product} clusters, or other branches."
+        )
+    return [*(int(each) for each in given), n_clusters // product]
+
+
+def seed_for(seed: int, depth: int, node: int) -> int:
+    """The seed of the k-means that cuts one node of a level."""
+    return seed_of(seed, depth, node) & 0x7FFFFFFF
+
+
+def nearest_in_tree(
+    x: Any, levels: Sequence[Any], counts: Sequence[Any] | None = None, *, spherical: bool = False, device: Any = None
+) -> tuple[Any, Any]:
+    """The cluster of each row of x (N, D) in a tree of centroids, such as `levels_` and `counts_` that a run has saved.
+
+    Args:
+        levels: centroids of each level, (K_i, D), each K_i a multiple of the one before.
+        counts: rows each had, (K_i,); those with 0 are never the nearest. None = all had some.
+        spherical: compare at unit length.
+        device: where to compute; None = where x is.
+
+    Returns:
+        (N,) int64 clusters of the last level and (N,) float32 Euclidean distances to their centroids, as tensors where
+        x is one, else as arrays; the same clusters as `HierarchicalKMeans.predict` gives.
+    """
+    rows = Rows(x, device)
+    tables = [Rows(level, rows.device, name="centroids") for level in levels]
+    widths = {table.dim for table in tables}
+    if widths != {rows.dim}:
+        raise DeepClusterError(
+            f"These features have {rows.dim} columns but the levels have {sorted(widths)}; use the network, tap and "
+            "whitening the centroids were made with."
+        )
+    sizes = [table.n for table in tables]
+    if any(below % above for above, below in pairwise(sizes)):
+        raise DeepClusterError(f"Levels of {sizes} centroids are no tree; each must be a multiple of the one before.")
+    known = [torch.ones(size) for size in sizes] if counts is None else [torch.as_tensor(each) for each in counts]
+    if [len(each) for each in known] != sizes:
+        raise DeepClusterError(f"counts are of {[len(each) for each in known]} centroids but the levels have {sizes}.")
+    with team():
+        label, squared = _descend(rows, [table.block(0, table.n) for table in tables], known, spherical)
+    return in_kind(label, x), in_kind(squared.sqrt_(), x)
+
+
+def _descend(rows: Rows, levels: Sequence[Tensor], counts: Sequence[Tensor], spherical: bool) -> tuple[Tensor, Tensor]:
+    """(N,) int64 clusters of the last level and (N,) float32 squared distances to their centroids."""
+    label = torch.zeros(rows.n, dtype=torch.int64, device=rows.device)
+    squared = torch.zeros(rows.n, device=rows.device)
+    nodes = 1
+    for level, count in zip(levels, counts, strict=True):
+        children = len(level) // nodes
+        order = label.argsort(stable=True)
+        last = torch.bincount(label, minlength=nodes).cumsum(0).tolist()
+        for node in label.unique().tolist():
+            index = order[last[node - 1] if node else 0 : last[node]]
+            own = slice(node * children, (node + 1) * children)
+            alive = (count[own] > 0).nonzero()[:, 0].to(rows.device)
+            if not len(alive):
+                raise DeepClusterError(f"Branch {node} of {nodes} has no centroid that counts; save the tree again.")
+            some = rows if nodes == 1 else Picked(rows, index)
+            found, squared[index] = assign(Points(some, spherical), level[own].to(rows.device)[alive])
+            label[index] = node * children + alive[found]
+        nodes = len(level)
+    return label, squared
