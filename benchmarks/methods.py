@@ -1,6 +1,6 @@
 """The methods beside each other on the same images: curves of the downstream measure and of the clusters, one picture.
 
-    python benchmarks/methods.py --train "cifar10/train-*.tar" --test cifar10/test.tar --out runs/methods [--only NAME ...]
+    python benchmarks/methods.py --train "cifar10/train-*.tar" --test cifar10/test.tar --out runs/methods [--only NAME]
 
 Trains small presets on the first 20,000 training images, each with its own number of epochs but the same network,
 views and optimizer, and follows the kNN score of 5,000 training images after every epoch. Runs that are there already

@@ -49,7 +49,7 @@ class Straight(torch.nn.Module):
 
     calm = forward
 
-    def settle(self, blocks: object) -> None:
+    def settle(self, blocks: object, world: object = None) -> None:
         pass
 
 
