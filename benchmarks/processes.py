@@ -102,8 +102,8 @@ def main() -> None:
         one, several = (statistics.median(seconds[stage, size]) for size in sizes)
         pairs = [a / b for a, b in zip(seconds[stage, 1], seconds[stage, chosen.processes], strict=True)]
         print(
-            f"{name}: 1 process {one:.2f} s, {chosen.processes} processes {several:.2f} s; {one / several:.2f} times as "
-            f"fast (pairs {min(pairs):.2f}-{max(pairs):.2f}); assignments {'equal' if equal[stage] else 'DIFFERENT'}"
+            f"{name}: 1 process {one:.2f} s, {chosen.processes} processes {several:.2f} s; {one / several:.2f} times "
+            f"as fast (pairs {min(pairs):.2f}-{max(pairs):.2f}); assignments {'equal' if equal[stage] else 'DIFFERENT'}"
         )
 
 
