@@ -32,7 +32,8 @@ def train(
         data: a folder, tar shards, a list of files, `digits`, an array (N, H, W[, C]) uint8, a list of paths.
         out: the run folder to write.
         overwrite: replace a run that `out` already holds.
-        resume: go on from the last checkpoint of the run that `out` holds, with the settings it was started with.
+        resume: go on from the last checkpoint of the run that `out` holds, with the settings it was started with;
+            only `epochs` may be larger, which makes the run longer.
         quiet: no lines, no progress bar.
         clusterer: takes the place of k-means: anything with scikit-learn's `fit_predict`, such as
             `sklearn.cluster.AgglomerativeClustering(50)`. It is given whitened, L2-normalized features (N, P), and a
@@ -66,8 +67,11 @@ def _go_on(preset: str | TrainRun, values: dict[str, Any], data: Any, out: Path,
         if started["preset"] != preset:
             raise settings.DeepClusterError(f"{out} is a run of {started['preset']}, not of {preset}: resume that one.")
         preset = before
-    if build.with_clusterer(settings.override(preset, values), clusterer) != before:
+    asked = build.with_clusterer(settings.override(preset, values), clusterer)
+    if settings.override(asked, {"epochs": before.epochs}) != before:
         raise settings.DeepClusterError(
             f"{out} was started with other settings than these: leave them out to resume it, or start anew elsewhere."
         )
-    return engine.train_again(out, data, screen, clusterer)
+    return engine.train_again(
+        out, data, screen, clusterer, epochs=None if asked.epochs == before.epochs else asked.epochs
+    )

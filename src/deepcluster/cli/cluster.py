@@ -145,6 +145,8 @@ def clusterer_for(chosen: Cluster, world: World = ALONE) -> Any:
     from deepcluster.clustering.pic import PIC
 
     names = NAMES[chosen.algorithm]
+    if chosen.k is not None and chosen.k < 1:
+        raise DeepClusterError(f"--k is {chosen.k}: ask for at least 1 cluster.")
     if chosen.algorithm != "pic" and chosen.k is None:
         raise DeepClusterError(
             "k-means needs the number of clusters: give --k, or take --algorithm pic, which finds it."
