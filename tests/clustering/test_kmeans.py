@@ -117,7 +117,7 @@ def test_screening_by_8_bits_finds_the_nearest(scale: float) -> None:
     x = torch.from_numpy(x.astype(np.float32))
     centroids = torch.cat([x[:1000], x[1000:5000].view(4, 1000, 40).mean(0)])
     facts = lloyd.moments(lloyd.Points(Rows(x)))
-    search = int8.Screen(len(x), 40, square=facts.square, peak=facts.peak, longest=facts.longest)
+    search = int8.Screen(lloyd.Points(Rows(x)), square=facts.square, peak=facts.peak, longest=facts.longest)
     finder = search(centroids)
     assert isinstance(finder, int8.Screened)
     found = finder(x, 0).clone()
@@ -130,12 +130,12 @@ def test_screening_by_8_bits_finds_the_nearest(scale: float) -> None:
 def test_points_passed_over_are_few_and_close_cases() -> None:
     x = torch.from_numpy(blobs(20000, 32, 300, spread=1.0))
     facts = lloyd.moments(lloyd.Points(Rows(x)))
-    search = int8.Screen(len(x), 32, square=facts.square, peak=facts.peak, longest=facts.longest)
+    search = int8.Screen(lloyd.Points(Rows(x)), square=facts.square, peak=facts.peak, longest=facts.longest)
     centroids, passed_over = x[:300].clone(), False
     for _ in range(12):
         finder = search(centroids)
         found = finder(x, 0)
-        passed_over |= not finder.complete
+        passed_over |= search.seen < len(x)
         exact = Nearest(centroids)(x)
         far = (x - centroids[found]).square().sum() / (x - centroids[exact]).square().sum()
         assert (found == exact).float().mean() > 0.97

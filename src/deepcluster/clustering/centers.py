@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from deepcluster.clustering.exact import unit_for
 from deepcluster.clustering.lloyd import Points, means
 from deepcluster.clustering.nearest import SPAN
 from deepcluster.clustering.parallel import over_spans
@@ -17,7 +18,12 @@ from deepcluster.clustering.stream import Rows
 def group_means(rows: Rows, label: Tensor, k: int) -> Tensor:
     """(K, D) float32 means of the rows (N, D) by label (N,) int64; -1 = in no group, and zero where none is."""
     beside = torch.where(label < 0, k, label)
-    return means(Points(rows), beside, torch.zeros(k + 1, rows.dim, device=rows.device))[:k]
+    peak = 0.0
+    for start, block in rows.blocks():
+        if len(grouped := block[label[start : start + len(block)] >= 0]):
+            peak = max(peak, float(grouped.abs().max()))
+    zeros = torch.zeros(k + 1, rows.dim, device=rows.device)
+    return means(Points(rows), beside, zeros, unit_for(peak, rows.n))[:k]
 
 
 def own_distances(rows: Rows, label: Tensor, centers: Tensor) -> Tensor:

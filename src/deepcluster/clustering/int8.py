@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from deepcluster.clustering.lloyd import Points
 from deepcluster.clustering.nearest import LANES, ROWS, SPAN, WIDTH, Nearest
 from deepcluster.clustering.parallel import over_spans
 
@@ -51,15 +52,15 @@ class Screen:
     alike; what is missed is a close case, and the final assignment passes over no point.
 
     Args:
-        n: number of points.
-        dim: D.
+        points: those of this process; scale and sample are of all processes' points.
         square: sum of the points' squared norms.
         peak: largest magnitude of a coordinate.
         longest: largest norm of a point.
     """
 
-    def __init__(self, n: int, dim: int, *, square: float, peak: float, longest: float):
-        deviation = (square / (n * dim)) ** 0.5
+    def __init__(self, points: Points, *, square: float, peak: float, longest: float):
+        n, dim, total = points.n, points.dim, points.shard.total
+        deviation = (square / (total * dim)) ** 0.5
         # a few far-out coordinates are cut rather than let to coarsen all others: their rows become close cases
         self.scale = min(peak, CUT * deviation) / LEVELS or 1.0
         self.reach = min(longest / self.scale + dim**0.5, LEVELS * dim**0.5)  # norm of a rounded row, at most
@@ -71,12 +72,20 @@ class Screen:
         self.label = torch.zeros(n, dtype=torch.int64)
         self.lead = torch.full((n,), -1.0)
         self.norm = torch.zeros(n)
-        self.stride = -(-n // SAMPLE)
-        self.sample = torch.zeros(-(-n // self.stride), dim)
+        index = torch.arange(0, total, -(-total // SAMPLE))
+        self.sample = points.take(index)
+        self.sampled = points.shard.own(index)  # which of the sample are this process's, and its rows' places
+        self.places = index[self.sampled] - points.shard.first
+        self.sample_label = torch.zeros(len(index), dtype=torch.int64)
         self.before: Tensor | None = None
+        self.total = total
+        self.extra = 2 + len(index)
+        self.seen = self.close = 0
+        self.complete = True
 
     def __call__(self, centroids: Tensor) -> Screened | Nearest:
         """A finder for these centroids; plain float32 where rounding cannot tell them apart."""
+        self.seen = self.close = 0
         if self.useful:
             screened = Screened(centroids, self)
             if screened.fits:
@@ -85,7 +94,23 @@ class Screen:
                 return screened
         self.useful = False
         self.kept = None
+        self.seen = len(self.label)
         return Nearest(centroids)
+
+    def to_tell(self) -> Tensor:
+        """Points looked at, close cases, and the clusters of this process's part of the sample."""
+        label = torch.zeros_like(self.sample_label)
+        label[self.sampled] = self.label[self.places]
+        return torch.cat([torch.tensor([self.seen, self.close]), label]).double()
+
+    def heard(self, told: Tensor) -> bool:
+        """Whether the round stands: not where most cases were close, which may also be closer to a third centroid."""
+        self.complete = float(told[0]) == self.total
+        self.sample_label = told[2:].long()
+        if self.useful and float(told[1]) > CLOSE * self.total:
+            self.useful = False
+            return False
+        return True
 
     def forget(self) -> None:
         """Pass over no point in the next round."""
@@ -98,12 +123,11 @@ class Screen:
         move = centroids - self.before
         change = self.sample @ move.T
         change -= (centroids.square().sum(1) - self.before.square().sum(1)) / 2
-        own = self.label[:: self.stride, None]
+        own = self.sample_label[:, None]
         own_change, own_move = change.gather(1, own), move[own[:, 0]].norm(dim=1)
         change.scatter_(1, own, 0.0)
-        norm = self.norm[:: self.stride]
         # of other centroids' scores, per length of the point; of its own, per length of its centroid's move
-        other = float(change.square().sum() / (norm.square().sum() * (len(centroids) - 1)).clamp_min(1e-30))
+        other = float(change.square().sum() / (self.sample.square().sum() * (len(centroids) - 1)).clamp_min(1e-30))
         mine = float(own_change.square().sum() / own_move.square().sum().clamp_min(1e-30))
         own_variance = mine * move.square().sum(1)
         self.lead -= DRIFTS * (other * self.norm.square() + own_variance[self.label]).sqrt_()
@@ -135,7 +159,6 @@ class Screened:
 
     def __init__(self, centroids: Tensor, screen: Screen):
         self.centroids, self.screen = centroids, screen
-        self.complete = True  # no point passed over so far
         k = len(centroids)
         scales = centroids.abs().amax(1) / LEVELS
         unit = float(scales.max()) / STEPS or 1.0
@@ -161,10 +184,8 @@ class Screened:
 
         counts = over_spans(find, len(block), SPAN)
         seen, close = (sum(each) for each in zip(*counts, strict=True))
-        self.complete &= seen == len(block)
-        if close > CLOSE * len(block):
-            self.screen.useful = False
-            self.screen.label[start : start + len(block)] = Nearest(self.centroids)(block)
+        self.screen.seen += seen
+        self.screen.close += close
         return self.screen.label[start : start + len(block)]
 
     def _find(self, block: Tensor, start: int) -> tuple[int, int]:
@@ -179,10 +200,6 @@ class Screened:
             rounded = screen.rounded(block, start)
             label[:], lead[:], close = self._search(block, rounded)
             screen.norm[span] = (rounded.length * block.shape[1]).sqrt()
-            offset = -start % screen.stride
-            screen.sample[(start + offset) // screen.stride :][: len(block[offset :: screen.stride])] = block[
-                offset :: screen.stride
-            ]
             return len(block), close
         rounded = screen.rounded(block, start, of=spent)
         label[spent], lead[spent], close = self._search(block[spent], rounded)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from deepcluster.clustering import int8
+from deepcluster.clustering.exact import unit_for
 from deepcluster.clustering.grammar import Clusterer
 from deepcluster.clustering.lloyd import (
     BLOCK_NUMBERS,
@@ -23,12 +24,15 @@ from deepcluster.clustering.lloyd import (
     lloyd,
     moments,
     settle,
+    total_of,
 )
 from deepcluster.clustering.nearest import Plain, Search
 from deepcluster.clustering.parallel import team
 from deepcluster.clustering.seeding import plus_plus, random_rows
+from deepcluster.clustering.shards import agreed, common_seed, shard_of
 from deepcluster.clustering.stream import Rows, in_kind, write_rows
 from deepcluster.records import DeepClusterError, seeded
+from deepcluster.world import ALONE, World
 
 SCREEN_FROM = 256  # clusters from which 8-bit products save more than they cost
 EXACT = "donot_use_mm_for_euclid_dist"
@@ -51,8 +55,7 @@ class KMeans(Clusterer):
             when no row changes its cluster.
         n_init: runs from different starts, the best of which is kept; 1 for an array as `init`.
         random_state: seed; the same seed gives the same result. None = different every time.
-        chunk: rows per reading from disk; None = 64 MiB of them. The result may depend on it in the last
-            digits of sums.
+        chunk: rows per reading from disk, in multiples of 1,024; None = 64 MiB of them. It changes no result.
         precision: of the products in the iterations. "float32"; "bfloat16", for devices with units for
             it; "int8" screens by 8-bit products and decides close cases in float32 (CPUs with VNNI);
             "auto" takes int8 where it pays and float32 elsewhere. The final assignment is always float32.
@@ -60,6 +63,11 @@ class KMeans(Clusterer):
         backend: "torch", or "faiss" (float32, on the CPU, in memory).
         empty: "split" gives an empty cluster half of another one after each update, and at the end the
             farthest point; "keep" leaves its centroid where it is.
+        world: the processes that cluster together. All call `fit`, each with its own rows of one table: those of
+            process 0 come first, and a process may have none. Centroids, inertia and objectives are then those
+            of the whole table and the same on every process, `labels_` are those of the process's own rows, and
+            `predict` and `transform` concern nobody else. Where shares begin at multiples of 1,024 rows, as
+            `World.share` cuts them, the result does not depend on the number of processes, to the last bit on CPUs.
 
     Attributes:
         cluster_centers_: (K, D) float32.
@@ -94,6 +102,7 @@ class KMeans(Clusterer):
         device: torch.device | str | None = None,
         backend: str = "torch",
         empty: str = "split",
+        world: World = ALONE,
     ):
         self.n_clusters = n_clusters
         self.max_iter = max_iter
@@ -107,29 +116,28 @@ class KMeans(Clusterer):
         self.device = device
         self.backend = backend
         self.empty = empty
+        self.world = world
 
     def fit(self, x: Any, y: None = None) -> KMeans:
         """Cluster the rows of x (N, D).
 
         Raises:
             DeepClusterError: fewer rows than clusters, a row with NaN or infinity, x or an argument of
-                the wrong kind.
+                the wrong kind; on all processes alike.
         """
         self._check_arguments()
         with team():
             return self._fit(x)
 
     def _fit(self, x: Any) -> KMeans:
-        rows = Rows(x, self.device)
-        if rows.n < self.n_clusters:
-            raise DeepClusterError(
-                f"{rows.n} rows cannot make {self.n_clusters} clusters; ask for at most {rows.n} clusters or "
-                "give more rows."
-            )
-        seen = points = Points(rows, self.spherical, self.chunk)
+        rows = agreed(self.world, lambda: Rows(x, self.device, empty=not self.world.alone))
+        shard = shard_of(rows, self.world)
+        require_rows(shard.total, self.n_clusters)
+        seen = points = Points(rows, self.spherical, self.chunk, shard=shard)
         facts = moments(points)
+        unit = unit_for(facts.peak, shard.total)
         # products lose the digits that a large common offset takes: work about the mean where it is large
-        if not self.spherical and float(facts.mean.square().sum()) * rows.n > facts.square / 2:
+        if not self.spherical and float(facts.mean.square().sum()) * shard.total > facts.square / 2:
             points = points.about(facts.mean.float())
             facts = moments(points)
         given = None if isinstance(self.init, str) else self._given_centroids(points)
@@ -138,8 +146,8 @@ class KMeans(Clusterer):
             once = self._run(points, facts, given, run)
             if points.offset is not None:
                 once.centroids = once.centroids + points.offset
-            centroids, assignment, distance = settle(seen, once.centroids, self.empty == "split")
-            inertia = float(distance.sum(dtype=torch.float64))
+            centroids, assignment, distance = settle(seen, once.centroids, self.empty == "split", unit)
+            inertia = total_of(seen, distance)
             if inertia < self.inertia_:
                 self.inertia_, solution, label, self._centroids = inertia, once, assignment, centroids
         self.cluster_centers_ = in_kind(self._centroids, x)
@@ -150,7 +158,7 @@ class KMeans(Clusterer):
         return self
 
     def _run(self, points: Points, facts: Moments, given: Tensor | None, run: int) -> Solution:
-        seed = secrets.randbits(31) if self.random_state is None else int(self.random_state)
+        seed = common_seed(self.world, secrets.randbits(31) if self.random_state is None else int(self.random_state))
         generator = seeded(seed, run)
         start = given
         if start is None:
@@ -163,7 +171,7 @@ class KMeans(Clusterer):
             points,
             start,
             self._search(points, facts),
-            square=facts.square,
+            facts=facts,
             max_iter=self.max_iter,
             tol=self.tol,
             split_empty=self.empty == "split",
@@ -174,9 +182,10 @@ class KMeans(Clusterer):
         """`precision`, resolved for these points."""
         screened = self.precision == "int8"
         if self.precision == "auto":
-            screened = points.device.type == "cpu" and self.n_clusters >= SCREEN_FROM and int8.supported()
+            screened = points.device.type == "cpu" and self.n_clusters >= SCREEN_FROM
+            screened = screened and not self.world.any(not int8.supported())
         if screened:
-            return int8.Screen(points.n, points.dim, square=facts.square, peak=facts.peak, longest=facts.longest)
+            return int8.Screen(points, square=facts.square, peak=facts.peak, longest=facts.longest)
         return Plain(half=self.precision == "bfloat16")
 
     def predict(self, x: Any) -> Any:
@@ -187,17 +196,7 @@ class KMeans(Clusterer):
 
     def transform(self, x: Any, out: Any = None) -> Any:
         """(N, K) float32 Euclidean distances of the rows of x (N, D) to the centroids, into `out` if given."""
-        points = self._points(x)
-        centroids = self._centroids
-        shape = (points.n, len(centroids))
-        result = torch.empty(shape, device=points.device) if out is None else out
-        if tuple(result.shape) != shape:
-            raise DeepClusterError(f"out must be of shape {shape}, not {tuple(result.shape)}.")
-        points.step = max(1, min(points.step, BLOCK_NUMBERS // len(centroids)))
-        for start, block in points.blocks():
-            # differences, not products: a distance near zero keeps its digits
-            write_rows(result, start, torch.cdist(block, centroids, compute_mode=EXACT))
-        return in_kind(result, x) if out is None else out
+        return distances(self._points(x), self._centroids, x, out)
 
     def fit_transform(self, x: Any, y: None = None) -> Any:
         """`fit`, then `transform`, of the same rows."""
@@ -209,7 +208,7 @@ class KMeans(Clusterer):
     def _points(self, x: Any) -> Points:
         if not hasattr(self, "_centroids"):
             raise DeepClusterError("This KMeans has not been fitted; call fit first.")
-        rows = Rows(x, self.device)
+        rows = Rows(x, self.device, empty=not self.world.alone)
         if rows.dim != self.n_features_in_:
             raise DeepClusterError(
                 f"These features have {rows.dim} columns but the clusters have {self.n_features_in_}; "
@@ -247,6 +246,31 @@ class KMeans(Clusterer):
                 raise DeepClusterError(f"{name} must be one of {', '.join(allowed)}, not {getattr(self, name)!r}.")
         if not self.tol >= 0:
             raise DeepClusterError(f"tol must be 0 or more, not {self.tol}.")
+        if self.backend == "faiss" and not self.world.alone:
+            raise DeepClusterError(
+                f"backend='faiss' clusters in one process, not in {self.world.size}; take backend='torch'."
+            )
+
+
+def require_rows(rows: int, clusters: int) -> None:
+    """Raises DeepClusterError where there are fewer rows than clusters."""
+    if rows < clusters:
+        raise DeepClusterError(
+            f"{rows} rows cannot make {clusters} clusters; ask for at most {rows} clusters or give more rows."
+        )
+
+
+def distances(points: Points, centroids: Tensor, x: Any, out: Any = None) -> Any:
+    """(N, K) float32 Euclidean distances of the points, which are the rows of x, into `out` if given."""
+    shape = (points.n, len(centroids))
+    result = torch.empty(shape, device=points.device) if out is None else out
+    if tuple(result.shape) != shape:
+        raise DeepClusterError(f"out must be of shape {shape}, not {tuple(result.shape)}.")
+    points.step = max(1, min(points.step, BLOCK_NUMBERS // len(centroids)))
+    for start, block in points.blocks():
+        # differences, not products: a distance near zero keeps its digits
+        write_rows(result, start, torch.cdist(block, centroids, compute_mode=EXACT))
+    return in_kind(result, x) if out is None else out
 
 
 def nearest_centroids(x: Any, centroids: Any, *, spherical: bool = False, device: Any = None) -> tuple[Any, Any]:

@@ -1,6 +1,8 @@
 """Lloyd's iterations over rows that come in blocks: assign, average, split into empty clusters, repeat.
 
-Knows rows and centroids; the public class is in kmeans.py, the search for the nearest in nearest.py.
+Knows rows and centroids; the public class is in kmeans.py, the search for the nearest in nearest.py. The rows may be
+shared out over several processes: each assigns its own, and sums, sizes and whatever else decides are told to all
+once a round. Sums are exact (exact.py), so that they are the same for any number of processes.
 """
 
 from __future__ import annotations
@@ -8,18 +10,20 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from deepcluster.clustering.nearest import SPAN, Nearest, Search
+from deepcluster.clustering.exact import Total, round_, unit_for
+from deepcluster.clustering.nearest import Nearest, Search
 from deepcluster.clustering.parallel import members, over_spans
+from deepcluster.clustering.shards import Shard, agreed, shard_of
 from deepcluster.clustering.stream import Rows
 from deepcluster.clustering.whitening import normalize_rows
 from deepcluster.records import DeepClusterError
+from deepcluster.world import ALIGN
 
-BLOCK_NUMBERS = 1 << 24  # numbers in a block (64 MiB): fixed, so that sums do not depend on where rows lie
-BAG = 1024  # rows summed in float32 before the sum goes to float64
+BLOCK_NUMBERS = 1 << 24  # numbers in a block (64 MiB)
+SUMMED = 512  # rows that are brought to float64 at a time: they stay in a core's own cache
 SPLIT = 1 / 1024  # how far the two halves of a split cluster are moved apart, as in faiss
 
 
@@ -27,26 +31,36 @@ class Points:
     """The rows k-means sees: of unit length where it is spherical, about `offset` where that is given.
 
     Args:
-        chunk: rows of a block; None = 64 MiB of them.
+        rows: those of this process.
+        chunk: rows of a block, in multiples of 1,024; None = 64 MiB of them.
+        shard: where they stand among those of all processes; None = there are no others.
     """
 
-    def __init__(self, rows: Rows, spherical: bool = False, chunk: int | None = None, offset: Tensor | None = None):
+    def __init__(
+        self,
+        rows: Rows,
+        spherical: bool = False,
+        chunk: int | None = None,
+        offset: Tensor | None = None,
+        shard: Shard | None = None,
+    ):
         self.rows, self.spherical, self.chunk, self.offset = rows, spherical, chunk, offset
+        self.shard = shard or shard_of(rows)
         self.n, self.dim, self.device = rows.n, rows.dim, rows.device
-        self.step = chunk or max(256, BLOCK_NUMBERS // rows.dim)
+        self.step = max(ALIGN, (chunk or BLOCK_NUMBERS // rows.dim) // ALIGN * ALIGN)
 
     def about(self, offset: Tensor | None) -> Points:
         """The same points with `offset` taken off each."""
-        return Points(self.rows, self.spherical, self.chunk, offset)
+        return Points(self.rows, self.spherical, self.chunk, offset, self.shard)
 
     def blocks(self) -> Iterator[tuple[int, Tensor]]:
-        """(first row, (B, D) block) pairs; a block is valid until the next one is read."""
+        """(first row, (B, D) block) pairs of this process; a block is valid until the next one is read."""
         for start, block in self.rows.blocks(self.step):
             yield start, self._seen(block)
 
     def take(self, index: Tensor) -> Tensor:
-        """(len(index), D) points."""
-        return self._seen(self.rows.take(index))
+        """(len(index), D) points, by their places among those of all processes; on all of them."""
+        return self._seen(self.shard.take(self.rows, index))
 
     def _seen(self, block: Tensor) -> Tensor:
         if not self.spherical and self.offset is None:
@@ -57,13 +71,13 @@ class Points:
             part = normalize_rows(block[first:last]) if self.spherical else block[first:last]
             seen[first:last] = part if self.offset is None else part - self.offset
 
-        over_spans(see, len(block), 1024 if block.device.type == "cpu" else len(block))
+        over_spans(see, len(block), ALIGN if block.device.type == "cpu" else len(block))
         return seen
 
 
 @dataclass
 class Moments:
-    """What one reading of the points tells."""
+    """What one reading of the points tells, those of all processes."""
 
     mean: Tensor  # (D,) float64
     square: float  # sum of squared norms
@@ -80,35 +94,75 @@ class Solution:
 
 
 def moments(points: Points) -> Moments:
-    """Raises DeepClusterError where a point holds NaN or infinity."""
-    total = torch.zeros(points.dim, dtype=torch.float64, device=points.device)
-    square, peak, longest = 0.0, 0.0, 0.0
+    """Raises DeepClusterError, on all processes, where a point holds NaN or infinity."""
+    shard = points.shard
+    total, greatest = agreed(shard.world, lambda: _own_moments(points))
+    shard.sum_(total.digits)
+    shard.max_(greatest)
+    sums, (peak, longest) = total.value(), greatest.tolist()
+    return Moments(sums[:-1] / shard.total, float(sums[-1]), peak, longest)
+
+
+def _own_moments(points: Points) -> tuple[Total, Tensor]:
+    """Sums of coordinates and of squared norms, and (2,) the largest coordinate and norm, of this process's points."""
+    total, greatest = Total(points.dim + 1, points.device), [0.0, 0.0]
     for start, block in points.blocks():
 
-        def facts(first: int, last: int, block: Tensor = block) -> tuple[Tensor, float, float, float]:
+        def facts(first: int, last: int, block: Tensor = block) -> tuple[Tensor, float, float]:
             return _moments(block[first:last])
 
-        for part_sum, part_square, part_peak, part_longest in over_spans(facts, len(block), 1024):
-            total += part_sum
-            square += part_square
-            peak, longest = max(peak, part_peak), max(longest, part_longest)
-        if not np.isfinite(square):
+        sums, peaks, lengths = zip(*over_spans(facts, len(block), ALIGN), strict=True)
+        added = torch.stack(sums)
+        if not torch.isfinite(added).all():
             bad = (~torch.isfinite(block).all(1)).nonzero()
             if len(bad):
                 raise DeepClusterError(
-                    f"Row {start + int(bad[0, 0])} of the features holds NaN or infinity; leave out such "
-                    "rows before clustering."
+                    f"Row {points.shard.first + start + int(bad[0, 0])} of the features holds NaN or infinity; leave "
+                    "out such rows before clustering."
                 )
             raise DeepClusterError("The features are too large for float32 sums of squares; scale them down.")
-    return Moments(total / points.n, square, peak, longest)
+        total.add(added)
+        greatest = [max(greatest[0], *peaks), max(greatest[1], *lengths)]
+    return total, torch.tensor(greatest, dtype=torch.float64, device=points.device)
 
 
-def _moments(block: Tensor) -> tuple[Tensor, float, float, float]:
+def _moments(block: Tensor) -> tuple[Tensor, float, float]:
     low, high = block.aminmax()
     norms = torch.linalg.vector_norm(block, dim=1).double()
     # NaN passes through the sum, whatever the maximum makes of it
-    square, longest = float(norms.square().sum()), float(norms.max())
-    return block.sum(0, dtype=torch.float64), square, max(float(high), -float(low)), longest
+    sums = torch.cat([block.sum(0, dtype=torch.float64), norms.square().sum()[None]])
+    return sums, max(float(high), -float(low)), float(norms.max())
+
+
+class Tally:
+    """What processes tell each other after a round, in one piece.
+
+    Args:
+        k: clusters.
+        dim: D.
+        extra: numbers the search wants to be told besides.
+
+    Attributes:
+        flat: (K * D + K + 1 + extra,) float64, all of it; the others are views of its parts.
+        sums: (K, D) of the points in each cluster.
+        sizes: (K,) points in each.
+        moved: (1,) points that changed their cluster.
+        extra: (extra,) the search's own.
+    """
+
+    def __init__(self, k: int, dim: int, extra: int = 0, device: torch.device | None = None):
+        self.flat = torch.zeros(k * dim + k + 1 + extra, dtype=torch.float64, device=device)
+        sums, self.sizes, self.moved, self.extra = self.flat.split([k * dim, k, 1, extra])
+        self.sums = sums.view(k, dim)
+
+    def of_all(self, shard: Shard) -> Tally:
+        """The sum over all processes; the tally itself where there is one only."""
+        if shard.world.alone:
+            return self
+        k, dim = self.sums.shape
+        total = Tally(k, dim, len(self.extra), self.flat.device)
+        shard.sum_(total.flat.copy_(self.flat))
+        return total
 
 
 def lloyd(
@@ -116,7 +170,7 @@ def lloyd(
     centroids: Tensor,
     search: Search,
     *,
-    square: float,
+    facts: Moments,
     max_iter: int,
     tol: float,
     split_empty: bool,
@@ -128,84 +182,80 @@ def lloyd(
 
     Args:
         search: makes what finds the nearest of given centroids.
-        square: sum of the points' squared norms.
+        facts: the points' moments.
     """
     solution = Solution(centroids)
     label = torch.full((points.n,), -1, dtype=torch.int64, device=points.device)
-    sums = torch.zeros_like(centroids, dtype=torch.float64)
+    own = Tally(len(centroids), points.dim, search.extra, points.device)
+    unit = unit_for(facts.peak, points.shard.total)
     for _ in range(max_iter):
         centroids = solution.centroids
-        find = search(centroids)
-        moved = 0
-        for start, block in points.blocks():
-            found, before = find(block, start), label[start : start + len(block)]
-            moved += _move(sums, block, before, found)
-            before.copy_(found)
-        sizes = torch.bincount(label, minlength=len(centroids))
-        solution.objectives.append(objective(sums, sizes, centroids, square))
+        moved = 0.0
+        while True:
+            all_ = _assigned(points, centroids, search, label, own, unit)
+            moved += float(all_.moved)
+            if search.heard(all_.extra):
+                break
+        solution.objectives.append(objective(all_.sums, all_.sizes, centroids, facts.square))
         if moved == 0:
-            if find.complete:
+            if search.complete:
                 break
             search.forget()
-        solution.centroids = updated(sums, sizes, centroids, points.spherical, split_empty, generator)
+        sizes = all_.sizes.long()
+        solution.centroids = updated(all_.sums, sizes, centroids, points.spherical, split_empty, generator)
         if tol > 0 and len(solution.objectives) > 1:
             last, now = solution.objectives[-2:]
-            if last - now <= tol * last:
+            if points.shard.world.any(last - now <= tol * last):
                 break
     return solution
 
 
-def _move(sums: Tensor, block: Tensor, before: Tensor, found: Tensor) -> int:
+def _assigned(points: Points, centroids: Tensor, search: Search, label: Tensor, own: Tally, unit: float) -> Tally:
+    """Bring `label` (N,) and the process's `own` tally up to date with `centroids`; what all processes have."""
+    find = search(centroids)
+    moved = 0
+    for start, block in points.blocks():
+        found, before = find(block, start), label[start : start + len(block)]
+        moved += _move(own.sums, block, before, found, unit)
+        before.copy_(found)
+    own.sizes.copy_(torch.bincount(label, minlength=len(centroids)))
+    own.moved.fill_(moved)
+    own.extra.copy_(search.to_tell())
+    return own.of_all(points.shard)
+
+
+def _move(sums: Tensor, block: Tensor, before: Tensor, found: Tensor, unit: float) -> int:
     """Move rows of a block that changed clusters from one sum to another; returns how many did."""
     if int(before[0]) < 0:  # the first round
-        add_sums(sums, block, found)
+        add_sums(sums, block, found, unit)
         return len(block)
     changed = (found != before).nonzero()[:, 0]
     if len(changed):
         rows = block[changed]
-        add_sums(sums, rows, found[changed])
-        add_sums(sums, rows, before[changed], sign=-1)
+        add_sums(sums, rows, found[changed], unit)
+        add_sums(sums, rows, before[changed], unit, sign=-1)
     return len(changed)
 
 
-def add_sums(sums: Tensor, block: Tensor, label: Tensor, sign: int = 1) -> Tensor:
-    """Add sign times the rows of a block (B, D) to the (K, D) float64 sums of their clusters.
+def add_sums(sums: Tensor, block: Tensor, label: Tensor, unit: float, sign: int = 1) -> None:
+    """Add sign times the rows of a block (B, D), rounded to `unit`, to the (K, D) float64 sums of their clusters.
 
-    Rows are summed in the order of the block, in float32 for up to 1,024 of a cluster and in float64
-    beyond: the same result on every run, unlike scattered atomic additions.
-
-    Returns:
-        (K,) int64, rows of the block in each cluster.
+    With a unit from `unit_for` nothing is lost in the additions, so their order does not matter, and what is taken
+    off a sum again leaves no trace.
     """
-    k = len(sums)
-    sizes = torch.bincount(label, minlength=k)
-    order = by_cluster(label, k)
-    bags = ((sizes + BAG - 1) // BAG).clamp_min_(1)
-    owner = torch.repeat_interleave(torch.arange(k, device=block.device), bags)
-    rank = torch.arange(len(owner), device=block.device) - (bags.cumsum(0) - bags)[owner]
-    first = (sizes.cumsum(0) - sizes)[owner] + rank * BAG
+    if block.device.type != "cpu":
+        sums.index_add_(0, label, round_(block.double(), unit), alpha=sign)
+        return
 
-    def add(start: int, stop: int) -> Tensor:
-        last = int(first[stop]) if stop < len(first) else len(order)
-        part = order[int(first[start]) : last]
-        return torch.nn.functional.embedding_bag(part, block, first[start:stop] - first[start], mode="sum")
+    def add(first: int, last: int) -> None:  # these columns, which are one thread's
+        into = sums[:, first:last]
+        buffer = torch.empty(min(SUMMED, len(block)), last - first, dtype=torch.float64)
+        for start in range(0, len(block), SUMMED):
+            own = label[start : start + SUMMED]
+            exact = buffer[: len(own)].copy_(block[start : start + SUMMED, first:last])
+            into.index_add_(0, own, round_(exact, unit), alpha=sign)
 
-    span = -(-len(owner) // members()) if block.device.type == "cpu" else len(owner)
-    part = torch.cat(over_spans(add, len(owner), span))
-    if len(owner) == k:
-        sums.add_(part, alpha=sign)
-        return sizes
-    for turn in range(int(bags.max())):  # one bag of each cluster at a time
-        now = rank == turn
-        sums[owner[now]] += sign * part[now]
-    return sizes
-
-
-def by_cluster(label: Tensor, k: int) -> Tensor:
-    """(B,) int64, positions in the block sorted by cluster, in order within one."""
-    if label.device.type == "cpu" and k <= 1 << 16:  # NumPy sorts 16-bit integers by radix
-        return torch.from_numpy(np.argsort(label.numpy().astype(np.uint16), kind="stable"))
-    return torch.argsort(label, stable=True)
+    over_spans(add, block.shape[1], -(-block.shape[1] // members()))
 
 
 def objective(sums: Tensor, sizes: Tensor, centroids: Tensor, square: float) -> float:
@@ -253,7 +303,10 @@ def split(centroids: Tensor, sizes: Tensor, generator: torch.Generator) -> Tenso
 
 
 def assign(points: Points, centroids: Tensor) -> tuple[Tensor, Tensor]:
-    """(N,) int64 nearest centroid and (N,) float32 squared distance to it, in float32 throughout."""
+    """(N,) int64 nearest centroid and (N,) float32 squared distance to it, in float32 throughout.
+
+    Of this process's points; nothing is told to others.
+    """
     mean = centroids.mean(0)
     if mean.square().sum() > centroids.square().sum(1).mean() / 2:
         # products of float32 would lose the digits that a large common offset takes
@@ -271,11 +324,13 @@ def assign(points: Points, centroids: Tensor) -> tuple[Tensor, Tensor]:
         ) -> None:
             into[first:last] = (block[first:last] - centroids[found[first:last]]).square_().sum(1)
 
-        over_spans(measure, len(block), SPAN)
+        over_spans(measure, len(block), ALIGN)
     return label, distance
 
 
-def settle(points: Points, centroids: Tensor, fill_empty: bool, rounds: int = 10) -> tuple[Tensor, Tensor, Tensor]:
+def settle(
+    points: Points, centroids: Tensor, fill_empty: bool, unit: float, rounds: int = 10
+) -> tuple[Tensor, Tensor, Tensor]:
     """The final assignment, consistent with the centroids that are returned with it.
 
     The paper's splitting acts within iterations only, so clusters can be empty at the end. Where
@@ -283,33 +338,52 @@ def settle(points: Points, centroids: Tensor, fill_empty: bool, rounds: int = 10
     cluster, and all centroids move to the means once more, both of which can only lower the objective; a
     cluster stays empty only where fewer distinct points than clusters are left.
 
+    Args:
+        unit: what sums of these points are rounded to, see `add_sums`.
+
     Returns:
-        (K, D) centroids, (N,) labels, (N,) squared distances.
+        (K, D) centroids, (N,) labels and (N,) squared distances of this process's points.
     """
     label, distance = assign(points, centroids)
     for _ in range(rounds if fill_empty else 0):
-        empty = (torch.bincount(label, minlength=len(centroids)) == 0).nonzero()[:, 0]
+        empty = (sizes_of(points, label, len(centroids)) == 0).nonzero()[:, 0]
         if not len(empty):
             break
-        far, index = distance.topk(len(empty))
+        index, far = points.shard.largest(distance, len(empty))
+        taken = points.take(index)
         # rounding leaves a distance of about 1e-7 of a point's length between it and an equal centroid
-        noise = 1e-12 * points.take(index).square().sum(1)
-        index = index[far > noise]
-        if not len(index):
+        taken = taken[far > 1e-12 * taken.square().sum(1)]
+        if not len(taken):
             break
         centroids = centroids.clone()
-        centroids[empty[: len(index)]] = points.take(index)
+        centroids[empty[: len(taken)]] = taken
         label, _ = assign(points, centroids)
-        centroids = means(points, label, centroids)
+        centroids = means(points, label, centroids, unit)
         label, distance = assign(points, centroids)
     return centroids, label, distance
 
 
-def means(points: Points, label: Tensor, centroids: Tensor) -> Tensor:
+def sizes_of(points: Points, label: Tensor, k: int) -> Tensor:
+    """(K,) int64, points in each cluster, of all processes, by the `label` (N,) of this one's."""
+    return points.shard.sum_(torch.bincount(label, minlength=k))
+
+
+def means(points: Points, label: Tensor, centroids: Tensor, unit: float) -> Tensor:
     """(K, D) means of the clusters; an empty one keeps its centroid."""
-    sums = torch.zeros_like(centroids, dtype=torch.float64)
-    sizes = torch.zeros(len(centroids), dtype=torch.int64, device=points.device)
+    own = Tally(len(centroids), points.dim, device=points.device)
     for start, block in points.blocks():
-        sizes += add_sums(sums, block, label[start : start + len(block)])
+        add_sums(own.sums, block, label[start : start + len(block)], unit)
+    own.sizes.copy_(torch.bincount(label, minlength=len(centroids)))
+    all_ = own.of_all(points.shard)
     never = torch.Generator()  # nothing is drawn
-    return updated(sums, sizes, centroids, points.spherical, False, never)
+    return updated(all_.sums, all_.sizes.long(), centroids, points.spherical, False, never)
+
+
+def total_of(points: Points, values: Tensor) -> float:
+    """Sum over all processes of `values` (N,) float32 of their points."""
+    partial = [part.sum(dtype=torch.float64)[None] for part in values.split(ALIGN)]
+    total = Total(1, values.device)
+    if partial:
+        total.add(torch.stack(partial))
+    points.shard.sum_(total.digits)
+    return float(total.value())

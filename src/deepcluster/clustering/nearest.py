@@ -23,15 +23,24 @@ GPU_SCORES = 1 << 27  # scores held at once on an accelerator: 512 MiB
 class Finder(Protocol):
     """What finds nearest centroids: `Nearest` here, `Screened` in int8.py."""
 
-    complete: bool  # every point was looked at since the finder was made
-
     def __call__(self, block: Tensor, start: int) -> Tensor: ...
 
 
 class Search(Protocol):
-    """What makes the finders of a run of k-means, one for each round's centroids."""
+    """What makes the finders of a run of k-means, one for each round's centroids.
+
+    Where points are shared out over processes, each has a search for its own; after a round the sum of what these have
+    `to_tell` is `heard` by all, so that they decide alike.
+    """
+
+    extra: int  # how many numbers it has to tell
+    complete: bool  # every point of every process was looked at in the last round
 
     def __call__(self, centroids: Tensor) -> Finder: ...
+
+    def to_tell(self) -> Tensor: ...
+
+    def heard(self, told: Tensor) -> bool: ...
 
     def forget(self) -> None: ...
 
@@ -39,11 +48,22 @@ class Search(Protocol):
 class Plain:
     """Makes finders that compare every point with every centroid."""
 
+    extra = 0
+    complete = True
+
     def __init__(self, half: bool = False):
         self.half = half
 
     def __call__(self, centroids: Tensor) -> Nearest:
         return Nearest(centroids, self.half)
+
+    def to_tell(self) -> Tensor:
+        """Nothing."""
+        return torch.zeros(0, dtype=torch.float64)
+
+    def heard(self, told: Tensor) -> bool:
+        """The round stands."""
+        return True
 
     def forget(self) -> None:
         """There is nothing to forget."""
@@ -61,7 +81,6 @@ class Nearest:
     """
 
     def __init__(self, centroids: Tensor, half: bool = False):
-        self.complete = True
         self.k = len(centroids)
         self.half = half
         self.on_cpu = centroids.device.type == "cpu"
@@ -69,6 +88,9 @@ class Nearest:
             centroids = centroids.bfloat16() if not self.on_cpu else centroids.bfloat16().float()
         self.bias = centroids.float().square().sum(1) / -2
         self.columns = centroids.T
+        # products of a few rows are rounded in another way than those of many: rows alone get company, so that a
+        # row's cluster does not depend on which others are asked for with it
+        self.least = min(ROWS, 16 + centroids.shape[1] // 16)
         if self.on_cpu:
             self.tiles = [_tile(centroids[i : i + WIDTH], self.bias[i : i + WIDTH]) for i in range(0, self.k, WIDTH)]
 
@@ -97,8 +119,16 @@ class Nearest:
         return scores.add_(self.bias).argmax(1)
 
     def _find_on_cpu(self, block: Tensor, label: Tensor) -> None:
+        if len(block) < self.least:
+            padded = torch.zeros(self.least, dtype=torch.int64)
+            self._find_on_cpu(torch.nn.functional.pad(block, (0, 0, 0, self.least - len(block))), padded)
+            label.copy_(padded[: len(label)])
+            return
         buffer = torch.empty(min(ROWS, len(block)) * self.tiles[0][0].shape[1])
         for i in range(0, len(block), ROWS):
+            if i > 0 and len(block) - i < self.least:
+                self._find_on_cpu(block[i:], label[i:])
+                return
             part, answer = block[i : i + ROWS], label[i : i + ROWS]
             best = torch.full((len(part),), -torch.inf)
             for tile, (columns, bias) in enumerate(self.tiles):

@@ -1,4 +1,7 @@
-"""Where k-means begins: random distinct rows, or k-means++ in batches."""
+"""Where k-means begins: random distinct rows, or k-means++ in batches.
+
+Draws are among the rows of all processes and the same on each.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +9,26 @@ import torch
 from torch import Tensor
 
 from deepcluster.clustering.lloyd import Points
-from deepcluster.clustering.nearest import SPAN
 from deepcluster.clustering.parallel import over_spans
+from deepcluster.world import ALIGN
+
+SHUFFLED = 1 << 24  # rows up to which all are shuffled for a draw of some
+DRAWN = 1 << 20  # random numbers held at once
 
 
 def random_rows(points: Points, k: int, generator: torch.Generator) -> Tensor:
     """(K, D) rows at K different positions, as faiss and the paper begin."""
-    return points.take(torch.randperm(points.n, generator=generator)[:k])
+    return points.take(distinct(points.shard.total, k, generator))
+
+
+def distinct(n: int, k: int, generator: torch.Generator) -> Tensor:
+    """(k,) different numbers below n, each as likely as any other, in random order."""
+    if n <= SHUFFLED or k > n // 4:
+        return torch.randperm(n, generator=generator)[:k]
+    seen: dict[int, None] = {}  # a hundred million numbers are too many to shuffle for a few
+    while len(seen) < k:
+        seen.update(dict.fromkeys(torch.randint(n, (k - len(seen),), generator=generator).tolist()))
+    return torch.tensor(list(seen))
 
 
 def plus_plus(points: Points, k: int, generator: torch.Generator) -> Tensor:
@@ -22,7 +38,8 @@ def plus_plus(points: Points, k: int, generator: torch.Generator) -> Tensor:
     one row for every 16 drawn before or still to draw, whichever is less, after the manner of k-means||
     (Bahmani et al. 2012): the whole costs one assignment and some 32 ln(K / 16) readings of the points.
     """
-    chosen = torch.randint(points.n, (1,), generator=generator)
+    shard = points.shard
+    chosen = torch.randint(shard.total, (1,), generator=generator)
     centroids = points.take(chosen)
     nearest = torch.full((points.n,), torch.inf, device=points.device)
     fresh = centroids
@@ -34,27 +51,32 @@ def plus_plus(points: Points, k: int, generator: torch.Generator) -> Tensor:
                 reached = _squared_distance(block[first:last], fresh)
                 torch.minimum(part[first:last], reached, out=part[first:last])
 
-            over_spans(lower, len(block), SPAN)
-        nearest[chosen.to(nearest.device)] = 0  # rounding may leave a trace of distance to itself
+            over_spans(lower, len(block), ALIGN)
+        # rounding may leave a trace of distance to itself
+        nearest[(chosen[shard.own(chosen)] - shard.first).to(nearest.device)] = 0
         if len(centroids) == k:
             return centroids
-        weight = nearest.cpu().double()
         count = max(1, min(len(centroids), k - len(centroids)) // 16)
-        count = min(count, int((weight > 0).sum()))
+        count = min(count, int(shard.sum_((nearest > 0).sum()[None])))
         if count == 0:  # fewer distinct rows than clusters: repeat some
-            rest = torch.randperm(points.n, generator=generator)[: k - len(centroids)]
+            rest = distinct(shard.total, k - len(centroids), generator)
             return torch.cat([centroids, points.take(rest)])
-        chosen = _draw(weight, count, generator)
+        chosen = _draw(points, nearest.cpu().double(), count, generator)
         fresh = points.take(chosen)
         centroids = torch.cat([centroids, fresh])
 
 
-def _draw(weight: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """`count` different positions, in proportion to weight; any number of positions."""
+def _draw(points: Points, weight: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """`count` different places among all processes' rows, in proportion to the `weight` (N,) of this process's."""
     # the largest of log(u) / w, in order, are a draw without replacement (Efraimidis and Spirakis 2006);
     # torch.multinomial stops at 2^24 positions
-    u = torch.rand(len(weight), generator=generator, dtype=torch.float64)
-    return (u.log() / weight).topk(count).indices
+    shard, last = points.shard, points.shard.first + points.n
+    for start in range(0, shard.total, DRAWN):  # every process draws for all rows, and keeps its own
+        u = torch.rand(min(DRAWN, shard.total - start), generator=generator, dtype=torch.float64)
+        own = u[max(shard.first - start, 0) : max(last - start, 0)]
+        at = max(start - shard.first, 0)
+        weight[at : at + len(own)] = own.log() / weight[at : at + len(own)]
+    return shard.largest(weight, count)[0].cpu()
 
 
 def _squared_distance(block: Tensor, centroids: Tensor) -> Tensor:

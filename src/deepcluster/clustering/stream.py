@@ -28,12 +28,15 @@ class Rows:
         x: (N, D) array, memory-mapped array, tensor or nested sequence, of any real number type.
         device: where the blocks go; None = where x is (arrays: the CPU).
         name: what to call x in error messages.
+        empty: whether there may be no rows: a process's share of a table may be none of it.
 
     Raises:
         DeepClusterError: x is not a table of real numbers with at least one row and one column.
     """
 
-    def __init__(self, x: Any, device: torch.device | str | None = None, name: str = "features"):
+    def __init__(
+        self, x: Any, device: torch.device | str | None = None, name: str = "features", *, empty: bool = False
+    ):
         if not isinstance(x, Tensor):
             x = np.asanyarray(x)
             if x.dtype.kind not in "fiub":
@@ -45,15 +48,16 @@ class Rows:
                 f"{name} must be a table (N, D) with one row per image, not of shape {tuple(x.shape)}; "
                 "reshape it first."
             )
-        if x.shape[0] == 0 or x.shape[1] == 0:
+        if (x.shape[0] == 0 and not empty) or x.shape[1] == 0:
             raise DeepClusterError(f"{name} of shape {tuple(x.shape)} are empty; give at least one row.")
         self.x = x.detach() if isinstance(x, Tensor) else x
         self.n, self.dim = int(x.shape[0]), int(x.shape[1])
+        self.name = name
         self.device = x.device if isinstance(x, Tensor) else torch.device("cpu")
         if device is not None:
             self.device = torch.device(device)
         self.block_rows = max(1, BLOCK_BYTES // (4 * self.dim))
-        self._file = _file_span(x)
+        self._file = _file_span(x) if self.n else None
         self._buffer: np.ndarray | None = None
 
     @property
