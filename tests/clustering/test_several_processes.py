@@ -15,6 +15,7 @@ from deepcluster.clustering.kmeans import KMeans
 from deepcluster.clustering.lloyd import Points
 from deepcluster.clustering.seeding import distinct
 from deepcluster.clustering.stream import Rows
+from deepcluster.clustering.whitening import Whitening
 from deepcluster.records import DeepClusterError
 from deepcluster.world import ALONE, World
 from processes import together
@@ -65,8 +66,29 @@ def _kmeans(world: World, uneven: bool) -> dict[str, Any]:
     return results
 
 
+WHITENING: dict[str, tuple[Any, dict[str, Any]]] = {
+    "plain": (lambda: mixture(5000, 24, 40), {"n_components": 10}),
+    "one row far away": (lambda: np.concatenate([mixture(3000, 12, 9), np.full((1, 12), 1e6)]), {"n_components": 4}),
+    "all rows alike": (lambda: np.full((2100, 5), 0.1), {"n_components": 3}),
+    "few": (lambda: mixture(9, 12, 3), {"n_components": 6}),
+}
+
+
+def _whitening(world: World) -> dict[str, list[np.ndarray]]:
+    results = {}
+    for name, (make, arguments) in WHITENING.items():
+        x = make().astype(np.float32)
+        first, last = world.share(len(x))
+        fitted = Whitening(**arguments, world=world).fit(x[first:last].copy())
+        assert fitted.transform(x[first:last]).shape == (last - first, len(fitted.components))
+        once = [fitted.mean.numpy(), fitted.components.numpy(), fitted.variance.numpy()]
+        again = fitted.partial_fit(x[first:last] * 2 + 1)
+        results[name] = [*once, again.mean.numpy(), again.components.numpy()]
+    return results
+
+
 def _everything(world: World) -> dict[str, Any]:
-    return {"aligned": _kmeans(world, False), "uneven": _kmeans(world, True)}
+    return {"aligned": _kmeans(world, False), "uneven": _kmeans(world, True), "whitening": _whitening(world)}
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +121,23 @@ def test_any_sharding_gives_the_same_clusters(several: list[dict[str, Any]], one
             np.testing.assert_array_equal(each["same"][0], found[0]["same"][0])
 
 
+def test_whitening_is_the_same_to_the_last_bit(several: list[dict[str, Any]], one: dict[str, Any]) -> None:
+    for run in several:
+        for name, alone in one["whitening"].items():
+            for ours, theirs in zip(run["whitening"][name], alone, strict=True):
+                np.testing.assert_array_equal(ours, theirs, name)
+
+
+def test_whitening_of_rows_far_from_the_sample() -> None:
+    """The guess of the mean and of the size is far off, the result is not."""
+    x = mixture(6000, 6, 3).astype(np.float64)
+    x[1::2] += 1e3  # of 6,000 rows every sixth is in the sample: even ones only
+    fitted = Whitening(6, l2=False).fit(x)
+    centered = x.astype(np.float32).astype(np.float64) - x.astype(np.float32).mean(0, dtype=np.float64)
+    variance = np.linalg.eigvalsh(centered.T @ centered / len(x))[::-1]
+    np.testing.assert_allclose(fitted.variance, variance, rtol=1e-6)
+
+
 def _mistakes(world: World) -> list[str]:
     x = mixture(50, 4, 3)
     holed, wide = x.copy(), world.rank == 1
@@ -117,6 +156,8 @@ def _mistakes(world: World) -> list[str]:
         with pytest.raises(DeepClusterError) as caught:
             KMeans(**{"n_clusters": 3, "random_state": 0, **arguments}, world=world).fit(rows)
         said.append(str(caught.value))
+    with pytest.raises(DeepClusterError, match="Row 57 of the features holds NaN"):
+        Whitening(2, world=world).fit(holed)
     unseeded = KMeans(3, world=world).fit(x).cluster_centers_
     assert np.array_equal(world.gather_array(unseeded), np.concatenate([unseeded] * world.size))
     return said

@@ -5,23 +5,31 @@ This file knows covariances and eigenvectors; it does not know what the rows mea
 
 from __future__ import annotations
 
+import math
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from deepcluster.clustering.exact import round_
+from deepcluster.clustering.shards import Shard, agreed, shard_of
 from deepcluster.clustering.stream import Rows, in_kind, write_rows
 from deepcluster.records import DeepClusterError
+from deepcluster.world import ALIGN, ALONE, World
 
 EXACT_DIM = 1024  # up to this width covariances are multiplied in float64; beyond, in float32 blocks
+SAMPLE = 1024  # rows from which the mean and the size of the covariance are guessed
+HEADROOM = 2.0**10  # how far the guess may be too small before all rows are read again
 
 
 class Whitening:
     """Center, project on the main directions, divide each by its deviation, then L2-normalize each row.
 
     The order is the paper's (arXiv 1807.05520 §3.3, "PCA-reduced to 256 dimensions, whitened and
-    l2-normalized"). The covariance is gathered block by block in float64 about a running mean, so the
-    rows may lie in a file larger than memory and may come in several `partial_fit` calls.
+    l2-normalized"). The covariance is gathered block by block in float64, so the rows may lie in a file
+    larger than memory, may come in several `partial_fit` calls, and may be shared out over several processes,
+    which tell each other D^2 numbers.
 
     Directions whose variance is under `floor` times the largest carry rounding noise, or nothing; they
     give zero instead of amplified noise, so constant or duplicate features and fewer rows than
@@ -33,6 +41,9 @@ class Whitening:
         l2: L2-normalize the rows of the result; a row of zeros stays a row of zeros.
         floor: smallest variance kept, relative to the largest.
         device: where the work is done; None = where the rows are.
+        world: the processes that whiten together. All call `fit`, each with its own rows of one table, of which a
+            process may have none; all get the same whitening. Where shares begin at multiples of 1,024 rows it
+            does not depend on their number, to the last bit on CPUs. `transform` concerns nobody else.
 
     Attributes:
         mean: (D,) float32.
@@ -54,12 +65,14 @@ class Whitening:
         l2: bool = True,
         floor: float = 1e-5,
         device: torch.device | str | None = None,
+        world: World = ALONE,
     ):
         self.n_components = n_components
         self.whiten = whiten
         self.l2 = l2
         self.floor = floor
         self.device = device
+        self.world = world
         self._reset()
 
     def _reset(self) -> None:
@@ -84,42 +97,30 @@ class Whitening:
         """
         if self.n_components < 1:
             raise DeepClusterError(f"n_components must be at least 1, not {self.n_components}.")
-        rows = Rows(x, self.device)
+        rows = agreed(self.world, lambda: Rows(x, self.device, empty=not self.world.alone))
+        shard = shard_of(rows, self.world)
         if self._center is not None and rows.dim != len(self._center):
             raise DeepClusterError(
                 f"These features have {rows.dim} columns but the whitening saw {len(self._center)} before; "
                 "give features of one network and tap only."
             )
-        if self._center is None:
-            self._center = torch.zeros(rows.dim, dtype=torch.float64, device=rows.device)
-            self._scatter = torch.zeros(rows.dim, rows.dim, dtype=torch.float64, device=rows.device)
-        step = max(256, min(rows.block_rows, 8192 if rows.dim <= EXACT_DIM else 1024))
-        for start, block in rows.blocks(step):
-            self._merge(block, start)
-        self._solve()
+        self._merge(shard.total, *_moments(rows, shard))
+        self._solve(shard)
         return self
 
-    def _merge(self, block: Tensor, start: int) -> None:
-        """Add a block to mean and scatter (Chan, Golub and LeVeque 1979)."""
-        assert self._center is not None and self._scatter is not None
-        exact = block.to(self._center.device, torch.float64)
-        mean = exact.mean(0)
-        if not torch.isfinite(mean).all():
-            bad = int((~torch.isfinite(exact).all(1)).nonzero()[0, 0]) + start
-            raise DeepClusterError(
-                f"Row {bad} of the features holds NaN or infinity; leave out bad images' rows before fitting."
-            )
-        centered = exact - mean
-        if block.shape[1] > EXACT_DIM:
-            centered = centered.float()
-        total = self._count + len(block)
-        shift = mean - self._center
-        self._scatter += (centered.T @ centered).double()
-        self._scatter += torch.outer(shift, shift) * (self._count * len(block) / total)
-        self._center += shift * (len(block) / total)
-        self._count = total
+    def _merge(self, count: int, mean: Tensor, scatter: Tensor) -> None:
+        """Add `count` rows' mean and scatter to those of the rows before (Chan, Golub and LeVeque 1979)."""
+        if self._center is None or self._scatter is None:
+            self._center, self._scatter = mean, scatter
+        else:
+            mean, scatter = mean.to(self._center.device), scatter.to(self._center.device)
+            total = self._count + count
+            shift = mean - self._center
+            self._scatter += scatter + torch.outer(shift, shift) * (self._count * count / total)
+            self._center += shift * (count / total)
+        self._count += count
 
-    def _solve(self) -> None:
+    def _solve(self, shard: Shard) -> None:
         assert self._center is not None and self._scatter is not None
         covariance = self._scatter / self._count
         values, directions = main_directions((covariance + covariance.T) / 2, min(self.n_components, len(covariance)))
@@ -131,6 +132,9 @@ class Whitening:
         alive = (values > self.floor * values[0]) & (values > rounding)
         scale = values.clamp_min(torch.finfo(torch.float64).tiny).rsqrt() if self.whiten else torch.ones_like(values)
         directions = directions * torch.where(alive, scale, 0.0)[:, None]
+        # equal numbers give equal directions, but not on different kinds of machine
+        shard.copy_(values)
+        directions = shard.copy_(directions.contiguous())
         self.mean = self._center.float()
         self.components = directions.float().contiguous()
         self.variance = values
@@ -143,7 +147,7 @@ class Whitening:
         instance a `numpy.memmap` for what does not fit into memory.
         """
         self._require_fit()
-        rows = Rows(x, self.device)
+        rows = Rows(x, self.device, empty=not self.world.alone)
         if rows.dim != self.n_features_in_:
             raise DeepClusterError(
                 f"These features have {rows.dim} columns but the whitening was fitted on "
@@ -198,6 +202,62 @@ class Whitening:
         self.n_components = len(self.components)
         self.n_features_in_ = len(self.mean)
         return self
+
+
+def _moments(rows: Rows, shard: Shard) -> tuple[Tensor, Tensor]:
+    """(D,) float64 mean and (D, D) float64 sum of outer products about it, of the rows of all processes.
+
+    The rows are read once, about a mean that is guessed from a sample. Sums are exact in multiples of a unit, and so
+    do not depend on order, as long as they stay below a bound that is guessed from the sample too; where the guess
+    was too small, which one row far from all others can bring about, the rows are read again.
+    """
+    stride = -(-shard.total // SAMPLE)
+    sample = shard.take(rows, torch.arange(0, shard.total, stride)).double()
+    sample = sample[torch.isfinite(sample).all(1)]
+    about = sample.mean(0) if len(sample) else torch.zeros(rows.dim, dtype=torch.float64, device=rows.device)
+    bound = HEADROOM * shard.total * float((sample - about).square().mean(0).max()) if len(sample) else 0.0
+    blocks = int(shard.sum_(torch.tensor([-(-rows.n // ALIGN)])))
+    while True:
+        bound = 2.0 ** math.frexp(max(bound, 2.0**-900))[1]
+        sums, largest = agreed(shard.world, partial(_own_moments, rows, shard, about, bound))
+        needed = float(shard.max_(largest)) * blocks
+        if needed <= bound:
+            break
+        bound = needed
+    shard.sum_(sums)
+    shift = sums[-1] / shard.total
+    return about + shift, sums[:-1] - torch.outer(shift, shift) * shard.total
+
+
+def _own_moments(rows: Rows, shard: Shard, about: Tensor, bound: float) -> tuple[Tensor, Tensor]:
+    """(D + 1, D) float64: sums of outer products and, last, of this process's rows, and the largest of a block.
+
+    Both are about `about`, and block by block rounded to what makes them exact up to `bound`.
+    """
+    sums = torch.zeros(rows.dim + 1, rows.dim, dtype=torch.float64, device=rows.device)
+    largest = torch.zeros(1, dtype=torch.float64, device=rows.device)
+    unit, unit_of_sums = bound * 2.0**-51, (2.0 ** (math.frexp(bound * shard.total)[1] // 2 + 1)) * 2.0**-51
+    step = max(ALIGN, rows.block_rows // ALIGN * ALIGN)
+    for start, read in rows.blocks(step):
+        for first in range(0, len(read), ALIGN):
+            centered = read[first : first + ALIGN].double() - about
+            products, total = _products(centered)
+            peak = products.diagonal().max()
+            if not torch.isfinite(peak):
+                bad = int((~torch.isfinite(centered).all(1)).nonzero()[0, 0]) + first + start + shard.first
+                raise DeepClusterError(
+                    f"Row {bad} of the features holds NaN or infinity; leave out bad images' rows before fitting."
+                )
+            largest = torch.maximum(largest, peak)
+            sums[:-1] += round_(products, unit)
+            sums[-1] += round_(total, unit_of_sums)
+    return sums, largest
+
+
+def _products(centered: Tensor) -> tuple[Tensor, Tensor]:
+    """(D, D) float64 sum of outer products and (D,) sum of the rows (B, D) float64."""
+    factor = centered.float() if centered.shape[1] > EXACT_DIM else centered
+    return (factor.T @ factor).double(), centered.sum(0)
 
 
 def main_directions(covariance: Tensor, count: int) -> tuple[Tensor, Tensor]:
