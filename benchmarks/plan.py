@@ -169,7 +169,7 @@ def least(work: Callable[[], dict[str, float]], repeats: int) -> dict[str, float
 
 def clustering(chosen: argparse.Namespace, constants: Constants) -> None:
     """Prints the clustering cases."""
-    print(f"{'rows':>9} {'D':>4} {'P':>4} {'K':>5} {'m':>2} {'R':>3} {'W':>2}   whitening s (ratio)    k-means s (ratio)      MB (ratio)")
+    print("     rows    D    P     K  m   R  W   whitening s (ratio)    k-means s (ratio)         MB (ratio)")
     for rows, dim, width, k, supers, rounds in CASES:
         if (chosen.quick and rows > 100_000) or (chosen.rows and rows != chosen.rows):
             continue
@@ -179,9 +179,10 @@ def clustering(chosen: argparse.Namespace, constants: Constants) -> None:
             took = least(lambda case=case: start("real", case), chosen.repeats)
             told = foretold(job(rows, dim, width, k, supers, rounds, processes), constants, took["base"])
             cells = [f"{took[n]:8.2f} ({told[n] / took[n]:.2f})" for n in ("whitening", "k-means")]
+            cells.append(f"{took['bytes'] / 1e6:8.0f} ({told['bytes'] / took['bytes']:.2f})")
             print(
-                f"{rows:>9} {dim:>4} {width:>4} {k:>5} {supers:>2} {rounds:>3} {processes:>2}   {cells[0]:>18}   {cells[1]:>18}"
-                f"   {took['bytes'] / 1e6:8.0f} ({told['bytes'] / took['bytes']:.2f})",
+                f"{rows:>9} {dim:>4} {width:>4} {k:>5} {supers:>2} {rounds:>3} {processes:>2}   "
+                + "   ".join(f"{cell:>18}" for cell in cells),
                 flush=True,
             )
 

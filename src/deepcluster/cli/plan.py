@@ -52,7 +52,11 @@ def command(arguments: list[str]) -> None:
     preset = find_preset(name)
     prog = f"deepcluster plan {name}" if named else "deepcluster plan"
     chosen = parse(
-        Plan, arguments[1:] if named else arguments, prog=prog, default=Plan(settings=preset.run), about=Plan.__doc__ or ""
+        Plan,
+        arguments[1:] if named else arguments,
+        prog=prog,
+        default=Plan(settings=preset.run),
+        about=Plan.__doc__ or "",
     )
     if chosen.images is None and not chosen.measure:
         raise DeepClusterError("Say how many images: deepcluster plan PRESET --images 1e6, or measure by --measure.")

@@ -253,9 +253,7 @@ def file_of(device: str) -> Path:
 
 def save(constants: Constants) -> Path:
     """Writes the constants of this machine, whole."""
-    return write_json(
-        file_of(constants.device), {"version": VERSION, "constants": dataclasses.asdict(constants)}
-    )
+    return write_json(file_of(constants.device), {"version": VERSION, "constants": dataclasses.asdict(constants)})
 
 
 def load(device: str) -> Constants | None:

@@ -79,7 +79,6 @@ class Job:
         """Machines, the last perhaps not full."""
         return -(-self.processes // self.per_machine)
 
-
     @property
     def share(self) -> int:
         """Images whose features are one process's: of the first, which has the most."""
@@ -111,9 +110,7 @@ class Job:
         return self.k // self.supers
 
 
-def job_of(
-    run: TrainRun, *, images: float, per_machine: int = 0, draws: Any = None, device: str | None = None
-) -> Job:
+def job_of(run: TrainRun, *, images: float, per_machine: int = 0, draws: Any = None, device: str | None = None) -> Job:
     """What `run` does with so many images; its `processes` are those of all machines.
 
     Args:
@@ -140,41 +137,55 @@ def job_of(
     device = device or _device(run)
     network = look(draws or (lambda: draw_backbone(run)), d.view_size or run.image_size)
     stored = _picture(run.image_size)
-    deeper, odc = isinstance(p, DeeperClusterParams), isinstance(p, ODCParams)
-    head_sgd = 1 if deeper and run.optimizer.momentum else 0
-    whiten = 0 if odc and p.start == "neck" else network.dim if odc else min(p.whiten or network.dim, network.dim)
     return Job(
         images=n,
         processes=processes,
         per_machine=min(per_machine or 8, processes),
         device=device,
         half=run.precision in ("bf16", "16") or (run.precision == "auto" and device == "cuda"),
-        method="odc" if odc else "deepercluster" if deeper else "deepcluster",
-        grouping=_grouping(run),
         k=k,
-        supers=p.super_clusters if deeper else 1,
-        turns=4 if deeper and p.rotations else 1,
-        clusterings=p.clusterings if isinstance(p, DeepClusterParams) else 1,
-        width=whiten,
         rounds=p.iterations,
-        refreshes=0.0 if odc or (deeper and k == 1) else 1 / p.reassign,
         batch=batch,
         epochs=run.epochs,
         views=d.views,
         side=run.image_size,
         view_side=d.view_size or run.image_size,
         moments=2 if run.optimizer.name == "adamw" else int(run.optimizer.momentum > 0),
-        head_moments=2 if run.optimizer.name == "adamw" else head_sgd,
-        averaged=isinstance(p, DeepClusterParams) and p.averaging > 0,
-        feature_dim=p.feature_dim if odc else network.dim,
-        hidden=p.hidden if odc else 0,
         whole_norm=run.whole_batch_norm,
         picture=stored,
         cached="memory" if n * stored <= SMALL else "disk" if n * stored <= d.cache_gb * GIGA else "no",
         save_hours=run.save_minutes / 60,
         keep_every=run.keep_every,
         network=network,
+        **_method(run, network),
     )
+
+
+def _method(run: TrainRun, network: Network) -> dict[str, Any]:
+    """What depends on the method, by name."""
+    p, adam = run.method, run.optimizer.name == "adamw"
+    values: dict[str, Any] = {
+        "grouping": "kmeans",
+        "supers": 1,
+        "turns": 1,
+        "clusterings": 1,
+        "averaged": False,
+        "feature_dim": network.dim,
+        "hidden": 0,
+        "head_moments": 2 if adam else 0,  # the papers' classifiers have no momentum, but for DeeperCluster's
+    }
+    if isinstance(p, ODCParams):
+        width = 0 if p.start == "neck" else network.dim
+        own: dict[str, Any] = {"method": "odc", "width": width, "refreshes": 0.0}
+        return values | own | {"feature_dim": p.feature_dim, "hidden": p.hidden}
+    refreshes = 0.0 if isinstance(p, DeeperClusterParams) and p.k == 1 else 1 / p.reassign
+    values |= {"width": min(p.whiten or network.dim, network.dim), "refreshes": refreshes}
+    if isinstance(p, DeeperClusterParams):
+        moments = 2 if adam else int(run.optimizer.momentum > 0)
+        own = {"method": "deepercluster", "supers": p.super_clusters, "turns": 4 if p.rotations else 1}
+        return values | own | {"head_moments": moments}
+    own = {"method": "deepcluster", "grouping": _grouping(p), "clusterings": p.clusterings}
+    return values | own | {"averaged": p.averaging > 0}
 
 
 def _clusters(run: TrainRun, images: int) -> int:
@@ -196,11 +207,13 @@ def _clusters(run: TrainRun, images: int) -> int:
     return k
 
 
-def _grouping(run: TrainRun) -> str:
-    if isinstance(run.method, DeepClusterParams) and run.method.algorithm == "pic":
+def _grouping(p: DeepClusterParams) -> str:
+    if p.algorithm == "pic":
         return "pic"
-    if isinstance(run.method, DeepClusterParams) and run.method.algorithm == "custom":
-        raise DeepClusterError("A clusterer that is handed over in Python takes as long as it takes: plan k-means or PIC.")
+    if p.algorithm == "custom":
+        raise DeepClusterError(
+            "A clusterer that is handed over in Python takes as long as it takes: plan k-means or PIC."
+        )
     return "kmeans"
 
 

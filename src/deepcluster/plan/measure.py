@@ -5,6 +5,7 @@ Other programs disturb every clock: each figure is the least of several.
 
 from __future__ import annotations
 
+import functools
 import io
 import os
 import platform
@@ -46,7 +47,7 @@ from deepcluster.world import World
 Say = Callable[[str], None]
 Clock = Callable[[], float]
 GROUPS = 500  # groups of different size and width in the made-up rows
-SHAPES = ((32768, 256, 64), (16384, 256, 256), (8192, 2048, 64), (8192, 2048, 256), (4096, 2048, 256))
+SHAPES = ((32768, 256, 64), (32768, 256, 256), (8192, 2048, 64), (8192, 2048, 256), (16384, 1024, 128))
 """Rows, clusters and width of the k-means that are measured."""
 SHARED = 16 << 20  # numbers in a large message
 
@@ -166,7 +167,7 @@ def _steps(backbone: Backbone, counted: Network, side: int, autocast: Any, timer
 def _descriptions(backbone: Backbone, counted: Network, side: int, autocast: Any, timer: Timer) -> float:
     batch = _fitting_batch(counted.forward, timer, 256)
     images = torch.randn(batch, 3, side, side, device=timer.device).to(memory_format=torch.channels_last)
-    inference = folded(backbone).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    inference = folded(backbone).to(memory_format=torch.channels_last)
 
     def describe() -> None:
         with torch.inference_mode(), autocast():
@@ -205,7 +206,7 @@ def _views(views: Views, side: int, timer: Timer) -> tuple[float, float]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        return tuple(timer(lambda r=random: show(r)) / count / (views.count if random else 1) for random in (True, False))  # type: ignore[return-value, misc]
+        return timer(lambda: show(True)) / count / views.count, timer(lambda: show(False)) / count
     finally:
         torch.set_num_threads(threads)
 
@@ -260,17 +261,17 @@ def made_up(rows: int, width: int, seed: int = 0) -> np.ndarray:
 def whitening(timer: Timer) -> dict[str, float]:
     """Covariance in float64 and float32, directions, and the rows brought onto them."""
     fitted, rows, solved = [], [], {}
-    for count, dim in ((16384, 64), (16384, 256), (8192, 768)):
+    for count, dim in ((65536, 64), (32768, 256), (8192, 768)):  # more than a cache holds
         x = torch.randn(count, dim)
         solved[dim] = _solve(dim, dim, timer)
-        fitted.append((count, dim, timer(lambda x=x, dim=dim: Whitening(dim, device=timer.device).fit(x)) - solved[dim]))
+        fitted.append((count, dim, _whitened(x, dim, timer) - solved[dim]))
         rows.append((count, dim, _projected(x, dim, timer)))
     read, scatter64 = fit([(n * d, n * d * d) for n, d, _ in fitted], [max(s, 1e-9) for *_, s in fitted])
     project, project_row = fit([(n * d * d, n * d) for n, d, _ in rows], [s for *_, s in rows])
     wide = 1536
     x = torch.randn(4096, wide)
     few = _solve(wide, 64, timer)
-    covariance = timer(lambda: Whitening(64, device=timer.device).fit(x)) - few
+    covariance = _whitened(x, 64, timer) - few
     return {
         "read_row": read,
         "scatter64": scatter64,
@@ -284,7 +285,12 @@ def whitening(timer: Timer) -> dict[str, float]:
 
 def _solve(dim: int, width: int, timer: Timer) -> float:
     x = torch.randn(dim + 64, dim, dtype=torch.float64, device=timer.device)
-    return timer(lambda: main_directions(x.T @ x / dim, width))
+    covariance = x.T @ x / dim
+    return timer(lambda: main_directions(covariance, width))
+
+
+def _whitened(x: Tensor, width: int, timer: Timer) -> float:
+    return timer(lambda: Whitening(width, device=timer.device).fit(x))
 
 
 def _projected(x: Tensor, width: int, timer: Timer) -> float:
@@ -296,45 +302,47 @@ def kmeans(timer: Timer) -> dict[str, Any]:
     """Searches in float32 and by 8-bit products, what rounds are worth, and the rest of k-means."""
     device = timer.device
     screened = device.type == "cpu" and int8.supported()
-    plain, full, begin = [], [], []
+    plain, whole = [], []
     # widths of whitened features; in much wider ones made-up rows are all alike and 8 bits cannot tell them apart
     for rows, k, width in SHAPES:
         x = made_up(rows, width)
-        once, twice = (_kmeans(x, k, rounds, timer) for rounds in (1, 2))
         last = _assigned(x, k, timer)
-        each = max(twice - once, 0.1 * last)
         plain.append((rows, rows * k, rows * k * width, last))
-        full.append((rows, rows * k, rows * k * width, k * width, each))
-        begin.append((rows * width, max(once - each - last, 0.01 * last)))
+        for rounds in (1, 2):
+            took = max(_kmeans(x, k, rounds, timer) - last, 0.1 * last)
+            # rounds on every row, the centroids of each round, and what is read and summed once
+            full = (rounds * rows, rounds * rows * k, rounds * rows * k * width)
+            whole.append((*full, rounds * k * width, rows * width, took))
     search = Search(*fit([each[:3] for each in plain], [each[3] for each in plain]))
-    costs = fit([each[:4] for each in full], [each[4] for each in full])
+    *costs, each_round, begin = fit([each[:5] for each in whole], [each[5] for each in whole])
+    found = Search(*costs)
+    seen = tuple(_rounds(*size, found, begin, timer) for size in ((1024, 20480), (256, 65536))) if screened else ()
     return {
         "plain": search,
-        "screened": Search(*costs[:3]) if screened else None,
-        "round": costs[3],
-        "begin": float(np.median([seconds / numbers for numbers, seconds in begin])),
-        "rounds": tuple(_rounds(k, rows, timer) for k, rows in ((1024, 20480), (256, 65536))) if screened else (),
+        "screened": found if screened else None,
+        "round": each_round,
+        "begin": begin,
+        "rounds": seen,
     }
 
 
-def _kmeans(x: np.ndarray, k: int, rounds: int, timer: Timer, repeats: int = 4) -> float:
+def _kmeans(x: np.ndarray, k: int, rounds: int, timer: Timer) -> float:
     run = KMeans(k, max_iter=rounds, random_state=0, device=timer.device)
-    return timer(lambda: run.fit(x), repeats, seconds=3)
+    return timer(lambda: run.fit(x), 4, seconds=3)
 
 
 def _assigned(x: np.ndarray, k: int, timer: Timer) -> float:
     fitted = KMeans(k, max_iter=1, random_state=0, device=timer.device).fit(x)
-    return timer(lambda: fitted.predict(x))
+    return timer(lambda: fitted.predict(x), 5)
 
 
-def _rounds(k: int, rows: int, timer: Timer) -> Rounds:
-    """What rounds are worth, in whole ones, of which the second is one."""
+def _rounds(k: int, rows: int, search: Search, begin: float, timer: Timer) -> Rounds:
+    """What rounds are worth, in whole ones."""
     x, done = made_up(rows, 128, seed=1), (2, 5, 10, 20)
-    once = _kmeans(x, k, 1, timer)
-    seconds = [_kmeans(x, k, rounds, timer) for rounds in done]
-    each = seconds[0] - once
-    worth = np.maximum.accumulate([2 + (took - seconds[0]) / each for took in seconds])
-    return Rounds(rows / k, done, tuple(float(min(w, d)) for w, d in zip(worth, done, strict=True)))
+    rest = _assigned(x, k, timer) + rows * 128 * begin
+    each = rows * search.seconds(k, 128)
+    worth = np.maximum.accumulate([(_kmeans(x, k, rounds, timer) - rest) / each for rounds in done])
+    return Rounds(rows / k, done, tuple(float(each) for each in worth))
 
 
 def ordering(clock: Clock) -> dict[str, float]:
@@ -434,7 +442,7 @@ def _tell(rank: int, kind: str, port: int, folder: str) -> None:
     for count, repeats in ((SHARED, 5), (2, 200)):
         values = torch.ones(count, device=device)
         world.sum_(values)
-        found.append(timer(lambda values=values: world.sum_(values), repeats, seconds=5))
+        found.append(timer(functools.partial(world.sum_, values), repeats, seconds=5))
     if rank == 0:
         np.savetxt(Path(folder) / "seconds", found)
     dist.barrier()

@@ -126,7 +126,12 @@ def _training(job: Job) -> list[Item]:
     columns = logits(job)
     return [
         Item("gradients", 4 * (net.parameters + neck_numbers(job) + own_numbers(job)), "device", TRAINING),
-        Item("activations (estimate)", (job.part * job.views * net.kept + net.widest * job.part) // half, "device", TRAINING),
+        Item(
+            "activations (estimate)",
+            (job.part * job.views * net.kept + net.widest * job.part) // half,
+            "device",
+            TRAINING,
+        ),
         Item("classifiers: outputs", round(4 * 3 * columns), "device", TRAINING),
         Item("batches made ahead", AHEAD * job.part * job.views * view, "device", TRAINING),
         Item("order of the epoch", job.images * LABEL, "memory", TRAINING),
@@ -172,7 +177,9 @@ def _grouping(job: Job) -> list[Item]:
             items.append(Item("whitened features, copied", rows, "memory", GROUPING))
     if job.grouping == "pic":
         # the first process gathers all rows, and every row has five neighbors, linked both ways
-        items.append(Item("PIC: all rows and their graph", job.images * (4 * width + 10 * 12 + 6 * 12), "memory", GROUPING))
+        items.append(
+            Item("PIC: all rows and their graph", job.images * (4 * width + 10 * 12 + 6 * 12), "memory", GROUPING)
+        )
         return items
     return items + _kmeans(job)
 

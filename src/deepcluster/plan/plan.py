@@ -41,7 +41,11 @@ class Plan:
     def run_seconds(self) -> float:
         """All epochs, what is done once, and the clustering after the last epoch."""
         once = sum(stage.seconds for stage in self.stages if not stage.times)
-        last = 0.0 if once else sum(s.seconds for s in self.stages if s.name in ("features", "whitening", "k-means", "PIC"))
+        last = (
+            0.0
+            if once
+            else sum(s.seconds for s in self.stages if s.name in ("features", "whitening", "k-means", "PIC"))
+        )
         return self.job.epochs * self.epoch_seconds + once + last
 
     def as_dict(self) -> dict[str, Any]:

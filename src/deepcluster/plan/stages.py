@@ -13,8 +13,16 @@ from deepcluster.clustering.whitening import EXACT_DIM
 from deepcluster.features.extract import IN_MEMORY
 from deepcluster.plan.constants import Constants, worth
 from deepcluster.plan.job import Job
-from deepcluster.plan.memory import BATCH, LABEL, checkpoint_bytes, classifier_numbers, logits, neck_numbers
-from deepcluster.plan.memory import own_numbers, table_bytes
+from deepcluster.plan.memory import (
+    BATCH,
+    LABEL,
+    checkpoint_bytes,
+    classifier_numbers,
+    logits,
+    neck_numbers,
+    own_numbers,
+    table_bytes,
+)
 from deepcluster.world import MESSAGE
 
 
@@ -112,7 +120,12 @@ def training(job: Job, c: Constants, wire: Wire) -> Stage:
     stepped = net.parameters + neck_numbers(job) + own_numbers(job)
     update = stepped * c.update + c.step
     made = making(job, c, shown, speed.view, job.part, compute + update)
-    parts = {"compute": compute, "optimizer": update, "images": made, "messages": wire.seconds(told.sent, told.messages)}
+    parts = {
+        "compute": compute,
+        "optimizer": update,
+        "images": made,
+        "messages": wire.seconds(told.sent, told.messages),
+    }
     told = Told(job.processes, told.sent * steps, told.messages * steps)
     return Stage(
         "training", 1.0, steps * (shown * net.training + head), told, {name: steps * s for name, s in parts.items()}
@@ -207,7 +220,7 @@ def grouping(job: Job, c: Constants, wire: Wire, times: float) -> Stage:
     rows, width = job.share, job.grouped_width
     if job.grouping == "pic":
         return _pic(job, c, wire, times)
-    levels = [(rows, job.k, job.clusterings)]
+    levels: list[tuple[float, int, int]] = [(rows, job.k, job.clusterings)]
     if job.supers > 1:
         levels = [(rows, job.supers, 1), (rows / job.supers, job.per_super, job.supers)]
     told = Told(job.processes)
