@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import deepcluster as dc
 from deepcluster.cli.main import main
 from deepcluster.engine import checkpoint, train
 from deepcluster.engine.length import epochs_done, is_finished
@@ -117,3 +118,11 @@ def test_epochs_as_they_are_change_nothing(run: Path) -> None:
     assert override(settings(), {"epochs": 2}).epochs == config["settings"]["epochs"]
     assert main(["train", "--resume", str(run), "--epochs", "2"]) == 0
     assert load_run(run).config == config
+
+
+def test_python_lengthens_a_run_and_changes_nothing_else(tmp_path: Path) -> None:
+    dc.train(settings(epochs=1), images(), tmp_path / "run", quiet=True)
+    longer = dc.train(settings(epochs=1), images(), tmp_path / "run", resume=True, quiet=True, epochs=2)
+    assert [row["epoch"] for row in longer.metrics] == [0, 1]
+    with pytest.raises(DeepClusterError, match="other settings"):
+        dc.train(settings(epochs=3, seed=5), images(), tmp_path / "run", resume=True, quiet=True)

@@ -97,7 +97,7 @@ def test_a_clusterer_that_is_missing_is_asked_for(tmp_path: Path) -> None:
     with pytest.raises(DeepClusterError, match="clusterer handed over in Python"):
         dc.train("tiny-deepcluster", images(), run.folder, resume=True)
     with pytest.raises(DeepClusterError, match="other settings"):
-        dc.train("tiny-deepcluster", images(), run.folder, resume=True, clusterer=AgglomerativeClustering(3), epochs=9)
+        dc.train("tiny-deepcluster", images(), run.folder, resume=True, clusterer=AgglomerativeClustering(3), seed=9)
 
 
 @pytest.mark.parametrize(
