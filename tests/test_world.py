@@ -34,7 +34,7 @@ def _tell(world: World) -> dict[str, Any]:
         "gather": world.gather(rows).tolist(),
         "array": world.gather_array(np.full(world.rank + 1, world.rank)).tolist(),
         "texts": world.gather_texts("é" * world.rank),
-        "any": world.any(world.rank == world.size - 1, False),
+        "any": world.any_of(world.rank == world.size - 1, False),
     }
 
 
@@ -58,4 +58,4 @@ def test_alone_everything_stays_as_it_is() -> None:
     rows = torch.rand(3, 2)
     assert current() == ALONE
     assert ALONE.gather(rows) is rows and ALONE.sum_(rows) is rows and ALONE.copy_(rows) is rows
-    assert ALONE.share(5) == (0, 5) and ALONE.any(True, False) == [True, False]
+    assert ALONE.share(5) == (0, 5) and ALONE.any_of(True, False) == [True, False] and not ALONE.any(False)

@@ -41,12 +41,14 @@ class Batch:
         position: (B,) int64 on the CPU, the place of each image in the whole batch, whose images several processes
             may share and of which some could not be decoded.
         whole: images that the whole batch was to have.
+        first: place of the whole batch's first image in the order that batches are cut from.
     """
 
     index: Tensor
     views: tuple[Tensor, ...]
     position: Tensor
     whole: int
+    first: int = 0
 
 
 @dataclass(frozen=True)

@@ -117,6 +117,11 @@ class DeeperClusterParams:
     """Features are PCA-reduced to this width, whitened and L2-normalized before k-means."""
     iterations: int = 10
     """k-means: Lloyd iterations on each level."""
+    head: Literal["redraw", "centroids"] = "redraw"
+    """At each clustering the classifiers are drawn anew (the paper), or set to the directions of super-clusters and
+    clusters, alike for all turns (cosine classifiers, for short runs); both are trained."""
+    temperature: float = 0.1
+    """Head centroids: cosines are divided by this."""
     head_lr: float | None = None
     """Learning rate of the classifiers' own optimizers; none = the backbone's."""
 

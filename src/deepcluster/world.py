@@ -8,10 +8,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from deepcluster.records import DeepClusterError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -19,6 +23,8 @@ if TYPE_CHECKING:
 ALIGN = 1024
 """Shares of a table begin at multiples of so many rows, so that blocks of rows, and with them every rounding, are the
 same for any number of processes."""
+PATIENCE = timedelta(days=7)
+"""How long processes wait for one that works alone, such as the one that decodes images for all of a machine."""
 MESSAGE = 32 << 20
 """Bytes of gradients that are summed over processes at once."""
 
@@ -92,10 +98,16 @@ class World:
         """(sum of M, ...) the (M, ...) `rows` of all processes one after another; M may differ, also be 0."""
         if self.alone:
             return rows
+        return self._gather(rows, self.lengths(len(rows)))
+
+    def gather_alike(self, rows: Tensor) -> Tensor:
+        """`gather` of as many rows from each process, which need not be asked how many."""
+        return rows if self.alone else self._gather(rows, [len(rows)] * self.size)
+
+    def _gather(self, rows: Tensor, lengths: Sequence[int]) -> Tensor:
         import torch
         import torch.distributed as dist
 
-        lengths = self.lengths(len(rows))
         padded = torch.zeros((max(lengths), *rows.shape[1:]), dtype=rows.dtype, device=device())
         padded[: len(rows)] = rows
         parts = [torch.empty_like(padded) for _ in lengths]
@@ -141,7 +153,8 @@ class World:
         """The (weighted) mean of the (B,) `values` of all processes, or rather this one's part of it: the parts of all
         add up to the mean, and so do their gradients."""
         if weight is not None:
-            return (weight * values).sum() / self.sum_(weight.sum())
+            whole = self.sum_(weight.sum())
+            return (weight * values).sum() / (whole if self.alone else whole.clamp(min=1e-12))
         if self.alone:
             return values.mean()
         return values.sum() / self.sum_(values.new_tensor(len(values))).clamp(min=1)
@@ -181,11 +194,15 @@ class World:
             return [text]
         import torch
 
-        letters = torch.frombuffer(bytearray(text.encode() + b"\0"), dtype=torch.uint8)
+        letters = torch.frombuffer(bytearray(text.encode(errors="replace") + b"\0"), dtype=torch.uint8)
         return bytes(self.gather(letters).tolist()).decode().split("\0")[:-1]
 
-    def any(self, *flags: bool) -> list[bool]:
-        """For each of `flags`, whether it is true on any process."""
+    def any(self, flag: bool) -> bool:
+        """Whether `flag` is true on any process."""
+        return self.any_of(flag)[0]
+
+    def any_of(self, *flags: bool) -> list[bool]:
+        """For each of `flags`, whether it is true on any process; one message for all of them."""
         if self.alone:
             return list(flags)
         import torch
@@ -199,6 +216,42 @@ class World:
     def wait(self) -> None:
         """Until all processes are here."""
         self.any(False)
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Inside, every process does its part, or the first one alone; where one fails, all of them end with its
+        sentence, and none waits for it.
+
+        Raises:
+            DeepClusterError: the first sentence of another process.
+        """
+        if self.alone:
+            yield
+            return
+        failed: Exception | None = None
+        try:
+            yield
+        except Exception as error:  # whatever it is, the others must not wait
+            failed = error
+        kind = isinstance(failed, (DeepClusterError, OSError))
+        said = "" if failed is None else str(failed) if kind else f"{type(failed).__name__}: {failed}"
+        others = [text for text in self.gather_texts(said) if text]
+        if failed is not None:
+            raise failed
+        if others:
+            raise DeepClusterError(others[0])
+
+    def whole(self, index: Tensor, rows: Tensor, count: int) -> Tensor | None:
+        """(count, ...) rows at `index` (M,) of all processes, on the CPU of the first one; None on the others."""
+        import torch
+
+        if self.alone:
+            return torch.zeros((count, *rows.shape[1:]), dtype=rows.dtype).index_copy_(0, index.cpu(), rows.cpu())
+        table = torch.zeros((count, *rows.shape[1:]), dtype=rows.dtype) if self.first else None
+        for places, part in self.rounds(index, rows):
+            if table is not None:
+                table[places.cpu()] = part.cpu()
+        return table
 
     def rounds(self, index: Tensor, rows: Tensor, block: int = 8192) -> Iterator[tuple[Tensor, Tensor]]:
         """(m,) `index` and (m, ...) `rows` of all processes, at most `block` of each process at a time, so that a
@@ -217,7 +270,8 @@ def current() -> World:
     if not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1:
         return ALONE
     # A question over NCCL would wait for all the work that the GPU still has to do.
-    control = dist.new_group(backend="gloo") if dist.get_backend() == "nccl" else None
+    # It is waited for as long as the first process may take over something that it does alone.
+    control = dist.new_group(backend="gloo", timeout=PATIENCE) if dist.get_backend() == "nccl" else None
     return World(dist.get_rank(), dist.get_world_size(), control)
 
 

@@ -15,7 +15,7 @@ from deepcluster.engine import build, checkpoint, loop, train
 from deepcluster.engine.log import Screen
 from deepcluster.engine.model import backbone_from, begin_with
 from deepcluster.engine.runs import Run, load_run
-from deepcluster.methods.deepcluster import CosineHead
+from deepcluster.methods.cosine import CosineHead
 from deepcluster.models.backbone import Backbone
 from deepcluster.models.export import export_backbone
 from deepcluster.models.zoo import build_backbone

@@ -23,7 +23,7 @@ def settings(**values: object) -> TrainRun:
 
 
 @pytest.mark.parametrize("steps", [1, 6])
-@pytest.mark.parametrize("values", [{}, {"optimizer.name": "sgd", "lr": 0.05, "reassign": 2.0}])
+@pytest.mark.parametrize("values", [{"head": "centroids"}, {"optimizer.name": "sgd", "lr": 0.05, "reassign": 2.0}])
 def test_a_stopped_run_goes_on_to_the_bit(tmp_path: Path, steps: int, values: dict) -> None:
     run = settings(**values)
     whole = fit(tmp_path / "whole", run)
@@ -45,15 +45,19 @@ CHANGES = {
     "reassign": 0.5,
     "whiten": 4,
     "iterations": 1,
+    "head": "centroids",
+    "temperature": 0.5,
     "head_lr": 0.5,
 }
+BESIDE = {"temperature": {"head": "centroids"}}
 
 
 @pytest.mark.parametrize("name", CHANGES)
 def test_every_setting_changes_the_run(tmp_path: Path, name: str) -> None:
     assert set(CHANGES) == set(DeeperClusterParams.__dataclass_fields__)
-    plain = fit(tmp_path / "plain", settings())
-    other = fit(tmp_path / "other", settings(**{f"method.{name}": CHANGES[name]}))
+    beside = BESIDE.get(name, {})
+    plain = fit(tmp_path / "plain", settings(**beside))
+    other = fit(tmp_path / "other", settings(**beside, **{f"method.{name}": CHANGES[name]}))
     assert differing(plain["method"], other["method"])
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import deepcluster as dc
 from deepcluster.clustering.pic import PIC
@@ -37,13 +38,25 @@ RUNS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "weighted": (
         "tiny-deepcluster",
-        {"k": 4, "whiten": 8, "balance": "weight", "views": 2, "jitter": 0.8, "init": "k-means++"},
+        {
+            "k": 4,
+            "whiten": 8,
+            "balance": "weight",
+            "views": 2,
+            "data.describe": "augmented",
+            "jitter": 0.8,
+            "init": "k-means++",
+        },
     ),
     "pic": ("tiny-deepcluster-pic", {"whiten": 8}),
     "odc": ("tiny-odc", {"k": 4, "feature_dim": 8, "hidden": 16, "dropout": 0.3, "start": "neck", "replace": True}),
     "odc calm": ("tiny-odc", {"k": 4, "feature_dim": 8, "hidden": 16, "memory": "calm", "centroid_every": 2}),
     "deepercluster": ("tiny-deepercluster", {"k": 4, "super_clusters": 2, "whiten": 8, "clip": 0.5}),
     "deepercluster 4": ("tiny-deepercluster", {"k": 4, "super_clusters": 4, "whiten": 8, "method.iterations": 3}),
+    "one class": (
+        "tiny-deepercluster",
+        {"k": 4, "super_clusters": 1, "rotations": False, "whiten": 8, "clip": 0.5, "head": "centroids"},
+    ),
     "rotnet": ("tiny-rotnet", {"whiten": 8}),
 }
 
@@ -108,7 +121,8 @@ def _cut(world: World, name: str, folder: str, stop_at: int) -> None:
 
     loop.step_all = counting  # type: ignore[assignment]
     try:
-        train.train(settings(name), images(N), Path(folder) / "cut", screen=Screen(quiet=True))
+        run = settings(name, processes=world.size)
+        train.train(run, images(N), Path(folder) / "cut", screen=Screen(quiet=True))
     except Interrupted:
         return
     finally:
@@ -117,7 +131,9 @@ def _cut(world: World, name: str, folder: str, stop_at: int) -> None:
 
 
 def _go_on(world: World, folder: str) -> np.ndarray:
-    return train.train_again(Path(folder) / "cut", images(N), screen=Screen(quiet=True)).assignment
+    # The run was begun with another number, which is what it would take by itself where no launcher says otherwise.
+    processes = 1 if world.alone else None
+    return train.train_again(Path(folder) / "cut", images(N), screen=Screen(quiet=True), processes=processes).assignment
 
 
 @pytest.mark.parametrize("name", ["deepercluster", "odc"])
@@ -131,6 +147,27 @@ def test_a_run_goes_on_with_another_number_of_processes(tmp_path: Path, name: st
         np.testing.assert_array_equal(assignment, whole["assignment"])
 
 
+def _photos(world: World, folder: str) -> dict[str, Any]:
+    run = settings("deepercluster", batch_size=6, **{"data.cache_gb": 0.0})
+    done = train.train(run, str(Path(folder) / "photos"), Path(folder) / f"run-{world.size}", screen=Screen(quiet=True))
+    rows = (Path(folder) / f"run-{world.size}" / "bad_images.csv").read_text().splitlines()
+    return {"assignment": done.assignment, "bad": rows, "loss": done.metrics[-1]["loss"]}
+
+
+def test_photos_of_which_some_are_damaged(tmp_path: Path) -> None:
+    """Decoded on the way, a whole batch of them undecodable; batches that no number of turns divides."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for number, picture in enumerate(images(48)):
+        Image.fromarray(picture).save(folder / f"{number:02d}.png")
+    for number in (3, 17, 18, 19, 20, 21, 22):
+        (folder / f"{number:02d}.png").write_bytes(b"no image")
+    for size in (1, 2):
+        for done in together(_photos, size, str(tmp_path)):
+            assert np.flatnonzero(done["assignment"] < 0).tolist() == [3, 17, 18, 19, 20, 21, 22]
+            assert len(done["bad"]) == 8 and np.isfinite(done["loss"])
+
+
 def _refused(world: World, folder: str, what: str) -> str:
     try:
         if what == "batch":
@@ -138,7 +175,7 @@ def _refused(world: World, folder: str, what: str) -> str:
                 settings("deepcluster", batch_size=1), images(N), Path(folder) / "run", screen=Screen(quiet=True)
             )
         elif what == "here":  # one process alone finds something wrong
-            with train.together(world):
+            with world.together():
                 if world.rank == world.size - 1:
                     raise DeepClusterError("the second machine has no images")
         else:

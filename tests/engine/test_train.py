@@ -249,7 +249,8 @@ BASE = TrainRun(
 def test_every_setting_is_listed_here() -> None:
     from deepcluster.settings import names
 
-    assert set(CHANGES) == set(names())
+    several = {"processes", "whole_batch_norm"}  # see test_processes.py
+    assert set(CHANGES) == set(names()) - several
 
 
 @pytest.fixture(scope="module")

@@ -75,6 +75,25 @@ def test_the_first_step_guesses_and_teaches() -> None:
             assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
 
 
+def test_classifiers_that_are_aimed_are_right_from_the_first_step() -> None:
+    learner = method(head="centroids", temperature=0.1).eval()
+    found = described()
+    learner.refresh(lambda: found, (1,))
+    label, features = learner.assignment, torch.from_numpy(found.features)
+    for turn in range(4):
+        guessed = learner.super_head(features)[:, turn::4].argmax(1)  # all turns alike to begin with
+        assert (guessed == label // 4).float().mean() > 0.95
+        for number in range(2):
+            rows = label // 4 == number
+            within = learner.sub_heads[str(4 * number + turn)](features[rows]).argmax(1)
+            assert (within == label[rows] % 4).float().mean() > 0.7  # of groups that are noise within
+    alone = method(k=1, super_clusters=1, head="centroids")
+    alone.refresh(described, (1,))
+    loss = alone.train().loss(batch(8))["loss"]
+    loss.backward()
+    assert torch.isfinite(loss) and all(torch.isfinite(p.grad).all() for p in alone.backbone.parameters())
+
+
 def test_learning_raises_the_three_accuracies() -> None:
     learner = method().train()
     learner.refresh(described, (1,))

@@ -208,7 +208,7 @@ def test_a_step_tells_what_was_foretold(name: str) -> None:
     step_all([optimizer, *method.optimizers().values()], method.parameters(), 0.0, None, world, method.own)
     if name != "odc":  # whose memory would meet every image twice here
         method.after_step(batch)
-    world.any(False, False)
+    world.any_of(False, False)
     foretold = step_told(job)
     if name == "odc":
         rest = Told(2).gather(16 * 8).gather(16 * 8 * 4, job.views).sum(16 * 8 * 4, job.views)

@@ -48,6 +48,8 @@ class Resume:
     epochs: int | None = None
     """Another length for the run, of a finished one too; the schedule of the learning rate follows it. None = as it was
     begun."""
+    processes: int | None = None
+    """Processes on this machine; none = as many as before. torchrun and SLURM settle it themselves."""
     source: Annotated[str | None, arg(name="data")] = None
     """Only where the images have moved since: where they are now."""
     json: bool = False
@@ -129,7 +131,7 @@ def resume(arguments: list[str]) -> None:
         _say_finished(load_run(chosen.resume, "cpu"), screen, chosen.json)
         return
     with told(chosen.resume, screen):
-        run = engine.train_again(chosen.resume, chosen.source, screen, epochs=chosen.epochs)
+        run = engine.train_again(chosen.resume, chosen.source, screen, epochs=chosen.epochs, processes=chosen.processes)
     finish(run, screen, chosen.json)
 
 

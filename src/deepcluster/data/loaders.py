@@ -38,6 +38,7 @@ class Loader:
         drop_last: leave out a last batch that is smaller.
         prefetch: batches made ahead; 0 = each is made when it is asked for, by the asking thread.
         empty: give batches of which no image can be decoded, too; else they are left out.
+        offset: number of the first batch, where these are part of a longer pass; what is drawn follows it.
         world: the processes that share each batch, a contiguous part each; with
             `empty`, each gets as many batches as the others.
         mean: of the plain view's normalization, in [0, 1]; random views have their own.
@@ -58,6 +59,7 @@ class Loader:
         drop_last: bool = False,
         prefetch: int = 2,
         empty: bool = False,
+        offset: int = 0,
         world: World = ALONE,
         mean: Sequence[float] = IMAGENET_MEAN,
         std: Sequence[float] = IMAGENET_STD,
@@ -65,6 +67,7 @@ class Loader:
         self.pixels = pixels
         indices = np.asarray(order, np.int64)
         count = len(indices) // batch_size if drop_last else -(-len(indices) // batch_size)
+        self.batch_size = batch_size
         self.batches = [indices[k * batch_size : (k + 1) * batch_size] for k in range(count)]
         self.views = views
         self.size = size
@@ -73,6 +76,7 @@ class Loader:
         self.device = torch.device(device)
         self.prefetch = prefetch
         self.empty = empty
+        self.offset = offset
         self.world = world
         self.mean, self.std = tuple(mean), tuple(std)
 
@@ -122,7 +126,7 @@ class Loader:
         if self.views is None:
             views: tuple[Tensor, ...] = (plain(full, self.size, self.device, self.mean, self.std),)
         else:
-            generator = seeded(*self.key, number)
+            generator = seeded(*self.key, self.offset + number)
             sizes = np.ones((whole, 2), np.int64)  # what is drawn for an image does not depend on the others
             sizes[first:last] = [image.shape[:2] for image in full]
             views = tuple(
@@ -131,7 +135,7 @@ class Loader:
             )
         if len(keep) < len(full):
             views = tuple(view[keep] for view in views)
-        return Batch(torch.from_numpy(index[keep]), views, position, whole)
+        return Batch(torch.from_numpy(index[keep]), views, position, whole, number * self.batch_size)
 
 
 _STAND_IN = np.zeros((1, 1, 3), np.uint8)

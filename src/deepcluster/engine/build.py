@@ -29,7 +29,7 @@ from deepcluster.models.backbone import Backbone
 from deepcluster.models.zoo import build_backbone
 from deepcluster.records import DeepClusterError, seed_of
 from deepcluster.settings import DeepClusterParams, DeeperClusterParams, ODCParams, TrainRun
-from deepcluster.world import ALONE, World
+from deepcluster.world import ALONE, PATIENCE, World
 
 
 def seed_everything(seed: int) -> None:
@@ -170,6 +170,8 @@ def _deepercluster(run: TrainRun, p: DeeperClusterParams, backbone: Backbone, n:
         reassign=p.reassign,
         whiten=p.whiten,
         iterations=p.iterations,
+        head=p.head,
+        temperature=p.temperature,
         world=world,
     )
 
@@ -256,18 +258,20 @@ def make_fabric(run: TrainRun) -> Fabric:
         raise DeepClusterError(
             "Loss scaling cannot follow classifiers that are divided among processes: use --precision bf16 or 32."
         )
+    if kind == "mps":
+        raise DeepClusterError("Several processes cannot share this machine's GPU (mps): use one, or --device cpu.")
     if position:
         raise DeepClusterError(f"--device {device} names one device for several processes: use --device {kind}.")
     if kind == "cuda" and here > torch.cuda.device_count():
         raise DeepClusterError(
-            f"{here} processes need as many GPUs, and this machine has {torch.cuda.device_count()}: lower --processes,"
-            " or use --device cpu."
+            f"{here} processes need as many GPUs, and each sees {torch.cuda.device_count()}: lower --processes, let all"
+            " see all GPUs of the machine (in SLURM --gpus-per-node), or use --device cpu."
         )
     fabric = Fabric(
         accelerator=kind,
         devices=here,
         num_nodes=machines,
-        strategy=DDPStrategy(process_group_backend="nccl" if kind == "cuda" else "gloo"),
+        strategy=DDPStrategy(process_group_backend="nccl" if kind == "cuda" else "gloo", timeout=PATIENCE),
         precision=plugin,
         loggers=None,
     )
@@ -286,7 +290,7 @@ def launched() -> tuple[int, int] | None:
         size, here = int(variables["WORLD_SIZE"]), int(variables.get("LOCAL_WORLD_SIZE", variables["WORLD_SIZE"]))
     elif int(variables.get("SLURM_NTASKS", 1)) > 1 and "SLURM_PROCID" in variables:
         size, machines = int(variables["SLURM_NTASKS"]), int(variables.get("SLURM_NNODES", 1))
-        here = size // machines
+        here = -(-size // machines)
     else:
         return None
     if size % here:

@@ -22,12 +22,12 @@ from deepcluster.records import DeepClusterError
 
 
 def random_state() -> dict[str, Any]:
-    """The state of every global generator: torch on the CPU and each GPU, NumPy, Python."""
+    """The state of every global generator: torch on the CPU and its GPU, NumPy, Python."""
     version, internal, gauss = random.getstate()
     name, keys, position, has_gauss, cached = np.random.get_state()  # noqa: NPY002 - other people's code draws from it
     return {
         "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],
+        "cuda": [torch.cuda.get_rng_state()] if torch.cuda.is_initialized() else [],  # of the GPU in use
         "numpy": [
             str(name),
             torch.from_numpy(np.asarray(keys).copy()),
@@ -42,8 +42,8 @@ def random_state() -> dict[str, Any]:
 def set_random_state(state: Mapping[str, Any]) -> None:
     """The inverse of `random_state`."""
     torch.set_rng_state(state["torch"].cpu())
-    if state["cuda"] and torch.cuda.device_count() == len(state["cuda"]):
-        torch.cuda.set_rng_state_all([part.cpu() for part in state["cuda"]])
+    if state["cuda"] and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"][0].cpu())
     name, keys, position, has_gauss, cached = state["numpy"]
     np.random.set_state((name, keys.cpu().numpy(), position, has_gauss, cached))  # noqa: NPY002
     version, internal, gauss = state["python"]
@@ -76,8 +76,9 @@ def save(
         "precision": dict(precision),
         "random": random_state(),
     }
-    if method.world.first:
-        write_whole(file, lambda beside: torch.save(state, beside))
+    with method.world.together():  # a process that went on, or ended, would have the launcher end the one that writes
+        if method.world.first:
+            write_whole(file, lambda beside: torch.save(state, beside))
 
 
 def keep_copy(file: Path, copy: Path) -> None:

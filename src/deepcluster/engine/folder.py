@@ -35,6 +35,8 @@ def prepare_folder(folder: Path, *, resume: bool, overwrite: bool) -> None:
     if resume:
         read_config(folder)
         remove_leftovers(folder)
+        for features in folder.glob(".features*.npy"):
+            features.unlink(missing_ok=True)
     elif (folder / "run.json").exists():
         if not overwrite:
             raise DeepClusterError(
@@ -93,11 +95,12 @@ def note_finished(folder: Path) -> None:
     write_json(folder / "run.json", read_config(folder) | {"finished": now})
 
 
-def note_unfinished(folder: Path, run: TrainRun) -> None:
-    """Takes that hour away again: the run goes on, perhaps from an earlier checkpoint; and notes its length, which
-    alone may be another than before."""
+def note_unfinished(folder: Path, run: TrainRun, world: World = ALONE) -> None:
+    """Takes that hour away again: the run goes on, perhaps from an earlier checkpoint; and notes its length and its
+    processes, which alone may be others than before."""
     config = read_config(folder)
-    now = config | {"settings": config["settings"] | {"epochs": run.epochs, "stop": run.stop}}
+    changed = {"epochs": run.epochs, "stop": run.stop, "processes": run.processes}
+    now = config | {"settings": config["settings"] | changed, "processes": world.size}
     now.pop("finished", None)
     if now != config:
         write_json(folder / "run.json", now)

@@ -132,7 +132,7 @@ def walk(w: Walk, progress: Progress) -> None:
             key=(w.seed, VIEWS, start),
             start=progress.step - start,
             device=fabric.device,
-            empty=not w.world.alone,
+            empty=True,
             world=w.world,
             mean=w.views.mean,
             std=w.views.std,
@@ -144,6 +144,9 @@ def walk(w: Walk, progress: Progress) -> None:
         with w.screen.bar(f"epoch {epoch + 1}/{w.epochs}", images) as advance:
             for batch in loader:
                 w.part.position, w.part.whole = batch.position, batch.whole
+                if not w.world.any(len(batch.index) > 0):  # no image of it can be decoded
+                    progress.step += 1
+                    continue
                 optimizers = {"backbone": w.optimizer, **method.optimizers()}
                 set_rate(optimizers.values(), w.rate(progress.step, steps, per_epoch))
                 with fabric.autocast():
@@ -155,7 +158,7 @@ def walk(w: Walk, progress: Progress) -> None:
                 progress.step += 1
                 progress.add("images", batch.whole)
                 advance(batch.whole)
-                late, stopped = w.world.any(time.monotonic() - saved_at > w.save_seconds, w.stopped())
+                late, stopped = w.world.any_of(time.monotonic() - saved_at > w.save_seconds, w.stopped())
                 if (late or stopped) and progress.step < end:
                     progress.add("loss", w.world.sum_(loss_sum).item())
                     loss_sum.zero_()
@@ -169,7 +172,7 @@ def walk(w: Walk, progress: Progress) -> None:
         if progress.step % per_epoch == 0:
             close_epoch(w, progress)
             saved_at = time.monotonic()
-        if any(w.world.any(w.stopped())) and progress.step < steps:
+        if w.world.any(w.stopped()) and progress.step < steps:
             save(w, progress)
             raise Interrupted
 
@@ -189,10 +192,11 @@ def close_epoch(w: Walk, progress: Progress) -> None:
     finish_epoch(w, progress, epoch, watched)
     save(w, progress)
     last = w.folder / "checkpoints" / "last.ckpt"
-    if w.world.first and w.keep_every and (epoch + 1) % w.keep_every == 0:
-        checkpoint.keep_copy(last, last.with_name(f"epoch-{epoch:04d}.ckpt"))
-    if _is_best(w, progress):
-        w.on_best()
+    with w.world.together():
+        if w.world.first and w.keep_every and (epoch + 1) % w.keep_every == 0:
+            checkpoint.keep_copy(last, last.with_name(f"epoch-{epoch:04d}.ckpt"))
+        if _is_best(w, progress):
+            w.on_best()
     if w.watch and (said := w.watch.sentence(w.metrics.rows)):
         w.screen.say(said)
 
@@ -257,7 +261,8 @@ def refresh(w: Walk, progress: Progress, *, last: bool = False) -> Clustering | 
         progress.latest["nmi_labels"] = nmi(labels, now)
         progress.latest["purity"] = purity(now, labels)
     check_clusters(clustering.sizes, w.screen.warn)
-    w.on_refresh(clustering, progress.step)
+    with w.world.together():
+        w.on_refresh(clustering, progress.step)
     return clustering
 
 
@@ -270,7 +275,7 @@ def describe_all(w: Walk, step: int, only: np.ndarray | None = None) -> Describe
 
         def check(described: int) -> None:
             advance(described * w.world.size)
-            if any(w.world.any(w.stopped())):
+            if w.world.any(w.stopped()):
                 raise Interrupted
 
         index, features = extract(
@@ -299,6 +304,11 @@ def features_file(folder: Path, world: World) -> Path:
 def finish_epoch(w: Walk, progress: Progress, epoch: int, watched: dict[str, Any]) -> None:
     """One line on the screen and in metrics.jsonl."""
     totals, latest = progress.totals, progress.latest
+    if not totals.get("images"):
+        raise DeepClusterError(
+            f"None of the images of epoch {epoch + 1} could be decoded: make sure that they can still be read, then"
+            f" `deepcluster train --resume {w.folder}`."
+        )
     loss, seconds = totals["loss"] / totals["images"], totals["seconds_train"]
     if not math.isfinite(loss):
         raise DeepClusterError(
@@ -319,7 +329,8 @@ def finish_epoch(w: Walk, progress: Progress, epoch: int, watched: dict[str, Any
     }
     row |= {name: latest[name] for name in ("nmi_labels", "purity") if name in latest}
     row |= w.method.measured()
-    w.metrics.add(row | watched)
+    with w.world.together():
+        w.metrics.add(row | watched)
     w.screen.say(line(row | watched, w.epochs))
     check_loss([entry["loss"] for entry in w.metrics.rows], latest.get("k", 1) * w.method.turns, w.screen.warn)
     progress.totals = {}

@@ -43,7 +43,7 @@ def step_all(
     clip: float,
     scaler: torch.amp.GradScaler | None,
     world: World = ALONE,
-    own: Sequence[nn.Parameter] = (),
+    own: Sequence[nn.Parameter] | None = None,
 ) -> None:
     """One step of every optimizer on gradients of the same loss, clipped together, then zeroed.
 
@@ -52,19 +52,19 @@ def step_all(
     Args:
         parameters: all that are trained.
         world: the processes whose losses, and with them gradients, add up to those of the whole batch.
-        own: those of the parameters that only this process has.
+        own: those of the parameters that only this process has, perhaps none; None = all have all of them.
     """
     optimizers, parameters = list(optimizers), list(parameters)
-    mine = {id(parameter) for parameter in own}
+    mine = {id(parameter) for parameter in own or ()}
     shared = [p.grad for p in parameters if p.grad is not None and id(p) not in mine]
     world.sum_all_(shared)
     if scaler is not None:
         for optimizer in optimizers:
             scaler.unscale_(optimizer)
-    if clip and not mine:
+    if clip and own is None:
         torch.nn.utils.clip_grad_norm_(parameters, clip)
     elif clip:
-        rest = [p.grad for p in own if p.grad is not None]
+        rest = [p.grad for p in own or () if p.grad is not None]
         square = world.sum_(torch.nn.utils.get_total_norm(rest).square().to(shared[0]))
         norm = (torch.nn.utils.get_total_norm(shared).square() + square).sqrt()
         factor = (clip / (norm + 1e-6)).clamp(max=1.0)  # as clip_grad_norm_ has it

@@ -4,9 +4,9 @@ new images. The parts come from build.py.
 
 from __future__ import annotations
 
+import os
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from deepcluster.engine import folder as run_folder
 from deepcluster.engine.build import (
     build_method,
     check,
+    launched,
     make_fabric,
     pick_clusterer,
     rate_of,
@@ -35,6 +36,7 @@ from deepcluster.engine.model import MODEL, Model, Tree, begin_with
 from deepcluster.engine.optim import make_optimizer
 from deepcluster.engine.signals import stop_signals
 from deepcluster.engine.watch import best_of, make_watch
+from deepcluster.features.extract import agree_on_bad
 from deepcluster.files import write_json
 from deepcluster.methods.deepcluster import Clusterer, DeepCluster
 from deepcluster.methods.deepercluster import DeeperCluster
@@ -77,7 +79,7 @@ def train(
     fabric = make_fabric(run)
     world = current()
     screen = (screen or Screen()) if world.first else Screen(quiet=True)
-    with together(world):
+    with world.together():
         source = open_images(data)
         if world.first and not resume:
             run_folder.outside_images(folder, source)
@@ -103,23 +105,26 @@ def _train(
     resume: bool,
     clusterer: Clusterer | None,
 ) -> runs.Run:
+    here = (launched() or (run.processes, 1))[0]
     watch = make_watch(run.watch, source, every=run.watch_every, patience=run.patience, stop=run.stop, seed=run.seed)
-    with together(world):
+    with world.together():
         if fabric.local_rank == 0:
-            pixels = _pixels(run, source, screen)
-    with together(world):
+            pixels = _pixels(run, source, screen, here)
+    with world.together():
         if fabric.local_rank > 0:  # what the first process of this machine has put into the cache is there now
-            pixels = _pixels(run, source, screen)
+            pixels = _pixels(run, source, screen, here)
+    same_everywhere(source, world)
+    agree_on_bad(pixels, world)
     if len(pixels.good) < 2:
         raise DeepClusterError(
             f"{source.name} holds {len(pixels.good)} image(s) that can be decoded: training needs at least 2."
         )
-    with together(world):
+    with world.together():
         if world.first and not resume:
             write_json(folder / "run.json", run_folder.about(run, preset, source, pixels, clusterer, world))
         elif world.first:
             run_folder.same_images(runs.read_config(folder), source, folder)
-            run_folder.note_unfinished(folder, run)
+            run_folder.note_unfinished(folder, run, world)
         if world.first:
             run_folder.write_bad_images(folder, pixels)
     run_folder.tell_bad(pixels, screen)
@@ -127,8 +132,12 @@ def _train(
     seed_everything(run.seed)
     method, part = build_method(run, len(source), clusterer, world), Part()
     last = folder / "checkpoints" / "last.ckpt"
-    if run.backbone.weights and not (resume and last.exists()):
-        begin_with(run.backbone.weights, (method.backbone, method.describer))
+    begun = resume and world.any(last.exists())
+    with world.together():
+        if begun and not last.exists():
+            raise DeepClusterError(f"Not every process sees {last}: the run folder must be on a disk that all share.")
+        if run.backbone.weights and not begun:
+            begin_with(run.backbone.weights, (method.backbone, method.describer))
     see_whole_batch(method, world, part, norm=run.whole_batch_norm)
     method.join(world)
     method.to(device=fabric.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -140,13 +149,16 @@ def _train(
         weight_decay=run.optimizer.weight_decay,
     )
     per_epoch, batch_size = steps_per_epoch(len(pixels.good), run.batch_size)
-    if batch_size < world.size:
+    least = world.size if run.whole_batch_norm or world.alone else 2 * world.size  # one image has no variance
+    if batch_size < least:
         raise DeepClusterError(
-            f"Batches of {batch_size} images cannot be shared by {world.size} processes: raise --batch-size, or start"
-            " fewer processes."
+            f"Batches of {batch_size} images cannot be shared by {world.size} processes: raise --batch-size to at least"
+            f" {least}, or start fewer processes."
         )
+    for weight in method.backbone.state_dict().values():
+        world.copy_(weight)  # processors of different kinds may draw different last digits
     progress = Progress(per_epoch, batch_size)
-    if resume and last.exists():
+    if begun:
         progress = restore(last, method, optimizer, fabric)
         screen.say(f"resuming {folder} at epoch {progress.step // progress.steps_per_epoch + 1}, step {progress.step}")
     elif resume:
@@ -185,37 +197,20 @@ def _train(
         finally:
             w.metrics.close()
             features_file(folder, world).unlink(missing_ok=True)
-    with together(world):
+    with world.together():
         if world.first and clustering is not None:
             run_folder.write_snapshot(folder, snapshot_model(method, clustering), clustering)
         if world.first:
             run_folder.note_finished(folder)
+    agree_on_bad(pixels, world)
     if pixels.bad:
+        with world.together():
+            if world.first:
+                run_folder.write_bad_images(folder, pixels)
         screen.say(
             f"{folder / 'bad_images.csv'} lists what cannot be decoded: {len(pixels.bad):,} of {len(pixels):,} files"
         )
     return runs.load_run(folder, device=run.device)
-
-
-@contextmanager
-def together(world: World) -> Iterator[None]:
-    """Inside, every process does its part; where one fails, all of them end with its sentence, and none waits.
-
-    Raises:
-        DeepClusterError: the first sentence of any process.
-    """
-    failed: DeepClusterError | OSError | None = None
-    try:
-        yield
-    except (DeepClusterError, OSError) as error:
-        if world.alone:
-            raise
-        failed = error
-    said = next((text for text in world.gather_texts(str(failed or "")) if text), "")
-    if failed is not None and str(failed) == said:
-        raise failed
-    if said:
-        raise DeepClusterError(said)
 
 
 def restore(file: Path, method: Method, optimizer: torch.optim.Optimizer, fabric: Fabric) -> Progress:
@@ -240,13 +235,27 @@ def snapshot_model(method: Method, clustering: Clustering) -> Model:
     return Model(method.describer, method.whitening, clustering.centroids)
 
 
-def _pixels(run: TrainRun, source: ImageSource, screen: Screen) -> Pixels:
+def same_everywhere(source: ImageSource, world: World) -> None:
+    """Refuses processes that see different images.
+
+    Raises:
+        DeepClusterError: on all of them.
+    """
+    if not world.alone and len(set(world.gather_texts(f"{len(source)} {source.fingerprint()}"))) > 1:
+        raise DeepClusterError(
+            f"The processes see different images as {source.name}: give each machine the same files, with the same"
+            " dates, in the same place."
+        )
+
+
+def _pixels(run: TrainRun, source: ImageSource, screen: Screen, here: int) -> Pixels:
+    """The pictures, for one of `here` processes of this machine."""
     with screen.bar("decoding", len(source)) as advance:
         return load_pixels(
             source,
             short_side=runs.short_side(run.image_size),
             cache_gb=run.data.cache_gb,
-            workers=run.data.workers,
+            workers=run.data.workers or max(1, (os.cpu_count() or 1) // here),
             progress=lambda done, total: advance.to(done),
         )
 
@@ -287,12 +296,14 @@ def train_again(
     screen: Screen | None = None,
     clusterer: Clusterer | None = None,
     epochs: int | None = None,
+    processes: int | None = None,
 ) -> runs.Run:
     """`deepcluster train --resume`: goes on exactly where the run in `folder` stood.
 
     Args:
         data: needed only where the training images were handed over as arrays.
         clusterer: needed only where one was handed over.
+        processes: on this machine; None = as many as before. A launcher settles it without being asked.
         epochs: another length of the run, which the learning rate's schedule then follows; None = as it was begun.
 
     Raises:
@@ -300,6 +311,10 @@ def train_again(
     """
     config = runs.read_config(Path(folder))
     run = settings.from_dict(config["settings"])
+    if launched():
+        run = settings.override(run, {"processes": 1})
+    elif processes is not None:
+        run = settings.override(run, {"processes": processes})
     if epochs is not None:
         run = lengthened(run, Path(folder), epochs)
     return train(

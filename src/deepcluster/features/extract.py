@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from deepcluster.data.cache import Pixels
+from deepcluster.data.cache import Pixels, StoredPixels
 from deepcluster.data.loaders import Loader
 from deepcluster.data.views import Views
 from deepcluster.models.backbone import Backbone
@@ -84,7 +84,8 @@ def extract(
     inference: nn.Module = backbone.eval() if tap else folded(backbone).to(memory_format=torch.channels_last)
     agree_on_bad(pixels, world)
     images = pixels.good if only is None else only
-    order = torch.from_numpy(np.asarray(images[slice(*world.share(len(images)))]))
+    first, last = world.share(len(images))
+    order = torch.from_numpy(np.asarray(images[first:last]))
     checks = _batches_of_all(world, len(images), batch_size)
     loader = Loader(
         pixels,
@@ -95,11 +96,12 @@ def extract(
         key=key,
         device=device,
         empty=True,
+        offset=first // batch_size,  # a share begins at a multiple of ALIGN, which is one of the batch's size
         mean=mean,
         std=std,
     )
     features: np.ndarray | None = None
-    seen = np.zeros(len(pixels), dtype=np.int64)
+    seen = np.zeros(len(pixels), dtype=np.uint8)
     filled = 0
     try:
         for number, batch in enumerate(loader):
@@ -135,6 +137,8 @@ def agree_on_bad(pixels: Pixels, world: World) -> None:
     if not world.alone:
         for text in world.gather_texts(json.dumps(pixels.bad)):
             pixels.bad.update({int(index): reason for index, reason in json.loads(text).items()})
+        if isinstance(pixels, StoredPixels):
+            pixels.good = np.setdiff1d(pixels.good, np.fromiter(pixels.bad, np.int64, len(pixels.bad)))
 
 
 def _tapped(backbone: Backbone, images: Tensor, tap: str | None) -> Tensor:

@@ -19,11 +19,12 @@ from torch import Tensor, nn
 from deepcluster.clustering.kmeans import KMeans
 from deepcluster.clustering.whitening import Whitening
 from deepcluster.data.samplers import epoch_order
+from deepcluster.methods.cosine import CosineHead, cluster_means
 from deepcluster.methods.method import Describe, Method, in_range, told_by_position
 from deepcluster.models.backbone import Backbone
 from deepcluster.models.heads import ClusterHead
 from deepcluster.records import Batch, Clustering, DeepClusterError, seed_of, seeded
-from deepcluster.world import ALONE, World
+from deepcluster.world import World
 
 MakeOptimizer = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 
@@ -137,7 +138,7 @@ class DeepCluster(Method):
         """
         described = describe()
         index, features = described.index, described.features
-        count = len(self.world.gather_array(index))
+        count = sum(self.world.lengths(len(index)))
         if count < self.k:
             raise DeepClusterError(
                 f"There are {count} images for {self.k} clusters: ask for fewer, such as --method.k"
@@ -146,7 +147,7 @@ class DeepCluster(Method):
         self.whitening.device, self.whitening.world = self.assignments.device, self.world
         self.whitening.fit(features)
         z = self.whitening.transform(features)
-        if not any(self.world.any(bool(np.any(z)))):
+        if not self.world.any(bool(np.any(z))):
             raise DeepClusterError(
                 f"All {count} images give the same features, so there is nothing to cluster: check that the"
                 " images differ and are not blank."
@@ -269,74 +270,19 @@ class DeepCluster(Method):
         last = self.assignments[number].cpu()[torch.from_numpy(index)]
         if not (self.assignments[number] >= 0).any():
             return "k-means++"
-        return _cluster_means(torch.as_tensor(z), last, self.k, seeded(*key, 2), self.world)
-
-
-class CosineHead(nn.Module):
-    """(B, D) features -> (B, K) logits: cosine to one direction per cluster, over a temperature.
-
-    At a clustering the directions are set to the clusters' mean directions, so the classifier is right from its
-    first step and short runs need not wait for a new one to learn; then they are trained as any classifier.
-    """
-
-    def __init__(self, dim: int, k: int, relu: bool, temperature: float) -> None:
-        super().__init__()
-        self.relu, self.temperature = relu, temperature
-        self.directions = nn.Parameter(F.normalize(torch.randn(k, dim), dim=1))
-
-    def forward(self, features: Tensor) -> Tensor:
-        return F.normalize(self.seen(features), dim=1) @ F.normalize(self.directions, dim=1).T / self.temperature
-
-    def seen(self, features: Tensor) -> Tensor:
-        """(B, D) features as the classifier reads them."""
-        return (F.relu(features) if self.relu else features).float()
-
-    @torch.no_grad()
-    def reset_(self, generator: torch.Generator, k: int) -> None:
-        """`k` directions drawn anew; a new parameter, for a new optimizer."""
-        drawn = F.normalize(torch.randn(k, self.directions.shape[1], generator=generator), dim=1)
-        self.directions = nn.Parameter(drawn.to(self.directions))
-
-    @torch.no_grad()
-    def set_(self, features: Tensor, labels: Tensor, generator: torch.Generator, world: World = ALONE) -> None:
-        """Points from the mean direction of all to that of each cluster: (N, D) features with (N,) labels, or this
-        process's part of them.
-
-        Features after a ReLU have much in common, which would leave the cosines to all clusters nearly alike.
-        """
-        directions = F.normalize(self.seen(features), dim=1)
-        middle = _cluster_means(directions, torch.zeros(len(directions), dtype=torch.int64), 1, generator, world)
-        means = _cluster_means(directions, labels, len(self.directions), generator, world) - middle
-        self.directions.copy_(F.normalize(means, dim=1))
-
-
-def _cluster_means(x: Tensor, labels: Tensor, k: int, generator: torch.Generator, world: World = ALONE) -> Tensor:
-    """(K, D) means by label of the (N, D) rows of all processes; an empty or unlabelled cluster takes a random row."""
-    known = labels >= 0
-    sums = torch.zeros(k, x.shape[1], dtype=torch.float64).index_add_(0, labels[known], x[known].double())
-    counts = torch.cat([torch.bincount(labels[known], minlength=k), torch.tensor([len(x)])])
-    world.sum_(sums)
-    total = int(world.sum_(counts)[-1])
-    means = (sums / counts[:-1].clamp(min=1)[:, None]).float()
-    empty = (counts[:-1] == 0).nonzero().flatten()
-    if len(empty):
-        means[empty] = world.take(x, torch.randint(total, (len(empty),), generator=generator)).float()
-    return means
+        return cluster_means(torch.as_tensor(z), last, self.k, seeded(*key, 2), self.world)
 
 
 def _group(clusterer: Clusterer, z: np.ndarray, world: World) -> np.ndarray:
     """(M,) int64 labels of this process's rows, without gaps, by a clusterer that must see all rows: the first process
     fits a copy of it and tells the others."""
-    whole, said = world.gather_array(z), ""
-    labels = np.full(len(whole), -1, np.int64)
-    if world.first:
-        try:
-            labels = _dense(np.asarray(copy.deepcopy(clusterer).fit_predict(whole)), len(whole), clusterer)
-        except DeepClusterError as error:
-            said = str(error)
-    if said := world.gather_texts(said)[0]:
-        raise DeepClusterError(said)
-    return world.part(world.copy_(torch.from_numpy(labels)), len(z)).numpy()
+    count, before = sum(lengths := world.lengths(len(z))), sum(lengths[: world.rank])
+    whole = torch.as_tensor(z) if world.alone else world.whole(before + torch.arange(len(z)), torch.as_tensor(z), count)
+    labels = np.full(count, -1, np.int64)
+    with world.together():
+        if whole is not None:
+            labels = _dense(np.asarray(copy.deepcopy(clusterer).fit_predict(whole.numpy())), count, clusterer)
+    return world.copy_(torch.from_numpy(labels)).numpy()[before : before + len(z)]
 
 
 def _dense(labels: np.ndarray, count: int, clusterer: Clusterer) -> np.ndarray:
@@ -361,7 +307,7 @@ def _dense(labels: np.ndarray, count: int, clusterer: Clusterer) -> np.ndarray:
 def _means(z: np.ndarray, labels: np.ndarray, world: World) -> Tensor:
     """(K, P) means of the clusters, of which none is empty; K is the same on all processes."""
     k = int(world.max_(torch.tensor([labels.max(initial=-1)])).item()) + 1
-    return _cluster_means(torch.as_tensor(z), torch.from_numpy(labels), k, seeded(0), world)
+    return cluster_means(torch.as_tensor(z), torch.from_numpy(labels), k, seeded(0), world)
 
 
 def _take_saved_k(method: nn.Module, state: dict[str, Any], prefix: str, *rest: Any) -> None:

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from deepcluster.clustering.hierarchical import HierarchicalKMeans
 from deepcluster.clustering.whitening import Whitening
 from deepcluster.data.samplers import epoch_order
+from deepcluster.methods.cosine import CosineHead, cluster_means
 from deepcluster.methods.method import Describe, Method, in_range, told_by_position
 from deepcluster.models.backbone import Backbone
 from deepcluster.models.heads import ClusterHead
@@ -41,7 +42,7 @@ class DeeperCluster(Method):
         k: clusters of the second level, over all super-clusters.
         head_optimizer: makes the optimizer of a classifier, each time it is drawn anew.
         world: the processes that will share the sub-classifiers, so that none is drawn where it is not needed.
-        super_clusters, rotations, reassign, whiten, iterations: see `DeeperClusterParams`.
+        super_clusters, rotations, reassign, whiten, iterations, head, temperature: see `DeeperClusterParams`.
     """
 
     assignment: Tensor
@@ -62,6 +63,8 @@ class DeeperCluster(Method):
         reassign: float = 3.0,
         whiten: int = 4096,
         iterations: int = 10,
+        head: str = "redraw",
+        temperature: float = 0.1,
         world: World = ALONE,
     ) -> None:
         super().__init__()
@@ -74,19 +77,19 @@ class DeeperCluster(Method):
             ("reassign", reassign, reassign > 0, "more than 0"),
             ("whiten", whiten, whiten >= 0, "0 (no whitening) or more"),
             ("iterations", iterations, iterations >= 1, "at least 1"),
+            ("temperature", temperature, temperature > 0, "more than 0"),
         )
         self.k, self.super_clusters, self.turns = k, super_clusters, 4 if rotations else 1
         self.reassign, self.iterations, self.world = reassign, iterations, world
         self.backbone = backbone
         width = min(whiten or backbone.dim, backbone.dim)
         self.whitening = Whitening(whiten or backbone.dim, whiten=whiten > 0)
-        relu = backbone.head_relu
+        self.head, self.temperature = head, temperature
         # From generators of their own: the global one must stay alike on processes with fewer classifiers.
-        self.super_head = ClusterHead(backbone.dim, self.super_classes, relu=relu, generator=seeded(0))
+        self.super_head = self._new_head(self.super_classes, seeded(0))
         self.sub_heads = nn.ModuleDict()
         for number in self.owned:
-            head = ClusterHead(backbone.dim, self.per_super, relu=relu, generator=seeded(1, number))
-            self.sub_heads[str(number)] = head
+            self.sub_heads[str(number)] = self._new_head(self.per_super, seeded(1, number))
         self.make_head_optimizer = head_optimizer
         self.register_buffer("assignment", torch.full((n,), -1, dtype=torch.int64))
         self.register_buffer("centroids", torch.zeros(k, width))
@@ -113,8 +116,8 @@ class DeeperCluster(Method):
         return list(range(self.world.rank, self.super_classes, self.world.size))
 
     @property
-    def own(self) -> list[nn.Parameter]:
-        return [] if self.world.alone else list(self.sub_heads.parameters())
+    def own(self) -> list[nn.Parameter] | None:
+        return None if self.world.alone else list(self.sub_heads.parameters())
 
     def join(self, world: World) -> None:
         if world != self.world:
@@ -141,7 +144,7 @@ class DeeperCluster(Method):
             )
         self.whitening.device, self.whitening.world = self.assignment.device, world
         z = self.whitening.fit(features).transform(features)
-        if not any(world.any(bool(np.any(z)))):
+        if not world.any(bool(np.any(z))):
             raise DeepClusterError(
                 f"All {count} images give the same features, so there is nothing to cluster: check that the"
                 " images differ and are not blank."
@@ -160,18 +163,49 @@ class DeeperCluster(Method):
         self.centroids.copy_(lower)
         self.super_centroids.copy_(upper)
         self.used.copy_(torch.from_numpy(clustering.sizes > 0))
-        self.super_head.reset_(seeded(*key, 1))
+        self.super_head.reset_(seeded(*key, 1), self.super_classes)
         for name, head in self.sub_heads.items():
-            assert isinstance(head, ClusterHead)
-            head.reset_(seeded(*key, 2, int(name)))
+            head.reset_(seeded(*key, 2, int(name)), self.per_super)  # type: ignore[operator]
+        if self.head == "centroids":
+            self._aim(torch.as_tensor(features), torch.as_tensor(np.asarray(tree.labels_)), seeded(*key, 3))
         self._make_optimizers()
         return clustering
+
+    def _new_head(self, classes: int, generator: torch.Generator) -> ClusterHead | CosineHead:
+        dim, relu = self.backbone.dim, self.backbone.head_relu
+        if self.head == "redraw":
+            return ClusterHead(dim, classes, relu=relu, generator=generator)
+        return CosineHead(dim, classes, relu, self.temperature, generator)
+
+    @torch.no_grad()
+    def _aim(self, features: Tensor, label: Tensor, generator: torch.Generator) -> None:
+        """Points the classifiers at super-clusters, from the mean of all, and at clusters, from that of their
+        super-cluster; a class that is alone keeps its drawn direction.
+
+        Args:
+            features, label: (M, D) and (M,), this process's.
+        """
+        head = self.super_head
+        assert isinstance(head, CosineHead)
+        unit = F.normalize(head.seen(features), dim=1)
+
+        def means(of: Tensor, count: int) -> Tensor:
+            return cluster_means(unit, of, count, generator, self.world)
+
+        middle, above, below = means(label * 0, 1), means(label // self.per_super, self.super_clusters), None
+        if self.super_clusters > 1:
+            head.directions.copy_(F.normalize(above - middle, dim=1).repeat_interleave(self.turns, 0))
+        if self.per_super > 1:
+            below = means(label, self.k).view(self.super_clusters, self.per_super, -1) - above[:, None]
+        for name, sub in self.sub_heads.items():
+            if below is not None and isinstance(sub, CosineHead):
+                sub.directions.copy_(F.normalize(below[int(name) // self.turns], dim=1))
 
     def order(self, length: int, generator: torch.Generator) -> Tensor:
         """Super-clusters in turn, and within each uniform over its sub-clusters.
 
         Each super-cluster comes `turns` times in a row, once for every turn, since an image is turned by its place in
-        the batch: so all super-classes are equally many.
+        the order: so all super-classes are equally many.
         """
         label = self.assignment.cpu()
         present = [s for s in range(self.super_clusters) if (label // self.per_super == s).any()]
@@ -187,7 +221,7 @@ class DeeperCluster(Method):
         """Cross-entropy to the super-class plus cross-entropy to the sub-cluster within it (§3.2), both weighing 1."""
         world = self.world
         label = self.assignment[batch.index.to(self.assignment.device)]
-        turn = (batch.position % self.turns).to(label.device)
+        turn = ((batch.first + batch.position) % self.turns).to(label.device)
         super_class = label // self.per_super * self.turns + turn
         sub_class = world.gather(label % self.per_super)
         whole_super_class = world.gather(super_class)
@@ -231,7 +265,8 @@ class DeeperCluster(Method):
         }
         for optimizer in self.head_optimizers.values():
             for group in optimizer.param_groups:
-                group["scheduled"] = False  # a classifier drawn anew has everything to learn, also late in a run
+                # a classifier drawn anew has everything to learn, also late in a run
+                group["scheduled"] = self.head == "centroids"
 
     def whole_state(self) -> dict[str, Any]:
         state, world = self.state_dict(), self.world
@@ -240,13 +275,18 @@ class DeeperCluster(Method):
         state["tally"] = world.sum_(self.tally.clone())
         for number in range(self.super_classes):
             # Told one by one: together they may not fit on one process's device.
-            for name, shape in (("weight", (self.per_super, self.backbone.dim)), ("bias", (self.per_super,))):
-                place = f"sub_heads.{number}.linear.{name}"
+            for name, shape in self._shapes().items():
+                place = f"sub_heads.{number}.{name}"
                 told = state[place].cpu().clone() if place in state else torch.empty(shape)
                 world.copy_(told, number % world.size)
                 if world.first:
                     state[place] = told
         return state
+
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
+        """The parameters of one sub-classifier."""
+        wide = (self.per_super, self.backbone.dim)
+        return {"linear.weight": wide, "linear.bias": wide[:1]} if self.head == "redraw" else {"directions": wide}
 
     def whole_optimizers(self) -> dict[str, dict[str, Any]]:
         states = super().whole_optimizers()

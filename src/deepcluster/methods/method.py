@@ -74,9 +74,10 @@ class Method(nn.Module, ABC):
         self.world = world
 
     @property
-    def own(self) -> list[nn.Parameter]:
-        """Parameters that only this process has; all others are the same on each, their gradients to be summed."""
-        return []
+    def own(self) -> list[nn.Parameter] | None:
+        """Parameters that only this process has, perhaps none; all others are the same on each, their gradients to be
+        summed. None where no process has any of its own."""
+        return None
 
     def whole_state(self) -> dict[str, Any]:
         """`state_dict` of what all processes hold together; every process must ask, the first one gets it. Loading it

@@ -128,7 +128,10 @@ class ODC(Method):
 
     def whole_state(self) -> dict[str, Any]:
         state = self.state_dict()
-        return state if self.world.alone else state | {"features": self.world.gather(self.features)}
+        if self.world.alone:
+            return state
+        features = self.world.whole(torch.arange(*self.mine), self.features, len(self.assignment))
+        return state if features is None else state | {"features": features}
 
     def rows(self, index: Tensor) -> Tensor:
         """(M, D) features in memory of images `index` (M,), whichever process has them."""
@@ -290,7 +293,9 @@ class ODC(Method):
     def _means(self, clusters: Tensor) -> Tensor:
         """(M, D) mean features of the members of `clusters` (M,); those of empty ones stay as they are."""
         sizes = torch.from_numpy(self.members.sizes).to(clusters.device)[clusters, None]
-        return torch.where(sizes > 0, self.sums[clusters] / sizes.clamp(min=1), self.centroids[clusters]).float()
+        means = torch.where(sizes > 0, self.sums[clusters] / sizes.clamp(min=1), self.centroids[clusters]).float()
+        # A GPU adds in any order: sums may differ in their last digits, labels must not.
+        return means if means.device.type == "cpu" else self.world.copy_(means)
 
     @torch.no_grad()
     def _handle_small(self) -> None:

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from deepcluster.records import DeepClusterError
 from deepcluster.world import World
 
 
@@ -45,7 +46,7 @@ class _WholeNorm(torch.autograd.Function):
         if x.numel():
             variance, mean = torch.var_mean(x.float(), _others(x), correction=0)
             own = torch.cat([mean.new_tensor([x.numel() / channels]), mean, variance])
-        parts = world.gather(own[None]).double()
+        parts = world.gather_alike(own[None]).double()
         count, means, variances = parts[:, :1], parts[:, 1 : channels + 1], parts[:, channels + 1 :]
         total = count.sum()
         mean = (count * means).sum(0) / total
@@ -123,6 +124,9 @@ def see_whole_batch(network: nn.Module, world: World, part: Part, *, norm: bool 
     """Turns every batch-norm (where `norm`) and dropout within `network` into one that sees the whole batch.
 
     Parameters, buffers and names stay what they are. One process alone changes nothing.
+
+    Raises:
+        DeepClusterError: a batch-norm of another kind, such as timm's with an activation in it.
     """
     if world.alone:
         return
@@ -131,6 +135,11 @@ def see_whole_batch(network: nn.Module, world: World, part: Part, *, norm: bool 
             plain = type(layer)
             layer.__class__ = WholeBatchNorm
             layer.world, layer.plain = world, plain  # type: ignore[assignment]
+        elif norm and isinstance(layer, _BatchNorm) and not isinstance(layer, WholeBatchNorm):
+            raise DeepClusterError(
+                f"This network's {type(layer).__name__} cannot see the images of other processes: use"
+                " --whole-batch-norm False, or one process."
+            )
         elif type(layer) is nn.Dropout:
             layer.__class__ = WholeDropout
             layer.part = part  # type: ignore[assignment]
@@ -152,7 +161,7 @@ def plain_again(network: nn.Module) -> None:
 def same_norms(network: nn.Module, world: World) -> None:
     """Where each process normalized by its own part of the batches: the means of all processes' running statistics."""
     if not world.alone:
-        norms = [layer for layer in network.modules() if type(layer) in (nn.BatchNorm1d, nn.BatchNorm2d)]
+        norms = [m for m in network.modules() if isinstance(m, _BatchNorm) and not isinstance(m, WholeBatchNorm)]
         statistics: list[Tensor] = []
         for layer in norms:
             statistics += [s for s in (layer.running_mean, layer.running_var) if isinstance(s, Tensor)]

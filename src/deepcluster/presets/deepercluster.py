@@ -25,7 +25,7 @@ VGG16 = Preset(
     Source: the paper's section 4 and the published configuration (facts only): 64 GPUs with 48 images each, 4
         super-clusters x 4 turns = 16 super-classes of 80,000 sub-classes, clusters anew every 3 epochs. Start from a
         network that was trained on turns: --backbone.weights runs/rotnet/model.safetensors.
-    Command: torchrun --nnodes 8 --nproc-per-node 8 -m deepcluster train deepercluster-vgg16 --data yfcc100m.manifest
+    Command: torchrun --nnodes 8 --nproc-per-node 8 -m deepcluster train deepercluster-vgg16 --data yfcc100m.json
         --out runs/deeper
     Cost: not reported; `deepcluster plan` reckons it for a machine.
     Score: ImageNet fine-tuned 74.9 % (from scratch 74.1 %), for 96 million images (the paper's figures).
@@ -54,7 +54,7 @@ RESNET18 = Preset(
 CONVNET = Preset(
     replace(
         DEEPCLUSTER_CONVNET.run,
-        method=DeeperClusterParams(k=400, super_clusters=4, reassign=3.0, whiten=128, head_lr=0.01),
+        method=DeeperClusterParams(k=1_000, super_clusters=4, reassign=2.0, whiten=128, head="centroids"),
     ),
     """A small ConvNet for small images such as CIFAR-10, turned and clustered, beside `deepcluster-convnet`.
 
@@ -70,7 +70,7 @@ ROTNET_VGG16 = Preset(
     """VGG-16 trained to tell by how many quarter turns an image was turned, DeeperCluster's beginning.
 
     Source: RotNet (arXiv 1803.07728) as the case of one cluster; values of `deepercluster-vgg16`.
-    Command: deepcluster train rotnet-vgg16 --data yfcc100m.manifest --out runs/rotnet --processes 8
+    Command: deepcluster train rotnet-vgg16 --data yfcc100m.json --out runs/rotnet --processes 8
     Cost and score: not measured.
     """,
 )
