@@ -182,7 +182,10 @@ class Counted(World):
         size = sum(tensor.nbytes for tensor in tensors)
         self.told.sum(size)  # type: ignore[attr-defined]
 
-    def any(self, *flags: bool) -> list[bool]:
+    def gather_alike(self, rows: torch.Tensor) -> torch.Tensor:
+        return self.gather(rows)
+
+    def any_of(self, *flags: bool) -> list[bool]:
         self.told.sum(8 * len(flags))  # type: ignore[attr-defined]
         return list(flags)
 

@@ -160,7 +160,7 @@ def step_told(job: Job) -> Told:
     shared = net.parameters + neck_numbers(job)
     shared += classifier_numbers(job) if job.method != "deepercluster" else job.supers * job.turns * (net.dim + 1)
     told.sum(4 * shared / max(1, -(-4 * shared // MESSAGE)), max(1, -(-4 * shared // MESSAGE)))
-    told.sum(16)  # whether to stop or to save
+    told.sum(8).sum(16)  # whether there is an image; whether to stop or to save
     for channels in (*net.norms, *((job.hidden,) if job.method == "odc" else ())) if job.whole_norm else ():
         told.gather(4 * job.processes * (2 * channels + 1), job.views)
         told.sum(4 * 2 * channels, job.views)
