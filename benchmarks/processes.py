@@ -4,8 +4,10 @@
     python benchmarks/processes.py --rows 20000 --k 200  # quicker
 
 Processes are started by torch.multiprocessing on the loopback network and clustering is timed between two meetings of
-all of them. One process runs in a process of its own too. Runs alternate, and the ratio is that of the medians. On a
-machine that does other work besides, or with fewer free cores than processes, the ratio says little.
+all of them. One process runs in a process of its own too. Beside them, as the bound, as many processes cluster their
+shares apart, each alone with its rows and telling nobody anything: cores that share caches and memory do not double
+the speed even then. Runs alternate, and the ratio is that of the medians. On a machine that does other work besides,
+or with fewer free cores than processes, the ratio says little.
 """
 
 from __future__ import annotations
@@ -37,17 +39,17 @@ def make_features(file: Path, n: int, d: int, groups: int) -> None:
     np.save(file, x @ (rng.standard_normal((d, d), dtype=np.float32) * np.geomspace(1, 0.2, d, dtype=np.float32)))
 
 
-def work(rank: int, size: int, port: int, folder: str, chosen: argparse.Namespace) -> None:
-    """Cluster this process's share and leave its labels and seconds."""
+def work(rank: int, size: int, port: int, folder: str, chosen: argparse.Namespace, apart: bool) -> None:
+    """Cluster this process's share, with the others or `apart` from them, and leave its labels and seconds."""
     torch.set_num_threads(1)
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), GLOO_SOCKET_IFNAME="lo")
     dist.init_process_group("gloo", rank=rank, world_size=size)
     world = World(rank, size)
     first, last = world.share(chosen.rows)
     x = np.load(Path(folder) / "x.npy", mmap_mode="r")[first:last].copy()
+    world = World() if apart else world
     white = x
     for stage in STAGES:
-        world.wait()
         dist.barrier()
         begun = time.perf_counter()
         if stage == STAGES[0]:
@@ -61,7 +63,8 @@ def work(rank: int, size: int, port: int, folder: str, chosen: argparse.Namespac
             labels = tree.fit_predict(white)
         dist.barrier()
         seconds = time.perf_counter() - begun
-        np.savez(Path(folder) / f"{STAGES.index(stage)}-{size}-{rank}.npz", labels=labels, seconds=seconds)
+        name = f"{STAGES.index(stage)}-{-size if apart else size}-{rank}.npz"
+        np.savez(Path(folder) / name, labels=labels, seconds=seconds)
     dist.destroy_process_group()
 
 
@@ -82,28 +85,31 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     chosen = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"
-    sizes = (1, chosen.processes)
+    sizes = (1, chosen.processes, -chosen.processes)  # those apart are written as a negative number
     seconds: dict[tuple[int, int], list[float]] = {(stage, size): [] for stage in range(len(STAGES)) for size in sizes}
     equal = [True] * len(STAGES)
     with tempfile.TemporaryDirectory() as folder:
         make_features(Path(folder) / "x.npy", chosen.rows, chosen.dim, chosen.k)
         for _ in range(chosen.repeats):
             for size in sizes:
-                mp.spawn(work, (size, free_port(), folder, chosen), nprocs=size, join=True)
+                told = (abs(size), free_port(), folder, chosen, size < 0)
+                mp.spawn(work, told, nprocs=abs(size), join=True)
             for stage in range(len(STAGES)):
                 labels = []
                 for size in sizes:
-                    found = [np.load(Path(folder) / f"{stage}-{size}-{rank}.npz") for rank in range(size)]
+                    found = [np.load(Path(folder) / f"{stage}-{size}-{rank}.npz") for rank in range(abs(size))]
                     labels.append(np.concatenate([each["labels"] for each in found]))
                     seconds[stage, size].append(max(float(each["seconds"]) for each in found))
-                equal[stage] &= bool(np.array_equal(*labels))
+                equal[stage] &= bool(np.array_equal(*labels[:2]))
     print(f"{chosen.rows} x {chosen.dim}, K = {chosen.k}, {chosen.rounds} rounds, one thread a process")
     for stage, name in enumerate(STAGES):
-        one, several = (statistics.median(seconds[stage, size]) for size in sizes)
+        one, several, apart = (statistics.median(seconds[stage, size]) for size in sizes)
         pairs = [a / b for a, b in zip(seconds[stage, 1], seconds[stage, chosen.processes], strict=True)]
+        same = "equal" if equal[stage] else "DIFFERENT"
         print(
-            f"{name}: 1 process {one:.2f} s, {chosen.processes} processes {several:.2f} s; {one / several:.2f} times "
-            f"as fast (pairs {min(pairs):.2f}-{max(pairs):.2f}); assignments {'equal' if equal[stage] else 'DIFFERENT'}"
+            f"{name}: 1 process {one:.2f} s, {chosen.processes} processes {several:.2f} s;"
+            f" {one / several:.2f} times as fast (pairs {min(pairs):.2f}-{max(pairs):.2f}),"
+            f" apart {one / apart:.2f}; assignments {same}"
         )
 
 
