@@ -118,7 +118,7 @@ def one() -> dict[str, Any]:
     return together(_everything, 1)[0]
 
 
-@pytest.fixture(scope="module", params=[2, 3])
+@pytest.fixture(scope="module", params=[pytest.param(2, marks=pytest.mark.slow), 3])
 def several(request: pytest.FixtureRequest) -> list[dict[str, Any]]:
     """What each of 2 or 3 processes found; started once, since that takes longer than all they do."""
     return together(_everything, request.param)

@@ -38,7 +38,13 @@ def run(short: Path, tmp_path: Path) -> Path:
     return tmp_path / "run"
 
 
-@pytest.mark.parametrize("values", [{}, {"reassign": 0.4, "optimizer.name": "adamw"}], ids=["plain", "fractional"])
+@pytest.mark.parametrize(
+    "values",
+    [
+        pytest.param({}, marks=pytest.mark.slow, id="plain"),
+        pytest.param({"reassign": 0.4, "optimizer.name": "adamw"}, id="fractional"),
+    ],
+)
 def test_a_run_made_longer_is_the_long_run(values: dict, tmp_path: Path) -> None:
     """Bit for bit, where the learning rate does not depend on the length."""
     values = {"optimizer.schedule": "constant", **values}
