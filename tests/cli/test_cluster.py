@@ -129,6 +129,7 @@ def _one_of_several(world: World, folder: str, lines: list[list[str]]) -> list[i
     ]
 
 
+@pytest.mark.slow
 def test_several_processes_write_what_one_writes(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     x = (rng.normal(size=(9, 12))[np.arange(2600) % 9] + 0.4 * rng.normal(size=(2600, 12))).astype(np.float32)
