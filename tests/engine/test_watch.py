@@ -182,7 +182,9 @@ def test_a_run_that_is_to_stop_stops_and_finishes(
     assert len(load_run(tmp_path / "on").metrics) == 6
 
 
-@pytest.mark.parametrize("steps", [2, 2 * STEPS, 2 * STEPS + 1, 3 * STEPS])
+@pytest.mark.parametrize(
+    "steps", [2, 2 * STEPS, *(pytest.param(steps, marks=pytest.mark.slow) for steps in (2 * STEPS + 1, 3 * STEPS))]
+)
 def test_a_stopped_run_keeps_the_same_best(tmp_path: Path, made_up: list[float], steps: int) -> None:
     run = settings(watch="knn")
     whole = fit(tmp_path / "whole", run)
