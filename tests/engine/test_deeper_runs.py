@@ -99,3 +99,9 @@ def test_starts_from_a_network_that_tells_turns(tmp_path: Path) -> None:
     one, other = dc.load_run(tmp_path / "turns"), dc.load_run(tmp_path / "run")
     for name, value in one.backbone.named_parameters():
         assert value.equal(other.backbone.get_parameter(name)), name
+
+
+def test_turns_alone_are_no_trivial_solution(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    values = {name: value for name, value in SMALL.items() if name != "k"}
+    train.train(override(find_preset("tiny-rotnet").run, values), images(), tmp_path / "run")
+    assert "trivial" not in capsys.readouterr().out

@@ -260,7 +260,8 @@ def refresh(w: Walk, progress: Progress, *, last: bool = False) -> Clustering | 
     if labels is not None and (labels >= 0).any():
         progress.latest["nmi_labels"] = nmi(labels, now)
         progress.latest["purity"] = purity(now, labels)
-    check_clusters(clustering.sizes, w.screen.warn)
+    if clustering.k > 1 or method.turns == 1:  # turns alone are something to tell apart
+        check_clusters(clustering.sizes, w.screen.warn)
     with w.world.together():
         w.on_refresh(clustering, progress.step)
     return clustering

@@ -111,6 +111,8 @@ def few_images(facts: Facts) -> Finding | None:
 
 def under_segmented(facts: Facts) -> Finding | None:
     """No more clusters than classes."""
+    if facts.k == 1 and facts.choices > 1:  # only turns are to be told apart
+        return None
     if not facts.k or not facts.classes or facts.classes < 2 or facts.k > facts.classes:
         return None
     return Finding(
