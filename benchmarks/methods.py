@@ -1,9 +1,11 @@
 """The methods beside each other on the same images: curves of the downstream measure and of the clusters, one picture.
 
     python benchmarks/methods.py --train "cifar10/train-*.tar" --test cifar10/test.tar --out runs/methods [--only NAME]
+    python benchmarks/methods.py --train "imagenette112/train-*.tar" --test imagenette112/val.tar --out runs/imagenette \
+        --image-size 64 --view-size 48 --k 500 --epochs 16
 
-Trains small presets on the first 20,000 training images, each with its own number of epochs but the same network,
-views and optimizer, and follows the kNN score of 5,000 training images after every epoch. Runs that are there already
+Trains small presets on the first 20,000 training images (or all, where there are fewer), cut to their middle square,
+with the same network, views and optimizer, and follows the kNN score of 5,000 training images after every epoch. Runs that are there already
 are not trained again. Then scores 5,000 test images by their 20 nearest training images and by logistic regression on
 the features, compares clusters with the classes, and asks how often a turned image stays in its cluster. Prints a
 table and writes OUT/methods.png and OUT/methods.json.
@@ -19,6 +21,7 @@ from typing import Any
 
 import matplotlib
 import numpy as np
+from PIL import Image
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
@@ -39,32 +42,43 @@ Images = tuple[np.ndarray, np.ndarray]
 
 @dataclass(frozen=True)
 class Lane:
-    """One run: a preset, what is changed in it, and the run it begins from."""
+    """One run: a preset, what is changed in it, and the run it begins from, which is then gone on with for a shorter
+    time than a whole run takes."""
 
     preset: str
     values: dict[str, Any] = field(default_factory=dict)
     start: str = ""
+    part: float = 1
 
 
 LANES = {
-    "deepcluster": Lane("deepcluster-convnet", {"epochs": 12}),
-    "deepcluster, longer": Lane("deepcluster-convnet", {"epochs": 8, "lr": 0.001}, "deepcluster"),
-    "odc": Lane("odc-convnet", {"epochs": 12}),
+    "deepcluster": Lane("deepcluster-convnet"),
+    "deepcluster, longer": Lane("deepcluster-convnet", {"lr": 0.001}, "deepcluster", 2 / 3),
+    "odc": Lane("odc-convnet"),
     "odc from deepcluster": Lane(
-        "odc-convnet", {"epochs": 8, "k": 500, "lr": 0.001, "method.start": "whitened"}, "deepcluster"
+        "odc-convnet", {"k": 500, "lr": 0.001, "method.start": "whitened"}, "deepcluster", 2 / 3
     ),
-    "rotations only": Lane("rotnet-convnet", {"epochs": 12}),
-    "clusters only": Lane("deepercluster-convnet", {"epochs": 12, "rotations": False}),
-    "both": Lane("deepercluster-convnet", {"epochs": 12}),
-    "both, from rotations": Lane("deepercluster-convnet", {"epochs": 12}, "rotations only"),
+    "rotations only": Lane("rotnet-convnet"),
+    "clusters only": Lane("deepercluster-convnet", {"rotations": False}),
+    "both": Lane("deepercluster-convnet"),
+    "both, from rotations": Lane("deepercluster-convnet", {}, "rotations only"),
 }
 
 
-def first(source: str, count: int) -> Images:
-    """(count, 32, 32, 3) uint8 and (count,) labels."""
+def first(source: str, count: int, side: int) -> Images:
+    """(N, side, side, 3) uint8, the middle square of each of the first images, and (N,) labels."""
     opened = open_images(source)
     assert opened.labels is not None
-    return np.stack([opened.read(index) for index in range(count)]), opened.labels[:count]
+    count = min(count, len(opened))
+    return np.stack([square(opened.read(index), side) for index in range(count)]), opened.labels[:count]
+
+
+def square(image: np.ndarray, side: int) -> np.ndarray:
+    """The middle of (H, W, 3), (side, side, 3)."""
+    short = min(image.shape[:2])
+    top, left = (image.shape[0] - short) // 2, (image.shape[1] - short) // 2
+    cut = image[top : top + short, left : left + short]
+    return cut if short == side else np.asarray(Image.fromarray(cut).resize((side, side), Image.Resampling.BILINEAR))
 
 
 def describe(run: runs.Run, images: np.ndarray) -> np.ndarray:
@@ -122,17 +136,32 @@ def main() -> None:
     parser.add_argument("--test", required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--images", type=int, default=20_000)
+    parser.add_argument("--epochs", type=int, default=12, help="of a run from scratch")
+    parser.add_argument("--image-size", type=int, default=32)
+    parser.add_argument("--view-size", type=int, default=24)
+    parser.add_argument("--k", type=int, help="clusters of DeepCluster; by default the preset's")
     parser.add_argument("--only", nargs="*", choices=list(LANES), default=list(LANES))
     chosen = parser.parse_args()
-    bank, test = first(chosen.train, chosen.images), first(chosen.test, 5_000)
-    source = Arrays(f"first-{chosen.images}", *bank)
+    bank, test = (
+        first(source, count, chosen.image_size)
+        for source, count in ((chosen.train, chosen.images), (chosen.test, 5_000))
+    )
+    source = Arrays(f"first-{len(bank[0])}", *bank)
     curves: dict[str, list[dict[str, Any]]] = {}
     table: dict[str, dict[str, float]] = {}
     for name in chosen.only:
         lane, out = LANES[name], chosen.out / name.replace(" ", "-").replace(",", "")
         if not (out / "run.json").exists() or "finished" not in runs.read_config(out):
             print(f"== {name}", flush=True)
-            values = {"watch": "knn", **lane.values}
+            values = {
+                "watch": "knn",
+                "epochs": max(round(chosen.epochs * lane.part), 1),
+                "image_size": chosen.image_size,
+                "view_size": chosen.view_size,
+                **lane.values,
+            }
+            if chosen.k and lane.preset == "deepcluster-convnet":
+                values["k"] = chosen.k
             if lane.start:
                 values["backbone.weights"] = str(chosen.out / lane.start.replace(" ", "-") / "model.safetensors")
             run = override(find_preset(lane.preset).run, values)

@@ -104,11 +104,11 @@ def test_result_is_written_whole_and_in_plain_values(tmp_path: Path) -> None:
     settings = {"k": np.int64(3), "path": tmp_path, "rows": (1, 2), "note": "two words"}
     result = Result("clusters", settings, {"nmi": np.float32(0.5), "odd": float("nan")}, [{"seed": 0}])  # type: ignore[dict-item]
     path = result.save(tmp_path)
-    assert path == tmp_path / "evaluation" / "clusters.json"
+    assert path == tmp_path / "clusters.json"
     content = json.loads(path.read_text())
     assert content["settings"] == {"k": 3, "path": str(tmp_path), "rows": [1, 2], "note": "two words"}
     assert content["scores"] == {"nmi": 0.5, "odd": None}
-    assert [file.name for file in path.parent.iterdir()] == ["clusters.json"]
+    assert [entry.name for entry in tmp_path.iterdir()] == ["clusters.json"]
     (tmp_path / "file").write_text("")
     with pytest.raises(DeepClusterError, match="cannot be written"):
         result.save(tmp_path / "file")

@@ -13,7 +13,7 @@ from deepcluster.engine import train
 from deepcluster.engine.log import Screen
 from deepcluster.engine.runs import Run
 from deepcluster.evaluate.clusters import clusters
-from deepcluster.evaluate.knn import knn, untrained
+from deepcluster.evaluate.knn import knn
 from deepcluster.presets import find_preset
 from deepcluster.settings import override
 from deepcluster.visualize.contact import clusters_of, distances

@@ -1,129 +1,88 @@
-"""`deepcluster evaluate RUN PROTOCOL --data S [--test S2]`."""
+"""`deepcluster evaluate RUN|BACKBONE PROTOCOL --data S [--test S2]`. What each protocol takes is in cli/protocols."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
-
-from tyro.conf import Positional, arg
+from importlib import import_module
+from typing import Any
 
 from deepcluster.cli.parse import parse
 from deepcluster.data.sources import must_exist
 from deepcluster.records import DeepClusterError
 from deepcluster.settings import nearest
 
-if TYPE_CHECKING:
-    from deepcluster.engine.log import Screen
-    from deepcluster.engine.runs import Run
-    from deepcluster.evaluate.result import Result
-
-
-@dataclass(frozen=True)
-class Clusters:
-    """NMI, AMI, ARI, matched accuracy and purity of a run's clusters against labels nobody showed it."""
-
-    run: Positional[Path]
-    """The run folder."""
-    protocol: Positional[str]
-    """clusters"""
-    source: Annotated[str | None, arg(name="data")] = None
-    """Labelled images; none = the training images, with the clusters training ended with."""
-    k: str | None = None
-    """Also cluster the features anew into so many clusters; `classes` = as many as there are classes."""
-    draws: int = 1
-    """Repetitions of that, each with its own seed."""
-    seed: int = 0
-    """Seed of the first."""
-    device: str = "auto"
-    """auto, cpu, cuda, mps."""
-    json: bool = False
-    """Print one JSON object."""
-
-
-@dataclass(frozen=True)
-class Knn:
-    """Top-1 accuracy of the nearest training images, by cosine of the backbone's output."""
-
-    run: Positional[Path]
-    """The run folder."""
-    protocol: Positional[str]
-    """knn"""
-    source: Annotated[str | None, arg(name="data")] = None
-    """Labelled images to look neighbors up in; none = the training images."""
-    test: str | None = None
-    """Labelled images to classify; none = each image of the data by all the others."""
-    k: tuple[int, ...] = (20,)
-    """Numbers of neighbors."""
-    tap: str | None = None
-    """A layer to read in place of the output."""
-    whitened: bool = False
-    """Use the features after the run's whitening."""
-    baseline: bool = False
-    """Also score the same network as it was before training."""
-    device: str = "auto"
-    """auto, cpu, cuda, mps."""
-    json: bool = False
-    """Print one JSON object."""
-
-
-PROTOCOLS: dict[str, type] = {"clusters": Clusters, "knn": Knn}
+PROTOCOLS = {
+    "clusters": "Clusters",
+    "knn": "Knn",
+}
+"""Name -> the class of its options; each has its own file in cli/protocols with a function `score`."""
 
 
 def command(arguments: list[str]) -> None:
-    """Evaluates, prints the table, and leaves RUN/evaluation/PROTOCOL.json."""
+    """Evaluates, prints the table, and leaves PROTOCOL.json in the run's evaluation folder."""
+    arguments = _backbone_first(arguments)
     words = [word for word in arguments if not word.startswith("-")]
     protocol = words[1] if len(words) > 1 else ""
     if protocol not in PROTOCOLS:
-        if "-h" in arguments or "--help" in arguments or not protocol:
-            print("usage: deepcluster evaluate RUN PROTOCOL --data S [--test S2] [--json]\n\nprotocols:")
-            for name, kind in PROTOCOLS.items():
-                print(f"  {name:<12}{(kind.__doc__ or '').strip()}")
-            print("\n`deepcluster evaluate RUN PROTOCOL --help` lists a protocol's options.")
-            if "-h" in arguments or "--help" in arguments:
-                return
-            raise DeepClusterError("The protocol is missing: deepcluster evaluate RUN clusters|knn --data S.")
-        raise DeepClusterError(
-            f"There is no protocol {protocol!r}.{nearest(protocol, list(PROTOCOLS))}"
-            " `deepcluster evaluate --help` lists them."
-        )
-    chosen = parse(PROTOCOLS[protocol], arguments, prog=f"deepcluster evaluate RUN {protocol}")
+        return _no_protocol(protocol, arguments)
+    module, options = _module(protocol)
+    chosen: Any = parse(options, arguments, prog=f"deepcluster evaluate RUN {protocol}")
     for named in (chosen.source, getattr(chosen, "test", None)):
         must_exist(named)
     from deepcluster.engine.log import Screen
-    from deepcluster.engine.runs import load_run
+    from deepcluster.engine.runs import load_subject
 
     screen = Screen(stderr=chosen.json)
-    run = load_run(chosen.run, chosen.device)
-    result = SCORES[protocol](run, chosen, screen)
-    result.save(run.folder)
+    subject = load_subject(
+        chosen.model,
+        device=chosen.device,
+        image_size=chosen.image_size,
+        untrained=chosen.untrained,
+        seed=chosen.seed,
+        results=chosen.out,
+    )
+    result = module.score(subject, chosen, screen)
+    file = result.save(subject.results)
     if chosen.json:
         print(result.json())
     else:
         screen.console.print(result.table())
+        screen.say(f"{file} holds them with all settings")
 
 
-def _clusters(run: Run, chosen: Any, screen: Screen) -> Result:
-    from deepcluster.evaluate.clusters import clusters
+def _backbone_first(arguments: list[str]) -> list[str]:
+    """`PROTOCOL --backbone NAME` as `NAME PROTOCOL`.
 
-    k = int(chosen.k) if chosen.k and chosen.k.isdigit() else chosen.k
-    return clusters(run, chosen.source, k=k, draws=chosen.draws, seed=chosen.seed, screen=screen)
+    Raises:
+        DeepClusterError: a name is missing.
+    """
+    for position, word in enumerate(arguments):
+        if word == "--backbone":
+            if position + 1 == len(arguments):
+                raise DeepClusterError("--backbone needs a name, such as timm:resnet50.a1_in1k.")
+            return [arguments[position + 1], *arguments[:position], *arguments[position + 2 :]]
+        if word.startswith("--backbone="):
+            return [word.partition("=")[2], *arguments[:position], *arguments[position + 1 :]]
+    return arguments
 
 
-def _knn(run: Run, chosen: Any, screen: Screen) -> Result:
-    from deepcluster.evaluate.knn import knn
+def _module(protocol: str) -> tuple[Any, Any]:
+    module = import_module(f"deepcluster.cli.protocols.{protocol.replace('-', '_')}")
+    return module, getattr(module, PROTOCOLS[protocol])
 
-    return knn(
-        run,
-        chosen.source,
-        chosen.test,
-        k=chosen.k,
-        tap=chosen.tap,
-        whitened=chosen.whitened,
-        baseline=chosen.baseline,
-        screen=screen,
+
+def _no_protocol(protocol: str, arguments: list[str]) -> None:
+    """The list of protocols, or one sentence."""
+    asked = "-h" in arguments or "--help" in arguments
+    if asked or not protocol:
+        print("usage: deepcluster evaluate RUN|BACKBONE PROTOCOL --data S [--test S2] [--json]\n\nprotocols:")
+        for name in PROTOCOLS:
+            about = " ".join((_module(name)[1].__doc__ or "").split()).partition(". ")[0]
+            print(f"  {name:<20}{about}")
+        print("\n`deepcluster evaluate RUN PROTOCOL --help` lists a protocol's options.")
+        if asked:
+            return
+        raise DeepClusterError("The protocol is missing: deepcluster evaluate RUN clusters|knn|... --data S.")
+    raise DeepClusterError(
+        f"There is no protocol {protocol!r}.{nearest(protocol, list(PROTOCOLS))}"
+        " `deepcluster evaluate --help` lists them."
     )
-
-
-SCORES: dict[str, Callable[..., Any]] = {"clusters": _clusters, "knn": _knn}

@@ -18,9 +18,6 @@ if TYPE_CHECKING:
     from deepcluster.engine.model import Model
     from deepcluster.features.describe import Describe
 
-WEIGHTS = (".tar", ".pth", ".safetensors")
-"""Endings of files, which no backbone's name has."""
-
 
 @dataclass(frozen=True)
 class Features:
@@ -40,8 +37,9 @@ class Features:
     """For a folder: begin anew whatever table is in it."""
     tap: str | None = None
     """A layer to read in place of the output, averaged over space."""
-    image_size: int = 224
-    """For a backbone by name: side of the images it sees. Runs and files know their own."""
+    image_size: int | None = None
+    """For a backbone by name: side of the images it sees; by default what its weights were made for. Runs and files
+    know their own."""
     device: str = "auto"
     """auto, cpu, cuda, mps."""
     json: bool = False
@@ -54,31 +52,14 @@ def command(arguments: list[str]) -> None:
     whole = chosen.out.suffix == ".npy" and not chosen.out.is_dir()
     _check(chosen, whole)
     must_exist(chosen.source)
-    from deepcluster.data.cache import load_pixels
-    from deepcluster.data.sources import open_images
     from deepcluster.engine.log import Screen
-    from deepcluster.engine.model import file_model, named_model
-    from deepcluster.engine.runs import load_run, pick_device, short_side
+    from deepcluster.engine.runs import load_subject
     from deepcluster.features.describe import weights_digest, write_parts, write_table
     from deepcluster.files import write_json
 
-    screen, device = Screen(stderr=chosen.json), pick_device(chosen.device)
-    if (Path(chosen.model) / "run.json").is_file():
-        model = load_run(chosen.model).model
-    elif Path(chosen.model).is_file() or Path(chosen.model).suffix in WEIGHTS:
-        model = file_model(Path(chosen.model))
-    elif Path(chosen.model).exists():
-        raise DeepClusterError(
-            f"{chosen.model} is no run folder (it has no run.json): give a run or a backbone's name."
-        )
-    else:
-        try:
-            model = named_model(chosen.model, chosen.image_size)
-        except DeepClusterError as error:
-            if ":" in chosen.model or not str(error).startswith("No backbone"):
-                raise
-            raise DeepClusterError(f"There is no run folder or file {chosen.model}, and n{str(error)[1:]}") from error
-    pixels = load_pixels(open_images(chosen.source), short_side=short_side(model.backbone.image_size), cache_gb=20)
+    screen = Screen(stderr=chosen.json)
+    subject = load_subject(chosen.model, device=chosen.device, image_size=chosen.image_size)
+    model, device, pixels = subject.model, subject.device, subject.pixels(chosen.source)
     about: dict[str, Any] = {
         "model": chosen.model,
         "data": pixels.source.name,

@@ -19,7 +19,7 @@ COMMANDS = {
     "features": "features as a memory-mapped table: features RUN|BACKBONE|FILE --data S --out FILE.npy",
     "index": "a manifest of tar and zip shards, for many of them: index SHARDS... --out FILE.json",
     "cluster": "cluster a feature table: cluster FEATURES.npy --k K --out FILE.csv",
-    "evaluate": "score a run: evaluate RUN clusters|knn --data S [--test S2]",
+    "evaluate": "score a run or any backbone: evaluate RUN|BACKBONE PROTOCOL --data S [--test S2]",
     "doctor": "is a run healthy, what to change, and how many clusters: doctor RUN",
     "export": "the backbone for other libraries: export RUN --format safetensors|torchvision|released --out FILE",
     "report": "one page with curves, pictures and clusters: report RUN",

@@ -17,10 +17,11 @@ from lightning_fabric.strategies import DDPStrategy
 from deepcluster import settings
 from deepcluster.clustering.pic import PIC
 from deepcluster.data.augment import Views
-from deepcluster.engine import checkpoint, runs
+from deepcluster.engine import checkpoint
 from deepcluster.engine.model import begin_with
 from deepcluster.engine.optim import make_optimizer
 from deepcluster.engine.schedules import factor
+from deepcluster.engine.subject import pick_device
 from deepcluster.methods.deepcluster import Clusterer, DeepCluster
 from deepcluster.methods.deepercluster import DeeperCluster
 from deepcluster.methods.method import Method
@@ -237,7 +238,7 @@ def make_fabric(run: TrainRun) -> Fabric:
     Raises:
         DeepClusterError: a device or precision that is not there, or two answers to how many processes.
     """
-    device = runs.pick_device(run.device)
+    device = pick_device(run.device)
     kind, _, position = device.partition(":")
     precision = run.precision
     if precision == "auto":

@@ -157,16 +157,6 @@ class Model:
         return cls(backbone.eval(), whitening, tensors["centroids"], tree=tree)
 
 
-def named_model(name: str, image_size: int) -> Model:
-    """A pretrained backbone by name, without clusters.
-
-    Raises:
-        DeepClusterError: an unknown name, or weights that cannot be had.
-    """
-    backbone = build_backbone(name, image_size=image_size, pretrained=True).eval()
-    return Model(backbone, Whitening(), torch.zeros(0, backbone.dim))
-
-
 def file_model(file: Path) -> Model:
     """A backbone from a file, without clusters; see `backbone_from`."""
     backbone = backbone_from(file)

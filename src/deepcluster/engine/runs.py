@@ -7,6 +7,7 @@ training data, the checkpoint or the preset.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
@@ -17,20 +18,21 @@ import torch
 from torch import Tensor
 
 from deepcluster.clustering.whitening import Whitening
-from deepcluster.data.cache import Pixels, load_pixels
 from deepcluster.data.sources import ImageSource, open_images
-from deepcluster.engine import checkpoint
+from deepcluster.engine import build, checkpoint
 from deepcluster.engine.assignment import Assignment
 from deepcluster.engine.log import read_metrics
-from deepcluster.engine.model import MODEL, Model
+from deepcluster.engine.model import MODEL, Model, file_model
+from deepcluster.engine.subject import CACHE_GB, RESULTS, Subject, pick_device
 from deepcluster.models.backbone import Backbone
+from deepcluster.models.zoo import build_backbone
 from deepcluster.records import DeepClusterError
 
 NEEDED = {"preset": str, "images": int, "settings": dict, "source_fingerprint": str}
 """What every run.json says: name -> type."""
 
 
-class Run:
+class Run(Subject):
     """A run folder. `run.metrics`, `run.assignment`, `run.backbone`, `run.assign("photos/")`.
 
     Args:
@@ -40,8 +42,12 @@ class Run:
 
     def __init__(self, folder: Path | str, device: str = "auto") -> None:
         self.folder = Path(folder)
+        self.name = str(folder)
         self.device = pick_device(device)
         self.config = read_config(self.folder)
+        self.results = self.folder / "evaluation"
+        data = self.config["settings"].get("data", {})
+        self.cache_gb, self.workers = data.get("cache_gb", CACHE_GB), data.get("workers", 0)
 
     def __repr__(self) -> str:
         return f"Run({str(self.folder)!r}, preset={self.config['preset']!r}, epochs={len(self.metrics)})"
@@ -68,7 +74,7 @@ class Run:
         return _column(file, "f") if file.exists() else None
 
     @cached_property
-    def model(self) -> Model:
+    def model(self) -> Model:  # type: ignore[override]  # read when it is asked for
         """Backbone, whitening or neck, and centroids of the last clustering."""
         file = self.folder / MODEL
         if not file.exists():
@@ -76,11 +82,6 @@ class Run:
                 f"{self.folder} has no model yet: go on with `deepcluster train --resume {self.folder}`."
             )
         return Model.load(file)
-
-    @property
-    def backbone(self) -> Backbone:
-        """The trained network, in evaluation mode."""
-        return self.model.backbone
 
     @property
     def whitening(self) -> Whitening:
@@ -126,37 +127,12 @@ class Run:
             return state["heads.0.linear.weight"], state["heads.0.linear.bias"]
         return None
 
-    @property
-    def image_size(self) -> int:
-        """Side of the images the backbone sees, in pixels."""
-        return self.model.backbone.image_size
-
     def source(self) -> ImageSource:
         """The training images, opened again."""
         return open_images(self.config["data"])
 
-    def pixels(self, data: Any) -> Pixels:
-        """Any images, decoded as this run needs them."""
-        settings = self.config["settings"]["data"]
-        source = open_images(data)
-        return load_pixels(
-            source,
-            short_side=short_side(self.image_size),
-            cache_gb=settings["cache_gb"],
-            workers=settings["workers"],
-        )
-
-    def features(
-        self, data: Any, tap: str | None = None, check: Callable[[int], None] = lambda images: None
-    ) -> np.ndarray:
-        """(N, D) float32 features of any images, before whitening; NaN rows for images that cannot be decoded."""
-        pixels = data if hasattr(data, "gather") else self.pixels(data)
-        index, features = self.model.features(pixels, tap=tap, device=self.device, check=check)
-        if len(index) == len(pixels):
-            return features
-        table = np.full((len(pixels), features.shape[1]), np.nan, np.float32)
-        table[index] = features
-        return table
+    def _drawn(self, seed: int) -> Backbone:
+        return build.untrained(self.config)
 
     def assign(self, data: Any, check: Callable[[int], None] = lambda images: None) -> Assignment:
         """The cluster and distance of any images, new ones too.
@@ -178,6 +154,84 @@ def load_run(folder: Path | str, device: str = "auto") -> Run:
         DeepClusterError: the folder holds no run.
     """
     return Run(folder, device)
+
+
+def load_subject(
+    name: str | Path,
+    *,
+    device: str = "auto",
+    image_size: int | None = None,
+    untrained: bool = False,
+    seed: int = 0,
+    results: Path | None = None,
+) -> Subject:
+    """Opens a run folder, a file of weights (`engine.model.backbone_from` lists them), or a backbone by name.
+
+    Args:
+        name: the folder, the file, or a name such as "timm:resnet50.a1_in1k", whose weights are fetched.
+        device: auto, cpu, cuda, mps.
+        image_size: for a backbone by name, side of the images it sees; None = what its weights were made for, or 224.
+        untrained: the same network without what it learned.
+        seed: that the untrained one is drawn with (a run's is drawn with the seed of the run).
+        results: where evaluations are written; None = in the run folder, else beneath `RESULTS`.
+
+    Raises:
+        DeepClusterError: there is no such folder, file or backbone, or a size was given to what has its own.
+    """
+    path = Path(name)
+    run = (path / "run.json").is_file()
+    if image_size is not None and (run or path.is_file()):
+        raise DeepClusterError(f"{name} knows the size of its images: leave out --image-size.")
+    if run:
+        subject: Subject = load_run(path, device)
+    else:
+        folder = RESULTS / re.sub(r"[^\w.-]+", "-", str(name)).strip("-.")
+        subject = Subject(str(name), _model(str(name), image_size, untrained), pick_device(device), folder)
+    if untrained:
+        subject = subject.untrained(seed)
+    if results is not None:
+        subject.results = results
+    return subject
+
+
+def _model(name: str, image_size: int | None, untrained: bool) -> Model:
+    path = Path(name)
+    if path.is_file() or path.suffix in (".tar", ".pth", ".safetensors"):
+        return file_model(path)
+    if path.exists():
+        raise DeepClusterError(f"{name} is no run folder (it has no run.json): give a run or a backbone's name.")
+    size = image_size or _native_size(name)
+    try:
+        backbone = build_backbone(name, image_size=size, **({} if untrained else _pretrained(name)))
+    except DeepClusterError as error:
+        if ":" in name or not str(error).startswith("No backbone"):
+            raise
+        raise DeepClusterError(f"There is no run folder or file {name}, and n{str(error)[1:]}") from error
+    return Model(backbone.eval(), Whitening(), torch.zeros(0, backbone.dim))
+
+
+def _pretrained(name: str) -> dict[str, Any]:
+    """The option that asks for a backbone's published weights.
+
+    Raises:
+        DeepClusterError: ours alone, of which no weights are published under a name.
+    """
+    if name in ("alexnet", "vgg16", "convnet"):
+        raise DeepClusterError(
+            f"No weights are published under the name {name}: give a run, a file of weights, or --untrained."
+        )
+    return {"pretrained": True}
+
+
+def _native_size(name: str) -> int:
+    """Side in pixels that timm's weights of this name were trained for; 224 for all others."""
+    if name.startswith("timm:"):
+        import timm
+
+        if timm.is_model(name[5:]):
+            found = timm.get_pretrained_cfg(name[5:])
+            return found.input_size[-1] if found is not None else 224
+    return 224
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -219,25 +273,3 @@ def _column(file: Path, kinds: str) -> np.ndarray:
             f" {file.parent}`."
         ) from error
     return found
-
-
-def short_side(size: int) -> int | None:
-    """Pixels that decoded images are kept at: enough for crops of `size`; tiny images are kept as they are."""
-    return None if size <= 64 else round(size * 256 / 224)
-
-
-def pick_device(name: str) -> str:
-    """ "auto" becomes the first GPU, or the CPU.
-
-    Raises:
-        DeepClusterError: a device this machine does not have.
-    """
-    if name == "auto":
-        if torch.cuda.is_available():
-            return "cuda"
-        return "mps" if torch.backends.mps.is_available() else "cpu"
-    kind = name.partition(":")[0]
-    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if not there.get(kind, False):
-        raise DeepClusterError(f"There is no device {name!r} on this machine: use --device auto or cpu.")
-    return name

@@ -35,6 +35,7 @@ from deepcluster.engine.loop import Progress, Walk, features_file, refresh, step
 from deepcluster.engine.model import MODEL, Model, Tree, begin_with
 from deepcluster.engine.optim import make_optimizer
 from deepcluster.engine.signals import stop_signals
+from deepcluster.engine.subject import short_side
 from deepcluster.engine.watch import best_of, make_watch
 from deepcluster.features.extract import agree_on_bad
 from deepcluster.files import write_json
@@ -253,7 +254,7 @@ def _pixels(run: TrainRun, source: ImageSource, screen: Screen, here: int) -> Pi
     with screen.bar("decoding", len(source)) as advance:
         return load_pixels(
             source,
-            short_side=runs.short_side(run.image_size),
+            short_side=short_side(run.image_size),
             cache_gb=run.data.cache_gb,
             workers=run.data.workers or max(1, (os.cpu_count() or 1) // here),
             progress=lambda done, total: advance.to(done),

@@ -5,8 +5,6 @@ The search itself is `features/neighbors.py`. This file knows nothing of cluster
 
 from __future__ import annotations
 
-import copy
-import dataclasses
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -21,15 +19,15 @@ from deepcluster.evaluate.result import Result
 from deepcluster.features.neighbors import knn_predict, nearest, score_features, vote
 from deepcluster.records import DeepClusterError
 
-__all__ = ["knn", "knn_predict", "nearest", "score_features", "untrained", "vote"]
+__all__ = ["knn", "knn_predict", "nearest", "score_features", "vote"]
 
 if TYPE_CHECKING:
     from deepcluster.data.cache import Pixels
-    from deepcluster.engine.runs import Run
+    from deepcluster.engine.subject import Subject
 
 
 def knn(
-    run: Run,
+    run: Subject,
     data: Any = None,
     test: Any = None,
     *,
@@ -44,7 +42,7 @@ def knn(
     """Protocol `knn`: top-1 accuracy of the k nearest training images, by cosine of the backbone's output.
 
     Args:
-        run: a finished or stopped run.
+        run: a run, or any network; see `engine.subject`.
         data: labelled images to look neighbors up in; None = the training images.
         test: labelled images to classify; None = each image of `data` by all the others.
         k: numbers of neighbors, such as (1, 5, 20, 200).
@@ -75,7 +73,7 @@ def knn(
     asked = None if queries is None else run.pixels(queries)
     found: dict[str, float] = {}
     described: dict[str, Any] = {}
-    networks = {"untrained_": untrained(run)} if baseline else {}
+    networks = {"untrained_": run.untrained()} if baseline else {}
     for prefix, network in {"": run, **networks}.items():
         table, kept = _described(network, pixels, labels, tap, screen)
         tested, truth = (None, None) if asked is None else _described(network, asked, answers, tap, screen)
@@ -113,17 +111,8 @@ def knn(
     return Result("knn", settings, found)
 
 
-def untrained(run: Run) -> Run:
-    """The same run with the backbone as it was before the first step."""
-    from deepcluster.engine import build
-
-    before = copy.copy(run)
-    before.model = dataclasses.replace(run.model, backbone=build.untrained(run.config))
-    return before
-
-
 def _described(
-    run: Run, pixels: Pixels, labels: np.ndarray | None, tap: str | None, screen: Screen
+    run: Subject, pixels: Pixels, labels: np.ndarray | None, tap: str | None, screen: Screen
 ) -> tuple[np.ndarray, np.ndarray]:
     """(N', D) features and (N',) labels of the images that can be decoded and have a label."""
     assert labels is not None

@@ -50,12 +50,12 @@ class Result:
         return json.dumps(self.as_dict(), indent=2, ensure_ascii=False, allow_nan=False)
 
     def save(self, folder: str | Path) -> Path:
-        """Write `folder/evaluation/PROTOCOL.json`, whole or not at all, and return its path.
+        """Write `folder/PROTOCOL.json`, whole or not at all, and return its path.
 
         Raises:
             DeepClusterError: the folder cannot be written.
         """
-        file = Path(folder) / "evaluation" / f"{self.protocol}.json"
+        file = Path(folder) / f"{self.protocol}.json"
         try:
             return write_text(file, self.json() + "\n")
         except OSError as error:

@@ -20,7 +20,8 @@ from deepcluster.engine import checkpoint
 from deepcluster.engine.length import progress_of
 from deepcluster.engine.log import Screen
 from deepcluster.engine.model import MODEL
-from deepcluster.engine.runs import Run, short_side
+from deepcluster.engine.runs import Run
+from deepcluster.engine.subject import short_side
 from deepcluster.evaluate.agreement import Agreement, measure
 from deepcluster.models.heads import STD
 from deepcluster.records import BadImage, DeepClusterError

@@ -9,7 +9,7 @@ from typing import Any
 
 from deepcluster.data.cache import SMALL
 from deepcluster.engine.build import check, draw_backbone
-from deepcluster.engine.runs import short_side
+from deepcluster.engine.subject import short_side
 from deepcluster.plan.network import Network, look
 from deepcluster.records import DeepClusterError
 from deepcluster.settings import DeepClusterParams, DeeperClusterParams, ODCParams, TrainRun

@@ -35,7 +35,7 @@ from deepcluster.data.sources import open_images
 from deepcluster.data.views import Views
 from deepcluster.engine.build import draw_backbone, make_fabric, views_of
 from deepcluster.engine.optim import make_optimizer
-from deepcluster.engine.runs import pick_device
+from deepcluster.engine.subject import pick_device
 from deepcluster.features.extract import folded
 from deepcluster.models.backbone import Backbone
 from deepcluster.plan.constants import Constants, NetworkSpeed, Rounds, Search, assumed, load

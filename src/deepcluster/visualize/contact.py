@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from deepcluster.data.cache import load_pixels
-from deepcluster.engine.runs import short_side
+from deepcluster.engine.subject import short_side
 from deepcluster.records import BadImage, DeepClusterError
 from deepcluster.visualize import style
 from deepcluster.visualize.grid import grid, thumbnail

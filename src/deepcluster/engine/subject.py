@@ -1,0 +1,127 @@
+"""What can be described and evaluated: a run, a file of weights, or a backbone by its name.
+
+This file does not know what a run folder holds; `engine/runs.py` does.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from deepcluster.clustering.whitening import Whitening
+from deepcluster.data.cache import Pixels, load_pixels
+from deepcluster.data.sources import ImageSource, open_images
+from deepcluster.engine.model import Model
+from deepcluster.models.backbone import Backbone
+from deepcluster.models.zoo import build_backbone
+from deepcluster.records import DeepClusterError
+
+CACHE_GB = 20.0
+RESULTS = Path("evaluations")
+"""Where results about something that is no run folder are written, beneath the folder one stands in."""
+
+
+class Subject:
+    """A network in evaluation mode that images are shown to.
+
+    Args:
+        name: as the user wrote it.
+        model: backbone, perhaps with clusters.
+        device: where it computes.
+        results: the folder its evaluations are written to.
+    """
+
+    def __init__(self, name: str, model: Model, device: str, results: Path) -> None:
+        self.name = name
+        self.model = model
+        self.device = device
+        self.results = results
+        self.cache_gb, self.workers = CACHE_GB, 0
+
+    @property
+    def backbone(self) -> Backbone:
+        """The network, in evaluation mode."""
+        return self.model.backbone
+
+    @property
+    def image_size(self) -> int:
+        """Side of the images the backbone sees, in pixels."""
+        return self.model.backbone.image_size
+
+    @property
+    def whitening(self) -> Whitening:
+        """From features to the space of the centroids, for a run.
+
+        Raises:
+            DeepClusterError: there is none.
+        """
+        raise DeepClusterError(f"{self.name} has no whitening, which comes with a run: use its features as they are.")
+
+    def source(self) -> ImageSource:
+        """The training images, for a run.
+
+        Raises:
+            DeepClusterError: a network alone does not know them.
+        """
+        raise DeepClusterError(f"{self.name} is no run and brings no images of its own: give --data.")
+
+    def pixels(self, data: Any) -> Pixels:
+        """Any images, decoded as this network needs them."""
+        return load_pixels(
+            open_images(data), short_side=short_side(self.image_size), cache_gb=self.cache_gb, workers=self.workers
+        )
+
+    def features(
+        self, data: Any, tap: str | None = None, check: Callable[[int], None] = lambda images: None
+    ) -> np.ndarray:
+        """(N, D) float32 features of any images, before whitening; NaN rows for images that cannot be decoded."""
+        pixels = data if hasattr(data, "gather") else self.pixels(data)
+        index, features = self.model.features(pixels, tap=tap, device=self.device, check=check)
+        if len(index) == len(pixels):
+            return features
+        table = np.full((len(pixels), features.shape[1]), np.nan, np.float32)
+        table[index] = features
+        return table
+
+    def untrained(self, seed: int = 0) -> Subject:
+        """The same network before anything was learned: drawn at random with `seed`."""
+        before = copy.copy(self)
+        before.name = f"{self.name}, untrained"
+        before.model = dataclasses.replace(self.model, backbone=self._drawn(seed))
+        return before
+
+    def _drawn(self, seed: int) -> Backbone:
+        state = torch.random.get_rng_state()
+        torch.manual_seed(seed)
+        try:
+            return build_backbone(**self.backbone.config).eval()
+        finally:
+            torch.random.set_rng_state(state)
+
+
+def short_side(size: int) -> int | None:
+    """Pixels that decoded images are kept at: enough for crops of `size`; tiny images are kept as they are."""
+    return None if size <= 64 else round(size * 256 / 224)
+
+
+def pick_device(name: str) -> str:
+    """ "auto" becomes the first GPU, or the CPU.
+
+    Raises:
+        DeepClusterError: a device this machine does not have.
+    """
+    if name == "auto":
+        if torch.cuda.is_available():
+            return "cuda"
+        return "mps" if torch.backends.mps.is_available() else "cpu"
+    kind = name.partition(":")[0]
+    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not there.get(kind, False):
+        raise DeepClusterError(f"There is no device {name!r} on this machine: use --device auto or cpu.")
+    return name
