@@ -78,7 +78,7 @@ def confusion_figure(assignment: np.ndarray, labels: np.ndarray, names: Sequence
         for row, column in np.argwhere(told >= 0.005):
             right.text(
                 column, row, f"{100 * told[row, column]:.0f}", ha="center", va="center", fontsize=8,
-                color=style.PAPER if told[row, column] > 0.5 else style.INK,
+                color=style.PAPER if told[row, column] > 0.42 else style.INK,
             )  # fmt: skip
     if len(shown) < len(names):
         page.suptitle(f"The {len(shown)} largest of {len(names):,} classes", x=0.012, ha="left", color=style.QUIET)
