@@ -37,6 +37,8 @@ def score(subject: Subject, chosen: Clusters, screen: Screen) -> Result:
     from deepcluster.visualize.confusion import confusion_figure
 
     def draw(assignment: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> None:
+        if not subject.world.first:
+            return
         file = style.save(confusion_figure(assignment, labels, names), subject.results / "clusters-confusion.png")
         screen.say(f"{file} shows which classes share clusters")
 
