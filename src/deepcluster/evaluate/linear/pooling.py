@@ -1,0 +1,156 @@
+"""From a layer's activations to a vector that a linear classifier can take.
+
+This file does not know how classifiers are trained.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from deepcluster.models.backbone import Backbone
+from deepcluster.models.resnet import RESNETS
+from deepcluster.models.taps import read_taps
+from deepcluster.records import DeepClusterError
+
+WIDEST = 9600
+"""Numbers that a map is pooled to, at most: those of the papers' probes."""
+OUTPUT = "output"
+"""The name of what the backbone gives itself."""
+
+# kernel, stride, padding of average pools over the maps of 224 px images
+ALEXNET = {"conv1": (6, 6, 3), "conv2": (4, 4, 0), "conv3": (3, 3, 1), "conv4": (3, 3, 1), "conv5": (2, 2, 0)}
+"""The linear probes of DeepCluster (arXiv 1807.05520 §4.2): 9600, 9216, 9600, 9600 and 9216 numbers."""
+VGG16 = {
+    f"conv{number}": (kernel, kernel, 0)
+    for number in range(1, 14)
+    for kernel in [next(k for limit, k in ((3, 18), (5, 14), (8, 9), (11, 6), (14, 3)) if number < limit)]
+}
+"""Those of DeeperCluster (arXiv 1905.01278 §4)."""
+RESNET = {"stem": (10, 10, 4), "layer1": (16, 8, 0), "layer2": (13, 5, 0), "layer3": (8, 3, 0), "layer4": (6, 1, 0)}
+"""Those of OpenSelfSup's benchmark, made for ResNet-50."""
+
+
+@dataclass(frozen=True)
+class Pooling:
+    """How one tap becomes (B, dim).
+
+    Attributes:
+        kind: "none" for vectors, "tokens" for the mean over (B, T, C), "average" with kernel, stride and padding,
+            "adaptive" to `side` x `side`.
+        dim: numbers that come out.
+        last: channels are the last dimension of a map, not the second.
+    """
+
+    kind: str
+    dim: int
+    kernel: int = 0
+    stride: int = 0
+    padding: int = 0
+    side: int = 0
+    last: bool = False
+
+    def __call__(self, activations: Tensor) -> Tensor:
+        """(B, dim) float32."""
+        if self.kind == "none":
+            return activations.float()
+        if self.kind == "tokens":
+            return activations.float().mean(1)
+        maps = activations.permute(0, 3, 1, 2) if self.last else activations
+        if self.kind == "average":
+            pooled = F.avg_pool2d(maps.float(), self.kernel, self.stride, self.padding)
+        else:
+            pooled = F.adaptive_avg_pool2d(maps.float(), self.side)
+        return pooled.flatten(1)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values; `Pooling(**values)` makes it again."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        if self.kind == "none":
+            return f"as it is ({self.dim})"
+        if self.kind == "tokens":
+            return f"mean over tokens ({self.dim})"
+        if self.kind == "average":
+            return f"average pool {self.kernel}/{self.stride}/{self.padding} ({self.dim})"
+        return f"average pool to {self.side}x{self.side} ({self.dim})"
+
+
+def poolings(backbone: Backbone, taps: Sequence[str]) -> dict[str, Pooling]:
+    """The pooling of each tap, in the order of depth; `all` = every tap that is a map or a sequence.
+
+    The papers' pools where image size and network are the papers', else an average pool to the largest square of at
+    most `WIDEST` numbers.
+
+    Raises:
+        DeepClusterError: there is no such tap, or none at all.
+    """
+    every = list(taps) == ["all"]
+    wanted = list(backbone.taps) if every else [tap for tap in taps if tap != OUTPUT]
+    if not taps or (not every and "all" in taps):
+        raise DeepClusterError("--taps needs the names of layers, or `all` alone.")
+    shapes = _shapes(backbone, wanted)
+    if OUTPUT in taps:
+        shapes[OUTPUT] = (backbone.dim,)
+    if every:
+        shapes = {tap: shape for tap, shape in shapes.items() if len(shape) > 1}
+        if not shapes:
+            raise DeepClusterError(f"Backbone {backbone.name!r} has no taps that are maps: give --taps output.")
+    return {tap: _pooling(backbone, tap, shape) for tap, shape in shapes.items()}
+
+
+@torch.no_grad()
+def _shapes(backbone: Backbone, taps: Sequence[str]) -> dict[str, tuple[int, ...]]:
+    """Shape of each tap's activations for one image."""
+    if not taps:
+        return {}
+    training = backbone.training
+    device = next((tensor.device for tensor in backbone.state_dict().values()), torch.device("cpu"))
+    size = backbone.image_size
+    try:
+        with read_taps(backbone.eval(), taps) as seen:
+            backbone(torch.zeros(1, 3, size, size, device=device))
+    finally:
+        backbone.train(training)
+    return {tap: tuple(seen[tap].shape[1:]) for tap in backbone.taps if tap in seen}
+
+
+def _pooling(backbone: Backbone, tap: str, shape: tuple[int, ...]) -> Pooling:
+    if len(shape) == 1:
+        return Pooling("none", shape[0])
+    if len(shape) == 2:
+        return Pooling("tokens", shape[1])
+    if len(shape) != 3:
+        raise DeepClusterError(f"Tap {tap!r} of {backbone.name!r} gives neither maps nor vectors: leave it out.")
+    last = getattr(backbone.trunk, "output_fmt", "NCHW") == "NHWC"
+    channels, height, width = (shape[2], shape[0], shape[1]) if last else shape
+    table = _table(backbone)
+    if tap in table and backbone.image_size == 224 and height == width:
+        kernel, stride, padding = table[tap]
+        side = (height + 2 * padding - kernel) // stride + 1
+        if 0 < channels * side * side <= WIDEST:
+            return Pooling("average", channels * side * side, kernel, stride, padding)
+    side = max(1, min(height, width, math.isqrt(WIDEST // channels)))
+    return Pooling("adaptive", channels * side * side, side=side, last=last)
+
+
+def _table(backbone: Backbone) -> Mapping[str, tuple[int, int, int]]:
+    own = {"alexnet": ALEXNET, "vgg16": VGG16}
+    if backbone.name.rpartition(":")[2] in RESNETS:
+        return RESNET
+    return own.get(backbone.name, {})
+
+
+def has_fully_connected(backbone: Backbone) -> bool:
+    """AlexNet and VGG: convolutions, then layers over all of the last map."""
+    return isinstance(getattr(backbone.trunk, "classifier", None), nn.Sequential) and backbone.name in (
+        "alexnet",
+        "vgg16",
+    )
