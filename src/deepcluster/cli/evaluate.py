@@ -13,6 +13,7 @@ from deepcluster.settings import nearest
 PROTOCOLS = {
     "clusters": "Clusters",
     "knn": "Knn",
+    "voc-classification": "VOCClassification",
 }
 """Name -> the class of its options; each has its own file in cli/protocols with a function `score`."""
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -54,6 +54,8 @@ def fit_machines(
     seed: int = 0,
     costs: tuple[float, ...] = COSTS,
     check: Callable[[int], None] = lambda classes: None,
+    known: Mapping[int, Machine] | None = None,
+    keep: Callable[[int, Machine], None] = lambda number, machine: None,
 ) -> list[Machine | None]:
     """The SVM of each class.
 
@@ -63,6 +65,8 @@ def fit_machines(
         seed: of the folds, and of liblinear's order of images.
         costs: to choose from.
         check: called with 1 after each class.
+        known: class -> machine that an earlier call with the same arguments made.
+        keep: called with each class and its new machine.
 
     Returns:
         C machines; None for a class without positives or without negatives.
@@ -74,22 +78,21 @@ def fit_machines(
 
     points, basis = _spanned(np.asarray(features, np.float64))
     workers = 1 if points.size * len(costs) < LARGE else min(labels.shape[1], os.cpu_count() or 1)
-    tasks = (
-        delayed(fit_machine)(points, column, seed=seed_of(seed, FOLD, number), costs=costs)
-        for number, column in enumerate(np.asarray(labels).T)
-    )
-    machines: list[Machine | None] = []
-    for machine in Parallel(n_jobs=workers, return_as="generator")(tasks):
-        if machine is not None and basis is not None:
-            machine = Machine(basis @ machine.weight, *[getattr(machine, name) for name in _OTHERS])
-        machines.append(machine)
+    columns = np.asarray(labels).T
+    done = dict(known or {})
+    wanted = [number for number in range(len(columns)) if number not in done]
+    tasks = (delayed(fit_machine)(points, columns[k], seed=seed_of(seed, FOLD, k), costs=costs) for k in wanted)
+    machines: list[Machine | None] = [done.get(number) for number in range(len(columns))]
+    check(len(done))
+    for number, machine in zip(wanted, Parallel(n_jobs=workers, return_as="generator")(tasks), strict=True):
+        if machine is not None:
+            machine = machine if basis is None else replace(machine, weight=basis @ machine.weight)
+            keep(number, machine)
+        machines[number] = machine
         check(1)
     if not any(machine is not None for machine in machines):
         raise DeepClusterError("No class has images with it and images without it: there is nothing to learn.")
     return machines
-
-
-_OTHERS = ("bias", "cost", "folds_ap", "unconverged")
 
 
 def fit_machine(
