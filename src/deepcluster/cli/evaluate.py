@@ -16,6 +16,7 @@ PROTOCOLS = {
     "clusters": "Clusters",
     "knn": "Knn",
     "linear": "Linear",
+    "voc-classification": "VOCClassification",
 }
 """Name -> the class of its options; each has its own file in cli/protocols with a function `score`."""
 
