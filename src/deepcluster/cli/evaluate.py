@@ -15,6 +15,7 @@ from deepcluster.world import World
 PROTOCOLS = {
     "clusters": "Clusters",
     "knn": "Knn",
+    "retrieval": "Retrieval",
 }
 """Name -> the class of its options; each has its own file in cli/protocols with a function `score`."""
 
