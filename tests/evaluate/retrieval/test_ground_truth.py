@@ -63,7 +63,7 @@ def test_holidays_by_file_and_by_name_are_the_same(shared_data: Path) -> None:
     assert named.names == truth.names and named.queries == truth.queries
     for grade in ("ok", "junk"):
         assert all(map(np.array_equal, named.sets[grade], truth.sets[grade]))
-    with pytest.raises(DeepClusterError, match="not the Holidays set.*IMG_1"):
+    with pytest.raises(DeepClusterError, match=r"not the Holidays set.*IMG_1"):
         holidays_by_name(Named(["IMG_1.jpg"]))  # type: ignore[arg-type]
     with pytest.raises(DeepClusterError, match="no query of Holidays"):
         holidays_by_name(Named(["100000.jpg", "100101.jpg"]))  # type: ignore[arg-type]
@@ -105,7 +105,7 @@ def test_written_file_is_read_back(tmp_path: Path) -> None:
 def test_damaged_files_are_a_sentence(keep: int, tmp_path: Path) -> None:
     file = write_mat(tmp_path / "gnd_toy.mat", names=list("abcd"), queries=[1], ok=[[2]], junk=[[]], bbx=[[0, 0, 5, 5]])
     file.write_bytes(file.read_bytes()[:keep])
-    with pytest.raises(DeepClusterError, match="give a whole gnd_oxford5k.mat"):
+    with pytest.raises(DeepClusterError, match=r"give a whole gnd_oxford5k.mat"):
         read_ground_truth(file)
 
 

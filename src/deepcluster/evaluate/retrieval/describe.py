@@ -150,7 +150,8 @@ class Output:
         from deepcluster.data.cache import window
 
         if self._decoded is None or self._decoded[0] is not chosen:
-            self._decoded = chosen, self.subject.pixels(chosen)
+            # all of a source as it is: arrays need no decoding, and what is decoded already is found again
+            self._decoded = chosen, self.subject.pixels(chosen.source if chosen.is_whole else chosen)
         table = self.subject.features(window(self._decoded[1], start, stop), tap=self.tap, check=check)
         good = np.flatnonzero(np.isfinite(table).all(axis=1))
         if len(good):

@@ -40,6 +40,11 @@ class Chosen:
     def __len__(self) -> int:
         return len(self.rows)
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether these are all images of the other source, uncut and in its order."""
+        return self.boxes is None and np.array_equal(self.rows, np.arange(len(self.source)))
+
     def path(self, index: int) -> str:
         """The path in the other source."""
         return self.source.path(int(self.rows[index]))
@@ -53,7 +58,7 @@ class Chosen:
 
     def fingerprint(self) -> str:
         """The other source's where it is all of it, so that what is kept of that is found again."""
-        if self.boxes is None and np.array_equal(self.rows, np.arange(len(self.source))):
+        if self.is_whole:
             return self.source.fingerprint()
         digest = hashlib.blake2b(self.source.fingerprint().encode(), digest_size=16)
         digest.update(self.rows.tobytes())
