@@ -242,7 +242,7 @@ def test_a_killed_call_is_gone_on_with_bit_for_bit(tmp_path: Path, monkeypatch: 
         found, known = (load_whitening(where / "retrieval.safetensors")[0] for where in (folder, tmp_path / "whole"))
         assert torch.equal(getattr(found, name), getattr(known, name))
     assert sum(looked) < 30 + 36 + 2 * 8  # what was finished was not looked at again
-    kept = {"retrieval.npy", "retrieval.about.json", "retrieval.safetensors"}
+    kept = {"retrieval.npy", "retrieval.npy.about", "retrieval.safetensors"}
     assert {path.name for path in folder.iterdir()} == kept
     looked.clear()
     retrieval(network(folder), images, group=GROUP, recipe=recipe, expansion=1)

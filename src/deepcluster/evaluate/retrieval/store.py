@@ -30,14 +30,14 @@ def stored_table(
     What is there of another identity is replaced.
 
     Args:
-        file: such as RUN/evaluation/retrieval.npy; `FILE.about.json` beside it says what it is of.
+        file: such as RUN/evaluation/retrieval.npy; `FILE.about` beside it says what it is of.
         identity: plain values; all that the table depends on.
         part: rows of a part.
         describe: (start, stop) -> (stop - start, D) float32; NaN where there is nothing to describe.
         skipped: told how many rows were there already.
     """
     identity = json.loads(json.dumps(identity))
-    about = file.with_name(f"{file.stem}.about.json")
+    about = file.with_name(f"{file.name}.about")  # no .json: reports read all of those here
     found = _read(file, (count,)) if _said(about) == identity else None
     if found is not None:
         skipped(count)
