@@ -17,6 +17,7 @@ PROTOCOLS = {
     "knn": "Knn",
     "linear": "Linear",
     "voc-classification": "VOCClassification",
+    "retrieval": "Retrieval",
 }
 """Name -> the class of its options; each has its own file in cli/protocols with a function `score`."""
 
