@@ -142,6 +142,8 @@ def test_sentences(subject: Subject, colors: Path, tmp_path: Path) -> None:
     refused("no mode", how=FineTuning("conv"))
     refused("crops", how=FineTuning(crops="many"))
     refused("--hidden", how=FineTuning("all", hidden=3))
+    refused("--hidden 0", how=FineTuning(hidden=0))
+    refused("--lr above 0", how=FineTuning(changes=(("lr", -1.0),)))
     refused("trains batch-norm anyway", how=FineTuning("all", train_batchnorm=True))
     bare = make_voc(tmp_path / "bare", {"test": ["z"]}, {"z": annotation([])})
     refused("known to show a class", test=bare)
