@@ -62,7 +62,7 @@ def test_new_layers_of_alexnet_are_drawn_and_the_others_kept() -> None:
     network = Transfer(backbone, 20, "fc6-8", draw_top=True).eval()
     fc6, fc7 = (network.layers[k] for k in (1, 4))  # type: ignore[index]
     for layer in (fc6, fc7, network.top):
-        assert float(layer.weight.std()) == pytest.approx(0.01, rel=0.02) and (layer.bias == 0.1).all()
+        assert layer.weight.std().item() == pytest.approx(0.01, rel=0.02) and (layer.bias == 0.1).all()
     assert (fc6.weight != before.trunk.classifier[1].weight).any()  # type: ignore[union-attr,index]
     kept, old = network.kept.state_dict(), before.trunk.features.state_dict()  # type: ignore[union-attr]
     assert kept.keys() == old.keys() and all((kept[name] == old[name]).all() for name in old)
@@ -70,7 +70,7 @@ def test_new_layers_of_alexnet_are_drawn_and_the_others_kept() -> None:
     expected = network.top(torch.relu(backbone(images)))  # the backbone's fc6 and fc7 are the new ones
     torch.testing.assert_close(network(images), expected)
     default = Transfer(copy.deepcopy(before), 20, "fc6-8")
-    assert float(default.top.weight.abs().max()) <= 4096**-0.5 and (default.top.bias == 0.1).all()
+    assert default.top.weight.abs().max().item() <= 4096**-0.5 and (default.top.bias == 0.1).all()
 
 
 def trained(network: Transfer) -> set[str]:

@@ -103,7 +103,7 @@ def voc_classification(
         **settings,
         "seeds": numbers,
     }
-    return Result(PROTOCOL, settings, _means(draws, seeds), draws)
+    return Result(PROTOCOL, settings, _means(draws), draws)
 
 
 def _check(subject: Subject, how: SVMs | FineTuning, ap: str, seeds: int) -> None:
@@ -122,6 +122,8 @@ def _check(subject: Subject, how: SVMs | FineTuning, ap: str, seeds: int) -> Non
     own = isinstance(subject.backbone.trunk, ConvThenLinear)
     if how.hidden is not None and (own or how.mode == "all"):
         raise DeepClusterError("--hidden is the width of layers that are not added here: leave it out.")
+    if how.hidden is not None and how.hidden < 1:
+        raise DeepClusterError(f"--hidden {how.hidden} is no width: give 1 or more.")
     if how.train_batchnorm:
         if how.mode == "all":
             raise DeepClusterError("--mode all trains batch-norm anyway: leave out --train-batchnorm.")
@@ -129,11 +131,11 @@ def _check(subject: Subject, how: SVMs | FineTuning, ap: str, seeds: int) -> Non
             raise DeepClusterError(f"{subject.name} has no batch-norm: leave out --train-batchnorm.")
 
 
-def _means(draws: list[dict[str, Any]], seeds: int) -> dict[str, float]:
+def _means(draws: list[dict[str, Any]]) -> dict[str, float]:
     """Mean of each score over the draws, with its deviation where there are several; few shots have their own."""
     scores: dict[str, float] = {}
     for name in draws[0]:
-        if not ("map" in name or "ap_" in name) or name.endswith("_samples"):
+        if not isinstance(draws[0][name], float) or not ("map" in name or "ap_" in name):
             continue
         samples = [value for draw in draws for value in draw.get(f"{name}_samples", [draw[name]])]
         scores[name] = float(np.mean(samples))

@@ -67,6 +67,12 @@ class Recipe:
                 " none: give 1 or more of each."
             )
 
+        if not (self.lr > 0 and self.weight_decay >= 0):
+            raise DeepClusterError(
+                f"A rate of {self.lr} with a decay of {self.weight_decay} is no training: give --lr above 0 and"
+                " --weight-decay from 0 up."
+            )
+
     def rate(self, iteration: int) -> float:
         """The learning rate of an iteration, counted from 0."""
         return self.lr * 0.5 ** (iteration // self.step)
