@@ -13,6 +13,8 @@ from deepcluster.settings import nearest
 PROTOCOLS = {
     "clusters": "Clusters",
     "knn": "Knn",
+    "voc-detection": "VocDetection",
+    "voc-segmentation": "VocSegmentation",
 }
 """Name -> the class of its options; each has its own file in cli/protocols with a function `score`."""
 
