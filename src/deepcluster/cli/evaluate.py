@@ -25,7 +25,8 @@ def command(arguments: list[str]) -> None:
     words = [word for word in arguments if not word.startswith("-")]
     protocol = words[1] if len(words) > 1 else ""
     if protocol not in PROTOCOLS:
-        return _no_protocol(protocol, arguments)
+        _no_protocol(protocol, arguments)
+        return
     module, options = _module(protocol)
     chosen: Any = parse(options, arguments, prog=f"deepcluster evaluate RUN {protocol}")
     for named in (chosen.source, getattr(chosen, "test", None)):

@@ -40,6 +40,8 @@ class Run(Subject):
         device: where features are computed.
     """
 
+    clustered = True
+
     def __init__(self, folder: Path | str, device: str = "auto") -> None:
         self.folder = Path(folder)
         self.name = str(folder)
@@ -88,8 +90,11 @@ class Run(Subject):
         """From features to the space of the centroids.
 
         Raises:
-            DeepClusterError: a run of an online method, which has a neck in its place; `embed` serves both.
+            DeepClusterError: a run of an online method, which has a neck in its place; `embed` serves both. Or the
+                run's network before it was trained.
         """
+        if not self.clustered:
+            return super().whitening
         whitening = self.model.whitening
         if whitening is None:
             raise DeepClusterError(

@@ -35,7 +35,12 @@ class Subject:
         model: backbone, perhaps with clusters.
         device: where it computes.
         results: the folder its evaluations are written to.
+
+    Attributes:
+        clustered: whether it has clusters, as a trained run does.
     """
+
+    clustered = False
 
     def __init__(self, name: str, model: Model, device: str, results: Path) -> None:
         self.name = name
@@ -92,7 +97,7 @@ class Subject:
     def untrained(self, seed: int = 0) -> Subject:
         """The same network before anything was learned: drawn at random with `seed`."""
         before = copy.copy(self)
-        before.name = f"{self.name}, untrained"
+        before.name, before.clustered = f"{self.name}, untrained", False
         before.model = dataclasses.replace(self.model, backbone=self._drawn(seed))
         return before
 
