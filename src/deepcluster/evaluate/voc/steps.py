@@ -183,7 +183,7 @@ def learn(
             for group in optimizer.param_groups:
                 group["lr"] = recipe.rate(step) * group["factor"]
             optimizer.step()
-            losses.append(float(loss))
+            losses.append(float(loss.detach()))
             if not math.isfinite(losses[-1]):
                 raise DeepClusterError(f"The loss is no number any more at iteration {step + 1}: lower --lr.")
             bar()
@@ -239,10 +239,13 @@ def digest(network: nn.Module) -> str:
 
 
 def mean_and_spread(draws: Sequence[dict[str, float]]) -> dict[str, float]:
-    """Each score's mean over the draws and, of several, its standard deviation (n - 1) as NAME_std."""
+    """Each score's mean over the draws that have it and, of several, its standard deviation (n - 1) as NAME_std.
+
+    A class that neither truth nor guess has in one draw may be guessed in another.
+    """
     scores = {}
-    for name in draws[0]:
-        values = [draw[name] for draw in draws]
+    for name in dict.fromkeys(name for draw in draws for name in draw):
+        values = [draw[name] for draw in draws if name in draw]
         scores[name] = float(np.mean(values))
         if len(values) > 1:
             scores[f"{name}_std"] = float(np.std(values, ddof=1))
