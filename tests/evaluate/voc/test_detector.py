@@ -13,18 +13,16 @@ from torchvision.models.detection.image_list import ImageList
 
 from deepcluster.evaluate.voc.detection import mirrored
 from deepcluster.evaluate.voc.detector import (
-    Anchors,
     Plan,
-    RegionPool,
     build_detector,
     fully_connected_taken,
-    hard,
     load_detector,
     pooling_of,
     save_detector,
 )
 from deepcluster.evaluate.voc.maps import Grid
 from deepcluster.evaluate.voc.proposals import read_proposals
+from deepcluster.evaluate.voc.regions import Anchors, RegionPool, hard
 from deepcluster.models.backbone import Backbone
 from deepcluster.models.zoo import build_backbone
 from deepcluster.records import DeepClusterError
