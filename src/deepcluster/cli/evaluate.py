@@ -18,6 +18,8 @@ PROTOCOLS = {
     "linear": "Linear",
     "voc-classification": "VOCClassification",
     "retrieval": "Retrieval",
+    "voc-detection": "VocDetection",
+    "voc-segmentation": "VocSegmentation",
 }
 """Name -> the class of its options; each has its own file in cli/protocols with a function `score`."""
 

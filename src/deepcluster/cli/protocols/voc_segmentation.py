@@ -1,0 +1,79 @@
+"""`deepcluster evaluate RUN voc-segmentation`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from deepcluster.cli.protocols.common import Common
+
+if TYPE_CHECKING:
+    from deepcluster.engine.log import Screen
+    from deepcluster.engine.subject import Subject
+    from deepcluster.evaluate.result import Result
+
+
+@dataclass(frozen=True, kw_only=True)
+class VocSegmentation(Common):
+    """Mean IoU of a fully convolutional network that is trained on the network. --data names a VOC set."""
+
+    test: str | None = None
+    """The VOC set of the test split; by default the same."""
+    split: str = "train"
+    """Images to learn from: a list in ImageSets/Segmentation."""
+    test_split: str = "val"
+    """Images to score."""
+    train: Literal["all", "fc6-8"] = "all"
+    """Learn every weight, or leave the convolutions as they are: the papers' two columns."""
+    stride: int | None = None
+    """Pixels between two scores: 32, 16 or 8 (FCN-32s, -16s, -8s); by default 32 for AlexNet and VGG-16, else that of
+    the network's last map, which ResNets can have finer."""
+    redraw: bool = False
+    """AlexNet and VGG-16: draw fc6 and fc7 anew."""
+    crop: int = 480
+    """Side in pixels of the pieces of training images."""
+    scale: tuple[float, float] = (0.5, 1.5)
+    """Range of the factor that training images are scaled by."""
+    flip: bool = True
+    """Mirror half of the training images."""
+    iterations: int = 30_000
+    """Steps."""
+    batch: int = 20
+    """Images of each step."""
+    lr: float = 0.001
+    """Learning rate; biases have twice this."""
+    drops: tuple[int, ...] = ()
+    """Steps at which it falls to a tenth."""
+    momentum: float = 0.9
+    """Of SGD."""
+    weight_decay: float = 0.0005
+    """Of SGD."""
+    draws: int = 1
+    """Repetitions, each with its own seed."""
+
+
+def score(subject: Subject, chosen: VocSegmentation, screen: Screen) -> Result:
+    """Runs the protocol."""
+    from deepcluster.evaluate.voc.segmentation import Cutting, segmentation
+    from deepcluster.evaluate.voc.segmenter import Plan
+    from deepcluster.evaluate.voc.steps import Recipe
+    from deepcluster.records import DeepClusterError
+
+    if chosen.source is None:
+        raise DeepClusterError(
+            "voc-segmentation needs a PASCAL VOC set: give --data VOCdevkit/VOC2012 or a .tar of it."
+        )
+    return segmentation(
+        subject,
+        chosen.source,
+        chosen.test,
+        split=chosen.split,
+        test_split=chosen.test_split,
+        train=chosen.train,
+        plan=Plan(chosen.stride, chosen.redraw),
+        cutting=Cutting(chosen.crop, chosen.scale, chosen.flip),
+        recipe=Recipe(chosen.iterations, chosen.batch, chosen.lr, chosen.drops, chosen.momentum, chosen.weight_decay),
+        draws=chosen.draws,
+        seed=chosen.seed,
+        screen=screen,
+    )

@@ -1,0 +1,278 @@
+"""The two protocols from end to end on sets made here: they learn what is plain to see, stop, go on, and say no."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from deepcluster.cli.main import main
+from deepcluster.engine.log import Bar, Screen
+from deepcluster.engine.model import Model
+from deepcluster.engine.subject import Subject
+from deepcluster.evaluate.result import Result
+from deepcluster.evaluate.voc.detection import detection, recipe_of
+from deepcluster.evaluate.voc.detector import Plan, load_detector
+from deepcluster.evaluate.voc.segmentation import Cutting, segmentation
+from deepcluster.evaluate.voc.segmenter import Plan as FCN
+from deepcluster.evaluate.voc.segmenter import load_segmenter
+from deepcluster.evaluate.voc.steps import Recipe, batch_of, mean_and_spread
+from deepcluster.models.zoo import build_backbone
+from deepcluster.records import DeepClusterError, Interrupted
+
+from .make import annotation
+
+SIDE = 48
+COLORS = {"dog": (250, 60, 40), "cat": (30, 80, 250)}
+SMALL = Plan(pool="align", min_size=SIDE, max_size=SIDE, anchors=(12, 20), regions=16)
+
+
+@pytest.fixture(scope="module")
+def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Squares of two colors on gray: red ones are dogs, blue ones are cats. One image is broken."""
+    root = tmp_path_factory.mktemp("VOC")
+    for folder in ("Annotations", "ImageSets/Main", "ImageSets/Segmentation", "JPEGImages", "SegmentationClass"):
+        (root / folder).mkdir(parents=True)
+    random = np.random.default_rng(0)
+    names = [f"{number:03}" for number in range(24)]
+    for number, name in enumerate(names):
+        picture = random.normal(120, 8, (SIDE, SIDE, 3))
+        mask = np.zeros((SIDE, SIDE), np.uint8)
+        kind = ("dog", "cat")[number % 2]
+        side = int(random.integers(12, 20))
+        x, y = (int(value) for value in random.integers(2, SIDE - side - 2, 2))
+        picture[y : y + side, x : x + side] = COLORS[kind]
+        mask[y - 1 : y + side + 1, x - 1 : x + side + 1] = 255
+        mask[y : y + side, x : x + side] = {"cat": 8, "dog": 12}[kind]
+        Image.fromarray(picture.clip(0, 255).astype(np.uint8)).save(root / f"JPEGImages/{name}.jpg", quality=95)
+        Image.fromarray(mask).save(root / f"SegmentationClass/{name}.png")
+        box = (x + 1, y + 1, x + side, y + side)
+        (root / f"Annotations/{name}.xml").write_text(annotation([(kind, box, False)], SIDE, SIDE))
+    (root / "JPEGImages/003.jpg").write_bytes(b"broken")
+    for folder in ("Main", "Segmentation"):
+        (root / f"ImageSets/{folder}/train.txt").write_text("\n".join(names[:16]))
+        (root / f"ImageSets/{folder}/val.txt").write_text("\n".join(names[16:]))
+    return root
+
+
+def subject(results: Path, name: str = "convnet", **options: Any) -> Subject:
+    torch.manual_seed(3)
+    backbone = build_backbone(name, image_size=32, **({"widths": (16, 16, 24), "pools": (1, 2)} | options)).eval()
+    return Subject("net", Model(backbone, None, torch.zeros(0, backbone.dim)), "cpu", results)
+
+
+def detect(results: Path, data: Path, iterations: int = 4, **more: Any) -> Result:
+    recipe = recipe_of("faster", iterations=iterations, batch=2, drops=None, lr=0.01, momentum=0.9, weight_decay=5e-4)
+    values = {"split": "train", "test_split": "val", "plan": SMALL, "recipe": recipe} | more
+    return detection(subject(results), data, **values)
+
+
+def segment(results: Path, data: Path, iterations: int = 4, **more: Any) -> Result:
+    values = {"cutting": Cutting(40, (0.8, 1.2)), "recipe": Recipe(iterations, 4, 0.05, ())} | more
+    return segmentation(subject(results), data, **values)
+
+
+class Stopping(Screen):
+    """Presses Ctrl-C after so many training steps."""
+
+    def __init__(self, steps: int) -> None:
+        super().__init__(quiet=True)
+        self.steps = steps
+
+    @contextmanager
+    def bar(self, what: str, total: int, unit: str = "images") -> Iterator[Bar]:
+        stopping = self
+
+        class Counting(Bar):
+            def __call__(self, images: int = 1) -> None:
+                stopping.steps -= images
+                if not stopping.steps:
+                    os.kill(os.getpid(), signal.SIGINT)
+
+        yield Counting() if unit == "iterations" else Bar()
+
+
+@pytest.mark.parametrize(("protocol", "run"), [("voc-detection", detect), ("voc-segmentation", segment)])
+def test_stopped_and_gone_on_is_the_same_to_the_bit(tmp_path: Path, shapes: Path, protocol: str, run: Any) -> None:
+    whole = run(tmp_path / "whole", shapes, draws=2)
+    with pytest.raises(Interrupted):
+        run(tmp_path / "parts", shapes, draws=2, screen=Stopping(2))
+    assert (tmp_path / "parts" / f"{protocol}.state").is_file()
+    with pytest.raises(Interrupted):  # in the second draw
+        run(tmp_path / "parts", shapes, draws=2, screen=Stopping(2 + 1))
+    parts = run(tmp_path / "parts", shapes, draws=2)
+    assert parts.scores == whole.scores and parts.draws == whole.draws
+    assert not (tmp_path / "parts" / f"{protocol}.state").exists()
+    for name in (f"{protocol}.safetensors", f"{protocol}-1.safetensors"):
+        ours, theirs = load_file(tmp_path / "parts" / name), load_file(tmp_path / "whole" / name)
+        assert ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours)
+    first, second = (load_file(tmp_path / "whole" / f"{protocol}{part}.safetensors") for part in ("", "-1"))
+    assert any(not torch.equal(first[key], second[key]) for key in first)  # draws differ
+
+
+def test_other_settings_do_not_go_on(tmp_path: Path, shapes: Path) -> None:
+    with pytest.raises(Interrupted):
+        segment(tmp_path, shapes, screen=Stopping(2))
+    other = segment(tmp_path, shapes, seed=1)
+    assert other.scores == segment(tmp_path / "fresh", shapes, seed=1).scores
+
+
+def test_detection_learns_and_says_what_it_did(tmp_path: Path, shapes: Path) -> None:
+    result = detect(tmp_path, shapes, iterations=56)
+    assert result.scores["map"] > 0.5
+    assert result.scores["map"] == pytest.approx((result.scores["ap_cat"] + result.scores["ap_dog"]) / 2)
+    assert result.settings["images_data"] == 15 and result.settings["images_test"] == 8
+    assert list(result.settings["left_out"]) == ["JPEGImages/003.jpg"]
+    assert result.settings["drops"] == (40,) and result.settings["iterations"] == 56
+    detector = load_detector(tmp_path / "voc-detection.safetensors")
+    found = detector.find(np.array(Image.open(shapes / "JPEGImages/017.jpg")))
+    assert found["labels"][0] == "cat"
+
+
+def test_segmentation_learns_and_frozen_convolutions_stay(tmp_path: Path, shapes: Path) -> None:
+    result = segment(tmp_path / "all", shapes, iterations=60)
+    assert result.scores["miou"] > 0.5 and result.scores["pixel_accuracy"] > 0.8
+    assert {"iou_background", "iou_cat", "iou_dog"} <= set(result.scores)
+    net = load_segmenter(tmp_path / "all/voc-segmentation.safetensors")
+    mask = net.segment(np.array(Image.open(shapes / "JPEGImages/017.jpg")))
+    assert mask.shape == (SIDE, SIDE) and net.classes[7] == "cat" and (mask == 8).any()
+    frozen = segment(tmp_path / "fc", shapes, iterations=3, train="fc6-8")
+    assert frozen.settings["train"] == "fc6-8" and "stay as they are" in frozen.settings["protocol"]
+    kept = load_file(tmp_path / "fc/voc-segmentation.safetensors")
+    moved = load_file(tmp_path / "all/voc-segmentation.safetensors")
+    begun = subject(tmp_path).backbone.trunk.features.state_dict()
+    key = "maps.parts.0.0.0.weight"
+    assert torch.equal(kept[key], begun["0.0.weight"]) and not torch.equal(moved[key], begun["0.0.weight"])
+
+
+def test_frozen_convolutions_of_a_detector_stay_and_regions_can_be_given(tmp_path: Path, shapes: Path) -> None:
+    """Fast R-CNN with the true boxes and noise as regions, only its head learned."""
+    random = np.random.default_rng(1)
+    regions = {}
+    for file in (shapes / "SegmentationClass").iterdir():
+        y, x = np.nonzero(~np.isin(np.array(Image.open(file)), (0, 255)))
+        true = [x.min(), y.min(), x.max() + 1, y.max() + 1]
+        corners = random.integers(0, SIDE - 12, (12, 2))
+        noise = np.concatenate([corners, corners + random.integers(8, 12, (12, 2))], 1)
+        regions[file.stem] = np.concatenate([[true], noise]).astype(np.float32)
+    np.savez(tmp_path / "p.npz", **regions)
+    plan = Plan(head="fast", pool="align", min_size=SIDE, max_size=SIDE, regions=16)
+    result = detect(tmp_path, shapes, 60, plan=plan, train="fc6-8", proposals=(tmp_path / "p.npz",))
+    assert result.scores["map"] > 0.5
+    kept = load_file(tmp_path / "voc-detection.safetensors")
+    assert torch.equal(kept["maps.parts.0.0.0.weight"], subject(tmp_path).backbone.trunk.features[0][0].weight)
+    assert not any(key.startswith("rpn.") for key in kept)
+
+
+@pytest.mark.parametrize(
+    ("words", "more"),
+    [
+        ("name a file with --proposals", {"plan": Plan(head="fast")}),
+        ("proposes regions itself", {"proposals": ("p.npz",)}),
+        ("no fc6 and fc7", {"plan": Plan(redraw=True)}),
+        ("take --pool align", {"plan": Plan(pyramid=True)}),
+        ("leave out --fpn", {"plan": Plan(pyramid=True, pool="align")}),
+        ("leave out --anchors", {"plan": Plan(head="fast", anchors=(8,)), "proposals": ("p.npz",)}),
+        ("use all or fc6-8", {"train": "fc8"}),
+        ("counted from 1", {"draws": 0}),
+        ("no rule 'coco'", {"ap": "coco"}),
+        ("has no split 'test'", {"test_split": "test"}),
+    ],
+)
+def test_detection_says_no(tmp_path: Path, shapes: Path, words: str, more: dict) -> None:
+    with pytest.raises(DeepClusterError, match=words):
+        detect(tmp_path, shapes, **more)
+
+
+@pytest.mark.parametrize(
+    ("words", "more"),
+    [
+        ("no fc6 and fc7", {"plan": FCN(redraw=True)}),
+        ("has stride 4, not 16", {"plan": FCN(stride=16)}),
+        ("two factors above 0", {"cutting": Cutting(40, (2.0, 1.0))}),
+        ("use all or fc6-8", {"train": "fc8"}),
+        ("counted from 1", {"draws": 0}),
+        ("lower --lr", {"recipe": Recipe(9, 2, 1e30, ())}),
+    ],
+)
+def test_segmentation_says_no(tmp_path: Path, shapes: Path, words: str, more: dict) -> None:
+    with pytest.raises(DeepClusterError, match=words):
+        segment(tmp_path, shapes, **more)
+
+
+def test_every_epoch_shows_every_image_once() -> None:
+    recipe = Recipe(20, 3, 1.0, ())
+    shown = [pair for step in range(20) for pair in batch_of([4, 7, 9, 11, 12], recipe, 0, step)]
+    assert [epoch for _, epoch in shown] == sorted(epoch for _, epoch in shown)
+    for epoch in range(12):
+        assert sorted(image for image, of in shown if of == epoch) == [4, 7, 9, 11, 12]
+    orders = {tuple(image for image, of in shown if of == epoch) for epoch in range(12)}
+    assert len(orders) > 6
+
+
+def test_rates_and_means() -> None:
+    recipe = recipe_of("faster", iterations=None, batch=None, drops=None, lr=0.001, momentum=0.9, weight_decay=5e-4)
+    assert recipe == Recipe(70_000, 1, 0.001, (50_000,))
+    assert recipe.rate(49_999) == 0.001 and recipe.rate(50_000) == pytest.approx(0.0001)
+    scores = mean_and_spread([{"map": 0.1}, {"map": 0.3, "ap_x": 0.5}])
+    spread = pytest.approx(np.std([0.1, 0.3], ddof=1))
+    assert scores == {"map": pytest.approx(0.2), "map_std": spread, "ap_x": 0.5}
+    with pytest.raises(DeepClusterError, match="no training"):
+        Recipe(0, 1, 0.1, ())
+
+
+def test_command_line(tmp_path: Path, shapes: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    common = ["convnet", "--untrained", "--image-size", "32", "--data", str(shapes), "--out", str(tmp_path), "--json"]
+    detecting = [
+        *common,
+        "--split",
+        "train",
+        "--test-split",
+        "val",
+        "--min-size",
+        "48",
+        "--anchors",
+        "12",
+        "--iterations",
+    ]
+    assert main(["evaluate", "convnet", "voc-detection", *common[1:], "--split", "nothing"]) == 2
+    assert "has no split 'nothing'" in capsys.readouterr().err
+    assert main(["evaluate", "convnet", "voc-detection", *detecting[1:], "2", "--regions", "8"]) == 0
+    assert (tmp_path / "voc-detection.json").is_file() and '"max_size": 80' in capsys.readouterr().out
+    segmenting = ["--crop", "32", "--batch", "2", "--iterations", "2"]
+    assert main(["evaluate", "convnet", "voc-segmentation", *common[1:], *segmenting]) == 0
+    assert (tmp_path / "voc-segmentation.safetensors").is_file()
+    for protocol in ("voc-detection", "voc-segmentation"):
+        assert main(["evaluate", "convnet", protocol, "--untrained"]) == 2
+        assert "needs a PASCAL VOC set" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_blood_cells_are_found(tmp_path: Path, shared_data: Path) -> None:
+    """364 microscope images (BCCD), from random weights, at 192 px: minutes on one core."""
+    recipe = recipe_of("faster", iterations=300, batch=2, drops=None, lr=0.01, momentum=0.9, weight_decay=5e-4)
+    plan = Plan(pool="align", min_size=192, max_size=384, anchors=(16, 32, 64), regions=64)
+    net = subject(tmp_path, widths=(16, 32, 64, 128, 128), pools=(1, 3, 5))
+    result = detection(net, shared_data / "voc/bccd.tar", split="train", plan=plan, recipe=recipe)
+    assert result.scores["ap_WBC"] > 0.7 and result.scores["ap_RBC"] > 0.5 and result.scores["map"] > 0.4
+
+
+@pytest.mark.slow
+def test_three_images_of_voc_are_learned_by_heart(tmp_path: Path, shared_data: Path) -> None:
+    values = {
+        "split": "all",
+        "test_split": "all",
+        "cutting": Cutting(160, (1.0, 1.0)),
+        "recipe": Recipe(150, 3, 0.05, ()),
+    }
+    result = segmentation(subject(tmp_path), shared_data / "voc/voc2011-sample.tar", **values)
+    assert result.scores["pixel_accuracy"] > 0.6  # background alone is 0.53
