@@ -14,6 +14,8 @@ PROTOCOLS = {
     "clusters": "Clusters",
     "knn": "Knn",
     "linear": "Linear",
+    "low-shot": "LowShot",
+    "mlp": "Mlp",
 }
 """Name -> the class of its options; each has its own file in cli/protocols with a function `score`."""
 
