@@ -173,8 +173,15 @@ def _on_features(
     ((tap, pooling),) = pools.items()
     with work.screen.bar("features", len(exam.train) + len(exam.test)) as advance:
         known, asked = cached_features(
-            subject.backbone, tap, pooling, [exam.train, exam.test], work.views.center, subject.device, work.precision, advance
-        )  # fmt: skip
+            subject.backbone,
+            tap,
+            pooling,
+            [exam.train, exam.test],
+            work.views.center,
+            subject.device,
+            work.precision,
+            advance,
+        )
     index = exam.train.index[exam.train.seen()]
     labels = known[1].cpu().numpy()
     settings["features"] = f"{tap} {pooling} of the plain view, computed once"
