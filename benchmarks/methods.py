@@ -1,14 +1,14 @@
 """The methods beside each other on the same images: curves of the downstream measure and of the clusters, one picture.
 
     python benchmarks/methods.py --train "cifar10/train-*.tar" --test cifar10/test.tar --out runs/methods [--only NAME]
-    python benchmarks/methods.py --train "imagenette112/train-*.tar" --test imagenette112/val.tar --out runs/imagenette \
-        --image-size 64 --view-size 48 --k 500 --epochs 16
+    python benchmarks/methods.py --train "imagenette112/train-*.tar" --test imagenette112/val.tar \
+        --out runs/imagenette --image-size 64 --view-size 48 --k 500 --epochs 16
 
 Trains small presets on the first 20,000 training images (or all, where there are fewer), cut to their middle square,
-with the same network, views and optimizer, and follows the kNN score of 5,000 training images after every epoch. Runs that are there already
-are not trained again. Then scores 5,000 test images by their 20 nearest training images and by logistic regression on
-the features, compares clusters with the classes, and asks how often a turned image stays in its cluster. Prints a
-table and writes OUT/methods.png and OUT/methods.json.
+with the same network, views and optimizer, and follows the kNN score of 5,000 training images after every epoch.
+Runs that are there already are not trained again. Then scores 5,000 test images by their 20 nearest training images and
+by logistic regression on the features, compares clusters with the classes, and asks how often a turned image stays in
+its cluster. Prints a table and writes OUT/methods.png and OUT/methods.json.
 """
 
 from __future__ import annotations

@@ -35,6 +35,7 @@ class Source:
 class FakeRun:
     """What evaluators use of `engine.runs.Run`."""
 
+    clustered = True
     device = "cpu"
 
     def __init__(self, source: Source, centroids: np.ndarray) -> None:

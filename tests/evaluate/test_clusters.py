@@ -12,7 +12,14 @@ from rich.console import Console
 from sklearn import metrics
 from sklearn.cluster import KMeans
 
-from deepcluster.evaluate.clusters import clusters, evaluate_clusters, matching, score_assignment
+from deepcluster.evaluate.clusters import (
+    class_table,
+    clusters,
+    evaluate_clusters,
+    matching,
+    score_assignment,
+    score_test,
+)
 from deepcluster.evaluate.result import Result
 from deepcluster.records import DeepClusterError
 
@@ -121,3 +128,36 @@ def test_table_puts_deviations_beside_means() -> None:
     text = console.export_text()
     assert "25.00" in text and "50.00" in text and "1.23" in text and "[bold]" in text
     assert "k3_nmi_std" not in text
+
+
+def test_classes_are_told_one_by_one() -> None:
+    assignment = np.array([0, 0, 0, 1, 1, 2, 2, -1])
+    labels = np.array([0, 0, 1, 1, 1, 0, 2, 2])
+    rows = class_table(assignment, labels, ("cat", "dog", "owl"))
+    # cluster 2 has one cat and one owl: the first of equals, so the owl is nobody's
+    assert [row["class"] for row in rows] == ["cat", "dog", "owl"]
+    assert [row["images"] for row in rows] == [3, 3, 1]
+    assert [row["clusters"] for row in rows] == [2, 1, 0]
+    assert [row["found"] for row in rows] == pytest.approx([1, 2 / 3, 0])
+    assert rows[0]["pure"] == pytest.approx(3 / 5) and rows[1]["pure"] == 1 and np.isnan(rows[2]["pure"])
+    assert [row["taken_for"] for row in rows] == ["", "cat", "cat"]
+
+
+def test_test_images_are_matched_by_the_others() -> None:
+    known = np.array([0, 0, 0, 1, 1, 2]), np.array([5, 5, 7, 7, 7, 5])
+    test = np.array([0, 1, 2, 2, 3, -1]), np.array([5, 7, 5, 7, 5, 5])
+    scores = dict(score_test(known, test))
+    # one to one: 0 -> 5, 1 -> 7, 2 -> nothing; by majority 2 -> 5; cluster 3 was never seen
+    assert scores["test_accuracy"] == pytest.approx(2 / 5) and scores["test_purity"] == pytest.approx(3 / 5)
+    pair = test[0] >= 0
+    assert scores["test_nmi"] == pytest.approx(
+        metrics.normalized_mutual_info_score(test[1][pair], test[0][pair], average_method="geometric")
+    )
+
+
+def test_a_network_without_clusters_is_clustered_anew(run: FakeRun, train_source: Source) -> None:
+    run.clustered = False
+    result = clusters(run, train_source, train_source)
+    assert set(result.scores) == {f"{prefix}k3_{name}" for prefix in ("", "test_") for name in NAMES}
+    assert result.scores["test_k3_accuracy"] == pytest.approx(result.scores["k3_accuracy"])
+    assert not result.details

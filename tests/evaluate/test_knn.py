@@ -10,7 +10,6 @@ import torch
 from sklearn.metrics.pairwise import cosine_similarity
 from sklearn.neighbors import KNeighborsClassifier
 
-from deepcluster.evaluate import knn as module
 from deepcluster.evaluate.knn import knn, knn_predict, nearest, score_features
 from deepcluster.features import neighbors
 from deepcluster.records import DeepClusterError
@@ -124,15 +123,15 @@ def test_tap_and_whitened_change_what_is_compared(run: FakeRun, train_source: So
     assert "whitened" in white.settings["features"]
 
 
-def test_baseline_scores_the_untrained_network(run: FakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_baseline_scores_the_untrained_network(run: FakeRun) -> None:
     noise = np.random.default_rng(0).normal(size=(90, 5)).astype(np.float32)
 
-    def before(trained: FakeRun) -> FakeRun:
-        other = FakeRun(trained.source(), blobs(1, 0)[2])
+    def before() -> FakeRun:
+        other = FakeRun(run.source(), blobs(1, 0)[2])
         other.features = lambda data, tap=None, check=None: noise  # type: ignore[method-assign]
         return other
 
-    monkeypatch.setattr(module, "untrained", before)
+    run.untrained = before  # type: ignore[attr-defined]
     result = knn(run, k=(5,), baseline=True)  # type: ignore[arg-type]
     assert result.scores["knn5_top1"] == knn(run, k=(5,)).scores["knn5_top1"]  # type: ignore[arg-type]
     assert result.scores["untrained_knn5_top1"] < result.scores["knn5_top1"]

@@ -51,7 +51,7 @@ def test_scores(trained: Run) -> None:
 
 def test_the_untrained_network_is_another_and_leaves_the_run_alone(trained: Run) -> None:
     before = trained.features(trained.source())
-    other = untrained(trained)
+    other = trained.untrained()
     assert np.nanmax(np.abs(other.features(trained.source()) - before)) > 1e-3
     np.testing.assert_array_equal(trained.features(trained.source()), before)
 

@@ -10,8 +10,10 @@ from typing import Annotated
 from tyro.conf import Positional, arg
 
 from deepcluster.cli.parse import parse
+from deepcluster.cli.processes import several_processes
 from deepcluster.data.sources import must_exist
 from deepcluster.records import DeepClusterError
+from deepcluster.world import World
 
 
 @dataclass(frozen=True)
@@ -38,14 +40,22 @@ def command(arguments: list[str]) -> None:
             f"Assignments are written as .csv or .parquet, not as {chosen.out.name!r}: change --out."
         )
     must_exist(chosen.source)
+    with several_processes() as world:
+        _assign(chosen, world)
+
+
+def _assign(chosen: Assign, world: World) -> None:
     from deepcluster.engine.log import Screen
     from deepcluster.engine.runs import load_run
 
-    screen = Screen(stderr=chosen.json)
+    screen = Screen(quiet=not world.first, stderr=chosen.json)
     run = load_run(chosen.run, chosen.device)
+    run.world = world
     pixels = run.pixels(chosen.source)
     with screen.bar("assigning", len(pixels)) as advance:
         assignment = run.assign(pixels, check=advance)
+    if not world.first:
+        return
     assignment.save(chosen.out)
     bad, used = (
         int((assignment.cluster < 0).sum()),

@@ -7,10 +7,7 @@ hierarchical one share the rows out over the processes.
 from __future__ import annotations
 
 import json as json_module
-import os
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -18,8 +15,9 @@ from typing import Any, Literal
 from tyro.conf import Positional
 
 from deepcluster.cli.parse import parse
+from deepcluster.cli.processes import several_processes
 from deepcluster.records import DeepClusterError
-from deepcluster.world import ALONE, World, current
+from deepcluster.world import ALONE, World
 
 
 @dataclass(frozen=True)
@@ -114,24 +112,6 @@ def _cluster(chosen: Cluster, world: World) -> None:
         return
     used, smallest, largest = sizes["clusters_used"], sizes["size_min"], sizes["size_max"]
     screen.say(f"{chosen.out}: {int(np.sum(cluster >= 0)):,} rows in {used:,} clusters of {smallest:,}-{largest:,}")
-
-
-@contextmanager
-def several_processes() -> Iterator[World]:
-    """The processes that torchrun has started, in touch with each other for as long as it lasts."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or "RANK" not in os.environ:
-        yield ALONE
-        return
-    import torch.distributed as dist
-
-    if dist.is_initialized():  # whoever has begun it ends it
-        yield current()
-        return
-    dist.init_process_group("gloo")
-    try:
-        yield current()
-    finally:
-        dist.destroy_process_group()
 
 
 def clusterer_for(chosen: Cluster, world: World = ALONE) -> Any:

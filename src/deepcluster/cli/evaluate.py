@@ -6,9 +6,11 @@ from importlib import import_module
 from typing import Any
 
 from deepcluster.cli.parse import parse
+from deepcluster.cli.processes import several_processes
 from deepcluster.data.sources import must_exist
 from deepcluster.records import DeepClusterError
 from deepcluster.settings import nearest
+from deepcluster.world import World
 
 PROTOCOLS = {
     "clusters": "Clusters",
@@ -16,8 +18,13 @@ PROTOCOLS = {
     "linear": "Linear",
     "low-shot": "LowShot",
     "mlp": "Mlp",
+    "voc-classification": "VOCClassification",
+    "retrieval": "Retrieval",
 }
 """Name -> the class of its options; each has its own file in cli/protocols with a function `score`."""
+
+SHARED = ("clusters", "knn")
+"""Protocols that several processes may work on: they share the images, and the first one writes."""
 
 
 def command(arguments: list[str]) -> None:
@@ -26,15 +33,25 @@ def command(arguments: list[str]) -> None:
     words = [word for word in arguments if not word.startswith("-")]
     protocol = words[1] if len(words) > 1 else ""
     if protocol not in PROTOCOLS:
-        return _no_protocol(protocol, arguments)
+        _no_protocol(protocol, arguments)
+        return
     module, options = _module(protocol)
     chosen: Any = parse(options, arguments, prog=f"deepcluster evaluate RUN {protocol}")
     for named in (chosen.source, getattr(chosen, "test", None)):
         must_exist(named)
+    with several_processes() as world:
+        if not world.alone and protocol not in SHARED:
+            raise DeepClusterError(
+                f"Protocol {protocol} runs in one process, not in {world.size}: start it without torchrun."
+            )
+        _score(module, chosen, world)
+
+
+def _score(module: Any, chosen: Any, world: World) -> None:
     from deepcluster.engine.log import Screen
     from deepcluster.engine.runs import load_subject
 
-    screen = Screen(stderr=chosen.json)
+    screen = Screen(quiet=not world.first, stderr=chosen.json)
     subject = load_subject(
         chosen.model,
         device=chosen.device,
@@ -42,8 +59,11 @@ def command(arguments: list[str]) -> None:
         untrained=chosen.untrained,
         seed=chosen.seed,
         results=chosen.out,
+        world=world,
     )
     result = module.score(subject, chosen, screen)
+    if not world.first:
+        return
     file = result.save(subject.results)
     if chosen.json:
         print(result.json())

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 from tyro.conf import Positional, arg
 
 from deepcluster.cli.parse import parse
+from deepcluster.cli.processes import several_processes
 from deepcluster.data.sources import must_exist
 from deepcluster.records import DeepClusterError
+from deepcluster.world import World
 
 if TYPE_CHECKING:
     from deepcluster.engine.log import Bar
@@ -52,12 +54,21 @@ def command(arguments: list[str]) -> None:
     whole = chosen.out.suffix == ".npy" and not chosen.out.is_dir()
     _check(chosen, whole)
     must_exist(chosen.source)
+    with several_processes() as world:
+        if whole and not world.alone:
+            raise DeepClusterError(
+                f"{world.size} processes write a table in parts, not one file: give --out a folder, without .npy."
+            )
+        _describe(chosen, whole, world)
+
+
+def _describe(chosen: Features, whole: bool, world: World) -> None:
     from deepcluster.engine.log import Screen
     from deepcluster.engine.runs import load_subject
     from deepcluster.features.describe import weights_digest, write_parts, write_table
     from deepcluster.files import write_json
 
-    screen = Screen(stderr=chosen.json)
+    screen = Screen(quiet=not world.first, stderr=chosen.json)
     subject = load_subject(chosen.model, device=chosen.device, image_size=chosen.image_size)
     model, device, pixels = subject.model, subject.device, subject.pixels(chosen.source)
     about: dict[str, Any] = {
@@ -80,7 +91,10 @@ def command(arguments: list[str]) -> None:
                 parts=chosen.parts,
                 overwrite=chosen.overwrite,
                 skipped=advance,
+                world=world,
             )
+    if not world.first:
+        return
     about |= {"rows": len(pixels), "width": width, "bad": bad}
     if whole:
         write_json(chosen.out.with_suffix(".json"), about)

@@ -24,6 +24,7 @@ from deepcluster.models.neck import Neck
 from deepcluster.models.released import load_released
 from deepcluster.models.zoo import build_backbone
 from deepcluster.records import DeepClusterError
+from deepcluster.world import ALONE, World
 
 MODEL = "model.safetensors"
 
@@ -84,6 +85,7 @@ class Model:
         batch_size: int = 256,
         file: Path | None = None,
         check: Callable[[int], None] = lambda images: None,
+        world: World = ALONE,
     ) -> tuple[np.ndarray, np.ndarray]:
         """Index (M,) and features (M, D) of the images that can be decoded; see `features.extract`."""
         self.backbone.to(device)
@@ -98,6 +100,7 @@ class Model:
             tap=tap,
             file=file,
             check=check,
+            world=world,
         )
 
     def nearest(self, features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -27,6 +27,7 @@ from deepcluster.engine.subject import CACHE_GB, RESULTS, Subject, pick_device
 from deepcluster.models.backbone import Backbone
 from deepcluster.models.zoo import build_backbone
 from deepcluster.records import DeepClusterError
+from deepcluster.world import ALONE, World
 
 NEEDED = {"preset": str, "images": int, "settings": dict, "source_fingerprint": str}
 """What every run.json says: name -> type."""
@@ -39,6 +40,8 @@ class Run(Subject):
         folder: what `deepcluster train` wrote.
         device: where features are computed.
     """
+
+    clustered = True
 
     def __init__(self, folder: Path | str, device: str = "auto") -> None:
         self.folder = Path(folder)
@@ -88,8 +91,11 @@ class Run(Subject):
         """From features to the space of the centroids.
 
         Raises:
-            DeepClusterError: a run of an online method, which has a neck in its place; `embed` serves both.
+            DeepClusterError: a run of an online method, which has a neck in its place; `embed` serves both. Or the
+                run's network before it was trained.
         """
+        if not self.clustered:
+            return super().whitening
         whitening = self.model.whitening
         if whitening is None:
             raise DeepClusterError(
@@ -141,9 +147,11 @@ class Run(Subject):
             data: what `open_images` takes: a folder, shards, an array, a list of paths.
         """
         pixels = data if hasattr(data, "gather") else self.pixels(data)
-        index, features = self.model.features(pixels, device=self.device, check=check)
+        index, features = self.model.features(pixels, device=self.device, check=check, world=self.world)
+        found = self.model.nearest(features)
         cluster, distance = np.full(len(pixels), -1, np.int64), np.full(len(pixels), np.nan, np.float32)
-        cluster[index], distance[index] = self.model.nearest(features)
+        index = self.world.gather_array(index)
+        cluster[index], distance[index] = (self.world.gather_array(column) for column in found)
         return Assignment([pixels.source.path(position) for position in range(len(pixels))], cluster, distance)
 
 
@@ -164,6 +172,7 @@ def load_subject(
     untrained: bool = False,
     seed: int = 0,
     results: Path | None = None,
+    world: World = ALONE,
 ) -> Subject:
     """Opens a run folder, a file of weights (`engine.model.backbone_from` lists them), or a backbone by name.
 
@@ -174,6 +183,7 @@ def load_subject(
         untrained: the same network without what it learned.
         seed: that the untrained one is drawn with (a run's is drawn with the seed of the run).
         results: where evaluations are written; None = in the run folder, else beneath `RESULTS`.
+        world: the processes that share the describing of images.
 
     Raises:
         DeepClusterError: there is no such folder, file or backbone, or a size was given to what has its own.
@@ -191,6 +201,7 @@ def load_subject(
         subject = subject.untrained(seed)
     if results is not None:
         subject.results = results
+    subject.world = world
     return subject
 
 

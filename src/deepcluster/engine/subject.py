@@ -21,6 +21,7 @@ from deepcluster.engine.model import Model
 from deepcluster.models.backbone import Backbone
 from deepcluster.models.zoo import build_backbone
 from deepcluster.records import DeepClusterError
+from deepcluster.world import ALONE
 
 CACHE_GB = 20.0
 RESULTS = Path("evaluations")
@@ -35,7 +36,14 @@ class Subject:
         model: backbone, perhaps with clusters.
         device: where it computes.
         results: the folder its evaluations are written to.
+
+    Attributes:
+        clustered: whether it has clusters, as a trained run does.
+        world: the processes that share the describing of images; each then has all of the result.
     """
+
+    clustered = False
+    world = ALONE
 
     def __init__(self, name: str, model: Model, device: str, results: Path) -> None:
         self.name = name
@@ -82,7 +90,12 @@ class Subject:
     ) -> np.ndarray:
         """(N, D) float32 features of any images, before whitening; NaN rows for images that cannot be decoded."""
         pixels = data if hasattr(data, "gather") else self.pixels(data)
-        index, features = self.model.features(pixels, tap=tap, device=self.device, check=check)
+        index, features = self.model.features(pixels, tap=tap, device=self.device, check=check, world=self.world)
+        if not self.world.alone:
+            # a process without a share does not know how wide a tap is
+            width = self.world.max_(torch.tensor(features.shape[1] if len(features) else 0))
+            index = self.world.gather_array(index)
+            features = self.world.gather_array(features.reshape(-1, int(width)))
         if len(index) == len(pixels):
             return features
         table = np.full((len(pixels), features.shape[1]), np.nan, np.float32)
@@ -92,7 +105,7 @@ class Subject:
     def untrained(self, seed: int = 0) -> Subject:
         """The same network before anything was learned: drawn at random with `seed`."""
         before = copy.copy(self)
-        before.name = f"{self.name}, untrained"
+        before.name, before.clustered = f"{self.name}, untrained", False
         before.model = dataclasses.replace(self.model, backbone=self._drawn(seed))
         return before
 

@@ -7,7 +7,7 @@ cluster comes about.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,14 +15,19 @@ import torch
 
 from deepcluster.clustering import scores
 from deepcluster.clustering.kmeans import KMeans
+from deepcluster.clustering.whitening import Whitening
 from deepcluster.data.sources import open_images
 from deepcluster.engine.log import Screen
-from deepcluster.evaluate.labels import labels_of
+from deepcluster.evaluate.labels import labels_alike, labels_of
 from deepcluster.evaluate.result import Result
 from deepcluster.records import DeepClusterError
 
 if TYPE_CHECKING:
-    from deepcluster.engine.runs import Run
+    from deepcluster.data.sources import ImageSource
+
+SCORES = ("nmi", "ami", "ari", "accuracy", "purity")
+WIDTH = 256
+"""Directions that the features of a network without a whitening of its own are whitened to, as in the paper."""
 
 
 def score_assignment(assignment: np.ndarray, labels: np.ndarray) -> Iterator[tuple[str, float]]:
@@ -57,6 +62,8 @@ def evaluate_clusters(
     seed: int = 0,
     n_init: int = 10,
     device: str | torch.device | None = None,
+    test: np.ndarray | None = None,
+    test_labels: np.ndarray | None = None,
 ) -> list[dict[str, Any]]:
     """Cluster features anew into `k` clusters, once per draw, and score every draw against labels.
 
@@ -66,9 +73,11 @@ def evaluate_clusters(
         k: number of clusters.
         draws: repetitions, with seeds `seed`, `seed + 1`, ...
         n_init: k-means++ starts of a draw; the one with the lowest objective counts.
+        test: (M, D) float32 in the same space, put to the nearest centers; rows with NaN are left out.
+        test_labels: (M,) int64 class of each.
 
     Returns:
-        One mapping per draw: seed, k, inertia and the scores of `score_assignment`.
+        One mapping per draw: seed, k, inertia, the scores of `score_assignment` and those of `score_test`.
 
     Raises:
         DeepClusterError: fewer images than clusters.
@@ -84,81 +93,200 @@ def evaluate_clusters(
         ).fit(table)
         assignment = np.asarray(kmeans.labels_, dtype=np.int64)
         draw = {"seed": seed + number, "k": k, "inertia": float(kmeans.inertia_)}
-        found.append(draw | dict(score_assignment(assignment, labels[whole])))
+        draw |= dict(score_assignment(assignment, labels[whole]))
+        if test is not None and test_labels is not None:
+            usable = np.isfinite(test).all(axis=1)
+            nearest = np.asarray(kmeans.predict(np.ascontiguousarray(test[usable], np.float32)), np.int64)
+            draw |= dict(score_test((assignment, labels[whole]), (nearest, test_labels[usable])))
+        found.append(draw)
     return found
 
 
 def clusters(
-    run: Run,
+    run: Any,
     data: Any = None,
+    test: Any = None,
     *,
     k: int | str | None = None,
     draws: int = 1,
     seed: int = 0,
     n_init: int = 10,
     screen: Screen | None = None,
+    seen: Callable[[np.ndarray, np.ndarray, Sequence[str]], None] = lambda assignment, labels, names: None,
 ) -> Result:
-    """Protocol `clusters`: a run's clusters of labelled images, and its features clustered anew.
+    """Protocol `clusters`: a run's clusters of labelled images, and features clustered anew.
 
     Args:
-        run: a finished or stopped run.
+        run: a run; or any network (`engine.subject.Subject`), which has no clusters of its own: its features are
+            clustered anew.
         data: labelled images to score; None = the training images with the assignment training ended with.
-        k: also cluster the run's whitened features into this many clusters; "classes" = as many as there
-            are classes.
+        test: labelled images that took no part in anything: each goes to its nearest center, and clusters stand for
+            the classes that `data` gives them (`test_...`).
+        k: also cluster the whitened features into this many clusters; "classes" = as many as there are classes.
         draws: repetitions of that, each with its own seed; the scores are their mean and deviation.
         seed: of the first draw.
         n_init: k-means++ starts of a draw.
         screen: shows a bar while features are computed; None = silence.
+        seen: called with the run's clusters (N,), the classes (N,) and their names, for whoever draws them.
 
     Raises:
         DeepClusterError: the images have no labels, or `k` does not fit them.
     """
+    k = k if run.clustered or k else "classes"
     source = run.source() if data is None else open_images(data)
-    labels = labels_of(source, "clusters")
+    asked = None if test is None else open_images(test)
+    if asked is None:
+        labels, answers, names = labels_of(source, "clusters"), None, list(source.classes)
+    else:
+        labels, answers, _ = labels_alike(source, asked, "clusters")
+        names = list(dict.fromkeys([*source.classes, *asked.classes]))
     if draws < 1:
         raise DeepClusterError(f"draws={draws} is no number of repetitions: give 1 or more.")
     screen = screen or Screen(quiet=True)
-    if data is None:
-        own = np.asarray(run.assignment)
-    else:
-        with screen.bar("assigning", len(source)) as advance:
-            own = run.assign(source, check=advance).cluster
-    found = dict(score_assignment(own, labels))
-    known = (own >= 0) & (labels >= 0)
     classes = len(np.unique(labels[labels >= 0]))
+    found: dict[str, float] = {}
     settings: dict[str, Any] = {
         "data": source.name,
-        "images": len(known),
-        "images_scored": int(known.sum()),
+        "test": "none: clusters and labels are compared on the same images" if asked is None else asked.name,
+        "images": len(labels),
         "classes": classes,
-        "clusters": len(run.centroids),
-        "clusters_used": len(np.unique(own[known])),
-        "assignment": "as training left it" if data is None else "nearest centroid of the saved model",
         "nmi": "geometric mean of the two entropies",
-        "accuracy": matching(len(run.centroids), classes),
     }
-    if k is None:
-        return Result("clusters", settings, found)
+    details: dict[str, list[dict[str, Any]]] = {}
+    if run.clustered:
+        own = np.asarray(run.assignment) if data is None else _assigned(run, source, screen)
+        found |= dict(score_assignment(own, labels))
+        known = (own >= 0) & (labels >= 0)
+        settings |= {
+            "images_scored": int(known.sum()),
+            "clusters": len(run.centroids),
+            "clusters_used": len(np.unique(own[known])),
+            "assignment": "as training left it" if data is None else "nearest centroid of the saved model",
+            "accuracy": matching(len(run.centroids), classes),
+        }
+        names = names or [str(number) for number in range(int(labels.max()) + 1)]
+        details["classes"] = class_table(own, labels, names)
+        seen(own, labels, names)
+        if asked is not None:
+            assert answers is not None
+            found |= score_test((own, labels), (_assigned(run, asked, screen), answers))
+    drawn: list[dict[str, Any]] = []
+    if k is not None:
+        count = _count(k, classes)
+        table, tested = _tables(run, source, asked, count, screen)
+        drawn = evaluate_clusters(
+            table, labels, k=count, draws=draws, seed=seed, n_init=n_init, test=tested, test_labels=answers
+        )
+        settings |= {
+            "k": count,
+            "draws": draws,
+            "seed": seed,
+            "anew": f"k-means++ on the {table.shape[1]} leading whitened directions, best of {n_init} starts,"
+            f" mean of {draws} draws",
+            f"k{count}_accuracy": matching(count, classes),
+        }
+        for name in [name for name in drawn[0] if name.removeprefix("test_") in SCORES]:
+            values = np.array([draw[name] for draw in drawn])
+            told = f"test_k{count}_{name[5:]}" if name.startswith("test_") else f"k{count}_{name}"
+            found[told] = float(values.mean())
+            if draws > 1:
+                found[f"{told}_std"] = float(values.std(ddof=1))
+    if asked is not None:
+        settings["test_accuracy"] = "clusters stand for the classes that the other images match them with"
+    return Result("clusters", settings, found, drawn, details)
 
-    count = _count(k, classes)
-    with screen.bar("features", len(source)) as advance:
-        features = run.features(source, check=advance)
-    table = leading(run.embed(features), count)
-    drawn = evaluate_clusters(table, labels, k=count, draws=draws, seed=seed, n_init=n_init)
-    settings |= {
-        "k": count,
-        "draws": draws,
-        "seed": seed,
-        "anew": f"k-means++ on the {table.shape[1]} leading whitened directions, best of {n_init} starts,"
-        f" mean of {draws} draws",
-        f"k{count}_accuracy": matching(count, classes),
-    }
-    for name in found.copy():
-        values = np.array([draw[name] for draw in drawn])
-        found[f"k{count}_{name}"] = float(values.mean())
-        if draws > 1:
-            found[f"k{count}_{name}_std"] = float(values.std(ddof=1))
-    return Result("clusters", settings, found, drawn)
+
+def score_test(
+    known: tuple[np.ndarray, np.ndarray], test: tuple[np.ndarray, np.ndarray]
+) -> Iterator[tuple[str, float]]:
+    """Yield ("test_...", fraction of 1) of clusters and labels of images that the clusters were not made from.
+
+    Args:
+        known: (N,) cluster and (N,) class of the images that say which cluster stands for which class: one to one
+            for `test_accuracy`, its most frequent class for `test_purity`.
+        test: (M,) cluster and (M,) class of the images to score.
+    """
+    for name, value in score_assignment(*test):
+        if name not in ("accuracy", "purity"):
+            yield f"test_{name}", value
+    pair = (test[0] >= 0) & (test[1] >= 0)
+    cluster, label = test[0][pair], test[1][pair]
+    for name, stands in zip(("accuracy", "purity"), _stands_for(*known), strict=True):
+        right = [stands.get(int(one), -1) == int(truth) for one, truth in zip(cluster, label, strict=True)]
+        yield f"test_{name}", float(np.mean(right))
+
+
+def _stands_for(assignment: np.ndarray, labels: np.ndarray) -> tuple[dict[int, int], dict[int, int]]:
+    """Cluster -> class: matched one to one, and by the most frequent class."""
+    from scipy.optimize import linear_sum_assignment
+
+    pair = (assignment >= 0) & (labels >= 0)
+    table, rows, columns = contingency(assignment[pair], labels[pair])
+    matched = zip(*linear_sum_assignment(-table), strict=True)
+    one_to_one = {int(rows[row]): int(columns[column]) for row, column in matched}
+    return one_to_one, {int(row): int(columns[table[at].argmax()]) for at, row in enumerate(rows)}
+
+
+def contingency(assignment: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(K', C') counts of images by cluster and class, both as they occur, ascending, and their numbers."""
+    rows, row = np.unique(assignment, return_inverse=True)
+    columns, column = np.unique(labels, return_inverse=True)
+    table = np.zeros((len(rows), len(columns)), np.int64)
+    np.add.at(table, (row, column), 1)
+    return table, rows, columns
+
+
+def class_table(assignment: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> list[dict[str, Any]]:
+    """How each class fares when each cluster stands for its most frequent class: one row a class.
+
+    Each row says `class`, `images`, `clusters` (that stand for it), `found` (share of its images that lie in those),
+    `pure` (share of the images in those that are of it; nan without such a cluster) and `taken_for`, the class whose
+    clusters have most of the images that were not found.
+    """
+    pair = (assignment >= 0) & (labels >= 0)
+    table, _, columns = contingency(assignment[pair], labels[pair])
+    owner = table.argmax(1)
+    told = np.zeros((len(columns), len(columns)), np.int64)  # (class, class that the image's cluster stands for)
+    np.add.at(told.T, owner, table)
+    rows = []
+    for at, label in enumerate(columns):
+        lost = np.where(np.arange(len(columns)) == at, 0, told[at])
+        inside = told[:, at].sum()
+        rows.append(
+            {
+                "class": names[label],
+                "images": int(told[at].sum()),
+                "clusters": int((owner == at).sum()),
+                "found": float(told[at, at] / told[at].sum()),
+                "pure": float(told[at, at] / inside) if inside else float("nan"),
+                "taken_for": names[columns[lost.argmax()]] if lost.any() else "",
+            }
+        )
+    return rows
+
+
+def _assigned(run: Any, source: ImageSource, screen: Screen) -> np.ndarray:
+    with screen.bar("assigning", len(source)) as advance:
+        return run.assign(source, check=advance).cluster
+
+
+def _tables(
+    run: Any, source: ImageSource, test: ImageSource | None, count: int, screen: Screen
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Whitened features to cluster, and those of the test images; a network alone is whitened by the first."""
+    tables = []
+    for images in (source, test):
+        if images is not None:
+            with screen.bar("features", len(images)) as advance:
+                tables.append(run.features(images, check=advance))
+    embed: Callable[[np.ndarray], Any]
+    if run.clustered:
+        embed = run.embed
+    else:
+        usable = tables[0][np.isfinite(tables[0]).all(axis=1)]
+        embed = Whitening(min(WIDTH, *usable.shape)).fit(usable).transform
+    ready = [leading(np.asarray(embed(table)), count) for table in tables]
+    return ready[0], ready[1] if test is not None else None
 
 
 def leading(whitened: np.ndarray, k: int) -> np.ndarray:

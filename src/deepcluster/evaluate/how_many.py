@@ -44,6 +44,11 @@ def how_many(facts: Facts) -> str:
     else:
         why = "ten times the kinds you expect works best (figure 2c); not knowing them, about a hundred images each"
     limit = f"above {rounded(most):,} clusters would have fewer than {LEAST_IMAGES} images"
+    if facts.k == 1 and facts.choices > 1:
+        return (
+            f"This run tells turns apart and has no clusters. A method with clusters could begin with its weights; for"
+            f" {facts.good:,} images try {k:,} there: {why}; {limit}."
+        )
     now = ""
     if facts.k and facts.sizes is not None:
         now = f" This run has {facts.k:,}, as even as {effective(facts.sizes):,.0f} equal ones"

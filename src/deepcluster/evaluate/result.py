@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
 
+SHOWN = 60
+"""Rows of a table of details that a terminal is shown; the JSON has them all."""
+
+
 @dataclass(frozen=True)
 class Result:
     """One evaluation, as printed and as written to `RUN/evaluation/PROTOCOL.json`.
@@ -28,21 +32,23 @@ class Result:
         settings: everything needed to repeat or compare it, in plain values and sentences.
         scores: name -> fraction of 1; a mean over draws has its deviation beside it as `NAME_std`.
         draws: one mapping for every repetition of a random step; empty where nothing is random.
+        details: name -> rows of a table, such as one for every class; written only where there are any.
     """
 
     protocol: str
     settings: dict[str, Any]
     scores: dict[str, float]
     draws: list[dict[str, Any]] = field(default_factory=list)
+    details: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
-        """The four parts as plain JSON values; a score that is not a number becomes None."""
+        """The parts as plain JSON values; a score that is not a number becomes None."""
         parts = {
             "protocol": self.protocol,
             "settings": self.settings,
             "scores": self.scores,
             "draws": self.draws,
-        }
+        } | ({"details": self.details} if self.details else {})
         return {name: _plain(part) for name, part in parts.items()}
 
     def json(self) -> str:
@@ -83,7 +89,28 @@ class Result:
             table.add_row(*cells)
         # settings that are sentences; numbers are for the JSON
         notes = [f"{name}: {said}" for name, said in self.settings.items() if isinstance(said, str) and " " in said]
-        return Group(table, Text("\n".join(notes), style="dim"))
+        details = [_detail(name, rows) for name, rows in self.details.items() if len(rows) <= SHOWN]
+        return Group(table, *details, Text("\n".join(notes), style="dim"))
+
+
+def _detail(name: str, rows: list[dict[str, Any]]) -> RenderableType:
+    """Rows as a table: fractions in per cent, whole numbers and words as they are."""
+    from rich.table import Table
+
+    table = Table(title=name, title_justify="left")
+    numbers = {column for row in rows for column, value in row.items() if not isinstance(value, str)}
+    for column in rows[0] if rows else ():
+        shares = any(isinstance(row[column], float) for row in rows)
+        said = column.replace("_", " ") + (" %" if shares else "")
+        table.add_column(said, justify="right" if column in numbers else "left")
+    for row in rows:
+        table.add_row(
+            *(
+                _percent(value) if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else value
+                for value in row.values()
+            )
+        )
+    return table
 
 
 def _percent(value: float) -> str:

@@ -21,6 +21,7 @@ from deepcluster.data.cache import Pixels, window
 from deepcluster.features.parts import ABOUT, FORMAT, VERSION, part_name, read_about
 from deepcluster.files import remove_leftovers, write_json
 from deepcluster.records import DeepClusterError
+from deepcluster.world import ALONE, World
 
 #: Images described at a time; parts begin at multiples of it.
 BATCH = 256
@@ -65,6 +66,7 @@ def write_parts(
     parts: int | None = None,
     overwrite: bool = False,
     skipped: Callable[[int], None] = lambda images: None,
+    world: World = ALONE,
 ) -> tuple[int, list[int]]:
     """The same table as `write_table` in several files; parts that a killed call finished are not made again.
 
@@ -74,6 +76,7 @@ def write_parts(
         parts: about how many; None = `PART_ROWS` rows each.
         overwrite: begin anew whatever is there.
         skipped: called with the number of images of the parts that are there already.
+        world: the processes that share the parts, in turns; all of them see `folder`.
 
     Returns:
         D, and the rows that are bad.
@@ -83,20 +86,28 @@ def write_parts(
     """
     step = PART_ROWS if parts is None else BATCH * -(-len(pixels) // (BATCH * parts))
     about = {"format": FORMAT, "version": VERSION, **about, "rows": len(pixels), "part_rows": step}
-    _prepare(folder, about, overwrite)
+    with world.together():
+        if world.first:
+            _prepare(folder, about, overwrite)
+    spans = [(start, min(start + step, len(pixels))) for start in range(0, len(pixels), step)]
+    with world.together():
+        for start, stop in spans[world.rank :: world.size]:
+            file = folder / part_name(start, stop)
+            if _finished(file) is None:
+                _write_part(describe, window(pixels, start, stop), file)
+            else:
+                skipped(stop - start)
     bad: list[int] = []
     width = 0
-    for start in range(0, len(pixels), step):
-        stop = min(start + step, len(pixels))
-        file = folder / part_name(start, stop)
-        known = _finished(file)
-        if known is None:
-            known = _write_part(describe, window(pixels, start, stop), file)
-        else:
-            skipped(stop - start)
+    for start, stop in spans:
+        known = _finished(folder / part_name(start, stop))
+        if known is None:  # another process says that it made it, and here it is not
+            raise DeepClusterError(f"{folder} is not the same folder for all processes: give one on a shared disk.")
         width = known[0]
         bad += [start + row for row in known[1]]
-    write_json(folder / ABOUT, {**about, "width": width, "bad": bad, "finished": True})
+    if world.first:
+        write_json(folder / ABOUT, {**about, "width": width, "bad": bad, "finished": True})
+    world.wait()
     return width, bad
 
 

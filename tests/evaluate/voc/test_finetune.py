@@ -1,0 +1,212 @@
+"""Fine-tuning against a plain loop, against itself stopped and gone on, and piece by piece."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torchvision.transforms.v2 import functional as T
+
+from deepcluster.data.augment import augment
+from deepcluster.data.cache import load_pixels
+from deepcluster.data.loaders import Loader
+from deepcluster.data.sources import open_images
+from deepcluster.data.views import Views
+from deepcluster.engine.log import Screen
+from deepcluster.engine.subject import Subject
+from deepcluster.evaluate.voc import crops, finetune
+from deepcluster.evaluate.voc.finetune import ORDER, VIEWS, Recipe, multilabel_loss, recipe_of
+from deepcluster.evaluate.voc.layout import open_voc
+from deepcluster.evaluate.voc.transfer import Transfer
+from deepcluster.models.zoo import build_backbone
+from deepcluster.records import DeepClusterError, seeded
+
+QUIET = Screen(quiet=True)
+
+
+def test_the_loss_is_a_sum_over_told_labels_over_the_batch() -> None:
+    random = np.random.default_rng(0)
+    logits, labels = random.normal(size=(5, 4)), random.integers(-1, 2, (5, 4))
+    total = 0.0
+    for row in range(5):
+        for column in range(4):
+            if labels[row, column] >= 0:
+                p = 1 / (1 + np.exp(-logits[row, column]))
+                total -= np.log(p if labels[row, column] else 1 - p)
+    assert float(multilabel_loss(torch.tensor(logits), torch.tensor(labels))) == pytest.approx(total / 5)
+
+
+def test_recipes_are_those_of_the_published_code() -> None:
+    recipe = recipe_of("deepcluster", "fc6-8")
+    assert (recipe.iterations, recipe.batch, recipe.lr, recipe.step) == (80_000, 16, 0.003, 5_000)
+    assert (recipe.momentum, recipe.weight_decay, recipe.clip) == (0.9, 1e-6, 10)
+    assert recipe.crop_scale == (0.1, 0.5) and recipe.crop_ratio == (1, 1)
+    assert [recipe.rate(i) for i in (0, 4_999, 5_000, 10_000)] == [0.003, 0.003, 0.0015, 0.00075]
+    deeper = {mode: recipe_of("deepercluster", mode) for mode in ("fc6-8", "all")}
+    assert [r.weight_decay for r in deeper.values()] == [1e-5, 1e-4] and deeper["all"].iterations == 150_000
+    assert [r.step for r in deeper.values()] == [20_000, 10_000] and deeper["all"].draw_top
+    assert recipe_of("deepcluster", "all", lr=0.1, batch=None).lr == 0.1
+    with pytest.raises(DeepClusterError, match="no recipe"):
+        recipe_of("caffe", "all")
+    with pytest.raises(DeepClusterError, match="give 1 or more"):
+        recipe_of("deepcluster", "all", iterations=0)
+
+
+def test_new_layers_of_alexnet_are_drawn_and_the_others_kept() -> None:
+    torch.manual_seed(0)
+    backbone = build_backbone("alexnet", image_size=64, sobel="paper").eval()
+    before = copy.deepcopy(backbone)
+    network = Transfer(backbone, 20, "fc6-8", draw_top=True).eval()
+    fc6, fc7 = (network.layers[k] for k in (1, 4))  # type: ignore[index]
+    for layer in (fc6, fc7, network.top):
+        assert float(layer.weight.std()) == pytest.approx(0.01, rel=0.02) and (layer.bias == 0.1).all()
+    assert (fc6.weight != before.trunk.classifier[1].weight).any()  # type: ignore[union-attr,index]
+    kept, old = network.kept.state_dict(), before.trunk.features.state_dict()  # type: ignore[union-attr]
+    assert kept.keys() == old.keys() and all((kept[name] == old[name]).all() for name in old)
+    images = torch.randn(2, 3, 64, 64)
+    expected = network.top(torch.relu(backbone(images)))  # the backbone's fc6 and fc7 are the new ones
+    torch.testing.assert_close(network(images), expected)
+    default = Transfer(copy.deepcopy(before), 20, "fc6-8")
+    assert float(default.top.weight.abs().max()) <= 4096**-0.5 and (default.top.bias == 0.1).all()
+
+
+def trained(network: Transfer) -> set[str]:
+    return {name.split(".")[0] for name, weight in network.named_parameters() if weight.requires_grad}
+
+
+def test_what_is_trained(subject: Subject) -> None:
+    def made(*args: object, **options: object) -> Transfer:
+        return Transfer(copy.deepcopy(subject.backbone), 3, *args, **options)  # type: ignore[arg-type]
+
+    assert trained(made("fc6-8", hidden=8)) == {"layers", "top"}
+    assert trained(made("all")) == {"kept", "top"} and not made("all").frozen
+    assert made("all").top.in_features == 12 and made("fc6-8", hidden=8).top.in_features == 8
+    normal = made("fc6-8", hidden=8, train_batchnorm=True)
+    names = [name for name, weight in normal.kept.named_parameters() if weight.requires_grad]
+    assert len(names) == 4 and all(".1." in name for name in names)  # scale and shift of two batch-norms
+    network = normal.train()
+    assert network.layers.training and not network.kept.training
+
+
+def prepared(subject: Subject, colors: Path) -> tuple[object, np.ndarray, Views]:
+    voc = open_voc(colors, "trainval")
+    pixels = load_pixels(voc.images, short_side=None, cache_gb=1)
+    return pixels, voc.labels_matrix(), Recipe().views(16, subject.backbone.mean, subject.backbone.std)
+
+
+def run(subject: Subject, colors: Path, recipe: Recipe, mode: str, file: Path, **options: object) -> Transfer:
+    pixels, labels, views = prepared(subject, colors)
+    torch.manual_seed(4)
+    network = Transfer(copy.deepcopy(subject.backbone), labels.shape[1], mode, hidden=8)
+    given = {"seed": 1, "device": "cpu", "state": file, "key": "k", "screen": QUIET} | options
+    finetune.finetune(network, pixels, labels, recipe, views, **given)  # type: ignore[arg-type]
+    return network
+
+
+def test_training_is_a_plain_loop(subject: Subject, colors: Path, tmp_path: Path) -> None:
+    recipe = Recipe(iterations=7, batch=5, lr=0.5, step=2, weight_decay=0.01, clip=0.3)
+    ours = run(subject, colors, recipe, "all", tmp_path / "s")
+    pixels, labels, views = prepared(subject, colors)
+    torch.manual_seed(4)
+    network = Transfer(copy.deepcopy(subject.backbone), labels.shape[1], "all", hidden=8).train()
+    order = torch.randperm(24, generator=seeded(1, ORDER)).numpy()
+    velocity = [torch.zeros_like(weight) for weight in network.parameters()]
+    batches = [b for e in range(2) for b in Loader(pixels, order, batch_size=5, views=views, key=(1, VIEWS, e))]
+    assert [len(batch.index) for batch in batches[:5]] == [5, 5, 5, 5, 4]  # the same order in every epoch
+    assert batches[0].index.tolist() == batches[5].index.tolist()
+    for iteration, batch in enumerate(batches[:7]):
+        network.zero_grad()
+        multilabel_loss(network(batch.views[0]), torch.from_numpy(labels[batch.index].astype(int))).backward()
+        grads = [weight.grad for weight in network.parameters()]
+        norm = torch.sqrt(sum((g**2).sum() for g in grads))  # type: ignore[arg-type,operator]
+        scale = min(1.0, 0.3 / (float(norm) + 1e-6))
+        with torch.no_grad():
+            for weight, grad, speed in zip(network.parameters(), grads, velocity, strict=True):
+                speed.mul_(0.9).add_(grad * scale + 0.01 * weight)  # type: ignore[operator]
+                weight.sub_(0.5 * 0.5 ** (iteration // 2) * speed)
+    for name, value in network.state_dict().items():
+        torch.testing.assert_close(ours.state_dict()[name], value, rtol=1e-4, atol=1e-5)
+        changes = "running" not in name and "num_batches" not in name
+        moved = name.startswith("kept") and (value != subject.backbone.trunk.state_dict()[name[5:]]).any()
+        assert not name.startswith("kept") or bool(moved) == changes, name
+
+
+class Stop(Exception):
+    pass
+
+
+def test_stopped_and_gone_on_is_the_same_to_the_bit(
+    subject: Subject, colors: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = Recipe(iterations=11, batch=5, lr=0.1)
+    whole = run(subject, colors, recipe, "fc6-8", tmp_path / "whole")
+    monkeypatch.setattr(finetune, "SAVE_SECONDS", -1.0)  # written after every iteration
+    file = tmp_path / "state"
+
+    def stop(iteration: int) -> None:
+        if iteration == 6:
+            raise Stop
+
+    with pytest.raises(Stop):
+        run(subject, colors, recipe, "fc6-8", file, check=stop)
+    seen: list[int] = []
+    again = run(subject, colors, recipe, "fc6-8", file, check=seen.append)
+    assert seen == [7, 8, 9, 10]
+    assert all((again.state_dict()[name] == value).all() for name, value in whole.state_dict().items())
+    seen.clear()
+    run(subject, colors, recipe, "fc6-8", file, check=seen.append, key="other settings")
+    assert len(seen) == 11
+    file.write_bytes(b"damaged")
+    seen.clear()
+    run(subject, colors, recipe, "fc6-8", file, check=seen.append)
+    assert len(seen) == 11
+
+
+def test_ten_crops_are_torchvisions() -> None:
+    image = np.random.default_rng(0).integers(0, 256, (300, 256, 3), np.uint8)
+    views = Views(size=224, crop_scale=None, flip=0.0)
+    expected = T.ten_crop(torch.from_numpy(image).permute(2, 0, 1), [224, 224])
+    mean, std = (torch.tensor(numbers)[:, None, None] for numbers in (views.mean, views.std))
+    theirs = [0, 1, 2, 3, 4, 6, 5, 8, 7, 9]  # torchvision mirrors the image first, so that its corners change places
+    for number in range(10):
+        box, flip = crops.ten_boxes(np.array([[300, 256]]), number)
+        ours = augment([image], crops._still(box, flip), views)[0]
+        torch.testing.assert_close(ours, (expected[theirs[number]] / 255 - mean) / std, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", crops.KINDS)
+def test_logits_are_summed_over_crops(kind: str) -> None:
+    random = np.random.default_rng(0)
+    source = open_images([random.integers(0, 256, (20, 24, 3), np.uint8) for _ in range(3)])
+    pixels = load_pixels(source, short_side=None, cache_gb=1)
+    views = Recipe().views(16, (0.5,) * 3, (0.5,) * 3)
+
+    class Mean(torch.nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return images.mean((2, 3))[:, :2]
+
+    class Missing:
+        """The second image cannot be decoded."""
+
+        def __getattr__(self, name: str) -> object:
+            return getattr(pixels, name)
+
+        def __len__(self) -> int:
+            return 3
+
+        def gather(self, index: np.ndarray) -> list:
+            return [None if k == 1 else image for k, image in zip(index, pixels.gather(index), strict=True)]
+
+    scores = crops.summed_logits(Mean(), Missing(), views, 2, kind=kind, seed=5)  # type: ignore[arg-type]
+    assert np.isnan(scores[1]).all() and np.isfinite(scores[[0, 2]]).all()
+    means = np.stack([np.asarray(source.read(k)).mean((0, 1))[:2] / 127.5 - 1 for k in (0, 2)])
+    np.testing.assert_allclose(scores[[0, 2]] / crops.passes(kind), means, atol=0.25)
+    if kind == "random":
+        loaders = [Loader(pixels, [0, 1, 2], batch_size=64, views=views, key=(5, crops.TEST, k)) for k in range(10)]
+        slow = sum(next(iter(loader)).views[0].mean((2, 3))[:, :2].double().numpy() for loader in loaders)
+        np.testing.assert_allclose(scores[[0, 2]], slow[[0, 2]], atol=1e-5)  # type: ignore[index]
+        other = crops.summed_logits(Mean(), pixels, views, 2, kind=kind, seed=6)
+        assert (scores[0] != other[0]).all()

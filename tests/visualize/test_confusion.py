@@ -1,0 +1,39 @@
+"""The picture of clusters against labels."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from deepcluster.records import DeepClusterError
+from deepcluster.visualize import style
+from deepcluster.visualize.confusion import confusion_figure, counts, taken_for
+
+ASSIGNMENT = np.array([0, 0, 0, 5, 5, 7, 7, 7, 7, -1])
+LABELS = np.array([1, 1, 0, 0, 0, 1, 2, 2, -1, 2])
+
+
+def test_clusters_stand_by_the_class_they_have_most_of() -> None:
+    table = counts(ASSIGNMENT, LABELS, 3)
+    assert table.tolist() == [[2, 1, 0], [0, 2, 1], [0, 0, 2]]
+    share = taken_for(table)
+    np.testing.assert_allclose(share, [[2 / 3, 1 / 3, 0], [0, 2 / 3, 1 / 3], [0, 0, 1]])
+
+
+def test_pure_clusters_come_before_mixed_ones_of_their_class() -> None:
+    table = counts(np.array([0, 0, 0, 1, 1]), np.array([0, 0, 1, 0, 0]), 2)
+    assert table.tolist() == [[2, 2], [0, 1]]
+
+
+def test_a_figure_with_few_and_with_many_classes() -> None:
+    few = confusion_figure(ASSIGNMENT, LABELS, ["cat", "<b>dog</b>", "o$ne$"])
+    assert style.png(few).startswith(b"\x89PNG")
+    assert [text.get_text() for text in few.axes[1].texts] == ["67", "33", "67", "33", "100"]
+    random = np.random.default_rng(0)
+    many = confusion_figure(random.integers(0, 200, 3000), random.integers(0, 90, 3000), [str(n) for n in range(90)])
+    assert len(many.axes[0].get_yticklabels()) == 40 and "40 largest of 90" in many.get_suptitle()
+
+
+def test_nothing_to_draw_is_a_sentence() -> None:
+    with pytest.raises(DeepClusterError, match="No image has both"):
+        counts(np.array([-1, 0]), np.array([0, -1]), 1)
