@@ -16,6 +16,8 @@ PROTOCOLS = {
     "clusters": "Clusters",
     "knn": "Knn",
     "linear": "Linear",
+    "low-shot": "LowShot",
+    "mlp": "Mlp",
     "voc-classification": "VOCClassification",
     "retrieval": "Retrieval",
     "voc-detection": "VocDetection",

@@ -210,7 +210,9 @@ def _by_steps(work: Work, pools: Mapping[str, Pooling], recipe: Recipe, folds: i
     def layers(heads: Sequence[Layers]) -> dict[str, Trained]:
         return {tap: Trained(pools[tap], own) for tap, own in zip(pools, heads, strict=True)}
 
-    draws = train_seeds(work, stages, begin, frozen, lambda heads: work.save(layers(heads), settings), "linear")
+    draws = train_seeds(
+        work, stages, begin, frozen, lambda heads: work.save(layers(heads), settings), "linear_{}".format
+    )
     stages.finished()
     return work.result(draws, settings)
 

@@ -124,12 +124,13 @@ def train_seeds(
     begin: Callable[[int], Training],
     describe: Describe,
     save: Callable[[list[Layers]], None],
-    prefix: str,
+    named: Callable[[str], str],
 ) -> list[dict[str, Any]]:
     """Trains with each seed and judges on the test images; the classifiers of the first seed are saved.
 
     Returns:
-        One mapping for each seed: scores `prefix_TAP_top1` and, where the best epoch is reported, which it was.
+        One mapping for each seed: scores `NAME_top1`, where `named` gives the tap's name, and, where the best epoch is
+        reported, which it was.
     """
 
     def judged(training: Training) -> list[list[float]]:
@@ -169,7 +170,7 @@ def train_seeds(
         chooses = each_epoch if work.report == "best-epoch" else None
         draw: dict[str, Any] = {"seed": seed}
         for tap, (top1, top5), epoch in stages.run(f"seed {seed}", partial(begin, seed), finish, chooses):
-            name = prefix if tap == prefix else f"{prefix}_{tap}"
+            name = named(tap)
             draw |= work.scores(name, top1, top5)
             if epoch is not None:
                 draw[f"{name}_epoch"] = epoch

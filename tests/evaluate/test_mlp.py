@@ -1,0 +1,102 @@
+"""The protocol `mlp`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from deepcluster.cli.main import main
+from deepcluster.evaluate.linear.heads import apply, layers_of
+from deepcluster.evaluate.linear.mlp import fully_connected, mlp, perceptron
+from deepcluster.evaluate.linear.probe import load_probe
+from deepcluster.models.zoo import build_backbone
+from deepcluster.records import DeepClusterError, Interrupted
+
+from .test_linear import Stop, stripes, subject
+
+SMALL = {"epochs": 3, "batch_size": 16, "hidden": 32}
+
+
+def test_layers_begin_as_the_paper_has_them() -> None:
+    head = fully_connected(build_backbone("alexnet", image_size=64), 5, 0)
+    kinds = [type(layer).__name__ for layer in head]
+    assert kinds == ["Dropout", "Linear", "ReLU", "Dropout", "Linear", "ReLU", "Linear"]
+    for place in (1, 4):
+        assert head[place].weight.std().item() == pytest.approx(0.01, rel=0.02)
+        assert head[place].weight.abs().max().item() > 0.03  # normal, not uniform
+    assert head[6].weight.abs().max().item() <= 1 / 64 and head[6].weight.std().item() > 0.005
+    assert all((head[place].bias == 0.1).all() for place in (1, 4, 6))
+    assert not torch.equal(head[1].weight, fully_connected(build_backbone("alexnet", image_size=64), 5, 1)[1].weight)
+
+
+def test_what_is_saved_is_what_was_trained() -> None:
+    head = perceptron(6, [5, 4], 3, 0)
+    with torch.no_grad():
+        for _ in range(20):
+            head(torch.randn(50, 6) * 3 + 1)  # statistics of its own
+        head.eval()
+        x = torch.randn(7, 6)
+        torch.testing.assert_close(apply(layers_of(head), x), head(x), rtol=1e-4, atol=1e-5)
+        between = torch.nn.Sequential(
+            torch.nn.Linear(6, 4), torch.nn.BatchNorm1d(4), torch.nn.ReLU(), torch.nn.Linear(4, 2)
+        )
+        between(torch.randn(50, 6))
+        between.eval()
+        torch.testing.assert_close(apply(layers_of(between), x), between(x), rtol=1e-4, atol=1e-5)
+
+
+def test_alexnet_keeps_its_convolutions(tmp_path: Path) -> None:
+    net, train, test = subject(tmp_path, "alexnet", 64), stripes(24, side=64), stripes(12, 1, side=64)
+    before = {name: value.clone() for name, value in net.backbone.state_dict().items()}
+    result = mlp(net, train, test, epochs=1, batch_size=12, crops=1)
+    assert "fc6 and fc7 drawn anew" in result.settings["layers"] and list(result.scores) == ["mlp_top1"]
+    assert all(torch.equal(value, before[name]) for name, value in net.backbone.state_dict().items())
+    probe = load_probe(tmp_path / "mlp.safetensors")
+    assert (probe.predict(test, net) == test.labels).mean() == result.scores["mlp_top1"]
+    # the layers read the flattened last map
+    own = probe.trained["features"]
+    with torch.no_grad():
+        maps = net.backbone.trunk.features(torch.randn(2, 3, 64, 64))
+    assert torch.equal(own.pooling(maps), maps.flatten(1)) and len(own.layers) == 3
+
+
+def test_other_networks_get_hidden_layers_and_learn(tmp_path: Path) -> None:
+    net, train, test = subject(tmp_path), stripes(90), stripes(60, 1)
+    result = mlp(net, train, test, epochs=6, batch_size=16, hidden=64, seeds=2, lr=0.1)
+    assert result.scores["mlp_top1"] > 0.6 and "mlp_top1_std" in result.scores and len(result.draws) == 2
+    assert len(load_probe(tmp_path / "mlp.safetensors").trained["output"].layers) == 3
+    mlp(net, train, test, depth=1, **SMALL)
+    assert len(load_probe(tmp_path / "mlp.safetensors").trained["output"].layers) == 2
+
+
+def test_dropout_is_drawn_again_after_a_stop(tmp_path: Path) -> None:
+    train, test = stripes(60), stripes(30, 1)
+    mlp(subject(tmp_path / "whole"), train, test, **SMALL)
+    with pytest.raises(Interrupted):
+        mlp(subject(tmp_path / "parts"), train, test, pause=Stop(2), **SMALL)
+    torch.rand(17)  # the global generator stands elsewhere
+    mlp(subject(tmp_path / "parts"), train, test, **SMALL)
+    files = [(tmp_path / name / "mlp.safetensors").read_bytes() for name in ("whole", "parts")]
+    assert files[0] == files[1]
+
+
+@pytest.mark.parametrize("options", [{"depth": 0}, {"hidden": 0}, {"recipe": "paper"}, {"epochs": 0}])
+def test_what_makes_no_sense_is_refused(tmp_path: Path, options: dict) -> None:
+    with pytest.raises(DeepClusterError):
+        mlp(subject(tmp_path), stripes(60), stripes(30, 1), **options)
+
+
+def test_alexnet_has_its_own_depth(tmp_path: Path) -> None:
+    with pytest.raises(DeepClusterError, match="leave out --depth"):
+        mlp(subject(tmp_path, "alexnet", 64), stripes(6, side=64), holdout=0.5, depth=2)
+
+
+def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["evaluate", "convnet", "mlp", "--untrained", "--image-size", "16", "--data", "digits", "--holdout", "0.5"]
+    main([*words, "--epochs", "1", "--hidden", "16", "--out", str(tmp_path), "--device", "cpu", "--json"])
+    assert json.loads(capsys.readouterr().out)["scores"].keys() == {"mlp_top1", "mlp_top5"}
+    assert np.isfinite(json.loads((tmp_path / "mlp.json").read_text())["scores"]["mlp_top1"])
