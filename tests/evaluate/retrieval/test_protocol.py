@@ -353,6 +353,7 @@ def test_last_map_of_each_backbone(name: str, size: int, tap: str) -> None:
     assert last_map(build_backbone(name, image_size=size)) == tap
 
 
+@pytest.mark.slow
 def test_networks_of_timm(images: Path, tmp_path: Path) -> None:
     found = retrieval(network(tmp_path / "out", "timm:test_resnet", 32), images, group=GROUP, recipe=SMALL)
     assert 0 < found.scores["map"] <= 1

@@ -73,6 +73,7 @@ def test_cells_lie_where_the_network_looks(name: str, options: dict, height: int
         assert maps(torch.zeros(1, 3, height, width))[level].shape[1] == found.channels
 
 
+@pytest.mark.slow
 def test_grids_of_the_paper_networks() -> None:
     alexnet = convolutions(built("alexnet", 63), drop_last_pool=True)
     vgg = convolutions(built("vgg16", 32), drop_last_pool=True, strides=[8])
@@ -113,6 +114,7 @@ def test_any_network_with_a_map() -> None:
         tapped(built("timm:vit_tiny_patch16_224", 32))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "halvings"),
     [

@@ -101,7 +101,10 @@ class Stopping(Screen):
         yield Counting() if unit == "iterations" else Bar()
 
 
-@pytest.mark.parametrize(("protocol", "run"), [("voc-detection", detect), ("voc-segmentation", segment)])
+@pytest.mark.parametrize(
+    ("protocol", "run"),
+    [pytest.param("voc-detection", detect, marks=pytest.mark.slow), ("voc-segmentation", segment)],
+)
 def test_stopped_and_gone_on_is_the_same_to_the_bit(tmp_path: Path, shapes: Path, protocol: str, run: Any) -> None:
     whole = run(tmp_path / "whole", shapes, draws=2)
     with pytest.raises(Interrupted):
@@ -126,6 +129,7 @@ def test_other_settings_do_not_go_on(tmp_path: Path, shapes: Path) -> None:
     assert other.scores == segment(tmp_path / "fresh", shapes, seed=1).scores
 
 
+@pytest.mark.slow
 def test_detection_learns_and_says_what_it_did(tmp_path: Path, shapes: Path) -> None:
     result = detect(tmp_path, shapes, iterations=56)
     assert result.scores["map"] > 0.5
@@ -154,6 +158,7 @@ def test_segmentation_learns_and_frozen_convolutions_stay(tmp_path: Path, shapes
     assert torch.equal(kept[key], begun["0.0.weight"]) and not torch.equal(moved[key], begun["0.0.weight"])
 
 
+@pytest.mark.slow
 def test_frozen_convolutions_of_a_detector_stay_and_regions_can_be_given(tmp_path: Path, shapes: Path) -> None:
     """Fast R-CNN with the true boxes and noise as regions, only its head learned."""
     random = np.random.default_rng(1)
