@@ -98,8 +98,7 @@ def tiles(filters: np.ndarray, *, shared: bool = False, sobel: str = "pair") -> 
         peak = np.hypot(filters[:, 0], filters[:, 1]).reshape(count, -1).max(1)
         peak = np.full(count, peak.max(initial=0)) if shared else peak
         return [_direction(each / max(top, 1e-12)) for each, top in zip(filters, peak, strict=True)]
-    white = np.full((filters.shape[2], 1, 3), PAPER, np.uint8)  # a thin line between the halves
-    return [np.concatenate([_colors(each[:1]), white, _colors(each[1:])], axis=1) for each in scaled]
+    return [np.concatenate([_colors(each[:1]), _colors(each[1:])], axis=1) for each in scaled]
 
 
 def on_gray(one: np.ndarray) -> np.ndarray:
@@ -113,17 +112,31 @@ def on_gray(one: np.ndarray) -> np.ndarray:
     return found
 
 
-def filter_sheet(pictures: list[np.ndarray], columns: int | None = None, side: int = TILE) -> np.ndarray:
+def filter_sheet(
+    pictures: list[np.ndarray], columns: int | None = None, side: int = TILE, halves: bool = False
+) -> np.ndarray:
     """Tiles in rows, every weight enlarged to a square, (H, W, 3) uint8.
 
     Args:
+        halves: each tile is a pair, which a thin line is to part.
         columns: by default about half as many rows as columns.
         side: pixels of a tile's height at least.
     """
     height, width = pictures[0].shape[:2]
     factor = max(1, -(-side // height))
-    columns = columns or max(1, round((2 * len(pictures) * height / width) ** 0.5))
-    return grid([enlarged(each, factor) for each in pictures], columns, gap=6)
+    columns = columns or _columns(len(pictures), (2 * len(pictures) * height / width) ** 0.5)
+    large = [enlarged(each, factor) for each in pictures]
+    if halves:
+        middle = width * factor // 2
+        large = [np.insert(each, [middle] * 2, PAPER, axis=1) for each in large]
+    return grid(large, columns, gap=14 if halves else 6)
+
+
+def _columns(count: int, wanted: float) -> int:
+    """About as many columns as wanted, and if possible so many that all rows are full."""
+    near = range(max(1, round(0.65 * wanted)), round(1.5 * wanted) + 1)
+    full = [columns for columns in near if count % columns == 0] or [max(1, round(wanted))]
+    return min(full, key=lambda columns: abs(columns - wanted))
 
 
 def _scaled(filters: np.ndarray, shared: bool) -> np.ndarray:

@@ -27,11 +27,11 @@ COLORS = (
 
 
 def lay_out(features: np.ndarray, how: str, *, seed: int = 0, perplexity: float = 30.0) -> np.ndarray:
-    """(N, 2) float32 places of (N, D) features.
+    """(N, 2) float32 places of (N, D) features, which are scaled to unit length first, as neighbors by cosine want it.
 
     Args:
         how: "pca": the two directions in which the features vary most; distances are true as far as two directions
-            go. "tsne": neighbors stay neighbors (van der Maaten and Hinton 2008), of cosine distances; far distances
+            go. "tsne": neighbors stay neighbors (van der Maaten and Hinton 2008); far distances
             and sizes of groups mean little. "umap": McInnes, Healy and Melville 2018, likewise.
         perplexity: of t-SNE: about how many neighbors count.
 
@@ -43,9 +43,9 @@ def lay_out(features: np.ndarray, how: str, *, seed: int = 0, perplexity: float 
     if len(features) < 4:
         raise DeepClusterError(f"{len(features)} images are too few for a map: give 4 or more.")
     rows = np.asarray(features, np.float64)
+    rows = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
     if how == "pca":
         return _pca(rows, 2)
-    rows = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
     if how == "umap":
         return _umap(rows, seed)
     from sklearn.manifold import TSNE
@@ -106,7 +106,7 @@ def map_figure(
     axes.spines["bottom"].set_visible(False)
     axes.set_xticks([])
     axes.set_yticks([])
-    size = float(np.clip(9000 / len(places), 3, 30))
+    size = float(np.clip(36000 / len(places), 6, 40))
     rest = np.ones(len(places), bool) if groups is None else groups < 0
     lone = style.SERIES[0] if groups is None else style.LINE
     axes.scatter(places[rest, 0], places[rest, 1], s=size, color=lone, linewidths=0, alpha=0.7)
@@ -129,6 +129,7 @@ def map_figure(
                 loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, fontsize=9, labelcolor=style.INK,
                 handletextpad=0.2,
             )  # fmt: skip
+    axes.margins(0.02)
     axes.set_aspect("equal", adjustable="datalim")
     if text:
         page.supxlabel(text, x=0.012, ha="left", fontsize=9, color=style.QUIET)

@@ -22,16 +22,19 @@ BAND = 150
 
 
 def draw_queries(good: np.ndarray, count: int, seed: int, labels: np.ndarray | None = None) -> np.ndarray:
-    """(count,) int64 of the (M,) images `good`, drawn at random; with labels, from as many classes as there are.
+    """(count,) int64 of the (M,) images `good`, drawn at random.
+
+    Args:
+        labels: (M,) classes of these images: then from as many classes as there are.
 
     Raises:
         DeepClusterError: there are not so many.
     """
     if not 1 <= count <= len(good):
         raise DeepClusterError(f"{count} queries cannot be drawn from {len(good)} images: ask for fewer.")
-    mixed = np.random.default_rng(seed).permutation(good)
+    mixed = np.random.default_rng(seed).permutation(len(good))
     if labels is None:
-        return mixed[:count]
+        return good[mixed[:count]]
     # the first of each class, then the second of each, ...
     _, own = np.unique(labels[mixed], return_inverse=True)
     seen = np.zeros(own.max() + 1, np.int64)
@@ -39,7 +42,7 @@ def draw_queries(good: np.ndarray, count: int, seed: int, labels: np.ndarray | N
     for place, group in enumerate(own):
         turn[place] = seen[group]
         seen[group] += 1
-    return mixed[np.argsort(turn, kind="stable")[:count]]
+    return good[mixed[np.argsort(turn, kind="stable")[:count]]]
 
 
 def nearest_rows(features: np.ndarray, queries: np.ndarray, count: int, device: str = "cpu") -> np.ndarray:
@@ -108,7 +111,7 @@ def neighbor_sheet(
             lines = [line(called, BAND, size=13)] if number == 0 else []
             lines.append(line(name, BAND, size=12, color=style.QUIET))
             words = below(lines, gap=0)
-            words = np.pad(words, (((side - len(words)) // 2, 0), (0, 0), (0, 0)), constant_values=255)
+            words = np.pad(words, ((max(side - len(words), 0) // 2, 0), (0, 0), (0, 0)), constant_values=255)
             blocks.append(beside([words, first, beside(tiles, gap=4)], gap=12))
         parts.append(below(blocks, gap=4))
     return below(parts, gap=16)

@@ -52,8 +52,12 @@ def purity_figure(sizes: np.ndarray, purity: np.ndarray, classes: int) -> Figure
     axes[0, 1].set_axis_off()
     cloud.set_xscale("log")
     style.quiet(cloud, "", "images in the cluster (logarithmic)", "purity: share of the cluster's main class")
-    crowd = float(np.clip(12 / np.sqrt(len(sizes)), 0.25, 0.9))
-    cloud.scatter(sizes, purity, s=22, color=style.SERIES[0], alpha=crowd, linewidths=0, clip_on=False)
+    # small clusters share a few places: a dot's area says how many
+    place, times = np.unique(np.stack([sizes.astype(float), purity]), axis=1, return_counts=True)
+    cloud.scatter(
+        place[0], place[1], s=14 * np.minimum(times, 40), color=style.SERIES[0], alpha=0.55, linewidths=0,
+        clip_on=False,
+    )  # fmt: skip
     cloud.set_ylim(0, 1.02)
     low, high = sizes.min() / 1.15, sizes.max() * 1.15
     cloud.set_xlim(low, high)
@@ -61,8 +65,8 @@ def purity_figure(sizes: np.ndarray, purity: np.ndarray, classes: int) -> Figure
     if middle is not None:
         cloud.plot(*middle, color=style.SERIES[1], linewidth=2)
         cloud.annotate(
-            "mean at that size", (middle[0][-1], middle[1][-1]), xytext=(-2, 6), textcoords="offset points",
-            ha="right", color=style.SERIES[1], fontsize=9,
+            "mean of clusters of about that size", (1, 1), xycoords="axes fraction", xytext=(0, 5),
+            textcoords="offset points", ha="right", color=style.SERIES[1], fontsize=9, annotation_clip=False,
         )  # fmt: skip
     _mark(cloud, 1 / max(classes, 1), f"1 of {classes} classes")
     _ticks(cloud)
@@ -76,7 +80,8 @@ def purity_figure(sizes: np.ndarray, purity: np.ndarray, classes: int) -> Figure
     average = float((sizes * purity).sum() / sizes.sum())
     page.suptitle("Size and purity of clusters", x=0.012, ha="left", fontsize=12, fontweight="bold", color=style.INK)
     axes[0, 0].set_title(
-        f"{len(sizes):,} clusters; mean purity {purity.mean():.2f} over clusters, {average:.2f} over images",
+        f"{len(sizes):,} clusters; mean purity {purity.mean():.2f} over clusters, {average:.2f} over images; a dot's"
+        " area is the number of clusters there",
         loc="left", fontsize=9.5, color=style.QUIET,
     )  # fmt: skip
     return page

@@ -200,10 +200,12 @@ def top_sheet(
             seen = [fitted(each, side) for each in crops(best, row, images, field)]
             parts.append(grid(seen, edge, gap=2))
         if extra is not None:
-            parts.insert(0, np.pad(thumbnail(extra[row], parts[0].shape[0] - 4), ((2, 2), (2, 2), (0, 0))))
+            parts.insert(
+                0, np.pad(thumbnail(extra[row], parts[0].shape[0] - 4), ((2, 2), (2, 2), (0, 0)), constant_values=255)
+            )
         pictures = beside(parts, gap=6)
         values = best.score[row][best.index[row] >= 0]
-        scores = f"  {values[0]:.3g} to {values[-1]:.3g}" if len(values) and pictures.shape[1] > 240 else ""
+        scores = f"  ({values[0]:#.3g} to {values[-1]:#.3g})" if len(values) and pictures.shape[1] > 240 else ""
         heading = line(f"filter {number}{scores}", pictures.shape[1], size=13, color=INK)
         blocks.append(below([heading, pictures], gap=0))
     return grid(same_size(blocks), columns, gap=10)

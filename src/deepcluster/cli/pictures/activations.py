@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from deepcluster.cli.pictures.common import OfNetwork
+from deepcluster.cli.pictures.common import OfNetwork, called
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from deepcluster.engine.log import Screen
     from deepcluster.engine.subject import Subject
     from deepcluster.visualize.ascent import Ascent
@@ -73,7 +75,7 @@ def draw(subject: Subject, chosen: Activations, screen: Screen) -> list[Path]:
         objective = filter_objective(tap, chosen.recipe, chosen.objective)
     size = chosen.size or subject.image_size
     found = ascend(subject, objective, numbers, chosen, screen, size=size)
-    pictures = [image for each in found for image in each.images]
+    pictures = images_of(subject, found)
     scale = max(1, round(112 / size))
     tiles = [
         below([line(f"{word} {number}", size * scale, size=13), picture.repeat(scale, 0).repeat(scale, 1)], gap=0)
@@ -81,22 +83,27 @@ def draw(subject: Subject, chosen: Activations, screen: Screen) -> list[Path]:
     ]
     columns = next(c for c in (8, 7, 6, 5, 4, 3, 2, 1) if c * size * scale <= 1100 or c == 1)
     where = "clusters" if chosen.clusters else tap
-    page = titled(grid(tiles, min(columns, len(tiles)), gap=6), f"What excites {where} of {subject.name}", said(chosen))
+    page = titled(
+        grid(tiles, min(columns, len(tiles)), gap=6),
+        f"What excites {where} of {called(subject)}",
+        said(subject, chosen),
+    )
     return [style.save(page, chosen.folder(subject) / f"activations-{tap.replace('/', '-')}.png")]
 
 
-def said(chosen: Any) -> str:
-    """How the images were found, in a sentence."""
+def said(subject: Subject, chosen: Activations) -> str:
+    """How the images were found, in a sentence or two."""
+    gray = " They are shown in gray: behind Sobel the network sees no colors." if blind(subject) else ""
     if chosen.recipe == "paper":
         steps = chosen.steps or 1000
         return (
             f"Images found by {steps:,} steps of gradient ascent from noise, with weight decay and a faint blur; each"
-            " is brought to mean 0.5 and deviation 0.1."
+            f" is brought to mean 0.5 and deviation 0.1.{gray}"
         )
     steps = chosen.steps or 256
     return (
         f"Images found by {steps:,} steps of Adam on waves of decorrelated colors, seen through random shifts, sizes"
-        " and turns."
+        f" and turns.{gray}"
     )
 
 
@@ -146,6 +153,23 @@ def ascend(
             else:
                 found.append(ascend_waves(glass, wanted, len(part), **common))
     return found
+
+
+def images_of(subject: Subject, found: list[Ascent]) -> list[np.ndarray]:
+    """(S, S, 3) uint8 each; in gray for a network that sees no colors, whose colors would be chance."""
+    import numpy as np
+
+    images = [image for each in found for image in each.images]
+    if not blind(subject):
+        return images
+    return [image.mean(2, keepdims=True).round().astype(np.uint8).repeat(3, axis=2) for image in images]
+
+
+def blind(subject: Subject) -> bool:
+    """Whether the network begins with Sobel, which adds the colors up."""
+    from deepcluster.models.sobel import Sobel
+
+    return isinstance(subject.backbone.sobel, Sobel)
 
 
 def _clusters(subject: Subject, numbers: Sequence[int], by: str) -> Callable[[Sequence[int]], Objective]:

@@ -67,6 +67,13 @@ class OfImages(Picture):
     """Images to draw, new ones too, which are assigned to the run's clusters; by default those it was trained on."""
 
 
+def called(subject: Subject) -> str:
+    """A network's name for a title: a run's folder without those above it."""
+    from deepcluster.visualize.facts import short
+
+    return short(subject.name)
+
+
 def pixels_of(subject: Subject, named: str | None) -> Pixels:
     """The decoded images that were named, or those the run was trained on.
 

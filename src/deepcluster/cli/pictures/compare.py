@@ -89,5 +89,7 @@ def _filters(both: dict[str, Subject], screen: Screen) -> np.ndarray | None:
     except DeepClusterError as error:
         screen.say(f"no picture of filters: {error}")
         return None
-    texts = " ".join(f"{name}: {text}" for name, (_, text) in pictures.items())
+    said = [text for _, text in pictures.values()]
+    alike = len(set(said)) == 1
+    texts = f"Both: {said[0]}" if alike else " ".join(f"{name}: {text}" for name, (_, text) in pictures.items())
     return titled(side_by_side({name: sheet for name, (sheet, _) in pictures.items()}), "First-layer filters", texts)

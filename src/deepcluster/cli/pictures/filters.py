@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from deepcluster.cli.pictures.common import OfNetwork
+from deepcluster.cli.pictures.common import OfNetwork, called
 
 if TYPE_CHECKING:
     import numpy as np
@@ -34,7 +34,7 @@ def draw(subject: Subject, chosen: Filters, screen: Screen) -> list[Path]:
     from deepcluster.visualize.page import titled
 
     picture, text = sheet(subject, chosen.order, chosen.shared, chosen.sobel)
-    page = titled(picture, f"First-layer filters of {subject.name}", text)
+    page = titled(picture, f"First-layer filters of {called(subject)}", text)
     return [style.save(page, chosen.folder(subject) / "filters.png")]
 
 
@@ -62,4 +62,4 @@ def sheet(subject: Subject, order: str = "norm", shared: bool = False, sobel: st
         f"{count} filters of {height} x {width} pixels over {'two edge maps' if channels == 2 else 'colors'},"
         f" {order_said}. {said[sobel] if channels == 2 else ''}{zero} {scale}"
     )
-    return filter_sheet(pictures), " ".join(text.split())
+    return filter_sheet(pictures, halves=channels == 2 and sobel == "pair"), " ".join(text.split())

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import arg
 
-from deepcluster.cli.pictures.common import OfNetwork, pixels_of
+from deepcluster.cli.pictures.common import OfNetwork, called, pixels_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -45,6 +45,7 @@ def draw(subject: Subject, chosen: Map, screen: Screen) -> list[Path]:
     from deepcluster.records import DeepClusterError
     from deepcluster.visualize import style
     from deepcluster.visualize.contact import reader
+    from deepcluster.visualize.facts import short
     from deepcluster.visualize.map import lay_out, map_figure, thumbnail_map
     from deepcluster.visualize.page import titled
 
@@ -64,8 +65,8 @@ def draw(subject: Subject, chosen: Map, screen: Screen) -> list[Path]:
         screen.say(f"laying out {len(features):,} images by {how}")
         places = lay_out(features, how, seed=chosen.seed, perplexity=chosen.perplexity)
         what = {"pca": "PCA", "tsne": "t-SNE", "umap": "UMAP"}[how]
-        title = f"{what} of the features of {subject.name}"
-        text = f"{len(index):,} images of {pixels.source.name}"
+        title = f"{what} of the features of {called(subject)}"
+        text = f"{len(index):,} images of {short(pixels.source.name)}"
         file = chosen.folder(subject) / f"map-{how}{'-thumbnails' if chosen.thumbnails else ''}.png"
         if chosen.thumbnails:
             read = reader(pixels.source, 48)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import arg
 
-from deepcluster.cli.pictures.common import Picture, pixels_of
+from deepcluster.cli.pictures.common import Picture, called, pixels_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -54,7 +54,7 @@ def draw(subject: Subject, chosen: Neighbors, screen: Screen) -> list[Path]:
     picture, text = sheet(networks, pixels, chosen, screen)
     title = f"The {chosen.k} nearest images of each query"
     file = chosen.folder(subject) / "neighbors.png"
-    return [style.save(titled(picture, title, f"{subject.name}: {text}"), file)]
+    return [style.save(titled(picture, title, f"{called(subject)}: {text}"), file)]
 
 
 def sheet(networks: dict[str, Subject], pixels: Pixels, chosen: Neighbors, screen: Screen) -> tuple[np.ndarray, str]:
@@ -62,6 +62,7 @@ def sheet(networks: dict[str, Subject], pixels: Pixels, chosen: Neighbors, scree
     import numpy as np
 
     from deepcluster.visualize.contact import reader
+    from deepcluster.visualize.facts import short
     from deepcluster.visualize.nearest import agreement, nearest_rows, neighbor_sheet
 
     rows, labels, queries = {}, pixels.source.labels, np.array([], np.int64)
@@ -72,12 +73,10 @@ def sheet(networks: dict[str, Subject], pixels: Pixels, chosen: Neighbors, scree
         if not len(queries):
             queries = _queries(features, labels, chosen, pixels)
         rows[name] = nearest_rows(features, queries, chosen.k, subject_device(network))
-    text = f"neighbors by cosine among {len(pixels):,} images of {pixels.source.name}, nearest first."
+    text = f"neighbors by cosine among {len(pixels):,} images of {short(pixels.source.name)}, nearest first."
     if labels is not None:
-        shares = [f"{agreement(queries, found, labels) or 0:.0%} {name}" for name, found in rows.items()]
-        text += (
-            f" Green frames: of the query's class; orange: of another. Of the query's class are {', '.join(shares)}."
-        )
+        shares = [f"{agreement(queries, found, labels) or 0:.0%} by {name}" for name, found in rows.items()]
+        text += f" Green frames: of the query's class; orange: of another. Of the query's class: {', '.join(shares)}."
     read = reader(pixels.source, 96)
     return neighbor_sheet(queries, rows, read, labels=labels, classes=pixels.source.classes), text
 

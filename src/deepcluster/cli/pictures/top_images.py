@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import arg
 
-from deepcluster.cli.pictures.common import OfNetwork, pixels_of
+from deepcluster.cli.pictures.common import OfNetwork, called, pixels_of
 
 if TYPE_CHECKING:
     from deepcluster.engine.log import Screen
@@ -43,6 +43,7 @@ def draw(subject: Subject, chosen: TopImages, screen: Screen) -> list[Path]:
 
     from deepcluster.records import DeepClusterError
     from deepcluster.visualize import style
+    from deepcluster.visualize.facts import short
     from deepcluster.visualize.fields import receptive_field
     from deepcluster.visualize.layers import chosen_filters, deepest
     from deepcluster.visualize.page import titled
@@ -78,7 +79,8 @@ def draw(subject: Subject, chosen: TopImages, screen: Screen) -> list[Path]:
         )
         beside = " At the left, an image made to excite the filter." if extra else ""
         title = f"The {chosen.images} images that excite filters of {tap} most"
-        text = f"{subject.name}, out of {len(pixels):,} images of {pixels.source.name}, by the {rule}.{beside}{crop}"
+        searched = f"out of {len(pixels):,} images of {short(pixels.source.name)}"
+        text = f"{called(subject)}, {searched}, by the {rule}.{beside}{crop}"
         file = chosen.folder(subject) / f"top-images-{tap.replace('/', '-')}.png"
         files.append(style.save(titled(sheet, title, text), file))
     return files
@@ -86,7 +88,7 @@ def draw(subject: Subject, chosen: TopImages, screen: Screen) -> list[Path]:
 
 def _ascended(subject: Subject, chosen: TopImages, tap: str, numbers: list[int], screen: Screen) -> list:
     """An image for each filter, made by a recipe."""
-    from deepcluster.cli.pictures.activations import Activations, ascend, filter_objective
+    from deepcluster.cli.pictures.activations import Activations, ascend, filter_objective, images_of
 
     assert chosen.beside is not None
     how = Activations(
@@ -94,4 +96,4 @@ def _ascended(subject: Subject, chosen: TopImages, tap: str, numbers: list[int],
     )
     objective = filter_objective(tap, chosen.beside)
     found = ascend(subject, objective, numbers, how, screen, size=subject.image_size)
-    return [image for each in found for image in each.images]
+    return images_of(subject, found)
