@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from pathlib import Path
 
@@ -167,7 +168,12 @@ def test_mistakes(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert "Image 999 cannot be a query" in mistake(capsys, run, "neighbors", "--index", 999)
     assert "--other must be given" in mistake(capsys, run, "compare")
     assert "no file or folder" in mistake(capsys, run, "map", "--data", tmp_path / "nowhere")
-    assert "is not a run folder" in mistake(capsys, tmp_path, "history")
+    assert "is no run folder" in mistake(capsys, tmp_path, "history")
+    assert "cannot take images of 1 px" in mistake(
+        capsys, "alexnet", "activations", "--untrained", "--image-size", 64, "--size", 1
+    )
+    if importlib.util.find_spec("umap") is None:
+        assert "pip install umap-learn" in mistake(capsys, run, "map", "--layout", "umap")
 
 
 def test_help_lists_the_pictures(capsys: pytest.CaptureFixture[str]) -> None:

@@ -27,6 +27,22 @@ def layers(backbone: Backbone) -> dict[str, tuple[int, int, int]]:
         return {tap: tuple(maps_of(seen[tap]).shape[1:]) for tap in backbone.taps}  # type: ignore[misc]
 
 
+@torch.no_grad()
+def takes(backbone: Backbone, size: int) -> None:
+    """
+    Raises:
+        DeepClusterError: the network cannot be shown images of `size` pixels.
+    """
+    device = next(backbone.parameters()).device
+    try:
+        backbone.eval()(torch.zeros(1, 3, size, size, device=device))
+    except (RuntimeError, AssertionError, ValueError) as error:
+        raise DeepClusterError(
+            f"{backbone.name} cannot take images of {size} px; it was made for {backbone.image_size} px: choose another"
+            " --size, or leave it out."
+        ) from error
+
+
 def deepest(backbone: Backbone) -> str:
     """The last tap that has maps of more than one place, or the last one."""
     found = layers(backbone)

@@ -5,6 +5,7 @@ Pure functions of tables; this file knows nothing of networks or runs.
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
@@ -71,13 +72,19 @@ def _pca(rows: np.ndarray, count: int) -> np.ndarray:
     return places.astype(np.float32)
 
 
+def can_lay_out(how: str) -> None:
+    """
+    Raises:
+        DeepClusterError: the layout needs a package that is not installed.
+    """
+    if how == "umap" and importlib.util.find_spec("umap") is None:
+        raise DeepClusterError("UMAP is not installed: `pip install umap-learn`, or take the layout tsne or pca.")
+
+
 def _umap(rows: np.ndarray, seed: int) -> np.ndarray:
-    try:
-        from umap import UMAP
-    except ImportError as error:
-        raise DeepClusterError(
-            "UMAP is not installed: `pip install umap-learn`, or take the layout tsne or pca."
-        ) from error
+    can_lay_out("umap")
+    from umap import UMAP
+
     return UMAP(metric="cosine", random_state=seed).fit_transform(rows).astype(np.float32)
 
 

@@ -58,7 +58,7 @@ def draw(subject: Subject, chosen: Activations, screen: Screen) -> list[Path]:
     from deepcluster.records import DeepClusterError
     from deepcluster.visualize import style
     from deepcluster.visualize.grid import grid
-    from deepcluster.visualize.layers import chosen_filters, deepest
+    from deepcluster.visualize.layers import chosen_filters, deepest, takes
     from deepcluster.visualize.page import below, line, titled
 
     if chosen.clusters and (chosen.filters or chosen.tap or chosen.objective):
@@ -73,9 +73,10 @@ def draw(subject: Subject, chosen: Activations, screen: Screen) -> list[Path]:
         tap, word = chosen.tap or deepest(subject.backbone), "filter"
         numbers = chosen_filters(subject.backbone, tap, chosen.filters, chosen.count, chosen.seed)
         objective = filter_objective(tap, chosen.recipe, chosen.objective)
-    size = chosen.size or subject.image_size
+    size = subject.image_size if chosen.size is None else chosen.size
+    takes(subject.backbone, size)
     found = ascend(subject, objective, numbers, chosen, screen, size=size)
-    pictures = images_of(subject, found)
+    pictures = images_of(subject, found, chosen.recipe)
     scale = max(1, round(112 / size))
     tiles = [
         below([line(f"{word} {number}", size * scale, size=13), picture.repeat(scale, 0).repeat(scale, 1)], gap=0)
@@ -155,14 +156,19 @@ def ascend(
     return found
 
 
-def images_of(subject: Subject, found: list[Ascent]) -> list[np.ndarray]:
+def images_of(subject: Subject, found: list[Ascent], recipe: str) -> list[np.ndarray]:
     """(S, S, 3) uint8 each; in gray for a network that sees no colors, whose colors would be chance."""
     import numpy as np
+
+    from deepcluster.visualize.ascent import DEVIATION, MEAN
 
     images = [image for each in found for image in each.images]
     if not blind(subject):
         return images
-    return [image.mean(2, keepdims=True).round().astype(np.uint8).repeat(3, axis=2) for image in images]
+    grays = [image.mean(2, keepdims=True) / 255 for image in images]
+    if recipe == "paper":  # the mean of three colors that differ by chance has less contrast than each
+        grays = [(gray - gray.mean()) / max(float(gray.std()), 1e-5) * DEVIATION + MEAN for gray in grays]
+    return [(gray.clip(0, 1) * 255).round().astype(np.uint8).repeat(3, axis=2) for gray in grays]
 
 
 def blind(subject: Subject) -> bool:

@@ -46,11 +46,13 @@ def draw(subject: Subject, chosen: Map, screen: Screen) -> list[Path]:
     from deepcluster.visualize import style
     from deepcluster.visualize.contact import reader
     from deepcluster.visualize.facts import short
-    from deepcluster.visualize.map import lay_out, map_figure, thumbnail_map
+    from deepcluster.visualize.map import can_lay_out, lay_out, map_figure, thumbnail_map
     from deepcluster.visualize.page import titled
 
     if chosen.points < 4:
         raise DeepClusterError(f"--points {chosen.points} are too few for a map: give 4 or more.")
+    for how in chosen.layout:
+        can_lay_out(how)
     pixels = pixels_of(subject, chosen.source)
     if len(pixels) > chosen.points:
         index = np.sort(np.random.default_rng(chosen.seed).permutation(pixels.good)[: chosen.points])

@@ -96,4 +96,4 @@ def _ascended(subject: Subject, chosen: TopImages, tap: str, numbers: list[int],
     )
     objective = filter_objective(tap, chosen.beside)
     found = ascend(subject, objective, numbers, how, screen, size=subject.image_size)
-    return images_of(subject, found)
+    return images_of(subject, found, chosen.beside)
