@@ -17,10 +17,12 @@ from deepcluster.engine.subject import short_side
 from deepcluster.records import BadImage, DeepClusterError
 from deepcluster.visualize import style
 from deepcluster.visualize.grid import grid, thumbnail
+from deepcluster.visualize.page import line
 
 if TYPE_CHECKING:
     from deepcluster.data.sources import ImageSource
     from deepcluster.engine.runs import Run
+    from deepcluster.visualize.groups import Groups
 
 Read = Callable[[int], "np.ndarray | None"]
 
@@ -124,7 +126,7 @@ def sheet(shown: Sequence[Contact], read: Read, *, side: int = 96, columns: int 
         for heading, indices in ((describe(one), one.nearest), ("farthest from the center", one.farthest)):
             thumbs = [_missing(side) if (image := read(i)) is None else thumbnail(image, side) for i in indices]
             if thumbs:
-                parts.append(_heading(heading, width))
+                parts.append(np.pad(line(heading, width), ((6, 0), (0, 0), (0, 0)), constant_values=255))
                 rows = grid(thumbs, columns)
                 parts.append(np.pad(rows, ((0, 6), (0, width - rows.shape[1]), (0, 0)), constant_values=255))
     return np.concatenate(parts) if parts else np.full((side, width, 3), 255, dtype=np.uint8)
@@ -197,6 +199,8 @@ def clusters_of(
     farthest: int = 0,
     side: int = 96,
     only: Sequence[int] | None = None,
+    groups: Groups | None = None,
+    folder: Path | None = None,
 ) -> list[Path]:
     """Draw `RUN/pictures/clusters.png`, one row for each of the largest clusters; return its path.
 
@@ -206,6 +210,8 @@ def clusters_of(
         farthest: farthest images of each.
         side: of a thumbnail, in pixels.
         only: these clusters instead, each on a page of its own, `cluster-0007.png`.
+        groups: other images with their clusters; None = those the run was trained on.
+        folder: where to draw; None = `RUN/pictures`.
 
     Raises:
         DeepClusterError: the training images are gone, or there is no such cluster.
@@ -214,15 +220,15 @@ def clusters_of(
     wrong = [number for number in only or () if not 0 <= number < k]
     if wrong:
         raise DeepClusterError(f"There is no cluster {wrong[0]} in {run.folder}; its clusters are 0 to {k - 1}.")
-    source = run.source()
-    assignment = np.asarray(run.assignment)
+    source = run.source() if groups is None else groups.source
+    assignment = np.asarray(run.assignment) if groups is None else groups.cluster
     numbers = largest(assignment, k)[:clusters] if only is None else np.asarray(only)
-    distance = distances(run, source, numbers)
+    distance = distances(run, source, numbers) if groups is None else groups.distance
     known: dict[str, Any] = {"labels": source.labels, "classes": source.classes}
     shown = [
         contact(int(number), assignment, distance, images=images, farthest=farthest, **known) for number in numbers
     ]
-    read, folder = reader(source, side), Path(run.folder) / "pictures"
+    read, folder = reader(source, side), folder or Path(run.folder) / "pictures"
     columns = max(1, min(images, 12))
     if only is None:
         return [style.save(sheet(shown, read, side=side, columns=columns), folder / "clusters.png")]
@@ -235,14 +241,3 @@ def clusters_of(
 def _missing(side: int) -> np.ndarray:
     """A pale square in place of an image that is gone."""
     return np.full((side, side, 3), 232, dtype=np.uint8)
-
-
-def _heading(text: str, width: int) -> np.ndarray:
-    """(30, width, 3) uint8 line of text, cut at the right where it is too long."""
-    import matplotlib
-    from PIL import Image, ImageDraw, ImageFont
-
-    fonts = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
-    line = Image.new("RGB", (width, 30), style.PAPER)
-    ImageDraw.Draw(line).text((4, 8), text, fill=style.INK, font=ImageFont.truetype(fonts / "DejaVuSans.ttf", 14))
-    return np.asarray(line)

@@ -145,11 +145,11 @@ def history(metrics: Sequence[dict[str, Any]], clusters: int, images: int | None
     return figure(shown, metrics)
 
 
-def history_of(run: Run) -> Path:
-    """Draw `RUN/pictures/history.png` and return its path."""
+def history_of(run: Run, folder: Path | None = None) -> Path:
+    """Draw `RUN/pictures/history.png`, or history.png in `folder`, and return its path."""
     assignment = np.asarray(run.assignment)
     page = history(run.metrics, len(run.centroids), int((assignment >= 0).sum()))
-    return style.save(page, Path(run.folder) / "pictures" / "history.png")
+    return style.save(page, (folder or Path(run.folder) / "pictures") / "history.png")
 
 
 def _lines(axes: Axes, curves: Curves) -> list[Ending]:

@@ -1,4 +1,5 @@
-"""One self-contained page about a run: figures, curves, cluster sizes and a contact sheet per cluster.
+"""One self-contained page about a run: figures, curves, cluster sizes, a contact sheet per cluster, and the pictures
+that were drawn of it.
 
 Everything is inside the file: no script, no font, no picture from elsewhere. What cannot be shown any more,
 because the images have moved, is said in a sentence and the page is written all the same.
@@ -18,6 +19,7 @@ import numpy as np
 from deepcluster.records import DeepClusterError
 from deepcluster.visualize import facts, history, sizes, style
 from deepcluster.visualize.contact import Contact, Read, contact, distances, largest, majority, reader
+from deepcluster.visualize.gathered import gather
 from deepcluster.visualize.grid import thumbnail
 
 if TYPE_CHECKING:
@@ -116,6 +118,7 @@ def page(run: Run, *, clusters: int, images: int, farthest: int = 0, command: st
         rows=[] if counts is None or assignment is None else _rows(assignment, counts, labels, source),
         used=0 if counts is None else int((counts > 0).sum()),
         gone=gone,
+        pictures=gather(folder / "pictures"),
         bad=bad,
         bad_rows=bad_rows,
         command=command or facts.command(config, folder),
