@@ -23,6 +23,7 @@ COMMANDS = {
     "doctor": "is a run healthy, what to change, and how many clusters: doctor RUN",
     "export": "the backbone for other libraries: export RUN --format safetensors|torchvision|released --out FILE",
     "report": "one page with curves, pictures and clusters: report RUN",
+    "explore": "a local page to wander through clusters, mend and export them: explore RUN [--port 8765]",
     "plan": "memory, disk, messages and hours before a run is started: plan PRESET --images 1e8 --processes 64",
     "study": "studies with a table and a picture: study k|reassign|stability|agreement|stopping|sizes|tree|figure2 ...",
 }
