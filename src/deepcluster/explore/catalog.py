@@ -71,6 +71,8 @@ class Catalog:
         self._centroids = centroids
         self._moved: dict[int, np.ndarray | None] = {}
         self._table: tuple[int, Table] | None = None
+        self._cover: tuple[int, np.ndarray] | None = None
+        self._kept: tuple[int, np.ndarray, np.ndarray, np.ndarray] | None = None
 
     def label(self, labels: np.ndarray | None, classes: tuple[str, ...]) -> None:
         """Takes (N,) labels, -1 = none, for purity and for search."""
@@ -182,32 +184,48 @@ class Catalog:
         own = self.own[members]
         return members[np.argsort(-own if farthest else own, kind="stable")]
 
-    def nearest(self, group: int, count: int = 8) -> list[dict[str, Any]]:
-        """The groups whose centers are nearest to that of `group`, nearest first, hidden ones left out."""
-        if group < 0:
-            return []
-        table = self.table()
-        numbers = table.number[(table.number >= 0) & (table.number != group)]
-        numbers = numbers[~np.isin(numbers, list(self.groups.hidden))]
-        if not len(numbers):
-            return []
-        center = self.center(group)
-        apart = np.linalg.norm(self._centers(numbers) - center, axis=1)
-        best = np.argsort(apart, kind="stable")[:count]
-        return [
-            {**self.row(int(numbers[k])), "apart": _number(apart[k]), "cover": self.cover(int(numbers[k]))}
-            for k in best
-        ]
+    def nearest(self, groups: list[int], count: int = 8) -> dict[int, list[tuple[int, float]]]:
+        """The groups whose centers are nearest to those of `groups`, nearest first, with the distance; hidden ones are
+        left out."""
+        numbers, centers, squared = self._all_centers()
+        found: dict[int, list[tuple[int, float]]] = {group: [] for group in groups}
+        asked = [group for group in groups if group >= 0]
+        if not asked or not len(numbers):
+            return found
+        own = self._centers(np.asarray(asked))
+        apart = squared[None] - 2 * own @ centers.T + (own**2).sum(1, keepdims=True)
+        apart[np.asarray(asked)[:, None] == numbers[None]] = np.inf
+        for group, row in zip(asked, apart, strict=True):
+            few = min(count, len(row) - 1) if group in numbers else min(count, len(row))
+            best = np.argpartition(row, few - 1)[:few] if few > 0 else np.zeros(0, np.int64)
+            best = best[np.lexsort((best, row[best]))]
+            found[group] = [(int(numbers[k]), float(np.sqrt(max(row[k], 0)))) for k in best if np.isfinite(row[k])]
+        return found
+
+    def _all_centers(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(M,) groups that are not hidden, their (M, P) centers, and the (M,) squared lengths of those."""
+        if self._kept is None or self._kept[0] != self.version:
+            table = self.table()
+            numbers = table.number[table.number >= 0]
+            numbers = numbers[~np.isin(numbers, list(self.groups.hidden))]
+            centers = self._centers(numbers)
+            self._kept = (self.version, numbers, centers, (centers**2).sum(1))
+        return self._kept[1:]
 
     def cover(self, group: int) -> int:
         """The image that stands for a group: the one nearest to its center."""
-        members = self.groups.members(group)
-        own = self.own[members]
-        return int(members[np.nanargmin(own)]) if np.isfinite(own).any() else int(members[0])
+        return int(self._covers()[self._row(group)])
 
-    def center(self, group: int) -> np.ndarray:
-        """(P,) center of a group: exact where vectors are known, else the mean of the centers its images had."""
-        return self._centers(np.asarray([group]))[0]
+    def _covers(self) -> np.ndarray:
+        """(G,) int64, the image nearest to the center of each group, found for all of them in one pass."""
+        if self._cover is None or self._cover[0] != self.version:
+            group = self.groups.group + 1
+            order = np.argsort(np.where(np.isfinite(self.own), self.own, np.inf), kind="stable")
+            # written back to front, so that the nearest is written last
+            first = np.zeros(int(group.max(initial=0)) + 1, np.int64)
+            first[group[order[::-1]]] = order[::-1]
+            self._cover = (self.version, first[self.table().number + 1])
+        return self._cover[1]
 
     def outliers(self, offset: int = 0, limit: int = 100) -> dict[str, Any]:
         """Images farther from their center than others of their cluster are, the strangest first.

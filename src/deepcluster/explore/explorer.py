@@ -18,6 +18,7 @@ from deepcluster.data.cache import load_pixels
 from deepcluster.data.decode import decode
 from deepcluster.data.sources import ImageSource, open_images
 from deepcluster.engine.log import Screen
+from deepcluster.engine.model import MODEL
 from deepcluster.engine.subject import short_side
 from deepcluster.explore import duplicates, exports, history, layout, vectors
 from deepcluster.explore.catalog import Catalog
@@ -380,8 +381,9 @@ class Explorer:
         return self.paths(page)
 
     def _centroids(self) -> np.ndarray:
+        """(K, P) centers alone: the network is loaded when something is put through it, and not before."""
         if self._centers is None:
-            self._centers = np.asarray(self.run.centroids.cpu(), np.float32)
+            self._centers = _centroids_of(self.run.folder / MODEL)
         return self._centers
 
 
@@ -435,6 +437,16 @@ def open_explorer(run: Run, data: str | None = None, screen: Screen | None = Non
         raise DeepClusterError(f"{place} is damaged: delete it and give the same command again.")
     assignment, distance = (np.load(place / f"{name}.npy", allow_pickle=False) for name in ("assignment", "distance"))
     return Explorer(run, source, assignment, distance, place)
+
+
+def _centroids_of(file: Path) -> np.ndarray:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, "np") as handle:
+            return handle.get_tensor("centroids").astype(np.float32)
+    except (SafetensorError, OSError) as error:
+        raise DeepClusterError(f"{file} is not a model that deepcluster saved: {error}.") from error
 
 
 def _save(file: Path, values: np.ndarray) -> None:

@@ -76,6 +76,7 @@ class Pages:
             "/api/clusters": self.clusters,
             "/api/clusters/{cluster}": self.cluster,
             "/api/clusters/{cluster}/members": self.members,
+            "/api/clusters/{cluster}/nearest": self.nearest,
             "/api/images/{index:int}": self.image,
             "/api/images/{index:int}/neighbors": self.neighbors,
             "/api/map/groups": self.map_groups,
@@ -159,18 +160,32 @@ class Pages:
                 offset=_offset(request),
                 limit=_limit(request),
             )
-            covers = query.get("covers", "1") == "1"
-            for row in found["rows"] if covers else ():
+            near = min(_integer(request, "nearest", 0), 10)
+            apart = self.explorer.catalog.nearest([row["id"] for row in found["rows"]], near) if near else {}
+            for row in found["rows"]:
                 row["cover"] = self.explorer.catalog.cover(row["id"])
+                row["nearest"] = [self.explorer.catalog.row(other) for other, _ in apart.get(row["id"], ())]
         return JSONResponse(found)
 
     @answered
     def cluster(self, request: Request) -> Response:
-        """One cluster, with the clusters nearest to it and its classes."""
+        """One cluster, with its classes."""
         number, catalog = _cluster(request), self.explorer.catalog
         with self.explorer.lock:
-            found = catalog.row(number) | {"classes": catalog.classes_in(number), "nearest": catalog.nearest(number)}
+            found = catalog.row(number) | {"classes": catalog.classes_in(number)}
         return JSONResponse(found)
+
+    @answered
+    def nearest(self, request: Request) -> Response:
+        """The clusters nearest to one."""
+        with self.explorer.lock:
+            number, catalog = _cluster(request), self.explorer.catalog
+            catalog.row(number)
+            near = catalog.nearest([number], min(_limit(request, 12), 50))[number]
+            found = [
+                {**catalog.row(other), "apart": round(apart, 4), "cover": catalog.cover(other)} for other, apart in near
+            ]
+        return JSONResponse({"clusters": found})
 
     @answered
     def members(self, request: Request) -> Response:

@@ -54,7 +54,7 @@ const KEYS = [
   ["Shift + U, Ctrl + Shift + Z", "redo"],
   ["p", "find the cluster of a photo"],
   ["e", "export"],
-  ["1 … 6", "images, map, outliers, duplicates, history, selection"],
+  ["1 … 7", "images, table, map, outliers, duplicates, history, selection"],
   ["+ − 0", "on the map: nearer, farther, all; arrows move it"],
   ["Esc", "back, or close"],
   ["?", "this help"],

@@ -107,7 +107,7 @@ export class HistoryView {
     }
     const plot = chart("Images in the cluster, by rank", found.ranks.map((rank) => rank + 1), found.sizes, 0, 1, "rank");
     plot.at(1);
-    const agree = found.nmi_last === null ? "" : ` Agreement with the last clusters: NMI ${found.nmi_last.toFixed(3)}.`;
+    const agree = found.nmi_last === null ? "" : ` Agreement with the final clusters, made after the last epoch: NMI ${found.nmi_last.toFixed(3)}.`;
     this.below.replaceChildren(title, el("p", { text: `${found.clusters} clusters of ${found.smallest} to ${found.largest} images, half of them of ${found.median} or more.${agree}` }), el("div", { class: "charts" }, plot.node));
   }
 

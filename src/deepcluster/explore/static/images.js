@@ -54,6 +54,7 @@ export class ClusterView {
     this.view.replaceChildren(this.head, el("div", { class: "head" }, el("h3", { class: "grow", text: "Images" }), this.order), this.grid.node);
     this.draw();
     await this.grid.start();
+    await this.near();
   }
 
   draw() {
@@ -77,8 +78,16 @@ export class ClusterView {
           el("h2", { text: row.name }),
           el("p", { class: "facts" }, ...(row.named ? [el("span", { text: `cluster ${row.id}` })] : []), ...facts.map(([value, name]) => el("span", {}, el("b", { text: value }), ` ${name}`)))),
         el("div", { class: "actions" }, ...actions)),
-      ...(row.nearest.length ? [el("h3", { text: "Nearest clusters" }), el("div", { class: "strip", role: "group", "aria-label": "nearest clusters" }, ...row.nearest.map((one) => clusterButton(one, `${fixed(one.apart)} away`)))] : []),
+      el("h3", { text: "Nearest clusters" }),
+      (this.strip ??= el("div", { class: "strip", role: "group", "aria-label": "nearest clusters" })),
     );
+  }
+
+  async near() {
+    const found = (await telling(() => get(`/api/clusters/${this.id}/nearest`)))?.clusters ?? [];
+    if (this.closed || !this.strip) return;
+    this.strip.replaceChildren(...found.map((one) => clusterButton(one, `${fixed(one.apart)} away`)));
+    if (!found.length) this.strip.append(el("p", { class: "quiet", text: "None." }));
   }
 
   turn() {
@@ -93,7 +102,7 @@ export class ClusterView {
     if (!row || !this.grid) return this.start();
     this.row = row;
     this.draw();
-    await this.grid.again();
+    await Promise.all([this.grid.again(), this.near()]);
   }
 
   async reselected() {

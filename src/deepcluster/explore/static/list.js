@@ -121,7 +121,7 @@ export class ClusterList {
   }
 
   row(row, position, top) {
-    const kind = row.label ? `${row.label} ${percent(row.purity)}` : row.named ? `cluster ${row.id}` : "";
+    const kind = row.label ? `${row.label} · ${percent(row.purity)}` : row.named ? `cluster ${row.id}` : "";
     const mark = this.marked.has(row.id);
     const node = el(
       "div",

@@ -7,11 +7,12 @@ import { ClusterView, ImageView, PhotoView } from "./images.js";
 import { ClusterList } from "./list.js";
 import { DuplicateView, OutlierView, SelectionView } from "./lists.js";
 import { MapView } from "./map.js";
+import { TableView } from "./table.js";
 import { onChange, refresh, store, turn } from "./store.js";
 
 const view = byId("view");
-const VIEWS = { map: MapView, outliers: OutlierView, duplicates: DuplicateView, history: HistoryView, selection: SelectionView };
-const TABS = ["clusters", "map", "outliers", "duplicates", "history", "selection"];
+const VIEWS = { table: TableView, map: MapView, outliers: OutlierView, duplicates: DuplicateView, history: HistoryView, selection: SelectionView };
+const TABS = ["clusters", "table", "map", "outliers", "duplicates", "history", "selection"];
 let current = null;
 let lastCluster = null;
 
@@ -180,7 +181,7 @@ addEventListener("keydown", (event) => {
   }
   if (typing || event.ctrlKey || event.metaKey || event.altKey) return;
   if (current?.key(event.key)) return event.preventDefault();
-  if (/^[1-6]$/.test(event.key)) location.hash = `#/${TABS[Number(event.key) - 1]}`;
+  if (/^[1-7]$/.test(event.key)) location.hash = `#/${TABS[Number(event.key) - 1]}`;
   else if (event.key in KEYS) KEYS[event.key]();
   else return;
   event.preventDefault();
