@@ -310,7 +310,7 @@ class Catalog:
         label, purity = np.full(groups, -1, np.int64), np.full(groups, np.nan, np.float32)
         if self.labels is None:
             return label, purity
-        fine = self.labels >= 0
+        fine = (self.labels >= 0) & (group > 0)  # images in no cluster have nothing in common
         classes = int(self.labels.max()) + 1
         pair, count = np.unique(group[fine] * classes + self.labels[fine], return_counts=True)
         row, name = pair // classes, pair % classes

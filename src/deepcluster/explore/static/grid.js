@@ -41,9 +41,15 @@ export class ImageGrid {
 
   // Looks at the images again, without moving.
   async again() {
-    this.pages = new Map();
-    this.asked = new Set();
-    await this.fetch(Math.floor((this.firstRow() * this.columns) / PAGE) || 0);
+    const page = Math.floor((this.firstRow() * this.columns) / PAGE) || 0;
+    const round = (this.round = (this.round ?? 0) + 1);
+    const found = await telling(() => this.load(page * PAGE, PAGE));
+    if (!found || this.gone || round !== this.round) return;
+    this.pages = new Map([[page, found.images]]); // what was there stays until now
+    this.asked = new Set([page]);
+    this.total = found.total;
+    this.active = Math.max(0, Math.min(this.active, this.total - 1));
+    this.draw();
   }
 
   async fetch(page) {

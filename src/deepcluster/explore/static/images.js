@@ -37,7 +37,7 @@ export class ClusterView {
   }
 
   async start() {
-    this.row = await telling(() => get(`/api/clusters/${this.id}`));
+    this.row = await get(`/api/clusters/${this.id}`).catch(() => null);
     if (this.closed) return;
     if (!this.row) {
       this.view.replaceChildren(el("p", { class: "empty", text: `Cluster ${this.id} has no images now. Choose one of the list.` }));
@@ -97,9 +97,14 @@ export class ClusterView {
 
   async changed(why) {
     if (why === "select") return;
-    const row = await telling(() => get(`/api/clusters/${this.id}`)).catch(() => null);
+    const row = await get(`/api/clusters/${this.id}`).catch(() => null); // it may be gone by an edit
     if (this.closed) return;
-    if (!row || !this.grid) return this.start();
+    if (!row || !this.head) {
+      this.grid?.close();
+      Object.assign(this, { head: null, strip: null });
+      await this.start();
+      return;
+    }
     this.row = row;
     this.draw();
     await Promise.all([this.grid.again(), this.near()]);
@@ -182,7 +187,7 @@ export class ImageView {
   async changed(why) {
     if (why === "select") return;
     const image = await telling(() => get(`/api/images/${this.id}`));
-    if (!image || this.closed) return;
+    if (!image || this.closed || !this.about) return;
     this.image = image;
     this.draw();
     await this.grid?.again();

@@ -16,7 +16,7 @@ export class ClusterList {
     this.marked = new Map();
     this.current = null;
     this.active = 0;
-    this.reset();
+    Object.assign(this, { pages: new Map(), asked: new Set(), total: 0, round: 0 });
     this.box.addEventListener("scroll", once(() => this.draw()));
     new ResizeObserver(once(() => this.draw())).observe(this.box);
     this.box.addEventListener("keydown", (event) => this.key(event));
@@ -51,13 +51,6 @@ export class ClusterList {
     if (on) this.box.focus();
   }
 
-  reset() {
-    this.pages = new Map();
-    this.asked = new Set();
-    this.total = this.total ?? 0;
-    this.round = (this.round ?? 0) + 1;
-  }
-
   query(offset) {
     const [sort, descending] = byId("sort").value.split("-");
     const words = new URLSearchParams({ sort, descending, search: byId("search").value, offset, limit: PAGE });
@@ -65,26 +58,34 @@ export class ClusterList {
     return `/api/clusters?${words}`;
   }
 
+  // Asks anew; what is there stays until the answer is.
   async reload(top = false) {
-    this.reset();
-    if (top) {
-      this.box.scrollTop = 0;
-      this.active = 0;
-    }
-    await this.load(top ? 0 : Math.floor(this.first() / PAGE), true);
+    this.round += 1;
+    const page = top ? 0 : Math.floor(this.first() / PAGE);
+    if (top) this.active = 0;
+    const found = await this.load(page, true);
+    if (!found) return;
+    if (top) this.box.scrollTop = 0;
+    this.active = Math.max(0, Math.min(this.active, this.total - 1));
+    this.draw();
   }
 
-  async load(page, first = false) {
-    if (this.asked.has(page)) return;
+  async load(page, anew = false) {
+    if (!anew && this.asked.has(page)) return null;
     this.asked.add(page);
-    const round = this.round;
+    const { round } = this;
     const found = await telling(() => get(this.query(page * PAGE)));
-    if (!found || round !== this.round) return;
+    if (!found || round !== this.round) return null;
+    if (anew) {
+      this.pages = new Map();
+      this.asked = new Set([page]);
+    }
     this.pages.set(page, found.rows);
     this.total = found.total;
     const of = found.total === found.all ? "" : ` of ${found.all.toLocaleString("en")}`;
     byId("list-count").textContent = `${found.total.toLocaleString("en")}${of} clusters`;
-    this.draw(first);
+    this.draw();
+    return found;
   }
 
   at(position) {

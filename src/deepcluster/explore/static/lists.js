@@ -63,6 +63,7 @@ export class SelectionView extends GridView {
   }
 
   tell() {
+    if (!this.words) return;
     this.words.textContent = selected() ? `${count(selected(), "image")} selected, kept with the edits.` : "No image is selected. Click an image's tick, use Space or x, or draw around images on the map.";
   }
 
