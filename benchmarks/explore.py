@@ -73,9 +73,9 @@ def make(folder: Path, images: int, k: int, dim: int) -> Run:
     place.mkdir(parents=True)
     about = {"preset": "synthetic", "images": images, "settings": {}, "data": "squares"}
     (folder / "run.json").write_text(json.dumps(about | {"source_fingerprint": f"squares{images}"}))
-    Model(build_backbone("convnet", image_size=32), Whitening(), torch.from_numpy(centroids)).save(
-        folder / "model.safetensors"
-    )
+    backbone = build_backbone("convnet", image_size=32)
+    whitening = Whitening().fit(draw.normal(size=(2 * backbone.dim, backbone.dim)).astype(np.float32))
+    Model(backbone, whitening, torch.from_numpy(centroids)).save(folder / "model.safetensors")
     run = Synthetic(folder, "cpu")
     mark = vectors.identity(run, f"squares{images}")
     rows = np.lib.format.open_memmap(place / f"vectors-{mark}.npy", "w+", np.float32, (images, dim))
@@ -160,8 +160,8 @@ def in_a_browser(port: int) -> None:
 
 
 def scroll(page: Any) -> None:
+    last = page.locator("#rows .row").first.get_attribute("aria-setsize")
     page.locator("#rows").evaluate("node => { node.scrollTop = node.scrollHeight }")
-    last = page.evaluate("document.querySelector('.row')?.getAttribute('aria-setsize')")
     page.locator(f"#rows .row[aria-posinset='{last}']").wait_for()
 
 
