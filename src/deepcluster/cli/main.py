@@ -24,6 +24,7 @@ COMMANDS = {
     "export": "the backbone for other libraries: export RUN --format safetensors|torchvision|released --out FILE",
     "report": "one page with curves, pictures and clusters: report RUN",
     "visualize": "filters, neighbors, clusters, curves, maps as PNG: visualize RUN|BACKBONE WHAT",
+    "explore": "a local page to wander through clusters, mend and export them: explore RUN [--port 8765]",
     "plan": "memory, disk, messages and hours before a run is started: plan PRESET --images 1e8 --processes 64",
     "study": "studies with a table and a picture: study k|reassign|stability|agreement|stopping|sizes|tree|figure2 ...",
 }

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from deepcluster.clustering.whitening import Whitening
 from deepcluster.data.sources import ImageSource, open_images
-from deepcluster.engine import build, checkpoint
+from deepcluster.engine import checkpoint
 from deepcluster.engine.assignment import Assignment
 from deepcluster.engine.log import read_metrics
 from deepcluster.engine.model import MODEL, Model, file_model
@@ -138,6 +138,8 @@ class Run(Subject):
         return open_images(self.config["data"])
 
     def _drawn(self, seed: int) -> Backbone:
+        from deepcluster.engine import build  # loads the training engine, which is half of the start
+
         return build.untrained(self.config)
 
     def assign(self, data: Any, check: Callable[[int], None] = lambda images: None) -> Assignment:

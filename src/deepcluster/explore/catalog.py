@@ -1,0 +1,375 @@
+"""What the page shows of the clusters as they stand: the table, members by distance, neighbors of clusters, outliers.
+
+Everything is an array of N or K numbers, so that a page of a million images is a matter of milliseconds. This file does
+not know images, requests, or where edits are kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from deepcluster.explore.groups import Groups
+from deepcluster.explore.vectors import Vectors
+from deepcluster.records import DeepClusterError
+
+SORTS = ("size", "distance", "purity", "name", "number", "label")
+SAMPLE = 20_000
+"""Members of a changed cluster from which its center is computed."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """G groups that have images, by number; -1 comes first where some images are in none.
+
+    Attributes:
+        number: (G,) int64.
+        size: (G,) int64.
+        distance: (G,) float32 mean distance to the center, NaN = unknown.
+        label: (G,) int64 most frequent class, -1 = none.
+        purity: (G,) float32 share of the labelled images that have it, NaN = unknown.
+    """
+
+    number: np.ndarray
+    size: np.ndarray
+    distance: np.ndarray
+    label: np.ndarray
+    purity: np.ndarray
+
+    @cached_property
+    def row(self) -> dict[int, int]:
+        """Group -> its row."""
+        return {int(number): row for row, number in enumerate(self.number)}
+
+
+class Catalog:
+    """Clusters with their edits, distances and labels.
+
+    Args:
+        groups: who is where.
+        distance: (N,) float32 to the center of the cluster that was found, NaN = unknown; None = all unknown.
+        centroids: gives the (K, P) centers; asked for when they are first needed.
+
+    Attributes:
+        version: another number after every change; pages ask by it whether to look again.
+        own: (N,) float32 distance of each image to the center of its group now.
+    """
+
+    def __init__(self, groups: Groups, distance: np.ndarray | None, centroids: Callable[[], np.ndarray]) -> None:
+        self.groups = groups
+        unknown = np.full(len(groups), np.nan, np.float32)
+        self.distance = unknown if distance is None else np.asarray(distance, np.float32)
+        self.own = self.distance.copy()
+        self.labels: np.ndarray | None = None
+        self.classes: tuple[str, ...] = ()
+        self.vectors: Vectors | None = None
+        self.version = 0
+        self._centroids = centroids
+        self._moved: dict[int, np.ndarray | None] = {}
+        self._table: tuple[int, Table] | None = None
+        self._cover: tuple[int, np.ndarray] | None = None
+        self._kept: tuple[int, np.ndarray, np.ndarray, np.ndarray] | None = None
+
+    def label(self, labels: np.ndarray | None, classes: tuple[str, ...]) -> None:
+        """Takes (N,) labels, -1 = none, for purity and for search."""
+        if labels is not None and len(labels) == len(self.groups) and (np.asarray(labels) >= 0).any():
+            self.labels, self.classes = np.asarray(labels, np.int64), classes
+        self.version += 1
+
+    def see(self, vectors: Vectors) -> None:
+        """Takes vectors, with which the centers of changed clusters are exact."""
+        self.vectors = vectors
+        self.look()
+
+    def look(self) -> None:
+        """Looks again at all clusters that are not as they were found."""
+        changed = self.groups.group != self.groups.original
+        self.changed(set(self.groups.group[changed].tolist()) | set(self.groups.original[changed].tolist()))
+
+    def changed(self, groups: set[int]) -> None:
+        """Looks again at clusters whose images have changed."""
+        self.version += 1
+        for group in groups - {-1}:
+            members = self.groups.members(group)
+            self._moved.pop(group, None)
+            first = self.groups.original[members]
+            as_found = (first == group).all() and len(members) == int((self.groups.original == group).sum())
+            if as_found:
+                self.own[members] = self.distance[members]
+                continue
+            self._moved[group] = center = self._measured(members)
+            if center is not None and self.vectors is not None:
+                for start in range(0, len(members), 65536):
+                    part = members[start : start + 65536]
+                    self.own[part] = np.linalg.norm(self.vectors.rows[part] - center, axis=1)
+                self.own[np.intersect1d(members, self.vectors.bad)] = np.nan
+            else:
+                self.own[members] = self.distance[members]
+
+    def table(self) -> Table:
+        """All groups that have images."""
+        if self._table is None or self._table[0] != self.version:
+            self._table = (self.version, self._count())
+        return self._table[1]
+
+    def rows(
+        self,
+        *,
+        sort: str = "size",
+        descending: bool = True,
+        search: str = "",
+        hidden: bool = False,
+        offset: int = 0,
+        limit: int = 100,
+    ) -> dict[str, Any]:
+        """A page of the table.
+
+        Args:
+            sort: one of `SORTS`.
+            search: words that number, name or main class must hold, whatever their case.
+            hidden: whether hidden clusters are shown too.
+
+        Raises:
+            DeepClusterError: there is no such order.
+        """
+        table = self.table()
+        keep = np.ones(len(table.number), bool)
+        if not hidden and self.groups.hidden:
+            keep &= ~np.isin(table.number, list(self.groups.hidden))
+        chosen = np.flatnonzero(keep)
+        words = search.casefold().split()
+        if words:
+            texts = (self._text(table, int(row)) for row in chosen)
+            chosen = chosen[[all(word in text for word in words) for text in texts]]
+        chosen = chosen[self._order(table, chosen, sort, descending)]
+        return {
+            "total": len(chosen),
+            "all": len(table.number),
+            "rows": [self.row(int(table.number[row])) for row in chosen[offset : offset + limit]],
+        }
+
+    def row(self, group: int) -> dict[str, Any]:
+        """One group for the page.
+
+        Raises:
+            DeepClusterError: it has no images.
+        """
+        table = self.table()
+        row = self._row(group)
+        label = int(table.label[row])
+        return {
+            "id": group,
+            "name": self.groups.name(group),
+            "named": group in self.groups.names,
+            "size": int(table.size[row]),
+            "distance": _number(table.distance[row]),
+            "label": self.class_name(label),
+            "purity": _number(table.purity[row]),
+            "hidden": group in self.groups.hidden,
+            "edited": group in self._moved,
+        }
+
+    def members(self, group: int, *, farthest: bool = False, offset: int = 0, limit: int = 100) -> dict[str, Any]:
+        """A page of a group's images, by distance to its center; unknown distances come last."""
+        self._row(group)
+        return self.page(self.by_distance(group, farthest), offset, limit)
+
+    def by_distance(self, group: int, farthest: bool = False) -> np.ndarray:
+        """(M,) int64, the images of a group by their distance to its center."""
+        members = self.groups.members(group)
+        own = self.own[members]
+        return members[np.argsort(-own if farthest else own, kind="stable")]
+
+    def nearest(self, groups: list[int], count: int = 8) -> dict[int, list[tuple[int, float]]]:
+        """The groups whose centers are nearest to those of `groups`, nearest first, with the distance; hidden ones are
+        left out."""
+        numbers, centers, squared = self._all_centers()
+        found: dict[int, list[tuple[int, float]]] = {group: [] for group in groups}
+        asked = [group for group in groups if group >= 0]
+        if not asked or not len(numbers):
+            return found
+        own = self._centers(np.asarray(asked))
+        apart = squared[None] - 2 * own @ centers.T + (own**2).sum(1, keepdims=True)
+        apart[np.asarray(asked)[:, None] == numbers[None]] = np.inf
+        for group, row in zip(asked, apart, strict=True):
+            few = min(count, len(row) - 1) if group in numbers else min(count, len(row))
+            best = np.argpartition(row, few - 1)[:few] if few > 0 else np.zeros(0, np.int64)
+            best = best[np.lexsort((best, row[best]))]
+            found[group] = [(int(numbers[k]), float(np.sqrt(max(row[k], 0)))) for k in best if np.isfinite(row[k])]
+        return found
+
+    def _all_centers(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(M,) groups that are not hidden, their (M, P) centers, and the (M,) squared lengths of those."""
+        if self._kept is None or self._kept[0] != self.version:
+            table = self.table()
+            numbers = table.number[table.number >= 0]
+            numbers = numbers[~np.isin(numbers, list(self.groups.hidden))]
+            centers = self._centers(numbers)
+            self._kept = (self.version, numbers, centers, (centers**2).sum(1))
+        return self._kept[1:]
+
+    def cover(self, group: int) -> int:
+        """The image that stands for a group: the one nearest to its center."""
+        return int(self._covers()[self._row(group)])
+
+    def _covers(self) -> np.ndarray:
+        """(G,) int64, the image nearest to the center of each group, found for all of them in one pass."""
+        if self._cover is None or self._cover[0] != self.version:
+            group = self.groups.group + 1
+            order = np.argsort(np.where(np.isfinite(self.own), self.own, np.inf), kind="stable")
+            # written back to front, so that the nearest is written last
+            first = np.zeros(int(group.max(initial=0)) + 1, np.int64)
+            first[group[order[::-1]]] = order[::-1]
+            self._cover = (self.version, first[self.table().number + 1])
+        return self._cover[1]
+
+    def outliers(self, offset: int = 0, limit: int = 100) -> dict[str, Any]:
+        """Images farther from their center than others of their cluster are, the strangest first.
+
+        The score is the distance over the cluster's mean distance; clusters of one image, and hidden ones, have none.
+        """
+        table = self.table()
+        group = self.groups.group
+        mean = np.full(int(group.max(initial=0)) + 2, np.nan, np.float32)
+        fine = (table.size > 2) & (table.number >= 0)
+        fine &= ~np.isin(table.number, list(self.groups.hidden))
+        mean[table.number[fine]] = table.distance[fine]
+        with np.errstate(divide="ignore", invalid="ignore"):
+            score = self.own / mean[group]  # the last place, at -1, stays unknown
+        known = np.flatnonzero(np.isfinite(score))
+        order = known[np.argsort(-score[known], kind="stable")]
+        page = self.page(order, offset, limit)
+        for one in page["images"]:
+            one["score"] = _number(score[one["id"]])
+        return page
+
+    def page(self, index: np.ndarray, offset: int = 0, limit: int = 100) -> dict[str, Any]:
+        """Some of the images `index` (M,), in that order."""
+        return {"total": len(index), "images": [self.image(int(one)) for one in index[offset : offset + limit]]}
+
+    def image(self, index: int) -> dict[str, Any]:
+        """One image for the page."""
+        group = int(self.groups.group[index])
+        return {
+            "id": index,
+            "cluster": group,
+            "distance": _number(self.own[index]),
+            "label": self.class_name(int(self.labels[index])) if self.labels is not None else None,
+            "selected": bool(self.groups.selected[index]),
+        }
+
+    def classes_in(self, group: int, most: int = 6) -> list[dict[str, Any]]:
+        """The most frequent classes of a group, with their shares; none without labels."""
+        if self.labels is None:
+            return []
+        labels = self.labels[self.groups.members(group)]
+        counts = np.bincount(labels[labels >= 0])
+        best = [int(k) for k in np.argsort(-counts, kind="stable")[:most] if counts[k]]
+        total = max(int(counts.sum()), 1)
+        return [{"label": self.class_name(k), "share": round(float(counts[k] / total), 4)} for k in best]
+
+    def class_name(self, label: int) -> str | None:
+        """A class in words; None where there is none."""
+        if label < 0:
+            return None
+        return self.classes[label] if label < len(self.classes) else f"class {label}"
+
+    def heirs(self, cluster: int, vector: np.ndarray) -> int:
+        """The group that a new image of the found `cluster`, at (P,) `vector`, belongs to after all edits."""
+        now = np.unique(self.groups.group[self.groups.original == cluster])
+        now = now[now >= 0]
+        if not len(now):
+            return cluster
+        return int(now[np.argmin(np.linalg.norm(self._centers(now) - vector, axis=1))])
+
+    def _row(self, group: int) -> int:
+        found = self.table().row.get(group)
+        if found is None:
+            raise DeepClusterError(f"There is no cluster {group} with images in it: choose one of the list.")
+        return found
+
+    def _count(self) -> Table:
+        group = self.groups.group + 1  # -1 gets a place
+        counts = np.bincount(group)
+        number = np.flatnonzero(counts)
+        known = np.isfinite(self.own)
+        own = np.where(known, self.own, 0)
+        measured = np.bincount(group, known, minlength=len(counts))[number]
+        total = np.bincount(group, own, minlength=len(counts))[number]
+        with np.errstate(invalid="ignore"):
+            distance = (total / np.where(measured > 0, measured, np.nan)).astype(np.float32)
+        label, purity = self._majority(group, len(counts))
+        return Table(number - 1, counts[number], distance, label[number], purity[number])
+
+    def _majority(self, group: np.ndarray, groups: int) -> tuple[np.ndarray, np.ndarray]:
+        """(groups,) most frequent class and its share."""
+        label, purity = np.full(groups, -1, np.int64), np.full(groups, np.nan, np.float32)
+        if self.labels is None:
+            return label, purity
+        fine = (self.labels >= 0) & (group > 0)  # images in no cluster have nothing in common
+        classes = int(self.labels.max()) + 1
+        pair, count = np.unique(group[fine] * classes + self.labels[fine], return_counts=True)
+        row, name = pair // classes, pair % classes
+        order = np.lexsort((-name, count, row))  # of equal classes the first wins
+        last = np.flatnonzero(np.append(np.diff(row[order]), 1))
+        best = order[last]
+        label[row[best]] = name[best]
+        purity[row[best]] = count[best] / np.bincount(row, count)[row[best]]
+        return label, purity
+
+    def _text(self, table: Table, row: int) -> str:
+        number = int(table.number[row])
+        return f"{number} {self.groups.name(number)} {self.class_name(int(table.label[row])) or ''}".casefold()
+
+    def _order(self, table: Table, chosen: np.ndarray, sort: str, descending: bool) -> np.ndarray:
+        """The order of rows `chosen` of the table; what is unknown comes last either way."""
+        if sort in ("name", "label"):
+            words = [
+                self.groups.name(int(table.number[row])) if sort == "name" else self.class_name(int(table.label[row]))
+                for row in chosen
+            ]
+            known = sorted((k for k, word in enumerate(words) if word), key=lambda k: _natural(words[k] or ""))
+            unknown = [k for k, word in enumerate(words) if not word]
+            return np.asarray((known[::-1] if descending else known) + unknown, np.int64)
+        columns = {"size": table.size, "distance": table.distance, "purity": table.purity, "number": table.number}
+        if sort not in columns:
+            raise DeepClusterError(f"There is no order by {sort!r}: choose one of {', '.join(SORTS)}.")
+        value = columns[sort][chosen].astype(np.float64)
+        return np.argsort(-value if descending else value, kind="stable")
+
+    def _centers(self, numbers: np.ndarray) -> np.ndarray:
+        """(M, P) centers of groups."""
+        centroids = self._centroids()
+        found = np.empty((len(numbers), centroids.shape[1]), np.float32)
+        plain = (numbers < len(centroids)) & ~np.isin(numbers, list(self._moved))
+        found[plain] = centroids[numbers[plain]]
+        for place in np.flatnonzero(~plain):
+            center = self._moved.get(int(numbers[place]))
+            if center is None:
+                first = self.groups.original[self.groups.members(int(numbers[place]))]
+                first = first[(first >= 0) & (first < len(centroids))]
+                counts = np.bincount(first, minlength=len(centroids)).astype(np.float32)
+                center = counts @ centroids / max(float(counts.sum()), 1)
+            found[place] = center
+        return found
+
+    def _measured(self, members: np.ndarray) -> np.ndarray | None:
+        if self.vectors is None or not len(members):
+            return None
+        step = max(1, len(members) // SAMPLE)
+        return np.asarray(self.vectors.rows[members[::step]]).mean(0)
+
+
+def _number(value: Any) -> float | None:
+    """For JSON, which has no NaN."""
+    return round(float(value), 4) if np.isfinite(value) else None
+
+
+def _natural(word: str) -> Any:
+    from deepcluster.data.naming import natural_key
+
+    return natural_key(word)

@@ -1,0 +1,75 @@
+"""Near-duplicates: images whose vectors almost agree. They share a cluster, so pairs are sought within clusters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from deepcluster.explore.vectors import Vectors
+
+AT_ONCE = 1 << 22
+"""Similarities held at a time."""
+
+
+@dataclass(frozen=True)
+class Twins:
+    """The image of the same cluster most like each image.
+
+    Attributes:
+        partner: (N,) int64; -1 = none.
+        similarity: (N,) float32 cosine to it; -inf where there is none.
+    """
+
+    partner: np.ndarray
+    similarity: np.ndarray
+
+    def groups(self, least: float) -> list[np.ndarray]:
+        """Images that are linked by a similarity of at least `least`, in groups of two or more, the most alike
+        first."""
+        from scipy.sparse import coo_matrix
+        from scipy.sparse.csgraph import connected_components
+
+        linked = np.flatnonzero((self.similarity >= least) & (self.partner >= 0))
+        if not len(linked):
+            return []
+        ends = np.unique(np.concatenate([linked, self.partner[linked]]))
+        left, right = np.searchsorted(ends, linked), np.searchsorted(ends, self.partner[linked])
+        graph = coo_matrix((np.ones(len(linked), np.int8), (left, right)), shape=(len(ends), len(ends)))
+        count, part = connected_components(graph, directed=False)
+        best = np.full(count, -np.inf)
+        np.maximum.at(best, part, self.similarity[ends])
+        order = np.argsort(part, kind="stable")
+        pieces = np.split(ends[order], np.flatnonzero(np.diff(part[order])) + 1)
+        return [pieces[k] for k in np.argsort(-best, kind="stable")]
+
+
+def twins(
+    vectors: Vectors, assignment: np.ndarray, tell: Callable[[int, int], None] = lambda done, total: None
+) -> Twins:
+    """The most similar image of the same cluster, exactly, for each of N images."""
+    partner = np.full(len(vectors), -1, np.int64)
+    similarity = np.full(len(vectors), -np.inf, np.float32)
+    usable = assignment >= 0
+    usable[vectors.bad] = False
+    index = np.flatnonzero(usable)
+    index = index[np.argsort(assignment[index], kind="stable")]
+    done = 0
+    for members in np.split(index, np.flatnonzero(np.diff(assignment[index])) + 1):
+        if len(members) > 1:
+            _within(vectors.rows[members], members, partner, similarity)
+        done += len(members)
+        tell(done, len(index))
+    return Twins(partner, similarity)
+
+
+def _within(rows: np.ndarray, members: np.ndarray, partner: np.ndarray, similarity: np.ndarray) -> None:
+    step = max(1, AT_ONCE // len(rows))
+    for start in range(0, len(rows), step):
+        near = rows[start : start + step] @ rows.T
+        own = np.arange(len(near))
+        near[own, start + own] = -np.inf
+        best = near.argmax(1)
+        partner[members[start : start + step]] = members[best]
+        similarity[members[start : start + step]] = near[own, best]

@@ -1,0 +1,457 @@
+"""Everything the page asks for, put together: a run, its images, its edits, and what is computed behind it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import threading
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from deepcluster.clustering.kmeans import KMeans
+from deepcluster.data.arrays import open_array
+from deepcluster.data.cache import load_pixels
+from deepcluster.data.decode import decode
+from deepcluster.data.sources import ImageSource, open_images
+from deepcluster.engine.log import Screen
+from deepcluster.engine.model import MODEL
+from deepcluster.engine.subject import short_side
+from deepcluster.explore import duplicates, exports, history, layout, vectors
+from deepcluster.explore.catalog import Catalog
+from deepcluster.explore.groups import Groups
+from deepcluster.explore.jobs import Job
+from deepcluster.explore.journal import Journal
+from deepcluster.explore.thumbs import Thumbs
+from deepcluster.explore.vectors import Vectors
+from deepcluster.files import write_json, write_whole
+from deepcluster.records import BadImage, DeepClusterError
+
+if TYPE_CHECKING:
+    from deepcluster.engine.runs import Run
+
+EXPORTS = {"csv": "labels.csv", "coco": "coco.json", "folders": "folders"}
+SPLIT_SEED = 0
+
+
+class Pending(Exception):
+    """What was asked for is being computed; the job says how far it is."""
+
+    def __init__(self, job: Job) -> None:
+        super().__init__(job.title)
+        self.job = job
+
+
+class Explorer:
+    """One run, open for wandering and mending.
+
+    Args:
+        run: the run.
+        source: images to show in place of those the run was trained on, which are opened when they are needed.
+        assignment: (N,) clusters of `source`; None = the run's own.
+        distance: (N,) distances that go with them.
+        place: where edits, vectors and thumbnails are kept; None = RUN/explore.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        source: ImageSource | None = None,
+        assignment: np.ndarray | None = None,
+        distance: np.ndarray | None = None,
+        place: Path | None = None,
+    ) -> None:
+        self.run = run
+        self.place = place or run.folder / "explore"
+        if assignment is None:
+            assignment, distance = run.assignment, run.distance
+        self.lock = threading.RLock()
+        self.groups = Groups(assignment)
+        if distance is not None and len(distance) != len(assignment):
+            distance = None
+        self.catalog = Catalog(self.groups, distance, self._centroids)
+        self.journal = Journal(self.place / "edits.jsonl", self.groups)
+        self._centers: np.ndarray | None = None
+        self.catalog.look()
+        self.notices: list[str] = []
+        self._own_images = place is None
+        if self.journal.set_aside is not None:
+            self.notices.append(f"Edits of an earlier clustering were put aside as {self.journal.set_aside.name}.")
+        self.thumbs = Thumbs(self.place / "thumbs", self._waited_source)
+        self.jobs: dict[str, Job] = {
+            "images": Job("opening the images", lambda job: self._open(source), self._opened),
+            "vectors": Job("describing images", self._describe, self._described),
+            "duplicates": Job("looking for near-duplicates", self._twins),
+            "export": Job("exporting", lambda job: None),
+            **{f"map {name}": Job("laying out the map", self._layout(name)) for name in layout.LAYOUTS},
+        }
+        self.jobs["images"].start()
+
+    @property
+    def mark(self) -> str:
+        """Stands in addresses of thumbnails, so that a browser never shows those of another run."""
+        own = "" if self._own_images else self.place.name
+        return f"{self.run.config['source_fingerprint'][:12]}{own}"
+
+    @property
+    def source(self) -> ImageSource:
+        """The images.
+
+        Raises:
+            Pending: they are being opened.
+            DeepClusterError: they are not there any more.
+        """
+        return self._need("images")
+
+    def close(self) -> None:
+        """Ends what is going on; finished parts are kept."""
+        for job in self.jobs.values():
+            job.stop()
+
+    def state(self) -> dict[str, Any]:
+        """What the page shows around everything."""
+        with self.lock:
+            images, table = self.jobs["images"], self.catalog.table()
+            return {
+                "version": self.catalog.version,
+                "images": len(self.groups),
+                "clusters": int((table.number >= 0).sum()),
+                "hidden": len(self.groups.hidden),
+                "selected": int(self.groups.selected.sum()),
+                "unassigned": int((self.groups.group < 0).sum()),
+                "labelled": self.catalog.labels is not None,
+                "undo": self.journal.can_undo,
+                "redo": self.journal.can_redo,
+                "notices": self.notices + ([f"The images cannot be shown: {images.error}"] if images.error else []),
+                "jobs": {name: job.as_dict() for name, job in self.jobs.items()},
+            }
+
+    def edit(self, edit: Mapping[str, Any]) -> None:
+        """Makes an edit, kept and undoable; `{"op": "split", "cluster", "into"}` finds the parts itself.
+
+        Raises:
+            Pending: a split needs vectors, which are being computed.
+            DeepClusterError: it does not fit.
+        """
+        if edit.get("op") == "split" and "parts" not in edit:
+            edit = {"op": "split", "cluster": edit.get("cluster"), "parts": self._parts(edit)}
+        with self.lock:
+            self.journal.do(edit)
+            self.catalog.changed(self.groups.touched)
+
+    def undo(self) -> None:
+        """Takes the last edit back."""
+        with self.lock:
+            self.journal.undo()
+            self.catalog.changed(self.groups.touched)
+
+    def redo(self) -> None:
+        """Makes the last undone edit again."""
+        with self.lock:
+            self.journal.redo()
+            self.catalog.changed(self.groups.touched)
+
+    def paths(self, page: dict[str, Any]) -> dict[str, Any]:
+        """The page of images with their paths, where the images are open."""
+        images = self.jobs["images"]
+        for one in page["images"]:
+            one["path"] = images.result.path(one["id"]) if images.ready else f"image {one['id']}"
+        return page
+
+    def image(self, index: int) -> dict[str, Any]:
+        """One image, with its cluster's name and, where it cannot be read, the reason."""
+        with self.lock:
+            found = self.catalog.image(index)
+            found["name"] = self.groups.name(found["cluster"])
+        found["reason"] = self.thumbs.read(index, 8)[1]
+        return self.paths({"images": [found]})["images"][0]
+
+    def neighbors(self, index: int, count: int) -> dict[str, Any]:
+        """The images most like image `index`.
+
+        Raises:
+            Pending: vectors are being computed.
+        """
+        table = self.vectors()
+        if index in table.bad:
+            return {"total": 0, "images": []}
+        return self._alike(*table.nearest(table.rows[index], count, but=index))
+
+    def photo(self, content: bytes, count: int) -> dict[str, Any]:
+        """The cluster of a picture that is none of the images, and the images most like it.
+
+        Raises:
+            DeepClusterError: it is no picture.
+        """
+        try:
+            picture = decode(content, short_side(self.run.image_size))
+        except BadImage as error:
+            raise DeepClusterError(f"This file cannot be read as a picture ({error}): drop another.") from None
+        model = self.run.model
+        pixels = load_pixels(open_array(picture[None], "photo"), short_side=None, cache_gb=0)
+        _, features = model.features(pixels, device=self.run.device)
+        clusters, distance = model.nearest(features)
+        vector = np.asarray(model.embed(features))[0]
+        with self.lock:
+            cluster = self.catalog.heirs(int(clusters[0]), vector)
+            empty = not (self.groups.group == cluster).any()
+            found = {
+                "cluster": None if empty else self.catalog.row(cluster),
+                "found": int(clusters[0]),
+                "distance": round(float(distance[0]), 4),
+                "neighbors": None,
+            }
+        try:
+            found["neighbors"] = self._alike(*self.vectors().nearest(vector, count))
+        except Pending as pending:
+            found["pending"] = pending.job.as_dict()
+        return found
+
+    def place_of(self, name: str) -> np.ndarray:
+        """(N, 2) int16 of a layout of the map.
+
+        Raises:
+            Pending: it is being computed.
+            DeepClusterError: there is no such layout.
+        """
+        if name not in layout.LAYOUTS:
+            raise DeepClusterError(f"There is no map {name!r}: choose one of {', '.join(layout.LAYOUTS)}.")
+        return self._need(f"map {name}")
+
+    def near_duplicates(self, least: float, offset: int, limit: int) -> dict[str, Any]:
+        """Groups of images whose vectors have a cosine of at least `least`.
+
+        Raises:
+            Pending: they are being looked for.
+        """
+        found: duplicates.Twins = self._need("duplicates")
+        groups = found.groups(least)
+        with self.lock:
+            pages = [self.catalog.page(one, 0, 60) for one in groups[offset : offset + limit]]
+        for page, group in zip(pages, groups[offset : offset + limit], strict=True):
+            page["similarity"] = round(float(found.similarity[group].max()), 4)
+            self.paths(page)
+        return {"total": len(groups), "images": int(sum(map(len, groups))), "groups": pages}
+
+    def history(self) -> dict[str, Any]:
+        """The curves, and the epochs whose clusters are known."""
+        rows = self.run.metrics
+        kept = list(history.kept_epochs(self.run.folder))
+        return {"rows": rows, "kept": sorted({*kept, *([rows[-1]["epoch"]] if rows else [])})}
+
+    def history_of(self, epoch: int) -> dict[str, Any]:
+        """Cluster sizes of an epoch, where its clusters were kept."""
+        last = self.run.assignment
+        rows = self.run.metrics
+        file = history.kept_epochs(self.run.folder).get(epoch)
+        found = None if file is None else history.clusters_of(file)
+        if found is None and rows and epoch == rows[-1]["epoch"]:
+            found = last
+        return {"epoch": epoch, "known": found is not None, **(history.sizes(found, last) if found is not None else {})}
+
+    def export(self, kind: str, selection: bool) -> Path:
+        """Begins to write `EXPORTS[kind]` under the run's folder `explore/exports`; returns where it will be.
+
+        Raises:
+            DeepClusterError: there is no such form, or another export is going on.
+        """
+        if kind not in EXPORTS:
+            raise DeepClusterError(f"There is no export as {kind!r}: choose one of {', '.join(EXPORTS)}.")
+        job, out = self.jobs["export"], self.place / "exports" / EXPORTS[kind]
+        if job.state == "running":
+            raise DeepClusterError("Another export is going on: wait until it is done.")
+        source = self.source
+        with self.lock:  # what is exported is what is seen now, whatever is edited meanwhile
+            now = Groups(self.groups.original)
+            now.group, now.names = self.groups.group.copy(), dict(self.groups.names)
+            now.hidden, now.selected = set(self.groups.hidden), self.groups.selected.copy()
+        only = np.flatnonzero(now.selected) if selection else None
+
+        def write(job: Job) -> dict[str, Any]:
+            if kind == "folders" and out.is_dir():
+                shutil.rmtree(out)  # links of ours, from the last time
+            what, images = exports.write(out, now, source, only, job.tell)
+            return {"kind": kind, "what": what, "images": images, "path": str(out)}
+
+        self.jobs["export"] = Job("exporting", write).start()
+        return out
+
+    def vectors(self) -> Vectors:
+        """A vector for every image.
+
+        Raises:
+            Pending: they are being computed.
+        """
+        return self._need("vectors")
+
+    def _need(self, name: str) -> Any:
+        job = self.jobs[name].start()
+        if job.state != "done":
+            job.wait(0.15)  # what takes an instant needs no second question
+        if not job.ready:
+            job.wait(0)
+            raise Pending(job)
+        return job.result
+
+    def _open(self, source: ImageSource | None) -> ImageSource:
+        found = self.run.source() if source is None else source
+        if len(found) != len(self.groups):
+            raise DeepClusterError(
+                f"{found.name} holds {len(found):,} images and the run's clusters are of {len(self.groups):,}: give the"
+                " images it was trained on by --data."
+            )
+        return found
+
+    def _opened(self, source: ImageSource) -> None:
+        with self.lock:
+            self.catalog.label(source.labels, source.classes)
+
+    def _waited_source(self) -> ImageSource | None:
+        return self.jobs["images"].wait(120)
+
+    def _describe(self, job: Job) -> Vectors:
+        source = self.jobs["images"].wait()
+        mark = source.fingerprint()
+        if self._own_images and mark != self.run.config["source_fingerprint"]:
+            self.notices.append(
+                f"The images of {source.name} are not quite the ones this run was trained on: some were changed since."
+            )
+        return vectors.make(self.run, source, self.place, mark, job)
+
+    def _described(self, found: Vectors) -> None:
+        with self.lock:
+            self.catalog.see(found)
+
+    def _waited_vectors(self, job: Job) -> Vectors:
+        """The vectors, for a job that needs them; it tells their progress as its own meanwhile."""
+        before = self.jobs["vectors"].start()
+        while not before.ready:
+            before.wait(0.2)
+            job.tell(before.count, before.total, before.stage)
+            before.start()  # it may have been stopped before it was ready
+        return before.result
+
+    def _layout(self, name: str) -> Any:
+        def work(job: Job) -> np.ndarray:
+            table = self._waited_vectors(job)
+            mark = vectors.identity(self.run, self.jobs["images"].result.fingerprint())
+            file = self.place / f"map-{name}-{mark}.npy"
+            try:
+                kept = np.load(file, allow_pickle=False)
+                if kept.shape == (len(table), 2) and kept.dtype == np.int16:
+                    return kept
+            except (OSError, ValueError, EOFError):
+                pass
+            job.tell(0, len(table), "laying out the map")
+            found = layout.LAYOUTS[name](table, job.tell)
+            _save(file, found)
+            return found
+
+        return work
+
+    def _twins(self, job: Job) -> duplicates.Twins:
+        table = self._waited_vectors(job)
+        job.tell(0, len(table), "looking for near-duplicates")
+        return duplicates.twins(table, self.groups.original, job.tell)
+
+    def _parts(self, edit: Mapping[str, Any]) -> list[list[int]]:
+        """The images that leave a cluster when it is cut by k-means; the largest part stays."""
+        cluster, into = edit.get("cluster"), edit.get("into", 2)
+        if type(into) is not int or not 2 <= into <= 100:
+            raise DeepClusterError("A cluster is split into 2 to 100 parts.")
+        table = self.vectors()
+        with self.lock:
+            members = self.groups.members(cluster if type(cluster) is int else -2)
+        members = np.setdiff1d(members, table.bad)
+        if len(members) < into:
+            raise DeepClusterError(f"Cluster {cluster!r} has too few images to be split into {into} parts.")
+        rows = np.asarray(table.rows[members])
+        part = np.asarray(KMeans(n_clusters=into, random_state=SPLIT_SEED, max_iter=50).fit_predict(rows))
+        order = np.argsort(-np.bincount(part, minlength=into), kind="stable")
+        return [members[part == one].tolist() for one in order[1:] if (part == one).any()]
+
+    def _alike(self, index: np.ndarray, similarity: np.ndarray) -> dict[str, Any]:
+        with self.lock:
+            page = self.catalog.page(index, 0, len(index))
+        for one, value in zip(page["images"], similarity, strict=True):
+            one["similarity"] = round(float(value), 4)
+        return self.paths(page)
+
+    def _centroids(self) -> np.ndarray:
+        """(K, P) centers alone: the network is loaded when something is put through it, and not before."""
+        if self._centers is None:
+            self._centers = _centroids_of(self.run.folder / MODEL)
+        return self._centers
+
+
+@contextlib.contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Keeps a second explorer from editing the same run.
+
+    Raises:
+        DeepClusterError: there is one already.
+    """
+    file = folder / "explore" / "lock"
+    try:
+        import fcntl
+
+        file.parent.mkdir(parents=True, exist_ok=True)
+        handle = open(file, "w")  # noqa: SIM115 - it is held open as long as the explorer is
+    except (ImportError, OSError):  # a system without such locks, or a run that cannot be written to
+        yield
+        return
+    with handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise DeepClusterError(f"{folder} is being explored already: use that page, or stop it first.") from None
+        except OSError:
+            pass  # a network file system without locks
+        yield
+
+
+def open_explorer(run: Run, data: str | None = None, screen: Screen | None = None) -> Explorer:
+    """A run with the images it was trained on, those by another path, or other ones.
+
+    Other images are put through the network first, once; their edits are kept apart.
+    """
+    if data is None:
+        return Explorer(run)
+    source = open_images(data)
+    mark = source.fingerprint()
+    if mark == run.config["source_fingerprint"]:
+        return Explorer(run, source)
+    place = run.folder / "explore" / f"other-{mark[:12]}-{vectors.identity(run, mark)}"
+    kept = place / "assigned.json"
+    if not kept.is_file():
+        pixels = run.pixels(source)
+        with (screen or Screen(quiet=True)).bar("assigning", len(pixels)) as bar:
+            found = run.assign(pixels, check=bar)
+        _save(place / "distance.npy", found.distance)
+        _save(place / "assignment.npy", found.cluster)
+        write_json(kept, {"images": len(source), "source": source.name})
+    if json.loads(kept.read_text())["images"] != len(source):
+        raise DeepClusterError(f"{place} is damaged: delete it and give the same command again.")
+    assignment, distance = (np.load(place / f"{name}.npy", allow_pickle=False) for name in ("assignment", "distance"))
+    return Explorer(run, source, assignment, distance, place)
+
+
+def _centroids_of(file: Path) -> np.ndarray:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, "np") as handle:
+            return handle.get_tensor("centroids").astype(np.float32)
+    except (SafetensorError, OSError) as error:
+        raise DeepClusterError(f"{file} is not a model that deepcluster saved: {error}.") from error
+
+
+def _save(file: Path, values: np.ndarray) -> None:
+    def fill(beside: Path) -> None:
+        with open(beside, "wb") as handle:
+            np.save(handle, values, allow_pickle=False)
+
+    write_whole(file, fill)

@@ -1,0 +1,202 @@
+"""Clusters as others read them: a table, folders of links, or COCO's form of labels. Images are never touched.
+
+Hidden clusters are left out of all three.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+import re
+import shutil
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from deepcluster.data.files import Files
+from deepcluster.data.sources import ImageSource
+from deepcluster.explore.groups import Groups
+from deepcluster.files import write_json, write_whole
+from deepcluster.records import BadImage, DeepClusterError
+
+Tell = Callable[[int, int], None]
+SIGNS = re.compile(r"[^\w.+@ -]+")
+"""What is no part of a file name of ours; letters of any script are."""
+
+
+def _silent(done: int, total: int) -> None:
+    pass
+
+
+def shown(groups: Groups, only: np.ndarray | None = None) -> np.ndarray:
+    """(M,) int64, the images that are exported: `only`, or all; none of a hidden cluster."""
+    index = np.arange(len(groups)) if only is None else np.asarray(only, np.int64)
+    return index[~np.isin(groups.group[index], list(groups.hidden))] if groups.hidden else index
+
+
+def write_csv(
+    file: Path, groups: Groups, source: ImageSource, only: np.ndarray | None = None, tell: Tell = _silent
+) -> int:
+    """index,path,cluster,name,selected of every image; -1 and no name where it is in no cluster. Returns the rows."""
+    index = shown(groups, only)
+
+    def fill(beside: Path) -> None:
+        with open(beside, "w", newline="", encoding="utf-8", errors="surrogateescape") as handle:
+            rows = csv.writer(handle)
+            rows.writerow(["index", "path", "cluster", "name", "selected"])
+            for done, image in enumerate(index.tolist()):
+                group = int(groups.group[image])
+                name = groups.name(group) if group >= 0 else ""
+                rows.writerow([image, source.path(image), group, name, int(groups.selected[image])])
+                if done % 4096 == 0:
+                    tell(done, len(index))
+
+    write_whole(file, fill)
+    return len(index)
+
+
+def write_links(
+    folder: Path, groups: Groups, source: ImageSource, only: np.ndarray | None = None, tell: Tell = _silent
+) -> int:
+    """A folder for each cluster, with a link to each of its images. Returns the links.
+
+    Raises:
+        DeepClusterError: the images are no files of their own, the folder lies among them, or it holds something.
+    """
+    if not isinstance(source, Files):
+        raise DeepClusterError(
+            f"The images of {source.name} are not files of their own, so none can be linked to: export a .csv or .json."
+        )
+    place, images = folder.expanduser().absolute(), source.root.absolute()
+    if Path(os.path.realpath(place)).is_relative_to(os.path.realpath(images)) and images.is_dir():
+        raise DeepClusterError(
+            f"The folder {folder} lies among the images, where its links would count as images: choose one outside."
+        )
+    if place.exists() and (not place.is_dir() or any(place.iterdir())):
+        raise DeepClusterError(f"{folder} is there already and holds something: choose a new folder.")
+    index = shown(groups, only)
+    index = index[groups.group[index] >= 0]
+    beside = place.with_name(f".{place.name}.{uuid.uuid4().hex[:8]}.part")
+    try:
+        made: dict[int, Path] = {}
+        beside.mkdir(parents=True)
+        for done, image in enumerate(index.tolist()):
+            group = int(groups.group[image])
+            if group not in made:
+                made[group] = beside / folder_name(group, groups)
+                made[group].mkdir()
+            file = os.path.join(images, source.path(image))
+            # as seen from where the folder will be
+            target = os.path.relpath(file, place / made[group].name)
+            os.symlink(target, made[group] / link_name(image, source.path(image)))
+            if done % 1024 == 0:
+                tell(done, len(index))
+        if place.exists():
+            place.rmdir()
+        os.replace(beside, place)
+    except OSError as error:
+        raise DeepClusterError(f"The folder {folder} cannot be made ({error.strerror or error}).") from error
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+    return len(index)
+
+
+def write_coco(
+    file: Path, groups: Groups, source: ImageSource, only: np.ndarray | None = None, tell: Tell = _silent
+) -> int:
+    """COCO's `images`, `categories` and `annotations`, one annotation of the whole of each image. Returns how many.
+
+    Images that cannot be read are left out, since their size is not known.
+    """
+    index = shown(groups, only)
+    index = index[groups.group[index] >= 0]
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    for done, image in enumerate(index.tolist()):
+        size = size_of(source, image)
+        if size is not None:
+            height, width = size
+            images.append({"id": image, "file_name": _text(source.path(image)), "width": width, "height": height})
+            annotations.append(
+                {
+                    "id": len(annotations) + 1, "image_id": image, "category_id": int(groups.group[image]) + 1,
+                    "bbox": [0, 0, width, height], "area": width * height, "iscrowd": 0,
+                }
+            )  # fmt: skip
+        if done % 64 == 0:
+            tell(done, len(index))
+    used = np.unique(groups.group[index]).tolist()
+    categories = [
+        {"id": group + 1, "name": groups.name(group), "supercategory": "cluster", "cluster": group} for group in used
+    ]
+    about = {"description": f"clusters of {source.name} by deepcluster", "contributor": "", "version": "1.0"}
+    write_json(file, {"info": about, "images": images, "annotations": annotations, "categories": categories})
+    return len(images)
+
+
+def size_of(source: ImageSource, index: int) -> tuple[int, int] | None:
+    """Height and width of an image as a person sees it; None where it cannot be read."""
+    if isinstance(source, Files):
+        from PIL import Image
+
+        try:
+            with Image.open(os.path.join(source.root, source.path(index))) as image:
+                width, height = image.size
+                turned = int(image.getexif().get(0x0112, 1)) >= 5  # the header alone, not the picture
+            return (width, height) if turned else (height, width)
+        except Exception:  # as many ways to be damaged as there are formats
+            return None
+    try:
+        height, width = source.read(index).shape[:2]
+    except (BadImage, DeepClusterError, OSError, ValueError):
+        return None
+    return int(height), int(width)
+
+
+def folder_name(group: int, groups: Groups) -> str:
+    """A safe name of a cluster's folder: its number, and its name where it was given one."""
+    name = safe(groups.names.get(group, ""))
+    return f"{group:05d}-{name}" if name else f"{group:05d}"
+
+
+def link_name(index: int, path: str) -> str:
+    """A safe name of a link: the index, so that no two are equal, and the file's own name."""
+    return f"{index:08d}-{safe(path.rpartition('/')[2]) or 'image'}"
+
+
+def safe(text: str) -> str:
+    """`text` as part of a file name on any system, 80 characters at most, with its ending."""
+    plain = SIGNS.sub("_", _text(text)).strip(" .")
+    if len(plain.encode()) <= 80:
+        return plain
+    stem, dot, ending = plain.rpartition(".")
+    ending = dot + ending if dot and len(ending) <= 5 else ""
+    stem = (stem if ending else plain).encode()[: 80 - len(ending)].decode(errors="ignore")
+    return stem.strip(" .") + ending
+
+
+def _text(path: str) -> str:
+    """A path that any JSON reader takes: bytes of no encoding become question marks."""
+    return path.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
+def write(
+    out: Path, groups: Groups, source: ImageSource, only: np.ndarray | None = None, tell: Tell = _silent
+) -> tuple[str, int]:
+    """Writes what the ending of `out` says: .csv, .json, or a folder of links. Returns what it is, and how many
+    images are in it.
+
+    Raises:
+        DeepClusterError: another ending.
+    """
+    ending = out.suffix.lower()
+    if ending == ".csv":
+        return "table", write_csv(out, groups, source, only, tell)
+    if ending == ".json":
+        return "COCO labels", write_coco(out, groups, source, only, tell)
+    if ending in (".parquet", ".txt", ".tsv", ".yaml", ".zip", ".tar"):
+        raise DeepClusterError(f"Clusters are exported as .csv, .json or a folder, not as {out.name}: change --export.")
+    return "folder of links", write_links(out, groups, source, only, tell)

@@ -1,0 +1,248 @@
+"""The clusters as a person edits them: every edit is a patch, and every patch has an inverse.
+
+This file knows numbers and names only; it does not know where edits are kept or who asks for them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from deepcluster.records import DeepClusterError
+
+NAME_LENGTH = 200
+"""Characters of a name at most."""
+
+
+@dataclass
+class Patch:
+    """What an edit sets.
+
+    Attributes:
+        group: (indices (M,), values (M,)) of images that go to other groups.
+        selected: (indices (M,), values (M,) bool).
+        names: group -> name, None = none.
+        hidden: group -> whether it is hidden.
+        after: the number the next new group will get; None = as before.
+    """
+
+    group: tuple[np.ndarray, np.ndarray] | None = None
+    selected: tuple[np.ndarray, np.ndarray] | None = None
+    names: dict[int, str | None] = field(default_factory=dict)
+    hidden: dict[int, bool] = field(default_factory=dict)
+    after: int | None = None
+
+
+class Groups:
+    """N images in groups with names, some of them hidden, some images selected.
+
+    Args:
+        assignment: (N,) integers, the groups as they were found; -1 = none. Never written to.
+
+    Attributes:
+        original: that assignment.
+        group: (N,) int64, the group of each image now.
+        selected: (N,) bool.
+        names: group -> name given by a person.
+        hidden: groups that are put aside.
+        next: the number that the next new group will get.
+        touched: groups whose images the last patch changed.
+    """
+
+    def __init__(self, assignment: np.ndarray) -> None:
+        self.original = np.asarray(assignment)
+        self.group = self.original.astype(np.int64)
+        self.selected = np.zeros(len(self.group), bool)
+        self.names: dict[int, str] = {}
+        self.hidden: set[int] = set()
+        self.found = int(self.group.max(initial=-1)) + 1
+        self.next = self.found
+        self.touched: set[int] = set()
+
+    def __len__(self) -> int:
+        return len(self.group)
+
+    def members(self, group: int) -> np.ndarray:
+        """(M,) int64 ascending, the images of a group."""
+        return np.flatnonzero(self.group == group)
+
+    def name(self, group: int) -> str:
+        """What a group is called."""
+        return self.names.get(group) or (f"cluster {group}" if group >= 0 else "no cluster")
+
+    def apply(self, patch: Patch) -> Patch:
+        """Sets what `patch` says; returns the patch that sets it back."""
+        back = Patch(after=self.next if patch.after is not None else None)
+        self.touched = set()
+        if patch.group is not None:
+            index, value = patch.group
+            before = self.group[index]
+            back.group = (index, before)
+            self.touched = {int(one) for one in np.union1d(before, value)} - {-1}
+            self.group[index] = value
+        if patch.selected is not None:
+            index, value = patch.selected
+            back.selected = (index, self.selected[index])
+            self.selected[index] = value
+        for group, name in patch.names.items():
+            back.names[group] = self.names.pop(group, None)
+            if name is not None:
+                self.names[group] = name
+        for group, hidden in patch.hidden.items():
+            back.hidden[group] = group in self.hidden
+            (self.hidden.add if hidden else self.hidden.discard)(group)
+        if patch.after is not None:
+            self.next = patch.after
+        return back
+
+    def plan(self, edit: Mapping[str, Any]) -> Patch:
+        """What an edit comes to, as things stand.
+
+        Args:
+            edit: `{"op": "rename", "cluster", "name"}`, `{"op": "merge", "clusters", "into"}`,
+                `{"op": "split", "cluster", "parts": [[images that leave], ...]}`, `{"op": "hide", "clusters",
+                "hidden"}`, `{"op": "move", "images", "to"}` (`to` null = a new cluster; images may be "selection"),
+                or `{"op": "select", "images" or "cluster" or "all", "on"}`.
+
+        Raises:
+            DeepClusterError: it is none of these, or does not fit the clusters there are.
+        """
+        plans = {
+            "rename": self._rename,
+            "merge": self._merge,
+            "split": self._split,
+            "hide": self._hide,
+            "move": self._move,
+            "select": self._select,
+        }
+        plan = plans.get(edit.get("op") if isinstance(edit.get("op"), str) else "")  # type: ignore[arg-type]
+        if plan is None:
+            raise DeepClusterError(f"There is no edit {edit.get('op')!r}: choose one of {', '.join(plans)}.")
+        return plan(edit)
+
+    def _rename(self, edit: Mapping[str, Any]) -> Patch:
+        return Patch(names={self._existing(edit.get("cluster")): _name(edit.get("name"))})
+
+    def _merge(self, edit: Mapping[str, Any]) -> Patch:
+        clusters = self._several(edit.get("clusters"))
+        if len(clusters) < 2:
+            raise DeepClusterError("A merge needs at least two clusters: mark more of them.")
+        into = edit.get("into")
+        if into is None:
+            sizes = [int((self.group == one).sum()) for one in clusters]
+            into = clusters[int(np.argmax(sizes))]
+        if into not in clusters:
+            raise DeepClusterError(f"Cluster {into!r} is not among those to be merged: choose one of them to stay.")
+        patch = self._gone([one for one in clusters if one != into], into)
+        if into not in self.names:
+            named = [self.names[one] for one in clusters if one in self.names]
+            patch.names |= {into: named[0]} if named else {}
+        return patch
+
+    def _gone(self, clusters: list[int], into: int) -> Patch:
+        """All images of `clusters` go `into` another; what is empty has neither name nor curtain."""
+        index = np.flatnonzero(np.isin(self.group, clusters))
+        return Patch(
+            (index, np.full(len(index), into)),
+            names={one: None for one in clusters if one in self.names},
+            hidden={one: False for one in clusters if one in self.hidden},
+        )
+
+    def _split(self, edit: Mapping[str, Any]) -> Patch:
+        cluster = self._existing(edit.get("cluster"))
+        parts = edit.get("parts")
+        if not isinstance(parts, list) or not parts:
+            raise DeepClusterError(f"A split of cluster {cluster} needs the images of each new part.")
+        images = [self._images(part) for part in parts]
+        leaving = np.concatenate(images)
+        if any(not len(part) for part in images) or len(np.unique(leaving)) != len(leaving):
+            raise DeepClusterError("The parts of a split must hold images, each of them once.")
+        if (self.group[leaving] != cluster).any() or len(leaving) >= (self.group == cluster).sum():
+            raise DeepClusterError(f"A split of cluster {cluster} must leave it some images and take no others.")
+        values = np.concatenate([np.full(len(part), self.next + k) for k, part in enumerate(images)])
+        return Patch((leaving, values), after=self.next + len(images))
+
+    def _hide(self, edit: Mapping[str, Any]) -> Patch:
+        return Patch(hidden=dict.fromkeys(self._several(edit.get("clusters")), _truth(edit.get("hidden"))))
+
+    def _move(self, edit: Mapping[str, Any]) -> Patch:
+        images = self._images(edit.get("images"))
+        if not len(images):
+            raise DeepClusterError("No image is selected to be moved.")
+        to = edit.get("to")
+        if to is None:
+            return Patch((images, np.full(len(images), self.next)), after=self.next + 1)
+        return Patch((images, np.full(len(images), self._existing(to))))
+
+    def _select(self, edit: Mapping[str, Any]) -> Patch:
+        on = _truth(edit.get("on"))
+        if edit.get("all") is True:
+            images = np.flatnonzero(self.selected != on)
+        elif "cluster" in edit:
+            images = self.members(self._existing(edit["cluster"]))
+        else:
+            images = self._images(edit.get("images"))
+        return Patch(selected=(images, np.full(len(images), on)))
+
+    def _existing(self, cluster: Any) -> int:
+        if type(cluster) is not int or cluster < 0 or not (self.group == cluster).any():
+            raise DeepClusterError(f"There is no cluster {cluster!r} with images in it: choose one of the list.")
+        return cluster
+
+    def _several(self, clusters: Any) -> list[int]:
+        if not isinstance(clusters, list) or not clusters:
+            raise DeepClusterError("No cluster is marked: mark at least one.")
+        return list(dict.fromkeys(self._existing(one) for one in clusters))
+
+    def _images(self, images: Any) -> np.ndarray:
+        """(M,) int64 indices, each once, ascending."""
+        if images == "selection":
+            return np.flatnonzero(self.selected)
+        if not isinstance(images, list) or not all(type(one) is int for one in images):
+            raise DeepClusterError("Images are chosen by a list of their indices.")
+        index = np.unique(np.asarray(images, np.int64))
+        if len(index) and not (index[0] >= 0 and index[-1] < len(self)):
+            raise DeepClusterError(f"There is no image {images[0]}: indices are 0 to {len(self) - 1}.")
+        return index
+
+
+def describe(edit: Mapping[str, Any]) -> str:
+    """An edit in a few words, for the undo button and the log."""
+    op = edit.get("op")
+    if op == "rename":
+        return f"rename cluster {edit['cluster']}"
+    if op == "merge":
+        return f"merge {len(edit['clusters'])} clusters"
+    if op == "split":
+        return f"split cluster {edit['cluster']} in {len(edit['parts']) + 1}"
+    if op == "hide":
+        return f"{'hide' if edit['hidden'] else 'show'} {_count(edit['clusters'], 'cluster')}"
+    verb = "move" if op == "move" else "select" if edit.get("on") else "deselect"
+    images = edit.get("images")
+    if images == "selection":
+        return f"{verb} the selection"
+    return f"{verb} {_count(images, 'image')}" if isinstance(images, list) else f"{verb} images"
+
+
+def _count(items: Iterable[Any], noun: str) -> str:
+    count = len(list(items))
+    return f"{count:,} {noun}{'s' * (count != 1)}"
+
+
+def _truth(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise DeepClusterError("An edit that switches needs true or false.")
+    return value
+
+
+def _name(value: Any) -> str | None:
+    """A name of one line; None where it is empty."""
+    if not isinstance(value, str):
+        raise DeepClusterError("A name must be text.")
+    name = " ".join("".join(sign if sign.isprintable() else " " for sign in value).split())
+    if len(name) > NAME_LENGTH:
+        raise DeepClusterError(f"A name has at most {NAME_LENGTH} characters; this one has {len(name)}.")
+    return name or None

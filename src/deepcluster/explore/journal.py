@@ -1,0 +1,180 @@
+"""Edits kept as an append-only file, so that all of them can be undone, also after a restart or a kill.
+
+The file has one JSON object a line: what it is of, then `{"do": edit}`, `{"undo": true}` and `{"redo": true}` in the
+order they happened. A last line that was cut short by a kill is dropped.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from deepcluster.explore.groups import Groups, Patch, describe
+from deepcluster.records import DeepClusterError
+
+FORMAT = "deepcluster edits"
+VERSION = 1
+
+
+def digest(assignment: np.ndarray) -> str:
+    """Hex digest of (N,) clusters: edits are of these and of no others."""
+    whole = np.ascontiguousarray(assignment, dtype="<i8")
+    return hashlib.blake2b(whole.data, digest_size=12).hexdigest()
+
+
+class Journal:
+    """The edits of `groups`, read from and written to `file`.
+
+    Args:
+        file: made with the first edit.
+        groups: as they were found; edits of the file are done to them.
+
+    Attributes:
+        set_aside: where edits of an earlier clustering were put; None = there were none.
+
+    Raises:
+        DeepClusterError: the file is damaged before its last line.
+    """
+
+    def __init__(self, file: Path, groups: Groups) -> None:
+        self.file, self.groups = file, groups
+        self.done: list[tuple[Mapping[str, Any], Patch]] = []
+        self.undone: list[tuple[Mapping[str, Any], Patch]] = []
+        self.set_aside: Path | None = None
+        self._mark = digest(groups.original)
+        self._size = 0
+        self._read()
+
+    @property
+    def can_undo(self) -> str | None:
+        """What the next undo takes back, in words."""
+        return describe(self.done[-1][0]) if self.done else None
+
+    @property
+    def can_redo(self) -> str | None:
+        """What the next redo does again, in words."""
+        return describe(self.undone[-1][0]) if self.undone else None
+
+    def do(self, edit: Mapping[str, Any]) -> None:
+        """Makes an edit and writes it down.
+
+        Raises:
+            DeepClusterError: it does not fit the clusters, or cannot be written; then nothing has changed.
+        """
+        back = self.groups.apply(self.groups.plan(edit))
+        try:
+            self._append({"do": edit, "at": datetime.now(timezone.utc).isoformat(timespec="seconds")})
+        except DeepClusterError:
+            self.groups.apply(back)
+            raise
+        self.done.append((edit, back))
+        self.undone.clear()
+
+    def undo(self) -> None:
+        """Takes the last edit back.
+
+        Raises:
+            DeepClusterError: there is none.
+        """
+        if not self.done:
+            raise DeepClusterError("There is no edit to undo.")
+        self._append({"undo": True})
+        self._undo()
+
+    def redo(self) -> None:
+        """Makes the last undone edit again.
+
+        Raises:
+            DeepClusterError: there is none.
+        """
+        if not self.undone:
+            raise DeepClusterError("There is no edit to redo.")
+        self._append({"redo": True})
+        self._redo()
+
+    def _undo(self) -> None:
+        edit, back = self.done.pop()
+        self.undone.append((edit, self.groups.apply(back)))
+
+    def _redo(self) -> None:
+        edit, again = self.undone.pop()
+        self.done.append((edit, self.groups.apply(again)))
+
+    def _read(self) -> None:
+        try:
+            text = self.file.read_bytes()
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise DeepClusterError(f"The edits {self.file} cannot be read ({error.strerror}): mend that.") from error
+        whole = text[: text.rfind(b"\n") + 1]  # a kill may have cut the last line short
+        lines = whole.splitlines()
+        if not lines:
+            return
+        try:
+            head = json.loads(lines[0])
+            known = head["format"] == FORMAT and head["version"] == VERSION
+        except (ValueError, KeyError, TypeError):
+            known = False
+        if not known:
+            raise self._damaged(1, "it does not say that it holds edits")
+        if head.get("assignment") != self._mark:
+            self._put_aside()
+            return
+        for number, line in enumerate(lines[1:], 2):
+            try:
+                self._repeat(json.loads(line))
+            except (ValueError, KeyError, TypeError, IndexError, AttributeError, DeepClusterError) as error:
+                raise self._damaged(number, str(error)) from error
+        self._size = len(whole)
+
+    def _repeat(self, row: dict[str, Any]) -> None:
+        if "do" in row:
+            self.done.append((row["do"], self.groups.apply(self.groups.plan(row["do"]))))
+            self.undone.clear()
+        elif row.get("undo") is True:
+            self._undo()
+        elif row.get("redo") is True:
+            self._redo()
+        else:
+            raise ValueError("it is no edit")
+
+    def _damaged(self, number: int, why: str) -> DeepClusterError:
+        return DeepClusterError(
+            f"Line {number} of {self.file} is damaged ({why.rstrip('.')}): delete what follows the line before, or move"
+            " the file away to begin without edits."
+        )
+
+    def _put_aside(self) -> None:
+        """The run was trained on since: its clusters are others, to which these edits say nothing."""
+        count = 1
+        while (aside := self.file.with_name(f"{self.file.stem}-earlier-{count}.jsonl")).exists():
+            count += 1
+        os.replace(self.file, aside)
+        self.set_aside = aside
+
+    def _append(self, row: Mapping[str, Any]) -> None:
+        text = json.dumps(row, ensure_ascii=True) + "\n"
+        try:
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            with open(self.file, "ab") as handle:
+                handle.truncate(self._size)  # what a kill, or a full disk, left half written
+                handle.seek(0, os.SEEK_END)
+                if not self._size:
+                    head = {"format": FORMAT, "version": VERSION, "assignment": self._mark, "images": len(self.groups)}
+                    text = json.dumps(head) + "\n" + text
+                handle.write(text.encode())
+                handle.flush()
+                os.fsync(handle.fileno())
+            self._size += len(text)
+        except OSError as error:
+            raise DeepClusterError(
+                f"The edit could not be kept in {self.file} ({error.strerror or error}): make room there."
+            ) from error

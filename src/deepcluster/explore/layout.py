@@ -1,0 +1,100 @@
+"""Where images stand on the map: two numbers for each, as int16.
+
+`axes` are the two main directions of the vectors. `neighborhoods` lays out some thousand landmarks by t-SNE (van der
+Maaten and Hinton 2008) and puts every other image between the landmarks most like it, which takes any number of images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from deepcluster.explore.vectors import BLOCK, Vectors
+
+LANDMARKS = 2500
+SEED = 0
+NEAREST = 4
+"""Landmarks that an image stands between."""
+SAMPLE = 100_000
+"""Images from which the main directions are computed."""
+EDGE = 32000
+"""The farthest coordinate from the middle."""
+
+Tell = Callable[[int, int], None]
+
+
+def axes(vectors: Vectors, tell: Tell = lambda done, total: None) -> np.ndarray:
+    """(N, 2) int16, the coordinates along the first two principal directions; bad images in the middle."""
+    good = _good(vectors)
+    sample = vectors.rows[_some(good, SAMPLE)].astype(np.float64)
+    if not len(sample):
+        return np.zeros((len(vectors), 2), np.int16)
+    middle = sample.mean(0)
+    _, _, directions = np.linalg.svd(np.cov(sample - middle, rowvar=False).reshape(len(middle), -1))
+    directions = directions[:2]
+    biggest = np.abs(directions).argmax(1)
+    directions = directions * np.sign(directions[np.arange(len(directions)), biggest])[:, None]
+    place = np.zeros((len(vectors), 2), np.float32)
+    for start in range(0, len(vectors), BLOCK):
+        part = slice(start, start + BLOCK)
+        found = (vectors.rows[part] - middle) @ directions.T
+        place[part, : found.shape[1]] = found
+        tell(start, len(vectors))
+    return _whole(place, vectors)
+
+
+def neighborhoods(vectors: Vectors, tell: Tell = lambda done, total: None, landmarks: int = LANDMARKS) -> np.ndarray:
+    """(N, 2) int16 by t-SNE of `landmarks` images; all others stand between those they are most like."""
+    good = _good(vectors)
+    if len(good) < 5:
+        return axes(vectors, tell)
+    from sklearn.manifold import TSNE
+
+    chosen = _some(good, landmarks)
+    bank = np.asarray(vectors.rows[chosen])
+    perplexity = min(30.0, (len(chosen) - 1) / 4)
+    fixed = TSNE(perplexity=perplexity, init="pca", random_state=SEED, n_jobs=1).fit_transform(bank.astype(np.float64))
+    fixed = fixed.astype(np.float32)
+    place = np.zeros((len(vectors), 2), np.float32)
+    generator = np.random.default_rng(SEED)
+    spread = 0.004 * float(np.ptp(fixed))
+    near = min(NEAREST, len(chosen))
+    step = 8192
+    for start in range(0, len(vectors), step):
+        similarity = vectors.rows[start : start + step] @ bank.T
+        best = np.argpartition(-similarity, near - 1, axis=1)[:, :near]
+        score = np.take_along_axis(similarity, best, 1)
+        weight = np.exp(20 * (score - score.max(1, keepdims=True)))
+        weight /= weight.sum(1, keepdims=True)
+        found = (weight[..., None] * fixed[best]).sum(1)
+        # so that images between the same landmarks do not hide each other
+        place[start : start + step] = found + generator.normal(scale=spread, size=found.shape)
+        tell(start, len(vectors))
+    place[chosen] = fixed
+    return _whole(place, vectors)
+
+
+LAYOUTS = {"neighborhoods": neighborhoods, "axes": axes}
+
+
+def _good(vectors: Vectors) -> np.ndarray:
+    return np.setdiff1d(np.arange(len(vectors)), vectors.bad)
+
+
+def _some(index: np.ndarray, count: int) -> np.ndarray:
+    """`count` of the indices, drawn once and for all, ascending."""
+    if len(index) <= count:
+        return index
+    return np.sort(np.random.default_rng(SEED).choice(index, count, replace=False))
+
+
+def _whole(place: np.ndarray, vectors: Vectors) -> np.ndarray:
+    """As int16 about the middle, one scale for both axes."""
+    good = np.ones(len(place), bool)
+    good[vectors.bad] = False
+    if good.any():
+        low, high = place[good].min(0), place[good].max(0)
+        place = (place - (low + high) / 2) * (EDGE / max(float((high - low).max()) / 2, 1e-12))
+    place[~good] = 0
+    return np.rint(np.clip(place, -EDGE, EDGE)).astype("<i2")

@@ -1,0 +1,267 @@
+// The map: up to millions of points, drawn pixel by pixel, with a lasso.
+import { get, telling } from "./api.js";
+import { button, count, el, once, thumb } from "./dom.js";
+import { edit } from "./store.js";
+
+// Colors that stay apart on light and on dark.
+function colors(many) {
+  const table = new Uint32Array(many);
+  for (let group = 0; group < many; group += 1) {
+    const hue = (group * 137.508) % 360;
+    const light = 0.48 + 0.1 * ((group % 3) - 1);
+    const part = (n) => {
+      const k = (n + hue / 30) % 12;
+      return Math.round(255 * (light - 0.65 * Math.min(light, 1 - light) * Math.max(-1, Math.min(k - 3, 9 - k, 1))));
+    };
+    table[group] = (255 << 24) | (part(4) << 16) | (part(8) << 8) | part(0);
+  }
+  return table;
+}
+
+export class MapView {
+  constructor(view, focus) {
+    Object.assign(this, { view, focus, zoom: 1, x: 0, y: 0, drawing: false, path: [] });
+  }
+
+  async start() {
+    this.layout = el("select", { "aria-label": "layout of the map", onchange: () => this.load() }, el("option", { value: "neighborhoods", text: "neighborhoods (t-SNE)" }), el("option", { value: "axes", text: "main axes (PCA)" }));
+    this.lassoButton = button("Lasso", () => this.setLasso(!this.drawing), { "aria-pressed": "false" });
+    const tools = el("div", { class: "actions" }, this.layout, this.lassoButton, button("+", () => this.scale(1.5), { "aria-label": "nearer" }), button("−", () => this.scale(1 / 1.5), { "aria-label": "farther" }), button("All", () => this.all()));
+    this.words = el("p", { class: "quiet", role: "status", text: "The map is being made …" });
+    this.canvas = el("canvas", { role: "img", "aria-label": "map of all images; colors are clusters", tabindex: "0" });
+    this.box = el("div", { class: "mapbox" }, this.canvas);
+    this.view.replaceChildren(el("div", { class: "head" }, el("div", { class: "grow" }, el("h2", { text: "Map" }), this.words), tools), this.box);
+    this.redraw = once(() => this.draw());
+    this.watcher = new ResizeObserver(this.redraw);
+    this.watcher.observe(this.box);
+    this.listen();
+    await this.load();
+  }
+
+  async load() {
+    const wanted = () => !this.closed;
+    const groups = await telling(() => get("/api/map/groups"));
+    const name = this.layout.value;
+    const place = await telling(() => get(`/api/map/${name}`, wanted));
+    if (!place || !groups || this.closed || name !== this.layout.value) return;
+    this.place = new Int16Array(place);
+    this.color(groups);
+    this.words.textContent = `${count(this.place.length / 2, "image")}. Drag to move, wheel to zoom, click an image to open it, draw around images with the lasso to select them.`;
+    this.draw();
+  }
+
+  color(groups) {
+    this.groups = new Int32Array(groups);
+    let most = 0;
+    for (const group of this.groups) if (group > most) most = group;
+    this.table = colors(most + 1);
+  }
+
+  // From the map's numbers to pixels of the canvas.
+  frame() {
+    const { width, height } = this.canvas;
+    const scale = (this.zoom * Math.min(width, height) * 0.96) / 64000;
+    return { scale, left: width / 2 + this.x * scale, top: height / 2 + this.y * scale };
+  }
+
+  draw() {
+    if (this.closed || !this.place) return;
+    const ratio = window.devicePixelRatio || 1;
+    const width = Math.max(1, Math.round(this.box.clientWidth * ratio));
+    const height = Math.max(1, Math.round(this.box.clientHeight * ratio));
+    if (this.canvas.width !== width || this.canvas.height !== height) {
+      this.canvas.width = width;
+      this.canvas.height = height;
+    }
+    const context = this.canvas.getContext("2d");
+    const page = context.createImageData(width, height);
+    const pixels = new Uint32Array(page.data.buffer);
+    const { scale, left, top } = this.frame();
+    const { place, groups, table } = this;
+    const many = groups.length;
+    const dot = Math.max(1, Math.round(ratio * Math.min(5, Math.max(1, 900 / Math.sqrt(many) / 8) * Math.sqrt(this.zoom))));
+    for (let k = 0; k < many; k += 1) {
+      const group = groups[k];
+      if (group < 0) continue;
+      const x = Math.round(left + place[2 * k] * scale - dot / 2);
+      const y = Math.round(top - place[2 * k + 1] * scale - dot / 2);
+      if (x < 0 || y < 0 || x + dot > width || y + dot > height) continue;
+      for (let row = y; row < y + dot; row += 1) pixels.fill(table[group], row * width + x, row * width + x + dot);
+    }
+    context.putImageData(page, 0, 0);
+    if (this.path.length) {
+      context.beginPath();
+      for (const [x, y] of this.path) context.lineTo(x * ratio, y * ratio);
+      context.closePath();
+      context.lineWidth = 2 * ratio;
+      context.strokeStyle = getComputedStyle(this.box).color;
+      context.setLineDash([5 * ratio, 4 * ratio]);
+      context.stroke();
+    }
+  }
+
+  setLasso(on) {
+    this.drawing = on;
+    this.lassoButton.setAttribute("aria-pressed", String(on));
+    this.lassoButton.classList.toggle("primary", on);
+    this.box.classList.toggle("lasso", on);
+  }
+
+  scale(by, at) {
+    const before = this.frame();
+    const ratio = window.devicePixelRatio || 1;
+    const [x, y] = at ? [at[0] * ratio, at[1] * ratio] : [this.canvas.width / 2, this.canvas.height / 2];
+    const point = [(x - before.left) / before.scale, (y - before.top) / before.scale];
+    this.zoom = Math.max(0.5, Math.min(400, this.zoom * by));
+    const after = this.frame();
+    this.x += (x - after.left) / after.scale - point[0];
+    this.y += (y - after.top) / after.scale - point[1];
+    this.redraw();
+  }
+
+  all() {
+    Object.assign(this, { zoom: 1, x: 0, y: 0 });
+    this.redraw();
+  }
+
+  at(event) {
+    const box = this.canvas.getBoundingClientRect();
+    return [event.clientX - box.left, event.clientY - box.top];
+  }
+
+  listen() {
+    const { canvas } = this;
+    let from = null;
+    let moved = false;
+    canvas.addEventListener("pointerdown", (event) => {
+      canvas.setPointerCapture(event.pointerId);
+      from = this.at(event);
+      moved = false;
+      if (this.drawing || event.shiftKey) this.path = [from];
+      this.tip(null);
+    });
+    canvas.addEventListener("pointermove", (event) => {
+      const now = this.at(event);
+      if (!from) return this.hover(now);
+      if (Math.hypot(now[0] - from[0], now[1] - from[1]) > 3) moved = true;
+      if (this.path.length) this.path.push(now);
+      else if (moved) {
+        const { scale } = this.frame();
+        const ratio = window.devicePixelRatio || 1;
+        this.x += ((now[0] - from[0]) * ratio) / scale;
+        this.y += ((now[1] - from[1]) * ratio) / scale;
+        from = now;
+      }
+      this.redraw();
+    });
+    const up = (event) => {
+      if (!from) return;
+      from = null;
+      if (this.path.length > 2 && moved) this.lasso();
+      else if (!moved && event.type === "pointerup") {
+        const index = this.nearest(this.at(event));
+        if (index !== null) location.hash = `#/image/${index}`;
+      }
+      this.path = [];
+      this.redraw();
+    };
+    canvas.addEventListener("pointerup", up);
+    canvas.addEventListener("pointercancel", up);
+    canvas.addEventListener("pointerleave", () => this.tip(null));
+    canvas.addEventListener("wheel", (event) => {
+      event.preventDefault();
+      this.scale(Math.exp(-event.deltaY / 400), this.at(event));
+    }, { passive: false });
+    canvas.addEventListener("keydown", (event) => {
+      const { scale } = this.frame();
+      const step = (80 * (window.devicePixelRatio || 1)) / scale;
+      const moves = { ArrowLeft: [step, 0], ArrowRight: [-step, 0], ArrowUp: [0, step], ArrowDown: [0, -step] };
+      if (event.key in moves) {
+        this.x += moves[event.key][0];
+        this.y += moves[event.key][1];
+        this.redraw();
+      } else if (event.key === "+" || event.key === "=") this.scale(1.5);
+      else if (event.key === "-") this.scale(1 / 1.5);
+      else if (event.key === "0") this.all();
+      else return;
+      event.preventDefault();
+      event.stopPropagation();
+    });
+  }
+
+  nearest([x, y]) {
+    if (!this.place) return null;
+    const ratio = window.devicePixelRatio || 1;
+    const { scale, left, top } = this.frame();
+    const px = (x * ratio - left) / scale;
+    const py = (top - y * ratio) / scale;
+    let best = null;
+    let least = ((10 * ratio) / scale) ** 2;
+    for (let k = 0; k < this.groups.length; k += 1) {
+      if (this.groups[k] < 0) continue;
+      const distance = (this.place[2 * k] - px) ** 2 + (this.place[2 * k + 1] - py) ** 2;
+      if (distance < least) {
+        least = distance;
+        best = k;
+      }
+    }
+    return best;
+  }
+
+  hover(now) {
+    clearTimeout(this.hovering);
+    this.hovering = setTimeout(() => !this.closed && this.tip(this.nearest(now), now), 60);
+  }
+
+  tip(index, [x, y] = [0, 0]) {
+    this.shown?.remove();
+    this.shown = null;
+    if (index === null || index === undefined) return;
+    this.shown = el("div", { class: "tip" }, thumb(index, ""), el("span", { text: `cluster ${this.groups[index]}` }));
+    this.shown.style.left = `${Math.min(x + 14, this.box.clientWidth - 116)}px`;
+    this.shown.style.top = `${Math.min(y + 14, this.box.clientHeight - 136)}px`;
+    this.box.append(this.shown);
+  }
+
+  // Images inside the drawn line, by the even-odd rule.
+  async lasso() {
+    const ratio = window.devicePixelRatio || 1;
+    const { scale, left, top } = this.frame();
+    const path = this.path.map(([x, y]) => [(x * ratio - left) / scale, (top - y * ratio) / scale]);
+    const xs = path.map((point) => point[0]);
+    const ys = path.map((point) => point[1]);
+    const [x0, x1, y0, y1] = [Math.min(...xs), Math.max(...xs), Math.min(...ys), Math.max(...ys)];
+    const images = [];
+    for (let k = 0; k < this.groups.length; k += 1) {
+      const x = this.place[2 * k];
+      const y = this.place[2 * k + 1];
+      if (this.groups[k] < 0 || x < x0 || x > x1 || y < y0 || y > y1) continue;
+      let inside = false;
+      for (let i = 0, j = path.length - 1; i < path.length; j = i, i += 1) {
+        if (path[i][1] > y !== path[j][1] > y && x < ((path[j][0] - path[i][0]) * (y - path[i][1])) / (path[j][1] - path[i][1]) + path[i][0]) inside = !inside;
+      }
+      if (inside) images.push(k);
+    }
+    this.setLasso(false);
+    if (!images.length) return;
+    if (await edit({ op: "select", images, on: true }, `Selected ${count(images.length, "image")}.`)) location.hash = "#/selection";
+  }
+
+  async changed(why) {
+    if (why === "select" || !this.place) return;
+    const groups = await telling(() => get("/api/map/groups"));
+    if (!groups || this.closed) return;
+    this.color(groups);
+    this.draw();
+  }
+
+  async reselected() {}
+  key() {
+    return false;
+  }
+
+  close() {
+    this.closed = true;
+    this.watcher?.disconnect();
+  }
+}

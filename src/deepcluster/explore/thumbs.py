@@ -1,0 +1,125 @@
+"""Thumbnails by index: made when they are asked for, kept on disk up to a bound."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import shutil
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from deepcluster.data.sources import ImageSource
+from deepcluster.records import BadImage, DeepClusterError
+from deepcluster.visualize.grid import thumbnail
+
+SIDES = (96, 192)
+WHOLE = 1024
+"""Shorter side of the large view, in pixels."""
+TINY = 64
+"""Images up to this side are sent as they are, and the page enlarges them without smoothing."""
+KEPT = 1 << 30
+"""Bytes of thumbnails on disk."""
+
+
+class Thumbs:
+    """JPEG and PNG pictures of a source's images.
+
+    Args:
+        folder: where they are kept.
+        source: gives the source, or None where it cannot be read.
+        keep: bytes on disk; folders of a thousand thumbnails that were not used for longest go first.
+    """
+
+    def __init__(self, folder: Path, source: Callable[[], ImageSource | None], keep: int = KEPT) -> None:
+        self.folder, self._source, self.keep = folder, source, keep
+        self._held: int | None = None
+        self._lock = threading.Lock()
+
+    def get(self, index: int, side: int) -> bytes | None:
+        """The middle square of image `index`, of `side` pixels or less; None where it cannot be read."""
+        file = self.folder / str(side) / f"{index // 1000:06d}" / f"{index}.bin"
+        with contextlib.suppress(OSError):
+            return file.read_bytes()
+        picture = self.read(index, side)[0]
+        if picture is None:
+            return None
+        short = min(picture.shape[:2])
+        found = _encoded(thumbnail(picture, min(side, short)))
+        self._put(file, found)
+        return found
+
+    def whole(self, index: int) -> bytes | None:
+        """Image `index` as it is, shrunk where it is large; None where it cannot be read."""
+        picture = self.read(index, WHOLE)[0]
+        return None if picture is None else _encoded(picture, 88)
+
+    def read(self, index: int, side: int | None) -> tuple[np.ndarray | None, str]:
+        """The pixels of an image, or None and the reason why it cannot be read."""
+        try:
+            source = self._source()
+            if source is None:
+                return None, "the images are not there"
+            return source.read(index, side), ""
+        except (BadImage, DeepClusterError, OSError, ValueError, IndexError) as error:
+            return None, " ".join(str(error).split()) or type(error).__name__
+
+    def _put(self, file: Path, content: bytes) -> None:
+        """Written beside and renamed; without a flush to disk, since it can be made again."""
+        beside = file.with_name(f".{file.name}.{threading.get_ident()}.part")
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            beside.write_bytes(content)
+            os.replace(beside, file)
+        except OSError:  # a full disk or a read-only run: the thumbnail was made all the same
+            with contextlib.suppress(OSError):
+                beside.unlink(missing_ok=True)
+            return
+        with self._lock:
+            if self._held is None:
+                self._held = sum(path.stat().st_size for path in self.folder.rglob("*.bin"))
+            else:
+                self._held += len(content)
+            if self._held > self.keep:
+                self._make_room()
+
+    def _make_room(self) -> None:
+        """Removes folders, the longest untouched first, until a fifth of the room is free."""
+        folders = sorted(self.folder.glob("*/*"), key=lambda path: path.stat().st_mtime)
+        held = self._held or 0
+        for folder in folders[:-1]:
+            if held <= 0.8 * self.keep:
+                break
+            held -= sum(path.stat().st_size for path in folder.glob("*.bin"))
+            shutil.rmtree(folder, ignore_errors=True)
+        self._held = held
+
+
+def placeholder() -> bytes:
+    """A small gray picture with a cross, for an image that cannot be read."""
+    page = np.full((32, 32, 3), 200, np.uint8)
+    line = np.arange(8, 24)
+    for shift in (0, 1):
+        page[line, np.minimum(line + shift, 31)] = 110
+        page[line, np.minimum(31 - line + shift, 31)] = 110
+    return _encoded(page)
+
+
+def kind(content: bytes) -> str:
+    """The media type of a picture."""
+    return "image/png" if content.startswith(b"\x89PNG") else "image/jpeg"
+
+
+def _encoded(picture: np.ndarray, quality: int = 82) -> bytes:
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    image = Image.fromarray(np.ascontiguousarray(picture))
+    if max(image.size) <= TINY:
+        image.save(buffer, "png", compress_level=3)
+    else:
+        image.save(buffer, "jpeg", quality=quality)
+    return buffer.getvalue()

@@ -1,0 +1,164 @@
+"""A unit vector for every image, in the space of the centroids: computed once, kept beside the run, memory-mapped.
+
+They are made in parts, of which the finished ones outlive a kill, and then put into one file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from deepcluster.data.cache import Pixels
+from deepcluster.data.sources import ImageSource
+from deepcluster.engine.model import MODEL
+from deepcluster.explore.jobs import Job
+from deepcluster.features.describe import write_parts
+from deepcluster.features.parts import open_parts
+from deepcluster.files import write_json, write_whole
+
+if TYPE_CHECKING:
+    from deepcluster.engine.runs import Run
+
+PART = 16384
+"""Images of a part: what a kill can cost."""
+BLOCK = 65536
+"""Rows read at a time."""
+
+
+class Vectors:
+    """(N, P) float32 unit rows, one an image; rows of images that cannot be decoded are zero.
+
+    Args:
+        rows: the table, memory-mapped or not.
+        bad: indices of the images that cannot be decoded.
+    """
+
+    def __init__(self, rows: np.ndarray, bad: np.ndarray) -> None:
+        self.rows = rows
+        self.bad = np.asarray(bad, np.int64)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def similarity(self, vector: np.ndarray) -> np.ndarray:
+        """(N,) float32 cosine of every image to (P,) `vector`; -inf for images that cannot be decoded."""
+        found = np.empty(len(self), np.float32)
+        unit = _unit(vector)
+        for start in range(0, len(self), BLOCK):
+            part = slice(start, min(start + BLOCK, len(self)))
+            np.matmul(self.rows[part], unit, out=found[part])
+        found[self.bad] = -np.inf
+        return found
+
+    def nearest(self, vector: np.ndarray, count: int, but: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """The `count` images most similar to (P,) `vector`, exactly: (M,) indices and their (M,) cosine, falling.
+
+        Args:
+            but: an image that is left out, which the vector is of.
+        """
+        similarity = self.similarity(vector)
+        if but is not None:
+            similarity[but] = -np.inf
+        count = min(count, len(self) - len(self.bad) - (but is not None and but not in self.bad))
+        if count <= 0:
+            return np.zeros(0, np.int64), np.zeros(0, np.float32)
+        best = np.argpartition(-similarity, count - 1)[:count]
+        best = best[np.lexsort((best, -similarity[best]))]
+        return best, similarity[best]
+
+
+def identity(run: Run, fingerprint: str) -> str:
+    """What vectors depend on, as a hex digest: the run's model and the images."""
+    mark = hashlib.blake2b(fingerprint.encode(), digest_size=6)
+    with open(run.folder / MODEL, "rb") as handle:
+        while chunk := handle.read(1 << 20):
+            mark.update(chunk)
+    return mark.hexdigest()
+
+
+def find(folder: Path, mark: str) -> Vectors | None:
+    """Vectors that were made before; None where there are none."""
+    try:
+        rows = np.load(folder / f"vectors-{mark}.npy", mmap_mode="r", allow_pickle=False)
+        bad = json.loads((folder / f"vectors-{mark}.json").read_text())["bad"]
+    except (OSError, ValueError, KeyError, TypeError, EOFError):
+        return None
+    return Vectors(rows, np.asarray(bad, np.int64))
+
+
+def make(run: Run, source: ImageSource, folder: Path, fingerprint: str, job: Job) -> Vectors:
+    """Vectors of all images of `source`, those of an earlier call if there are any.
+
+    Args:
+        folder: where they are kept.
+        fingerprint: of the source.
+        job: is told how far it is, and may end it; what is done by then is kept.
+    """
+    mark = identity(run, fingerprint)
+    found = find(folder, mark)
+    if found is not None and len(found) == len(source):
+        return found
+    _remove_others(folder, mark)
+    job.tell(0, len(source), "decoding images")
+    pixels = run.pixels(source)
+    done = 0
+
+    def ahead(images: int) -> None:
+        nonlocal done
+        done += images
+        job.tell(done, len(source), "describing images")
+
+    def describe(part: Pixels, file: Path) -> tuple[np.ndarray, np.ndarray]:
+        index, features = run.model.features(part, device=run.device, check=ahead)
+        return index, run.embed(features) if len(features) else np.zeros((0, _width(run)), np.float32)
+
+    parts = folder / f"vectors-{mark}"
+    about = {"weights": mark, "tap": None, "image_size": run.image_size, "source_fingerprint": fingerprint}
+    many = max(1, -(-len(source) // PART))
+    _, bad = write_parts(describe, pixels, parts, about, parts=many, skipped=ahead)
+    _pack(parts, folder / f"vectors-{mark}.npy", job)
+    write_json(folder / f"vectors-{mark}.json", {"bad": bad, "images": len(source)})
+    shutil.rmtree(parts, ignore_errors=True)
+    ready = find(folder, mark)
+    assert ready is not None, "what was just written can be read"
+    return ready
+
+
+def _width(run: Run) -> int:
+    return int(run.centroids.shape[1])
+
+
+def _pack(parts: Path, file: Path, job: Job) -> None:
+    """The parts as one file of unit rows."""
+    table, _ = open_parts(parts)
+
+    def fill(beside: Path) -> None:
+        whole = np.lib.format.open_memmap(beside, mode="w+", dtype=np.float32, shape=table.shape)
+        for start in range(0, len(table), BLOCK):
+            whole[start : start + BLOCK] = unit_rows(np.nan_to_num(table[start : start + BLOCK]))
+            job.tell(start, len(table), "writing vectors")
+        whole.flush()
+
+    write_whole(file, fill)
+
+
+def _remove_others(folder: Path, mark: str) -> None:
+    """Vectors of another model, from before the run was trained on."""
+    for path in folder.glob("vectors-*"):
+        if mark not in path.name:
+            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def unit_rows(rows: np.ndarray) -> np.ndarray:
+    """(M, P) float32 rows of length 1; rows of zeros stay."""
+    length = np.linalg.norm(rows, axis=1, keepdims=True)
+    return (rows / np.where(length > 0, length, 1)).astype(np.float32)
+
+
+def _unit(vector: np.ndarray) -> np.ndarray:
+    return unit_rows(np.asarray(vector, np.float32)[None])[0]

@@ -1,0 +1,251 @@
+"""The server: who may ask, what is answered, and that nothing but images leaves by nothing but their index."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from deepcluster.cli.main import main
+from deepcluster.engine.runs import Run
+from deepcluster.explore.explorer import Explorer, open_explorer
+from explore.browse import Site, served
+
+
+@pytest.fixture
+def site(explorer: Explorer) -> Iterator[Site]:
+    with served(explorer) as opened:
+        yield opened
+
+
+def test_only_this_machine_under_its_own_name_may_ask(site: Site) -> None:
+    own = f"127.0.0.1:{site.port}"
+    for host in ("evil.example", f"evil.example:{site.port}", "", f"localhost.evil.example:{site.port}", "127.0.0.1.x"):
+        assert site.ask("GET", "/", headers={"Host": host})[0] == 421
+    for host in (own, f"localhost:{site.port}", "localhost:9999"):  # the last is what a tunnel looks like
+        assert site.ask("GET", "/api/state", headers={"Host": host})[0] == 200
+    edit = {"op": "select", "images": [0], "on": True}
+    for origin in (
+        "http://evil.example",
+        "null",
+        f"https://{own}",
+        "http://127.0.0.1:1",
+        f"http://localhost:{site.port}",
+    ):
+        assert site.post("/api/edits", edit, Origin=origin)[0] == 403
+        assert site.ask("GET", "/api/state", headers={"Origin": origin})[0] == 403
+    assert site.ask("GET", "/thumb/0", headers={"Sec-Fetch-Site": "cross-site"})[0] == 403
+    assert site.get("/api/state")["selected"] == 0
+    assert site.post("/api/edits", edit, Origin=f"http://{own}")[0] == 200
+    assert site.get("/api/state")["selected"] == 1
+
+
+def test_changes_need_the_token(site: Site) -> None:
+    edit = json.dumps({"op": "select", "images": [0], "on": True}).encode()
+    for path in ("/api/edits", "/api/undo", "/api/redo", "/api/export", "/api/photo"):
+        for token in ({}, {"X-Token": ""}, {"X-Token": site.token[:-1]}, {"X-Token": "\xe9"}):
+            assert site.ask("POST", path, edit, token)[0] == 403
+        assert site.ask("GET", path)[0] == 405
+    assert site.ask("DELETE", "/api/state", headers={"X-Token": site.token})[0] in (405, 411)
+    huge = {"X-Token": site.token, "Content-Length": str(1 << 40)}
+    assert site.ask("POST", "/api/photo", b"", huge)[0] == 413
+    assert site.get("/api/state")["selected"] == 0
+
+
+def test_every_answer_is_armed(site: Site) -> None:
+    for path in ("/", "/static/main.js", "/api/state", "/thumb/0", "/nothing", "/api/clusters/999"):
+        _, headers, _ = site.ask("GET", path)
+        policy = headers["content-security-policy"]
+        assert "default-src 'none'" in policy and "unsafe" not in policy and "frame-ancestors 'none'" in policy
+        assert headers["x-content-type-options"] == "nosniff" and headers["referrer-policy"] == "no-referrer"
+        assert headers["cross-origin-resource-policy"] == "same-origin" and "server" not in headers
+        assert "access-control-allow-origin" not in headers
+    page = site.ask("GET", "/")[2].decode()
+    assert "<script>" not in page and "style=" not in page and " onclick" not in page
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/static/../server.py", "/static/..%2fserver.py", "/static/%2e%2e/server.py", "/static//etc/passwd",
+        "/static/explore.html", "/static/", "/api/duplicates?similarity=x", "/thumb/../../run.json",
+        "/thumb/..%2f..%2frun.json", "/thumb/0/../../run.json",
+        "/thumb/1e3", "/thumb/-1", "/thumb/0x1", "/thumb/99999999", "/thumb/0?side=../../x", "/thumb/0?side=1000000",
+        "/image/%00", "/api/exports/../../run.json", "/api/exports/csv", "/api/map/..%2fx", "/api/clusters/..",
+        "/api/clusters/1/members?offset=-1", "/api/clusters/1/members?limit=x", "/run.json",
+    ],
+)  # fmt: skip
+def test_no_path_leads_to_a_file(site: Site, path: str) -> None:
+    status, _, content = site.ask("GET", path)
+    assert status in (400, 404) and b"fingerprint" not in content and b"import" not in content
+
+
+def test_images_by_index_with_a_tag(site: Site, explorer: Explorer) -> None:
+    status, headers, content = site.ask("GET", "/thumb/3")
+    assert status == 200 and headers["content-type"] == "image/png" and "immutable" in headers["cache-control"]
+    picture = np.asarray(Image.open(io.BytesIO(content)))
+    np.testing.assert_array_equal(picture, explorer.source.read(3))
+    assert site.ask("GET", "/thumb/3", headers={"If-None-Match": headers["etag"]})[0] == 304
+    assert np.asarray(Image.open(io.BytesIO(site.ask("GET", "/image/3")[2]))).shape == (16, 16, 3)
+    broken = next(i for i in range(len(explorer.groups)) if "broken" in explorer.source.path(i))
+    status, headers, content = site.ask("GET", f"/thumb/{broken}")
+    assert status == 200 and headers["x-image"] == "missing" and headers["cache-control"] == "no-store"
+    Image.open(io.BytesIO(content)).load()
+    about = site.get(f"/api/images/{broken}")
+    assert about["cluster"] == -1 and about["reason"]
+    assert site.get(f"/api/images/{broken}/neighbors") == {"total": 0, "images": []}
+
+
+def test_what_the_page_asks_for(site: Site, explorer: Explorer) -> None:
+    rows = site.get("/api/clusters?limit=500&nearest=2")["rows"]
+    assert sum(row["size"] for row in rows) == len(explorer.groups)
+    assert all(len(row["nearest"]) == 2 for row in rows if row["id"] >= 0)
+    one = rows[0]["id"]
+    assert site.get(f"/api/clusters/{one}")["classes"][0]["share"] == pytest.approx(rows[0]["purity"], abs=1e-3)
+    assert len(site.get(f"/api/clusters/{one}/nearest")["clusters"]) >= 3
+    members = site.get(f"/api/clusters/{one}/members?limit=500")["images"]
+    assert {image["path"] for image in members} == {explorer.source.path(i) for i in explorer.groups.members(one)}
+    first = site.get("/api/images/0/neighbors?limit=5")["images"]
+    table = explorer.vectors()
+    order = np.argsort(-(table.rows @ table.rows[0]))
+    assert [image["id"] for image in first] == [i for i in order if i != 0][:5]
+    for name in ("axes", "neighborhoods"):
+        site_map = None
+        while site_map is None:
+            status, _, content = site.ask("GET", f"/api/map/{name}")
+            site_map = np.frombuffer(content, "<i2").reshape(-1, 2) if status == 200 else None
+        assert len(site_map) == len(explorer.groups)
+    np.testing.assert_array_equal(np.frombuffer(site.ask("GET", "/api/map/groups")[2], "<i4"), explorer.groups.group)
+    twin = [
+        i
+        for i in range(len(explorer.groups))
+        if explorer.source.path(i).split("/")[-1] in ("twin of 001.png", "001.png")
+    ]
+    found = site.get("/api/duplicates?similarity=0.9999")
+    assert any(len({image["id"] for image in group["images"]} & set(twin)) == 2 for group in found["groups"])
+    assert site.get("/api/outliers")["total"] > 50
+    history = site.get("/api/history")
+    assert len(history["rows"]) == 3 and history["kept"] == [0, 1, 2]
+    sizes = site.get("/api/history/0")
+    assert sizes["known"] and sum(sizes["sizes"]) == len(explorer.groups) - 1
+    assert not site.get("/api/history/77")["known"]
+
+
+def test_a_photo_finds_its_cluster(site: Site, explorer: Explorer, photos: Path) -> None:
+    index = 30
+    site.get("/api/images/0/neighbors")
+    content = (photos / explorer.source.path(index)).read_bytes()
+    status, found = site.post("/api/photo", content)
+    assert status == 200 and found["cluster"]["id"] == explorer.groups.group[index]
+    assert found["distance"] == pytest.approx(float(explorer.catalog.distance[index]), abs=1e-3)
+    assert found["neighbors"]["images"][0]["similarity"] == pytest.approx(1, abs=1e-3)
+    other = next(row["id"] for row in explorer.catalog.rows()["rows"] if row["id"] not in (-1, found["cluster"]["id"]))
+    site.post("/api/edits", {"op": "merge", "clusters": [found["cluster"]["id"], other], "into": other})
+    assert site.post("/api/photo", content)[1]["cluster"]["id"] == other, "edits count for new images too"
+    for nonsense in (b"", b"<svg onload=alert(1)>", b"\x89PNG"):
+        status, found = site.post("/api/photo", nonsense)
+        assert status == 400 and "cannot be read as a picture" in found["error"]
+
+
+def test_edits_are_kept_and_undone(site: Site, explorer: Explorer) -> None:
+    before = explorer.groups.group.copy()
+    one, two = (row["id"] for row in site.get("/api/clusters?limit=2")["rows"])
+    assert site.post("/api/edits", {"op": "merge", "clusters": [one, two]})[1]["undo"] == "merge 2 clusters"
+    status, state = 202, {}
+    while status == 202:
+        status, state = site.post("/api/edits", {"op": "split", "cluster": one, "into": 3})
+    assert status == 200 and state["undo"] == f"split cluster {one} in 3"
+    assert len(np.unique(explorer.groups.group)) == len(np.unique(before)) + 1
+    again = Explorer(explorer.run)
+    np.testing.assert_array_equal(again.groups.group, explorer.groups.group)
+    again.close()
+    assert site.post("/api/undo")[0] == site.post("/api/undo")[0] == 200
+    np.testing.assert_array_equal(explorer.groups.group, before)
+    assert site.post("/api/undo")[0] == 400
+    assert site.post("/api/redo")[1]["redo"] == f"split cluster {one} in 3"
+    for nonsense in (
+        b"",
+        b"[]",
+        b"{",
+        b'{"op": "merge", "clusters": null}',
+        b'{"op": "split", "cluster": 0, "into": 1e9}',
+    ):
+        assert site.post("/api/edits", nonsense)[0] == 400
+    status, begun = site.post("/api/export", {"kind": "csv"})
+    assert status == 200
+    explorer.jobs["export"].wait(30)
+    content = site.ask("GET", "/api/exports/csv")[2]
+    assert content == Path(begun["path"]).read_bytes() and content.count(b"\n") >= len(before)
+    assert (np.load(explorer.run.folder / "assignment.npy") == before).all()
+
+
+def test_images_that_are_gone_are_told_of(run: Run) -> None:
+    run.config["data"] = str(run.folder / "nowhere")
+    explorer = Explorer(run)
+    with served(explorer) as site:
+        assert site.ask("GET", "/thumb/0")[1]["x-image"] == "missing"
+        assert "cannot be shown" in site.get("/api/state")["notices"][0]
+        assert site.get("/api/clusters")["total"] > 2
+        status, _, content = site.ask("GET", "/api/images/0/neighbors")
+        while status == 202:
+            status, _, content = site.ask("GET", "/api/images/0/neighbors")
+        assert status == 400 and "nowhere" in json.loads(content)["error"]
+
+
+def test_other_images_are_assigned_and_kept_apart(run: Run, photos: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other.npy"
+    np.save(other, np.random.default_rng(0).integers(0, 255, (9, 16, 16, 3)).astype(np.uint8))
+    explorer = open_explorer(run, str(other))
+    np.testing.assert_array_equal(explorer.groups.group, run.assign(str(other)).cluster)
+    explorer.edit({"op": "select", "images": [1], "on": True})
+    explorer.close()
+    again = open_explorer(run, str(other))
+    assert again.groups.selected.tolist() == [False, True] + [False] * 7
+    again.close()
+    moved = open_explorer(run, str(photos))  # the run's own images, given by their path
+    assert moved.place == run.folder / "explore" and not moved.groups.selected.any()
+    moved.close()
+
+
+def test_mistakes_end_in_a_sentence(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def said(*words: object) -> str:
+        assert main(["explore", *map(str, words)]) == 2
+        return capsys.readouterr().err
+
+    assert "does not exist" in said(tmp_path / "nothing")
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen(1)
+        sentence = said(run.folder, "--port", taken.getsockname()[1])
+        assert "cannot be had" in sentence and "--port 0" in sentence and sentence.count("\n") == 1
+    assert "no port" in said(run.folder, "--port", 70000)
+    assert "no file or folder" in said(run.folder, "--data", tmp_path / "gone")
+
+
+@pytest.mark.slow
+def test_the_command_serves_until_it_is_stopped(run: Run) -> None:
+    command = [sys.executable, "-m", "deepcluster", "explore", str(run.folder), "--port", "0", "--device", "cpu"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ)
+    try:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        assert "http://127.0.0.1:" in line and "Ctrl-C" in line, process.stderr.read() if process.stderr else ""
+        port = int(line.split("127.0.0.1:")[1].split("/")[0])
+        assert Site(port).get("/api/state")["images"] == len(run.assignment)
+        second = subprocess.run(command, capture_output=True, text=True, timeout=300)
+        assert second.returncode == 2 and "is being explored already" in second.stderr
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+        assert process.returncode == 0 and out.strip() == "stopped" and err == ""
+    finally:
+        process.kill()
