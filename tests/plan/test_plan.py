@@ -366,3 +366,12 @@ def test_measuring_gives_costs_above_zero(capsys: pytest.CaptureFixture[str]) ->
     assert values["source"].startswith("measured")
     assert min(values[name] for name in ("matmul", "scatter64", "link", "write", "read")) > 0
     assert constants.load("cpu") is not None
+
+
+def test_fit_keeps_above_what_is_known() -> None:
+    columns = np.random.default_rng(0).uniform(1, 9, (12, 3))
+    seconds = (columns @ [0.5, 1e-3, 2.0]).tolist()
+    found = measure.fit(columns.tolist(), seconds, (0, 0.1, 0))
+    assert found[1] == pytest.approx(0.1)  # the bound binds, and the others make up for it
+    assert min(found) >= 0
+    assert measure.fit(columns.tolist(), seconds, (0, 1e-4, 0)) == pytest.approx([0.5, 1e-3, 2.0])

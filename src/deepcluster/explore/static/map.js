@@ -79,7 +79,7 @@ export class MapView {
     const { scale, left, top } = this.frame();
     const { place, groups, table } = this;
     const many = groups.length;
-    const dot = Math.max(1, Math.round(ratio * Math.min(5, Math.max(1, 900 / Math.sqrt(many) / 8) * Math.sqrt(this.zoom))));
+    const dot = Math.max(1, Math.round(ratio * Math.min(6, Math.max(1, Math.min(4, 300 / Math.sqrt(many))) * Math.sqrt(this.zoom))));
     for (let k = 0; k < many; k += 1) {
       const group = groups[k];
       if (group < 0) continue;
