@@ -158,6 +158,9 @@ def test_edits_by_mouse_and_by_keys(page: Any, site: Site, explorer: Explorer) -
 
 def test_images_are_selected_moved_and_exported(page: Any, site: Site, explorer: Explorer, tmp_path: Path) -> None:
     page.locator(".cell .tick").first.click()
+    page.locator(".cell[aria-selected=true]").wait_for()
+    places = page.locator(".cell").evaluate_all("cells => cells.map((cell) => Number(cell.dataset.position))")
+    assert places == sorted(places)  # read out in the order they are seen in
     page.locator(".cell").nth(3).click(modifiers=["Shift"])
     assert state(site, lambda now: now["selected"] == 4)
     page.locator(".grid").focus()

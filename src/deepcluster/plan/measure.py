@@ -350,8 +350,8 @@ def _rounds(k: int, rows: int, search: Search, begin: float, timer: Timer) -> Ro
     x, done = made_up(rows, 128, seed=1), (2, 5, 10, 20)
     rest = _assigned(x, k, timer) + rows * 128 * begin
     each = rows * search.seconds(k, 128)
-    worth = [min(max(_kmeans(x, k, rounds, timer) - rest, 0) / each, rounds) for rounds in done]
-    worth = np.maximum.accumulate(worth)
+    seen = [min(max(_kmeans(x, k, rounds, timer) - rest, 0) / each, rounds) for rounds in done]
+    worth = np.maximum.accumulate(seen)
     return Rounds(rows / k, done, tuple(float(each) for each in worth))
 
 

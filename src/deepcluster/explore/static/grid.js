@@ -118,10 +118,13 @@ export class ImageGrid {
     // Elements that stay keep their pictures: no flicker while scrolling.
     const wanted = new Set(cells.map((node) => node.dataset.key));
     for (const [key, node] of kept) if (!wanted.has(key)) node.remove();
+    // In the order they are seen in, which is the order they are read out in.
+    let next = this.node.firstChild;
     for (const node of cells) {
       const old = kept.get(node.dataset.key);
       if (old) old.style.cssText = node.style.cssText;
-      else this.node.append(node);
+      if (old && old === next) next = next.nextSibling;
+      else this.node.insertBefore(old ?? node, next);
     }
     if (byId(`${this.name}-${this.active}`)) this.node.setAttribute("aria-activedescendant", `${this.name}-${this.active}`);
     else this.node.removeAttribute("aria-activedescendant");
