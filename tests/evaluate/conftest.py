@@ -43,6 +43,7 @@ class FakeRun:
         self.whitening = Whitening(centroids.shape[1], l2=False).fit(source.points[np.isfinite(source.points[:, 0])])
         self.centroids = torch.from_numpy(self.whitening.transform(centroids))
         self.assignment = self.assign(source).cluster
+        self.model = SimpleNamespace(whitening=self.whitening)
 
     def embed(self, features: np.ndarray) -> np.ndarray:
         return self.whitening.transform(features)

@@ -161,3 +161,11 @@ def test_a_network_without_clusters_is_clustered_anew(run: FakeRun, train_source
     assert set(result.scores) == {f"{prefix}k3_{name}" for prefix in ("", "test_") for name in NAMES}
     assert result.scores["test_k3_accuracy"] == pytest.approx(result.scores["k3_accuracy"])
     assert not result.details
+
+
+def test_what_a_run_does_not_whiten_is_whitened(run: FakeRun) -> None:
+    # ODC's neck orders its numbers as it was drawn: its first ones are no leading directions.
+    run.model.whitening = None
+    anew = {name: score for name, score in clusters(run, k=3).scores.items() if name.startswith("k3_")}
+    run.clustered = False
+    assert clusters(run, run.source(), k=3).scores == anew

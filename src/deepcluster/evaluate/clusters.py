@@ -273,14 +273,15 @@ def _assigned(run: Any, source: ImageSource, screen: Screen) -> np.ndarray:
 def _tables(
     run: Any, source: ImageSource, test: ImageSource | None, count: int, screen: Screen
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """Whitened features to cluster, and those of the test images; a network alone is whitened by the first."""
+    """Whitened features to cluster, and those of the test images; whitened as the run does, or, where it does not
+    (ODC, a network alone), by the first."""
     tables = []
     for images in (source, test):
         if images is not None:
             with screen.bar("features", len(images)) as advance:
                 tables.append(run.features(images, check=advance))
     embed: Callable[[np.ndarray], Any]
-    if run.clustered:
+    if run.clustered and run.model.whitening is not None:
         embed = run.embed
     else:
         usable = tables[0][np.isfinite(tables[0]).all(axis=1)]
