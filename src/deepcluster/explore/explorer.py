@@ -125,7 +125,7 @@ class Explorer:
                 "labelled": self.catalog.labels is not None,
                 "undo": self.journal.can_undo,
                 "redo": self.journal.can_redo,
-                "notices": self.notices + ([f"The images cannot be shown: {images.error}"] if images.error else []),
+                "notices": self.notices + ([f"The images cannot be shown: {_where(images.error)}"] if images.error else []),
                 "jobs": {name: job.as_dict() for name, job in self.jobs.items()},
             }
 
@@ -437,6 +437,11 @@ def open_explorer(run: Run, data: str | None = None, screen: Screen | None = Non
         raise DeepClusterError(f"{place} is damaged: delete it and give the same command again.")
     assignment, distance = (np.load(place / f"{name}.npy", allow_pickle=False) for name in ("assignment", "distance"))
     return Explorer(run, source, assignment, distance, place)
+
+
+def _where(error: str) -> str:
+    """The error, with the explorer's own way out where it has none."""
+    return error if "--data" in error else f"{error}. If they have moved, start again with --data PLACE."
 
 
 def _centroids_of(file: Path) -> np.ndarray:

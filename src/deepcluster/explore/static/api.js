@@ -62,11 +62,13 @@ export function post(path, body, wanted) {
   );
 }
 
-export async function telling(work) {
+// What went wrong is said in a toast; where it leaves a view empty, `place` says it too, and keeps it.
+export async function telling(work, place = null) {
   try {
     return await work();
   } catch (error) {
     toast(error.message);
+    if (place) place.textContent = error.message;
     return null;
   }
 }

@@ -106,7 +106,7 @@ export class DuplicateView {
   }
 
   async more(round, first = false) {
-    const found = await telling(() => get(`/api/duplicates?similarity=${this.least}&offset=${this.shown}&limit=20`, () => !this.closed));
+    const found = await telling(() => get(`/api/duplicates?similarity=${this.least}&offset=${this.shown}&limit=20`, () => !this.closed), this.words);
     if (!found || this.closed || round !== this.round) return;
     this.shown += found.groups.length;
     this.words.textContent = found.total ? `${count(found.total, "group")} of ${count(found.images, "image")} in all.` : "No images are that alike.";

@@ -42,7 +42,7 @@ export class MapView {
     const wanted = () => !this.closed;
     const groups = await telling(() => get("/api/map/groups"));
     const name = this.layout.value;
-    const place = await telling(() => get(`/api/map/${name}`, wanted));
+    const place = await telling(() => get(`/api/map/${name}`, wanted), this.words);
     if (!place || !groups || this.closed || name !== this.layout.value) return;
     this.place = new Int16Array(place);
     this.color(groups);
