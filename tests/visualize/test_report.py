@@ -212,3 +212,21 @@ def test_names_of_data_are_short() -> None:
     assert facts.short("digits") == "digits"
     assert facts.short("a/train-{000..003}.tar") == "train-{000..003}.tar"
     assert facts.short("torchvision:CIFAR10?root=/data") == "torchvision:CIFAR10"
+
+
+def test_the_summary_says_what_the_curves_say() -> None:
+    metrics = [
+        {"loss": 3.5, "purity": 0.2, "nmi_labels": 0.1, "watched": 0.31},
+        {"loss": 3.0, "purity": 0.3, "nmi_labels": 0.2, "watched": 0.42, "nmi_previous": 0.5, "reassigned": 0.6},
+        {"loss": 2.5, "purity": 0.4, "nmi_labels": 0.3, "watched": 0.40, "nmi_previous": 0.7, "reassigned": 0.25},
+    ]
+    said = " ".join(facts.summary({"settings": {"watch": "knn"}}, metrics, np.array([1, 5, 9, 0])))
+    for part in ("fell from 3.50 to 2.50 in 3", "among 4 clusters would cost 1.39", "Half of the clusters hold 5",
+                 "smallest holds 1 and the largest 9", "from 0.50 to 0.70, still rising", "25 % of the images changed",
+                 "40 % of the images are of the main class", "NMI of 0.30", "kNN accuracy",
+                 "42.0 % after epoch 2"):  # fmt: skip
+        assert part in said, part
+    assert facts.summary({}, [], None) == []
+    assert facts.summary({}, [{"loss": None}], np.array([3])) == [
+        "Half of the clusters hold 3 images or more; the smallest holds 3 and the largest 3."
+    ]

@@ -125,7 +125,8 @@ class Explorer:
                 "labelled": self.catalog.labels is not None,
                 "undo": self.journal.can_undo,
                 "redo": self.journal.can_redo,
-                "notices": self.notices + ([f"The images cannot be shown: {_where(images.error)}"] if images.error else []),
+                "notices": self.notices
+                + ([f"The images cannot be shown: {_where(images.error)}"] if images.error else []),
                 "jobs": {name: job.as_dict() for name, job in self.jobs.items()},
             }
 

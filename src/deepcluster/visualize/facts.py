@@ -68,6 +68,54 @@ def key_figures(
     return facts
 
 
+def summary(config: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]], sizes: np.ndarray | None) -> list[str]:
+    """What the figures and curves say, in a few sentences; what the run does not know is not spoken of."""
+    said: list[str] = []
+
+    def course(name: str) -> list[float]:
+        return [float(line[name]) for line in metrics if _number(line.get(name))]
+
+    loss, guess = course("loss"), math.log(len(sizes)) if sizes is not None and len(sizes) > 1 else None
+    if len(loss) > 1:
+        way = "fell" if loss[-1] < loss[0] else "rose"
+        said.append(f"The loss {way} from {loss[0]:.2f} to {loss[-1]:.2f} in {len(loss):,} epochs.")
+        method = config.get("settings", {}).get("method", {}).get("name")
+        if guess is not None and method != "deepercluster":
+            said.append(f"Guessing among {len(sizes):,} clusters would cost {guess:.2f}.")  # type: ignore[arg-type]
+    if sizes is not None and sizes.sum():
+        used = np.sort(sizes[sizes > 0])
+        said.append(
+            f"Half of the clusters hold {int(np.median(used)):,} images or more; the smallest holds {used[0]:,} and the"
+            f" largest {used[-1]:,}."
+        )
+    settled = course("nmi_previous")
+    if len(settled) > 1:
+        change = settled[-1] - settled[-2]
+        how = "still rising" if change > 0.01 else "falling" if change < -0.01 else "level by now"
+        said.append(
+            f"The agreement of each clustering with the one before (NMI) went from {settled[0]:.2f}"
+            f" to {settled[-1]:.2f}, {how}."
+        )
+    moved = course("changed") or course("reassigned")
+    if moved:
+        said.append(f"In the last one {100 * moved[-1]:.0f} % of the images changed their cluster.")
+    purity, labelled = course("purity"), course("nmi_labels")
+    if purity and sizes is not None and (sizes > 0).sum() > 1:
+        said.append(
+            f"Of labels nobody showed it: {100 * purity[-1]:.0f} % of the images are of the main class of their cluster"
+            + (f", and clusters and classes agree by an NMI of {labelled[-1]:.2f}." if labelled else ".")
+        )
+    watched = course("watched")
+    if len(watched) > 1:
+        name = {"knn": "kNN accuracy", "nmi": "NMI"}.get(str(config.get("settings", {}).get("watch")), "watched score")
+        best = int(np.argmax(watched))
+        said.append(
+            f"The {name} that was watched went from {100 * watched[0]:.1f} to {100 * watched[-1]:.1f} %, the best being"
+            f" {100 * watched[best]:.1f} % after epoch {best + 1}."
+        )
+    return said
+
+
 def remarks(
     config: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]], sizes: np.ndarray | None, bad: int, folder: Path
 ) -> list[str]:

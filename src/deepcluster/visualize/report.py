@@ -108,6 +108,7 @@ def page(run: Run, *, clusters: int, images: int, farthest: int = 0, command: st
         config=config,
         created=str(config.get("created", ""))[:16].replace("T", " "),
         figures=facts.key_figures(config, metrics, counts),
+        summary=facts.summary(config, metrics, counts),
         remarks=facts.remarks(config, metrics, counts, bad, folder),
         evaluations=facts.evaluations(folder),
         curves=curves,
