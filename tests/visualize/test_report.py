@@ -223,7 +223,7 @@ def test_the_summary_says_what_the_curves_say() -> None:
     said = " ".join(facts.summary({"settings": {"watch": "knn"}}, metrics, np.array([1, 5, 9, 0])))
     for part in ("fell from 3.50 to 2.50 in 3", "among 4 clusters would cost 1.39", "Half of the clusters hold 5",
                  "smallest holds 1 and the largest 9", "from 0.50 to 0.70, still rising", "25 % of the images changed",
-                 "40 % of the images are of the main class", "NMI of 0.30", "kNN accuracy",
+                 "40 % of the images are of their cluster's main class", "NMI of 0.30", "kNN accuracy",
                  "42.0 % after epoch 2"):  # fmt: skip
         assert part in said, part
     assert facts.summary({}, [], None) == []

@@ -102,7 +102,7 @@ def summary(config: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]], siz
     purity, labelled = course("purity"), course("nmi_labels")
     if purity and sizes is not None and (sizes > 0).sum() > 1:
         said.append(
-            f"Of labels nobody showed it: {100 * purity[-1]:.0f} % of the images are of the main class of their cluster"
+            f"By labels it was never shown, {100 * purity[-1]:.0f} % of the images are of their cluster's main class"
             + (f", and clusters and classes agree by an NMI of {labelled[-1]:.2f}." if labelled else ".")
         )
     watched = course("watched")
