@@ -230,3 +230,14 @@ def test_the_summary_says_what_the_curves_say() -> None:
     assert facts.summary({}, [{"loss": None}], np.array([3])) == [
         "Half of the clusters hold 3 images or more; the smallest holds 3 and the largest 3."
     ]
+
+
+def test_guessing_counts_turns() -> None:
+    config = {"settings": {"method": {"name": "deepercluster", "k": 20, "super_clusters": 4, "rotations": True}}}
+    sizes, metrics = np.full(20, 9), [{"loss": 4.2}, {"loss": 3.9}]
+    figure = next(fact for fact in facts.key_figures(config, metrics, sizes) if fact.name == "loss")
+    assert figure.hint == "guessing: ln 80 = 4.38"
+    assert facts.remarks(config, metrics, sizes, 0, Path("run")) == []
+    assert "20 clusters and 4 turns would cost 4.38" in " ".join(facts.summary(config, metrics, sizes))
+    (loss,) = (panel for panel in history.panels(metrics, 20, turns=4) if panel.title == "Loss")
+    assert loss.levels == {"ln 80": pytest.approx(np.log(80))}

@@ -174,11 +174,12 @@ def line(row: dict[str, Any], epochs: int) -> str:
     """One epoch in one line of text."""
     parts = [f"epoch {row['epoch'] + 1}/{epochs}", f"loss {row['loss']:.3f}"]
     for name, label in (("nmi_previous", "NMI(t-1,t)"), ("nmi_labels", "NMI(labels)"), ("purity", "purity")):
-        if row.get(name) is not None:
+        if row.get(name) is not None and row["clusters_used"] > 1:
             parts.append(f"{label} {row[name]:.3f}")
     if row.get("watched") is not None:
         parts.append(f"watched {100 * row['watched']:.1f} %")
-    parts.append(f"{row['clusters_used']} clusters of {row['size_min']}-{row['size_max']}")
+    if row["clusters_used"] > 1:
+        parts.append(f"{row['clusters_used']} clusters of {row['size_min']}-{row['size_max']}")
     parts.append(f"{row['images_per_second']:,.0f} images/s")
     return "  ".join(parts)
 

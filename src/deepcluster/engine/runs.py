@@ -21,6 +21,7 @@ from deepcluster.clustering.whitening import Whitening
 from deepcluster.data.sources import ImageSource, open_images
 from deepcluster.engine import checkpoint
 from deepcluster.engine.assignment import Assignment
+from deepcluster.engine.health import turns_alone
 from deepcluster.engine.log import read_metrics
 from deepcluster.engine.model import MODEL, Model, file_model
 from deepcluster.engine.subject import CACHE_GB, RESULTS, Subject, pick_device
@@ -49,6 +50,7 @@ class Run(Subject):
         self.device = pick_device(device)
         self.config = read_config(self.folder)
         self.results = self.folder / "evaluation"
+        self.clustered = not turns_alone(self.config)
         data = self.config["settings"].get("data", {})
         self.cache_gb, self.workers = data.get("cache_gb", CACHE_GB), data.get("workers", 0)
 
@@ -94,7 +96,7 @@ class Run(Subject):
             DeepClusterError: a run of an online method, which has a neck in its place; `embed` serves both. Or the
                 run's network before it was trained.
         """
-        if not self.clustered:
+        if not self.clustered and not turns_alone(self.config):
             return super().whitening
         whitening = self.model.whitening
         if whitening is None:

@@ -29,6 +29,7 @@ from deepcluster.explore.thumbs import Thumbs
 from deepcluster.explore.vectors import Vectors
 from deepcluster.files import write_json, write_whole
 from deepcluster.records import BadImage, DeepClusterError
+from deepcluster.visualize.groups import same_length
 
 if TYPE_CHECKING:
     from deepcluster.engine.runs import Run
@@ -159,7 +160,7 @@ class Explorer:
         """The page of images with their paths, where the images are open."""
         images = self.jobs["images"]
         for one in page["images"]:
-            one["path"] = images.result.path(one["id"]) if images.ready else f"image {one['id']}"
+            one["path"] = exports.plain_text(images.result.path(one["id"])) if images.ready else f"image {one['id']}"
         return page
 
     def image(self, index: int) -> dict[str, Any]:
@@ -192,7 +193,7 @@ class Explorer:
         except BadImage as error:
             raise DeepClusterError(f"This file cannot be read as a picture ({error}): drop another.") from None
         model = self.run.model
-        pixels = load_pixels(open_array(picture[None], "photo"), short_side=None, cache_gb=0)
+        pixels = load_pixels(open_array(np.array(picture[None]), "photo"), short_side=None, cache_gb=0)
         _, features = model.features(pixels, device=self.run.device)
         clusters, distance = model.nearest(features)
         vector = np.asarray(model.embed(features))[0]
@@ -293,7 +294,12 @@ class Explorer:
         if job.state != "done":
             job.wait(0.15)  # what takes an instant needs no second question
         if not job.ready:
-            job.wait(0)
+            try:
+                job.wait(0)
+            except DeepClusterError:
+                if name != "images":
+                    job.forget()  # said once, and tried again when it is asked for again: a disk may have been full
+                raise
             raise Pending(job)
         return job.result
 
@@ -304,11 +310,15 @@ class Explorer:
                 f"{found.name} holds {len(found):,} images and the run's clusters are of {len(self.groups):,}: give the"
                 " images it was trained on by --data."
             )
+        if self._own_images:  # one image more and one less, and every file would have its neighbor's cluster
+            same_length(self.run, found, self.groups.original)
         return found
 
     def _opened(self, source: ImageSource) -> None:
         with self.lock:
-            self.catalog.label(source.labels, source.classes)
+            self.catalog.label(source.labels, tuple(map(exports.plain_text, source.classes)))
+        if self.journal.done and any(self.place.glob("vectors-*.npy")):
+            self.jobs["vectors"].start()  # of edited clusters, centers and distances are those of their images
 
     def _waited_source(self) -> ImageSource | None:
         return self.jobs["images"].wait(120)
@@ -316,10 +326,6 @@ class Explorer:
     def _describe(self, job: Job) -> Vectors:
         source = self.jobs["images"].wait()
         mark = source.fingerprint()
-        if self._own_images and mark != self.run.config["source_fingerprint"]:
-            self.notices.append(
-                f"The images of {source.name} are not quite the ones this run was trained on: some were changed since."
-            )
         return vectors.make(self.run, source, self.place, mark, job)
 
     def _described(self, found: Vectors) -> None:
@@ -328,7 +334,8 @@ class Explorer:
 
     def _waited_vectors(self, job: Job) -> Vectors:
         """The vectors, for a job that needs them; it tells their progress as its own meanwhile."""
-        before = self.jobs["vectors"].start()
+        before = self.jobs["vectors"]
+        before.start(again=before.state == "failed")
         while not before.ready:
             before.wait(0.2)
             job.tell(before.count, before.total, before.stage)
@@ -419,6 +426,8 @@ def open_explorer(run: Run, data: str | None = None, screen: Screen | None = Non
 
     Other images are put through the network first, once; their edits are kept apart.
     """
+    if not run.clustered:
+        raise DeepClusterError(f"{run.folder} tells turns apart and has no clusters to explore: explore another run.")
     if data is None:
         return Explorer(run)
     source = open_images(data)

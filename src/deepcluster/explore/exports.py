@@ -79,6 +79,7 @@ def write_links(
         raise DeepClusterError(f"{folder} is there already and holds something: choose a new folder.")
     index = shown(groups, only)
     index = index[groups.group[index] >= 0]
+    there, root = Path(os.path.realpath(place.parent)) / place.name, os.path.realpath(images)
     beside = place.with_name(f".{place.name}.{uuid.uuid4().hex[:8]}.part")
     try:
         made: dict[int, Path] = {}
@@ -88,9 +89,9 @@ def write_links(
             if group not in made:
                 made[group] = beside / folder_name(group, groups)
                 made[group].mkdir()
-            file = os.path.join(images, source.path(image))
-            # as seen from where the folder will be
-            target = os.path.relpath(file, place / made[group].name)
+            file = os.path.join(root, source.path(image))
+            # as seen from where the folder will really be: .. of a folder reached by a link is not where one came from
+            target = os.path.relpath(file, there / made[group].name)
             os.symlink(target, made[group] / link_name(image, source.path(image)))
             if done % 1024 == 0:
                 tell(done, len(index))
@@ -119,7 +120,7 @@ def write_coco(
         size = size_of(source, image)
         if size is not None:
             height, width = size
-            images.append({"id": image, "file_name": _text(source.path(image)), "width": width, "height": height})
+            images.append({"id": image, "file_name": plain_text(source.path(image)), "width": width, "height": height})
             annotations.append(
                 {
                     "id": len(annotations) + 1, "image_id": image, "category_id": int(groups.group[image]) + 1,
@@ -169,7 +170,7 @@ def link_name(index: int, path: str) -> str:
 
 def safe(text: str) -> str:
     """`text` as part of a file name on any system, 80 characters at most, with its ending."""
-    plain = SIGNS.sub("_", _text(text)).strip(" .")
+    plain = SIGNS.sub("_", plain_text(text)).strip(" .")
     if len(plain.encode()) <= 80:
         return plain
     stem, dot, ending = plain.rpartition(".")
@@ -178,8 +179,8 @@ def safe(text: str) -> str:
     return stem.strip(" .") + ending
 
 
-def _text(path: str) -> str:
-    """A path that any JSON reader takes: bytes of no encoding become question marks."""
+def plain_text(path: str) -> str:
+    """A path that any JSON reader takes: bytes of no encoding become replacement characters."""
     return path.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 

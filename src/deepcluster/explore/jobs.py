@@ -71,6 +71,12 @@ class Job:
             raise DeepClusterError(self.error)
         return self.result
 
+    def forget(self) -> None:
+        """Makes a failed one wait to be begun again."""
+        with self._lock:
+            if self.state == "failed":
+                self.state = "waiting"
+
     def stop(self, seconds: float = 5.0) -> None:
         """Asks it to end, and waits a little for that."""
         self._stop.set()
@@ -91,8 +97,10 @@ class Job:
             self.state = "done"
         except Stopped:
             self.state = "waiting"
-        except (DeepClusterError, OSError, RuntimeError, ValueError, MemoryError) as error:
+        except Exception as error:  # whatever it is, the page must not wait for ever
             self.error = " ".join(str(error).split()) or type(error).__name__
+            if not isinstance(error, (DeepClusterError, OSError, MemoryError)):
+                self.error = f"{type(error).__name__}: {self.error}"
             self.state = "failed"
         finally:
             self._ended.set()

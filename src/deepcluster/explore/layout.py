@@ -18,6 +18,8 @@ NEAREST = 4
 """Landmarks that an image stands between."""
 SAMPLE = 100_000
 """Images from which the main directions are computed."""
+ALIKE = 1e-5
+"""Vectors that differ less are of images that are all the same."""
 EDGE = 32000
 """The farthest coordinate from the middle."""
 
@@ -28,7 +30,7 @@ def axes(vectors: Vectors, tell: Tell = lambda done, total: None) -> np.ndarray:
     """(N, 2) int16, the coordinates along the first two principal directions; bad images in the middle."""
     good = _good(vectors)
     sample = vectors.rows[_some(good, SAMPLE)].astype(np.float64)
-    if not len(sample):
+    if len(sample) < 2:
         return np.zeros((len(vectors), 2), np.int16)
     middle = sample.mean(0)
     _, _, directions = np.linalg.svd(np.cov(sample - middle, rowvar=False).reshape(len(middle), -1))
@@ -53,6 +55,8 @@ def neighborhoods(vectors: Vectors, tell: Tell = lambda done, total: None, landm
 
     chosen = _some(good, landmarks)
     bank = np.asarray(vectors.rows[chosen])
+    if np.ptp(bank, axis=0).max() < ALIKE:  # t-SNE's start would be nothing by nothing
+        return axes(vectors, tell)
     perplexity = min(30.0, (len(chosen) - 1) / 4)
     fixed = TSNE(perplexity=perplexity, init="pca", random_state=SEED, n_jobs=1).fit_transform(bank.astype(np.float64))
     fixed = fixed.astype(np.float32)
@@ -95,6 +99,6 @@ def _whole(place: np.ndarray, vectors: Vectors) -> np.ndarray:
     good[vectors.bad] = False
     if good.any():
         low, high = place[good].min(0), place[good].max(0)
-        place = (place - (low + high) / 2) * (EDGE / max(float((high - low).max()) / 2, 1e-12))
+        place = (place - (low + high) / 2) * (EDGE / max(float((high - low).max()) / 2, ALIKE))
     place[~good] = 0
     return np.rint(np.clip(place, -EDGE, EDGE)).astype("<i2")

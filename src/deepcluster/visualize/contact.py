@@ -17,6 +17,7 @@ from deepcluster.engine.subject import short_side
 from deepcluster.records import BadImage, DeepClusterError
 from deepcluster.visualize import style
 from deepcluster.visualize.grid import grid, thumbnail
+from deepcluster.visualize.groups import same_length
 from deepcluster.visualize.page import line
 
 if TYPE_CHECKING:
@@ -222,6 +223,8 @@ def clusters_of(
         raise DeepClusterError(f"There is no cluster {wrong[0]} in {run.folder}; its clusters are 0 to {k - 1}.")
     source = run.source() if groups is None else groups.source
     assignment = np.asarray(run.assignment) if groups is None else groups.cluster
+    if groups is None:
+        same_length(run, source, assignment)
     numbers = largest(assignment, k)[:clusters] if only is None else np.asarray(only)
     distance = distances(run, source, numbers) if groups is None else groups.distance
     known: dict[str, Any] = {"labels": source.labels, "classes": source.classes}

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from deepcluster.engine.health import check_clusters, check_loss
+from deepcluster.engine.health import check_clusters, check_loss, turns_of
 from deepcluster.visualize.sizes import effective
 
 BAD_SHOWN = 200
@@ -54,7 +54,8 @@ def key_figures(
         facts.append(Fact("clusters", f"{k:,}", "all in use" if used == k else f"{used:,} in use"))
         facts.append(Fact("effective clusters", f"{effective(sizes):,.1f}", "equal ones that would be as even"))
     if "loss" in last and sizes is not None:
-        facts.append(Fact("loss", f"{last['loss']:.3f}", f"guessing: ln {len(sizes):,} = {math.log(len(sizes)):.2f}"))
+        choices = len(sizes) * turns_of(config)
+        facts.append(Fact("loss", f"{last['loss']:.3f}", f"guessing: ln {choices:,} = {math.log(choices):.2f}"))
     named = {
         "nmi_labels": ("NMI with labels", "1 = the same groups"),
         "purity": ("purity", "images of their cluster's main class"),
@@ -75,13 +76,13 @@ def summary(config: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]], siz
     def course(name: str) -> list[float]:
         return [float(line[name]) for line in metrics if _number(line.get(name))]
 
-    loss, guess = course("loss"), math.log(len(sizes)) if sizes is not None and len(sizes) > 1 else None
+    loss, turns = course("loss"), turns_of(config)
     if len(loss) > 1:
         way = "fell" if loss[-1] < loss[0] else "rose"
         said.append(f"The loss {way} from {loss[0]:.2f} to {loss[-1]:.2f} in {len(loss):,} epochs.")
-        method = config.get("settings", {}).get("method", {}).get("name")
-        if guess is not None and method != "deepercluster":
-            said.append(f"Guessing among {len(sizes):,} clusters would cost {guess:.2f}.")  # type: ignore[arg-type]
+        if sizes is not None and len(sizes) > 1:
+            among = f"{len(sizes):,} clusters" + (f" and {turns} turns" if turns > 1 else "")
+            said.append(f"Guessing among {among} would cost {math.log(len(sizes) * turns):.2f}.")
     if sizes is not None and sizes.sum():
         used = np.sort(sizes[sizes > 0])
         said.append(
@@ -133,7 +134,8 @@ def remarks(
         )
     if sizes is not None:
         check_clusters(sizes, warn)
-        check_loss([line["loss"] for line in metrics if _number(line.get("loss"))], len(sizes), warn)
+        choices = len(sizes) * turns_of(config)
+        check_loss([line["loss"] for line in metrics if _number(line.get("loss"))], choices, warn)
         empty = int((sizes == 0).sum())
         if empty:
             warn(f"{empty:,} of {len(sizes):,} clusters {'is' if empty == 1 else 'are'} empty.")

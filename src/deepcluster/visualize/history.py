@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from deepcluster.engine.health import turns_of
 from deepcluster.records import DeepClusterError
 from deepcluster.visualize import style
 
@@ -53,17 +54,20 @@ class Panel:
     ends: tuple[float | None, float | None] = (None, None)
 
 
-def panels(metrics: Sequence[dict[str, Any]], clusters: int, images: int | None = None) -> list[Panel]:
+def panels(metrics: Sequence[dict[str, Any]], clusters: int, images: int | None = None, turns: int = 1) -> list[Panel]:
     """The panels for which `metrics` has at least one number, in reading order.
 
     Args:
         metrics: one mapping an epoch, as in metrics.jsonl.
         clusters: K; a network that guesses has loss ln K.
         images: N; with K it gives the mean cluster size.
+        turns: that are told apart too; guessing then has loss ln(turns x K).
     """
+    choices = max(clusters, 1) * turns
+    guess = {"ln K" if turns == 1 else f"ln {choices}": math.log(choices)}
     mean = {} if not images else {"mean": images / clusters}
     wanted = [
-        Panel("Loss", "cross-entropy (nats)", {"loss": "loss"}, {"ln K": math.log(max(clusters, 1))}, ends=(0, None)),
+        Panel("Loss", "cross-entropy (nats)", {"loss": "loss"}, guess, ends=(0, None)),
         Panel(
             "Agreement",
             "NMI, purity (0 to 1)" if len(curve(metrics, "purity")[0]) else "NMI (0 to 1)",
@@ -133,13 +137,13 @@ def figure(shown: Sequence[Panel], metrics: Sequence[dict[str, Any]], columns: i
     return page
 
 
-def history(metrics: Sequence[dict[str, Any]], clusters: int, images: int | None = None) -> Figure:
+def history(metrics: Sequence[dict[str, Any]], clusters: int, images: int | None = None, turns: int = 1) -> Figure:
     """All panels of a run in one figure.
 
     Raises:
         DeepClusterError: no epoch has ended yet.
     """
-    shown = panels(metrics, clusters, images)
+    shown = panels(metrics, clusters, images, turns)
     if not shown:
         raise DeepClusterError("There is no curve to draw yet: no epoch has ended; train for longer first.")
     return figure(shown, metrics)
@@ -148,7 +152,7 @@ def history(metrics: Sequence[dict[str, Any]], clusters: int, images: int | None
 def history_of(run: Run, folder: Path | None = None) -> Path:
     """Draw `RUN/pictures/history.png`, or history.png in `folder`, and return its path."""
     assignment = np.asarray(run.assignment)
-    page = history(run.metrics, len(run.centroids), int((assignment >= 0).sum()))
+    page = history(run.metrics, len(run.centroids), int((assignment >= 0).sum()), turns_of(run.config))
     return style.save(page, (folder or Path(run.folder) / "pictures") / "history.png")
 
 

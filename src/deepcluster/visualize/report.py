@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from deepcluster.engine.health import turns_alone, turns_of
 from deepcluster.records import DeepClusterError
 from deepcluster.visualize import facts, history, sizes, style
 from deepcluster.visualize.contact import Contact, Read, contact, distances, largest, majority, reader
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from deepcluster.data.sources import ImageSource
     from deepcluster.engine.runs import Run
 
+OF_CLUSTERS = ("Agreement", "Images that changed cluster", "Cluster sizes", "Clusters in use")
+"""Curves that say nothing of a run without clusters."""
 ROWS_SHOWN = 500
 """Rows of the table of all clusters; a page with ten thousand would be slow to open."""
 
@@ -95,7 +98,8 @@ def page(run: Run, *, clusters: int, images: int, farthest: int = 0, command: st
     images_seen = None if counts is None else int(counts.sum())
     curves = [
         Markup(style.svg(history.figure([panel], metrics)))  # every text in it is ours
-        for panel in history.panels(metrics, k, images_seen)
+        for panel in history.panels(metrics, k, images_seen, turns_of(config))
+        if k > 1 or panel.title not in OF_CLUSTERS or not turns_alone(config)
     ]
     labels = None if source is None else source.labels
     template = Environment(
@@ -186,6 +190,8 @@ def _picture(read: Read, index: int, path: str, side: int) -> Picture:
 def _clusters(run: Run) -> tuple[np.ndarray | None, int]:
     """Assignment and K; None and the K asked for where nothing has been clustered yet."""
     try:
+        if turns_alone(run.config):
+            return None, 1
         return np.asarray(run.assignment), len(run.centroids)
     except DeepClusterError:
         if all((Path(run.folder) / name).exists() for name in ("assignment.npy", "model.safetensors")):
@@ -212,6 +218,8 @@ def _source(run: Run, config: dict[str, Any], assignment: np.ndarray | None) -> 
 def _lead(config: dict[str, Any], epochs: int, counts: np.ndarray | None) -> str:
     """The run in one sentence."""
     done = f"after {epochs:,} epoch{'s' * (epochs != 1)}"
+    if turns_alone(config):
+        return f"{config.get('images', 'All')} images, {done}; a run that tells turns apart and has no clusters."
     if counts is None:
         return f"{config.get('images', 'All')} images, not clustered yet, {done}."
     used = int((counts > 0).sum())
