@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from deepcluster.engine.health import turns_alone
 from deepcluster.records import DeepClusterError
 
 if TYPE_CHECKING:
@@ -50,16 +51,21 @@ class Groups:
         return labels_of(self.source)
 
 
-def run_of(subject: Subject, what: str) -> Run:
-    """The subject as a run.
+def run_of(subject: Subject, what: str, *, clusters: bool = True) -> Run:
+    """The subject as a run; where `clusters`, as one that has some.
 
     Raises:
-        DeepClusterError: it is a network without clusters.
+        DeepClusterError: it is a network alone, or a run without clusters.
     """
     from deepcluster.engine.runs import Run
 
-    if not isinstance(subject, Run) or not subject.clustered:
-        raise DeepClusterError(f"{subject.name} has no clusters, and `visualize {what}` draws them: give a run folder.")
+    if not isinstance(subject, Run):
+        raise DeepClusterError(
+            f"{subject.name} is a network and has no clusters or curves, which `visualize {what}` draws: give a run folder."
+        )
+    if clusters and not subject.clustered:
+        why = "tells turns apart and has no clusters" if turns_alone(subject.config) else "has no clusters"
+        raise DeepClusterError(f"{subject.name} {why}, and `visualize {what}` draws them: give another run.")
     return subject
 
 

@@ -33,6 +33,10 @@ Curves = dict[str, tuple[np.ndarray, np.ndarray, str]]
 """Name -> epochs, values, color."""
 
 
+OF_CLUSTERS = ("Agreement", "Images that changed cluster", "Cluster sizes", "Clusters in use")
+"""Panels that say nothing of a run that tells turns alone."""
+
+
 @dataclass(frozen=True)
 class Panel:
     """One small plot over epochs.
@@ -63,7 +67,7 @@ def panels(metrics: Sequence[dict[str, Any]], clusters: int, images: int | None 
         images: N; with K it gives the mean cluster size.
         turns: that are told apart too; guessing then has loss ln(turns x K).
     """
-    choices = max(clusters, 1) * turns
+    choices, alone = max(clusters, 1) * turns, clusters <= 1 < turns
     guess = {"ln K" if turns == 1 else f"ln {choices}": math.log(choices)}
     mean = {} if not images else {"mean": images / clusters}
     wanted = [
@@ -88,6 +92,7 @@ def panels(metrics: Sequence[dict[str, Any]], clusters: int, images: int | None 
         ),
         Panel("Speed", "images / second", {"images": "images_per_second"}, {}, ends=(0, None)),
     ]
+    wanted = [panel for panel in wanted if not (alone and panel.title in OF_CLUSTERS)]
     return [panel for panel in wanted if any(len(curve(metrics, key)[0]) for key in panel.series.values())]
 
 

@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from deepcluster.data.sources import ImageSource
     from deepcluster.engine.runs import Run
 
-OF_CLUSTERS = ("Agreement", "Images that changed cluster", "Cluster sizes", "Clusters in use")
-"""Curves that say nothing of a run without clusters."""
 ROWS_SHOWN = 500
 """Rows of the table of all clusters; a page with ten thousand would be slow to open."""
 
@@ -99,7 +97,6 @@ def page(run: Run, *, clusters: int, images: int, farthest: int = 0, command: st
     curves = [
         Markup(style.svg(history.figure([panel], metrics)))  # every text in it is ours
         for panel in history.panels(metrics, k, images_seen, turns_of(config))
-        if k > 1 or panel.title not in OF_CLUSTERS or not turns_alone(config)
     ]
     labels = None if source is None else source.labels
     template = Environment(

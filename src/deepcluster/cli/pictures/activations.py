@@ -187,7 +187,9 @@ def _clusters(subject: Subject, numbers: Sequence[int], by: str) -> Callable[[Se
     run = run_of(subject, "activations --clusters")
     head = run.head if by == "logit" else None
     if by == "logit" and head is None:
-        raise DeepClusterError(f"{run.folder} has no checkpoint with a classifier: leave out --by logit.")
+        raise DeepClusterError(
+            f"{run.folder} has no checkpoint with a classifier over all clusters, as DeepCluster has: leave out --by logit."
+        )
     k = len(run.centroids if head is None else head[0])
     for number in numbers:
         if not 0 <= number < k:

@@ -23,5 +23,5 @@ def draw(subject: Subject, chosen: History, screen: Screen) -> list[Path]:
     from deepcluster.visualize.groups import run_of
     from deepcluster.visualize.history import history_of
 
-    run = run_of(subject, "history")
+    run = run_of(subject, "history", clusters=False)
     return [history_of(run, chosen.folder(run))]
