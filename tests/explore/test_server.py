@@ -189,6 +189,21 @@ def test_edits_are_kept_and_undone(site: Site, explorer: Explorer) -> None:
     assert (np.load(explorer.run.folder / "assignment.npy") == before).all()
 
 
+def test_undo_takes_back_what_the_page_knows_and_nothing_else(site: Site, explorer: Explorer) -> None:
+    one = site.get("/api/clusters?limit=1")["rows"][0]["id"]
+    first = site.post("/api/edits", {"op": "rename", "cluster": one, "name": "here"})[1]
+    second = site.post("/api/edits", {"op": "rename", "cluster": one, "name": "in another window"})[1]
+    status, answer = site.post("/api/undo", {"revision": first["revision"]})
+    assert status == 409 and "another window" in answer["error"] and explorer.groups.name(one) == "in another window"
+    assert site.get("/api/state")["revision"] == second["revision"]
+    status, state = site.post("/api/undo", {"revision": second["revision"]})
+    assert status == 200 and state["turned"] == f"rename cluster {one}" and explorer.groups.name(one) == "here"
+    assert site.post("/api/redo", {"revision": second["revision"]})[0] == 409
+    assert site.post("/api/redo", {"revision": state["revision"]})[1]["turned"] == f"rename cluster {one}"
+    for nonsense in ("1", True, [1]):
+        assert site.post("/api/undo", {"revision": nonsense})[0] == 400
+
+
 def test_images_that_are_gone_are_told_of(run: Run) -> None:
     run.config["data"] = str(run.folder / "nowhere")
     explorer = Explorer(run)

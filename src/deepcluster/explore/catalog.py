@@ -109,8 +109,8 @@ class Catalog:
                 self._moved[number] = self._measure(members[ends[place] - size[place] : ends[place]])
         if self.vectors is not None:
             bad = self.vectors.bad
-            place = _slots(self.groups.group[bad], numbers)
-            self.own[bad[(place >= 0) & ~as_found[place]]] = np.nan
+            home = _slots(self.groups.group[bad], numbers)
+            self.own[bad[(home >= 0) & ~as_found[home]]] = np.nan
 
     def _members_of(self, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(M,) images of the groups `numbers`, by group and then ascending, and the place of each one's group."""

@@ -143,17 +143,19 @@ class Explorer:
             self.journal.do(edit)
             self.catalog.changed(self.groups.touched)
 
-    def undo(self) -> None:
-        """Takes the last edit back."""
+    def undo(self, known: int | None = None) -> str:
+        """Takes the last edit back, in words; see `Journal.undo`."""
         with self.lock:
-            self.journal.undo()
+            words = self.journal.undo(known)
             self.catalog.changed(self.groups.touched)
+            return words
 
-    def redo(self) -> None:
-        """Makes the last undone edit again."""
+    def redo(self, known: int | None = None) -> str:
+        """Makes the last undone edit again, in words; see `Journal.undo`."""
         with self.lock:
-            self.journal.redo()
+            words = self.journal.redo(known)
             self.catalog.changed(self.groups.touched)
+            return words
 
     def paths(self, page: dict[str, Any]) -> dict[str, Any]:
         """The page of images with their paths, where the images are open."""

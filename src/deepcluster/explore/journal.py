@@ -29,6 +29,10 @@ def digest(assignment: np.ndarray) -> str:
     return hashlib.blake2b(whole.data, digest_size=12).hexdigest()
 
 
+class ChangedMeanwhile(DeepClusterError):
+    """An undo or a redo is not of the edits that who asked for it knows."""
+
+
 class Journal:
     """The edits of `groups`, read from and written to `file`.
 
@@ -37,6 +41,7 @@ class Journal:
         groups: as they were found; edits of the file are done to them.
 
     Attributes:
+        revision: another number after every edit, undo and redo; see `undo`.
         set_aside: where edits of an earlier clustering were put; None = there were none.
 
     Raises:
@@ -47,6 +52,7 @@ class Journal:
         self.file, self.groups = file, groups
         self.done: list[tuple[Mapping[str, Any], Patch]] = []
         self.undone: list[tuple[Mapping[str, Any], Patch]] = []
+        self.revision = 0
         self.set_aside: Path | None = None
         self._mark = digest(groups.original)
         self._size = 0
@@ -76,28 +82,44 @@ class Journal:
             raise
         self.done.append((edit, back))
         self.undone.clear()
+        self.revision += 1
 
-    def undo(self) -> None:
-        """Takes the last edit back.
+    def undo(self, known: int | None = None) -> str:
+        """Takes the last edit back; returns it in words.
+
+        Args:
+            known: the revision that is to be taken back; None = whichever is the last.
 
         Raises:
+            ChangedMeanwhile: there were edits since the revision `known`.
             DeepClusterError: there is none.
         """
+        self._check(known)
         if not self.done:
             raise DeepClusterError("There is no edit to undo.")
+        words = describe(self.done[-1][0])
         self._append({"undo": True})
         self._undo()
+        self.revision += 1
+        return words
 
-    def redo(self) -> None:
-        """Makes the last undone edit again.
-
-        Raises:
-            DeepClusterError: there is none.
-        """
+    def redo(self, known: int | None = None) -> str:
+        """Makes the last undone edit again; as `undo`."""
+        self._check(known)
         if not self.undone:
             raise DeepClusterError("There is no edit to redo.")
+        words = describe(self.undone[-1][0])
         self._append({"redo": True})
         self._redo()
+        self.revision += 1
+        return words
+
+    def _check(self, known: int | None) -> None:
+        if known is not None and known != self.revision:
+            raise ChangedMeanwhile(
+                "Something was changed in another window, or just now: see what is to be undone or done again, and"
+                " press once more."
+            )
 
     def _undo(self) -> None:
         edit, back = self.done.pop()

@@ -21,6 +21,7 @@ from starlette.routing import Route
 from deepcluster.explore import exports, thumbs
 from deepcluster.explore.explorer import EXPORTS, Explorer, Pending
 from deepcluster.explore.guard import Guard
+from deepcluster.explore.journal import ChangedMeanwhile
 from deepcluster.records import DeepClusterError
 
 if TYPE_CHECKING:
@@ -46,6 +47,8 @@ def answered(answer: Answer) -> Answer:
             return answer(self, request)
         except Pending as pending:
             return JSONResponse({"pending": pending.job.as_dict()}, 202)
+        except ChangedMeanwhile as error:
+            return JSONResponse({"error": str(error)}, 409)
         except DeepClusterError as error:
             return JSONResponse({"error": " ".join(str(error).split())}, 400)
 
@@ -88,11 +91,11 @@ class Pages:
             "/api/history/{epoch:int}": self.history_of,
             "/api/exports/{kind}": self.exported,
         }
-        post: dict[str, Any] = {"undo": self.undo, "redo": self.redo}
         return [
             *(Route(path, answer, methods=["GET"]) for path, answer in get.items()),
-            *(Route(f"/api/{path}", answer, methods=["POST"]) for path, answer in post.items()),
             # These read what was sent, which Starlette does in coroutines.
+            Route("/api/undo", self.undo, methods=["POST"]),
+            Route("/api/redo", self.redo, methods=["POST"]),
             Route("/api/edits", self.edits, methods=["POST"]),
             Route("/api/export", self.export, methods=["POST"]),
             Route("/api/photo", self.photo, methods=["POST"]),
@@ -145,7 +148,11 @@ class Pages:
     @answered
     def state(self, request: Request) -> Response:
         """What surrounds everything."""
-        return JSONResponse(self.explorer.state())
+        return JSONResponse(self._state())
+
+    def _state(self) -> dict[str, Any]:
+        with self.explorer.lock:
+            return self.explorer.state() | {"revision": self.explorer.journal.revision}
 
     @answered
     def clusters(self, request: Request) -> Response:
@@ -259,18 +266,6 @@ class Pages:
         return JSONResponse(self.explorer.history_of(int(request.path_params["epoch"])))
 
     @answered
-    def undo(self, request: Request) -> Response:
-        """Takes the last edit back."""
-        self.explorer.undo()
-        return JSONResponse(self.explorer.state())
-
-    @answered
-    def redo(self, request: Request) -> Response:
-        """Makes it again."""
-        self.explorer.redo()
-        return JSONResponse(self.explorer.state())
-
-    @answered
     def exported(self, request: Request) -> Response:
         """What an export wrote, to be downloaded."""
         name = EXPORTS.get(request.path_params["kind"])
@@ -284,7 +279,25 @@ class Pages:
 
         def make(content: bytes) -> Response:
             self.explorer.edit(_object(content))
-            return JSONResponse(self.explorer.state())
+            return JSONResponse(self._state())
+
+        return await self._sent(request, make)
+
+    async def undo(self, request: Request) -> Response:
+        """Takes the last edit back, if it is the one that the page knows as the last."""
+        return await self._turn(request, self.explorer.undo)
+
+    async def redo(self, request: Request) -> Response:
+        """Makes it again, likewise."""
+        return await self._turn(request, self.explorer.redo)
+
+    async def _turn(self, request: Request, turn: Callable[[int | None], str]) -> Response:
+        def make(content: bytes) -> Response:
+            known = _object(content).get("revision")
+            if known is not None and type(known) is not int:
+                raise DeepClusterError("A revision is a whole number.")
+            with self.explorer.lock:
+                return JSONResponse({"turned": turn(known), **self._state()})
 
         return await self._sent(request, make)
 
