@@ -90,6 +90,12 @@ def test_no_path_leads_to_a_file(site: Site, path: str) -> None:
     assert status in (400, 404) and b"fingerprint" not in content and b"import" not in content
 
 
+@pytest.mark.parametrize("path", ["/thumb/{}", "/image/{}", "/api/images/{}", "/api/history/{}", "/api/clusters/{}"])
+def test_a_number_of_thousands_of_digits_is_refused(site: Site, path: str) -> None:
+    status, _, content = site.ask("GET", path.format("1" * 5000))
+    assert status == 400 and "chosen by its number" in json.loads(content)["error"]
+
+
 def test_images_by_index_with_a_tag(site: Site, explorer: Explorer) -> None:
     status, headers, content = site.ask("GET", "/thumb/3")
     assert status == 200 and headers["content-type"] == "image/png" and "immutable" in headers["cache-control"]
@@ -179,6 +185,11 @@ def test_edits_are_kept_and_undone(site: Site, explorer: Explorer) -> None:
         b"{",
         b'{"op": "merge", "clusters": null}',
         b'{"op": "split", "cluster": 0, "into": 1e9}',
+        b'{"op": "move", "images": [1' + b"0" * 30 + b'], "to": null}',
+        b'{"op": "move", "images": [0], "to": 1' + b"0" * 30 + b"}",
+        b'{"op": ' + b"[" * 100_000 + b"]" * 100_000 + b"}",
+        b'{"op": ' + b"[" * 900 + b"]" * 900 + b"}",
+        b'{"op": "merge", "clusters": [0, 1], "into": true}',
     ):
         assert site.post("/api/edits", nonsense)[0] == 400
     status, begun = site.post("/api/export", {"kind": "csv"})

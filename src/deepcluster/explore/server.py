@@ -51,6 +51,8 @@ def answered(answer: Answer) -> Answer:
             return JSONResponse({"error": str(error)}, 409)
         except DeepClusterError as error:
             return JSONResponse({"error": " ".join(str(error).split())}, 400)
+        except (OverflowError, RecursionError):
+            return JSONResponse({"error": "A number of this request is too large, or it is nested too deep."}, 400)
 
     return safe
 
@@ -73,22 +75,22 @@ class Pages:
         get: dict[str, Any] = {
             "/": self.page,
             "/static/{name}": self.static,
-            "/thumb/{index:int}": self.thumb,
-            "/image/{index:int}": self.whole,
+            "/thumb/{index}": self.thumb,
+            "/image/{index}": self.whole,
             "/api/state": self.state,
             "/api/clusters": self.clusters,
             "/api/clusters/{cluster}": self.cluster,
             "/api/clusters/{cluster}/members": self.members,
             "/api/clusters/{cluster}/nearest": self.nearest,
-            "/api/images/{index:int}": self.image,
-            "/api/images/{index:int}/neighbors": self.neighbors,
+            "/api/images/{index}": self.image,
+            "/api/images/{index}/neighbors": self.neighbors,
             "/api/map/groups": self.map_groups,
             "/api/map/{name}": self.map,
             "/api/outliers": self.outliers,
             "/api/duplicates": self.duplicates,
             "/api/selection": self.selection,
             "/api/history": self.history,
-            "/api/history/{epoch:int}": self.history_of,
+            "/api/history/{epoch}": self.history_of,
             "/api/exports/{kind}": self.exported,
         }
         return [
@@ -263,7 +265,7 @@ class Pages:
     @answered
     def history_of(self, request: Request) -> Response:
         """One epoch."""
-        return JSONResponse(self.explorer.history_of(int(request.path_params["epoch"])))
+        return JSONResponse(self.explorer.history_of(_whole(request.path_params["epoch"], "An epoch")))
 
     @answered
     def exported(self, request: Request) -> Response:
@@ -322,8 +324,8 @@ class Pages:
         return await run_in_threadpool(answered(lambda self, request: make(content)), self, request)
 
     def _index(self, request: Request) -> int:
-        index = int(request.path_params["index"])
-        if not 0 <= index < len(self.explorer.groups):
+        index = _whole(request.path_params["index"], "An image")
+        if index >= len(self.explorer.groups):
             raise DeepClusterError(f"There is no image {index}: indices are 0 to {len(self.explorer.groups) - 1}.")
         return index
 
@@ -400,18 +402,22 @@ def _limit(request: Request, otherwise: int = 100) -> int:
     return min(_integer(request, "limit", otherwise), PAGE)
 
 
+def _whole(text: str, what: str) -> int:
+    """A number of an address; one of thousands of digits is none."""
+    if not (text.isascii() and text.isdecimal() and len(text) <= 12):
+        raise DeepClusterError(f"{what} is chosen by its number.")
+    return int(text)
+
+
 def _cluster(request: Request) -> int:
     text = request.path_params["cluster"]
-    try:
-        return int(text[:12])
-    except ValueError:
-        raise DeepClusterError("A cluster is chosen by its number.") from None
+    return -1 if text == "-1" else _whole(text, "A cluster")
 
 
 def _object(content: bytes) -> dict[str, Any]:
     try:
         found = json.loads(content)
-    except ValueError:
+    except (ValueError, RecursionError):  # no JSON, or one nested thousands of times
         found = None
     if not isinstance(found, dict):
         raise DeepClusterError("A JSON object is needed.")
