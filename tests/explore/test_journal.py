@@ -143,6 +143,29 @@ def test_a_last_line_cut_short_is_dropped_and_written_over(tmp_path: Path) -> No
         assert all(json.loads(line) for line in file.read_text().splitlines())
 
 
+@pytest.mark.parametrize("content", [None, b"", b"{", b"x" * 5000])
+def test_a_journal_that_somebody_took_away_is_written_anew(tmp_path: Path, content: bytes | None) -> None:
+    file = tmp_path / "edits.jsonl"
+    journal = edited(file)
+    journal.do({"op": "hide", "clusters": [4], "hidden": True})
+    journal.do({"op": "split", "cluster": 2, "parts": [[5], [7]]})
+    journal.undo()
+    journal.undo()
+    file.unlink()
+    if content is not None:
+        file.write_bytes(content)
+    journal.redo()
+    again = Journal(file, Groups(FOUND))
+    assert as_plain(again.groups) == as_plain(journal.groups) and again.groups.hidden == {4}
+    assert (again.can_undo, again.can_redo) == ("hide 1 cluster", "split cluster 2 in 3")
+    assert b"\0" not in file.read_bytes()
+    for one in (journal, again):
+        one.redo()
+        for _ in range(4):
+            one.undo()
+    assert as_plain(again.groups) == as_plain(journal.groups) == as_plain(Groups(FOUND))
+
+
 @pytest.mark.parametrize("line", ["{", "[]", '{"do": {"op": "merge"}}', '{"do": 3}', '{"redo": true}', '{"x": 1}'])
 def test_damage_before_the_last_line_is_told(tmp_path: Path, line: str) -> None:
     file = tmp_path / "edits.jsonl"
@@ -168,7 +191,7 @@ def test_an_edit_that_cannot_be_kept_is_not_made(tmp_path: Path) -> None:
     groups = Groups(FOUND)
     journal = Journal(tmp_path / "file" / "edits.jsonl", groups)
     (tmp_path / "file").write_text("where the folder would be")
-    with pytest.raises(DeepClusterError, match="could not be kept"):
+    with pytest.raises(DeepClusterError, match="cannot be written"):
         journal.do({"op": "merge", "clusters": [0, 1]})
     assert groups.group.tolist() == FOUND.tolist() and journal.can_undo is None
 

@@ -139,6 +139,10 @@ def test_what_the_page_asks_for(site: Site, explorer: Explorer) -> None:
     ]
     found = site.get("/api/duplicates?similarity=0.9999")
     assert any(len({image["id"] for image in group["images"]} & set(twin)) == 2 for group in found["groups"])
+    large = site.get("/api/duplicates?similarity=-1")["groups"]
+    for group, expected in zip(large, explorer.jobs["duplicates"].result.groups(-1), strict=False):
+        assert group["ids"] == expected.tolist() and len(group["ids"]) == group["total"]
+        assert [image["id"] for image in group["images"]] == group["ids"][:60]
     assert site.get("/api/outliers")["total"] > 50
     history = site.get("/api/history")
     assert len(history["rows"]) == 3 and history["kept"] == [0, 1, 2]

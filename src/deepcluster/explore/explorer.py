@@ -236,6 +236,7 @@ class Explorer:
             pages = [self.catalog.page(one, 0, 60) for one in groups[offset : offset + limit]]
         for page, group in zip(pages, groups[offset : offset + limit], strict=True):
             page["similarity"] = round(float(found.similarity[group].max()), 4)
+            page["ids"] = group.tolist()  # all of them, of which `images` are the first
             self.paths(page)
         return {"total": len(groups), "images": int(sum(map(len, groups))), "groups": pages}
 

@@ -6,10 +6,11 @@ order they happened. A last line that was cut short by a kill is dropped.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from deepcluster.explore.groups import Groups, Patch, describe
+from deepcluster.files import write_text
 from deepcluster.records import DeepClusterError
 
 FORMAT = "deepcluster edits"
@@ -183,20 +185,39 @@ class Journal:
         self.set_aside = aside
 
     def _append(self, row: Mapping[str, Any]) -> None:
-        text = json.dumps(row, ensure_ascii=True) + "\n"
+        text = _line(row)
         try:
-            self.file.parent.mkdir(parents=True, exist_ok=True)
+            size = self.file.stat().st_size
+        except OSError:
+            size = 0
+        if not self._size or size != self._size:
+            # There is no file yet; or a kill left a line half written; or somebody deleted or changed it meanwhile.
+            text = "".join(map(_line, self._rows())) + text
+            write_text(self.file, text)
+            self._size = len(text)
+            return
+        try:
             with open(self.file, "ab") as handle:
-                handle.truncate(self._size)  # what a kill, or a full disk, left half written
-                handle.seek(0, os.SEEK_END)
-                if not self._size:
-                    head = {"format": FORMAT, "version": VERSION, "assignment": self._mark, "images": len(self.groups)}
-                    text = json.dumps(head) + "\n" + text
                 handle.write(text.encode())
                 handle.flush()
                 os.fsync(handle.fileno())
             self._size += len(text)
         except OSError as error:
+            with contextlib.suppress(OSError):  # what a full disk left half written
+                os.truncate(self.file, self._size)
             raise DeepClusterError(
                 f"The edit could not be kept in {self.file} ({error.strerror or error}): make room there."
             ) from error
+
+    def _rows(self) -> Iterator[Mapping[str, Any]]:
+        """A journal that leads to where things stand, with all that can be undone and done again."""
+        yield {"format": FORMAT, "version": VERSION, "assignment": self._mark, "images": len(self.groups)}
+        for edit, _ in (*self.done, *reversed(self.undone)):
+            yield {"do": edit}
+        for _ in self.undone:
+            yield {"undo": True}
+
+
+def _line(row: Mapping[str, Any]) -> str:
+    """A row of the file, in ASCII."""
+    return json.dumps(row, ensure_ascii=True) + "\n"
