@@ -44,13 +44,14 @@ def page(browser: Any, site: Site) -> Iterator[Any]:
     opened = context.new_page()
     opened.set_default_timeout(WAIT)
     complaints: list[str] = []
-    opened.on("console", lambda message: message.type in ("error", "warning") and complaints.append(message.text))
+    opened.on("console", lambda said: said.type in ("error", "warning") and complaints.append(said.text))
     opened.on("pageerror", lambda error: complaints.append(str(error)))
     opened.on("request", lambda asked: asked.url.startswith((site.address, "blob:")) or complaints.append(asked.url))
     opened.goto(site.address)
     opened.locator(".cell img").first.wait_for()
     opened.locator("#progress").wait_for(state="hidden")
     yield opened
+    complaints = [one for one in complaints if "status of 409" not in one]  # a refusal that tests provoke
     assert opened.title() != "owned" and not complaints
     context.close()
 
@@ -156,6 +157,21 @@ def test_edits_by_mouse_and_by_keys(page: Any, site: Site, explorer: Explorer) -
     heading(page, fiend)
 
 
+def test_undo_in_a_window_that_does_not_know_of_an_edit(page: Any, site: Site, explorer: Explorer) -> None:
+    one = site.get("/api/clusters?limit=1")["rows"][0]["id"]
+    page.locator(".cell .tick").first.click()
+    state(site, lambda now: now["selected"] == 1)
+    page.wait_for_function("document.getElementById('undo').title.startsWith('undo: select')")
+    site.post("/api/edits", {"op": "rename", "cluster": one, "name": "elsewhere"})
+    page.click("#undo")
+    page.locator("#toast").filter(has_text="another window").wait_for()
+    assert explorer.groups.name(one) == "elsewhere"
+    page.wait_for_function("document.getElementById('undo').title.startsWith('undo: rename')")
+    page.click("#undo")
+    page.locator("#toast").filter(has_text=f"Undone: rename cluster {one}").wait_for()
+    assert state(site, lambda now: now["undo"].startswith("select"))["selected"] == 1
+
+
 def test_images_are_selected_moved_and_exported(page: Any, site: Site, explorer: Explorer, tmp_path: Path) -> None:
     page.locator(".cell .tick").first.click()
     page.locator(".cell[aria-selected=true]").wait_for()
@@ -221,6 +237,46 @@ def test_a_photo_is_dropped_and_picked(page: Any, site: Site, explorer: Explorer
     heading(page, "<img src=x>.png")
     page.locator("#photo-cluster").filter(has_text=cluster).wait_for()
     page.locator("#drop").wait_for(state="hidden")
+
+
+def test_the_way_out_of_a_photo(page: Any, site: Site, explorer: Explorer, photos: Path) -> None:
+    index = 40
+    cluster = int(explorer.groups.group[index])
+    open_view(page, site, f"cluster/{cluster}")
+    heading(page, explorer.groups.name(cluster))
+    photo = photos / explorer.source.path(index)
+    page.set_input_files("#file", str(photo))
+    page.click("#photo-cluster")
+    heading(page, explorer.groups.name(cluster))
+    page.go_back()
+    heading(page, photo.name)
+    page.reload()
+    page.locator("main .cell img").first.wait_for()
+    assert page.title().startswith("cluster ")
+
+
+def test_a_photo_whose_neighbors_fail_says_so(page: Any, site: Site, explorer: Explorer, photos: Path) -> None:
+    page.route(
+        "**/api/images/0/neighbors*",
+        lambda asked: asked.fulfill(status=409, content_type="application/json", body='{"error": "There is no room."}'),
+    )
+
+    def without_neighbors(asked: Any) -> None:
+        answer = asked.fetch()
+        asked.fulfill(response=answer, json={**answer.json(), "neighbors": None})
+
+    page.route("**/api/photo", without_neighbors)
+    page.set_input_files("#file", str(photos / explorer.source.path(40)))
+    page.locator("main p.quiet").filter(has_text="There is no room.").wait_for()
+    assert not page.locator("main p").filter(has_text="follow once").count()
+
+
+def test_the_map_colors_by_edits_made_while_it_was_laid_out(page: Any, site: Site, explorer: Explorer) -> None:
+    asked: list[str] = []
+    page.on("request", lambda one: "/api/map/" in one.url and asked.append(one.url.rpartition("/")[2]))
+    open_view(page, site, "map")
+    page.locator("main .quiet").filter(has_text="Drag to move").wait_for()
+    assert asked[-1] == "groups" and asked.count("groups") == 1, "groups are asked for when the layout has come"
 
 
 def test_the_map_and_its_lasso(page: Any, site: Site, explorer: Explorer) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -77,6 +79,51 @@ def test_table_is_what_counting_gives_before_and_after_edits() -> None:
         catalog.changed(catalog.groups.touched)
     np.testing.assert_array_equal(catalog.own, catalog.distance)
     assert not any(catalog.row(int(number))["edited"] for number in catalog.table().number)
+
+
+@pytest.mark.parametrize("seen", [False, True])
+def test_many_changed_clusters_are_what_one_after_the_other_gives(seen: bool) -> None:
+    catalog, vectors, labels = scene(600, 40)
+    if seen:
+        catalog.see(vectors)
+    draw = np.random.default_rng(2)
+    centers = catalog._centroids()
+    for _ in range(4):
+        images = draw.choice(600, 60, replace=False).tolist()
+        catalog.groups.apply(catalog.groups.plan({"op": "move", "images": images, "to": None}))
+        catalog.changed(catalog.groups.touched)
+        check_table(catalog, labels)
+        groups, own = catalog.groups, catalog.distance.copy()
+        numbers = np.unique(groups.group[groups.group >= 0])
+        for number, center in zip(numbers, catalog._centers(numbers), strict=True):
+            members = groups.members(int(number))
+            edited = members.tolist() != np.flatnonzero(groups.original == number).tolist()
+            assert catalog.row(int(number))["edited"] == edited
+            if edited and seen:
+                expected = vectors.rows[members].mean(0)
+                own[members] = np.linalg.norm(vectors.rows[members] - expected, axis=1)
+            elif edited:
+                expected = centers[groups.original[members][groups.original[members] >= 0]].mean(0)
+            else:
+                expected = centers[number]
+            np.testing.assert_allclose(center, expected, rtol=1e-4, atol=1e-5)
+        own[vectors.bad] = np.nan
+        np.testing.assert_allclose(catalog.own, own, rtol=1e-4, atol=1e-5)
+
+
+def test_thousands_of_changed_clusters_take_no_longer_than_a_few() -> None:
+    found = np.random.default_rng(0).integers(0, 5000, 200_000)
+    catalog = Catalog(Groups(found), None, lambda: np.zeros((5000, 4), np.float32))
+    catalog.groups.group[:20_000] = 5000
+
+    def seconds(work: Callable[[], object]) -> float:
+        start = time.perf_counter()
+        work()
+        return time.perf_counter() - start
+
+    one = min(seconds(lambda: catalog.changed({3})) for _ in range(3)) + 0.001
+    assert seconds(lambda: catalog.changed(set(range(5001)))) < 300 * one
+    assert seconds(catalog._all_centers) < 300 * one
 
 
 def test_nearest_clusters_are_those_of_the_whole_matrix() -> None:

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from deepcluster.explore.groups import Groups, describe
+from deepcluster.explore.groups import Groups, Patch, describe
 from deepcluster.explore.journal import Journal
 from deepcluster.records import DeepClusterError
 
@@ -103,6 +103,33 @@ def test_what_edits_do(tmp_path: Path) -> None:
     assert groups.hidden == {4}, "a cluster that is gone is not hidden any more"
 
 
+def test_what_is_hidden_stays_hidden_and_what_is_seen_is_not_lost() -> None:
+    groups = Groups(FOUND)
+
+    def make(**edit: Any) -> Patch:
+        return groups.apply(groups.plan(edit))
+
+    make(op="hide", clusters=[0, 3], hidden=True)
+    before = as_plain(groups)
+    back = make(op="split", cluster=0, parts=[[0], [1]])
+    assert groups.hidden == {0, 3, 5, 6}
+    groups.apply(back)
+    for into in (0, None):
+        assert as_plain(groups) == before
+        back = make(op="merge", clusters=[0, 1], into=into)
+        assert set(groups.group[:5]) == {0} and groups.hidden == {3}
+        groups.apply(back)
+    back = make(op="merge", clusters=[0, 3])
+    assert groups.hidden == {0}, "hidden clusters alone make a hidden one"
+    groups.apply(back)
+    for to in (1, None):
+        assert as_plain(groups) == before
+        back = make(op="move", images=[8, 9], to=to)
+        assert groups.hidden == {0}, "a cluster that is empty is not hidden"
+        groups.apply(back)
+    assert as_plain(groups) == before
+
+
 def test_a_last_line_cut_short_is_dropped_and_written_over(tmp_path: Path) -> None:
     file = tmp_path / "edits.jsonl"
     edited(file)
@@ -114,6 +141,29 @@ def test_a_last_line_cut_short_is_dropped_and_written_over(tmp_path: Path) -> No
         journal.do({"op": "hide", "clusters": [4], "hidden": True})
         assert Journal(file, Groups(FOUND)).groups.hidden == {4}
         assert all(json.loads(line) for line in file.read_text().splitlines())
+
+
+@pytest.mark.parametrize("content", [None, b"", b"{", b"x" * 5000])
+def test_a_journal_that_somebody_took_away_is_written_anew(tmp_path: Path, content: bytes | None) -> None:
+    file = tmp_path / "edits.jsonl"
+    journal = edited(file)
+    journal.do({"op": "hide", "clusters": [4], "hidden": True})
+    journal.do({"op": "split", "cluster": 2, "parts": [[5], [7]]})
+    journal.undo()
+    journal.undo()
+    file.unlink()
+    if content is not None:
+        file.write_bytes(content)
+    journal.redo()
+    again = Journal(file, Groups(FOUND))
+    assert as_plain(again.groups) == as_plain(journal.groups) and again.groups.hidden == {4}
+    assert (again.can_undo, again.can_redo) == ("hide 1 cluster", "split cluster 2 in 3")
+    assert b"\0" not in file.read_bytes()
+    for one in (journal, again):
+        one.redo()
+        for _ in range(4):
+            one.undo()
+    assert as_plain(again.groups) == as_plain(journal.groups) == as_plain(Groups(FOUND))
 
 
 @pytest.mark.parametrize("line", ["{", "[]", '{"do": {"op": "merge"}}', '{"do": 3}', '{"redo": true}', '{"x": 1}'])
@@ -141,7 +191,7 @@ def test_an_edit_that_cannot_be_kept_is_not_made(tmp_path: Path) -> None:
     groups = Groups(FOUND)
     journal = Journal(tmp_path / "file" / "edits.jsonl", groups)
     (tmp_path / "file").write_text("where the folder would be")
-    with pytest.raises(DeepClusterError, match="could not be kept"):
+    with pytest.raises(DeepClusterError, match="cannot be written"):
         journal.do({"op": "merge", "clusters": [0, 1]})
     assert groups.group.tolist() == FOUND.tolist() and journal.can_undo is None
 
@@ -156,6 +206,8 @@ def test_an_edit_that_cannot_be_kept_is_not_made(tmp_path: Path) -> None:
         {"op": "split", "cluster": 0, "parts": [[0], [0]]}, {"op": "hide", "clusters": [0], "hidden": 1},
         {"op": "move", "images": [99], "to": 0}, {"op": "move", "images": [-1], "to": 0},
         {"op": "move", "images": [0], "to": 77}, {"op": "move", "images": ["0"], "to": 0},
+        {"op": "move", "images": [10**30], "to": 0}, {"op": "move", "images": [0], "to": 10**30},
+        {"op": "merge", "clusters": [0, 1], "into": True}, {"op": "merge", "clusters": [0, 1], "into": [0]},
         {"op": "move", "images": [], "to": 0}, {"op": "select", "images": [0]},
     ],
 )  # fmt: skip

@@ -90,6 +90,12 @@ def test_no_path_leads_to_a_file(site: Site, path: str) -> None:
     assert status in (400, 404) and b"fingerprint" not in content and b"import" not in content
 
 
+@pytest.mark.parametrize("path", ["/thumb/{}", "/image/{}", "/api/images/{}", "/api/history/{}", "/api/clusters/{}"])
+def test_a_number_of_thousands_of_digits_is_refused(site: Site, path: str) -> None:
+    status, _, content = site.ask("GET", path.format("1" * 5000))
+    assert status == 400 and "chosen by its number" in json.loads(content)["error"]
+
+
 def test_images_by_index_with_a_tag(site: Site, explorer: Explorer) -> None:
     status, headers, content = site.ask("GET", "/thumb/3")
     assert status == 200 and headers["content-type"] == "image/png" and "immutable" in headers["cache-control"]
@@ -133,6 +139,10 @@ def test_what_the_page_asks_for(site: Site, explorer: Explorer) -> None:
     ]
     found = site.get("/api/duplicates?similarity=0.9999")
     assert any(len({image["id"] for image in group["images"]} & set(twin)) == 2 for group in found["groups"])
+    large = site.get("/api/duplicates?similarity=-1")["groups"]
+    for group, expected in zip(large, explorer.jobs["duplicates"].result.groups(-1), strict=False):
+        assert group["ids"] == expected.tolist() and len(group["ids"]) == group["total"]
+        assert [image["id"] for image in group["images"]] == group["ids"][:60]
     assert site.get("/api/outliers")["total"] > 50
     history = site.get("/api/history")
     assert len(history["rows"]) == 3 and history["kept"] == [0, 1, 2]
@@ -179,6 +189,11 @@ def test_edits_are_kept_and_undone(site: Site, explorer: Explorer) -> None:
         b"{",
         b'{"op": "merge", "clusters": null}',
         b'{"op": "split", "cluster": 0, "into": 1e9}',
+        b'{"op": "move", "images": [1' + b"0" * 30 + b'], "to": null}',
+        b'{"op": "move", "images": [0], "to": 1' + b"0" * 30 + b"}",
+        b'{"op": ' + b"[" * 100_000 + b"]" * 100_000 + b"}",
+        b'{"op": ' + b"[" * 900 + b"]" * 900 + b"}",
+        b'{"op": "merge", "clusters": [0, 1], "into": true}',
     ):
         assert site.post("/api/edits", nonsense)[0] == 400
     status, begun = site.post("/api/export", {"kind": "csv"})
@@ -187,6 +202,21 @@ def test_edits_are_kept_and_undone(site: Site, explorer: Explorer) -> None:
     content = site.ask("GET", "/api/exports/csv")[2]
     assert content == Path(begun["path"]).read_bytes() and content.count(b"\n") >= len(before)
     assert (np.load(explorer.run.folder / "assignment.npy") == before).all()
+
+
+def test_undo_takes_back_what_the_page_knows_and_nothing_else(site: Site, explorer: Explorer) -> None:
+    one = site.get("/api/clusters?limit=1")["rows"][0]["id"]
+    first = site.post("/api/edits", {"op": "rename", "cluster": one, "name": "here"})[1]
+    second = site.post("/api/edits", {"op": "rename", "cluster": one, "name": "in another window"})[1]
+    status, answer = site.post("/api/undo", {"revision": first["revision"]})
+    assert status == 409 and "another window" in answer["error"] and explorer.groups.name(one) == "in another window"
+    assert site.get("/api/state")["revision"] == second["revision"]
+    status, state = site.post("/api/undo", {"revision": second["revision"]})
+    assert status == 200 and state["turned"] == f"rename cluster {one}" and explorer.groups.name(one) == "here"
+    assert site.post("/api/redo", {"revision": second["revision"]})[0] == 409
+    assert site.post("/api/redo", {"revision": state["revision"]})[1]["turned"] == f"rename cluster {one}"
+    for nonsense in ("1", True, [1]):
+        assert site.post("/api/undo", {"revision": nonsense})[0] == 400
 
 
 def test_images_that_are_gone_are_told_of(run: Run) -> None:

@@ -91,24 +91,33 @@ class Catalog:
         self.changed(set(self.groups.group[changed].tolist()) | set(self.groups.original[changed].tolist()))
 
     def changed(self, groups: set[int]) -> None:
-        """Looks again at clusters whose images have changed."""
+        """Looks again at clusters whose images have changed, at all of them in one pass over the images."""
         self.version += 1
-        for group in groups - {-1}:
-            members = self.groups.members(group)
-            self._moved.pop(group, None)
-            first = self.groups.original[members]
-            as_found = (first == group).all() and len(members) == int((self.groups.original == group).sum())
-            if as_found:
-                self.own[members] = self.distance[members]
-                continue
-            self._moved[group] = center = self._measured(members)
-            if center is not None and self.vectors is not None:
-                for start in range(0, len(members), 65536):
-                    part = members[start : start + 65536]
-                    self.own[part] = np.linalg.norm(self.vectors.rows[part] - center, axis=1)
-                self.own[np.intersect1d(members, self.vectors.bad)] = np.nan
-            else:
-                self.own[members] = self.distance[members]
+        numbers = np.asarray(sorted(groups - {-1}), np.int64)
+        if not len(numbers):
+            return
+        members, slot = self._members_of(numbers)
+        stays = self.groups.original[members] == numbers[slot]
+        size, stayed = (np.bincount(one, minlength=len(numbers)) for one in (slot, slot[stays]))
+        was = np.bincount(_slots(self.groups.original, numbers) + 1, minlength=len(numbers) + 1)[1:]
+        as_found = (stayed == size) & (size == was)
+        self.own[members] = self.distance[members]
+        ends = np.cumsum(size)
+        for place, number in enumerate(numbers.tolist()):
+            self._moved.pop(number, None)
+            if not as_found[place]:
+                self._moved[number] = self._measure(members[ends[place] - size[place] : ends[place]])
+        if self.vectors is not None:
+            bad = self.vectors.bad
+            home = _slots(self.groups.group[bad], numbers)
+            self.own[bad[(home >= 0) & ~as_found[home]]] = np.nan
+
+    def _members_of(self, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(M,) images of the groups `numbers`, by group and then ascending, and the place of each one's group."""
+        slot = _slots(self.groups.group, numbers)
+        members = np.flatnonzero(slot >= 0)
+        members = members[np.argsort(slot[members], kind="stable")]
+        return members, slot[members]
 
     def table(self) -> Table:
         """All groups that have images."""
@@ -347,21 +356,47 @@ class Catalog:
         found = np.empty((len(numbers), centroids.shape[1]), np.float32)
         plain = (numbers < len(centroids)) & ~np.isin(numbers, list(self._moved))
         found[plain] = centroids[numbers[plain]]
-        for place in np.flatnonzero(~plain):
-            center = self._moved.get(int(numbers[place]))
-            if center is None:
-                first = self.groups.original[self.groups.members(int(numbers[place]))]
-                first = first[(first >= 0) & (first < len(centroids))]
-                counts = np.bincount(first, minlength=len(centroids)).astype(np.float32)
-                center = counts @ centroids / max(float(counts.sum()), 1)
-            found[place] = center
+        places = np.flatnonzero(~plain)
+        measured = [self._moved.get(number) for number in numbers[places].tolist()]
+        unknown = [place for place, center in zip(places, measured, strict=True) if center is None]
+        for place, center in zip(places, measured, strict=True):
+            if center is not None:
+                found[place] = center
+        if unknown:
+            found[unknown] = self._mixed(numbers[unknown], centroids)
         return found
 
-    def _measured(self, members: np.ndarray) -> np.ndarray | None:
+    def _mixed(self, numbers: np.ndarray, centroids: np.ndarray) -> np.ndarray:
+        """(M, P) centers of groups from the (K, P) centers that their images had at first."""
+        from scipy.sparse import csr_matrix
+
+        order = np.argsort(numbers)
+        members, slot = self._members_of(numbers[order])
+        first = self.groups.original[members]
+        fine = (first >= 0) & (first < len(centroids))
+        ones = np.ones(int(fine.sum()), np.float32)
+        # Images of the same group and the same origin are added up: as many terms as pairs of these are left.
+        pairs = csr_matrix((ones, (order[slot[fine]], first[fine])), shape=(len(numbers), len(centroids)))
+        total = np.asarray(pairs.sum(1))
+        return np.asarray(pairs @ centroids) / np.maximum(total, 1)
+
+    def _measure(self, members: np.ndarray) -> np.ndarray | None:
+        """The center of a changed group by its vectors, to which its images' distances are taken; None without."""
         if self.vectors is None or not len(members):
             return None
         step = max(1, len(members) // SAMPLE)
-        return np.asarray(self.vectors.rows[members[::step]]).mean(0)
+        center = np.asarray(self.vectors.rows[members[::step]]).mean(0)
+        for start in range(0, len(members), 65536):
+            part = members[start : start + 65536]
+            self.own[part] = np.linalg.norm(self.vectors.rows[part] - center, axis=1)
+        return center
+
+
+def _slots(group: np.ndarray, numbers: np.ndarray) -> np.ndarray:
+    """The place of each of N groups in ascending `numbers`; -1 = it is none of them."""
+    table = np.full(max(int(group.max(initial=-1)), int(numbers.max(initial=-1))) + 2, -1, np.int64)
+    table[numbers] = np.arange(len(numbers))
+    return table[group]  # a group of -1 finds the last place, which stays -1
 
 
 def _number(value: Any) -> float | None:

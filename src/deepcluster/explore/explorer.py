@@ -144,17 +144,19 @@ class Explorer:
             self.journal.do(edit)
             self.catalog.changed(self.groups.touched)
 
-    def undo(self) -> None:
-        """Takes the last edit back."""
+    def undo(self, known: int | None = None) -> str:
+        """Takes the last edit back, in words; see `Journal.undo`."""
         with self.lock:
-            self.journal.undo()
+            words = self.journal.undo(known)
             self.catalog.changed(self.groups.touched)
+            return words
 
-    def redo(self) -> None:
-        """Makes the last undone edit again."""
+    def redo(self, known: int | None = None) -> str:
+        """Makes the last undone edit again, in words; see `Journal.undo`."""
         with self.lock:
-            self.journal.redo()
+            words = self.journal.redo(known)
             self.catalog.changed(self.groups.touched)
+            return words
 
     def paths(self, page: dict[str, Any]) -> dict[str, Any]:
         """The page of images with their paths, where the images are open."""
@@ -235,6 +237,7 @@ class Explorer:
             pages = [self.catalog.page(one, 0, 60) for one in groups[offset : offset + limit]]
         for page, group in zip(pages, groups[offset : offset + limit], strict=True):
             page["similarity"] = round(float(found.similarity[group].max()), 4)
+            page["ids"] = group.tolist()  # all of them, of which `images` are the first
             self.paths(page)
         return {"total": len(groups), "images": int(sum(map(len, groups))), "groups": pages}
 

@@ -132,11 +132,12 @@ class Groups:
             raise DeepClusterError("A merge needs at least two clusters: mark more of them.")
         into = edit.get("into")
         if into is None:
-            sizes = [int((self.group == one).sum()) for one in clusters]
-            into = clusters[int(np.argmax(sizes))]
-        if into not in clusters:
+            into = clusters[int(np.argmax(self._sizes()[clusters]))]
+        if type(into) is not int or into not in clusters:
             raise DeepClusterError(f"Cluster {into!r} is not among those to be merged: choose one of them to stay.")
         patch = self._gone([one for one in clusters if one != into], into)
+        if into in self.hidden and not self.hidden.issuperset(clusters):
+            patch.hidden[into] = False  # what was seen is not lost from sight
         if into not in self.names:
             named = [self.names[one] for one in clusters if one in self.names]
             patch.names |= {into: named[0]} if named else {}
@@ -163,7 +164,9 @@ class Groups:
         if (self.group[leaving] != cluster).any() or len(leaving) >= (self.group == cluster).sum():
             raise DeepClusterError(f"A split of cluster {cluster} must leave it some images and take no others.")
         values = np.concatenate([np.full(len(part), self.next + k) for k, part in enumerate(images)])
-        return Patch((leaving, values), after=self.next + len(images))
+        new = range(self.next, self.next + len(images))
+        hidden = dict.fromkeys(new, True) if cluster in self.hidden else {}
+        return Patch((leaving, values), hidden=hidden, after=self.next + len(images))
 
     def _hide(self, edit: Mapping[str, Any]) -> Patch:
         return Patch(hidden=dict.fromkeys(self._several(edit.get("clusters")), _truth(edit.get("hidden"))))
@@ -173,9 +176,23 @@ class Groups:
         if not len(images):
             raise DeepClusterError("No image is selected to be moved.")
         to = edit.get("to")
-        if to is None:
-            return Patch((images, np.full(len(images), self.next)), after=self.next + 1)
-        return Patch((images, np.full(len(images), self._existing(to))))
+        target = self.next if to is None else self._existing(to)
+        patch = Patch((images, np.full(len(images), target)), after=self.next + 1 if to is None else None)
+        empty = self._emptied(images) - {target}
+        patch.names = dict.fromkeys(empty & self.names.keys())
+        patch.hidden = dict.fromkeys(empty & self.hidden, False)
+        return patch
+
+    def _emptied(self, images: np.ndarray) -> set[int]:
+        """Groups all of whose images are among `images`."""
+        left, leaving = np.unique(self.group[images], return_counts=True)
+        known = left >= 0
+        left, leaving = left[known], leaving[known]
+        return set(left[self._sizes()[left] == leaving].tolist())
+
+    def _sizes(self) -> np.ndarray:
+        """(next or more,) int64, the images of each group."""
+        return np.bincount(self.group[self.group >= 0], minlength=self.next)
 
     def _select(self, edit: Mapping[str, Any]) -> Patch:
         on = _truth(edit.get("on"))
@@ -187,15 +204,17 @@ class Groups:
             images = self._images(edit.get("images"))
         return Patch(selected=(images, np.full(len(images), on)))
 
-    def _existing(self, cluster: Any) -> int:
-        if type(cluster) is not int or cluster < 0 or not (self.group == cluster).any():
+    def _existing(self, cluster: Any, sizes: np.ndarray | None = None) -> int:
+        sizes = self._sizes() if sizes is None else sizes
+        if type(cluster) is not int or not 0 <= cluster < len(sizes) or not sizes[cluster]:
             raise DeepClusterError(f"There is no cluster {cluster!r} with images in it: choose one of the list.")
         return cluster
 
     def _several(self, clusters: Any) -> list[int]:
         if not isinstance(clusters, list) or not clusters:
             raise DeepClusterError("No cluster is marked: mark at least one.")
-        return list(dict.fromkeys(self._existing(one) for one in clusters))
+        sizes = self._sizes()
+        return list(dict.fromkeys(self._existing(one, sizes) for one in clusters))
 
     def _images(self, images: Any) -> np.ndarray:
         """(M,) int64 indices, each once, ascending."""
@@ -203,9 +222,13 @@ class Groups:
             return np.flatnonzero(self.selected)
         if not isinstance(images, list) or not all(type(one) is int for one in images):
             raise DeepClusterError("Images are chosen by a list of their indices.")
-        index = np.unique(np.asarray(images, np.int64))
-        if len(index) and not (index[0] >= 0 and index[-1] < len(self)):
-            raise DeepClusterError(f"There is no image {images[0]}: indices are 0 to {len(self) - 1}.")
+        try:
+            index = np.unique(np.asarray(images, np.int64))
+            known = not len(index) or (index[0] >= 0 and index[-1] < len(self))
+        except OverflowError:
+            known = False
+        if not known:
+            raise DeepClusterError(f"Some of these images do not exist: indices are 0 to {len(self) - 1}.")
         return index
 
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from deepcluster.clustering.scores import nmi
 from deepcluster.engine import checkpoint
+from deepcluster.records import DeepClusterError
 
 POINTS = 240
 """Points of the curve of sizes."""
@@ -28,13 +29,22 @@ def kept_epochs(folder: Path) -> dict[int, Path]:
     return dict(sorted(found.items()))
 
 
-@lru_cache(maxsize=64)
 def clusters_of(file: Path) -> np.ndarray | None:
     """(N,) int64 clusters in a checkpoint; None where it has none.
 
     Raises:
-        DeepClusterError: the file is damaged.
+        DeepClusterError: the file is damaged, or gone.
     """
+    try:
+        now = file.stat()
+    except OSError as error:
+        raise DeepClusterError(f"{file} cannot be read ({error.strerror}): load the page again.") from error
+    return _read(file, now.st_mtime_ns, now.st_size)
+
+
+@lru_cache(maxsize=4)  # of a million images each takes 8 MB
+def _read(file: Path, mtime_ns: int, size: int) -> np.ndarray | None:
+    """The clusters in the file of that time and size, which further training may replace."""
     state = checkpoint.load(file)["method"]
     for name in NAMES:
         if name in state:

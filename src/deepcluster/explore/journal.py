@@ -6,10 +6,11 @@ order they happened. A last line that was cut short by a kill is dropped.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from deepcluster.explore.groups import Groups, Patch, describe
+from deepcluster.files import write_text
 from deepcluster.records import DeepClusterError
 
 FORMAT = "deepcluster edits"
@@ -29,6 +31,10 @@ def digest(assignment: np.ndarray) -> str:
     return hashlib.blake2b(whole.data, digest_size=12).hexdigest()
 
 
+class ChangedMeanwhile(DeepClusterError):
+    """An undo or a redo is not of the edits that who asked for it knows."""
+
+
 class Journal:
     """The edits of `groups`, read from and written to `file`.
 
@@ -37,6 +43,7 @@ class Journal:
         groups: as they were found; edits of the file are done to them.
 
     Attributes:
+        revision: another number after every edit, undo and redo; see `undo`.
         set_aside: where edits of an earlier clustering were put; None = there were none.
 
     Raises:
@@ -47,6 +54,7 @@ class Journal:
         self.file, self.groups = file, groups
         self.done: list[tuple[Mapping[str, Any], Patch]] = []
         self.undone: list[tuple[Mapping[str, Any], Patch]] = []
+        self.revision = 0
         self.set_aside: Path | None = None
         self._mark = digest(groups.original)
         self._size = 0
@@ -76,28 +84,44 @@ class Journal:
             raise
         self.done.append((edit, back))
         self.undone.clear()
+        self.revision += 1
 
-    def undo(self) -> None:
-        """Takes the last edit back.
+    def undo(self, known: int | None = None) -> str:
+        """Takes the last edit back; returns it in words.
+
+        Args:
+            known: the revision that is to be taken back; None = whichever is the last.
 
         Raises:
+            ChangedMeanwhile: there were edits since the revision `known`.
             DeepClusterError: there is none.
         """
+        self._check(known)
         if not self.done:
             raise DeepClusterError("There is no edit to undo.")
+        words = describe(self.done[-1][0])
         self._append({"undo": True})
         self._undo()
+        self.revision += 1
+        return words
 
-    def redo(self) -> None:
-        """Makes the last undone edit again.
-
-        Raises:
-            DeepClusterError: there is none.
-        """
+    def redo(self, known: int | None = None) -> str:
+        """Makes the last undone edit again; as `undo`."""
+        self._check(known)
         if not self.undone:
             raise DeepClusterError("There is no edit to redo.")
+        words = describe(self.undone[-1][0])
         self._append({"redo": True})
         self._redo()
+        self.revision += 1
+        return words
+
+    def _check(self, known: int | None) -> None:
+        if known is not None and known != self.revision:
+            raise ChangedMeanwhile(
+                "Something was changed in another window, or just now: see what is to be undone or done again, and"
+                " press once more."
+            )
 
     def _undo(self) -> None:
         edit, back = self.done.pop()
@@ -161,20 +185,39 @@ class Journal:
         self.set_aside = aside
 
     def _append(self, row: Mapping[str, Any]) -> None:
-        text = json.dumps(row, ensure_ascii=True) + "\n"
+        text = _line(row)
         try:
-            self.file.parent.mkdir(parents=True, exist_ok=True)
+            size = self.file.stat().st_size
+        except OSError:
+            size = 0
+        if not self._size or size != self._size:
+            # There is no file yet; or a kill left a line half written; or somebody deleted or changed it meanwhile.
+            text = "".join(map(_line, self._rows())) + text
+            write_text(self.file, text)
+            self._size = len(text)
+            return
+        try:
             with open(self.file, "ab") as handle:
-                handle.truncate(self._size)  # what a kill, or a full disk, left half written
-                handle.seek(0, os.SEEK_END)
-                if not self._size:
-                    head = {"format": FORMAT, "version": VERSION, "assignment": self._mark, "images": len(self.groups)}
-                    text = json.dumps(head) + "\n" + text
                 handle.write(text.encode())
                 handle.flush()
                 os.fsync(handle.fileno())
             self._size += len(text)
         except OSError as error:
+            with contextlib.suppress(OSError):  # what a full disk left half written
+                os.truncate(self.file, self._size)
             raise DeepClusterError(
                 f"The edit could not be kept in {self.file} ({error.strerror or error}): make room there."
             ) from error
+
+    def _rows(self) -> Iterator[Mapping[str, Any]]:
+        """A journal that leads to where things stand, with all that can be undone and done again."""
+        yield {"format": FORMAT, "version": VERSION, "assignment": self._mark, "images": len(self.groups)}
+        for edit, _ in (*self.done, *reversed(self.undone)):
+            yield {"do": edit}
+        for _ in self.undone:
+            yield {"undo": True}
+
+
+def _line(row: Mapping[str, Any]) -> str:
+    """A row of the file, in ASCII."""
+    return json.dumps(row, ensure_ascii=True) + "\n"

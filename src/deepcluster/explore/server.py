@@ -21,6 +21,7 @@ from starlette.routing import Route
 from deepcluster.explore import exports, thumbs
 from deepcluster.explore.explorer import EXPORTS, Explorer, Pending
 from deepcluster.explore.guard import Guard
+from deepcluster.explore.journal import ChangedMeanwhile
 from deepcluster.records import DeepClusterError
 
 if TYPE_CHECKING:
@@ -46,8 +47,12 @@ def answered(answer: Answer) -> Answer:
             return answer(self, request)
         except Pending as pending:
             return JSONResponse({"pending": pending.job.as_dict()}, 202)
+        except ChangedMeanwhile as error:
+            return JSONResponse({"error": str(error)}, 409)
         except DeepClusterError as error:
             return JSONResponse({"error": " ".join(str(error).split())}, 400)
+        except (OverflowError, RecursionError):
+            return JSONResponse({"error": "A number of this request is too large, or it is nested too deep."}, 400)
 
     return safe
 
@@ -70,29 +75,29 @@ class Pages:
         get: dict[str, Any] = {
             "/": self.page,
             "/static/{name}": self.static,
-            "/thumb/{index:int}": self.thumb,
-            "/image/{index:int}": self.whole,
+            "/thumb/{index}": self.thumb,
+            "/image/{index}": self.whole,
             "/api/state": self.state,
             "/api/clusters": self.clusters,
             "/api/clusters/{cluster}": self.cluster,
             "/api/clusters/{cluster}/members": self.members,
             "/api/clusters/{cluster}/nearest": self.nearest,
-            "/api/images/{index:int}": self.image,
-            "/api/images/{index:int}/neighbors": self.neighbors,
+            "/api/images/{index}": self.image,
+            "/api/images/{index}/neighbors": self.neighbors,
             "/api/map/groups": self.map_groups,
             "/api/map/{name}": self.map,
             "/api/outliers": self.outliers,
             "/api/duplicates": self.duplicates,
             "/api/selection": self.selection,
             "/api/history": self.history,
-            "/api/history/{epoch:int}": self.history_of,
+            "/api/history/{epoch}": self.history_of,
             "/api/exports/{kind}": self.exported,
         }
-        post: dict[str, Any] = {"undo": self.undo, "redo": self.redo}
         return [
             *(Route(path, answer, methods=["GET"]) for path, answer in get.items()),
-            *(Route(f"/api/{path}", answer, methods=["POST"]) for path, answer in post.items()),
             # These read what was sent, which Starlette does in coroutines.
+            Route("/api/undo", self.undo, methods=["POST"]),
+            Route("/api/redo", self.redo, methods=["POST"]),
             Route("/api/edits", self.edits, methods=["POST"]),
             Route("/api/export", self.export, methods=["POST"]),
             Route("/api/photo", self.photo, methods=["POST"]),
@@ -145,7 +150,11 @@ class Pages:
     @answered
     def state(self, request: Request) -> Response:
         """What surrounds everything."""
-        return JSONResponse(self.explorer.state())
+        return JSONResponse(self._state())
+
+    def _state(self) -> dict[str, Any]:
+        with self.explorer.lock:
+            return self.explorer.state() | {"revision": self.explorer.journal.revision}
 
     @answered
     def clusters(self, request: Request) -> Response:
@@ -256,19 +265,7 @@ class Pages:
     @answered
     def history_of(self, request: Request) -> Response:
         """One epoch."""
-        return JSONResponse(self.explorer.history_of(int(request.path_params["epoch"])))
-
-    @answered
-    def undo(self, request: Request) -> Response:
-        """Takes the last edit back."""
-        self.explorer.undo()
-        return JSONResponse(self.explorer.state())
-
-    @answered
-    def redo(self, request: Request) -> Response:
-        """Makes it again."""
-        self.explorer.redo()
-        return JSONResponse(self.explorer.state())
+        return JSONResponse(self.explorer.history_of(_whole(request.path_params["epoch"], "An epoch")))
 
     @answered
     def exported(self, request: Request) -> Response:
@@ -284,7 +281,25 @@ class Pages:
 
         def make(content: bytes) -> Response:
             self.explorer.edit(_object(content))
-            return JSONResponse(self.explorer.state())
+            return JSONResponse(self._state())
+
+        return await self._sent(request, make)
+
+    async def undo(self, request: Request) -> Response:
+        """Takes the last edit back, if it is the one that the page knows as the last."""
+        return await self._turn(request, self.explorer.undo)
+
+    async def redo(self, request: Request) -> Response:
+        """Makes it again, likewise."""
+        return await self._turn(request, self.explorer.redo)
+
+    async def _turn(self, request: Request, turn: Callable[[int | None], str]) -> Response:
+        def make(content: bytes) -> Response:
+            known = _object(content).get("revision")
+            if known is not None and type(known) is not int:
+                raise DeepClusterError("A revision is a whole number.")
+            with self.explorer.lock:
+                return JSONResponse({"turned": turn(known), **self._state()})
 
         return await self._sent(request, make)
 
@@ -309,8 +324,8 @@ class Pages:
         return await run_in_threadpool(answered(lambda self, request: make(content)), self, request)
 
     def _index(self, request: Request) -> int:
-        index = int(request.path_params["index"])
-        if not 0 <= index < len(self.explorer.groups):
+        index = _whole(request.path_params["index"], "An image")
+        if index >= len(self.explorer.groups):
             raise DeepClusterError(f"There is no image {index}: indices are 0 to {len(self.explorer.groups) - 1}.")
         return index
 
@@ -387,18 +402,22 @@ def _limit(request: Request, otherwise: int = 100) -> int:
     return min(_integer(request, "limit", otherwise), PAGE)
 
 
+def _whole(text: str, what: str) -> int:
+    """A number of an address; one of thousands of digits is none."""
+    if not (text.isascii() and text.isdecimal() and len(text) <= 12):
+        raise DeepClusterError(f"{what} is chosen by its number.")
+    return int(text)
+
+
 def _cluster(request: Request) -> int:
     text = request.path_params["cluster"]
-    try:
-        return int(text[:12])
-    except ValueError:
-        raise DeepClusterError("A cluster is chosen by its number.") from None
+    return -1 if text == "-1" else _whole(text, "A cluster")
 
 
 def _object(content: bytes) -> dict[str, Any]:
     try:
         found = json.loads(content)
-    except ValueError:
+    except (ValueError, RecursionError):  # no JSON, or one nested thousands of times
         found = None
     if not isinstance(found, dict):
         raise DeepClusterError("A JSON object is needed.")

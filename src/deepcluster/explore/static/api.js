@@ -32,7 +32,7 @@ async function untilReady(send, wanted = () => true) {
         const binary = answer.headers.get("content-type") === "application/octet-stream";
         if (answer.ok) return binary ? await answer.arrayBuffer() : await answer.json();
         const said = await answer.json().catch(() => ({}));
-        throw new Error(said.error || `The server answered ${answer.status}.`);
+        throw Object.assign(new Error(said.error || `The server answered ${answer.status}.`), { status: answer.status });
       }
       const { pending } = await answer.json();
       if (!mine) waiting += 1;

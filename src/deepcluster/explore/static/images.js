@@ -245,9 +245,11 @@ export class PhotoView {
     );
     if (!found.neighbors) {
       this.below.replaceChildren(el("p", { class: "quiet", text: "Neighbors follow once the images are described." }));
-      await get("/api/images/0/neighbors?limit=1", () => !this.closed); // waits, with the progress on the page
-      if (this.closed) return;
-      found = await telling(() => post("/api/photo", this.photo));
+      const words = this.below.firstChild;
+      // waits, with the progress on the page
+      const ready = await telling(() => get("/api/images/0/neighbors?limit=1", () => !this.closed), words);
+      if (this.closed || !ready) return;
+      found = await telling(() => post("/api/photo", this.photo), words);
     }
     if (this.closed || !found?.neighbors) return;
     this.grid = new ImageGrid({ load: async (offset, limit) => ({ total: found.neighbors.total, images: found.neighbors.images.slice(offset, offset + limit) }), tag: bySimilarity, open: openImage, label: "images most like the photo" });

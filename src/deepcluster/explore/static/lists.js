@@ -121,7 +121,7 @@ export class DuplicateView {
 
   card(group) {
     const cells = group.images.map((image) => el("button", { type: "button", class: "cell", "aria-label": file(image.path), title: image.path, onclick: () => openImage(image) }, thumb(image.id, "")));
-    const rest = group.images.slice(1).map((image) => image.id);
+    const rest = group.ids.slice(1);
     return el("article", { class: "card" },
       el("header", {}, el("span", { text: `${count(group.total, "image")}, similarity up to ${fixed(group.similarity, 3)}` }), button("Select all but the first", () => edit({ op: "select", images: rest, on: true }, `Selected ${count(rest.length, "image")}.`))),
       el("div", { class: "flow" }, ...cells));

@@ -35,6 +35,7 @@ async function show(next, tab, title) {
 async function route() {
   const [, name, number] = location.hash.match(/^#\/([a-z]+)(?:\/(-?\d+))?$/) ?? [];
   if (name === "image" && number !== undefined) return show(new ImageView(view, Number(number)), "clusters", `image ${number}`);
+  if (name === "photo" && dropped) return show(new PhotoView(view, dropped), "clusters", "photo");
   if (name in VIEWS) return show(new VIEWS[name](view), name, name);
   let id = name === "cluster" && number !== undefined ? Number(number) : lastCluster;
   if (id === null) id = list.at(0)?.id ?? null;
@@ -76,13 +77,19 @@ async function follow() {
     const state = await telling(() => get("/api/state"));
     if (!state) return;
     store.state = state;
+    surroundings(state); // what undo says and what it takes back are of the same state
   }
   hideProgress();
   await refresh("images");
 }
 
+// A photo has an address of its own, so that the link to its cluster leads away from it, and Back returns to it.
+let dropped = null;
 function photo(file) {
-  if (file) show(new PhotoView(view, file), "clusters", "photo");
+  if (!file) return;
+  dropped = file;
+  history.pushState(null, "", "#/photo");
+  route();
 }
 
 const pickPhoto = () => byId("file").click();

@@ -40,14 +40,23 @@ export class MapView {
 
   async load() {
     const wanted = () => !this.closed;
-    const groups = await telling(() => get("/api/map/groups"));
     const name = this.layout.value;
     const place = await telling(() => get(`/api/map/${name}`, wanted), this.words);
-    if (!place || !groups || this.closed || name !== this.layout.value) return;
+    if (!place || this.closed || name !== this.layout.value) return;
     this.place = new Int16Array(place);
-    this.color(groups);
+    // The layout may have taken minutes, and clusters may have been edited meanwhile.
+    if (!(await this.paint(this.words))) return;
     this.words.textContent = `${count(this.place.length / 2, "image")}. Drag to move, wheel to zoom, click an image to open it, draw around images with the lasso to select them.`;
+  }
+
+  // Asks for the clusters and draws them; true if the map shows some. Of several answers under way the last counts.
+  async paint(words = null) {
+    const round = (this.round = (this.round ?? 0) + 1);
+    const groups = await telling(() => get("/api/map/groups"), words);
+    if (this.closed) return false;
+    if (groups && round === this.round) this.color(groups);
     this.draw();
+    return Boolean(this.groups);
   }
 
   color(groups) {
@@ -65,7 +74,7 @@ export class MapView {
   }
 
   draw() {
-    if (this.closed || !this.place) return;
+    if (this.closed || !this.place || !this.groups) return;
     const ratio = window.devicePixelRatio || 1;
     const width = Math.max(1, Math.round(this.box.clientWidth * ratio));
     const height = Math.max(1, Math.round(this.box.clientHeight * ratio));
@@ -190,7 +199,7 @@ export class MapView {
   }
 
   nearest([x, y]) {
-    if (!this.place) return null;
+    if (!this.place || !this.groups) return null;
     const ratio = window.devicePixelRatio || 1;
     const { scale, left, top } = this.frame();
     const px = (x * ratio - left) / scale;
@@ -225,6 +234,7 @@ export class MapView {
 
   // Images inside the drawn line, by the even-odd rule.
   async lasso() {
+    if (!this.place || !this.groups) return;
     const ratio = window.devicePixelRatio || 1;
     const { scale, left, top } = this.frame();
     const path = this.path.map(([x, y]) => [(x * ratio - left) / scale, (top - y * ratio) / scale]);
@@ -249,10 +259,7 @@ export class MapView {
 
   async changed(why) {
     if (why === "select" || !this.place) return;
-    const groups = await telling(() => get("/api/map/groups"));
-    if (!groups || this.closed) return;
-    this.color(groups);
-    this.draw();
+    await this.paint();
   }
 
   async reselected() {}

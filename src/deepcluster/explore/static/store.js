@@ -22,11 +22,19 @@ export async function edit(change, said) {
   return true;
 }
 
-export async function turn(direction) {
-  const what = store.state?.[direction];
-  if (!what) return toast(`There is nothing to ${direction}.`);
-  const state = await telling(() => post(`/api/${direction}`));
-  if (!state) return;
-  take(state, direction);
-  toast(`${direction === "undo" ? "Undone" : "Done again"}: ${what}.`);
+// One after the other, so that a key held down does not ask for what it has just taken back.
+let last = Promise.resolve();
+export const turn = (direction) => (last = last.then(() => turnNow(direction)));
+
+// Says which edits this page knows of: after an edit in another window the last one is not what the button says.
+async function turnNow(direction) {
+  if (!store.state?.[direction]) return toast(`There is nothing to ${direction}.`);
+  try {
+    const state = await post(`/api/${direction}`, { revision: store.state.revision });
+    take(state, direction);
+    toast(`${direction === "undo" ? "Undone" : "Done again"}: ${state.turned}.`);
+  } catch (error) {
+    if (error.status === 409) await telling(() => refresh(direction));
+    toast(error.message);
+  }
 }
