@@ -61,7 +61,7 @@ def run_of(subject: Subject, what: str, *, clusters: bool = True) -> Run:
 
     if not isinstance(subject, Run):
         raise DeepClusterError(
-            f"{subject.name} is a network and has no clusters or curves, which `visualize {what}` draws: give a run folder."
+            f"{subject.name} has no clusters or curves, and `visualize {what}` draws them: give a run folder."
         )
     if clusters and not subject.clustered:
         why = "tells turns apart and has no clusters" if turns_alone(subject.config) else "has no clusters"

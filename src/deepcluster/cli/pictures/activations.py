@@ -188,7 +188,7 @@ def _clusters(subject: Subject, numbers: Sequence[int], by: str) -> Callable[[Se
     head = run.head if by == "logit" else None
     if by == "logit" and head is None:
         raise DeepClusterError(
-            f"{run.folder} has no checkpoint with a classifier over all clusters, as DeepCluster has: leave out --by logit."
+            f"{run.folder} has no checkpoint with a classifier over all clusters: leave out --by logit."
         )
     k = len(run.centroids if head is None else head[0])
     for number in numbers:
