@@ -265,10 +265,7 @@ class Explorer:
         """
         if kind not in EXPORTS:
             raise DeepClusterError(f"There is no export as {kind!r}: choose one of {', '.join(EXPORTS)}.")
-        job, out = self.jobs["export"], self.place / "exports" / EXPORTS[kind]
-        if job.state == "running":
-            raise DeepClusterError("Another export is going on: wait until it is done.")
-        source = self.source
+        out, source = self.place / "exports" / EXPORTS[kind], self.source
         with self.lock:  # what is exported is what is seen now, whatever is edited meanwhile
             now = Groups(self.groups.original)
             now.group, now.names = self.groups.group.copy(), dict(self.groups.names)
@@ -281,7 +278,10 @@ class Explorer:
             what, images = exports.write(out, now, source, only, job.tell)
             return {"kind": kind, "what": what, "images": images, "path": str(out)}
 
-        self.jobs["export"] = Job("exporting", write).start()
+        with self.lock:  # of two that are asked for at once, one is refused
+            if self.jobs["export"].state == "running":
+                raise DeepClusterError("Another export is going on: wait until it is done.")
+            self.jobs["export"] = Job("exporting", write).start()
         return out
 
     def vectors(self) -> Vectors:
