@@ -26,7 +26,7 @@ demo: .venv/.user
 	$(BIN)/deepcluster report runs/demo
 
 test: .venv/.developer
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 test-all: .venv/.developer
 	$(BIN)/python -m pytest -m ""

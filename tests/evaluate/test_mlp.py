@@ -49,6 +49,7 @@ def test_what_is_saved_is_what_was_trained() -> None:
         torch.testing.assert_close(apply(layers_of(between), x), between(x), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_alexnet_keeps_its_convolutions(tmp_path: Path) -> None:
     net, train, test = subject(tmp_path, "alexnet", 64), stripes(24, side=64), stripes(12, 1, side=64)
     before = {name: value.clone() for name, value in net.backbone.state_dict().items()}

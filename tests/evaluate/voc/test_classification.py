@@ -169,6 +169,7 @@ def test_the_command(colors: Path, tmp_path: Path, capsys: pytest.CaptureFixture
         assert word in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.data
 def test_blood_cells(shared_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     given = ["evaluate", "convnet", "voc-classification", "--untrained", "--image-size", "32", "--json"]

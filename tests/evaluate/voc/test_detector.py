@@ -86,6 +86,7 @@ def test_mirrored_boxes_hold_the_same_pixels() -> None:
         assert torch.equal(image.flip(1)[v0:v1, u0:u1].flip(1), image[y0:y1, x0:x1])
 
 
+@pytest.mark.slow
 def test_fc6_and_fc7_are_the_backbones_where_they_fit() -> None:
     plan = Plan(min_size=96, max_size=128)
     fitting, small = built("alexnet", 224), built("alexnet", 63)
