@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from deepcluster.config import override
 from deepcluster.data.arrays import Arrays
 from deepcluster.data.cache import load_pixels
 from deepcluster.data.sources import open_images
@@ -30,7 +31,6 @@ from deepcluster.features.extract import extract
 from deepcluster.models.backbone import Backbone
 from deepcluster.models.zoo import build_backbone
 from deepcluster.presets import find_preset
-from deepcluster.settings import override
 
 
 def first(source: str, count: int) -> tuple[np.ndarray, np.ndarray]:

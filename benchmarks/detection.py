@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 from deepcluster.engine.log import Screen
-from deepcluster.engine.runs import load_subject
+from deepcluster.engine.run import load_subject
 from deepcluster.evaluate.voc.detection import detection, recipe_of
 from deepcluster.evaluate.voc.detector import Plan, pooling_of
 

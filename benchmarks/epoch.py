@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+from deepcluster.config import TrainRun, override
 from deepcluster.data.sources import open_images
 from deepcluster.engine import build
 from deepcluster.engine import train as engine
@@ -30,8 +31,7 @@ from deepcluster.engine.optim import make_optimizer, step_all
 from deepcluster.models.heads import ClusterHead
 from deepcluster.models.zoo import build_backbone
 from deepcluster.presets import find_preset
-from deepcluster.records import Batch
-from deepcluster.settings import TrainRun, override
+from deepcluster.types import Batch
 
 
 def make_files(folder: Path, images: int) -> None:

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from deepcluster.engine.log import Screen
-from deepcluster.engine.runs import load_subject
+from deepcluster.engine.run import load_subject
 from deepcluster.engine.subject import Subject
 from deepcluster.evaluate.clusters import clusters
 from deepcluster.evaluate.knn import knn

@@ -26,7 +26,7 @@ import torch
 
 from deepcluster.clustering.whitening import Whitening
 from deepcluster.engine.model import Model
-from deepcluster.engine.runs import Run
+from deepcluster.engine.run import Run
 from deepcluster.explore import vectors
 from deepcluster.explore.explorer import Explorer
 from deepcluster.explore.server import listen, serve

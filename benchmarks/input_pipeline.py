@@ -24,10 +24,10 @@ from PIL import Image
 
 from deepcluster.data.augment import augment, plain
 from deepcluster.data.cache import load_pixels
+from deepcluster.data.decode_pool import stream
 from deepcluster.data.sources import open_images
-from deepcluster.data.stream import stream
 from deepcluster.data.views import IMAGENET_MEAN, IMAGENET_STD, Views, draw
-from deepcluster.records import seeded
+from deepcluster.random import seeded
 
 JITTER = {"brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "hue": 0.1}
 

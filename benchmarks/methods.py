@@ -25,16 +25,16 @@ from PIL import Image
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
-from deepcluster.clustering.scores import nmi
+from deepcluster.clustering.metrics import nmi
+from deepcluster.config import override
 from deepcluster.data.arrays import Arrays
 from deepcluster.data.cache import load_pixels
 from deepcluster.data.sources import open_images
-from deepcluster.engine import runs
+from deepcluster.engine import run as runs
 from deepcluster.engine import train as engine
 from deepcluster.engine.log import Screen
 from deepcluster.evaluate.knn import score_features
 from deepcluster.presets import find_preset
-from deepcluster.settings import override
 
 matplotlib.use("Agg")
 Images = tuple[np.ndarray, np.ndarray]

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from deepcluster.engine.optim import make_optimizer
 from deepcluster.methods.odc import ODC
 from deepcluster.models.zoo import build_backbone
-from deepcluster.records import Batch
+from deepcluster.types import Batch
 
 
 def filled(n: int, k: int, dim: int, centers: torch.Tensor) -> ODC:

@@ -27,7 +27,9 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
+from deepcluster.group import ProcessGroup
 
+from deepcluster.config import override
 from deepcluster.plan.constants import Constants, load, save
 from deepcluster.plan.job import Job, job_of
 from deepcluster.plan.measure import made_up, measure, resident
@@ -35,8 +37,6 @@ from deepcluster.plan.memory import ALWAYS, GROUPING, memory
 from deepcluster.plan.plan import make_plan
 from deepcluster.plan.stages import Wire, grouping, whitening
 from deepcluster.presets import find_preset
-from deepcluster.settings import override
-from deepcluster.world import World
 
 PRESET = "deepcluster-convnet"
 CASES = (  # rows, width of the features, width when whitened, clusters, super-clusters, rounds
@@ -75,31 +75,31 @@ def real(rank: int, case: dict[str, Any]) -> None:
     from deepcluster.clustering.hierarchical import HierarchicalKMeans
     from deepcluster.clustering.kmeans import KMeans
     from deepcluster.clustering.whitening import Whitening
-    from deepcluster.methods.method import told_by_position
+    from deepcluster.methods.method import scatter_to_dataset
 
-    world, clock = World(rank, case["processes"]), time.process_time if case["cpu_time"] else time.perf_counter
-    first, last = world.share(case["rows"])
+    group, clock = ProcessGroup(rank, case["processes"]), time.process_time if case["cpu_time"] else time.perf_counter
+    first, last = group.row_range(case["rows"])
     features = made_up(case["rows"], case["dim"])[first:last].copy()
     Whitening(2).fit(features[:300, :8])  # loads what is loaded once
     own = features.nbytes
     base = resident() - own
     Path("/proc/self/clear_refs").write_text("5")  # the peak from here on: making rows up takes more than clustering
-    wait(world)
+    wait(group)
     began = clock()
-    z = Whitening(case["width"], world=world).fit(features).transform(features)
-    wait(world)
+    z = Whitening(case["width"], group=group).fit(features).transform(features)
+    wait(group)
     middle = clock()
     if case["supers"] > 1:
         tree = HierarchicalKMeans(
-            case["k"], branches=(case["supers"],), max_iter=case["rounds"], random_state=0, world=world
+            case["k"], branches=(case["supers"],), max_iter=case["rounds"], random_state=0, group=group
         ).fit(z)
         labels, centroids = tree.labels_, tree.levels_[-1]
     else:
-        kmeans = KMeans(case["k"], max_iter=case["rounds"], random_state=0, world=world).fit(z)
+        kmeans = KMeans(case["k"], max_iter=case["rounds"], random_state=0, group=group).fit(z)
         labels, centroids = kmeans.labels_, kmeans.cluster_centers_
     index = np.arange(first, last)
-    told_by_position(case["rows"], index, z, np.asarray(labels), torch.as_tensor(centroids), world)
-    wait(world)
+    scatter_to_dataset(case["rows"], index, z, np.asarray(labels), torch.as_tensor(centroids), group)
+    wait(group)
     done = clock()
     if rank == 0:
         peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
@@ -107,9 +107,9 @@ def real(rank: int, case: dict[str, Any]) -> None:
         print(json.dumps(found | {"base": base}), flush=True)
 
 
-def wait(world: World) -> None:
+def wait(group: ProcessGroup) -> None:
     """Until all processes are here."""
-    if not world.alone:
+    if not group.is_single:
         dist.barrier()
 
 

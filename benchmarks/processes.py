@@ -24,9 +24,9 @@ import numpy as np
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from deepcluster.group import ProcessGroup
 
 from deepcluster.clustering import HierarchicalKMeans, KMeans, Whitening
-from deepcluster.world import World
 
 STAGES = ("whitening and k-means", "hierarchical k-means")
 
@@ -44,21 +44,21 @@ def work(rank: int, size: int, port: int, folder: str, chosen: argparse.Namespac
     torch.set_num_threads(1)
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), GLOO_SOCKET_IFNAME="lo")
     dist.init_process_group("gloo", rank=rank, world_size=size)
-    world = World(rank, size)
-    first, last = world.share(chosen.rows)
+    group = ProcessGroup(rank, size)
+    first, last = group.row_range(chosen.rows)
     x = np.load(Path(folder) / "x.npy", mmap_mode="r")[first:last].copy()
-    world = World() if apart else world
+    group = ProcessGroup() if apart else group
     white = x
     for stage in STAGES:
         dist.barrier()
         begun = time.perf_counter()
         if stage == STAGES[0]:
-            white = Whitening(min(chosen.dim, 128), world=world).fit_transform(x)
-            run = KMeans(chosen.k, max_iter=chosen.rounds, random_state=0, world=world).fit(white)
+            white = Whitening(min(chosen.dim, 128), group=group).fit_transform(x)
+            run = KMeans(chosen.k, max_iter=chosen.rounds, random_state=0, group=group).fit(white)
             labels = run.labels_
         else:
             tree = HierarchicalKMeans(
-                chosen.k, branches=(chosen.branches,), max_iter=chosen.rounds, random_state=0, world=world
+                chosen.k, branches=(chosen.branches,), max_iter=chosen.rounds, random_state=0, group=group
             )
             labels = tree.fit_predict(white)
         dist.barrier()

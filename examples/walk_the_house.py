@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from deepcluster.clustering.kmeans import KMeans
-from deepcluster.clustering.scores import nmi
+from deepcluster.clustering.metrics import nmi
 from deepcluster.clustering.whitening import Whitening
 from deepcluster.data.cache import load_pixels
 from deepcluster.data.loaders import Loader
@@ -20,7 +20,7 @@ from deepcluster.data.views import Views
 from deepcluster.features.extract import extract
 from deepcluster.models.heads import ClusterHead
 from deepcluster.models.zoo import build_backbone
-from deepcluster.records import seeded
+from deepcluster.random import seeded
 
 
 def walk(epochs: int = 3, k: int = 20) -> list[float]:

@@ -9,9 +9,9 @@ import torch
 
 from deepcluster.engine.optim import make_optimizer
 from deepcluster.methods.deepcluster import DeepCluster
-from deepcluster.methods.method import Described
+from deepcluster.methods.method import Features
 from deepcluster.models.zoo import build_backbone
-from deepcluster.records import Batch
+from deepcluster.types import Batch
 
 
 def method(n: int = 64, k: int = 4, **values: object) -> DeepCluster:
@@ -21,13 +21,13 @@ def method(n: int = 64, k: int = 4, **values: object) -> DeepCluster:
     return DeepCluster(backbone, n=n, k=k, head_optimizer=make, **({"whiten": 3, "init": "k-means++"} | values))  # type: ignore[arg-type]
 
 
-def described(n: int = 64, skewed: bool = False, missing: tuple[int, ...] = ()) -> Described:
+def described(n: int = 64, skewed: bool = False, missing: tuple[int, ...] = ()) -> Features:
     """Four well-separated groups in 128 dimensions."""
     rng = np.random.default_rng(0)
     group = np.sort(rng.choice(4, n, p=[0.7, 0.15, 0.1, 0.05])) if skewed else np.arange(n) % 4
     features = (4 * np.eye(4, 128)[group] + 0.1 * rng.normal(size=(n, 128))).astype(np.float32)
     index = np.setdiff1d(np.arange(n), missing)
-    return Described(index, features[index])
+    return Features(index, features[index])
 
 
 def batch(n: int = 8, views: int = 1) -> Batch:

@@ -13,8 +13,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-
-from deepcluster.world import World
+from deepcluster.group import ProcessGroup
 
 LOADED = ["deepcluster.engine.train", "deepcluster.clustering", "pytest", "sklearn.cluster", "torch.utils.tensorboard"]
 
@@ -26,7 +25,7 @@ def together(work: Callable[..., Any], size: int, *arguments: Any) -> list[Any]:
     alone runs in place, without any torch.distributed.
     """
     if size == 1:
-        return [_on_one_thread(work, World(), arguments)]
+        return [_on_one_thread(work, ProcessGroup(), arguments)]
     # A server that has loaded everything once is copied for each process: loading it anew would take most of the time.
     multiprocessing.set_forkserver_preload(LOADED)
     with tempfile.TemporaryDirectory() as folder:
@@ -39,17 +38,17 @@ def _process(rank: int, size: int, port: int, work: Callable[..., Any], argument
     os.environ.update(LOCAL_RANK=str(rank), LOCAL_WORLD_SIZE=str(size), GLOO_SOCKET_IFNAME="lo")
     dist.init_process_group("gloo", rank=rank, world_size=size)
     try:
-        torch.save(_on_one_thread(work, World(rank, size), arguments), Path(folder) / str(rank))
+        torch.save(_on_one_thread(work, ProcessGroup(rank, size), arguments), Path(folder) / str(rank))
         dist.barrier()
     finally:
         dist.destroy_process_group()
 
 
-def _on_one_thread(work: Callable[..., Any], world: World, arguments: Any) -> Any:
+def _on_one_thread(work: Callable[..., Any], group: ProcessGroup, arguments: Any) -> Any:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        return work(world, *arguments)
+        return work(group, *arguments)
     finally:
         torch.set_num_threads(threads)
 

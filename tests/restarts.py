@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 
+from deepcluster.config import TrainRun, override
 from deepcluster.engine import checkpoint, loop, train
 from deepcluster.engine.log import Screen
+from deepcluster.errors import Interrupted
 from deepcluster.presets import find_preset
-from deepcluster.records import Interrupted
-from deepcluster.settings import TrainRun, override
 
 SMALL = {"epochs": 2, "k": 5, "whiten": 8, "batch_size": 16, "image_size": 12, "keep_every": 1}
 

@@ -16,18 +16,18 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from deepcluster.api import train
+    from deepcluster.config import TrainRun
     from deepcluster.data.sources import open_images
-    from deepcluster.engine.runs import Run, load_run
+    from deepcluster.engine.run import Run, load_run
+    from deepcluster.errors import DeepClusterError
     from deepcluster.presets import PRESETS
-    from deepcluster.records import DeepClusterError
-    from deepcluster.settings import TrainRun
 
 _HOME = {
-    "DeepClusterError": "records",
+    "DeepClusterError": "errors",
     "PRESETS": "presets",
-    "Run": "engine.runs",
-    "TrainRun": "settings",
-    "load_run": "engine.runs",
+    "Run": "engine.run",
+    "TrainRun": "config",
+    "load_run": "engine.run",
     "open_images": "data.sources",
     "train": "api",
 }

@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from deepcluster import settings
+from deepcluster import config
+from deepcluster.config import TrainRun
 from deepcluster.engine import build
 from deepcluster.engine import train as engine
 from deepcluster.engine.log import Screen
-from deepcluster.engine.runs import Run, read_config
+from deepcluster.engine.run import Run, read_config
 from deepcluster.presets import find_preset
-from deepcluster.settings import TrainRun
 
 
 def train(
@@ -50,11 +50,11 @@ def train(
         (1797,)
     """
     if data is None or out is None:
-        raise settings.DeepClusterError("train needs data and out: train(preset, data='photos/', out='runs/photos').")
+        raise config.DeepClusterError("train needs data and out: train(preset, data='photos/', out='runs/photos').")
     if resume:
         return _go_on(preset, values, data, Path(out), Screen(quiet), clusterer)
     name, run = (preset, find_preset(preset).run) if isinstance(preset, str) else ("custom", preset)
-    values_set = settings.override(run, values)
+    values_set = config.override(run, values)
     return engine.train(
         values_set, data, out, preset=name, overwrite=overwrite, screen=Screen(quiet), clusterer=clusterer
     )
@@ -62,14 +62,14 @@ def train(
 
 def _go_on(preset: str | TrainRun, values: dict[str, Any], data: Any, out: Path, screen: Screen, clusterer: Any) -> Run:
     started = read_config(out)
-    before = settings.from_dict(started["settings"])
+    before = config.from_dict(started["settings"])
     if isinstance(preset, str):
         if started["preset"] != preset:
-            raise settings.DeepClusterError(f"{out} is a run of {started['preset']}, not of {preset}: resume that one.")
+            raise config.DeepClusterError(f"{out} is a run of {started['preset']}, not of {preset}: resume that one.")
         preset = before
-    asked = build.with_clusterer(settings.override(preset, values), clusterer)
-    if settings.override(asked, {"epochs": before.epochs}) != before:
-        raise settings.DeepClusterError(
+    asked = build.with_clusterer(config.override(preset, values), clusterer)
+    if config.override(asked, {"epochs": before.epochs}) != before:
+        raise config.DeepClusterError(
             f"{out} was started with other settings than these: leave them out to resume it, or start anew elsewhere."
         )
     return engine.train_again(

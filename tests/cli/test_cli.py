@@ -240,11 +240,11 @@ class TestMistakes:
     def test_full_disk(self, images: Path, capsys: pytest.CaptureFixture[str]) -> None:
         if not Path("/dev/full").exists():
             pytest.skip("no /dev/full on this system")
-        from deepcluster.files import write_whole
-        from deepcluster.records import DeepClusterError
+        from deepcluster.errors import DeepClusterError
+        from deepcluster.io import write_atomic
 
         with pytest.raises(DeepClusterError, match="No space left"):
-            write_whole(images.with_suffix(".txt"), lambda beside: Path("/dev/full").write_text("x" * 10**6))
+            write_atomic(images.with_suffix(".txt"), lambda beside: Path("/dev/full").write_text("x" * 10**6))
         assert not images.with_suffix(".txt").exists() and not list(images.parent.glob(".*"))
 
     def test_resume_with_another_preset(self, run: Path, capsys: pytest.CaptureFixture[str]) -> None:

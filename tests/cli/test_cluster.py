@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from deepcluster.group import ProcessGroup
 
 from deepcluster.cli.main import main
 from deepcluster.clustering import PIC, HierarchicalKMeans, Whitening
-from deepcluster.world import World
 from processes import together
 
 
@@ -122,9 +122,9 @@ def test_hierarchical(table: Path, words: list[str], arguments: dict, capsys: py
     assert scores["objective"] == pytest.approx(run.inertia_, rel=1e-5) and scores["clusters_used"] == 12
 
 
-def _one_of_several(world: World, folder: str, lines: list[list[str]]) -> list[int]:
+def _one_of_several(group: ProcessGroup, folder: str, lines: list[list[str]]) -> list[int]:
     return [
-        main(["cluster", f"{folder}/f.npy", *line, "--out", f"{folder}/{world.size}-{i}.csv"])
+        main(["cluster", f"{folder}/f.npy", *line, "--out", f"{folder}/{group.size}-{i}.csv"])
         for i, line in enumerate(lines)
     ]
 

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from deepcluster.cli.main import main
+from deepcluster.errors import DeepClusterError
 from deepcluster.models.export import export_backbone
 from deepcluster.models.zoo import build_backbone
-from deepcluster.records import DeepClusterError
 
 TRAIN = ("train", "tiny-deepcluster", "--data", "digits", "--out", "y")
 

@@ -12,7 +12,7 @@ from PIL import Image
 
 from deepcluster.cli.main import main
 from deepcluster.cli.visualize import PICTURES
-from deepcluster.engine.runs import load_run
+from deepcluster.engine.run import load_run
 from deepcluster.visualize.report import write_report
 
 TRAIN = ["--epochs", "1", "--batch-size", "16", "--method.k", "5", "--method.whiten", "8", "--image-size", "16"]

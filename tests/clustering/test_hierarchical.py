@@ -11,10 +11,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deepcluster.clustering import dealing
+from deepcluster.clustering import redistribute as dealing
 from deepcluster.clustering.hierarchical import HierarchicalKMeans, levels_for, nearest_in_tree, seed_for
 from deepcluster.clustering.kmeans import KMeans, nearest_centroids
-from deepcluster.records import DeepClusterError, seeded
+from deepcluster.errors import DeepClusterError
+from deepcluster.random import seeded
 
 
 def nested(n: int = 3000, d: int = 12, seed: int = 0, spread: float = 0.1) -> np.ndarray:

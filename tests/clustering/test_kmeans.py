@@ -10,11 +10,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deepcluster.clustering import int8, lloyd
+from deepcluster.clustering import assign_int8, lloyd
+from deepcluster.clustering.block_reader import Rows
 from deepcluster.clustering.kmeans import KMeans, nearest_centroids
 from deepcluster.clustering.nearest import Nearest
-from deepcluster.clustering.stream import Rows
-from deepcluster.records import DeepClusterError
+from deepcluster.errors import DeepClusterError
 
 PRECISIONS = ["float32", "bfloat16", "int8"]
 
@@ -117,9 +117,9 @@ def test_screening_by_8_bits_finds_the_nearest(scale: float) -> None:
     x = torch.from_numpy(x.astype(np.float32))
     centroids = torch.cat([x[:1000], x[1000:5000].view(4, 1000, 40).mean(0)])
     facts = lloyd.moments(lloyd.Points(Rows(x)))
-    search = int8.Screen(lloyd.Points(Rows(x)), square=facts.square, peak=facts.peak, longest=facts.longest)
+    search = assign_int8.Screen(lloyd.Points(Rows(x)), square=facts.square, peak=facts.peak, longest=facts.longest)
     finder = search(centroids)
-    assert isinstance(finder, int8.Screened)
+    assert isinstance(finder, assign_int8.Screened)
     found = finder(x, 0).clone()
     squared = torch.cdist(x.double(), centroids.double()).square()
     excess = squared.gather(1, found[:, None]).sum() / squared.amin(1).sum() - 1
@@ -130,7 +130,7 @@ def test_screening_by_8_bits_finds_the_nearest(scale: float) -> None:
 def test_points_passed_over_are_few_and_close_cases() -> None:
     x = torch.from_numpy(blobs(20000, 32, 300, spread=1.0))
     facts = lloyd.moments(lloyd.Points(Rows(x)))
-    search = int8.Screen(lloyd.Points(Rows(x)), square=facts.square, peak=facts.peak, longest=facts.longest)
+    search = assign_int8.Screen(lloyd.Points(Rows(x)), square=facts.square, peak=facts.peak, longest=facts.longest)
     centroids, passed_over = x[:300].clone(), False
     for _ in range(12):
         finder = search(centroids)

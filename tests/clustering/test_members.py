@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deepcluster.clustering.members import Members
+from deepcluster.clustering.cluster_index import Members
 
 
 @settings(max_examples=50, deadline=None)

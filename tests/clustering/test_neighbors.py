@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from deepcluster.clustering import neighbors
 from deepcluster.clustering.neighbors import nearest_rows
-from deepcluster.records import DeepClusterError
+from deepcluster.errors import DeepClusterError
 
 BACKENDS = ["torch", "faiss"]
 

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deepcluster.clustering import PIC
-from deepcluster.records import DeepClusterError
+from deepcluster.errors import DeepClusterError
 
 VERSIONS = ["paper", "published"]
 

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn import metrics
 
-from deepcluster.clustering import scores
-from deepcluster.records import DeepClusterError
+from deepcluster.clustering import metrics as scores
+from deepcluster.errors import DeepClusterError
 
 grouping = st.integers(1, 60).flatmap(lambda n: st.tuples(*[st.lists(st.integers(0, 6), min_size=n, max_size=n)] * 2))
 

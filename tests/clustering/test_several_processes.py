@@ -7,18 +7,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from deepcluster.group import SINGLE, ProcessGroup
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deepcluster.clustering.exact import Total, round_, unit_for
+from deepcluster.clustering.block_reader import Rows
+from deepcluster.clustering.exact_sum import Total, round_, unit_for
 from deepcluster.clustering.hierarchical import HierarchicalKMeans
+from deepcluster.clustering.init import distinct
 from deepcluster.clustering.kmeans import KMeans
 from deepcluster.clustering.lloyd import Points
-from deepcluster.clustering.seeding import distinct
-from deepcluster.clustering.stream import Rows
 from deepcluster.clustering.whitening import Whitening
-from deepcluster.records import DeepClusterError
-from deepcluster.world import ALONE, World
+from deepcluster.errors import DeepClusterError
 from processes import together
 
 
@@ -50,15 +50,15 @@ KMEANS: dict[str, tuple[Any, dict[str, Any]]] = {
 }
 
 
-def _kmeans(world: World, uneven: bool) -> dict[str, Any]:
+def _kmeans(group: ProcessGroup, uneven: bool) -> dict[str, Any]:
     results = {}
     for name, (make, arguments) in KMEANS.items():
         x = make()
-        first, last = world.share(len(x))
+        first, last = group.row_range(len(x))
         if uneven:  # most rows on the last process, and none on the first of three
-            first, last = ([0, 0, 777, len(x)] if world.size == 3 else [0, 333, len(x)])[world.rank :][:2]
+            first, last = ([0, 0, 777, len(x)] if group.size == 3 else [0, 333, len(x)])[group.rank :][:2]
         # each process has its own copy, not a part of one
-        run = KMeans(**{"random_state": 0, **arguments}, world=world).fit(x[first:last].copy())
+        run = KMeans(**{"random_state": 0, **arguments}, group=group).fit(x[first:last].copy())
         assert np.array_equal(run.predict(x[first:last]), run.labels_)
         results[name] = {
             "labels": run.labels_,
@@ -75,12 +75,12 @@ WHITENING: dict[str, tuple[Any, dict[str, Any]]] = {
 }
 
 
-def _whitening(world: World) -> dict[str, list[np.ndarray]]:
+def _whitening(group: ProcessGroup) -> dict[str, list[np.ndarray]]:
     results = {}
     for name, (make, arguments) in WHITENING.items():
         x = make().astype(np.float32)
-        first, last = world.share(len(x))
-        fitted = Whitening(**arguments, world=world).fit(x[first:last].copy())
+        first, last = group.row_range(len(x))
+        fitted = Whitening(**arguments, group=group).fit(x[first:last].copy())
         assert fitted.transform(x[first:last]).shape == (last - first, len(fitted.components))
         once = [fitted.mean.numpy(), fitted.components.numpy(), fitted.variance.numpy()]
         again = fitted.partial_fit(x[first:last] * 2 + 1)
@@ -97,20 +97,20 @@ TREES: dict[str, tuple[Any, dict[str, Any]]] = {
 }
 
 
-def _trees(world: World) -> dict[str, Any]:
+def _trees(group: ProcessGroup) -> dict[str, Any]:
     results = {}
     for name, (make, arguments) in TREES.items():
         x = make()
-        first, last = world.share(len(x))
-        run = HierarchicalKMeans(**{"random_state": 0, **arguments}, world=world).fit(x[first:last].copy())
+        first, last = group.row_range(len(x))
+        run = HierarchicalKMeans(**{"random_state": 0, **arguments}, group=group).fit(x[first:last].copy())
         assert np.array_equal(run.predict(x[first:last]), run.labels_)
         results[name] = {"labels": run.labels_, "same": [*run.levels_, *run.counts_, np.array(run.inertia_)]}
     return results
 
 
-def _everything(world: World) -> dict[str, Any]:
-    kmeans = {"aligned": _kmeans(world, False), "uneven": _kmeans(world, True)}
-    return {**kmeans, "whitening": _whitening(world), "trees": _trees(world)}
+def _everything(group: ProcessGroup) -> dict[str, Any]:
+    kmeans = {"aligned": _kmeans(group, False), "uneven": _kmeans(group, True)}
+    return {**kmeans, "whitening": _whitening(group), "trees": _trees(group)}
 
 
 @pytest.fixture(scope="module")
@@ -161,13 +161,13 @@ def test_whitening_of_rows_far_from_the_sample() -> None:
     np.testing.assert_allclose(fitted.variance, variance, rtol=1e-6)
 
 
-def _mistakes(world: World) -> list[str]:
+def _mistakes(group: ProcessGroup) -> list[str]:
     x = mixture(50, 4, 3)
-    holed, wide = x.copy(), world.rank == 1
-    if world.rank == 1:
+    holed, wide = x.copy(), group.rank == 1
+    if group.rank == 1:
         holed[7, 2] = np.nan
     cases: list[tuple[dict[str, Any], Any]] = [
-        ({"n_clusters": 50 * world.size + 1}, x),
+        ({"n_clusters": 50 * group.size + 1}, x),
         ({}, holed),
         ({}, x[:0]),
         ({}, np.zeros((50, 5), np.float32) if wide else x),
@@ -177,12 +177,12 @@ def _mistakes(world: World) -> list[str]:
     said = []
     for arguments, rows in cases:
         with pytest.raises(DeepClusterError) as caught:
-            KMeans(**{"n_clusters": 3, "random_state": 0, **arguments}, world=world).fit(rows)
+            KMeans(**{"n_clusters": 3, "random_state": 0, **arguments}, group=group).fit(rows)
         said.append(str(caught.value))
     with pytest.raises(DeepClusterError, match="Row 57 of the features holds NaN"):
-        Whitening(2, world=world).fit(holed)
-    unseeded = KMeans(3, world=world).fit(x).cluster_centers_
-    assert np.array_equal(world.gather_array(unseeded), np.concatenate([unseeded] * world.size))
+        Whitening(2, group=group).fit(holed)
+    unseeded = KMeans(3, group=group).fit(x).cluster_centers_
+    assert np.array_equal(group.gather_array(unseeded), np.concatenate([unseeded] * group.size))
     return said
 
 
@@ -246,4 +246,4 @@ def test_largest_prefers_the_lowest_of_equal_rows() -> None:
     shard = Points(Rows(np.zeros((6, 1)))).shard
     index, value = shard.largest(torch.tensor([1.0, 3, 0, 3, 1, 1]), 4)
     assert index.tolist() == [1, 3, 0, 4] and value.tolist() == [3, 3, 1, 1]
-    assert shard.world == ALONE
+    assert shard.group == SINGLE

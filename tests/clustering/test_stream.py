@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from deepcluster.clustering.stream import Rows, write_rows
-from deepcluster.records import DeepClusterError
+from deepcluster.clustering.block_reader import Rows, write_rows
+from deepcluster.errors import DeepClusterError
 
 
 def read(x: object, step: int = 7) -> np.ndarray:

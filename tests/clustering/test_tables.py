@@ -11,7 +11,7 @@ import torch
 
 from deepcluster.clustering import PIC, KMeans, Whitening
 from deepcluster.clustering.tables import cluster_table
-from deepcluster.records import DeepClusterError
+from deepcluster.errors import DeepClusterError
 
 
 def blobs(n: int = 400, d: int = 8, groups: int = 5, spread: float = 0.2) -> np.ndarray:

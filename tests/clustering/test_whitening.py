@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from deepcluster.clustering import whitening as room
 from deepcluster.clustering.whitening import Whitening
-from deepcluster.records import DeepClusterError
+from deepcluster.errors import DeepClusterError
 
 
 def table(n: int = 500, d: int = 24, seed: int = 0) -> np.ndarray:

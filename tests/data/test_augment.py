@@ -15,7 +15,8 @@ from torch import Tensor
 from deepcluster.data import resample
 from deepcluster.data.augment import augment, blur, plain
 from deepcluster.data.views import IMAGENET_MEAN, IMAGENET_STD, ORDERS, Draw, Views, draw
-from deepcluster.records import DeepClusterError, seeded
+from deepcluster.errors import DeepClusterError
+from deepcluster.random import seeded
 
 LEVEL = 1 / 255
 NOTHING = Views(size=24, crop_scale=None, flip=0, mean=(0, 0, 0), std=(1, 1, 1))

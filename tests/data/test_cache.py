@@ -15,7 +15,7 @@ from PIL import Image
 from deepcluster.data import cache
 from deepcluster.data.cache import StoredPixels, StreamedPixels, load_pixels
 from deepcluster.data.sources import open_images
-from deepcluster.records import DeepClusterError
+from deepcluster.errors import DeepClusterError
 
 
 @pytest.fixture
@@ -59,7 +59,7 @@ def test_in_memory(folder: Path, short_side: int | None, tmp_path: Path) -> None
 def test_on_disk_and_found_again(
     folder: Path, on_disk: None, tmp_path: Path, workers: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("deepcluster.data.stream.FEW", 0)
+    monkeypatch.setattr("deepcluster.data.decode_pool.FEW", 0)
     monkeypatch.setattr(cache, "CHUNK", 3)
     seen: list[tuple[int, int]] = []
     options = {"short_side": 16, "cache_gb": 1, "directory": tmp_path / "c", "workers": workers}

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image, ImageFile, ImageOps
 
 from deepcluster.data.decode import decode
-from deepcluster.records import BadImage
+from deepcluster.errors import BadImage
 
 
 def encoded(image: Image.Image, kind: str, **options: object) -> bytes:

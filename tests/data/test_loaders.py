@@ -9,16 +9,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from deepcluster.group import ProcessGroup
 from PIL import Image
 
-from deepcluster.data import stream as streaming
+from deepcluster.data import decode_pool as streaming
 from deepcluster.data.augment import plain
 from deepcluster.data.cache import Pixels, StreamedPixels, load_pixels
 from deepcluster.data.loaders import Loader
 from deepcluster.data.sources import open_images
 from deepcluster.data.views import Views
-from deepcluster.records import Batch
-from deepcluster.world import World
+from deepcluster.types import Batch
 
 VIEWS = Views(size=12, count=2, brightness=0.4, hue=0.1, gray=0.2)
 
@@ -66,7 +66,7 @@ def test_processes_share_a_batch_as_one_would_make_it(folder: Path, size: int) -
     stored = load_pixels(open_images(str(folder)), short_side=None, cache_gb=1)
     alone = list(Loader(stored, order, batch_size=40, views=views, key=(5, 1)))
     parts = [
-        list(Loader(stored, order, batch_size=40, views=views, key=(5, 1), empty=True, world=World(r, size)))
+        list(Loader(stored, order, batch_size=40, views=views, key=(5, 1), empty=True, group=ProcessGroup(r, size)))
         for r in range(size)
     ]
     assert all(len(part) == len(alone) == 2 for part in parts)
@@ -81,8 +81,10 @@ def test_processes_share_a_batch_as_one_would_make_it(folder: Path, size: int) -
                 torch.cat([batch.views[view] for batch in shared]), one.views[view], rtol=0, atol=1e-5
             )
     streamed = StreamedPixels(open_images(str(folder)), None, workers=1)
-    two = list(Loader(streamed, order, batch_size=40, views=views, key=(5, 1), empty=True, world=World(1, 2)))
-    assert same(two, list(Loader(stored, order, batch_size=40, views=views, key=(5, 1), empty=True, world=World(1, 2))))
+    two = list(Loader(streamed, order, batch_size=40, views=views, key=(5, 1), empty=True, group=ProcessGroup(1, 2)))
+    assert same(
+        two, list(Loader(stored, order, batch_size=40, views=views, key=(5, 1), empty=True, group=ProcessGroup(1, 2)))
+    )
 
 
 def test_a_loader_that_finds_nothing_can_be_left(tmp_path: Path) -> None:

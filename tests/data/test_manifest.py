@@ -24,7 +24,7 @@ from deepcluster.data.loaders import Loader
 from deepcluster.data.manifest import VERSION, read_manifest
 from deepcluster.data.shards import Shards
 from deepcluster.data.sources import open_images
-from deepcluster.records import BadImage, DeepClusterError
+from deepcluster.errors import BadImage, DeepClusterError
 
 
 @pytest.fixture

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deepcluster.data.samplers import epoch_order
-from deepcluster.records import DeepClusterError, seeded
+from deepcluster.errors import DeepClusterError
+from deepcluster.random import seeded
 
 assignments = st.lists(st.integers(-1, 6), min_size=1, max_size=60).filter(lambda a: max(a) >= 0)
 

@@ -23,7 +23,7 @@ from deepcluster.data.cache import StreamedPixels, load_pixels
 from deepcluster.data.loaders import Loader
 from deepcluster.data.shards import Shards
 from deepcluster.data.sources import open_images
-from deepcluster.records import BadImage, DeepClusterError
+from deepcluster.errors import BadImage, DeepClusterError
 
 
 def png(seed: int) -> bytes:

@@ -13,10 +13,10 @@ import pytest
 from PIL import Image
 
 from deepcluster.data.naming import natural_key
-from deepcluster.data.places import expand_braces
 from deepcluster.data.shards import Shards
 from deepcluster.data.sources import ImageSource, open_images
-from deepcluster.records import BadImage, DeepClusterError
+from deepcluster.data.storage import expand_braces
+from deepcluster.errors import BadImage, DeepClusterError
 
 
 def picture(seed: int, size: tuple[int, int] = (10, 12)) -> np.ndarray:

@@ -11,19 +11,19 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from deepcluster.config import TrainRun, override
 from deepcluster.engine import build, checkpoint, loop, train
 from deepcluster.engine.log import Screen
-from deepcluster.engine.model import backbone_from, begin_with
-from deepcluster.engine.runs import Run, load_run
+from deepcluster.engine.model import backbone_from, load_initial_weights
+from deepcluster.engine.run import Run, load_run
+from deepcluster.errors import DeepClusterError, Interrupted
 from deepcluster.methods.cosine import CosineHead
 from deepcluster.models.backbone import Backbone
 from deepcluster.models.export import export_backbone
 from deepcluster.models.zoo import build_backbone
 from deepcluster.presets import find_preset
-from deepcluster.records import DeepClusterError, Interrupted
-from deepcluster.settings import TrainRun, override
 
-SMALL = {"epochs": 2, "k": 5, "whiten": 8, "batch_size": 16, "image_size": 12, "clusterings": 1, "averaging": 0.0}
+SMALL = {"epochs": 2, "k": 5, "whiten": 8, "batch_size": 16, "image_size": 12, "clusterings": 1, "ema_decay": 0.0}
 IMAGES = np.random.default_rng(0).integers(0, 255, (64, 12, 12, 3)).astype(np.uint8)
 
 
@@ -49,10 +49,10 @@ def same(a: Backbone, b: Backbone) -> bool:
     return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
-@pytest.mark.parametrize("averaging", [0.0, 0.9])
-def test_a_run_begins_where_another_ended(earlier: Run, tmp_path: Path, averaging: float) -> None:
+@pytest.mark.parametrize("ema_decay", [0.0, 0.9])
+def test_a_run_begins_where_another_ended(earlier: Run, tmp_path: Path, ema_decay: float) -> None:
     """At learning rate 0 the weights stay what they were at the beginning; the running average too."""
-    still = {"lr": 0.0, "optimizer.weight_decay": 0.0, "averaging": averaging}
+    still = {"lr": 0.0, "optimizer.weight_decay": 0.0, "ema_decay": ema_decay}
     drawn = fit(tmp_path / "drawn", **still)
     given = fit(tmp_path / "given", **still, **{"backbone.weights": str(earlier.folder / "model.safetensors")})
     assert same(given.backbone, earlier.backbone) and not same(drawn.backbone, earlier.backbone)
@@ -130,9 +130,9 @@ def test_another_network_is_refused(earlier: Run, tmp_path: Path, values: dict) 
 def test_the_padding_of_sobel_matters_and_the_dropout_does_not(tmp_path: Path) -> None:
     backbone = build_backbone("alexnet", sobel="paper", image_size=63)
     file = export_backbone(backbone, "safetensors", tmp_path / "b.safetensors")
-    begin_with(file, [build_backbone("alexnet", sobel="paper", image_size=63, dropout=0.1)])
+    load_initial_weights(file, [build_backbone("alexnet", sobel="paper", image_size=63, dropout=0.1)])
     with pytest.raises(DeepClusterError, match="another network"):
-        begin_with(file, [build_backbone("alexnet", sobel="deepercluster", image_size=63)])
+        load_initial_weights(file, [build_backbone("alexnet", sobel="deepercluster", image_size=63)])
     file.unlink()
 
 

@@ -9,10 +9,10 @@ import pytest
 from PIL import Image
 
 import deepcluster as dc
+from deepcluster.config import DeeperClusterParams, TrainRun, override
 from deepcluster.engine import checkpoint, train
 from deepcluster.engine.log import Screen
 from deepcluster.presets import find_preset
-from deepcluster.settings import DeeperClusterParams, TrainRun, override
 from restarts import differing, fit, images, stop_after
 
 SMALL = {"epochs": 2, "k": 6, "whiten": 8, "batch_size": 16, "image_size": 12, "keep_every": 1}

@@ -10,7 +10,7 @@ import pytest
 
 from deepcluster.engine.health import check_clusters, check_loss
 from deepcluster.engine.log import read_metrics
-from deepcluster.records import DeepClusterError
+from deepcluster.errors import DeepClusterError
 
 
 @pytest.mark.parametrize(

@@ -12,12 +12,12 @@ from PIL import Image
 
 import deepcluster as dc
 from deepcluster.cli.main import main
+from deepcluster.config import override
 from deepcluster.engine import checkpoint, train
 from deepcluster.engine.length import epochs_done, is_finished
 from deepcluster.engine.log import Screen
-from deepcluster.engine.runs import load_run
-from deepcluster.records import DeepClusterError
-from deepcluster.settings import override
+from deepcluster.engine.run import load_run
+from deepcluster.errors import DeepClusterError
 from restarts import differing, fit, images, settings, stop_after
 
 QUIET = Screen(quiet=True)

@@ -10,12 +10,12 @@ import torch
 from PIL import Image
 
 import deepcluster as dc
+from deepcluster.config import TrainRun, names, override
 from deepcluster.engine import checkpoint, train
 from deepcluster.engine.log import Screen
 from deepcluster.engine.model import Model
+from deepcluster.errors import DeepClusterError
 from deepcluster.presets import find_preset
-from deepcluster.records import DeepClusterError
-from deepcluster.settings import TrainRun, names, override
 from restarts import differing, fit, images, stop_after
 
 SMALL = {"epochs": 2, "k": 5, "feature_dim": 8, "hidden": 16, "batch_size": 16, "image_size": 12, "keep_every": 1}

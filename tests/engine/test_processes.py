@@ -12,17 +12,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from deepcluster.group import ProcessGroup
 from PIL import Image
 
 import deepcluster as dc
 from deepcluster.clustering.pic import PIC
+from deepcluster.config import TrainRun, override
 from deepcluster.data.sources import open_images
 from deepcluster.engine import checkpoint, train
 from deepcluster.engine.log import Screen
+from deepcluster.errors import DeepClusterError, Interrupted
 from deepcluster.presets import find_preset
-from deepcluster.records import DeepClusterError, Interrupted
-from deepcluster.settings import TrainRun, override
-from deepcluster.world import World
 from processes import free_port, together
 from restarts import images
 
@@ -31,10 +31,10 @@ N = 1100  # more than world.ALIGN, so that the second process has a share of the
 # which turns the last digit of a small one into a step, and images between two clusters go either way.
 SMALL = {"epochs": 2, "batch_size": 130, "image_size": 12, "keep_every": 0, "optimizer.name": "sgd", "lr": 0.02}
 RUNS: dict[str, tuple[str, dict[str, Any]]] = {
-    "deepcluster": ("tiny-deepcluster", {"k": 4, "whiten": 8, "clusterings": 1, "averaging": 0.0, "init": "k-means++"}),
+    "deepcluster": ("tiny-deepcluster", {"k": 4, "whiten": 8, "clusterings": 1, "ema_decay": 0.0, "init": "k-means++"}),
     "extras": (
         "tiny-deepcluster",
-        {"k": 4, "whiten": 8, "clusterings": 2, "averaging": 0.9, "head": "centroids", "init": "previous", "clip": 0.5},
+        {"k": 4, "whiten": 8, "clusterings": 2, "ema_decay": 0.9, "head": "centroids", "init": "previous", "clip": 0.5},
     ),
     "weighted": (
         "tiny-deepcluster",
@@ -66,8 +66,8 @@ def settings(name: str, **values: Any) -> TrainRun:
     return override(find_preset(preset).run, SMALL | own | values)
 
 
-def _fit(world: World, name: str, folder: str, values: dict[str, Any]) -> dict[str, Any]:
-    out = Path(folder) / f"{name}-{world.size}"
+def _fit(group: ProcessGroup, name: str, folder: str, values: dict[str, Any]) -> dict[str, Any]:
+    out = Path(folder) / f"{name}-{group.size}"
     data = open_images(images(N))
     data.labels = np.arange(N) % 4  # type: ignore[misc]
     run = train.train(settings(name, **values), data, out, screen=Screen(quiet=True))
@@ -103,11 +103,11 @@ def test_three_processes_and_statistics_of_their_own(tmp_path: Path) -> None:
     (alone,) = together(_fit, 1, "deepercluster", str(tmp_path), {})
     for shared in together(_fit, 3, "deepercluster", str(tmp_path), {}):
         np.testing.assert_array_equal(shared["assignment"], alone["assignment"])
-    apart = together(_fit, 2, "odc", str(tmp_path), {"whole_batch_norm": False})
+    apart = together(_fit, 2, "odc", str(tmp_path), {"sync_batchnorm": False})
     assert apart[0]["rows"] == apart[1]["rows"] and apart[0]["rows"][-1]["loss"] > 0
 
 
-def _cut(world: World, name: str, folder: str, stop_at: int) -> None:
+def _cut(group: ProcessGroup, name: str, folder: str, stop_at: int) -> None:
     """Trains until one process, the last, is told to stop within an epoch."""
     from deepcluster.engine import loop
 
@@ -116,12 +116,12 @@ def _cut(world: World, name: str, folder: str, stop_at: int) -> None:
     def counting(*arguments: Any) -> None:
         original(*arguments)
         steps["done"] += 1
-        if steps["done"] == stop_at and world.rank == world.size - 1:
+        if steps["done"] == stop_at and group.rank == group.size - 1:
             os.kill(os.getpid(), signal.SIGTERM)
 
     loop.step_all = counting  # type: ignore[assignment]
     try:
-        run = settings(name, processes=world.size)
+        run = settings(name, processes=group.size)
         train.train(run, images(N), Path(folder) / "cut", screen=Screen(quiet=True))
     except Interrupted:
         return
@@ -130,9 +130,9 @@ def _cut(world: World, name: str, folder: str, stop_at: int) -> None:
     raise AssertionError("the run was not stopped")
 
 
-def _go_on(world: World, folder: str) -> np.ndarray:
+def _go_on(group: ProcessGroup, folder: str) -> np.ndarray:
     # The run was begun with another number, which is what it would take by itself where no launcher says otherwise.
-    processes = 1 if world.alone else None
+    processes = 1 if group.is_single else None
     return train.train_again(Path(folder) / "cut", images(N), screen=Screen(quiet=True), processes=processes).assignment
 
 
@@ -147,10 +147,10 @@ def test_a_run_goes_on_with_another_number_of_processes(tmp_path: Path, name: st
         np.testing.assert_array_equal(assignment, whole["assignment"])
 
 
-def _photos(world: World, folder: str) -> dict[str, Any]:
+def _photos(group: ProcessGroup, folder: str) -> dict[str, Any]:
     run = settings("deepercluster", batch_size=6, **{"data.cache_gb": 0.0})
-    done = train.train(run, str(Path(folder) / "photos"), Path(folder) / f"run-{world.size}", screen=Screen(quiet=True))
-    rows = (Path(folder) / f"run-{world.size}" / "bad_images.csv").read_text().splitlines()
+    done = train.train(run, str(Path(folder) / "photos"), Path(folder) / f"run-{group.size}", screen=Screen(quiet=True))
+    rows = (Path(folder) / f"run-{group.size}" / "bad_images.csv").read_text().splitlines()
     return {"assignment": done.assignment, "bad": rows, "loss": done.metrics[-1]["loss"]}
 
 
@@ -168,15 +168,15 @@ def test_photos_of_which_some_are_damaged(tmp_path: Path) -> None:
             assert len(done["bad"]) == 8 and np.isfinite(done["loss"])
 
 
-def _refused(world: World, folder: str, what: str) -> str:
+def _refused(group: ProcessGroup, folder: str, what: str) -> str:
     try:
         if what == "batch":
             train.train(
                 settings("deepcluster", batch_size=1), images(N), Path(folder) / "run", screen=Screen(quiet=True)
             )
         elif what == "here":  # one process alone finds something wrong
-            with world.together():
-                if world.rank == world.size - 1:
+            with group.collective_section():
+                if group.rank == group.size - 1:
                     raise DeepClusterError("the second machine has no images")
         else:
             train.train(settings("deepcluster", k=5000), images(N), Path(folder) / "run", screen=Screen(quiet=True))
@@ -195,10 +195,10 @@ def test_all_processes_end_with_one_sentence(tmp_path: Path, what: str, said: st
     assert not (tmp_path / "run").exists()
 
 
-def _clusterer(world: World, folder: str) -> np.ndarray:
+def _clusterer(group: ProcessGroup, folder: str) -> np.ndarray:
     run = settings("deepcluster")
     return train.train(
-        run, images(N), Path(folder) / str(world.size), screen=Screen(quiet=True), clusterer=PIC(sigma=0.3)
+        run, images(N), Path(folder) / str(group.size), screen=Screen(quiet=True), clusterer=PIC(sigma=0.3)
     ).assignment
 
 

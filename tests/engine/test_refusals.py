@@ -12,7 +12,7 @@ from sklearn.cluster import AgglomerativeClustering
 
 import deepcluster as dc
 from deepcluster.cli.main import main
-from deepcluster.records import DeepClusterError
+from deepcluster.errors import DeepClusterError
 from restarts import SMALL, fit, images, settings
 
 

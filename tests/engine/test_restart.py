@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 import torch
 
+from deepcluster.config import override
 from deepcluster.engine import checkpoint, loop, train
 from deepcluster.engine.log import Screen
-from deepcluster.engine.runs import load_run
-from deepcluster.settings import override
+from deepcluster.engine.run import load_run
 from restarts import differing, fit, images, settings, stop_after
 
 

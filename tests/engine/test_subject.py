@@ -7,18 +7,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from deepcluster.group import ProcessGroup
 
 from deepcluster.clustering.whitening import Whitening
 from deepcluster.data.cache import load_pixels
 from deepcluster.data.sources import open_images
 from deepcluster.engine.model import Model
-from deepcluster.engine.runs import load_subject
+from deepcluster.engine.run import load_subject
 from deepcluster.engine.subject import Subject
-from deepcluster.features.describe import write_parts, write_table
+from deepcluster.errors import DeepClusterError
+from deepcluster.features.feature_file import write_parts, write_table
 from deepcluster.features.table import open_table
 from deepcluster.models.zoo import build_backbone
-from deepcluster.records import DeepClusterError
-from deepcluster.world import World
 from processes import together
 
 
@@ -32,9 +32,9 @@ def subject() -> Subject:
     return Subject("convnet", Model(backbone, Whitening(), torch.zeros(0, backbone.dim)), "cpu", Path("nowhere"))
 
 
-def described(world: World, count: int, tap: str | None) -> np.ndarray:
+def described(group: ProcessGroup, count: int, tap: str | None) -> np.ndarray:
     shared = subject()
-    shared.world = world
+    shared.group = group
     return shared.features(images(count), tap=tap)
 
 
@@ -45,7 +45,7 @@ def test_processes_share_the_describing_of_images(count: int, tap: str | None) -
         np.testing.assert_array_equal(table, alone)
 
 
-def parts(world: World, folder: Path) -> tuple[int, list[int]]:
+def parts(group: ProcessGroup, folder: Path) -> tuple[int, list[int]]:
     pixels = load_pixels(open_images(images(1500)), short_side=None, cache_gb=1)
     network = subject()
 
@@ -53,7 +53,7 @@ def parts(world: World, folder: Path) -> tuple[int, list[int]]:
         return network.model.features(window)  # type: ignore[arg-type]
 
     about = {"model": "m", "data": "d", "source_fingerprint": "f", "tap": None, "weights": "w", "image_size": 16}
-    return write_parts(describe, pixels, folder, about, parts=3, world=world)
+    return write_parts(describe, pixels, folder, about, parts=3, group=group)
 
 
 def test_processes_share_the_parts_of_a_table(tmp_path: Path) -> None:

@@ -13,10 +13,10 @@ import torch
 from PIL import Image
 
 import deepcluster as dc
+from deepcluster.config import BackboneParams, DataParams, DeepClusterParams, OptimizerParams, TrainRun, override
 from deepcluster.engine import train
 from deepcluster.engine.model import Model
-from deepcluster.records import DeepClusterError
-from deepcluster.settings import BackboneParams, DataParams, DeepClusterParams, OptimizerParams, TrainRun, override
+from deepcluster.errors import DeepClusterError
 
 AVERAGED = "averaged.trunk.features.0.0.weight"
 TINY = {"epochs": 1, "k": 4, "whiten": 8, "batch_size": 16, "image_size": 12, "quiet": True}
@@ -132,17 +132,17 @@ def test_images_without_labels_have_no_label_scores(tmp_path: Path) -> None:
 def test_learning_finds_the_kinds(tmp_path: Path) -> None:
     values = {**TINY, "epochs": 3, "whiten": 3, "init": "k-means++"}
     done = dc.train("tiny-deepcluster", images(128), tmp_path / "run", **values)
-    from deepcluster.clustering.scores import nmi
+    from deepcluster.clustering.metrics import nmi
 
     assert nmi(done.assignment, np.arange(128) % 4) > 0.95
 
 
 def test_several_clusterings_and_averaged_weights(tmp_path: Path) -> None:
-    values = {**TINY, "clusterings": 3, "averaging": 0.9, "head": "centroids", "init": "previous", "reassign": 0.5}
+    values = {**TINY, "clusterings": 3, "ema_decay": 0.9, "head": "centroids", "init": "previous", "reassign": 0.5}
     done = dc.train("tiny-deepcluster", images(), tmp_path / "run", **values)
     state = torch.load(done.folder / "checkpoints/last.ckpt", weights_only=True)["method"]
     assert state["assignments"].shape == (3, 64)
-    average, now = state[AVERAGED], state[AVERAGED.replace("averaged", "backbone")]
+    average, now = state[AVERAGED], state[AVERAGED.replace("ema_backbone", "backbone")]
     assert not torch.equal(average, now)
     torch.testing.assert_close(done.backbone.state_dict()[AVERAGED.removeprefix("averaged.")], average)
 
@@ -247,9 +247,9 @@ BASE = TrainRun(
 
 
 def test_every_setting_is_listed_here() -> None:
-    from deepcluster.settings import names
+    from deepcluster.config import names
 
-    several = {"processes", "whole_batch_norm"}  # see test_processes.py
+    several = {"processes", "sync_batchnorm"}  # see test_processes.py
     assert set(CHANGES) == set(names()) - several
 
 

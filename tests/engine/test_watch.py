@@ -14,14 +14,14 @@ from safetensors.torch import load_file
 from sklearn.metrics import normalized_mutual_info_score
 from sklearn.neighbors import KNeighborsClassifier
 
+from deepcluster.config import TrainRun, override
 from deepcluster.data.arrays import Arrays
 from deepcluster.engine import build, checkpoint, loop, train, watch
 from deepcluster.engine.log import Screen
 from deepcluster.engine.model import Model
-from deepcluster.engine.runs import load_run
+from deepcluster.engine.run import load_run
+from deepcluster.errors import DeepClusterError, Interrupted
 from deepcluster.presets import find_preset
-from deepcluster.records import DeepClusterError, Interrupted
-from deepcluster.settings import TrainRun, override
 
 from .test_restart import differing, images, stop_after
 
@@ -58,7 +58,7 @@ def made_up(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """Watched values by epoch, in place of measured ones, so that the best epoch is known."""
     values = [0.2, 0.6, 0.5, 0.4, 0.3, 0.3]
 
-    def look(w: loop.Walk, progress: loop.Progress, epoch: int) -> dict:
+    def look(w: loop.TrainContext, progress: loop.TrainState, epoch: int) -> dict:
         return {"watched": values[epoch]} if w.watch and w.watch.due(epoch) else {}
 
     monkeypatch.setattr(loop, "look", look)
@@ -224,16 +224,16 @@ def test_killed_between_the_last_and_the_best_checkpoint(
 def test_interrupted_while_it_looks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = settings(watch="knn")
     whole = fit(tmp_path / "whole", run)
-    original, calls = loop.describe_all, {"watched": 0}
+    original, calls = loop.extract_all, {"watched": 0}
 
-    def describe(w: loop.Walk, step: int, only: np.ndarray | None = None) -> object:
+    def describe(w: loop.TrainContext, step: int, only: np.ndarray | None = None) -> object:
         if only is not None:
             calls["watched"] += 1
             if calls["watched"] == 2:
                 os.kill(os.getpid(), signal.SIGINT)
         return original(w, step, only)
 
-    monkeypatch.setattr(loop, "describe_all", describe)
+    monkeypatch.setattr(loop, "extract_all", describe)
     with pytest.raises(Interrupted):
         fit(tmp_path / "cut", run)
     assert len(load_run(tmp_path / "cut").metrics) == 1

@@ -12,6 +12,7 @@ from rich.console import Console
 from sklearn import metrics
 from sklearn.cluster import KMeans
 
+from deepcluster.errors import DeepClusterError
 from deepcluster.evaluate.clusters import (
     class_table,
     clusters,
@@ -21,7 +22,6 @@ from deepcluster.evaluate.clusters import (
     score_test,
 )
 from deepcluster.evaluate.result import Result
-from deepcluster.records import DeepClusterError
 
 from .conftest import FakeRun, Source, blobs
 

@@ -19,12 +19,13 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 import deepcluster as dc
-from deepcluster import settings
+from deepcluster import config as settings
 from deepcluster.clustering.whitening import Whitening
 from deepcluster.data.augment import plain
 from deepcluster.data.views import Views
 from deepcluster.engine import checkpoint
-from deepcluster.engine.runs import load_run
+from deepcluster.engine.run import load_run
+from deepcluster.errors import DeepClusterError
 from deepcluster.evaluate import agreement, doctor
 from deepcluster.evaluate.agreement import Agreement
 from deepcluster.evaluate.diagnosis import Diagnosis, diagnose
@@ -32,7 +33,6 @@ from deepcluster.evaluate.doctor import CHECKS, examine
 from deepcluster.evaluate.finding import SEVERITIES
 from deepcluster.evaluate.how_many import effective, how_many, suggested_k
 from deepcluster.evaluate.vitals import Facts, read_facts
-from deepcluster.records import DeepClusterError
 
 EPOCHS, K, N = 9, 20, 1797
 SAMPLE = 128
@@ -259,7 +259,7 @@ def test_each_check_speaks(name: str, healthy: Path, colored: Path, tmp_path: Pa
 @pytest.mark.parametrize("name", TRIGGERS)
 def test_every_option_that_is_named_exists(name: str, healthy: Path, colored: Path, tmp_path: Path) -> None:
     from deepcluster.cli.parse import parse
-    from deepcluster.settings import TrainRun
+    from deepcluster.config import TrainRun
 
     known = {f"--{option.replace('_', '-')}" for option in settings.names()} | {
         "--resume",

@@ -10,9 +10,9 @@ import torch
 from sklearn.metrics.pairwise import cosine_similarity
 from sklearn.neighbors import KNeighborsClassifier
 
+from deepcluster.errors import DeepClusterError
 from deepcluster.evaluate.knn import knn, knn_predict, nearest, score_features
 from deepcluster.features import neighbors
-from deepcluster.records import DeepClusterError
 
 from .conftest import FakeRun, Source, blobs
 

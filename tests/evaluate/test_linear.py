@@ -16,11 +16,12 @@ from deepcluster.clustering.whitening import Whitening
 from deepcluster.data.arrays import Arrays
 from deepcluster.engine.model import Model
 from deepcluster.engine.subject import Subject
+from deepcluster.errors import DeepClusterError, Interrupted
 from deepcluster.evaluate.linear import linear as module
 from deepcluster.evaluate.linear.linear import linear
 from deepcluster.evaluate.linear.probe import load_probe
 from deepcluster.models.zoo import build_backbone
-from deepcluster.records import DeepClusterError, Interrupted, seeded
+from deepcluster.random import seeded
 
 
 def subject(folder: Path, name: str = "convnet", size: int = 16, **options: object) -> Subject:

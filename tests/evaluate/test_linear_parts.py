@@ -14,6 +14,7 @@ from deepcluster.clustering.whitening import Whitening
 from deepcluster.data.arrays import Arrays
 from deepcluster.engine.model import Model
 from deepcluster.engine.subject import Subject
+from deepcluster.errors import BadImage, DeepClusterError
 from deepcluster.evaluate.linear.feed import Crops, Feed
 from deepcluster.evaluate.linear.frozen import Frozen, folded_in_place
 from deepcluster.evaluate.linear.parts import Part, divide, few, folds_of
@@ -21,7 +22,7 @@ from deepcluster.evaluate.linear.pooling import VGG16, poolings
 from deepcluster.evaluate.linear.recipes import LINEAR, MLP, Recipe, change, usual
 from deepcluster.models.taps import read_taps
 from deepcluster.models.zoo import build_backbone
-from deepcluster.records import BadImage, DeepClusterError, seeded
+from deepcluster.random import seeded
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 

@@ -14,11 +14,11 @@ from sklearn.svm import LinearSVC
 
 from deepcluster.cli.main import main
 from deepcluster.data.arrays import Arrays
-from deepcluster.engine.runs import load_subject
+from deepcluster.engine.run import load_subject
+from deepcluster.errors import DeepClusterError, Interrupted
 from deepcluster.evaluate.linear.low_shot import Tuned, low_shot
 from deepcluster.evaluate.linear.probe import load_probe
 from deepcluster.evaluate.linear.recipes import SEMI
-from deepcluster.records import DeepClusterError, Interrupted
 
 from .test_linear import Stop, stripes, subject
 

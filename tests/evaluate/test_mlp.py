@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from deepcluster.cli.main import main
+from deepcluster.errors import DeepClusterError, Interrupted
 from deepcluster.evaluate.linear.heads import apply, layers_of
 from deepcluster.evaluate.linear.mlp import fully_connected, mlp, perceptron
 from deepcluster.evaluate.linear.probe import load_probe
 from deepcluster.models.zoo import build_backbone
-from deepcluster.records import DeepClusterError, Interrupted
 
 from .test_linear import Stop, stripes, subject
 

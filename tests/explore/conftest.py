@@ -12,7 +12,7 @@ from PIL import Image
 
 from deepcluster.engine import train
 from deepcluster.engine.log import Screen
-from deepcluster.engine.runs import Run, load_run
+from deepcluster.engine.run import Run, load_run
 from deepcluster.explore.explorer import Explorer
 from restarts import settings
 

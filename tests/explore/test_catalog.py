@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from deepcluster.errors import BadImage, DeepClusterError
 from deepcluster.explore import layout
 from deepcluster.explore.catalog import Catalog
 from deepcluster.explore.duplicates import twins
 from deepcluster.explore.groups import Groups
 from deepcluster.explore.thumbs import Thumbs
 from deepcluster.explore.vectors import Vectors, unit_rows
-from deepcluster.records import BadImage, DeepClusterError
 
 
 def scene(n: int = 300, k: int = 9, seed: int = 0) -> tuple[Catalog, Vectors, np.ndarray]:

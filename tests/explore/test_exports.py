@@ -12,9 +12,9 @@ import pytest
 
 from deepcluster.cli.main import main
 from deepcluster.data.arrays import open_array
+from deepcluster.errors import DeepClusterError
 from deepcluster.explore import exports
 from deepcluster.explore.explorer import Explorer
-from deepcluster.records import DeepClusterError
 
 
 def edited(explorer: Explorer) -> Explorer:

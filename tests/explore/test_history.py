@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from deepcluster.errors import DeepClusterError
 from deepcluster.explore import history
-from deepcluster.records import DeepClusterError
 
 
 def test_clusters_of_an_epoch_are_those_of_the_file_as_it_is(trained: Path, tmp_path: Path) -> None:

@@ -13,9 +13,9 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
+from deepcluster.errors import DeepClusterError
 from deepcluster.explore.groups import Groups, Patch, describe
 from deepcluster.explore.journal import Journal
-from deepcluster.records import DeepClusterError
 
 FOUND = np.array([0, 0, 0, 1, 1, 2, 2, 2, 3, -1, 4, 4])
 

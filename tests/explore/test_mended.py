@@ -11,13 +11,13 @@ import pytest
 
 from deepcluster.engine import train
 from deepcluster.engine.log import Screen
-from deepcluster.engine.runs import Run, load_run
+from deepcluster.engine.run import Run, load_run
+from deepcluster.errors import DeepClusterError
 from deepcluster.explore import exports, layout
 from deepcluster.explore.explorer import Explorer, open_explorer
 from deepcluster.explore.jobs import Job
 from deepcluster.explore.vectors import Vectors, unit_rows
-from deepcluster.records import DeepClusterError
-from deepcluster.visualize import contact
+from deepcluster.visualize import contact_sheets as contact
 from explore.browse import served
 from explore.conftest import write_images
 from restarts import settings

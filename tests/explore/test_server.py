@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from deepcluster.cli.main import main
-from deepcluster.engine.runs import Run
+from deepcluster.engine.run import Run
 from deepcluster.explore.explorer import Explorer, open_explorer
 from explore.browse import Site, served
 

@@ -18,16 +18,16 @@ from PIL import Image
 
 from deepcluster.cli.main import main
 from deepcluster.clustering import KMeans, Whitening
-from deepcluster.clustering.stream import Rows
+from deepcluster.clustering.block_reader import Rows
 from deepcluster.clustering.tables import cluster_table
 from deepcluster.data.cache import Pixels, load_pixels
 from deepcluster.data.sources import open_images
-from deepcluster.features.describe import weights_digest, write_parts, write_table
+from deepcluster.errors import DeepClusterError
+from deepcluster.features.feature_file import weights_digest, write_parts, write_table
 from deepcluster.features.parts import PartedTable, open_parts
 from deepcluster.features.table import open_table
 from deepcluster.models.export import export_backbone
 from deepcluster.models.zoo import build_backbone
-from deepcluster.records import DeepClusterError
 
 N = 700
 
@@ -172,12 +172,12 @@ def test_parts_are_the_one_file_bit_for_bit(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    from deepcluster.cli.features import describer
+    from deepcluster.cli.features import feature_network
     from deepcluster.engine.log import Bar
     from deepcluster.engine.model import file_model
 
     pixels = load_pixels(open_images(images), short_side=None, cache_gb=0 if streamed else 1, workers=1)
-    describe = describer(file_model(network), tap, "cpu", Bar())
+    describe = feature_network(file_model(network), tap, "cpu", Bar())
     bad = [3, 255, *range(256, 512), 699]
     assert write_table(describe, pixels, tmp_path / "f.npy")[1] == bad
     width, found = write_parts(describe, pixels, tmp_path / "parts", {}, parts=3)

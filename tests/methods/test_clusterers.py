@@ -13,7 +13,7 @@ from sklearn.cluster import HDBSCAN, AgglomerativeClustering, MiniBatchKMeans
 import deepcluster as dc
 from deepcluster.clustering.pic import PIC
 from deepcluster.engine import build, checkpoint
-from deepcluster.records import DeepClusterError
+from deepcluster.errors import DeepClusterError
 from groups import batch, described, method
 from restarts import differing, images, settings, stop_after
 

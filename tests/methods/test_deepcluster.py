@@ -12,8 +12,9 @@ import torch
 import torch.nn.functional as F
 
 from deepcluster.engine.optim import set_rate
-from deepcluster.methods.method import Described
-from deepcluster.records import DeepClusterError, seeded
+from deepcluster.errors import DeepClusterError
+from deepcluster.methods.method import Features
+from deepcluster.random import seeded
 from groups import batch, described, method
 
 
@@ -119,7 +120,7 @@ def test_refreshes_come_every_so_many_epochs(reassign: float, due: list[int]) ->
 
 def test_one_image_per_cluster() -> None:
     rng = np.random.default_rng(0)
-    table = Described(np.arange(16), rng.normal(size=(16, 128)).astype(np.float32))
+    table = Features(np.arange(16), rng.normal(size=(16, 128)).astype(np.float32))
     learner = method(n=16, k=16)
     clustering = learner.refresh(lambda: table, (0, 0))
     assert (clustering.sizes == 1).all()
@@ -132,7 +133,7 @@ def test_more_clusters_than_images_is_a_sentence() -> None:
 
 
 def test_images_that_all_look_the_same_are_a_sentence() -> None:
-    same = Described(np.arange(64), np.ones((64, 128), np.float32))
+    same = Features(np.arange(64), np.ones((64, 128), np.float32))
     with pytest.raises(DeepClusterError, match="same features"):
         method().refresh(lambda: same, (0, 0))
 

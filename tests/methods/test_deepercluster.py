@@ -12,11 +12,12 @@ import torch
 import torch.nn.functional as F
 
 from deepcluster.engine.optim import make_optimizer
+from deepcluster.errors import DeepClusterError
 from deepcluster.methods.deepcluster import DeepCluster
-from deepcluster.methods.deepercluster import DeeperCluster, turned
+from deepcluster.methods.deepercluster import DeeperCluster, rotate
 from deepcluster.models.heads import ClusterHead
 from deepcluster.models.zoo import build_backbone
-from deepcluster.records import DeepClusterError, seeded
+from deepcluster.random import seeded
 from groups import batch, described
 from groups import method as deepcluster
 
@@ -41,7 +42,7 @@ def test_turned_is_numpys_rot90_of_each() -> None:
     images = torch.randn(9, 3, 5, 5).to(memory_format=torch.channels_last)
     turn = torch.tensor([0, 1, 2, 3, 3, 2, 1, 0, 1])
     before = images.clone()
-    out = turned(images, turn)
+    out = rotate(images, turn)
     for one, image, times in zip(out, images, turn.tolist(), strict=True):
         np.testing.assert_array_equal(one.numpy(), np.rot90(image.numpy(), times, (1, 2)))
     assert torch.equal(images, before)
@@ -134,7 +135,7 @@ def test_one_cluster_with_turns_is_rotnet() -> None:
     assert learner.super_classes == 4 and set(learner.assignment.tolist()) == {0}
     some = batch(12)
     turns = torch.arange(12) % 4
-    features = learner.backbone(turned(some.views[0], turns))
+    features = learner.backbone(rotate(some.views[0], turns))
     expected = F.cross_entropy(learner.super_head(features), turns)
     assert learner.loss(some)["loss"].item() == pytest.approx(expected.item(), rel=1e-5)
     assert [step for step in range(40) if learner.due(step, 4)] == [0]

@@ -12,10 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deepcluster.engine.optim import make_optimizer
-from deepcluster.methods.method import Described
+from deepcluster.errors import DeepClusterError
+from deepcluster.methods.method import Features
 from deepcluster.methods.odc import ODC, halves, occurrences
 from deepcluster.models.zoo import build_backbone
-from deepcluster.records import Batch, DeepClusterError
+from deepcluster.types import Batch
 from groups import batch, described
 
 WIDTH = 6
@@ -39,7 +40,7 @@ def begun(features: np.ndarray, k: int, missing: tuple[int, ...] = (), **values:
     learner = odc(len(features), k, **{"feature_dim": features.shape[1], **values})
     learner.neck = Straight()  # type: ignore[assignment]
     index = np.setdiff1d(np.arange(len(features)), missing)
-    learner.refresh(lambda: Described(index, features[index].astype(np.float32)), (0, 0))
+    learner.refresh(lambda: Features(index, features[index].astype(np.float32)), (0, 0))
     return learner
 
 
@@ -49,7 +50,7 @@ class Straight(torch.nn.Module):
 
     calm = forward
 
-    def settle(self, blocks: object, world: object = None) -> None:
+    def settle(self, blocks: object, group: object = None) -> None:
         pass
 
 

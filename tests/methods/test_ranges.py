@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 
 import deepcluster as dc
+from deepcluster.config import names, override
+from deepcluster.errors import DeepClusterError
 from deepcluster.presets import find_preset
-from deepcluster.records import DeepClusterError
-from deepcluster.settings import names, override
 from restarts import images
 
 WRONG = {
     "deepcluster": {
-        "reassign": 0.0, "whiten": -1, "iterations": 0, "clusterings": 0, "temperature": 0.0, "averaging": 1.0,
+        "reassign": 0.0, "whiten": -1, "iterations": 0, "clusterings": 0, "temperature": 0.0, "ema_decay": 1.0,
     },
     "odc": {
         "k": 0, "feature_dim": 0, "hidden": 0, "dropout": 1.0, "momentum": 0.0, "centroid_every": 0, "handle_every": 0,

@@ -11,10 +11,10 @@ import torchvision
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from deepcluster.errors import DeepClusterError
 from deepcluster.models.backbone import Backbone
 from deepcluster.models.export import export_backbone, load_backbone
 from deepcluster.models.zoo import build_backbone
-from deepcluster.records import DeepClusterError
 
 
 def used(backbone: Backbone, size: int) -> Backbone:

@@ -6,8 +6,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from deepcluster.errors import DeepClusterError
 from deepcluster.models.heads import ClusterHead
-from deepcluster.records import DeepClusterError, seeded
+from deepcluster.random import seeded
 
 
 def test_begins_as_in_the_paper_and_depends_on_the_generator_alone() -> None:

@@ -9,12 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from deepcluster.errors import DeepClusterError
 from deepcluster.models.alexnet import build_alexnet
 from deepcluster.models.convnet import build_convnet
 from deepcluster.models.taps import read_taps
 from deepcluster.models.vgg import build_vgg16
 from deepcluster.models.zoo import build_backbone
-from deepcluster.records import DeepClusterError
 
 
 @pytest.fixture(scope="module")

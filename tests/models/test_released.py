@@ -11,12 +11,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from deepcluster.errors import DeepClusterError
 from deepcluster.models.alexnet import build_alexnet
 from deepcluster.models.heads import ClusterHead
 from deepcluster.models.released import LAYERS, load_released, save_released
 from deepcluster.models.taps import read_taps
 from deepcluster.models.zoo import build_backbone
-from deepcluster.records import DeepClusterError
 
 K = 12
 

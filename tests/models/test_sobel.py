@@ -8,8 +8,8 @@ import torch
 from scipy import ndimage
 from torch import Tensor, nn
 
+from deepcluster.errors import DeepClusterError
 from deepcluster.models.sobel import SOBELS, Sobel, input_layer
-from deepcluster.records import DeepClusterError
 
 VERTICAL = np.array([[1, 0, -1], [2, 0, -2], [1, 0, -1]], float)
 

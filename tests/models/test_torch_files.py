@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 import torch
 
+from deepcluster.errors import DeepClusterError
 from deepcluster.models.torch_files import read_torch
-from deepcluster.records import DeepClusterError
 
 
 class Python2Pickler(pickle._Pickler):  # type: ignore[name-defined]

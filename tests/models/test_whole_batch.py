@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 import torch
+from deepcluster.group import ProcessGroup
 from torch import Tensor, nn
 
-from deepcluster.models.whole_batch import Part, plain_again, see_whole_batch
-from deepcluster.world import World
+from deepcluster.models.sync_batchnorm import Part, convert_sync_batchnorm, revert_sync_batchnorm
 from processes import together
 
 BATCH = 11
@@ -35,11 +35,11 @@ def images() -> Tensor:
     return x.to(memory_format=torch.channels_last)
 
 
-def _steps(world: World, cut: list[int], norm: bool = True) -> dict[str, Any]:
+def _steps(group: ProcessGroup, cut: list[int], norm: bool = True) -> dict[str, Any]:
     """Two passes, and the gradient of the second; each process has the images between its cuts."""
     net, part = network().train(), Part()
-    see_whole_batch(net, world, part, norm=norm)
-    rows = slice(*(0, BATCH) if world.alone else cut[world.rank : world.rank + 2])
+    convert_sync_batchnorm(net, group, part, norm=norm)
+    rows = slice(*(0, BATCH) if group.is_single else cut[group.rank : group.rank + 2])
     part.position, part.whole = torch.arange(BATCH)[rows], BATCH
     torch.manual_seed(7)
     for _ in range(2):
@@ -47,14 +47,14 @@ def _steps(world: World, cut: list[int], norm: bool = True) -> dict[str, Any]:
         x = images()[rows].requires_grad_(True)
         out = net(x)
         (out.square() * torch.arange(6)).sum().backward()
-    grads = {name: world.sum_(parameter.grad.clone()) for name, parameter in net.named_parameters()}
+    grads = {name: group.sum_(parameter.grad.clone()) for name, parameter in net.named_parameters()}
     draw = torch.rand(1)
-    plain_again(net)
+    revert_sync_batchnorm(net)
     assert all(type(layer).__module__.startswith("torch.") for layer in net)
     copy.deepcopy(net)
     return {
-        "out": world.gather(out.detach()),
-        "input": world.gather(x.grad),
+        "out": group.gather(out.detach()),
+        "input": group.gather(x.grad),
         "grads": grads,
         "state": net.state_dict(),
         "draw": draw,
@@ -77,5 +77,5 @@ def test_statistics_of_the_parts_are_a_choice() -> None:
 
 def test_one_process_keeps_its_layers() -> None:
     net = network()
-    see_whole_batch(net, World(), Part())
+    convert_sync_batchnorm(net, ProcessGroup(), Part())
     assert all(type(layer).__module__.startswith("torch.") for layer in net)

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 
+from deepcluster.errors import DeepClusterError
 from deepcluster.models.backbone import IMAGENET_MEAN, IMAGENET_STD
 from deepcluster.models.taps import read_taps
 from deepcluster.models.zoo import build_backbone
-from deepcluster.records import DeepClusterError
 
 CONV = tuple(f"conv{number}" for number in range(1, 14))
 LAYERS = ("stem", "layer1", "layer2", "layer3", "layer4", "pool")

@@ -12,17 +12,20 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from deepcluster.group import ProcessGroup
 from torch.utils.flop_counter import FlopCounterMode
 
 from deepcluster.cli.main import main
 from deepcluster.clustering.kmeans import KMeans
 from deepcluster.clustering.whitening import Whitening
+from deepcluster.config import TrainRun, override
 from deepcluster.engine import train
 from deepcluster.engine.build import build_method, draw_backbone
 from deepcluster.engine.log import Screen
 from deepcluster.engine.optim import make_optimizer, step_all
+from deepcluster.errors import DeepClusterError
 from deepcluster.methods.deepercluster import DeeperCluster
-from deepcluster.models.whole_batch import Part, see_whole_batch
+from deepcluster.models.sync_batchnorm import Part, convert_sync_batchnorm
 from deepcluster.plan import constants, measure, memory
 from deepcluster.plan.constants import CPU, GPU, Rounds, Search, worth
 from deepcluster.plan.job import Job, job_of
@@ -30,15 +33,13 @@ from deepcluster.plan.network import look
 from deepcluster.plan.plan import amount, make_plan
 from deepcluster.plan.stages import Told, Wire, head_flops, kmeans_seconds, stages, step_told
 from deepcluster.presets import PRESETS, find_preset
-from deepcluster.records import Batch, DeepClusterError
-from deepcluster.settings import TrainRun, override
-from deepcluster.world import World
+from deepcluster.types import Batch
 from restarts import images
 
 N = 64
 SMALL = {"epochs": 1, "batch_size": 16, "image_size": 12, "keep_every": 0, "watch": "none", "device": "cpu"}
 TINY: dict[str, tuple[str, dict[str, Any]]] = {
-    "deepcluster": ("tiny-deepcluster", {"k": 6, "whiten": 8, "clusterings": 2, "averaging": 0.9}),
+    "deepcluster": ("tiny-deepcluster", {"k": 6, "whiten": 8, "clusterings": 2, "ema_decay": 0.9}),
     "adamw": ("tiny-deepcluster", {"k": 6, "whiten": 8, "optimizer.name": "adamw", "head": "redraw"}),
     "odc": ("tiny-odc", {"k": 6, "feature_dim": 8, "hidden": 16}),
     "deepercluster": ("tiny-deepercluster", {"k": 8, "super_clusters": 2, "whiten": 8}),
@@ -132,12 +133,12 @@ def test_processes_divide_the_classifiers_as_the_method_does() -> None:
     run = settings("deepercluster")
     for size in (1, 2, 3, 16):
         job = job_of(override(run, {"processes": size}), images=N)
-        world = World(0, size)
-        method = build_method(run, N, world=world)
+        group = ProcessGroup(0, size)
+        method = build_method(run, N, group=group)
         assert isinstance(method, DeeperCluster)
         own = sum(p.numel() for name, p in method.named_parameters() if "head" in name)
         assert memory.own_numbers(job) == own
-        assert job.share == world.share(N)[1]
+        assert job.share == group.row_range(N)[1]
 
 
 @pytest.mark.parametrize("name", TINY)
@@ -160,7 +161,7 @@ def test_a_step_computes_what_was_foretold(name: str) -> None:
     assert 16 * job.views * job.network.training + head_flops(job) == pytest.approx(flops.get_total_flops(), rel=0.01)
 
 
-class Counted(World):
+class Counted(ProcessGroup):
     """One process that believes it is one of two and counts what it would send: what it hears is its own again."""
 
     def __init__(self) -> None:
@@ -178,11 +179,11 @@ class Counted(World):
     def lengths(self, count: int) -> list[int]:
         return [count, count]
 
-    def sum_all_(self, tensors: Any) -> None:
+    def sum_many_(self, tensors: Any) -> None:
         size = sum(tensor.nbytes for tensor in tensors)
         self.told.sum(size)  # type: ignore[attr-defined]
 
-    def gather_alike(self, rows: torch.Tensor) -> torch.Tensor:
+    def gather_equal(self, rows: torch.Tensor) -> torch.Tensor:
         return self.gather(rows)
 
     def any_of(self, *flags: bool) -> list[bool]:
@@ -193,11 +194,11 @@ class Counted(World):
 @pytest.mark.parametrize("name", ["deepcluster", "deepercluster", "odc"])
 def test_a_step_tells_what_was_foretold(name: str) -> None:
     run = settings(name, processes=2)
-    job, world = job_of(run, images=N), Counted()
-    method = build_method(run, N, world=World(0, 2) if name == "deepercluster" else World())
+    job, group = job_of(run, images=N), Counted()
+    method = build_method(run, N, group=ProcessGroup(0, 2) if name == "deepercluster" else ProcessGroup())
     part = Part(torch.arange(8), 16)
-    see_whole_batch(method, world, part)
-    method.world = world
+    convert_sync_batchnorm(method, group, part)
+    method.group = group
     if name == "odc":
         method.mine = (0, N // 2)
         method.features = method.features[: N // 2]
@@ -208,15 +209,15 @@ def test_a_step_tells_what_was_foretold(name: str) -> None:
     batch = Batch(torch.arange(8), views, torch.arange(8), 16)
     method.train()
     method.loss(batch)["loss"].backward()
-    step_all([optimizer, *method.optimizers().values()], method.parameters(), 0.0, None, world, method.own)
+    step_all([optimizer, *method.optimizers().values()], method.parameters(), 0.0, None, group, method.own)
     if name != "odc":  # whose memory would meet every image twice here
         method.after_step(batch)
-    world.any_of(False, False)
+    group.any_of(False, False)
     foretold = step_told(job)
     if name == "odc":
         rest = Told(2).gather(16 * 8).gather(16 * 8 * 4, job.views).sum(16 * 8 * 4, job.views)
         foretold.sent -= rest.sent
-    assert foretold.sent == pytest.approx(world.told.sent, rel=0.02)  # type: ignore[attr-defined]
+    assert foretold.sent == pytest.approx(group.told.sent, rel=0.02)  # type: ignore[attr-defined]
 
 
 def test_a_ring_sends_what_rings_send() -> None:

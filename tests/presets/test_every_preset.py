@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 import torch
 
+from deepcluster.config import TrainRun, override
 from deepcluster.engine import checkpoint, train
 from deepcluster.engine.log import Screen
 from deepcluster.models.zoo import build_backbone
 from deepcluster.presets import PRESETS
-from deepcluster.settings import TrainRun, override
 
 SMALLEST = {"alexnet": 63, "vgg16": 32}
 SLOW = ("alexnet", "vgg16", "resnet18", "resnet50")

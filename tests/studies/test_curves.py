@@ -14,7 +14,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from deepcluster.engine.log import Screen
-from deepcluster.records import DeepClusterError
+from deepcluster.errors import DeepClusterError
 from deepcluster.studies.curves import agreement, course, epochs_and_values, stability, stopping
 from deepcluster.studies.figure2 import figure2
 from deepcluster.studies.series import sentence

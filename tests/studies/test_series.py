@@ -14,13 +14,13 @@ from PIL import Image
 from sklearn.neighbors import KNeighborsClassifier
 
 from deepcluster.cli.main import main
+from deepcluster.config import override
 from deepcluster.data.sources import open_images
 from deepcluster.engine import loop
 from deepcluster.engine.log import Screen
-from deepcluster.engine.runs import load_run
+from deepcluster.engine.run import load_run
 from deepcluster.evaluate.knn import knn
 from deepcluster.presets import find_preset
-from deepcluster.settings import override
 from deepcluster.studies.series import SPLIT, Series, scored, split_score
 
 QUIET = Screen(quiet=True)
@@ -101,7 +101,7 @@ def test_the_split_is_scored_as_scikit_learn_does(study: Path, images: Path) -> 
     assert source.labels is not None
     import torch
 
-    from deepcluster.records import seeded
+    from deepcluster.random import seeded
 
     order = torch.randperm(96, generator=seeded(SPLIT)).numpy()
     asked, bank = order[:19], order[19:]

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from deepcluster.records import DeepClusterError
+from deepcluster.errors import DeepClusterError
 from deepcluster.studies.tree import paths_of, purity_over, read_tree, study_tree
 
 DIGITS = """\

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from deepcluster.records import BadImage, DeepClusterError
+from deepcluster.errors import BadImage, DeepClusterError
 
 HOSTILE = '<script>alert("1 & 2")</script>'
 

@@ -10,12 +10,13 @@ from torch.nn import functional
 
 from deepcluster.clustering.whitening import Whitening
 from deepcluster.engine.model import Model
+from deepcluster.errors import DeepClusterError
 from deepcluster.models.backbone import Backbone
 from deepcluster.models.neck import Neck
 from deepcluster.models.taps import read_taps
 from deepcluster.models.zoo import build_backbone
-from deepcluster.records import DeepClusterError, seeded
-from deepcluster.visualize.ascent import ascend_pixels, ascend_waves, shown
+from deepcluster.random import seeded
+from deepcluster.visualize.activation_maximization import ascend_pixels, ascend_waves, shown
 from deepcluster.visualize.layers import chosen_filters, deepest, embedding, layers
 from deepcluster.visualize.objectives import (
     Glass,
@@ -27,7 +28,7 @@ from deepcluster.visualize.objectives import (
     neuron,
     total_variation,
 )
-from deepcluster.visualize.paint import COLORS, Shake, gaussian_blur, to_colors, to_waves, waves
+from deepcluster.visualize.parametrizations import COLORS, Shake, gaussian_blur, to_colors, to_waves, waves
 
 
 @pytest.fixture(scope="module")

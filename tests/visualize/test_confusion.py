@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from deepcluster.records import DeepClusterError
+from deepcluster.errors import DeepClusterError
 from deepcluster.visualize import style
 from deepcluster.visualize.confusion import confusion_figure, counts, taken_for
 

@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from deepcluster.records import DeepClusterError
-from deepcluster.visualize import contact as module
-from deepcluster.visualize.contact import Part, clusters_of, contact, describe, distances, largest, majority
+from deepcluster.errors import DeepClusterError
+from deepcluster.visualize import contact_sheets as module
+from deepcluster.visualize.contact_sheets import Part, clusters_of, contact, describe, distances, largest, majority
 from deepcluster.visualize.grid import grid, thumbnail
 
 from .conftest import FakeRun

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deepcluster.records import DeepClusterError
+from deepcluster.errors import DeepClusterError
 from deepcluster.visualize import style
 from deepcluster.visualize.history import curve, figure, history, history_of, panels
 from deepcluster.visualize.sizes import effective, sizes_figure, sizes_of, summary

@@ -7,9 +7,9 @@ import pytest
 import torch
 from scipy.signal import correlate2d
 
+from deepcluster.errors import DeepClusterError
 from deepcluster.models.backbone import Backbone, Parts
 from deepcluster.models.zoo import build_backbone
-from deepcluster.records import DeepClusterError
 from deepcluster.visualize.filters import filter_sheet, first_filters, on_gray, ordered, tiles
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from deepcluster.visualize.gathered import embedded, gather
 from deepcluster.visualize.report import write_report
+from deepcluster.visualize.saved_figures import embedded, gather
 
 from .conftest import FakeRun
 

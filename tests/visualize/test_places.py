@@ -10,11 +10,11 @@ import pytest
 from sklearn.decomposition import PCA
 from sklearn.neighbors import NearestNeighbors
 
-from deepcluster.records import DeepClusterError
+from deepcluster.errors import DeepClusterError
 from deepcluster.visualize import style
 from deepcluster.visualize.compare import compare_figure, short_names, side_by_side
 from deepcluster.visualize.map import COLORS, _palette, lay_out, map_figure, on_grid, thumbnail_map
-from deepcluster.visualize.nearest import agreement, draw_queries, nearest_rows, neighbor_sheet
+from deepcluster.visualize.neighbor_sheets import agreement, draw_queries, nearest_rows, neighbor_sheet
 from deepcluster.visualize.page import below, beside, enlarged, framed, line, paragraph, titled
 from deepcluster.visualize.purity import purity_figure, size_and_purity
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deepcluster.visualize import facts, history, style
+from deepcluster.visualize import history, report_text, style
 from deepcluster.visualize.report import embed, write_report
 
 from .conftest import HOSTILE, FakeRun, LostRun, NewRun, make_run
@@ -119,7 +119,7 @@ def test_evaluations_stand_in_tables(run: FakeRun) -> None:
     (folder / "knn.json").write_text(json.dumps({"protocol": "knn", "settings": {"k": [20]}, "scores": scores}))
     (folder / "broken.json").write_text("{")
     (folder / "other.json").write_text("[1]")
-    [table] = facts.evaluations(run.folder)
+    [table] = report_text.evaluations(run.folder)
     assert table.rows == [("knn20_top1", "54.3", ""), ("k10_nmi", "40.0", "1.2"), ("odd", "n/a", "")]
     assert table.settings == [("k", "[20]")]
     words = report(run).words()
@@ -204,14 +204,14 @@ def test_photos_are_jpeg_and_tiny_pictures_keep_every_pixel() -> None:
     ("seconds", "said"), [(3.21, "3.2 s"), (59, "59 s"), (61, "1 min"), (3599, "1 h 00 min"), (7800, "2 h 10 min")]
 )
 def test_durations(seconds: float, said: str) -> None:
-    assert facts.duration(seconds) == said
+    assert report_text.duration(seconds) == said
 
 
 def test_names_of_data_are_short() -> None:
-    assert facts.short("/data/photos/") == "photos"
-    assert facts.short("digits") == "digits"
-    assert facts.short("a/train-{000..003}.tar") == "train-{000..003}.tar"
-    assert facts.short("torchvision:CIFAR10?root=/data") == "torchvision:CIFAR10"
+    assert report_text.short("/data/photos/") == "photos"
+    assert report_text.short("digits") == "digits"
+    assert report_text.short("a/train-{000..003}.tar") == "train-{000..003}.tar"
+    assert report_text.short("torchvision:CIFAR10?root=/data") == "torchvision:CIFAR10"
 
 
 def test_the_summary_says_what_the_curves_say() -> None:
@@ -220,14 +220,14 @@ def test_the_summary_says_what_the_curves_say() -> None:
         {"loss": 3.0, "purity": 0.3, "nmi_labels": 0.2, "watched": 0.42, "nmi_previous": 0.5, "reassigned": 0.6},
         {"loss": 2.5, "purity": 0.4, "nmi_labels": 0.3, "watched": 0.40, "nmi_previous": 0.7, "reassigned": 0.25},
     ]
-    said = " ".join(facts.summary({"settings": {"watch": "knn"}}, metrics, np.array([1, 5, 9, 0])))
+    said = " ".join(report_text.summary({"settings": {"watch": "knn"}}, metrics, np.array([1, 5, 9, 0])))
     for part in ("fell from 3.50 to 2.50 in 3", "among 4 clusters would cost 1.39", "Half of the clusters hold 5",
                  "smallest holds 1 and the largest 9", "from 0.50 to 0.70, still rising", "25 % of the images changed",
                  "40 % of the images are of their cluster's main class", "NMI of 0.30", "kNN accuracy",
                  "42.0 % after epoch 2"):  # fmt: skip
         assert part in said, part
-    assert facts.summary({}, [], None) == []
-    assert facts.summary({}, [{"loss": None}], np.array([3])) == [
+    assert report_text.summary({}, [], None) == []
+    assert report_text.summary({}, [{"loss": None}], np.array([3])) == [
         "Half of the clusters hold 3 images or more; the smallest holds 3 and the largest 3."
     ]
 
@@ -235,9 +235,9 @@ def test_the_summary_says_what_the_curves_say() -> None:
 def test_guessing_counts_turns() -> None:
     config = {"settings": {"method": {"name": "deepercluster", "k": 20, "super_clusters": 4, "rotations": True}}}
     sizes, metrics = np.full(20, 9), [{"loss": 4.2}, {"loss": 3.9}]
-    figure = next(fact for fact in facts.key_figures(config, metrics, sizes) if fact.name == "loss")
+    figure = next(fact for fact in report_text.key_figures(config, metrics, sizes) if fact.name == "loss")
     assert figure.hint == "guessing: ln 80 = 4.38"
-    assert facts.remarks(config, metrics, sizes, 0, Path("run")) == []
-    assert "20 clusters and 4 turns would cost 4.38" in " ".join(facts.summary(config, metrics, sizes))
+    assert report_text.remarks(config, metrics, sizes, 0, Path("run")) == []
+    assert "20 clusters and 4 turns would cost 4.38" in " ".join(report_text.summary(config, metrics, sizes))
     (loss,) = (panel for panel in history.panels(metrics, 20, turns=4) if panel.title == "Loss")
     assert loss.levels == {"ln 80": pytest.approx(np.log(80))}

@@ -8,11 +8,11 @@ import torch
 
 from deepcluster.data.cache import load_pixels
 from deepcluster.data.sources import open_images
+from deepcluster.errors import DeepClusterError
 from deepcluster.models.taps import read_taps
 from deepcluster.models.zoo import build_backbone
-from deepcluster.records import DeepClusterError
-from deepcluster.visualize.fields import Field, receptive_field
-from deepcluster.visualize.top import Best, crops, fitted, seen_pixels, top_images, top_sheet
+from deepcluster.visualize.receptive_fields import Field, receptive_field
+from deepcluster.visualize.top_images import Best, crops, fitted, seen_pixels, top_images, top_sheet
 
 NETWORKS = [
     ("alexnet", {"sobel": "paper", "image_size": 96}, ["conv1", "conv2", "conv5"]),

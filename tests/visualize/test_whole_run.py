@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from deepcluster.config import override
 from deepcluster.engine import train
 from deepcluster.engine.log import Screen
-from deepcluster.engine.runs import Run
+from deepcluster.engine.run import Run
 from deepcluster.evaluate.clusters import clusters
 from deepcluster.evaluate.knn import knn
 from deepcluster.presets import find_preset
-from deepcluster.settings import override
-from deepcluster.visualize.contact import clusters_of, distances
+from deepcluster.visualize.contact_sheets import clusters_of, distances
 from deepcluster.visualize.history import history_of
 from deepcluster.visualize.report import write_report
 from deepcluster.visualize.sizes import sizes_of

@@ -12,8 +12,8 @@ from tyro.conf import Positional, arg
 from deepcluster.cli.parse import parse
 from deepcluster.cli.processes import several_processes
 from deepcluster.data.sources import must_exist
-from deepcluster.records import DeepClusterError
-from deepcluster.world import World
+from deepcluster.errors import DeepClusterError
+from deepcluster.group import ProcessGroup
 
 
 @dataclass(frozen=True)
@@ -40,21 +40,21 @@ def command(arguments: list[str]) -> None:
             f"Assignments are written as .csv or .parquet, not as {chosen.out.name!r}: change --out."
         )
     must_exist(chosen.source)
-    with several_processes() as world:
-        _assign(chosen, world)
+    with several_processes() as group:
+        _assign(chosen, group)
 
 
-def _assign(chosen: Assign, world: World) -> None:
+def _assign(chosen: Assign, group: ProcessGroup) -> None:
     from deepcluster.engine.log import Screen
-    from deepcluster.engine.runs import load_run
+    from deepcluster.engine.run import load_run
 
-    screen = Screen(quiet=not world.first, stderr=chosen.json)
+    screen = Screen(quiet=not group.is_first, stderr=chosen.json)
     run = load_run(chosen.run, chosen.device)
-    run.world = world
+    run.group = group
     pixels = run.pixels(chosen.source)
     with screen.bar("assigning", len(pixels)) as advance:
         assignment = run.assign(pixels, check=advance)
-    if not world.first:
+    if not group.is_first:
         return
     assignment.save(chosen.out)
     bad, used = (

@@ -16,8 +16,8 @@ from tyro.conf import Positional
 
 from deepcluster.cli.parse import parse
 from deepcluster.cli.processes import several_processes
-from deepcluster.records import DeepClusterError
-from deepcluster.world import ALONE, World
+from deepcluster.errors import DeepClusterError
+from deepcluster.group import SINGLE, ProcessGroup
 
 
 @dataclass(frozen=True)
@@ -79,20 +79,20 @@ def command(arguments: list[str]) -> None:
         raise DeepClusterError(
             f"Assignments are written as .csv or .parquet, not as {chosen.out.name!r}: change --out."
         )
-    with several_processes() as world:
-        _cluster(chosen, world)
+    with several_processes() as group:
+        _cluster(chosen, group)
 
 
-def _cluster(chosen: Cluster, world: World) -> None:
+def _cluster(chosen: Cluster, group: ProcessGroup) -> None:
     import numpy as np
 
-    from deepcluster.clustering.scores import size_stats
+    from deepcluster.clustering.metrics import size_stats
     from deepcluster.clustering.tables import cluster_table
     from deepcluster.engine.assignment import Assignment
     from deepcluster.engine.log import Screen
     from deepcluster.features.table import open_table
 
-    clusterer = clusterer_for(chosen, world)
+    clusterer = clusterer_for(chosen, group)
     screen = Screen(stderr=chosen.json)
     table: Any
     table, about = open_table(chosen.features)
@@ -100,9 +100,9 @@ def _cluster(chosen: Cluster, world: World) -> None:
         if chosen.algorithm == "hierarchical":
             clusterer.set_params(scratch=scratch)
         cluster, distance = cluster_table(
-            table, clusterer, whiten=chosen.whiten, scratch=Path(scratch), bad=about.get("bad"), world=world
+            table, clusterer, whiten=chosen.whiten, scratch=Path(scratch), bad=about.get("bad"), group=group
         )
-    if not world.first:
+    if not group.is_first:
         return
     Assignment(paths(about, len(table)), cluster, distance).save(chosen.out)
     sizes: dict[str, Any] = size_stats(cluster, chosen.k or clusterer.n_clusters_)
@@ -114,7 +114,7 @@ def _cluster(chosen: Cluster, world: World) -> None:
     screen.say(f"{chosen.out}: {int(np.sum(cluster >= 0)):,} rows in {used:,} clusters of {smallest:,}-{largest:,}")
 
 
-def clusterer_for(chosen: Cluster, world: World = ALONE) -> Any:
+def clusterer_for(chosen: Cluster, group: ProcessGroup = SINGLE) -> Any:
     """The clusterer the options describe; what is not given is the class's own default.
 
     Raises:
@@ -137,9 +137,9 @@ def clusterer_for(chosen: Cluster, world: World = ALONE) -> Any:
     given = {names[name]: getattr(chosen, name) for name in names if getattr(chosen, name) is not None}
     if chosen.algorithm != "pic":
         kind = KMeans if chosen.algorithm == "kmeans" else HierarchicalKMeans
-        return kind(**{"random_state": 0, **given}, world=world)
-    if not world.alone:
-        raise DeepClusterError(f"PIC clusters in one process, not in {world.size}; start it once.")
+        return kind(**{"random_state": 0, **given}, group=group)
+    if not group.is_single:
+        raise DeepClusterError(f"PIC clusters in one process, not in {group.size}; start it once.")
     return PIC(**given)
 
 

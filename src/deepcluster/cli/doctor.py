@@ -33,7 +33,7 @@ def command(arguments: list[str]) -> None:
     chosen = parse(Doctor, arguments, prog="deepcluster doctor")
     must_exist(chosen.source)
     from deepcluster.engine.log import Screen
-    from deepcluster.engine.runs import load_run
+    from deepcluster.engine.run import load_run
     from deepcluster.evaluate.diagnosis import diagnose
 
     screen = Screen(stderr=chosen.json)

@@ -7,10 +7,10 @@ from typing import Any
 
 from deepcluster.cli.parse import parse
 from deepcluster.cli.processes import several_processes
+from deepcluster.config import nearest
 from deepcluster.data.sources import must_exist
-from deepcluster.records import DeepClusterError
-from deepcluster.settings import nearest
-from deepcluster.world import World
+from deepcluster.errors import DeepClusterError
+from deepcluster.group import ProcessGroup
 
 PROTOCOLS = {
     "clusters": "Clusters",
@@ -41,19 +41,19 @@ def command(arguments: list[str]) -> None:
     chosen: Any = parse(options, arguments, prog=f"deepcluster evaluate RUN {protocol}")
     for named in (chosen.source, getattr(chosen, "test", None)):
         must_exist(named)
-    with several_processes() as world:
-        if not world.alone and protocol not in SHARED:
+    with several_processes() as group:
+        if not group.is_single and protocol not in SHARED:
             raise DeepClusterError(
-                f"Protocol {protocol} runs in one process, not in {world.size}: start it without torchrun."
+                f"Protocol {protocol} runs in one process, not in {group.size}: start it without torchrun."
             )
-        _score(module, chosen, world)
+        _score(module, chosen, group)
 
 
-def _score(module: Any, chosen: Any, world: World) -> None:
+def _score(module: Any, chosen: Any, group: ProcessGroup) -> None:
     from deepcluster.engine.log import Screen
-    from deepcluster.engine.runs import load_subject
+    from deepcluster.engine.run import load_subject
 
-    screen = Screen(quiet=not world.first, stderr=chosen.json)
+    screen = Screen(quiet=not group.is_first, stderr=chosen.json)
     subject = load_subject(
         chosen.model,
         device=chosen.device,
@@ -61,10 +61,10 @@ def _score(module: Any, chosen: Any, world: World) -> None:
         untrained=chosen.untrained,
         seed=chosen.seed,
         results=chosen.out,
-        world=world,
+        group=group,
     )
     result = module.score(subject, chosen, screen)
-    if not world.first:
+    if not group.is_first:
         return
     file = result.save(subject.results)
     if chosen.json:

@@ -36,7 +36,7 @@ def command(arguments: list[str]) -> None:
     chosen = parse(Explore, arguments, prog="deepcluster explore")
     must_exist(chosen.source)
     from deepcluster.engine.log import Screen
-    from deepcluster.engine.runs import load_run
+    from deepcluster.engine.run import load_run
     from deepcluster.explore.explorer import alone, open_explorer
     from deepcluster.explore.server import export_once, listen, serve
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from tyro.conf import Positional
 
 from deepcluster.cli.parse import parse
-from deepcluster.records import DeepClusterError
+from deepcluster.errors import DeepClusterError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -56,7 +56,7 @@ def command(arguments: list[str]) -> None:
 
 def _from_run(folder: Path) -> tuple[Backbone, tuple[Tensor, Tensor] | None, int, dict[str, Any]]:
     """Backbone, classifier over clusters if there is one, K, and what the file is to say of its origin."""
-    from deepcluster.engine.runs import load_run
+    from deepcluster.engine.run import load_run
 
     run = load_run(folder, "cpu")
     return run.backbone, run.head, len(run.centroids), {"preset": run.config["preset"], "epochs": len(run.metrics)}

@@ -12,13 +12,13 @@ from tyro.conf import Positional, arg
 from deepcluster.cli.parse import parse
 from deepcluster.cli.processes import several_processes
 from deepcluster.data.sources import must_exist
-from deepcluster.records import DeepClusterError
-from deepcluster.world import World
+from deepcluster.errors import DeepClusterError
+from deepcluster.group import ProcessGroup
 
 if TYPE_CHECKING:
     from deepcluster.engine.log import Bar
     from deepcluster.engine.model import Model
-    from deepcluster.features.describe import Describe
+    from deepcluster.features.feature_file import Describe
 
 
 @dataclass(frozen=True)
@@ -54,21 +54,21 @@ def command(arguments: list[str]) -> None:
     whole = chosen.out.suffix == ".npy" and not chosen.out.is_dir()
     _check(chosen, whole)
     must_exist(chosen.source)
-    with several_processes() as world:
-        if whole and not world.alone:
+    with several_processes() as group:
+        if whole and not group.is_single:
             raise DeepClusterError(
-                f"{world.size} processes write a table in parts, not one file: give --out a folder, without .npy."
+                f"{group.size} processes write a table in parts, not one file: give --out a folder, without .npy."
             )
-        _describe(chosen, whole, world)
+        _describe(chosen, whole, group)
 
 
-def _describe(chosen: Features, whole: bool, world: World) -> None:
+def _describe(chosen: Features, whole: bool, group: ProcessGroup) -> None:
     from deepcluster.engine.log import Screen
-    from deepcluster.engine.runs import load_subject
-    from deepcluster.features.describe import weights_digest, write_parts, write_table
-    from deepcluster.files import write_json
+    from deepcluster.engine.run import load_subject
+    from deepcluster.features.feature_file import weights_digest, write_parts, write_table
+    from deepcluster.io import write_json
 
-    screen = Screen(quiet=not world.first, stderr=chosen.json)
+    screen = Screen(quiet=not group.is_first, stderr=chosen.json)
     subject = load_subject(chosen.model, device=chosen.device, image_size=chosen.image_size)
     model, device, pixels = subject.model, subject.device, subject.pixels(chosen.source)
     about: dict[str, Any] = {
@@ -78,7 +78,7 @@ def _describe(chosen: Features, whole: bool, world: World) -> None:
         "tap": chosen.tap,
     }
     with screen.bar("features", len(pixels)) as advance:
-        describe = describer(model, chosen.tap, device, advance)
+        describe = feature_network(model, chosen.tap, device, advance)
         if whole:
             width, bad = write_table(describe, pixels, chosen.out)
         else:
@@ -91,9 +91,9 @@ def _describe(chosen: Features, whole: bool, world: World) -> None:
                 parts=chosen.parts,
                 overwrite=chosen.overwrite,
                 skipped=advance,
-                world=world,
+                group=group,
             )
-    if not world.first:
+    if not group.is_first:
         return
     about |= {"rows": len(pixels), "width": width, "bad": bad}
     if whole:
@@ -104,14 +104,14 @@ def _describe(chosen: Features, whole: bool, world: World) -> None:
     screen.say(f"{chosen.out}: {len(pixels):,} x {width} features" + (f", {len(bad):,} rows NaN" if bad else ""))
 
 
-def describer(model: Model, tap: str | None, device: str, advance: Bar) -> Describe:
+def feature_network(model: Model, tap: str | None, device: str, advance: Bar) -> Describe:
     """What describes all images of some pixels by `model`, and moves the bar on."""
     import numpy as np
 
     from deepcluster.data.arrays import open_array
     from deepcluster.data.cache import Pixels, load_pixels
-    from deepcluster.features.describe import BATCH
     from deepcluster.features.extract import extract
+    from deepcluster.features.feature_file import BATCH
 
     backbone = model.backbone.to(device)
     size = backbone.image_size

@@ -9,7 +9,7 @@ from pathlib import Path
 from tyro.conf import Positional
 
 from deepcluster.cli.parse import parse
-from deepcluster.records import DeepClusterError
+from deepcluster.errors import DeepClusterError
 
 
 @dataclass(frozen=True)

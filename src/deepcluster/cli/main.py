@@ -8,9 +8,9 @@ from __future__ import annotations
 import sys
 from importlib import import_module
 
-from deepcluster.records import DeepClusterError, Interrupted
-from deepcluster.settings import nearest
-from deepcluster.world import secondary
+from deepcluster.config import nearest
+from deepcluster.errors import DeepClusterError, Interrupted
+from deepcluster.group import is_secondary_process
 
 COMMANDS = {
     "train": "train a preset on your images, or go on with a run: train PRESET --data S --out RUN",
@@ -93,7 +93,7 @@ def _meant(name: str) -> str:
 
 
 def _mistake(sentence: str) -> int:
-    if not secondary():  # of several processes one says it
+    if not is_secondary_process():  # of several processes one says it
         print(f"deepcluster: {' '.join(sentence.split())}", file=sys.stderr)
     return 2
 

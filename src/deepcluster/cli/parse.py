@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import tyro
 
-from deepcluster.records import DeepClusterError
+from deepcluster.errors import DeepClusterError
 
 T = TypeVar("T")
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from tyro.conf import arg
 
 from deepcluster.cli.parse import parse
-from deepcluster.records import DeepClusterError
-from deepcluster.settings import TrainRun, override
+from deepcluster.config import TrainRun, override
+from deepcluster.errors import DeepClusterError
 
 if TYPE_CHECKING:
     from deepcluster.engine.log import Screen

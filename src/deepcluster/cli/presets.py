@@ -24,8 +24,8 @@ class Presets:
 def command(arguments: list[str]) -> None:
     """Prints."""
     chosen = parse(Presets, arguments, prog="deepcluster presets")
+    from deepcluster.config import as_dict
     from deepcluster.presets import PRESETS, find_preset
-    from deepcluster.settings import as_dict
 
     if chosen.name is None:
         if chosen.json:

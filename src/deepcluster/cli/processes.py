@@ -6,14 +6,14 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from deepcluster.world import ALONE, World, current
+from deepcluster.group import SINGLE, ProcessGroup, current
 
 
 @contextmanager
-def several_processes() -> Iterator[World]:
+def several_processes() -> Iterator[ProcessGroup]:
     """The processes that torchrun has started, in touch with each other for as long as it lasts."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or "RANK" not in os.environ:
-        yield ALONE
+        yield SINGLE
         return
     import torch.distributed as dist
 

@@ -28,7 +28,7 @@ class Report:
 def command(arguments: list[str]) -> None:
     """Writes RUN/report.html."""
     chosen = parse(Report, arguments, prog="deepcluster report")
-    from deepcluster.engine.runs import load_run
+    from deepcluster.engine.run import load_run
     from deepcluster.visualize.report import write_report
 
     page = write_report(load_run(chosen.run), clusters=chosen.clusters, images=chosen.images)

@@ -12,13 +12,13 @@ from tyro import MISSING
 from tyro.conf import Positional, arg
 
 from deepcluster.cli.parse import parse
+from deepcluster.config import TrainRun, nearest
 from deepcluster.data.sources import must_exist
-from deepcluster.records import DeepClusterError, Interrupted
-from deepcluster.settings import TrainRun, nearest
+from deepcluster.errors import DeepClusterError, Interrupted
 
 if TYPE_CHECKING:
     from deepcluster.engine.log import Screen
-    from deepcluster.engine.runs import Run
+    from deepcluster.engine.run import Run
 
 
 @dataclass(frozen=True)
@@ -244,7 +244,7 @@ def _tell(study: Any, folder: Path, screen: Screen, as_json: bool) -> None:
 
 
 def _runs(folders: tuple[Path, ...]) -> list[Run]:
-    from deepcluster.engine.runs import load_run
+    from deepcluster.engine.run import load_run
 
     return [load_run(folder) for folder in folders]
 
@@ -268,7 +268,7 @@ def _curves(name: str, key: str, title: str, unit: str) -> Callable[[Any, Screen
 
 
 def _stopping(chosen: Any, screen: Screen) -> tuple[Any, Any]:
-    from deepcluster.engine.runs import load_run
+    from deepcluster.engine.run import load_run
     from deepcluster.studies.curves import stopping
     from deepcluster.visualize.studies import stopping_figure
 
@@ -277,7 +277,7 @@ def _stopping(chosen: Any, screen: Screen) -> tuple[Any, Any]:
 
 
 def _figure2(chosen: Any, screen: Screen) -> tuple[Any, Any]:
-    from deepcluster.engine.runs import load_run
+    from deepcluster.engine.run import load_run
     from deepcluster.studies.figure2 import figure2
 
     if chosen.run is None and chosen.k_study is None:
@@ -297,7 +297,7 @@ def _tree(chosen: Any, screen: Screen) -> tuple[Any, Any]:
     import numpy as np
 
     from deepcluster.data.sources import open_images
-    from deepcluster.engine.runs import load_run
+    from deepcluster.engine.run import load_run
     from deepcluster.evaluate.labels import labels_of
     from deepcluster.studies.tree import read_tree, study_tree
     from deepcluster.visualize.studies import tree_figure

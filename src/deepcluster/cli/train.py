@@ -14,14 +14,14 @@ from tyro import MISSING
 from tyro.conf import arg
 
 from deepcluster.cli.parse import parse
+from deepcluster.config import TrainRun
 from deepcluster.data.sources import must_exist
-from deepcluster.records import DeepClusterError, Interrupted
-from deepcluster.settings import TrainRun
-from deepcluster.world import secondary
+from deepcluster.errors import DeepClusterError, Interrupted
+from deepcluster.group import is_secondary_process
 
 if TYPE_CHECKING:
     from deepcluster.engine.log import Screen
-    from deepcluster.engine.runs import Run
+    from deepcluster.engine.run import Run
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ def command(arguments: list[str]) -> None:
     from deepcluster.engine import train as engine
     from deepcluster.engine.log import Screen
 
-    screen = Screen(quiet=secondary(), stderr=chosen.json)
+    screen = Screen(quiet=is_secondary_process(), stderr=chosen.json)
     with told(chosen.out, screen):
         run = engine.train(
             chosen.settings, chosen.source, chosen.out, preset=name, overwrite=chosen.overwrite, screen=screen
@@ -116,7 +116,7 @@ def resume(arguments: list[str]) -> None:
     from deepcluster.engine import train as engine
     from deepcluster.engine.length import is_finished
     from deepcluster.engine.log import Screen
-    from deepcluster.engine.runs import load_run, read_config
+    from deepcluster.engine.run import load_run, read_config
 
     config = read_config(chosen.resume)
     preset = config["preset"]
@@ -125,7 +125,7 @@ def resume(arguments: list[str]) -> None:
             f"{chosen.resume} is a run of {preset}, not of {named}: resume it with `deepcluster train --resume"
             f" {chosen.resume}`, or start {named} in another --out."
         )
-    screen = Screen(quiet=secondary(), stderr=chosen.json)
+    screen = Screen(quiet=is_secondary_process(), stderr=chosen.json)
     asked = config["settings"].get("epochs")
     if chosen.epochs in (None, asked) and is_finished(chosen.resume):
         _say_finished(load_run(chosen.resume, "cpu"), screen, chosen.json)
@@ -160,7 +160,7 @@ def told(folder: Path, screen: Screen) -> Iterator[None]:
 def finish(run: Run, screen: Screen, as_json: bool) -> None:
     """What to do next, or the last row as JSON."""
     folder, rows = run.folder, run.metrics
-    if secondary():
+    if is_secondary_process():
         return
     if as_json:
         print(json_module.dumps({"run": str(folder), "epochs": len(rows), "last": rows[-1] if rows else None}))

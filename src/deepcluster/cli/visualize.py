@@ -7,9 +7,9 @@ from importlib import import_module
 from typing import Any
 
 from deepcluster.cli.parse import parse
+from deepcluster.config import nearest
 from deepcluster.data.sources import must_exist
-from deepcluster.records import DeepClusterError
-from deepcluster.settings import nearest
+from deepcluster.errors import DeepClusterError
 
 PICTURES = {
     "filters": "Filters",

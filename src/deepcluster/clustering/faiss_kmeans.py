@@ -8,7 +8,7 @@ from torch import Tensor
 
 from deepcluster.clustering.lloyd import Points, Solution
 from deepcluster.clustering.parallel import members
-from deepcluster.records import DeepClusterError
+from deepcluster.errors import DeepClusterError
 
 
 def faiss_lloyd(points: Points, centroids: Tensor, *, max_iter: int, seed: int) -> Solution:

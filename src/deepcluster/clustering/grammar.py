@@ -6,7 +6,7 @@ import inspect
 from abc import ABC, abstractmethod
 from typing import Any, TypeVar
 
-from deepcluster.records import DeepClusterError
+from deepcluster.errors import DeepClusterError
 
 C = TypeVar("C", bound="Clusterer")
 

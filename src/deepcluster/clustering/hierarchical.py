@@ -17,15 +17,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from deepcluster.clustering.dealing import Deal, room_for
+from deepcluster.clustering.block_reader import Picked, Rows, in_kind
 from deepcluster.clustering.grammar import Clusterer
 from deepcluster.clustering.kmeans import KMeans, distances, require_rows
 from deepcluster.clustering.lloyd import Points, assign, sizes_of, total_of
 from deepcluster.clustering.parallel import team
-from deepcluster.clustering.shards import agreed, common_seed, shard_of
-from deepcluster.clustering.stream import Picked, Rows, in_kind
-from deepcluster.records import DeepClusterError, seed_of
-from deepcluster.world import ALONE, World
+from deepcluster.clustering.redistribute import Deal, room_for
+from deepcluster.clustering.row_partition import agreed, common_seed, shard_of
+from deepcluster.errors import DeepClusterError
+from deepcluster.group import SINGLE, ProcessGroup
+from deepcluster.random import seed_of
 
 
 class HierarchicalKMeans(Clusterer):
@@ -48,7 +49,7 @@ class HierarchicalKMeans(Clusterer):
         spherical, tol, n_init, chunk, precision, device: as in `KMeans`.
         random_state: seed; the same seed gives the same result. None = different every time.
         scratch: a folder for the rows of a super-cluster that are more than 2 GiB; None = the system's.
-        world: the processes that cluster together, each with its own rows of one table, as in `KMeans`. The rows of
+        group: the processes that cluster together, each with its own rows of one table, as in `KMeans`. The rows of
             each super-cluster are dealt out to all of them anew, so that all work on it wherever its rows lie.
 
     Attributes:
@@ -82,7 +83,7 @@ class HierarchicalKMeans(Clusterer):
         precision: str = "auto",
         device: torch.device | str | None = None,
         scratch: str | Path | None = None,
-        world: World = ALONE,
+        group: ProcessGroup = SINGLE,
     ):
         self.n_clusters = n_clusters
         self.branches = branches
@@ -96,7 +97,7 @@ class HierarchicalKMeans(Clusterer):
         self.precision = precision
         self.device = device
         self.scratch = scratch
-        self.world = world
+        self.group = group
 
     def fit(self, x: Any, y: None = None) -> HierarchicalKMeans:
         """Cluster the rows of x (N, D).
@@ -113,10 +114,10 @@ class HierarchicalKMeans(Clusterer):
             return self._fit(x, children)
 
     def _fit(self, x: Any, children: list[int]) -> HierarchicalKMeans:
-        rows = agreed(self.world, lambda: Rows(x, self.device, empty=not self.world.alone))
-        require_rows(shard_of(rows, self.world).total, self.n_clusters)
+        rows = agreed(self.group, lambda: Rows(x, self.device, empty=not self.group.is_single))
+        require_rows(shard_of(rows, self.group).total, self.n_clusters)
         seed = secrets.randbits(31) if self.random_state is None else int(self.random_state)
-        tree = _Tree(children, rows, common_seed(self.world, seed))
+        tree = _Tree(children, rows, common_seed(self.group, seed))
         label = self._grow(tree, x, rows, 0, 0)
         self._levels, self._counts, self.inertia_ = tree.levels, tree.counts, tree.inertia
         self.labels_ = in_kind(label, x)
@@ -141,7 +142,7 @@ class HierarchicalKMeans(Clusterer):
         for child in range(tree.children[depth]):
             index = (label == child).nonzero()[:, 0]
             below = node * tree.children[depth] + child
-            deal = Deal(self.world, len(index))
+            deal = Deal(self.group, len(index))
             if deal.total == 0:
                 tree.fill(depth + 1, below)
                 continue
@@ -155,7 +156,7 @@ class HierarchicalKMeans(Clusterer):
 
     def _cut(self, tree: _Tree, x: Any, rows: Rows, depth: int, node: int) -> tuple[Tensor, float]:
         """k-means of a node's rows: (N,) labels of this process's and the sum of squared distances of all."""
-        shard = shard_of(rows, self.world)
+        shard = shard_of(rows, self.group)
         k = min(tree.children[depth], shard.total)
         run = self._k_means(k, seed_for(tree.seed, depth, node)).fit(x)
         points = Points(rows, self.spherical, self.chunk, shard=shard)
@@ -174,7 +175,7 @@ class HierarchicalKMeans(Clusterer):
         return label, inertia
 
     def _k_means(self, k: int, seed: int) -> KMeans:
-        shared = ("max_iter", "init", "spherical", "tol", "n_init", "chunk", "precision", "device", "world")
+        shared = ("max_iter", "init", "spherical", "tol", "n_init", "chunk", "precision", "device", "group")
         return KMeans(k, random_state=seed, **{name: getattr(self, name) for name in shared})
 
     def predict(self, x: Any) -> Any:
@@ -198,7 +199,7 @@ class HierarchicalKMeans(Clusterer):
     def _rows(self, x: Any) -> Rows:
         if not hasattr(self, "_levels"):
             raise DeepClusterError("This HierarchicalKMeans has not been fitted; call fit first.")
-        rows = Rows(x, self.device, empty=not self.world.alone)
+        rows = Rows(x, self.device, empty=not self.group.is_single)
         if rows.dim != self.n_features_in_:
             raise DeepClusterError(
                 f"These features have {rows.dim} columns but the clusters have {self.n_features_in_}; "

@@ -12,9 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from deepcluster.clustering import int8
-from deepcluster.clustering.exact import unit_for
+from deepcluster.clustering import assign_int8
+from deepcluster.clustering.block_reader import Rows, in_kind, write_rows
+from deepcluster.clustering.exact_sum import unit_for
 from deepcluster.clustering.grammar import Clusterer
+from deepcluster.clustering.init import plus_plus, random_rows
 from deepcluster.clustering.lloyd import (
     BLOCK_NUMBERS,
     Moments,
@@ -28,11 +30,10 @@ from deepcluster.clustering.lloyd import (
 )
 from deepcluster.clustering.nearest import Plain, Search
 from deepcluster.clustering.parallel import team
-from deepcluster.clustering.seeding import plus_plus, random_rows
-from deepcluster.clustering.shards import agreed, common_seed, shard_of
-from deepcluster.clustering.stream import Rows, in_kind, write_rows
-from deepcluster.records import DeepClusterError, seeded
-from deepcluster.world import ALONE, World
+from deepcluster.clustering.row_partition import agreed, common_seed, shard_of
+from deepcluster.errors import DeepClusterError
+from deepcluster.group import SINGLE, ProcessGroup
+from deepcluster.random import seeded
 
 SCREEN_FROM = 256  # clusters from which 8-bit products save more than they cost
 EXACT = "donot_use_mm_for_euclid_dist"
@@ -63,11 +64,12 @@ class KMeans(Clusterer):
         backend: "torch", or "faiss" (float32, on the CPU, in memory).
         empty: "split" gives an empty cluster half of another one after each update, and at the end the
             farthest point; "keep" leaves its centroid where it is.
-        world: the processes that cluster together. All call `fit`, each with its own rows of one table: those of
+        group: the processes that cluster together. All call `fit`, each with its own rows of one table: those of
             process 0 come first, and a process may have none. Centroids, inertia and objectives are then those
             of the whole table and the same on every process, `labels_` are those of the process's own rows, and
             `predict` and `transform` concern nobody else. Where shares begin at multiples of 1,024 rows, as
-            `World.share` cuts them, the result does not depend on the number of processes, to the last bit on CPUs.
+            `ProcessGroup.row_range` cuts them, the result does not depend on the number of processes, to the last bit on
+            CPUs.
 
     Attributes:
         cluster_centers_: (K, D) float32.
@@ -102,7 +104,7 @@ class KMeans(Clusterer):
         device: torch.device | str | None = None,
         backend: str = "torch",
         empty: str = "split",
-        world: World = ALONE,
+        group: ProcessGroup = SINGLE,
     ):
         self.n_clusters = n_clusters
         self.max_iter = max_iter
@@ -116,7 +118,7 @@ class KMeans(Clusterer):
         self.device = device
         self.backend = backend
         self.empty = empty
-        self.world = world
+        self.group = group
 
     def fit(self, x: Any, y: None = None) -> KMeans:
         """Cluster the rows of x (N, D).
@@ -130,8 +132,8 @@ class KMeans(Clusterer):
             return self._fit(x)
 
     def _fit(self, x: Any) -> KMeans:
-        rows = agreed(self.world, lambda: Rows(x, self.device, empty=not self.world.alone))
-        shard = shard_of(rows, self.world)
+        rows = agreed(self.group, lambda: Rows(x, self.device, empty=not self.group.is_single))
+        shard = shard_of(rows, self.group)
         require_rows(shard.total, self.n_clusters)
         seen = points = Points(rows, self.spherical, self.chunk, shard=shard)
         facts = moments(points)
@@ -158,7 +160,7 @@ class KMeans(Clusterer):
         return self
 
     def _run(self, points: Points, facts: Moments, given: Tensor | None, run: int) -> Solution:
-        seed = common_seed(self.world, secrets.randbits(31) if self.random_state is None else int(self.random_state))
+        seed = common_seed(self.group, secrets.randbits(31) if self.random_state is None else int(self.random_state))
         generator = seeded(seed, run)
         start = given
         if start is None:
@@ -183,9 +185,9 @@ class KMeans(Clusterer):
         screened = self.precision == "int8"
         if self.precision == "auto":
             screened = points.device.type == "cpu" and self.n_clusters >= SCREEN_FROM
-            screened = screened and not self.world.any(not int8.supported())
+            screened = screened and not self.group.any(not assign_int8.supported())
         if screened:
-            return int8.Screen(points, square=facts.square, peak=facts.peak, longest=facts.longest)
+            return assign_int8.Screen(points, square=facts.square, peak=facts.peak, longest=facts.longest)
         return Plain(half=self.precision == "bfloat16")
 
     def predict(self, x: Any) -> Any:
@@ -208,7 +210,7 @@ class KMeans(Clusterer):
     def _points(self, x: Any) -> Points:
         if not hasattr(self, "_centroids"):
             raise DeepClusterError("This KMeans has not been fitted; call fit first.")
-        rows = Rows(x, self.device, empty=not self.world.alone)
+        rows = Rows(x, self.device, empty=not self.group.is_single)
         if rows.dim != self.n_features_in_:
             raise DeepClusterError(
                 f"These features have {rows.dim} columns but the clusters have {self.n_features_in_}; "
@@ -247,9 +249,9 @@ class KMeans(Clusterer):
                 raise DeepClusterError(f"{name} must be one of {', '.join(allowed)}, not {getattr(self, name)!r}.")
         if not self.tol >= 0:
             raise DeepClusterError(f"tol must be 0 or more, not {self.tol}.")
-        if self.backend == "faiss" and not self.world.alone:
+        if self.backend == "faiss" and not self.group.is_single:
             raise DeepClusterError(
-                f"backend='faiss' clusters in one process, not in {self.world.size}; take backend='torch'."
+                f"backend='faiss' clusters in one process, not in {self.group.size}; take backend='torch'."
             )
 
 

@@ -13,14 +13,14 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from deepcluster.clustering.exact import Total, round_, unit_for
+from deepcluster.clustering.block_reader import Picked, Rows
+from deepcluster.clustering.exact_sum import Total, round_, unit_for
 from deepcluster.clustering.nearest import Nearest, Search
 from deepcluster.clustering.parallel import members, over_spans
-from deepcluster.clustering.shards import Shard, agreed, shard_of
-from deepcluster.clustering.stream import Picked, Rows
+from deepcluster.clustering.row_partition import Shard, agreed, shard_of
 from deepcluster.clustering.whitening import normalize_rows
-from deepcluster.records import DeepClusterError
-from deepcluster.world import ALIGN
+from deepcluster.errors import DeepClusterError
+from deepcluster.group import ALIGN
 
 BLOCK_NUMBERS = 1 << 24  # numbers in a block (64 MiB)
 SUMMED = 512  # rows that are brought to float64 at a time: they stay in a core's own cache
@@ -96,7 +96,7 @@ class Solution:
 def moments(points: Points) -> Moments:
     """Raises DeepClusterError, on all processes, where a point holds NaN or infinity."""
     shard = points.shard
-    total, greatest = agreed(shard.world, lambda: _own_moments(points))
+    total, greatest = agreed(shard.group, lambda: _own_moments(points))
     shard.sum_(total.digits)
     shard.max_(greatest)
     sums, (peak, longest) = total.value(), greatest.tolist()
@@ -157,7 +157,7 @@ class Tally:
 
     def of_all(self, shard: Shard) -> Tally:
         """The sum over all processes; the tally itself where there is one only."""
-        if shard.world.alone:
+        if shard.group.is_single:
             return self
         k, dim = self.sums.shape
         total = Tally(k, dim, len(self.extra), self.flat.device)
@@ -205,7 +205,7 @@ def lloyd(
         solution.centroids = updated(all_.sums, sizes, centroids, points.spherical, split_empty, generator)
         if tol > 0 and len(solution.objectives) > 1:
             last, now = solution.objectives[-2:]
-            if points.shard.world.any(last - now <= tol * last):
+            if points.shard.group.any(last - now <= tol * last):
                 break
     return solution
 

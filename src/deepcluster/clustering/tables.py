@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from deepcluster.clustering.block_reader import Rows
 from deepcluster.clustering.centers import group_means, own_distances
 from deepcluster.clustering.parallel import team
-from deepcluster.clustering.stream import Rows
 from deepcluster.clustering.whitening import Whitening
-from deepcluster.records import DeepClusterError
-from deepcluster.world import ALONE, World
+from deepcluster.errors import DeepClusterError
+from deepcluster.group import SINGLE, ProcessGroup
 
 
 def cluster_table(
@@ -24,7 +24,7 @@ def cluster_table(
     whiten: int,
     scratch: Path,
     bad: Sequence[int] | None = None,
-    world: World = ALONE,
+    group: ProcessGroup = SINGLE,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Cluster (N,) int64 and distance (N,) float32 of the rows of an (N, D) table, memory-mapped or not.
 
@@ -34,14 +34,14 @@ def cluster_table(
         whiten: width to whiten to, with L2 normalization; 0 = rows as they are.
         scratch: a folder for the whitened table.
         bad: rows to leave out, cluster -1; None = look for rows that are not finite.
-        world: the processes that cluster together, each of which sees the whole table, reads its share of it and gets
+        group: the processes that cluster together, each of which sees the whole table, reads its share of it and gets
             the whole result; the clusterer must be of the same world.
 
     Raises:
         DeepClusterError: fewer rows than clusters; labels that are not one integer per row.
     """
     if bad is None:
-        keep = _finite_rows(table, world)
+        keep = _finite_rows(table, group)
     else:
         keep = np.setdiff1d(np.arange(len(table)), np.asarray(bad, np.int64))
     wanted = getattr(clusterer, "n_clusters", None)
@@ -49,7 +49,7 @@ def cluster_table(
         raise DeepClusterError(f"{len(keep)} rows cannot make {wanted} clusters: lower --k to {len(keep)} at most.")
     if not len(keep):
         raise DeepClusterError("No row of the features is finite; make the table again from images that decode.")
-    first, last = world.share(len(keep))
+    first, last = group.row_range(len(keep))
     own = keep[first:last]
     rows = table[first:last]
     if len(keep) < len(table):
@@ -57,14 +57,14 @@ def cluster_table(
         for start in range(0, len(own), 65536):
             rows[start : start + 65536] = table[own[start : start + 65536]]
     if whiten:
-        whitening = Whitening(whiten, world=world).fit(rows)
+        whitening = Whitening(whiten, group=group).fit(rows)
         z = _scratch_table(scratch / "whitened.npy", len(own), len(whitening.components))
         whitening.transform(rows, out=z)
         rows = z
     cluster, distance = np.full(len(table), -1, np.int64), np.full(len(table), np.nan, np.float32)
     label = _labels(clusterer, rows)
-    cluster[keep] = world.gather_array(label)
-    distance[keep] = world.gather_array(_distances(rows, label, getattr(clusterer, "cluster_centers_", None)))
+    cluster[keep] = group.gather_array(label)
+    distance[keep] = group.gather_array(_distances(rows, label, getattr(clusterer, "cluster_centers_", None)))
     return cluster, distance
 
 
@@ -98,10 +98,10 @@ def _distances(rows: np.ndarray, label: np.ndarray, centers: Any) -> np.ndarray:
         return own_distances(table, own, middle).sqrt_().numpy()
 
 
-def _finite_rows(table: np.ndarray, world: World) -> np.ndarray:
+def _finite_rows(table: np.ndarray, group: ProcessGroup) -> np.ndarray:
     """Places of the rows without NaN and infinity, each process looking at its share."""
-    first, last = world.share(len(table))
+    first, last = group.row_range(len(table))
     good = np.ones(last - first, bool)
     for start in range(0, len(good), 65536):
         good[start : start + 65536] = np.isfinite(table[first + start : min(first + start + 65536, last)]).all(1)
-    return world.gather_array(np.flatnonzero(good) + first)
+    return group.gather_array(np.flatnonzero(good) + first)

@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deepcluster.clustering.exact import round_
-from deepcluster.clustering.shards import Shard, agreed, shard_of
-from deepcluster.clustering.stream import Rows, in_kind, write_rows
-from deepcluster.records import DeepClusterError
-from deepcluster.world import ALIGN, ALONE, World
+from deepcluster.clustering.block_reader import Rows, in_kind, write_rows
+from deepcluster.clustering.exact_sum import round_
+from deepcluster.clustering.row_partition import Shard, agreed, shard_of
+from deepcluster.errors import DeepClusterError
+from deepcluster.group import ALIGN, SINGLE, ProcessGroup
 
 EXACT_DIM = 1024  # up to this width covariances are multiplied in float64; beyond, in float32 blocks
 SAMPLE = 1024  # rows from which the mean and the size of the covariance are guessed
@@ -41,7 +41,7 @@ class Whitening:
         l2: L2-normalize the rows of the result; a row of zeros stays a row of zeros.
         floor: smallest variance kept, relative to the largest.
         device: where the work is done; None = where the rows are.
-        world: the processes that whiten together. All call `fit`, each with its own rows of one table, of which a
+        group: the processes that whiten together. All call `fit`, each with its own rows of one table, of which a
             process may have none; all get the same whitening. Where shares begin at multiples of 1,024 rows it
             does not depend on their number, to the last bit on CPUs. `transform` concerns nobody else.
 
@@ -65,14 +65,14 @@ class Whitening:
         l2: bool = True,
         floor: float = 1e-5,
         device: torch.device | str | None = None,
-        world: World = ALONE,
+        group: ProcessGroup = SINGLE,
     ):
         self.n_components = n_components
         self.whiten = whiten
         self.l2 = l2
         self.floor = floor
         self.device = device
-        self.world = world
+        self.group = group
         self._reset()
 
     def _reset(self) -> None:
@@ -97,8 +97,8 @@ class Whitening:
         """
         if self.n_components < 1:
             raise DeepClusterError(f"n_components must be at least 1, not {self.n_components}.")
-        rows = agreed(self.world, lambda: Rows(x, self.device, empty=not self.world.alone))
-        shard = shard_of(rows, self.world)
+        rows = agreed(self.group, lambda: Rows(x, self.device, empty=not self.group.is_single))
+        shard = shard_of(rows, self.group)
         if self._center is not None and rows.dim != len(self._center):
             raise DeepClusterError(
                 f"These features have {rows.dim} columns but the whitening saw {len(self._center)} before; "
@@ -147,7 +147,7 @@ class Whitening:
         instance a `numpy.memmap` for what does not fit into memory.
         """
         self._require_fit()
-        rows = Rows(x, self.device, empty=not self.world.alone)
+        rows = Rows(x, self.device, empty=not self.group.is_single)
         if rows.dim != self.n_features_in_:
             raise DeepClusterError(
                 f"These features have {rows.dim} columns but the whitening was fitted on "
@@ -219,7 +219,7 @@ def _moments(rows: Rows, shard: Shard) -> tuple[Tensor, Tensor]:
     blocks = int(shard.sum_(torch.tensor([-(-rows.n // ALIGN)])))
     while True:
         bound = 2.0 ** math.frexp(max(bound, 2.0**-900))[1]
-        sums, largest = agreed(shard.world, partial(_own_moments, rows, shard, about, bound))
+        sums, largest = agreed(shard.group, partial(_own_moments, rows, shard, about, bound))
         needed = float(shard.max_(largest)) * blocks
         if needed <= bound:
             break

@@ -12,7 +12,7 @@ from PIL import Image
 
 from deepcluster.data.decode import shrink, to_rgb
 from deepcluster.data.sources import ImageSource
-from deepcluster.records import DeepClusterError
+from deepcluster.errors import DeepClusterError
 
 #: Bytes up to which an array's fingerprint reads all of it; beyond, evenly spaced images.
 HASHED = 1 << 30

@@ -22,9 +22,9 @@ from typing import Protocol
 import numpy as np
 
 from deepcluster.data.cache_folder import cache_folder
+from deepcluster.data.decode_pool import Decoded, decode_batch, stream
 from deepcluster.data.sources import ImageSource
-from deepcluster.data.stream import Decoded, decode_batch, stream
-from deepcluster.records import DeepClusterError
+from deepcluster.errors import DeepClusterError
 
 #: Bytes up to which pictures simply live in memory.
 SMALL = 256 << 20

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageFile
 
-from deepcluster.records import BadImage
+from deepcluster.errors import BadImage
 
 #: Formats that are pictures; left out are those that run other programs (EPS) or are documents.
 FORMATS = (

@@ -19,7 +19,7 @@ from deepcluster.data.naming import (
     natural_key,
 )
 from deepcluster.data.sources import ImageSource
-from deepcluster.records import BadImage, DeepClusterError
+from deepcluster.errors import BadImage, DeepClusterError
 
 #: Files whose first bytes go into a fingerprint; all go in with their name, size and time.
 SAMPLED = 64

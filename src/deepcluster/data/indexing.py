@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from deepcluster.data import places
+from deepcluster.data import storage
 from deepcluster.data.manifest import (
     Manifest,
     open_index,
@@ -28,8 +28,8 @@ from deepcluster.data.manifest import (
 )
 from deepcluster.data.naming import labels_from_parents, natural_key
 from deepcluster.data.shards import ShardList, kind_of, read_members, row_type, scan, write_members
-from deepcluster.files import write_whole
-from deepcluster.records import DeepClusterError
+from deepcluster.errors import DeepClusterError
+from deepcluster.io import write_atomic
 
 #: Shards that are handed to a process at a time.
 TOGETHER = 4
@@ -125,10 +125,10 @@ def named(patterns: Sequence[str]) -> list[str]:
     """
     found: list[str] = []
     for pattern in patterns:
-        if pattern.endswith(".txt") and not places.is_url(pattern):
+        if pattern.endswith(".txt") and not storage.is_url(pattern):
             found += _listed(Path(pattern).expanduser())
         else:
-            found += places.matching(pattern)
+            found += storage.matching(pattern)
     wrong = next((place for place in found if kind_of(place) is None), None)
     if wrong is not None:
         raise DeepClusterError(f"{wrong} is no .tar or .zip file: shards are, and a .txt file may list them")
@@ -149,7 +149,7 @@ def _listed(file: Path) -> list[str]:
     return [
         place
         for word in words
-        for place in places.matching(word if places.is_url(word) else os.path.join(file.parent, word))
+        for place in storage.matching(word if storage.is_url(word) else os.path.join(file.parent, word))
     ]
 
 
@@ -210,13 +210,13 @@ def _index_one(job: tuple[str, Found | None, Path]) -> Found:
     """Reads one shard, unless an earlier manifest or a killed call knows it."""
     place, known, parts = job
     try:
-        size, stamp = places.look(place)
+        size, stamp = storage.look(place)
     except OSError as error:
         missing = isinstance(error, (FileNotFoundError, NotADirectoryError))
         return Found(0, 0, "", "is missing" if missing else f"cannot be opened ({error.strerror or error})")
     if known is not None and (known.bytes, known.stamp) == (size, stamp):
         return known
-    where = place if places.is_url(place) else os.path.abspath(place)
+    where = place if storage.is_url(place) else os.path.abspath(place)
     key = hashlib.blake2b(f"{where}\0{size}\0{stamp}".encode(errors="surrogateescape"), digest_size=12).hexdigest()
     part = parts / f"{key}.npz"
     members = None
@@ -246,12 +246,12 @@ def _merge(out: Path, paths: list[str], results: list[Found], old: _Old | None, 
     tag = f"{out.stem}.{uuid.uuid4().hex[:8]}"
     digest = hashlib.blake2b(digest_size=16)
     _remove_leftovers(out)
-    index = write_whole(out.with_name(f"{tag}.index.npy"), partial(_fill_index, shards, results, old, digest))
+    index = write_atomic(out.with_name(f"{tag}.index.npy"), partial(_fill_index, shards, results, old, digest))
     classes = _classes(results, old) if asked else None
     labels = None
     if classes:
         fill = partial(_fill_labels, shards, results, old, classes, digest)
-        labels = write_whole(out.with_name(f"{tag}.labels.npy"), fill).name
+        labels = write_atomic(out.with_name(f"{tag}.labels.npy"), fill).name
     manifest = Manifest(
         shards,
         [result.stamp for result in results],

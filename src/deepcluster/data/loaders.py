@@ -16,10 +16,11 @@ from torch import Tensor
 
 from deepcluster.data.augment import augment, plain
 from deepcluster.data.cache import Pixels, StreamedPixels
-from deepcluster.data.stream import stream
+from deepcluster.data.decode_pool import stream
 from deepcluster.data.views import IMAGENET_MEAN, IMAGENET_STD, Views, draw
-from deepcluster.records import Batch, seeded
-from deepcluster.world import ALONE, World
+from deepcluster.group import SINGLE, ProcessGroup
+from deepcluster.random import seeded
+from deepcluster.types import Batch
 
 
 class Loader:
@@ -39,7 +40,7 @@ class Loader:
         prefetch: batches made ahead; 0 = each is made when it is asked for, by the asking thread.
         empty: give batches of which no image can be decoded, too; else they are left out.
         offset: number of the first batch, where these are part of a longer pass; what is drawn follows it.
-        world: the processes that share each batch, a contiguous part each; with
+        group: the processes that share each batch, a contiguous part each; with
             `empty`, each gets as many batches as the others.
         mean: of the plain view's normalization, in [0, 1]; random views have their own.
         std: likewise.
@@ -60,7 +61,7 @@ class Loader:
         prefetch: int = 2,
         empty: bool = False,
         offset: int = 0,
-        world: World = ALONE,
+        group: ProcessGroup = SINGLE,
         mean: Sequence[float] = IMAGENET_MEAN,
         std: Sequence[float] = IMAGENET_STD,
     ) -> None:
@@ -77,7 +78,7 @@ class Loader:
         self.prefetch = prefetch
         self.empty = empty
         self.offset = offset
-        self.world = world
+        self.group = group
         self.mean, self.std = tuple(mean), tuple(std)
 
     def __len__(self) -> int:
@@ -97,7 +98,7 @@ class Loader:
             yield self._batch(number, index, images)
 
     def _images(self) -> Iterator[tuple[np.ndarray, list[np.ndarray | None]]]:
-        batches = [index[slice(*self.world.share(len(index), 1))] for index in self.batches[self.start :]]
+        batches = [index[slice(*self.group.row_range(len(index), 1))] for index in self.batches[self.start :]]
         pixels = self.pixels
         if not isinstance(pixels, StreamedPixels):
             for index in batches:
@@ -110,7 +111,7 @@ class Loader:
     def _batch(self, number: int, index: np.ndarray, images: list[np.ndarray | None]) -> Batch:
         """This process's part of batch `number`; images that cannot be decoded are left out."""
         whole = len(self.batches[number])
-        first, last = self.world.share(whole, 1)
+        first, last = self.group.row_range(whole, 1)
         keep = [row for row, image in enumerate(images) if image is not None]
         position = torch.arange(first, last)[keep]
         if not keep:

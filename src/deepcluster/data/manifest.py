@@ -16,10 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from deepcluster.data.places import is_url
 from deepcluster.data.shards import ShardList, Shards, kind_of
-from deepcluster.files import write_text
-from deepcluster.records import DeepClusterError
+from deepcluster.data.storage import is_url
+from deepcluster.errors import DeepClusterError
+from deepcluster.io import write_text
 
 FORMAT = "deepcluster manifest"
 VERSION = 1

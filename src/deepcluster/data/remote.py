@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from typing import Any, BinaryIO, TypeVar
 
-from deepcluster.records import DeepClusterError
+from deepcluster.errors import DeepClusterError
 
 T = TypeVar("T")
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from deepcluster.records import DeepClusterError
+from deepcluster.errors import DeepClusterError
 
 POLICIES = ("uniform", "images", "published")
 

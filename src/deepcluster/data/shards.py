@@ -19,15 +19,15 @@ from typing import Any, BinaryIO
 import numpy as np
 import torch
 
-from deepcluster.data import places, remote, tar
+from deepcluster.data import remote, storage, tar
 from deepcluster.data import zip as zip_shards
 from deepcluster.data.cache_folder import cache_folder
 from deepcluster.data.decode import decode
 from deepcluster.data.members import TOO_LONG, Members
 from deepcluster.data.naming import labels_from_parents
 from deepcluster.data.sources import ImageSource
-from deepcluster.files import write_whole
-from deepcluster.records import BadImage, DeepClusterError
+from deepcluster.errors import BadImage, DeepClusterError
+from deepcluster.io import write_atomic
 
 #: Shards whose trouble is told one by one.
 TOLD = 20
@@ -57,7 +57,7 @@ KINDS = {
 
 def kind_of(place: str) -> Kind | None:
     """The kind of a shard, by the ending of its path or URL; None for what is no shard."""
-    return KINDS.get(PurePosixPath(place.partition("?")[0] if places.is_url(place) else place).suffix.lower())
+    return KINDS.get(PurePosixPath(place.partition("?")[0] if storage.is_url(place) else place).suffix.lower())
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class ShardList:
     def place(self, shard: int) -> str:
         """Where a shard is."""
         path = self.paths[shard]
-        return path if places.is_url(path) else os.path.join(self.base, path)
+        return path if storage.is_url(path) else os.path.join(self.base, path)
 
 
 class Shards:
@@ -140,7 +140,7 @@ class Shards:
             return f"{PurePosixPath(path).name}/{self._names[index]}"
         try:
             self._check(shard)
-            return f"{path}/{self._kind(shard).name(partial(places.read, self.shards.place(shard)), offset)}"
+            return f"{path}/{self._kind(shard).name(partial(storage.read, self.shards.place(shard)), offset)}"
         except (BadImage, OSError, tarfile.TarError):
             return f"{path}/#{within}"  # the shard cannot tell: its image's number in it
 
@@ -158,7 +158,7 @@ class Shards:
         if length >= TOO_LONG:
             raise BadImage("too large: 4 GiB or more")
         try:
-            return self._kind(shard).read(partial(places.read, self.shards.place(shard)), offset, length)
+            return self._kind(shard).read(partial(storage.read, self.shards.place(shard)), offset, length)
         except OSError as error:
             raise BadImage(error.strerror or str(error)) from None
 
@@ -188,14 +188,14 @@ class Shards:
         if reason is None:
             expected = int(self.shards.bytes[shard])
             try:
-                size, _ = places.look(place)
+                size, _ = storage.look(place)
                 reason = "" if size == expected else f"has {size:,} bytes and not {expected:,}: cut short, or changed"
             except (FileNotFoundError, NotADirectoryError):
                 reason = "is missing"
             except OSError as error:
                 reason = f"cannot be opened ({error.strerror or error})"
             if not reason:
-                if places.is_url(place):  # to ask a server before every read would double the wait
+                if storage.is_url(place):  # to ask a server before every read would double the wait
                     self._looked.add(shard)
                 return
             self._lost[shard] = reason
@@ -222,7 +222,7 @@ def open_shards(pattern: str) -> ImageSource:
     Raises:
         DeepClusterError: nothing matches, a named shard does not exist, or none holds an image.
     """
-    found = places.matching(pattern)
+    found = storage.matching(pattern)
     wrong = [place for place in found if kind_of(place) is None]
     if wrong:
         raise DeepClusterError(
@@ -266,7 +266,7 @@ def row_type(largest: int) -> np.dtype:
 
 def members_of(place: str, size: int, stamp: str) -> Members:
     """The images of one shard; remembered in the cache folder until the shard changes."""
-    where = place if places.is_url(place) else Path(place).resolve()
+    where = place if storage.is_url(place) else Path(place).resolve()
     key = hashlib.blake2b(f"2 {where} {size} {stamp}".encode(), digest_size=16).hexdigest()
     stored = cache_folder() / "shard-index" / f"{key}.npz"
     with contextlib.suppress(Exception):  # absent, or unreadable: the scan below replaces it
@@ -284,11 +284,11 @@ def scan(place: str) -> Members:
     assert kind is not None
 
     def once() -> Members:
-        with places.open_whole(place) as stream:
+        with storage.open_whole(place) as stream:
             return kind.scan(stream)
 
     try:
-        return remote.patiently(once) if places.is_url(place) else once()
+        return remote.patiently(once) if storage.is_url(place) else once()
     except OSError as error:
         return Members.of([], f"cannot be read ({error.strerror or error})", 0)
 
@@ -302,7 +302,7 @@ def write_members(members: Members, file: Path) -> None:
             trouble = np.array(members.trouble or "")
             np.savez(handle, names=names, offsets=members.offsets, lengths=members.lengths, trouble=trouble)
 
-    write_whole(file, write)
+    write_atomic(file, write)
 
 
 def read_members(file: Path) -> Members:
@@ -321,7 +321,7 @@ def sentence_of(place: str, trouble: str) -> str:
 
 def _look(place: str, pattern: str) -> tuple[int, str]:
     try:
-        return places.look(place)
+        return storage.look(place)
     except OSError as error:
         why = "does not exist" if isinstance(error, FileNotFoundError) else f"cannot be opened ({error})"
         raise DeepClusterError(f"the shard {place}, named by {pattern}, {why}: check the pattern") from None

@@ -13,7 +13,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from deepcluster.records import DeepClusterError
+from deepcluster.errors import DeepClusterError
 
 
 @runtime_checkable
@@ -86,9 +86,9 @@ def must_exist(name: str | None) -> None:
     Raises:
         DeepClusterError: there is no such file or folder.
     """
-    from deepcluster.data import places
+    from deepcluster.data import storage
 
-    if name is None or name == "digits" or name.startswith("torchvision:") or places.is_url(name):
+    if name is None or name == "digits" or name.startswith("torchvision:") or storage.is_url(name):
         return
     path = Path(name).expanduser()
     if not path.exists() and not any(mark in name for mark in "*?[{"):
@@ -96,14 +96,14 @@ def must_exist(name: str | None) -> None:
 
 
 def _open_named(name: str) -> ImageSource:
-    from deepcluster.data import arrays, files, manifest, places, shards, torchvision_sets
+    from deepcluster.data import arrays, files, manifest, shards, storage, torchvision_sets
 
     path = Path(name).expanduser()
     if name == "digits" and not path.exists():
         return arrays.open_digits()
     if name.startswith("torchvision:"):
         return torchvision_sets.open_torchvision(name)
-    if places.is_url(name):
+    if storage.is_url(name):
         return shards.open_shards(name)
     if path.is_dir():
         return files.open_folder(name)

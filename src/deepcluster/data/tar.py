@@ -12,7 +12,7 @@ from typing import BinaryIO
 
 from deepcluster.data.members import Members
 from deepcluster.data.naming import is_image_name
-from deepcluster.records import BadImage
+from deepcluster.errors import BadImage
 
 #: Content begins at a multiple of so many bytes, and offsets are kept in these units.
 UNIT = 512

@@ -13,7 +13,7 @@ from PIL import Image
 
 from deepcluster.data.decode import shrink, to_rgb
 from deepcluster.data.sources import ImageSource
-from deepcluster.records import BadImage, DeepClusterError
+from deepcluster.errors import BadImage, DeepClusterError
 
 
 class TorchvisionSet:

@@ -14,7 +14,7 @@ from typing import BinaryIO
 
 from deepcluster.data.members import Members
 from deepcluster.data.naming import is_image_name
-from deepcluster.records import BadImage
+from deepcluster.errors import BadImage
 
 #: Offsets are kept in bytes: members begin anywhere.
 UNIT = 1

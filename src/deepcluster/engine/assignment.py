@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from deepcluster.files import write_whole
-from deepcluster.records import DeepClusterError
+from deepcluster.errors import DeepClusterError
+from deepcluster.io import write_atomic
 
 
 @dataclass(frozen=True)
@@ -37,9 +37,9 @@ class Assignment:
         """
         file = Path(file)
         if file.suffix == ".parquet":
-            return write_whole(file, self._parquet)
+            return write_atomic(file, self._parquet)
         if file.suffix == ".csv":
-            return write_whole(file, self._csv)
+            return write_atomic(file, self._csv)
         raise DeepClusterError(f"Assignments are written as .csv or .parquet, not as {file.name!r}: change --out.")
 
     def _csv(self, file: Path) -> None:

@@ -14,23 +14,24 @@ import torch
 from lightning_fabric import Fabric
 from lightning_fabric.strategies import DDPStrategy
 
-from deepcluster import settings
+from deepcluster import config as settings
 from deepcluster.clustering.pic import PIC
+from deepcluster.config import DeepClusterParams, DeeperClusterParams, ODCParams, TrainRun
 from deepcluster.data.augment import Views
 from deepcluster.engine import checkpoint
-from deepcluster.engine.model import begin_with
+from deepcluster.engine.model import load_initial_weights
 from deepcluster.engine.optim import make_optimizer
 from deepcluster.engine.schedules import factor
 from deepcluster.engine.subject import pick_device
+from deepcluster.errors import DeepClusterError
+from deepcluster.group import SINGLE, TIMEOUT, ProcessGroup
 from deepcluster.methods.deepcluster import Clusterer, DeepCluster
 from deepcluster.methods.deepercluster import DeeperCluster
 from deepcluster.methods.method import Method
 from deepcluster.methods.odc import ODC
 from deepcluster.models.backbone import Backbone
 from deepcluster.models.zoo import build_backbone
-from deepcluster.records import DeepClusterError, seed_of
-from deepcluster.settings import DeepClusterParams, DeeperClusterParams, ODCParams, TrainRun
-from deepcluster.world import ALONE, PATIENCE, World
+from deepcluster.random import seed_of
 
 
 def seed_everything(seed: int) -> None:
@@ -101,13 +102,13 @@ def pick_clusterer(run: TrainRun, given: Clusterer | None = None) -> Clusterer |
     return given
 
 
-def build_method(run: TrainRun, n: int, clusterer: Clusterer | None = None, world: World = ALONE) -> Method:
+def build_method(run: TrainRun, n: int, clusterer: Clusterer | None = None, group: ProcessGroup = SINGLE) -> Method:
     """The method with its backbone, drawn from torch's global generator."""
     backbone = draw_backbone(run)
     if isinstance(run.method, ODCParams):
         return _odc(run, run.method, backbone, n)
     if isinstance(run.method, DeeperClusterParams):
-        return _deepercluster(run, run.method, backbone, n, world)
+        return _deepercluster(run, run.method, backbone, n, group)
     return _deepcluster(run, run.method, backbone, n, pick_clusterer(run, clusterer))
 
 
@@ -129,7 +130,7 @@ def _deepcluster(
         head=p.head,
         temperature=p.temperature,
         clusterings=p.clusterings,
-        averaging=p.averaging,
+        ema_decay=p.ema_decay,
         clusterer=clusterer,
     )
 
@@ -160,7 +161,9 @@ def _odc(run: TrainRun, p: ODCParams, backbone: Backbone, n: int) -> ODC:
     )
 
 
-def _deepercluster(run: TrainRun, p: DeeperClusterParams, backbone: Backbone, n: int, world: World) -> DeeperCluster:
+def _deepercluster(
+    run: TrainRun, p: DeeperClusterParams, backbone: Backbone, n: int, group: ProcessGroup
+) -> DeeperCluster:
     return DeeperCluster(
         backbone,
         n=n,
@@ -173,7 +176,7 @@ def _deepercluster(run: TrainRun, p: DeeperClusterParams, backbone: Backbone, n:
         iterations=p.iterations,
         head=p.head,
         temperature=p.temperature,
-        world=world,
+        group=group,
     )
 
 
@@ -272,7 +275,7 @@ def make_fabric(run: TrainRun) -> Fabric:
         accelerator=kind,
         devices=here,
         num_nodes=machines,
-        strategy=DDPStrategy(process_group_backend="nccl" if kind == "cuda" else "gloo", timeout=PATIENCE),
+        strategy=DDPStrategy(process_group_backend="nccl" if kind == "cuda" else "gloo", timeout=TIMEOUT),
         precision=plugin,
         loggers=None,
     )
@@ -319,7 +322,7 @@ class _Elsewhere:
 
 
 def at_checkpoint(config: dict[str, Any], file: Path) -> Backbone:
-    """The describer of a run as a checkpoint of it holds it, in evaluation mode.
+    """The feature_network of a run as a checkpoint of it holds it, in evaluation mode.
 
     Raises:
         DeepClusterError: not a checkpoint of this run.
@@ -327,7 +330,7 @@ def at_checkpoint(config: dict[str, Any], file: Path) -> Backbone:
     run = settings.from_dict(config["settings"])
     method = build_method(run, config["images"], _Elsewhere() if "clusterer" in config else None)
     checkpoint.restore(checkpoint.load(file), method, file)
-    return method.describer.eval()
+    return method.feature_network.eval()
 
 
 def untrained(config: dict[str, Any]) -> Backbone:
@@ -336,5 +339,5 @@ def untrained(config: dict[str, Any]) -> Backbone:
     seed_everything(run.seed)
     backbone = draw_backbone(run)
     if run.backbone.weights:
-        begin_with(run.backbone.weights, [backbone])
+        load_initial_weights(run.backbone.weights, [backbone])
     return backbone.eval()

@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from deepcluster.files import write_whole
+from deepcluster.errors import DeepClusterError
+from deepcluster.io import write_atomic
 from deepcluster.methods.method import Method
-from deepcluster.records import DeepClusterError
 
 
 def random_state() -> dict[str, Any]:
@@ -70,15 +70,17 @@ def save(
     """Writes weights, per-image state, optimizers, progress and generators as one file, which is the same for any
     number of processes; the first one writes it."""
     state = {
-        "method": method.whole_state(),
-        "optimizers": {"backbone": optimizer.state_dict(), **method.whole_optimizers()},
+        "method": method.full_state_dict(),
+        "optimizers": {"backbone": optimizer.state_dict(), **method.full_optimizer_states()},
         "progress": dict(progress),
         "precision": dict(precision),
         "random": random_state(),
     }
-    with method.world.together():  # a process that went on, or ended, would have the launcher end the one that writes
-        if method.world.first:
-            write_whole(file, lambda beside: torch.save(state, beside))
+    with (
+        method.group.collective_section()
+    ):  # a process that went on, or ended, would have the launcher end the one that writes
+        if method.group.is_first:
+            write_atomic(file, lambda beside: torch.save(state, beside))
 
 
 def keep_copy(file: Path, copy: Path) -> None:
@@ -90,7 +92,7 @@ def keep_copy(file: Path, copy: Path) -> None:
         except OSError:
             beside.write_bytes(file.read_bytes())
 
-    write_whole(copy, link)
+    write_atomic(copy, link)
 
 
 def load(file: Path) -> dict[str, Any]:

@@ -22,7 +22,7 @@ def turns_of(config: Mapping[str, Any]) -> int:
     return 4 if method.get("name") == "deepercluster" and method.get("rotations") else 1
 
 
-def turns_alone(config: Mapping[str, Any]) -> bool:
+def rotation_only(config: Mapping[str, Any]) -> bool:
     """Whether the run tells turns apart and nothing else (RotNet), so that its one cluster says nothing."""
     method = config.get("settings", {}).get("method", {})
     return turns_of(config) > 1 and method.get("k") == 1 and method.get("super_clusters", 1) == 1

@@ -6,13 +6,13 @@ import math
 from pathlib import Path
 from typing import Any
 
-from deepcluster import settings
+from deepcluster import config as settings
+from deepcluster.config import TrainRun
 from deepcluster.engine import checkpoint
 from deepcluster.engine.log import read_metrics
-from deepcluster.engine.runs import Run, read_config
+from deepcluster.engine.run import Run, read_config
 from deepcluster.engine.watch import best_of
-from deepcluster.records import DeepClusterError
-from deepcluster.settings import TrainRun
+from deepcluster.errors import DeepClusterError
 
 
 def epochs_done(folder: Path) -> float:

@@ -23,8 +23,8 @@ from rich.progress import (
 from rich.progress import Task as RichTask
 from rich.text import Text
 
-from deepcluster.files import write_text
-from deepcluster.records import DeepClusterError
+from deepcluster.errors import DeepClusterError
+from deepcluster.io import write_text
 
 NUMBERS = (
     "loss", "nmi_previous", "reassigned", "clusters_used", "size_min", "size_max", "size_entropy", "lr",

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from lightning_fabric import Fabric
 
-from deepcluster.clustering.scores import nmi, purity, size_stats
+from deepcluster.clustering.metrics import nmi, purity, size_stats
 from deepcluster.data.augment import Views
 from deepcluster.data.cache import Pixels
 from deepcluster.data.loaders import Loader
@@ -26,18 +26,20 @@ from deepcluster.engine.health import check_clusters, check_loss
 from deepcluster.engine.log import Metrics, Screen, line
 from deepcluster.engine.optim import set_rate, step_all
 from deepcluster.engine.watch import Watch, best_of, knn_score
+from deepcluster.errors import DeepClusterError, Interrupted
 from deepcluster.features.extract import extract
-from deepcluster.methods.method import Described, Method
-from deepcluster.models.whole_batch import Part, same_norms
-from deepcluster.records import Clustering, DeepClusterError, Interrupted, seeded
-from deepcluster.world import World
+from deepcluster.group import ProcessGroup
+from deepcluster.methods.method import Features, Method
+from deepcluster.models.sync_batchnorm import Part, average_running_stats
+from deepcluster.random import seeded
+from deepcluster.types import Clustering
 
 ORDER, VIEWS, REFRESH, DESCRIBE = 1, 2, 3, 4  # purposes of random draws
 STEP_RATE = Callable[[int, int, int], float]
 
 
 @dataclass
-class Progress:
+class TrainState:
     """How far a run has come; saved with every checkpoint."""
 
     steps_per_epoch: int
@@ -54,7 +56,7 @@ class Progress:
         return asdict(self)
 
     @classmethod
-    def loaded(cls, values: dict[str, Any]) -> Progress:
+    def loaded(cls, values: dict[str, Any]) -> TrainState:
         return cls(**{item.name: values[item.name] for item in fields(cls)})
 
     def add(self, name: str, amount: float) -> None:
@@ -62,11 +64,11 @@ class Progress:
 
 
 @dataclass(frozen=True)
-class Walk:
+class TrainContext:
     """Everything that stays the same from the first step to the last.
 
     Attributes:
-        world: the processes that walk together.
+        group: the processes that walk together.
         part: told which images of each batch are this process's.
         rate: (step, steps, steps_per_epoch) -> factor of the learning rate.
         clip: largest gradient norm; 0 = any.
@@ -77,7 +79,7 @@ class Walk:
     """
 
     fabric: Fabric
-    world: World
+    group: ProcessGroup
     part: Part
     method: Method
     optimizer: torch.optim.Optimizer
@@ -99,7 +101,7 @@ class Walk:
     stopped: Callable[[], bool]
 
 
-def walk(w: Walk, progress: Progress) -> None:
+def walk(w: TrainContext, progress: TrainState) -> None:
     """Trains until `epochs` are done, from wherever `progress` stands.
 
     Raises:
@@ -133,7 +135,7 @@ def walk(w: Walk, progress: Progress) -> None:
             start=progress.step - start,
             device=fabric.device,
             empty=True,
-            world=w.world,
+            group=w.group,
             mean=w.views.mean,
             std=w.views.std,
         )
@@ -144,7 +146,7 @@ def walk(w: Walk, progress: Progress) -> None:
         with w.screen.bar(f"epoch {epoch + 1}/{w.epochs}", images) as advance:
             for batch in loader:
                 w.part.position, w.part.whole = batch.position, batch.whole
-                if not w.world.any(len(batch.index) > 0):  # no image of it can be decoded
+                if not w.group.any(len(batch.index) > 0):  # no image of it can be decoded
                     progress.step += 1
                     continue
                 optimizers = {"backbone": w.optimizer, **method.optimizers()}
@@ -152,32 +154,32 @@ def walk(w: Walk, progress: Progress) -> None:
                 with fabric.autocast():
                     losses = method.loss(batch)
                 fabric.backward(losses["loss"])
-                step_all(optimizers.values(), method.parameters(), w.clip, scaler, w.world, method.own)
+                step_all(optimizers.values(), method.parameters(), w.clip, scaler, w.group, method.own)
                 method.after_step(batch)
                 loss_sum += losses["loss"].detach() * batch.whole
                 progress.step += 1
                 progress.add("images", batch.whole)
                 advance(batch.whole)
-                late, stopped = w.world.any_of(time.monotonic() - saved_at > w.save_seconds, w.stopped())
+                late, stopped = w.group.any_of(time.monotonic() - saved_at > w.save_seconds, w.stopped())
                 if (late or stopped) and progress.step < end:
-                    progress.add("loss", w.world.sum_(loss_sum).item())
+                    progress.add("loss", w.group.sum_(loss_sum).item())
                     loss_sum.zero_()
                     began = _took(progress, "seconds_train", began)
                     save(w, progress)
                     saved_at = time.monotonic()
                     if stopped:
                         raise Interrupted
-        progress.add("loss", w.world.sum_(loss_sum).item())
+        progress.add("loss", w.group.sum_(loss_sum).item())
         _took(progress, "seconds_train", began)
         if progress.step % per_epoch == 0:
             close_epoch(w, progress)
             saved_at = time.monotonic()
-        if w.world.any(w.stopped()) and progress.step < steps:
+        if w.group.any(w.stopped()) and progress.step < steps:
             save(w, progress)
             raise Interrupted
 
 
-def close_epoch(w: Walk, progress: Progress) -> None:
+def close_epoch(w: TrainContext, progress: TrainState) -> None:
     """Looks back on the epoch that has just ended, notes it, and keeps what is to be kept.
 
     Raises:
@@ -192,8 +194,8 @@ def close_epoch(w: Walk, progress: Progress) -> None:
     finish_epoch(w, progress, epoch, watched)
     save(w, progress)
     last = w.folder / "checkpoints" / "last.ckpt"
-    with w.world.together():
-        if w.world.first and w.keep_every and (epoch + 1) % w.keep_every == 0:
+    with w.group.collective_section():
+        if w.group.is_first and w.keep_every and (epoch + 1) % w.keep_every == 0:
             checkpoint.keep_copy(last, last.with_name(f"epoch-{epoch:04d}.ckpt"))
         if _is_best(w, progress):
             w.on_best()
@@ -201,7 +203,7 @@ def close_epoch(w: Walk, progress: Progress) -> None:
         w.screen.say(said)
 
 
-def look(w: Walk, progress: Progress, epoch: int) -> dict[str, Any]:
+def look(w: TrainContext, progress: TrainState, epoch: int) -> dict[str, Any]:
     """The downstream measure after `epoch` and what it took, for metrics.jsonl; empty when it is not due."""
     if w.watch is None or not w.watch.due(epoch):
         return {}
@@ -210,13 +212,13 @@ def look(w: Walk, progress: Progress, epoch: int) -> dict[str, Any]:
         value = progress.latest.get("nmi_labels")
     else:
         with checkpoint.undisturbed():  # a layer of somebody else's may draw
-            described = describe_all(w, -1, w.watch.images)
-        index, features = (w.world.gather_array(part) for part in (described.index, described.features))
+            described = extract_all(w, -1, w.watch.images)
+        index, features = (w.group.gather_array(part) for part in (described.index, described.features))
         value = knn_score(features, w.watch.labels[index])
     return {"watched": value, "seconds_watched": time.perf_counter() - began}
 
 
-def _is_best(w: Walk, progress: Progress) -> bool:
+def _is_best(w: TrainContext, progress: TrainState) -> bool:
     """Whether the run stands at the end of the epoch with the highest watched value."""
     best = best_of(w.metrics.rows) if w.watch else None
     return best is not None and progress.step == (best.epoch + 1) * progress.steps_per_epoch
@@ -234,15 +236,15 @@ def segment(method: Method, step: int, per_epoch: int) -> tuple[int, int]:
     return start, end
 
 
-def refresh(w: Walk, progress: Progress, *, last: bool = False) -> Clustering | None:
+def refresh(w: TrainContext, progress: TrainState, *, last: bool = False) -> Clustering | None:
     """Describes all images, groups them anew, and notes how the groups changed. The last clustering, which the
     saved model assigns by, always sees plain views."""
     method, began = w.method, time.perf_counter()
-    before = method.reported.cpu().numpy().copy()
+    before = method.last_assignment.cpu().numpy().copy()
     seconds = {"features": 0.0}
 
-    def describe() -> Described:
-        described = describe_all(w, -1 if last else progress.step)
+    def describe() -> Features:
+        described = extract_all(w, -1 if last else progress.step)
         seconds["features"] = time.perf_counter() - began
         return described
 
@@ -262,25 +264,25 @@ def refresh(w: Walk, progress: Progress, *, last: bool = False) -> Clustering | 
         progress.latest["purity"] = purity(now, labels)
     if clustering.k > 1 or method.turns == 1:  # turns alone are something to tell apart
         check_clusters(clustering.sizes, w.screen.warn)
-    with w.world.together():
+    with w.group.collective_section():
         w.on_refresh(clustering, progress.step)
     return clustering
 
 
-def describe_all(w: Walk, step: int, only: np.ndarray | None = None) -> Described:
-    """The describer's features of every decodable image, or of (M,) positions `only`, as far as they are this
+def extract_all(w: TrainContext, step: int, only: np.ndarray | None = None) -> Features:
+    """The feature_network's features of every decodable image, or of (M,) positions `only`, as far as they are this
     process's share; at step -1, of plain views."""
-    same_norms(w.method, w.world)
+    average_running_stats(w.method, w.group)
     images = len(w.pixels.good if only is None else only)
     with w.screen.bar("features", images) as advance:
 
         def check(described: int) -> None:
-            advance(described * w.world.size)
-            if w.world.any(w.stopped()):
+            advance(described * w.group.size)
+            if w.group.any(w.stopped()):
                 raise Interrupted
 
         index, features = extract(
-            w.method.describer,
+            w.method.feature_network,
             w.pixels,
             size=w.method.backbone.image_size,
             mean=w.views.mean,
@@ -290,19 +292,19 @@ def describe_all(w: Walk, step: int, only: np.ndarray | None = None) -> Describe
             views=replace(w.views, count=1) if w.describe_views and step >= 0 else None,
             key=(w.seed, DESCRIBE, step),
             autocast=w.fabric.autocast,
-            file=features_file(w.folder, w.world),
+            file=features_file(w.folder, w.group),
             check=check,
-            world=w.world,
+            group=w.group,
         )
-    return Described(index, features)
+    return Features(index, features)
 
 
-def features_file(folder: Path, world: World) -> Path:
+def features_file(folder: Path, group: ProcessGroup) -> Path:
     """Where this process keeps features that are too many for memory, until the clusters are found."""
-    return folder / (".features.npy" if world.alone else f".features-{world.rank}.npy")
+    return folder / (".features.npy" if group.is_single else f".features-{group.rank}.npy")
 
 
-def finish_epoch(w: Walk, progress: Progress, epoch: int, watched: dict[str, Any]) -> None:
+def finish_epoch(w: TrainContext, progress: TrainState, epoch: int, watched: dict[str, Any]) -> None:
     """One line on the screen and in metrics.jsonl."""
     totals, latest = progress.totals, progress.latest
     if not totals.get("images"):
@@ -330,7 +332,7 @@ def finish_epoch(w: Walk, progress: Progress, epoch: int, watched: dict[str, Any
     }
     row |= {name: latest[name] for name in ("nmi_labels", "purity") if name in latest}
     row |= w.method.measured()
-    with w.world.together():
+    with w.group.collective_section():
         w.metrics.add(row | watched)
     w.screen.say(line(row | watched, w.epochs))
     check_loss([entry["loss"] for entry in w.metrics.rows], latest.get("k", 1) * w.method.turns, w.screen.warn)
@@ -339,9 +341,9 @@ def finish_epoch(w: Walk, progress: Progress, epoch: int, watched: dict[str, Any
         progress.latest.pop(name, None)
 
 
-def save(w: Walk, progress: Progress) -> None:
+def save(w: TrainContext, progress: TrainState) -> None:
     """`checkpoints/last.ckpt`, whole or not at all."""
-    same_norms(w.method, w.world)
+    average_running_stats(w.method, w.group)
     checkpoint.save(
         w.folder / "checkpoints" / "last.ckpt",
         w.method,
@@ -351,7 +353,7 @@ def save(w: Walk, progress: Progress) -> None:
     )
 
 
-def _took(progress: Progress, name: str, began: float) -> float:
+def _took(progress: TrainState, name: str, began: float) -> float:
     now = time.perf_counter()
     progress.add(name, now - began)
     return now

@@ -16,15 +16,15 @@ from deepcluster.clustering.hierarchical import nearest_in_tree
 from deepcluster.clustering.kmeans import nearest_centroids
 from deepcluster.clustering.whitening import Whitening
 from deepcluster.data.cache import Pixels
+from deepcluster.errors import DeepClusterError
 from deepcluster.features.extract import extract
-from deepcluster.files import write_whole
+from deepcluster.group import SINGLE, ProcessGroup
+from deepcluster.io import write_atomic
 from deepcluster.models.backbone import Backbone
 from deepcluster.models.export import load_backbone
 from deepcluster.models.neck import Neck
 from deepcluster.models.released import load_released
 from deepcluster.models.zoo import build_backbone
-from deepcluster.records import DeepClusterError
-from deepcluster.world import ALONE, World
 
 MODEL = "model.safetensors"
 
@@ -85,7 +85,7 @@ class Model:
         batch_size: int = 256,
         file: Path | None = None,
         check: Callable[[int], None] = lambda images: None,
-        world: World = ALONE,
+        group: ProcessGroup = SINGLE,
     ) -> tuple[np.ndarray, np.ndarray]:
         """Index (M,) and features (M, D) of the images that can be decoded; see `features.extract`."""
         self.backbone.to(device)
@@ -100,7 +100,7 @@ class Model:
             tap=tap,
             file=file,
             check=check,
-            world=world,
+            group=group,
         )
 
     def nearest(self, features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -126,7 +126,7 @@ class Model:
         metadata = {"format": "pt", "backbone": json.dumps(self.backbone.config)}
         if self.neck is not None:
             metadata["neck"] = json.dumps(self.neck.config)
-        write_whole(file, lambda beside: save_file(plain, beside, metadata))
+        write_atomic(file, lambda beside: save_file(plain, beside, metadata))
 
     @classmethod
     def load(cls, file: Path) -> Model:
@@ -189,7 +189,7 @@ def backbone_from(file: Path | str) -> Backbone:
     return load_backbone(file) if exported else Model.load(file).backbone
 
 
-def begin_with(file: Path | str, networks: Iterable[Backbone]) -> None:
+def load_initial_weights(file: Path | str, networks: Iterable[Backbone]) -> None:
     """Puts the weights in `file` into `networks`, which were drawn alike.
 
     Raises:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import nn
 
-from deepcluster.world import ALONE, World
+from deepcluster.group import SINGLE, ProcessGroup
 
 
 def make_optimizer(
@@ -24,17 +24,17 @@ def make_optimizer(
         optimizer = torch.optim.AdamW(trained, lr=lr, betas=(momentum, 0.999), weight_decay=weight_decay)
     else:
         raise ValueError(f"unknown optimizer {name!r}")
-    for group in optimizer.param_groups:
-        group["base_lr"] = lr
+    for param_group in optimizer.param_groups:
+        param_group["base_lr"] = lr
     return optimizer
 
 
 def set_rate(optimizers: Iterable[torch.optim.Optimizer], factor: float) -> None:
     """Sets every group's rate to `factor` times its base rate, but for groups that say `scheduled` false."""
     for optimizer in optimizers:
-        for group in optimizer.param_groups:
-            if group.get("scheduled", True):
-                group["lr"] = group["base_lr"] * factor
+        for param_group in optimizer.param_groups:
+            if param_group.get("scheduled", True):
+                param_group["lr"] = param_group["base_lr"] * factor
 
 
 def step_all(
@@ -42,7 +42,7 @@ def step_all(
     parameters: Iterable[nn.Parameter],
     clip: float,
     scaler: torch.amp.GradScaler | None,
-    world: World = ALONE,
+    group: ProcessGroup = SINGLE,
     own: Sequence[nn.Parameter] | None = None,
 ) -> None:
     """One step of every optimizer on gradients of the same loss, clipped together, then zeroed.
@@ -51,13 +51,13 @@ def step_all(
 
     Args:
         parameters: all that are trained.
-        world: the processes whose losses, and with them gradients, add up to those of the whole batch.
+        group: the processes whose losses, and with them gradients, add up to those of the whole batch.
         own: those of the parameters that only this process has, perhaps none; None = all have all of them.
     """
     optimizers, parameters = list(optimizers), list(parameters)
     mine = {id(parameter) for parameter in own or ()}
     shared = [p.grad for p in parameters if p.grad is not None and id(p) not in mine]
-    world.sum_all_(shared)
+    group.sum_many_(shared)
     if scaler is not None:
         for optimizer in optimizers:
             scaler.unscale_(optimizer)
@@ -65,7 +65,7 @@ def step_all(
         torch.nn.utils.clip_grad_norm_(parameters, clip)
     elif clip:
         rest = [p.grad for p in own or () if p.grad is not None]
-        square = world.sum_(torch.nn.utils.get_total_norm(rest).square().to(shared[0]))
+        square = group.sum_(torch.nn.utils.get_total_norm(rest).square().to(shared[0]))
         norm = (torch.nn.utils.get_total_norm(shared).square() + square).sqrt()
         factor = (clip / (norm + 1e-6)).clamp(max=1.0)  # as clip_grad_norm_ has it
         for grad in (*shared, *rest):

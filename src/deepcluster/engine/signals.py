@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from deepcluster.records import Interrupted
+from deepcluster.errors import Interrupted
 
 
 @contextmanager

@@ -1,6 +1,6 @@
 """What can be described and evaluated: a run, a file of weights, or a backbone by its name.
 
-This file does not know what a run folder holds; `engine/runs.py` does.
+This file does not know what a run folder holds; `engine/run.py` does.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from deepcluster.clustering.whitening import Whitening
 from deepcluster.data.cache import Pixels, load_pixels
 from deepcluster.data.sources import ImageSource, open_images
 from deepcluster.engine.model import Model
+from deepcluster.errors import DeepClusterError
+from deepcluster.group import SINGLE
 from deepcluster.models.backbone import Backbone
 from deepcluster.models.zoo import build_backbone
-from deepcluster.records import DeepClusterError
-from deepcluster.world import ALONE
 
 CACHE_GB = 20.0
 RESULTS = Path("evaluations")
@@ -39,11 +39,11 @@ class Subject:
 
     Attributes:
         clustered: whether it has clusters, as a trained run does.
-        world: the processes that share the describing of images; each then has all of the result.
+        group: the processes that share the describing of images; each then has all of the result.
     """
 
     clustered = False
-    world = ALONE
+    group = SINGLE
 
     def __init__(self, name: str, model: Model, device: str, results: Path) -> None:
         self.name = name
@@ -90,12 +90,12 @@ class Subject:
     ) -> np.ndarray:
         """(N, D) float32 features of any images, before whitening; NaN rows for images that cannot be decoded."""
         pixels = data if hasattr(data, "gather") else self.pixels(data)
-        index, features = self.model.features(pixels, tap=tap, device=self.device, check=check, world=self.world)
-        if not self.world.alone:
+        index, features = self.model.features(pixels, tap=tap, device=self.device, check=check, group=self.group)
+        if not self.group.is_single:
             # a process without a share does not know how wide a tap is
-            width = self.world.max_(torch.tensor(features.shape[1] if len(features) else 0))
-            index = self.world.gather_array(index)
-            features = self.world.gather_array(features.reshape(-1, int(width)))
+            width = self.group.max_(torch.tensor(features.shape[1] if len(features) else 0))
+            index = self.group.gather_array(index)
+            features = self.group.gather_array(features.reshape(-1, int(width)))
         if len(index) == len(pixels):
             return features
         table = np.full((len(pixels), features.shape[1]), np.nan, np.float32)

@@ -13,11 +13,12 @@ from typing import Any
 import torch
 from lightning_fabric import Fabric
 
-from deepcluster import settings
+from deepcluster import config as settings
+from deepcluster.config import TrainRun
 from deepcluster.data.cache import Pixels, load_pixels
 from deepcluster.data.sources import ImageSource, open_images
-from deepcluster.engine import checkpoint, runs
-from deepcluster.engine import folder as run_folder
+from deepcluster.engine import checkpoint, run_folder
+from deepcluster.engine import run as runs
 from deepcluster.engine.build import (
     build_method,
     check,
@@ -31,22 +32,22 @@ from deepcluster.engine.build import (
 )
 from deepcluster.engine.length import lengthened
 from deepcluster.engine.log import Metrics, Screen
-from deepcluster.engine.loop import Progress, Walk, features_file, refresh, steps_per_epoch, walk
-from deepcluster.engine.model import MODEL, Model, Tree, begin_with
+from deepcluster.engine.loop import TrainContext, TrainState, features_file, refresh, steps_per_epoch, walk
+from deepcluster.engine.model import MODEL, Model, Tree, load_initial_weights
 from deepcluster.engine.optim import make_optimizer
 from deepcluster.engine.signals import stop_signals
 from deepcluster.engine.subject import short_side
 from deepcluster.engine.watch import best_of, make_watch
+from deepcluster.errors import DeepClusterError
 from deepcluster.features.extract import agree_on_bad
-from deepcluster.files import write_json
+from deepcluster.group import ProcessGroup, current
+from deepcluster.io import write_json
 from deepcluster.methods.deepcluster import Clusterer, DeepCluster
 from deepcluster.methods.deepercluster import DeeperCluster
 from deepcluster.methods.method import Method
 from deepcluster.methods.odc import ODC
-from deepcluster.models.whole_batch import Part, see_whole_batch
-from deepcluster.records import Clustering, DeepClusterError
-from deepcluster.settings import TrainRun
-from deepcluster.world import World, current
+from deepcluster.models.sync_batchnorm import Part, convert_sync_batchnorm
+from deepcluster.types import Clustering
 
 
 def train(
@@ -78,18 +79,18 @@ def train(
     check(run)
     pick_clusterer(run, clusterer)
     fabric = make_fabric(run)
-    world = current()
-    screen = (screen or Screen()) if world.first else Screen(quiet=True)
-    with world.together():
+    group = current()
+    screen = (screen or Screen()) if group.is_first else Screen(quiet=True)
+    with group.collective_section():
         source = open_images(data)
-        if world.first and not resume:
+        if group.is_first and not resume:
             run_folder.outside_images(folder, source)
-        if world.first:
+        if group.is_first:
             run_folder.prepare_folder(folder, resume=resume, overwrite=overwrite)
     try:
-        return _train(run, source, folder, fabric, world, screen, preset=preset, resume=resume, clusterer=clusterer)
+        return _train(run, source, folder, fabric, group, screen, preset=preset, resume=resume, clusterer=clusterer)
     except DeepClusterError:
-        if world.first and not resume and not (folder / "checkpoints" / "last.ckpt").exists():
+        if group.is_first and not resume and not (folder / "checkpoints" / "last.ckpt").exists():
             shutil.rmtree(folder)  # a mistake leaves nothing that would stand in the way of the next try
         raise
 
@@ -99,7 +100,7 @@ def _train(
     source: ImageSource,
     folder: Path,
     fabric: Fabric,
-    world: World,
+    group: ProcessGroup,
     screen: Screen,
     *,
     preset: str,
@@ -108,39 +109,39 @@ def _train(
 ) -> runs.Run:
     here = (launched() or (run.processes, 1))[0]
     watch = make_watch(run.watch, source, every=run.watch_every, patience=run.patience, stop=run.stop, seed=run.seed)
-    with world.together():
+    with group.collective_section():
         if fabric.local_rank == 0:
             pixels = _pixels(run, source, screen, here)
-    with world.together():
+    with group.collective_section():
         if fabric.local_rank > 0:  # what the first process of this machine has put into the cache is there now
             pixels = _pixels(run, source, screen, here)
-    same_everywhere(source, world)
-    agree_on_bad(pixels, world)
+    same_everywhere(source, group)
+    agree_on_bad(pixels, group)
     if len(pixels.good) < 2:
         raise DeepClusterError(
             f"{source.name} holds {len(pixels.good)} image(s) that can be decoded: training needs at least 2."
         )
-    with world.together():
-        if world.first and not resume:
-            write_json(folder / "run.json", run_folder.about(run, preset, source, pixels, clusterer, world))
-        elif world.first:
+    with group.collective_section():
+        if group.is_first and not resume:
+            write_json(folder / "run.json", run_folder.about(run, preset, source, pixels, clusterer, group))
+        elif group.is_first:
             run_folder.same_images(runs.read_config(folder), source, folder)
-            run_folder.note_unfinished(folder, run, world)
-        if world.first:
+            run_folder.note_unfinished(folder, run, group)
+        if group.is_first:
             run_folder.write_bad_images(folder, pixels)
     run_folder.tell_bad(pixels, screen)
 
     seed_everything(run.seed)
-    method, part = build_method(run, len(source), clusterer, world), Part()
+    method, part = build_method(run, len(source), clusterer, group), Part()
     last = folder / "checkpoints" / "last.ckpt"
-    begun = resume and world.any(last.exists())
-    with world.together():
+    begun = resume and group.any(last.exists())
+    with group.collective_section():
         if begun and not last.exists():
             raise DeepClusterError(f"Not every process sees {last}: the run folder must be on a disk that all share.")
         if run.backbone.weights and not begun:
-            begin_with(run.backbone.weights, (method.backbone, method.describer))
-    see_whole_batch(method, world, part, norm=run.whole_batch_norm)
-    method.join(world)
+            load_initial_weights(run.backbone.weights, (method.backbone, method.feature_network))
+    convert_sync_batchnorm(method, group, part, norm=run.sync_batchnorm)
+    method.join(group)
     method.to(device=fabric.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = make_optimizer(
         method.backbone.parameters(),
@@ -150,26 +151,26 @@ def _train(
         weight_decay=run.optimizer.weight_decay,
     )
     per_epoch, batch_size = steps_per_epoch(len(pixels.good), run.batch_size)
-    least = world.size if run.whole_batch_norm or world.alone else 2 * world.size  # one image has no variance
+    least = group.size if run.sync_batchnorm or group.is_single else 2 * group.size  # one image has no variance
     if batch_size < least:
         raise DeepClusterError(
-            f"Batches of {batch_size} images cannot be shared by {world.size} processes: raise --batch-size to at least"
+            f"Batches of {batch_size} images cannot be shared by {group.size} processes: raise --batch-size to at least"
             f" {least}, or start fewer processes."
         )
     for weight in method.backbone.state_dict().values():
-        world.copy_(weight)  # processors of different kinds may draw different last digits
-    progress = Progress(per_epoch, batch_size)
+        group.broadcast_(weight)  # processors of different kinds may draw different last digits
+    progress = TrainState(per_epoch, batch_size)
     if begun:
         progress = restore(last, method, optimizer, fabric)
         screen.say(f"resuming {folder} at epoch {progress.step // progress.steps_per_epoch + 1}, step {progress.step}")
     elif resume:
         screen.say(f"{folder} has no checkpoint yet: starting from its beginning")
     views = views_of(run, method.backbone)
-    metrics = Metrics(folder, progress.step // progress.steps_per_epoch, write=world.first)
+    metrics = Metrics(folder, progress.step // progress.steps_per_epoch, write=group.is_first)
     with stop_signals() as stopped:
-        w = Walk(
+        w = TrainContext(
             fabric=fabric,
-            world=world,
+            group=group,
             part=part,
             method=method,
             optimizer=optimizer,
@@ -187,7 +188,7 @@ def _train(
             save_seconds=60 * run.save_minutes,
             on_refresh=_snapshots(folder, method, metrics, progress.steps_per_epoch),
             watch=watch,
-            on_best=lambda: _keep_best(folder, method) if world.first else None,
+            on_best=lambda: _keep_best(folder, method) if group.is_first else None,
             stopped=stopped,
         )
         if run.compile:
@@ -197,16 +198,16 @@ def _train(
             clustering = refresh(w, progress, last=True)
         finally:
             w.metrics.close()
-            features_file(folder, world).unlink(missing_ok=True)
-    with world.together():
-        if world.first and clustering is not None:
+            features_file(folder, group).unlink(missing_ok=True)
+    with group.collective_section():
+        if group.is_first and clustering is not None:
             run_folder.write_snapshot(folder, snapshot_model(method, clustering), clustering)
-        if world.first:
+        if group.is_first:
             run_folder.note_finished(folder)
-    agree_on_bad(pixels, world)
+    agree_on_bad(pixels, group)
     if pixels.bad:
-        with world.together():
-            if world.first:
+        with group.collective_section():
+            if group.is_first:
                 run_folder.write_bad_images(folder, pixels)
         screen.say(
             f"{folder / 'bad_images.csv'} lists what cannot be decoded: {len(pixels.bad):,} of {len(pixels):,} files"
@@ -214,7 +215,7 @@ def _train(
     return runs.load_run(folder, device=run.device)
 
 
-def restore(file: Path, method: Method, optimizer: torch.optim.Optimizer, fabric: Fabric) -> Progress:
+def restore(file: Path, method: Method, optimizer: torch.optim.Optimizer, fabric: Fabric) -> TrainState:
     """Puts everything a checkpoint holds back in its place."""
     state = checkpoint.load(file)
     checkpoint.restore(state, method, file)
@@ -222,27 +223,27 @@ def restore(file: Path, method: Method, optimizer: torch.optim.Optimizer, fabric
         each.load_state_dict(state["optimizers"][name])
     fabric.strategy.precision.load_state_dict(state["precision"])
     checkpoint.set_random_state(state["random"])
-    return Progress.loaded(state["progress"])
+    return TrainState.loaded(state["progress"])
 
 
 def snapshot_model(method: Method, clustering: Clustering) -> Model:
     """What features and assignments need, of the method as it stands."""
     if isinstance(method, ODC):
-        return Model(method.describer, None, clustering.centroids, method.neck)
+        return Model(method.feature_network, None, clustering.centroids, method.neck)
     if isinstance(method, DeeperCluster):
         tree = Tree(method.super_centroids, method.used)
-        return Model(method.describer, method.whitening, clustering.centroids, tree=tree)
+        return Model(method.feature_network, method.whitening, clustering.centroids, tree=tree)
     assert isinstance(method, DeepCluster)
-    return Model(method.describer, method.whitening, clustering.centroids)
+    return Model(method.feature_network, method.whitening, clustering.centroids)
 
 
-def same_everywhere(source: ImageSource, world: World) -> None:
+def same_everywhere(source: ImageSource, group: ProcessGroup) -> None:
     """Refuses processes that see different images.
 
     Raises:
         DeepClusterError: on all of them.
     """
-    if not world.alone and len(set(world.gather_texts(f"{len(source)} {source.fingerprint()}"))) > 1:
+    if not group.is_single and len(set(group.gather_strings(f"{len(source)} {source.fingerprint()}"))) > 1:
         raise DeepClusterError(
             f"The processes see different images as {source.name}: give each machine the same files, with the same"
             " dates, in the same place."
@@ -270,7 +271,9 @@ def _keep_best(folder: Path, method: Method) -> None:
         with checkpoint.undisturbed():  # a network is drawn before its weights are read
             model = Model.load(folder / MODEL)
         neck = method.neck if isinstance(method, ODC) else None
-        Model(method.describer, model.whitening, model.centroids, neck, model.tree).save(kept / "best.safetensors")
+        Model(method.feature_network, model.whitening, model.centroids, neck, model.tree).save(
+            kept / "best.safetensors"
+        )
 
 
 def _snapshots(folder: Path, method: Method, metrics: Metrics, per_epoch: int) -> Callable[[Clustering, int], None]:
@@ -279,7 +282,7 @@ def _snapshots(folder: Path, method: Method, metrics: Metrics, per_epoch: int) -
     written: set[int] = set()
 
     def write(clustering: Clustering, step: int) -> None:
-        if not method.world.first:
+        if not method.group.is_first:
             return
         best = best_of(metrics.rows)
         if best is not None and step == (best.epoch + 1) * per_epoch:

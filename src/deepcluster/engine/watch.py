@@ -14,8 +14,9 @@ import numpy as np
 import torch
 
 from deepcluster.data.sources import ImageSource
+from deepcluster.errors import DeepClusterError
 from deepcluster.features.neighbors import score_features
-from deepcluster.records import DeepClusterError, seeded
+from deepcluster.random import seeded
 
 IMAGES = 5_000
 """Labelled training images that the kNN score is computed on, at most."""
@@ -31,7 +32,7 @@ class Watch:
     """What is watched, how often, and what follows.
 
     Attributes:
-        score: "knn": leave-one-out kNN of the describer's features of `images`; "nmi": NMI(t, labels) of the
+        score: "knn": leave-one-out kNN of the feature_network's features of `images`; "nmi": NMI(t, labels) of the
             latest clusters (arXiv 1807.05520 §4.1, figure 2a).
         every: epochs from one value to the next.
         patience: values without a rise after which the run says so.

@@ -18,7 +18,7 @@ from deepcluster.data.color import LUMA
 from deepcluster.data.views import Views, draw
 from deepcluster.engine.model import Model
 from deepcluster.models.backbone import Backbone
-from deepcluster.records import seeded
+from deepcluster.random import seeded
 
 BATCH = 64
 

@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from deepcluster.clustering import scores
+from deepcluster.clustering import metrics
 from deepcluster.clustering.kmeans import KMeans
 from deepcluster.clustering.whitening import Whitening
 from deepcluster.data.sources import open_images
 from deepcluster.engine.log import Screen
+from deepcluster.errors import DeepClusterError
 from deepcluster.evaluate.labels import labels_alike, labels_of
 from deepcluster.evaluate.result import Result
-from deepcluster.records import DeepClusterError
 
 if TYPE_CHECKING:
     from deepcluster.data.sources import ImageSource
@@ -46,11 +46,11 @@ def score_assignment(assignment: np.ndarray, labels: np.ndarray) -> Iterator[tup
     if not known.any():
         raise DeepClusterError("No image has both a cluster and a label: give --data a source with labels.")
     pair = assignment[known], labels[known]
-    yield "nmi", float(scores.nmi(*pair))
-    yield "ami", float(scores.ami(*pair))
-    yield "ari", float(scores.ari(*pair))
-    yield "accuracy", float(scores.accuracy(*pair))
-    yield "purity", float(scores.purity(*pair))
+    yield "nmi", float(metrics.nmi(*pair))
+    yield "ami", float(metrics.ami(*pair))
+    yield "ari", float(metrics.ari(*pair))
+    yield "accuracy", float(metrics.accuracy(*pair))
+    yield "purity", float(metrics.purity(*pair))
 
 
 def evaluate_clusters(

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deepcluster.engine.log import Screen
-from deepcluster.engine.runs import Run
+from deepcluster.engine.run import Run
+from deepcluster.errors import DeepClusterError
 from deepcluster.evaluate.doctor import examine
 from deepcluster.evaluate.finding import Finding, Severity
 from deepcluster.evaluate.how_many import how_many, suggested_k
 from deepcluster.evaluate.vitals import SAMPLE, read_facts
-from deepcluster.files import write_text
-from deepcluster.records import DeepClusterError
+from deepcluster.io import write_text
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

@@ -10,7 +10,7 @@ import shlex
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from deepcluster import settings
+from deepcluster import config
 from deepcluster.evaluate.vitals import Facts
 
 Severity = Literal["bad", "warning", "note", "ok"]
@@ -48,7 +48,7 @@ def has(facts: Facts, option: str) -> bool:
     group, _, name = option.replace("-", "_").partition(".")
     if group != "method":
         return True
-    kind = settings.METHODS.get(facts.setting("method.name", "deepcluster"), settings.DeepClusterParams)
+    kind = config.METHODS.get(facts.setting("method.name", "deepcluster"), config.DeepClusterParams)
     if name == "k" or name in OF_KMEANS:
         return hasattr(kind(), name) and facts.algorithm == "kmeans"
     return hasattr(kind(), name)

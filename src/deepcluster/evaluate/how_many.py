@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from deepcluster.clustering.scores import size_stats
+from deepcluster.clustering.metrics import size_stats
 from deepcluster.evaluate.finding import rounded
 from deepcluster.evaluate.vitals import Facts
 

@@ -14,10 +14,10 @@ import torch
 from deepcluster.clustering.whitening import Whitening
 from deepcluster.data.sources import open_images
 from deepcluster.engine.log import Screen
+from deepcluster.errors import DeepClusterError
 from deepcluster.evaluate.labels import labels_alike, labels_of
 from deepcluster.evaluate.result import Result
 from deepcluster.features.neighbors import knn_predict, nearest, score_features, vote
-from deepcluster.records import DeepClusterError
 
 __all__ = ["knn", "knn_predict", "nearest", "score_features", "vote"]
 

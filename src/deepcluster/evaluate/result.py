@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deepcluster.files import write_text
-from deepcluster.records import DeepClusterError
+from deepcluster.errors import DeepClusterError
+from deepcluster.io import write_text
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

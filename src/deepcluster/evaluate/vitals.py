@@ -14,17 +14,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from deepcluster.clustering.scores import nmi
+from deepcluster.clustering.metrics import nmi
 from deepcluster.data.sources import ImageSource, open_images
 from deepcluster.engine import checkpoint
 from deepcluster.engine.length import progress_of
 from deepcluster.engine.log import Screen
 from deepcluster.engine.model import MODEL
-from deepcluster.engine.runs import Run
+from deepcluster.engine.run import Run
 from deepcluster.engine.subject import short_side
+from deepcluster.errors import BadImage, DeepClusterError
 from deepcluster.evaluate.agreement import Agreement, measure
 from deepcluster.models.heads import STD
-from deepcluster.records import BadImage, DeepClusterError
 
 if TYPE_CHECKING:
     from deepcluster.engine.model import Model
@@ -294,7 +294,7 @@ def _same(run: Run, source: ImageSource, found: dict[str, Any]) -> ImageSource:
 def _agreement(
     run: Run, model: Model, source: ImageSource, sample: int, screen: Screen, missing: list[str]
 ) -> Agreement | None:
-    from deepcluster import settings
+    from deepcluster import config as settings
     from deepcluster.engine.build import untrained, views_of
 
     try:

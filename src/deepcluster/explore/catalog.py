@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
+from deepcluster.errors import DeepClusterError
 from deepcluster.explore.groups import Groups
 from deepcluster.explore.vectors import Vectors
-from deepcluster.records import DeepClusterError
 
 SORTS = ("size", "distance", "purity", "name", "number", "label")
 SAMPLE = 20_000

@@ -20,6 +20,7 @@ from deepcluster.data.sources import ImageSource, open_images
 from deepcluster.engine.log import Screen
 from deepcluster.engine.model import MODEL
 from deepcluster.engine.subject import short_side
+from deepcluster.errors import BadImage, DeepClusterError
 from deepcluster.explore import duplicates, exports, history, layout, vectors
 from deepcluster.explore.catalog import Catalog
 from deepcluster.explore.groups import Groups
@@ -27,12 +28,11 @@ from deepcluster.explore.jobs import Job
 from deepcluster.explore.journal import Journal
 from deepcluster.explore.thumbs import Thumbs
 from deepcluster.explore.vectors import Vectors
-from deepcluster.files import write_json, write_whole
-from deepcluster.records import BadImage, DeepClusterError
+from deepcluster.io import write_atomic, write_json
 from deepcluster.visualize.groups import same_length
 
 if TYPE_CHECKING:
-    from deepcluster.engine.runs import Run
+    from deepcluster.engine.run import Run
 
 EXPORTS = {"csv": "labels.csv", "coco": "coco.json", "folders": "folders"}
 SPLIT_SEED = 0
@@ -472,4 +472,4 @@ def _save(file: Path, values: np.ndarray) -> None:
         with open(beside, "wb") as handle:
             np.save(handle, values, allow_pickle=False)
 
-    write_whole(file, fill)
+    write_atomic(file, fill)

@@ -18,9 +18,9 @@ import numpy as np
 
 from deepcluster.data.files import Files
 from deepcluster.data.sources import ImageSource
+from deepcluster.errors import BadImage, DeepClusterError
 from deepcluster.explore.groups import Groups
-from deepcluster.files import write_json, write_whole
-from deepcluster.records import BadImage, DeepClusterError
+from deepcluster.io import write_atomic, write_json
 
 Tell = Callable[[int, int], None]
 SIGNS = re.compile(r"[^\w.+@ -]+")
@@ -54,7 +54,7 @@ def write_csv(
                 if done % 4096 == 0:
                     tell(done, len(index))
 
-    write_whole(file, fill)
+    write_atomic(file, fill)
     return len(index)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from deepcluster.records import DeepClusterError
+from deepcluster.errors import DeepClusterError
 
 NAME_LENGTH = 200
 """Characters of a name at most."""

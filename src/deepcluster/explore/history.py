@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from deepcluster.clustering.scores import nmi
+from deepcluster.clustering.metrics import nmi
 from deepcluster.engine import checkpoint
-from deepcluster.records import DeepClusterError
+from deepcluster.errors import DeepClusterError
 
 POINTS = 240
 """Points of the curve of sizes."""

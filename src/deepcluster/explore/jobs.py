@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from deepcluster.records import DeepClusterError
+from deepcluster.errors import DeepClusterError
 
 
 class Stopped(Exception):

@@ -17,9 +17,9 @@ from typing import Any
 
 import numpy as np
 
+from deepcluster.errors import DeepClusterError
 from deepcluster.explore.groups import Groups, Patch, describe
-from deepcluster.files import write_text
-from deepcluster.records import DeepClusterError
+from deepcluster.io import write_text
 
 FORMAT = "deepcluster edits"
 VERSION = 1

@@ -18,11 +18,11 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
 
+from deepcluster.errors import DeepClusterError
 from deepcluster.explore import exports, thumbs
 from deepcluster.explore.explorer import EXPORTS, Explorer, Pending
 from deepcluster.explore.guard import Guard
 from deepcluster.explore.journal import ChangedMeanwhile
-from deepcluster.records import DeepClusterError
 
 if TYPE_CHECKING:
     import uvicorn

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from deepcluster.data.sources import ImageSource
-from deepcluster.records import BadImage, DeepClusterError
+from deepcluster.errors import BadImage, DeepClusterError
 from deepcluster.visualize.grid import thumbnail
 
 SIDES = (96, 192)

@@ -17,12 +17,12 @@ from deepcluster.data.cache import Pixels
 from deepcluster.data.sources import ImageSource
 from deepcluster.engine.model import MODEL
 from deepcluster.explore.jobs import Job
-from deepcluster.features.describe import write_parts
+from deepcluster.features.feature_file import write_parts
 from deepcluster.features.parts import open_parts
-from deepcluster.files import write_json, write_whole
+from deepcluster.io import write_atomic, write_json
 
 if TYPE_CHECKING:
-    from deepcluster.engine.runs import Run
+    from deepcluster.engine.run import Run
 
 PART = 16384
 """Images of a part: what a kill can cost."""
@@ -144,7 +144,7 @@ def _pack(parts: Path, file: Path, job: Job) -> None:
             job.tell(start, len(table), "writing vectors")
         whole.flush()
 
-    write_whole(file, fill)
+    write_atomic(file, fill)
 
 
 def _remove_others(folder: Path, mark: str) -> None:

@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from deepcluster.data.cache import Pixels, StoredPixels
 from deepcluster.data.loaders import Loader
 from deepcluster.data.views import Views
+from deepcluster.group import SINGLE, ProcessGroup
 from deepcluster.models.backbone import Backbone
+from deepcluster.models.sync_batchnorm import revert_sync_batchnorm
 from deepcluster.models.taps import read_taps
-from deepcluster.models.whole_batch import plain_again
-from deepcluster.world import ALONE, World
 
 IN_MEMORY = 2 << 30
 """Bytes of features kept in memory; larger tables are memory-mapped."""
@@ -36,7 +36,7 @@ def folded(backbone: Backbone) -> nn.Module:
     from torch.fx.experimental.optimization import fuse
 
     inference = copy.deepcopy(backbone).eval()
-    plain_again(inference)
+    revert_sync_batchnorm(inference)
     try:
         inference.trunk = fuse(inference.trunk, inplace=True)
     except Exception:  # tracing fails in as many ways as there are networks
@@ -61,7 +61,7 @@ def extract(
     autocast: Callable[[], AbstractContextManager] = nullcontext,
     file: Path | None = None,
     check: Callable[[int], None] = lambda images: None,
-    world: World = ALONE,
+    group: ProcessGroup = SINGLE,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Features of one plain view of every image, or of this process's share of the images.
 
@@ -74,7 +74,7 @@ def extract(
         file: where to memory-map a table larger than `IN_MEMORY`; without it everything stays in memory.
         check: called with the number of images after each batch; may raise to stop. With several processes, called
             equally often by each, so that it may ask the others.
-        world: the processes that share the work; each gives the rows of its own share, which follow each other.
+        group: the processes that share the work; each gives the rows of its own share, which follow each other.
 
     Returns:
         index: (M,) int64, ascending, the images that could be decoded.
@@ -82,11 +82,11 @@ def extract(
     """
     training = backbone.training
     inference: nn.Module = backbone.eval() if tap else folded(backbone).to(memory_format=torch.channels_last)
-    agree_on_bad(pixels, world)
+    agree_on_bad(pixels, group)
     images = pixels.good if only is None else only
-    first, last = world.share(len(images))
+    first, last = group.row_range(len(images))
     order = torch.from_numpy(np.asarray(images[first:last]))
-    checks = _batches_of_all(world, len(images), batch_size)
+    checks = _batches_of_all(group, len(images), batch_size)
     loader = Loader(
         pixels,
         order,
@@ -126,16 +126,16 @@ def extract(
     return index, features[:filled]
 
 
-def _batches_of_all(world: World, count: int, batch_size: int) -> int:
+def _batches_of_all(group: ProcessGroup, count: int, batch_size: int) -> int:
     """Batches that every process has of its share of `count` images."""
-    shares = [World(rank, world.size).share(count) for rank in range(world.size)]
+    shares = [ProcessGroup(rank, group.size).share(count) for rank in range(group.size)]
     return min(-(-(last - first) // batch_size) for first, last in shares)
 
 
-def agree_on_bad(pixels: Pixels, world: World) -> None:
+def agree_on_bad(pixels: Pixels, group: ProcessGroup) -> None:
     """All processes know of all images that any of them could not decode."""
-    if not world.alone:
-        for text in world.gather_texts(json.dumps(pixels.bad)):
+    if not group.is_single:
+        for text in group.gather_strings(json.dumps(pixels.bad)):
             pixels.bad.update({int(index): reason for index, reason in json.loads(text).items()})
         if isinstance(pixels, StoredPixels):
             pixels.good = np.setdiff1d(pixels.good, np.fromiter(pixels.bad, np.int64, len(pixels.bad)))

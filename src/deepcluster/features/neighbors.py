@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from deepcluster.records import DeepClusterError
+from deepcluster.errors import DeepClusterError
 
 SIMILARITIES_AT_ONCE = 2**25  # 128 MiB of float32: bounds the memory for any number of images
 

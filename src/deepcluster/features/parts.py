@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from deepcluster.records import DeepClusterError
+from deepcluster.errors import DeepClusterError
 
 #: The file that says what a folder of parts is, and whether it is finished.
 ABOUT = "table.json"

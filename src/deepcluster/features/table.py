@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from deepcluster.errors import DeepClusterError
 from deepcluster.features.parts import PartedTable, open_parts
-from deepcluster.records import DeepClusterError
 
 
 def open_table(file: Path) -> tuple[np.ndarray | PartedTable, dict[str, Any]]:

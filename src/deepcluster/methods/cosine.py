@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from deepcluster.world import ALONE, World
+from deepcluster.group import SINGLE, ProcessGroup
 
 
 class CosineHead(nn.Module):
@@ -37,19 +37,21 @@ class CosineHead(nn.Module):
         self.directions = nn.Parameter(drawn.to(self.directions))
 
     @torch.no_grad()
-    def set_(self, features: Tensor, labels: Tensor, generator: torch.Generator, world: World = ALONE) -> None:
+    def set_(self, features: Tensor, labels: Tensor, generator: torch.Generator, group: ProcessGroup = SINGLE) -> None:
         """Points from the mean direction of all to that of each cluster: (N, D) features with (N,) labels, or this
         process's part of them.
 
         Features after a ReLU have much in common, which would leave the cosines to all clusters nearly alike.
         """
         directions = F.normalize(self.seen(features), dim=1)
-        middle = cluster_means(directions, torch.zeros(len(directions), dtype=torch.int64), 1, generator, world)
-        means = cluster_means(directions, labels, len(self.directions), generator, world) - middle
+        middle = cluster_means(directions, torch.zeros(len(directions), dtype=torch.int64), 1, generator, group)
+        means = cluster_means(directions, labels, len(self.directions), generator, group) - middle
         self.directions.copy_(F.normalize(means, dim=1))
 
 
-def cluster_means(x: Tensor, labels: Tensor, k: int, generator: torch.Generator, world: World = ALONE) -> Tensor:
+def cluster_means(
+    x: Tensor, labels: Tensor, k: int, generator: torch.Generator, group: ProcessGroup = SINGLE
+) -> Tensor:
     """(K, D) means by label of the (N, D) rows of all processes; an empty or unlabelled cluster takes a random row."""
     known = labels >= 0
     sums = torch.zeros(k, x.shape[1], dtype=torch.float64)
@@ -57,10 +59,10 @@ def cluster_means(x: Tensor, labels: Tensor, k: int, generator: torch.Generator,
         part = slice(start, start + 65536)
         sums.index_add_(0, labels[part][known[part]], x[part][known[part]].double())
     counts = torch.cat([torch.bincount(labels[known], minlength=k), torch.tensor([len(x)])])
-    world.sum_(sums)
-    total = int(world.sum_(counts)[-1])
+    group.sum_(sums)
+    total = int(group.sum_(counts)[-1])
     means = (sums / counts[:-1].clamp(min=1)[:, None]).float()
     empty = (counts[:-1] == 0).nonzero().flatten()
     if len(empty):
-        means[empty] = world.take(x, torch.randint(total, (len(empty),), generator=generator)).float()
+        means[empty] = group.gather_rows(x, torch.randint(total, (len(empty),), generator=generator)).float()
     return means

@@ -1,6 +1,6 @@
 """DeepCluster (Caron, Bojanowski, Joulin, Douze 2018, arXiv 1807.05520), in the order of its section 3.
 
-Describe every image, whiten and group the descriptions (with k-means, or whatever else groups rows), take the
+ExtractFeatures every image, whiten and group the descriptions (with k-means, or whatever else groups rows), take the
 groups as pseudo-labels, draw a new classifier, and train backbone and classifier to predict them; then describe
 again. The file knows nothing of files, loaders, devices or checkpoints.
 """
@@ -19,12 +19,14 @@ from torch import Tensor, nn
 from deepcluster.clustering.kmeans import KMeans
 from deepcluster.clustering.whitening import Whitening
 from deepcluster.data.samplers import epoch_order
+from deepcluster.errors import DeepClusterError
+from deepcluster.group import ProcessGroup
 from deepcluster.methods.cosine import CosineHead, cluster_means
-from deepcluster.methods.method import Describe, Method, in_range, told_by_position
+from deepcluster.methods.method import ExtractFeatures, Method, check_ranges, scatter_to_dataset
 from deepcluster.models.backbone import Backbone
 from deepcluster.models.heads import ClusterHead
-from deepcluster.records import Batch, Clustering, DeepClusterError, seed_of, seeded
-from deepcluster.world import World
+from deepcluster.random import seed_of, seeded
+from deepcluster.types import Batch, Clustering
 
 MakeOptimizer = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 
@@ -71,7 +73,7 @@ class DeepCluster(Method):
         head: str = "redraw",
         temperature: float = 0.1,
         clusterings: int = 1,
-        averaging: float = 0.0,
+        ema_decay: float = 0.0,
         clusterer: Clusterer | None = None,
     ) -> None:
         super().__init__()
@@ -85,18 +87,18 @@ class DeepCluster(Method):
                 f"{type(clusterer).__name__} finds the number of clusters itself and makes one clustering: set"
                 f" {', and '.join(wrong)}."
             )
-        in_range(
+        check_ranges(
             ("reassign", reassign, reassign > 0, "a number of epochs above 0"),
             ("whiten", whiten, whiten >= 0, "a width, or 0 for features as they are"),
             ("iterations", iterations, iterations >= 1, "1 or more"),
             ("clusterings", clusterings, clusterings >= 1, "1 or more"),
             ("temperature", temperature, temperature > 0, "a number above 0"),
-            ("averaging", averaging, 0 <= averaging < 1, "a decay from 0 to below 1"),
+            ("ema_decay", ema_decay, 0 <= ema_decay < 1, "a decay from 0 to below 1"),
         )
         self.clusterer, self.k, self.reassign, self.iterations, self.init = clusterer, k, reassign, iterations, init
-        self.spherical, self.backend, self.balance, self.averaging = spherical, backend, balance, averaging
+        self.spherical, self.backend, self.balance, self.ema_decay = spherical, backend, balance, ema_decay
         self.backbone = backbone
-        self.averaged = copy.deepcopy(backbone).requires_grad_(False) if averaging else None
+        self.ema_backbone = copy.deepcopy(backbone).requires_grad_(False) if ema_decay else None
         width = min(whiten or backbone.dim, backbone.dim)
         self.whitening = Whitening(whiten or backbone.dim, whiten=whiten > 0)
         k = k or 1  # until a clusterer has found its number
@@ -121,16 +123,16 @@ class DeepCluster(Method):
         return self.assignments[0]
 
     @property
-    def describer(self) -> Backbone:
+    def feature_network(self) -> Backbone:
         """The network whose features are clustered: the backbone, or its running average."""
-        return self.backbone if self.averaged is None else self.averaged
+        return self.backbone if self.ema_backbone is None else self.ema_backbone
 
     def due(self, step: int, steps_per_epoch: int) -> bool:
         """Every `reassign` epochs, to the nearest step: fractional intervals do not drift."""
         interval = max(1.0, self.reassign * steps_per_epoch)
         return step == 0 or int(step / interval) > int((step - 1) / interval)
 
-    def refresh(self, describe: Describe, key: tuple[int, ...]) -> Clustering:
+    def refresh(self, describe: ExtractFeatures, key: tuple[int, ...]) -> Clustering:
         """Whitening, k-means, new classifier and optimizer (§3.2, §3.3).
 
         Raises:
@@ -138,16 +140,16 @@ class DeepCluster(Method):
         """
         described = describe()
         index, features = described.index, described.features
-        count = sum(self.world.lengths(len(index)))
+        count = sum(self.group.row_counts(len(index)))
         if count < self.k:
             raise DeepClusterError(
                 f"There are {count} images for {self.k} clusters: ask for fewer, such as --method.k"
                 f" {max(1, count // 10)}."
             )
-        self.whitening.device, self.whitening.world = self.assignments.device, self.world
+        self.whitening.device, self.whitening.group = self.assignments.device, self.group
         self.whitening.fit(features)
         z = self.whitening.transform(features)
-        if not self.world.any(bool(np.any(z))):
+        if not self.group.any(bool(np.any(z))):
             raise DeepClusterError(
                 f"All {count} images give the same features, so there is nothing to cluster: check that the"
                 " images differ and are not blank."
@@ -163,7 +165,7 @@ class DeepCluster(Method):
             head = self.heads[number]
             if isinstance(head, CosineHead):
                 labels = torch.from_numpy(clustering.assignment[index])
-                head.set_(torch.as_tensor(features), labels, seeded(*key, number, 1), self.world)
+                head.set_(torch.as_tensor(features), labels, seeded(*key, number, 1), self.group)
             elif isinstance(head, ClusterHead):
                 head.reset_(seeded(*key, number, 1))
         self.head_optimizer = self._optimizer()
@@ -172,9 +174,9 @@ class DeepCluster(Method):
     def _cluster(self, number: int, index: np.ndarray, z: np.ndarray, key: tuple[int, ...]) -> Clustering:
         """One k-means, or the clusterer's own grouping, of the whitened rows (M, P)."""
         if self.clusterer is not None:
-            labels = _group(self.clusterer, z, self.world)
-            return told_by_position(
-                self.assignments.shape[1], index, z, labels, _means(z, labels, self.world), self.world
+            labels = _group(self.clusterer, z, self.group)
+            return scatter_to_dataset(
+                self.assignments.shape[1], index, z, labels, _means(z, labels, self.group), self.group
             )
         kmeans = KMeans(
             self.k,
@@ -184,10 +186,10 @@ class DeepCluster(Method):
             random_state=seed_of(*key) % 2**31,
             backend=self.backend,
             device=self.assignments.device if self.backend == "torch" else None,
-            world=self.world,
+            group=self.group,
         ).fit(z)
         labels, centroids = np.asarray(kmeans.labels_), torch.as_tensor(kmeans.cluster_centers_).float().cpu()
-        return told_by_position(self.assignments.shape[1], index, z, labels, centroids, self.world)
+        return scatter_to_dataset(self.assignments.shape[1], index, z, labels, centroids, self.group)
 
     def _resize(self, k: int) -> None:
         """Classifiers and state per cluster for `k` clusters; the classifiers' values are to be set afterwards."""
@@ -222,19 +224,19 @@ class DeepCluster(Method):
             features = self.backbone(view)
             for head, label, weight in zip(self.heads, pseudo_labels, self.weights, strict=True):
                 each = F.cross_entropy(head(features).float(), label, reduction="none")
-                terms.append(self.world.mean(weight[label] * each if self.balance == "weight" else each))
+                terms.append(self.group.mean(weight[label] * each if self.balance == "weight" else each))
         return {"loss": torch.stack(terms).mean()}
 
     @torch.no_grad()
     def after_step(self, batch: Batch) -> None:
         """Moves the running average of the weights (and of batch-norm's statistics) on."""
-        if self.averaged is None:
+        if self.ema_backbone is None:
             return
         # Young averages forget faster, or the drawn weights would linger.
         self.steps += 1
-        decay = min(self.averaging, (1 + self.steps.item()) / (10 + self.steps.item()))
+        decay = min(self.ema_decay, (1 + self.steps.item()) / (10 + self.steps.item()))
         now = self.backbone.state_dict()
-        for name, average in self.averaged.state_dict().items():
+        for name, average in self.ema_backbone.state_dict().items():
             if average.is_floating_point():
                 average.lerp_(now[name], 1 - decay)
             else:
@@ -249,9 +251,9 @@ class DeepCluster(Method):
         if not trained:
             return None
         optimizer = self.make_head_optimizer(trained)
-        for group in optimizer.param_groups:
+        for settings in optimizer.param_groups:
             # A classifier drawn anew has everything to learn each time, at the end of a run as at its beginning.
-            group["scheduled"] = isinstance(self.heads[0], CosineHead)
+            settings["scheduled"] = isinstance(self.heads[0], CosineHead)
         return optimizer
 
     def get_extra_state(self) -> dict[str, Tensor]:
@@ -270,19 +272,23 @@ class DeepCluster(Method):
         last = self.assignments[number].cpu()[torch.from_numpy(index)]
         if not (self.assignments[number] >= 0).any():
             return "k-means++"
-        return cluster_means(torch.as_tensor(z), last, self.k, seeded(*key, 2), self.world)
+        return cluster_means(torch.as_tensor(z), last, self.k, seeded(*key, 2), self.group)
 
 
-def _group(clusterer: Clusterer, z: np.ndarray, world: World) -> np.ndarray:
+def _group(clusterer: Clusterer, z: np.ndarray, group: ProcessGroup) -> np.ndarray:
     """(M,) int64 labels of this process's rows, without gaps, by a clusterer that must see all rows: the first process
     fits a copy of it and tells the others."""
-    count, before = sum(lengths := world.lengths(len(z))), sum(lengths[: world.rank])
-    whole = torch.as_tensor(z) if world.alone else world.whole(before + torch.arange(len(z)), torch.as_tensor(z), count)
+    count, before = sum(lengths := group.row_counts(len(z))), sum(lengths[: group.rank])
+    whole = (
+        torch.as_tensor(z)
+        if group.is_single
+        else group.gather_to_first(before + torch.arange(len(z)), torch.as_tensor(z), count)
+    )
     labels = np.full(count, -1, np.int64)
-    with world.together():
+    with group.collective_section():
         if whole is not None:
             labels = _dense(np.asarray(copy.deepcopy(clusterer).fit_predict(whole.numpy())), count, clusterer)
-    return world.copy_(torch.from_numpy(labels)).numpy()[before : before + len(z)]
+    return group.broadcast_(torch.from_numpy(labels)).numpy()[before : before + len(z)]
 
 
 def _dense(labels: np.ndarray, count: int, clusterer: Clusterer) -> np.ndarray:
@@ -304,10 +310,10 @@ def _dense(labels: np.ndarray, count: int, clusterer: Clusterer) -> np.ndarray:
     return dense
 
 
-def _means(z: np.ndarray, labels: np.ndarray, world: World) -> Tensor:
+def _means(z: np.ndarray, labels: np.ndarray, group: ProcessGroup) -> Tensor:
     """(K, P) means of the clusters, of which none is empty; K is the same on all processes."""
-    k = int(world.max_(torch.tensor([labels.max(initial=-1)])).item()) + 1
-    return cluster_means(torch.as_tensor(z), torch.from_numpy(labels), k, seeded(0), world)
+    k = int(group.max_(torch.tensor([labels.max(initial=-1)])).item()) + 1
+    return cluster_means(torch.as_tensor(z), torch.from_numpy(labels), k, seeded(0), group)
 
 
 def _take_saved_k(method: nn.Module, state: dict[str, Any], prefix: str, *rest: Any) -> None:

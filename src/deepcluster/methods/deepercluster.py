@@ -23,12 +23,14 @@ from torch import Tensor, nn
 from deepcluster.clustering.hierarchical import HierarchicalKMeans
 from deepcluster.clustering.whitening import Whitening
 from deepcluster.data.samplers import epoch_order
+from deepcluster.errors import DeepClusterError
+from deepcluster.group import SINGLE, ProcessGroup
 from deepcluster.methods.cosine import CosineHead, cluster_means
-from deepcluster.methods.method import Describe, Method, in_range, told_by_position
+from deepcluster.methods.method import ExtractFeatures, Method, check_ranges, scatter_to_dataset
 from deepcluster.models.backbone import Backbone
 from deepcluster.models.heads import ClusterHead
-from deepcluster.records import Batch, Clustering, DeepClusterError, seed_of, seeded
-from deepcluster.world import ALONE, World
+from deepcluster.random import seed_of, seeded
+from deepcluster.types import Batch, Clustering
 
 MakeOptimizer = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 
@@ -41,7 +43,7 @@ class DeeperCluster(Method):
         n: images in the source, undecodable ones included.
         k: clusters of the second level, over all super-clusters.
         head_optimizer: makes the optimizer of a classifier, each time it is drawn anew.
-        world: the processes that will share the sub-classifiers, so that none is drawn where it is not needed.
+        group: the processes that will share the sub-classifiers, so that none is drawn where it is not needed.
         super_clusters, rotations, reassign, whiten, iterations, head, temperature: see `DeeperClusterParams`.
     """
 
@@ -65,7 +67,7 @@ class DeeperCluster(Method):
         iterations: int = 10,
         head: str = "redraw",
         temperature: float = 0.1,
-        world: World = ALONE,
+        group: ProcessGroup = SINGLE,
     ) -> None:
         super().__init__()
         if super_clusters < 1 or k < 1 or k % super_clusters:
@@ -73,14 +75,14 @@ class DeeperCluster(Method):
                 f"{k} clusters do not divide into {super_clusters} super-clusters: make --method.k a multiple of"
                 " --method.super-clusters."
             )
-        in_range(
+        check_ranges(
             ("reassign", reassign, reassign > 0, "more than 0"),
             ("whiten", whiten, whiten >= 0, "0 (no whitening) or more"),
             ("iterations", iterations, iterations >= 1, "at least 1"),
             ("temperature", temperature, temperature > 0, "more than 0"),
         )
         self.k, self.super_clusters, self.turns = k, super_clusters, 4 if rotations else 1
-        self.reassign, self.iterations, self.world = reassign, iterations, world
+        self.reassign, self.iterations, self.group = reassign, iterations, group
         self.backbone = backbone
         width = min(whiten or backbone.dim, backbone.dim)
         self.whitening = Whitening(whiten or backbone.dim, whiten=whiten > 0)
@@ -113,38 +115,38 @@ class DeeperCluster(Method):
     @property
     def owned(self) -> list[int]:
         """Super-classes whose sub-classifiers this process has."""
-        return list(range(self.world.rank, self.super_classes, self.world.size))
+        return list(range(self.group.rank, self.super_classes, self.group.size))
 
     @property
     def own(self) -> list[nn.Parameter] | None:
-        return None if self.world.alone else list(self.sub_heads.parameters())
+        return None if self.group.is_single else list(self.sub_heads.parameters())
 
-    def join(self, world: World) -> None:
-        if world != self.world:
-            raise ValueError("DeeperCluster divides its classifiers at construction: hand it `world` there")
+    def join(self, group: ProcessGroup) -> None:
+        if group != self.group:
+            raise ValueError("DeeperCluster divides its classifiers at construction: hand it `group` there")
 
     def due(self, step: int, steps_per_epoch: int) -> bool:
         """Every `reassign` epochs, to the nearest step; a single cluster never changes."""
         interval = max(1.0, self.reassign * steps_per_epoch)
         return step == 0 or (self.k > 1 and int(step / interval) > int((step - 1) / interval))
 
-    def refresh(self, describe: Describe, key: tuple[int, ...]) -> Clustering:
+    def refresh(self, describe: ExtractFeatures, key: tuple[int, ...]) -> Clustering:
         """Whitening, k-means into super-clusters, k-means within each, new classifiers and optimizers (§3.3).
 
         Raises:
             DeepClusterError: fewer images than clusters, or images that all look the same to the backbone.
         """
         described = describe()
-        index, features, world = described.index, described.features, self.world
-        count = sum(world.lengths(len(index)))
+        index, features, group = described.index, described.features, self.group
+        count = sum(group.row_counts(len(index)))
         if count < self.k:
             raise DeepClusterError(
                 f"There are {count} images for {self.k} clusters: ask for fewer, such as --method.k"
                 f" {max(1, count // 10 // self.super_clusters) * self.super_clusters}."
             )
-        self.whitening.device, self.whitening.world = self.assignment.device, world
+        self.whitening.device, self.whitening.group = self.assignment.device, group
         z = self.whitening.fit(features).transform(features)
-        if not world.any(bool(np.any(z))):
+        if not group.any(bool(np.any(z))):
             raise DeepClusterError(
                 f"All {count} images give the same features, so there is nothing to cluster: check that the"
                 " images differ and are not blank."
@@ -155,10 +157,10 @@ class DeeperCluster(Method):
             max_iter=self.iterations,
             random_state=seed_of(*key) % 2**31,
             device=self.assignment.device,
-            world=world,
+            group=group,
         ).fit(z)
         upper, lower = (torch.as_tensor(level).float().cpu() for level in tree.levels_)
-        clustering = told_by_position(len(self.assignment), index, z, np.asarray(tree.labels_), lower, world)
+        clustering = scatter_to_dataset(len(self.assignment), index, z, np.asarray(tree.labels_), lower, group)
         self.assignment.copy_(torch.from_numpy(clustering.assignment))
         self.centroids.copy_(lower)
         self.super_centroids.copy_(upper)
@@ -190,7 +192,7 @@ class DeeperCluster(Method):
         unit = F.normalize(head.seen(features), dim=1)
 
         def means(of: Tensor, count: int) -> Tensor:
-            return cluster_means(unit, of, count, generator, self.world)
+            return cluster_means(unit, of, count, generator, self.group)
 
         middle, above, below = means(label * 0, 1), means(label // self.per_super, self.super_clusters), None
         if self.super_clusters > 1:
@@ -219,20 +221,20 @@ class DeeperCluster(Method):
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """Cross-entropy to the super-class plus cross-entropy to the sub-cluster within it (§3.2), both weighing 1."""
-        world = self.world
+        group = self.group
         label = self.assignment[batch.index.to(self.assignment.device)]
         turn = ((batch.first + batch.position) % self.turns).to(label.device)
         super_class = label // self.per_super * self.turns + turn
-        sub_class = world.gather(label % self.per_super)
-        whole_super_class = world.gather(super_class)
+        sub_class = group.gather(label % self.per_super)
+        whole_super_class = group.gather(super_class)
         count = max(len(whole_super_class), 1)
         losses: list[Tensor] = []
         for view in batch.views:
-            features = self.backbone(turned(view, turn))
+            features = self.backbone(rotate(view, turn))
             above = self.super_head(features).float()
             losses.append(F.cross_entropy(above, super_class, reduction="sum") / count)
-            right = world.gather(above.detach().argmax(1) == super_class)
-            whole = features if world.alone else _Gather.apply(features, world)
+            right = group.gather(above.detach().argmax(1) == super_class)
+            whole = features if group.is_single else _Gather.apply(features, group)
             losses.append(whole[:0].sum())  # also a process without classifiers takes part in the way back
             for name, head in self.sub_heads.items():
                 rows = (whole_super_class == int(name)).nonzero().flatten()
@@ -250,7 +252,7 @@ class DeeperCluster(Method):
     def measured(self) -> dict[str, float]:
         """Shares of this epoch's images whose super-class, sub-class (by the classifier of the right super-class) and
         both were predicted right (§4.2)."""
-        images, above, within, both = self.world.sum_(self.tally.clone()).tolist()
+        images, above, within, both = self.group.sum_(self.tally.clone()).tolist()
         self.tally.zero_()
         shares = {"accuracy_super": above, "accuracy_sub": within, "accuracy_joint": both}
         return {name: value / max(images, 1) for name, value in shares.items()}
@@ -264,22 +266,22 @@ class DeeperCluster(Method):
             f"sub{name}": self.make_head_optimizer(head.parameters()) for name, head in self.sub_heads.items()
         }
         for optimizer in self.head_optimizers.values():
-            for group in optimizer.param_groups:
+            for settings in optimizer.param_groups:
                 # a classifier drawn anew has everything to learn, also late in a run
-                group["scheduled"] = self.head == "centroids"
+                settings["scheduled"] = self.head == "centroids"
 
-    def whole_state(self) -> dict[str, Any]:
-        state, world = self.state_dict(), self.world
-        if world.alone:
+    def full_state_dict(self) -> dict[str, Any]:
+        state, group = self.state_dict(), self.group
+        if group.is_single:
             return state
-        state["tally"] = world.sum_(self.tally.clone())
+        state["tally"] = group.sum_(self.tally.clone())
         for number in range(self.super_classes):
             # Told one by one: together they may not fit on one process's device.
             for name, shape in self._shapes().items():
                 place = f"sub_heads.{number}.{name}"
                 told = state[place].cpu().clone() if place in state else torch.empty(shape)
-                world.copy_(told, number % world.size)
-                if world.first:
+                group.broadcast_(told, number % group.size)
+                if group.is_first:
                     state[place] = told
         return state
 
@@ -288,12 +290,12 @@ class DeeperCluster(Method):
         wide = (self.per_super, self.backbone.dim)
         return {"linear.weight": wide, "linear.bias": wide[:1]} if self.head == "redraw" else {"directions": wide}
 
-    def whole_optimizers(self) -> dict[str, dict[str, Any]]:
-        states = super().whole_optimizers()
-        for number in range(self.super_classes) if not self.world.alone else ():
-            name, owner = f"sub{number}", number % self.world.size
-            told = _told(states.get(name), self.world, owner)
-            if self.world.first:
+    def full_optimizer_states(self) -> dict[str, dict[str, Any]]:
+        states = super().full_optimizer_states()
+        for number in range(self.super_classes) if not self.group.is_single else ():
+            name, owner = f"sub{number}", number % self.group.size
+            told = _told(states.get(name), self.group, owner)
+            if self.group.is_first:
                 states[name] = told
         return states
 
@@ -307,7 +309,7 @@ class DeeperCluster(Method):
             self.whitening.load_state_dict(state)
 
 
-def turned(view: Tensor, turn: Tensor) -> Tensor:
+def rotate(view: Tensor, turn: Tensor) -> Tensor:
     """(B, C, S, S) images, each turned counter-clockwise by `turn` (B,) times 90 degrees."""
     if not bool(turn.any()):
         return view
@@ -322,23 +324,23 @@ class _Gather(torch.autograd.Function):
     """(B, D) rows of all processes; each gets back the sum of what all of them want changed in its own."""
 
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, world: World) -> Tensor:
-        ctx.world, ctx.count = world, len(rows)
-        return world.gather(rows)
+    def forward(ctx: Any, rows: Tensor, group: ProcessGroup) -> Tensor:
+        ctx.group, ctx.count = group, len(rows)
+        return group.gather(rows)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return ctx.world.part(ctx.world.sum_(grad.contiguous()), ctx.count), None
+        return ctx.group.local_rows(ctx.group.sum_(grad.contiguous()), ctx.count), None
 
 
-def _told(state: dict[str, Any] | None, world: World, owner: int) -> dict[str, Any]:
+def _told(state: dict[str, Any] | None, group: ProcessGroup, owner: int) -> dict[str, Any]:
     """An optimizer's state dict, which process `owner` has, on all processes; its tensors on the CPU."""
     plan = ""
     if state is not None:
         values = {str(p): {name: list(v.shape) for name, v in part.items()} for p, part in state["state"].items()}
         types = {name: str(v.dtype) for part in state["state"].values() for name, v in part.items()}
         plan = json.dumps({"groups": state["param_groups"], "state": values, "types": types})
-    agreed = json.loads(world.gather_texts(plan)[owner])
+    agreed = json.loads(group.gather_strings(plan)[owner])
     whole: dict[str, Any] = {"param_groups": agreed["groups"], "state": {}}
     for position, shapes in agreed["state"].items():
         whole["state"][int(position)] = {}
@@ -347,7 +349,7 @@ def _told(state: dict[str, Any] | None, world: World, owner: int) -> dict[str, A
             told = torch.empty(shape, dtype=kind)
             if state is not None:
                 told.copy_(state["state"][int(position)][name])
-            whole["state"][int(position)][name] = world.copy_(told, owner)
+            whole["state"][int(position)][name] = group.broadcast_(told, owner)
     return whole
 
 
@@ -357,5 +359,5 @@ def _take_own_heads(method: nn.Module, state: dict[str, Any], prefix: str, *rest
     for name in [name for name in state if name.startswith(prefix + "sub_heads.")]:
         if name[len(prefix) :].split(".")[1] not in method.sub_heads:
             del state[name]
-    if not method.world.first:
+    if not method.group.is_first:
         state[prefix + "tally"] = torch.zeros_like(state[prefix + "tally"])

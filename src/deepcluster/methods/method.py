@@ -15,13 +15,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from deepcluster.errors import DeepClusterError
+from deepcluster.group import SINGLE, ProcessGroup
 from deepcluster.models.backbone import Backbone
-from deepcluster.records import Batch, Clustering, DeepClusterError
-from deepcluster.world import ALONE, World
+from deepcluster.types import Batch, Clustering
 
 
 @dataclass(frozen=True)
-class Described:
+class Features:
     """Features of every image that can be decoded, or of this process's share of them.
 
     Attributes:
@@ -34,7 +35,7 @@ class Described:
     features: np.ndarray
 
 
-def in_range(*settings: tuple[str, object, bool, str]) -> None:
+def check_ranges(*settings: tuple[str, object, bool, str]) -> None:
     """Refuses the first setting that is out of its range.
 
     Args:
@@ -48,7 +49,7 @@ def in_range(*settings: tuple[str, object, bool, str]) -> None:
             raise DeepClusterError(f"--method.{name} is {value}: give {words}.")
 
 
-Describe = Callable[[], Described]
+ExtractFeatures = Callable[[], Features]
 """Runs the backbone once over all images. Given to `refresh` by the engine."""
 
 
@@ -61,17 +62,17 @@ class Method(nn.Module, ABC):
 
     backbone: Backbone
     assignment: Tensor
-    world: World = ALONE
+    group: ProcessGroup = SINGLE
     turns: int = 1
     """Classes that each cluster makes, such as one for every turn of its images."""
 
-    def join(self, world: World) -> None:
+    def join(self, group: ProcessGroup) -> None:
         """From now on the method is that of several processes: each calls everything with its own part of the batch
         and of the features, all get the same clusters, and their losses and gradients are to be added up.
 
         Called once, before anything is trained or restored; what a method divides among processes it divides here.
         """
-        self.world = world
+        self.group = group
 
     @property
     def own(self) -> list[nn.Parameter] | None:
@@ -79,22 +80,22 @@ class Method(nn.Module, ABC):
         summed. None where no process has any of its own."""
         return None
 
-    def whole_state(self) -> dict[str, Any]:
+    def full_state_dict(self) -> dict[str, Any]:
         """`state_dict` of what all processes hold together; every process must ask, the first one gets it. Loading it
         gives each process its part, however many there are."""
         return self.state_dict()
 
-    def whole_optimizers(self) -> dict[str, dict[str, Any]]:
+    def full_optimizer_states(self) -> dict[str, dict[str, Any]]:
         """The states of `optimizers()` likewise."""
         return {name: optimizer.state_dict() for name, optimizer in self.optimizers().items()}
 
     @property
-    def reported(self) -> Tensor:
+    def last_assignment(self) -> Tensor:
         """(N,) int64, the assignment that the last `refresh` told, to compare the next one with."""
         return self.assignment
 
     @property
-    def describer(self) -> Backbone:
+    def feature_network(self) -> Backbone:
         """The network that describes images, for clustering and for whoever uses the trained model."""
         return self.backbone
 
@@ -107,7 +108,7 @@ class Method(nn.Module, ABC):
         """Whether the clusters are to be computed anew before optimizer step `step` (counted from 0)."""
         return False
 
-    def refresh(self, describe: Describe, key: tuple[int, ...]) -> Clustering | None:
+    def refresh(self, describe: ExtractFeatures, key: tuple[int, ...]) -> Clustering | None:
         """Groups the images anew and takes the groups as targets. `key` seeds every random draw."""
         return None
 
@@ -127,8 +128,8 @@ class Method(nn.Module, ABC):
         """Optimizers the method owns beside the backbone's, such as the head's; stepped and saved with it."""
 
 
-def told_by_position(
-    n: int, index: np.ndarray, z: np.ndarray, labels: np.ndarray, centroids: Tensor, world: World
+def scatter_to_dataset(
+    n: int, index: np.ndarray, z: np.ndarray, labels: np.ndarray, centroids: Tensor, group: ProcessGroup
 ) -> Clustering:
     """Labels (M,) and centroids (K, P) of whitened rows (M, P), told by position in the source; of all processes."""
     own = np.full(len(index), np.nan, np.float32)
@@ -138,6 +139,6 @@ def told_by_position(
         offset = (torch.as_tensor(z[part]).float() - centroids[near]).norm(dim=1)
         own[part] = torch.where(near >= 0, offset, torch.nan).numpy()
     assignment, distance = np.full(n, -1, np.int64), np.full(n, np.nan, np.float32)
-    index = world.gather_array(index)
-    assignment[index], distance[index] = world.gather_array(labels), world.gather_array(own)
+    index = group.gather_array(index)
+    assignment[index], distance[index] = group.gather_array(labels), group.gather_array(own)
     return Clustering(assignment, centroids, distance, float(np.nansum(distance.astype(np.float64) ** 2)))

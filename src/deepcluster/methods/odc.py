@@ -22,16 +22,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from deepcluster.clustering.cluster_index import Members
 from deepcluster.clustering.kmeans import KMeans
-from deepcluster.clustering.members import Members
 from deepcluster.clustering.whitening import Whitening
 from deepcluster.data.samplers import epoch_order
-from deepcluster.methods.method import Describe, Method, in_range
+from deepcluster.errors import DeepClusterError
+from deepcluster.group import ProcessGroup
+from deepcluster.methods.method import ExtractFeatures, Method, check_ranges
 from deepcluster.models.backbone import Backbone
 from deepcluster.models.heads import ClusterHead
 from deepcluster.models.neck import Neck
-from deepcluster.records import Batch, Clustering, DeepClusterError, seed_of, seeded
-from deepcluster.world import World
+from deepcluster.random import seed_of, seeded
+from deepcluster.types import Batch, Clustering
 
 MakeOptimizer = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 
@@ -80,7 +82,7 @@ class ODC(Method):
         replace: bool = False,
     ) -> None:
         super().__init__()
-        in_range(
+        check_ranges(
             ("k", k, k >= 1, "1 cluster or more"),
             ("feature-dim", feature_dim, feature_dim >= 1, "1 or more"),
             ("hidden", hidden, hidden >= 1, "1 or more"),
@@ -120,29 +122,29 @@ class ODC(Method):
         self.register_load_state_dict_pre_hook(_take_own_features)
         self.register_load_state_dict_post_hook(_forget_members)
 
-    def join(self, world: World) -> None:
+    def join(self, group: ProcessGroup) -> None:
         """Each process keeps the features of its share of the images."""
-        super().join(world)
-        self.mine = world.share(len(self.assignment))
+        super().join(group)
+        self.mine = group.row_range(len(self.assignment))
         self.features = self.features[slice(*self.mine)].clone()
 
-    def whole_state(self) -> dict[str, Any]:
+    def full_state_dict(self) -> dict[str, Any]:
         state = self.state_dict()
-        if self.world.alone:
+        if self.group.is_single:
             return state
-        features = self.world.whole(torch.arange(*self.mine), self.features, len(self.assignment))
+        features = self.group.gather_to_first(torch.arange(*self.mine), self.features, len(self.assignment))
         return state if features is None else state | {"features": features}
 
     def rows(self, index: Tensor) -> Tensor:
         """(M, D) features in memory of images `index` (M,), whichever process has them."""
-        if self.world.alone:
+        if self.group.is_single:
             return self.features[index]
         here = (index >= self.mine[0]) & (index < self.mine[1])
-        return self.world.known(self.features[index[here] - self.mine[0]], here)
+        return self.group.combine_rows(self.features[index[here] - self.mine[0]], here)
 
     def _store(self, index: Tensor, z: Tensor) -> None:
         """New features (M, D) of images `index` (M,), as far as they are kept here."""
-        if self.world.alone:
+        if self.group.is_single:
             self.features[index] = z
             return
         here = (index >= self.mine[0]) & (index < self.mine[1])
@@ -161,7 +163,7 @@ class ODC(Method):
         return max(1, min(self.min_size, int(self.members.sizes.sum()) // (2 * self.k)))
 
     @property
-    def reported(self) -> Tensor:
+    def last_assignment(self) -> Tensor:
         """The labels at the beginning of the epoch."""
         return self.told
 
@@ -170,7 +172,7 @@ class ODC(Method):
     def due(self, step: int, steps_per_epoch: int) -> bool:
         return step % steps_per_epoch == 0
 
-    def refresh(self, describe: Describe, key: tuple[int, ...]) -> Clustering:
+    def refresh(self, describe: ExtractFeatures, key: tuple[int, ...]) -> Clustering:
         """Before the first step one k-means of all images (§3.3); afterwards what the memories hold.
 
         Raises:
@@ -182,10 +184,10 @@ class ODC(Method):
         return self._clustering()
 
     @torch.no_grad()
-    def _begin(self, describe: Describe, key: tuple[int, ...]) -> None:
-        described, world = describe(), self.world
+    def _begin(self, describe: ExtractFeatures, key: tuple[int, ...]) -> None:
+        described, group = describe(), self.group
         index = torch.from_numpy(described.index).to(self.features.device)
-        count = sum(world.lengths(len(index)))
+        count = sum(group.row_counts(len(index)))
         if count < self.k:
             raise DeepClusterError(
                 f"There are {count} images for {self.k} clusters: ask for fewer, such as --method.k"
@@ -194,26 +196,26 @@ class ODC(Method):
         blocks = [block.numpy() for block in torch.arange(len(index)).split(8192)]
         # A new neck's batch-norm knows nothing of the features yet: what it would remember here and what training
         # shows it would be strangers, and the first epoch would scramble the clusters.
-        self.neck.settle((torch.as_tensor(described.features[block]).to(self.features) for block in blocks), world)
+        self.neck.settle((torch.as_tensor(described.features[block]).to(self.features) for block in blocks), group)
         rows = self.features.new_zeros(len(index), self.features.shape[1])
         for block in blocks:
             seen = torch.as_tensor(described.features[block]).to(self.features)
             rows[block] = F.normalize(self.neck.calm(seen).float(), dim=1)
-        for place, part in world.rounds(index, rows):
+        for place, part in group.gather_in_blocks(index, rows):
             self._store(place, part)
         grouped: Any = rows
         if self.start == "whitened":
-            grouped = Whitening(rows.shape[1], world=world).fit_transform(described.features)
+            grouped = Whitening(rows.shape[1], group=group).fit_transform(described.features)
         kmeans = KMeans(
             self.k,
             max_iter=self.iterations,
             random_state=seed_of(*key) % 2**31,
             device=self.features.device,
-            world=world,
+            group=group,
         )
         label = torch.as_tensor(kmeans.fit(grouped).labels_).to(index)
-        self.assignment[world.gather(index)] = world.gather(label)
-        world.sum_(self.sums.zero_().index_add_(0, label, rows.double()))
+        self.assignment[group.gather(index)] = group.gather(label)
+        group.sum_(self.sums.zero_().index_add_(0, label, rows.double()))
         self._members = None
         self.centroids.copy_(self._means(torch.arange(self.k, device=index.device)))
         self._handle_small()
@@ -236,17 +238,17 @@ class ODC(Method):
             described = self.backbone(view)
             z = self.neck(described)
             each = F.cross_entropy(self.head(z).float(), label, reduction="none")
-            terms.append(self.world.mean(each, weight))
+            terms.append(self.group.mean(each, weight))
             self._seen.append(self.neck.calm(described.detach()) if self.memory == "calm" else z.detach())
         return {"loss": torch.stack(terms).mean()}
 
     @torch.no_grad()
     def after_step(self, batch: Batch) -> None:
         """Both memories move on (§3.2, figure 2), and clusters that became small are taken apart (§3.3)."""
-        index = self.world.gather(batch.index.to(self.features.device))
+        index = self.group.gather(batch.index.to(self.features.device))
         turns = occurrences(index)
         for seen in self._seen:
-            z = F.normalize(self.world.gather(seen.float()), dim=1)
+            z = F.normalize(self.group.gather(seen.float()), dim=1)
             # An image may occur twice in a batch: its occurrences are taken one after the other, in their order.
             for rows in turns:
                 self._remember(index[rows], z[rows])
@@ -295,7 +297,7 @@ class ODC(Method):
         sizes = torch.from_numpy(self.members.sizes).to(clusters.device)[clusters, None]
         means = torch.where(sizes > 0, self.sums[clusters] / sizes.clamp(min=1), self.centroids[clusters]).float()
         # A GPU adds in any order: sums may differ in their last digits, labels must not.
-        return means if means.device.type == "cpu" else self.world.copy_(means)
+        return means if means.device.type == "cpu" else self.group.broadcast_(means)
 
     @torch.no_grad()
     def _handle_small(self) -> None:
@@ -339,7 +341,7 @@ class ODC(Method):
         label = self.assignment.cpu()
         centroids = F.normalize(self.centroids, dim=1) if self.nearest == "cosine" else self.centroids
         own = self.assignment[slice(*self.mine)].clamp(min=0)
-        offset = self.world.gather((self.features - centroids[own]).norm(dim=1)).cpu()
+        offset = self.group.gather((self.features - centroids[own]).norm(dim=1)).cpu()
         distance = torch.where(label >= 0, offset, torch.nan).numpy()
         return Clustering(
             label.numpy().copy(), centroids.cpu().clone(), distance, float(np.nansum(distance.astype(np.float64) ** 2))
@@ -395,7 +397,7 @@ def _take_own_features(method: nn.Module, state: dict[str, Any], prefix: str, *r
     """Before a checkpoint is loaded: of the features of all images in it, those that are kept here."""
     assert isinstance(method, ODC)
     whole = state.get(prefix + "features")
-    if not method.world.alone and isinstance(whole, Tensor) and len(whole) == len(method.assignment):
+    if not method.group.is_single and isinstance(whole, Tensor) and len(whole) == len(method.assignment):
         state[prefix + "features"] = whole[slice(*method.mine)]
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from deepcluster.errors import DeepClusterError
 from deepcluster.models.backbone import Parts
-from deepcluster.models.initialize import initialize_
-from deepcluster.records import DeepClusterError
+from deepcluster.models.weight_init import initialize_
 
 # width, kernel, stride, padding, followed by a 3x3 max-pool of stride 2
 CONVS = (

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from deepcluster.errors import DeepClusterError
 from deepcluster.models.backbone import Parts
-from deepcluster.models.initialize import initialize_
-from deepcluster.records import DeepClusterError
+from deepcluster.models.weight_init import initialize_
 
 
 class Mean(nn.Module):

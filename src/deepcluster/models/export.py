@@ -14,10 +14,10 @@ from typing import Any
 
 import torch
 
+from deepcluster.errors import DeepClusterError
 from deepcluster.models.backbone import Backbone
 from deepcluster.models.resnet import RESNETS
 from deepcluster.models.zoo import build_backbone
-from deepcluster.records import DeepClusterError
 
 FORMATS = ("safetensors", "torchvision")
 

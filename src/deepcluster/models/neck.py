@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from deepcluster.world import ALONE, World
+from deepcluster.group import SINGLE, ProcessGroup
 
 
 class Neck(nn.Module):
@@ -42,7 +42,7 @@ class Neck(nn.Module):
         return F.relu(self.second(self.dropout(F.relu(self.norm(self.first(features))))))
 
     @torch.no_grad()
-    def settle(self, blocks: Iterable[Tensor], world: World = ALONE) -> None:
+    def settle(self, blocks: Iterable[Tensor], group: ProcessGroup = SINGLE) -> None:
         """Sets batch-norm's running statistics to those of all rows of `blocks` of (M, dim), of all processes."""
         count, mean, square = 0, torch.zeros_like(self.first.bias), torch.zeros_like(self.first.bias)
         for block in blocks:
@@ -52,8 +52,8 @@ class Neck(nn.Module):
             # Chan's update of mean and sum of squares by a block
             square += (hidden - hidden.mean(0)).square().sum(0) + shift**2 * len(hidden) * (count - len(hidden)) / count
             mean += shift * len(hidden) / count
-        if not world.alone:
-            parts = world.gather(torch.cat([torch.tensor([count]).to(mean), mean, square])[None]).double()
+        if not group.is_single:
+            parts = group.gather(torch.cat([torch.tensor([count]).to(mean), mean, square])[None]).double()
             counts, means, squares = parts[:, :1], parts[:, 1 : len(mean) + 1], parts[:, len(mean) + 1 :]
             count = int(counts.sum())
             whole = (counts * means).sum(0) / max(count, 1)

@@ -16,13 +16,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from deepcluster.files import write_whole
+from deepcluster.errors import DeepClusterError
+from deepcluster.io import write_atomic
 from deepcluster.models.alexnet import DIM, ConvThenLinear
 from deepcluster.models.backbone import IMAGENET_MEAN, IMAGENET_STD, Backbone
 from deepcluster.models.sobel import input_layer
 from deepcluster.models.torch_files import read_torch
 from deepcluster.models.zoo import build_backbone
-from deepcluster.records import DeepClusterError
 
 IMAGE_SIZE = 224
 
@@ -183,7 +183,7 @@ def save_released(
         "state_dict": {name: tensor.detach().cpu().contiguous().clone() for name, tensor in theirs.items()},
         "optimizer": {"state": {}, "param_groups": []},
     }
-    return write_whole(Path(file), lambda beside: torch.save(state, beside, _use_new_zipfile_serialization=False))
+    return write_atomic(Path(file), lambda beside: torch.save(state, beside, _use_new_zipfile_serialization=False))
 
 
 def _names(backbone: Backbone, arch: str) -> dict[str, str]:

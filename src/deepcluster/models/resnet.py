@@ -6,8 +6,8 @@ from typing import Any
 
 from torch import nn
 
+from deepcluster.errors import DeepClusterError
 from deepcluster.models.backbone import Parts
-from deepcluster.records import DeepClusterError
 
 RESNETS = (
     "resnet18",

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from deepcluster.records import DeepClusterError
+from deepcluster.errors import DeepClusterError
 
 SOBELS = ("none", "paper", "deepercluster", "deepercluster-rgb")
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from deepcluster.errors import DeepClusterError
 from deepcluster.models.backbone import Backbone
-from deepcluster.records import DeepClusterError
 
 
 @contextmanager

@@ -6,8 +6,8 @@ from typing import Any
 
 from torch import nn
 
+from deepcluster.errors import DeepClusterError
 from deepcluster.models.backbone import IMAGENET_MEAN, IMAGENET_STD, Parts
-from deepcluster.records import DeepClusterError
 
 
 def build_timm(name: str, channels: int, size: int, *, pretrained: bool = False, **options: Any) -> Parts:

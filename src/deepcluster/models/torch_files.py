@@ -22,7 +22,7 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
-from deepcluster.records import DeepClusterError
+from deepcluster.errors import DeepClusterError
 
 TEXT_INTEGER = f"Unsupported operand {ord('I')}"
 DTYPES = {

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from torch import nn
 
+from deepcluster.errors import DeepClusterError
 from deepcluster.models.alexnet import DIM, ConvThenLinear
 from deepcluster.models.backbone import Parts
-from deepcluster.models.initialize import initialize_
-from deepcluster.records import DeepClusterError
+from deepcluster.models.weight_init import initialize_
 
 # widths of the 3x3 convolutions; each stage ends with a 2x2 max-pool
 STAGES = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
+from deepcluster.errors import DeepClusterError
 from deepcluster.models.alexnet import build_alexnet
 from deepcluster.models.backbone import IMAGENET_MEAN, IMAGENET_STD, Backbone, Parts
 from deepcluster.models.convnet import build_convnet
@@ -15,7 +16,6 @@ from deepcluster.models.resnet import RESNETS, build_resnet, build_torchvision
 from deepcluster.models.sobel import input_layer
 from deepcluster.models.timm_backbone import build_timm
 from deepcluster.models.vgg import build_vgg16
-from deepcluster.records import DeepClusterError
 
 OURS = ("alexnet", "vgg16", "convnet", *RESNETS)
 

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from deepcluster.data.cache_folder import cache_folder
-from deepcluster.files import write_json
-from deepcluster.records import DeepClusterError
+from deepcluster.errors import DeepClusterError
+from deepcluster.io import write_json
 
 VERSION = 1
 """Raised when what is stored changes its form or meaning."""

@@ -7,13 +7,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from deepcluster.config import DeepClusterParams, DeeperClusterParams, ODCParams, TrainRun
 from deepcluster.data.cache import SMALL
 from deepcluster.engine.build import check, draw_backbone
 from deepcluster.engine.subject import short_side
+from deepcluster.errors import DeepClusterError
+from deepcluster.group import ProcessGroup
 from deepcluster.plan.network import Network, look
-from deepcluster.records import DeepClusterError
-from deepcluster.settings import DeepClusterParams, DeeperClusterParams, ODCParams, TrainRun
-from deepcluster.world import World
 
 GIGA = 10**9
 
@@ -32,7 +32,7 @@ class Job:
         batch, epochs, views: of training. side, view_side: pixels of descriptions and of training views.
         moments: numbers an optimizer keeps for each that is trained; head_moments: of the classifiers.
         averaged: a running average of the network is kept.
-        feature_dim, hidden: ODC's neck. whole_norm: batch-norm sees the whole batch.
+        feature_dim, hidden: ODC's neck. sync_batchnorm: batch-norm sees the whole batch.
         picture: bytes of a decoded image. cached: "memory", "disk" or "no".
         save_hours: hours between two checkpoints within an epoch. keep_every: epochs between two that are kept.
         network: the backbone in numbers.
@@ -59,10 +59,10 @@ class Job:
     view_side: int
     moments: int
     head_moments: int
-    averaged: bool
+    ema_backbone: bool
     feature_dim: int
     hidden: int
-    whole_norm: bool
+    sync_batchnorm: bool
     picture: int
     cached: str
     save_hours: float
@@ -82,7 +82,7 @@ class Job:
     @property
     def share(self) -> int:
         """Images whose features are one process's: of the first, which has the most."""
-        return World(0, self.processes).share(self.images)[1]
+        return ProcessGroup(0, self.processes).share(self.images)[1]
 
     @property
     def part(self) -> int:
@@ -151,7 +151,7 @@ def job_of(run: TrainRun, *, images: float, per_machine: int = 0, draws: Any = N
         side=run.image_size,
         view_side=d.view_size or run.image_size,
         moments=2 if run.optimizer.name == "adamw" else int(run.optimizer.momentum > 0),
-        whole_norm=run.whole_batch_norm,
+        sync_batchnorm=run.sync_batchnorm,
         picture=stored,
         cached="memory" if n * stored <= SMALL else "disk" if n * stored <= d.cache_gb * GIGA else "no",
         save_hours=run.save_minutes / 60,
@@ -169,7 +169,7 @@ def _method(run: TrainRun, network: Network) -> dict[str, Any]:
         "supers": 1,
         "turns": 1,
         "clusterings": 1,
-        "averaged": False,
+        "ema_backbone": False,
         "feature_dim": network.dim,
         "hidden": 0,
         "head_moments": 2 if adam else 0,  # the papers' classifiers have no momentum, but for DeeperCluster's
@@ -185,7 +185,7 @@ def _method(run: TrainRun, network: Network) -> dict[str, Any]:
         own = {"method": "deepercluster", "supers": p.super_clusters, "turns": 4 if p.rotations else 1}
         return values | own | {"head_moments": moments}
     own = {"method": "deepcluster", "grouping": _grouping(p), "clusterings": p.clusterings}
-    return values | own | {"averaged": p.averaging > 0}
+    return values | own | {"ema_backbone": p.ema_decay > 0}
 
 
 def _clusters(run: TrainRun, images: int) -> int:

@@ -25,9 +25,10 @@ import torch.multiprocessing as mp
 from scipy.optimize import nnls
 from torch import Tensor, nn
 
-from deepcluster.clustering import int8
+from deepcluster.clustering import assign_int8
 from deepcluster.clustering.kmeans import KMeans
 from deepcluster.clustering.whitening import Whitening, main_directions
+from deepcluster.config import TrainRun
 from deepcluster.data.cache import StoredPixels
 from deepcluster.data.loaders import Loader
 from deepcluster.data.samplers import epoch_order
@@ -36,13 +37,12 @@ from deepcluster.data.views import Views
 from deepcluster.engine.build import draw_backbone, make_fabric, views_of
 from deepcluster.engine.optim import make_optimizer
 from deepcluster.engine.subject import pick_device
+from deepcluster.errors import DeepClusterError
 from deepcluster.features.extract import folded
+from deepcluster.group import ProcessGroup
 from deepcluster.models.backbone import Backbone
 from deepcluster.plan.constants import Constants, NetworkSpeed, Rounds, Search, assumed, load
 from deepcluster.plan.network import Network, look
-from deepcluster.records import DeepClusterError
-from deepcluster.settings import TrainRun
-from deepcluster.world import World
 
 Say = Callable[[str], None]
 Clock = Callable[[], float]
@@ -308,7 +308,7 @@ def _projected(x: Tensor, width: int, timer: Timer) -> float:
 def kmeans(timer: Timer) -> dict[str, Any]:
     """Searches in float32 and by 8-bit products, what rounds are worth, and the rest of k-means."""
     device = timer.device
-    screened = device.type == "cpu" and int8.supported()
+    screened = device.type == "cpu" and assign_int8.supported()
     plain, whole = [], []
     # widths of whitened features; in much wider ones made-up rows are all alike and 8 bits cannot tell them apart
     for rows, k, width in SHAPES:
@@ -357,7 +357,7 @@ def _rounds(k: int, rows: int, search: Search, begin: float, timer: Timer) -> Ro
 
 def ordering(clock: Clock) -> dict[str, float]:
     """An epoch's order and the comparison of two assignments, by images and clusters."""
-    from deepcluster.clustering.scores import nmi, purity, size_stats
+    from deepcluster.clustering.metrics import nmi, purity, size_stats
 
     timer, found = Timer(torch.device("cpu"), clock), []
     for images, k in ((200_000, 100), (50_000, 5_000), (200_000, 5_000)):
@@ -446,13 +446,13 @@ def _tell(rank: int, kind: str, port: int, folder: str) -> None:
         torch.cuda.set_device(rank)
     where = f"tcp://127.0.0.1:{port}"
     dist.init_process_group("nccl" if kind == "cuda" else "gloo", init_method=where, rank=rank, world_size=2)
-    world = World(rank, 2)
+    group = ProcessGroup(rank, 2)
     device = torch.device(kind, rank) if kind == "cuda" else torch.device("cpu")
     timer, found = Timer(device), []
     for count, repeats in ((SHARED, 5), (2, 200)):
         values = torch.ones(count, device=device)
-        world.sum_(values)
-        found.append(timer(functools.partial(world.sum_, values), repeats, seconds=5))
+        group.sum_(values)
+        found.append(timer(functools.partial(group.sum_, values), repeats, seconds=5))
     if rank == 0:
         np.savetxt(Path(folder) / "seconds", found)
     dist.barrier()

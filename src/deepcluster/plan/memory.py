@@ -104,7 +104,7 @@ def _always(job: Job) -> list[Item]:
     net = job.network
     trained = net.parameters + neck_numbers(job)
     items = [
-        Item("network", (net.state + 4 * neck_numbers(job)) * (2 if job.averaged else 1), "device", ALWAYS),
+        Item("network", (net.state + 4 * neck_numbers(job)) * (2 if job.ema_backbone else 1), "device", ALWAYS),
         Item("network: optimizer", 4 * trained * job.moments, "device", ALWAYS),
         Item("classifiers", 4 * own_numbers(job), "device", ALWAYS),
         Item("classifiers: optimizer", 4 * own_numbers(job) * job.head_moments, "device", ALWAYS),
@@ -233,7 +233,7 @@ def checkpoint_bytes(job: Job) -> int:
     """last.ckpt: everything of all processes."""
     net = job.network
     trained, heads = net.parameters + neck_numbers(job), classifier_numbers(job)
-    weights = net.state * (2 if job.averaged else 1) + 4 * (neck_numbers(job) + heads)
+    weights = net.state * (2 if job.ema_backbone else 1) + 4 * (neck_numbers(job) + heads)
     labels = job.images * sum(per_image(job).values())
     features = job.images * job.feature_dim * 4 if job.method == "odc" else 0
     moments = 4 * (trained * job.moments + heads * job.head_moments)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from deepcluster.clustering.kmeans import SCREEN_FROM
 from deepcluster.clustering.whitening import EXACT_DIM
 from deepcluster.features.extract import IN_MEMORY
+from deepcluster.group import MESSAGE
 from deepcluster.plan.constants import Constants, worth
 from deepcluster.plan.job import Job
 from deepcluster.plan.memory import (
@@ -23,7 +24,6 @@ from deepcluster.plan.memory import (
     own_numbers,
     table_bytes,
 )
-from deepcluster.world import MESSAGE
 
 
 @dataclass(frozen=True)
@@ -161,7 +161,7 @@ def step_told(job: Job) -> Told:
     shared += classifier_numbers(job) if job.method != "deepercluster" else job.supers * job.turns * (net.dim + 1)
     told.sum(4 * shared / max(1, -(-4 * shared // MESSAGE)), max(1, -(-4 * shared // MESSAGE)))
     told.sum(8).sum(16)  # whether there is an image; whether to stop or to save
-    for channels in (*net.norms, *((job.hidden,) if job.method == "odc" else ())) if job.whole_norm else ():
+    for channels in (*net.norms, *((job.hidden,) if job.method == "odc" else ())) if job.sync_batchnorm else ():
         told.gather(4 * job.processes * (2 * channels + 1), job.views)
         told.sum(4 * 2 * channels, job.views)
     if job.method == "deepcluster":

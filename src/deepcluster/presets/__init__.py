@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from deepcluster.config import nearest
+from deepcluster.errors import DeepClusterError
 from deepcluster.presets import deepcluster, deepercluster, odc, tiny
 from deepcluster.presets.preset import Preset
-from deepcluster.records import DeepClusterError
-from deepcluster.settings import nearest
 
 PRESETS: dict[str, Preset] = {
     "deepcluster-alexnet": deepcluster.ALEXNET,

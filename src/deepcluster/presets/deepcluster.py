@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from deepcluster.config import BackboneParams, DataParams, DeepClusterParams, OptimizerParams, TrainRun
 from deepcluster.presets.preset import Preset
-from deepcluster.settings import BackboneParams, DataParams, DeepClusterParams, OptimizerParams, TrainRun
 
 ALEXNET = Preset(
     TrainRun(

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from deepcluster.config import BackboneParams, DataParams, DeeperClusterParams, OptimizerParams, TrainRun
 from deepcluster.presets.deepcluster import CONVNET as DEEPCLUSTER_CONVNET
 from deepcluster.presets.preset import Preset
 from deepcluster.presets.tiny import DEEPCLUSTER as TINY_DEEPCLUSTER
-from deepcluster.settings import BackboneParams, DataParams, DeeperClusterParams, OptimizerParams, TrainRun
 
 _TURNS_ONLY = DeeperClusterParams(k=1, super_clusters=1, whiten=256)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from deepcluster.settings import TrainRun
+from deepcluster.config import TrainRun
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from deepcluster.presets.preset import Preset
-from deepcluster.settings import (
+from deepcluster.config import (
     BackboneParams,
     DataParams,
     DeepClusterParams,
@@ -13,8 +12,9 @@ from deepcluster.settings import (
     OptimizerParams,
     TrainRun,
 )
+from deepcluster.presets.preset import Preset
 
-_METHOD = DeepClusterParams(k=20, whiten=32, clusterings=4, averaging=0.98, head_lr=0.02)
+_METHOD = DeepClusterParams(k=20, whiten=32, clusterings=4, ema_decay=0.98, head_lr=0.02)
 
 DEEPCLUSTER = Preset(
     TrainRun(

@@ -16,11 +16,11 @@ import numpy as np
 
 from deepcluster.engine import build
 from deepcluster.engine.log import Screen
-from deepcluster.engine.runs import Run
+from deepcluster.engine.run import Run
 from deepcluster.engine.watch import NAMES, best_of, knn_score, labelled_draw
+from deepcluster.errors import DeepClusterError
 from deepcluster.evaluate.labels import labels_of
 from deepcluster.features.extract import extract
-from deepcluster.records import DeepClusterError
 from deepcluster.studies.study import Row, Study, run_names
 
 LEVEL = 0.01

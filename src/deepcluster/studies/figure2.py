@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from deepcluster.engine.runs import Run
+from deepcluster.engine.run import Run
 from deepcluster.studies.curves import epochs_and_values
 from deepcluster.studies.series import NAMES
 from deepcluster.studies.study import Row, Study, read_study

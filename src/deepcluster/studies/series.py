@@ -16,18 +16,19 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from deepcluster import settings
+from deepcluster import config as settings
+from deepcluster.config import TrainRun
 from deepcluster.data.sources import ImageSource, open_images
-from deepcluster.engine import folder as run_folder
+from deepcluster.engine import run_folder
 from deepcluster.engine import train as engine
 from deepcluster.engine.log import Screen
-from deepcluster.engine.runs import Run, load_run, read_config
+from deepcluster.engine.run import Run, load_run, read_config
+from deepcluster.errors import DeepClusterError
 from deepcluster.evaluate.clusters import clusters
 from deepcluster.evaluate.knn import knn
 from deepcluster.evaluate.labels import labels_of
 from deepcluster.features.neighbors import score_features
-from deepcluster.records import DeepClusterError, seeded
-from deepcluster.settings import TrainRun
+from deepcluster.random import seeded
 from deepcluster.studies.study import Row, Study
 
 Score = Literal["knn", "nmi", "purity", "accuracy"]

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from deepcluster.engine.runs import Run
-from deepcluster.records import DeepClusterError
+from deepcluster.engine.run import Run
+from deepcluster.errors import DeepClusterError
 from deepcluster.studies.study import Row, Study, run_names
 from deepcluster.visualize.sizes import effective
 

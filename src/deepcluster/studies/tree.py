@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from deepcluster.records import DeepClusterError
+from deepcluster.errors import DeepClusterError
 from deepcluster.studies.study import Row, Study
 
 THRESHOLD = 0.7

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from deepcluster.records import DeepClusterError
+from deepcluster.errors import DeepClusterError
 from deepcluster.visualize.grid import PAPER, grid
 from deepcluster.visualize.page import enlarged
 

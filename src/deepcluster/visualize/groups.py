@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from deepcluster.engine.health import turns_alone
-from deepcluster.records import DeepClusterError
+from deepcluster.engine.health import rotation_only
+from deepcluster.errors import DeepClusterError
 
 if TYPE_CHECKING:
     from deepcluster.data.cache import Pixels
     from deepcluster.data.sources import ImageSource
-    from deepcluster.engine.runs import Run
+    from deepcluster.engine.run import Run
     from deepcluster.engine.subject import Subject
 
 
@@ -57,14 +57,14 @@ def run_of(subject: Subject, what: str, *, clusters: bool = True) -> Run:
     Raises:
         DeepClusterError: it is a network alone, or a run without clusters.
     """
-    from deepcluster.engine.runs import Run
+    from deepcluster.engine.run import Run
 
     if not isinstance(subject, Run):
         raise DeepClusterError(
             f"{subject.name} has no clusters or curves, and `visualize {what}` draws them: give a run folder."
         )
     if clusters and not subject.clustered:
-        why = "tells turns apart and has no clusters" if turns_alone(subject.config) else "has no clusters"
+        why = "tells turns apart and has no clusters" if rotation_only(subject.config) else "has no clusters"
         raise DeepClusterError(f"{subject.name} {why}, and `visualize {what}` draws them: give another run.")
     return subject
 

@@ -11,10 +11,10 @@ from torch.nn import functional
 
 from deepcluster.clustering.whitening import Whitening
 from deepcluster.engine.model import Model
+from deepcluster.errors import DeepClusterError
 from deepcluster.models.backbone import Backbone
 from deepcluster.models.taps import read_taps
-from deepcluster.records import DeepClusterError
-from deepcluster.visualize.top import maps_of, there_is
+from deepcluster.visualize.top_images import maps_of, there_is
 
 
 @torch.no_grad()

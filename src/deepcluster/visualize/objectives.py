@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from deepcluster.errors import DeepClusterError
 from deepcluster.models.backbone import Backbone
-from deepcluster.records import DeepClusterError
-from deepcluster.visualize.top import maps_of, there_is
+from deepcluster.visualize.top_images import maps_of, there_is
 
 
 @dataclass(frozen=True)

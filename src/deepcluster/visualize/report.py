@@ -16,16 +16,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from deepcluster.engine.health import turns_alone, turns_of
-from deepcluster.records import DeepClusterError
-from deepcluster.visualize import facts, history, sizes, style
-from deepcluster.visualize.contact import Contact, Read, contact, distances, largest, majority, reader
-from deepcluster.visualize.gathered import gather
+from deepcluster.engine.health import rotation_only, turns_of
+from deepcluster.errors import DeepClusterError
+from deepcluster.visualize import history, report_text, sizes, style
+from deepcluster.visualize.contact_sheets import Contact, Read, contact, distances, largest, majority, reader
 from deepcluster.visualize.grid import thumbnail
+from deepcluster.visualize.saved_figures import gather
 
 if TYPE_CHECKING:
     from deepcluster.data.sources import ImageSource
-    from deepcluster.engine.runs import Run
+    from deepcluster.engine.run import Run
 
 ROWS_SHOWN = 500
 """Rows of the table of all clusters; a page with ten thousand would be slow to open."""
@@ -88,7 +88,7 @@ def page(run: Run, *, clusters: int, images: int, farthest: int = 0, command: st
     assignment, k = _clusters(run)
     counts = None if assignment is None else np.bincount(assignment[assignment >= 0], minlength=k)
     source, gone = _source(run, config, assignment)
-    bad, bad_rows = facts.bad_images(folder)
+    bad, bad_rows = report_text.bad_images(folder)
     cards: list[Card] = []
     if assignment is not None and source is not None:
         cards, unread = contact_cards(run, source, assignment, k, clusters, images, farthest)
@@ -104,14 +104,14 @@ def page(run: Run, *, clusters: int, images: int, farthest: int = 0, command: st
         lstrip_blocks=True,
     ).get_template("report.html")  # fmt: skip
     return template.render(
-        title=f"{config.get('preset', 'run')} on {facts.short(str(config.get('data', 'images')))}",
+        title=f"{config.get('preset', 'run')} on {report_text.short(str(config.get('data', 'images')))}",
         lead=_lead(config, len(metrics), counts),
         config=config,
         created=str(config.get("created", ""))[:16].replace("T", " "),
-        figures=facts.key_figures(config, metrics, counts),
-        summary=facts.summary(config, metrics, counts),
-        remarks=facts.remarks(config, metrics, counts, bad, folder),
-        evaluations=facts.evaluations(folder),
+        figures=report_text.key_figures(config, metrics, counts),
+        summary=report_text.summary(config, metrics, counts),
+        remarks=report_text.remarks(config, metrics, counts, bad, folder),
+        evaluations=report_text.evaluations(folder),
         curves=curves,
         spread=None if counts is None or not counts.sum() else sizes.summary(counts),
         sizes=[] if counts is None or not counts.sum() else [Markup(svg) for svg in _size_plots(counts)],
@@ -123,9 +123,9 @@ def page(run: Run, *, clusters: int, images: int, farthest: int = 0, command: st
         pictures=gather(folder / "pictures"),
         bad=bad,
         bad_rows=bad_rows,
-        command=command or facts.command(config, folder),
-        settings=facts.flat(config.get("settings", {})),
-        versions=facts.flat(config.get("versions", {})),
+        command=command or report_text.command(config, folder),
+        settings=report_text.flat(config.get("settings", {})),
+        versions=report_text.flat(config.get("versions", {})),
     )
 
 
@@ -187,7 +187,7 @@ def _picture(read: Read, index: int, path: str, side: int) -> Picture:
 def _clusters(run: Run) -> tuple[np.ndarray | None, int]:
     """Assignment and K; None and the K asked for where nothing has been clustered yet."""
     try:
-        if turns_alone(run.config):
+        if rotation_only(run.config):
             return None, 1
         return np.asarray(run.assignment), len(run.centroids)
     except DeepClusterError:
@@ -215,7 +215,7 @@ def _source(run: Run, config: dict[str, Any], assignment: np.ndarray | None) -> 
 def _lead(config: dict[str, Any], epochs: int, counts: np.ndarray | None) -> str:
     """The run in one sentence."""
     done = f"after {epochs:,} epoch{'s' * (epochs != 1)}"
-    if turns_alone(config):
+    if rotation_only(config):
         return f"{config.get('images', 'All')} images, {done}; a run that tells turns apart and has no clusters."
     if counts is None:
         return f"{config.get('images', 'All')} images, not clustered yet, {done}."

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from deepcluster.engine.runs import Run
+    from deepcluster.engine.run import Run
 
 
 def effective(sizes: np.ndarray) -> float:

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from deepcluster.files import write_whole
-from deepcluster.records import DeepClusterError
+from deepcluster.errors import DeepClusterError
+from deepcluster.io import write_atomic
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -143,7 +143,7 @@ def write(path: str | Path, content: bytes) -> Path:
         beside.write_bytes(content)
 
     try:
-        return write_whole(file, fill)
+        return write_atomic(file, fill)
     except OSError as error:
         raise DeepClusterError(f"{file} cannot be written ({error.strerror or error}): make room there.") from error
 

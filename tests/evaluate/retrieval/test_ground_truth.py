@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import scipy.io
 
+from deepcluster.errors import DeepClusterError
 from deepcluster.evaluate.retrieval.ground_truth import groups, holidays_by_name, read_ground_truth, rows_of
-from deepcluster.records import DeepClusterError
 
 
 class Named:

@@ -14,8 +14,9 @@ import torch
 from PIL import Image
 
 from deepcluster.cli.main import main
-from deepcluster.engine.runs import load_subject
+from deepcluster.engine.run import load_subject
 from deepcluster.engine.subject import Subject
+from deepcluster.errors import DeepClusterError
 from deepcluster.evaluate.retrieval import whiten
 from deepcluster.evaluate.retrieval.describe import Maps, last_map
 from deepcluster.evaluate.retrieval.ground_truth import GroundTruth
@@ -27,7 +28,6 @@ from deepcluster.evaluate.retrieval.use import load_descriptor
 from deepcluster.evaluate.retrieval.whiten import load_whitening
 from deepcluster.models.taps import read_taps
 from deepcluster.models.zoo import build_backbone
-from deepcluster.records import DeepClusterError
 
 from .test_ground_truth import write_mat
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score
 
+from deepcluster.errors import DeepClusterError
 from deepcluster.evaluate.voc.annotation import Objects
 from deepcluster.evaluate.voc.average_precision import (
     classification_ap,
@@ -18,7 +19,6 @@ from deepcluster.evaluate.voc.average_precision import (
     mean_ap,
     overlaps,
 )
-from deepcluster.records import DeepClusterError
 
 
 def slow_area(answers: list[bool], positives: int, rule: str) -> float:

@@ -11,6 +11,7 @@ from sklearn.metrics import average_precision_score
 
 from deepcluster.cli.main import main
 from deepcluster.engine.subject import Subject
+from deepcluster.errors import DeepClusterError
 from deepcluster.evaluate.voc import by_svm, svm
 from deepcluster.evaluate.voc.by_svm import SVMs
 from deepcluster.evaluate.voc.by_tuning import FineTuning
@@ -18,7 +19,6 @@ from deepcluster.evaluate.voc.classification import voc_classification
 from deepcluster.evaluate.voc.classifier import load_voc_classifier
 from deepcluster.evaluate.voc.layout import open_voc
 from deepcluster.evaluate.voc.svm import Machine
-from deepcluster.records import DeepClusterError
 
 from .make import annotation, make_voc
 

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from scipy.io import savemat
 from torchvision.models.detection.image_list import ImageList
 
+from deepcluster.errors import DeepClusterError
 from deepcluster.evaluate.voc.detection import mirrored
 from deepcluster.evaluate.voc.detector import (
     Plan,
@@ -25,7 +26,6 @@ from deepcluster.evaluate.voc.proposals import read_proposals
 from deepcluster.evaluate.voc.regions import Anchors, RegionPool, hard
 from deepcluster.models.backbone import Backbone
 from deepcluster.models.zoo import build_backbone
-from deepcluster.records import DeepClusterError
 
 CLASSES = ("ant", "bee")
 

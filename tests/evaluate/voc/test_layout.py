@@ -13,9 +13,9 @@ from PIL import Image
 
 from deepcluster.data.cache import load_pixels
 from deepcluster.data.sources import ImageSource
+from deepcluster.errors import BadImage, DeepClusterError
 from deepcluster.evaluate.voc.layout import VOC_CLASSES, open_voc
 from deepcluster.evaluate.voc.masks import read_mask, voc_palette
-from deepcluster.records import BadImage, DeepClusterError
 
 from .make import annotation, as_tar, make_voc
 

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from deepcluster.errors import DeepClusterError
 from deepcluster.evaluate.voc.maps import (
     LAYERS,
     Grid,
@@ -24,7 +25,6 @@ from deepcluster.evaluate.voc.maps import (
 )
 from deepcluster.models.backbone import Backbone
 from deepcluster.models.zoo import build_backbone
-from deepcluster.records import DeepClusterError
 
 
 def built(name: str, size: int = 64, **options: object) -> Backbone:

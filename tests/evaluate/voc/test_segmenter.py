@@ -9,13 +9,13 @@ import torch.nn.functional as F
 from sklearn.metrics import confusion_matrix, jaccard_score
 from torch import nn
 
+from deepcluster.errors import DeepClusterError
 from deepcluster.evaluate.voc.maps import Grid
 from deepcluster.evaluate.voc.masks import VOID
 from deepcluster.evaluate.voc.overlap import confusion, overlap_scores
 from deepcluster.evaluate.voc.segmentation import Cutting, cut
 from deepcluster.evaluate.voc.segmenter import PIXELS, Plan, build_segmenter, load_segmenter, resampled, save_segmenter
 from deepcluster.models.zoo import build_backbone
-from deepcluster.records import DeepClusterError
 
 CLASSES = ("ant", "bee")
 

@@ -10,8 +10,8 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.model_selection import StratifiedKFold, cross_val_score
 from sklearn.svm import LinearSVC
 
+from deepcluster.errors import DeepClusterError
 from deepcluster.evaluate.voc.svm import COSTS, FALLBACK, few_shots, fit_machine, fit_machines, scores_of
-from deepcluster.records import DeepClusterError
 
 
 def points(count: int, dim: int) -> tuple[np.ndarray, np.ndarray]:
@@ -50,7 +50,7 @@ def test_the_machine_is_scikit_learns_at_the_cost_of_its_cross_validation(dim: i
 
 def _first_seed(seed: int) -> int:
     from deepcluster.evaluate.voc.svm import FOLD
-    from deepcluster.records import seed_of
+    from deepcluster.random import seed_of
 
     return seed_of(seed, FOLD, 0)
 

@@ -19,6 +19,7 @@ from deepcluster.cli.main import main
 from deepcluster.engine.log import Bar, Screen
 from deepcluster.engine.model import Model
 from deepcluster.engine.subject import Subject
+from deepcluster.errors import DeepClusterError, Interrupted
 from deepcluster.evaluate.result import Result
 from deepcluster.evaluate.voc.detection import detection, recipe_of
 from deepcluster.evaluate.voc.detector import Plan, load_detector
@@ -27,7 +28,6 @@ from deepcluster.evaluate.voc.segmenter import Plan as FCN
 from deepcluster.evaluate.voc.segmenter import load_segmenter
 from deepcluster.evaluate.voc.steps import Recipe, batch_of, mean_and_spread
 from deepcluster.models.zoo import build_backbone
-from deepcluster.records import DeepClusterError, Interrupted
 
 from .make import annotation
 

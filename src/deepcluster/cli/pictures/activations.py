@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from deepcluster.engine.log import Screen
     from deepcluster.engine.subject import Subject
-    from deepcluster.visualize.ascent import Ascent
+    from deepcluster.visualize.activation_maximization import Ascent
     from deepcluster.visualize.objectives import Objective
 
 AT_ONCE = 32
@@ -55,7 +55,7 @@ class Activations(OfNetwork):
 
 def draw(subject: Subject, chosen: Activations, screen: Screen) -> list[Path]:
     """Writes activations-TAP.png or activations-clusters.png."""
-    from deepcluster.records import DeepClusterError
+    from deepcluster.errors import DeepClusterError
     from deepcluster.visualize import style
     from deepcluster.visualize.grid import grid
     from deepcluster.visualize.layers import chosen_filters, deepest, takes
@@ -127,8 +127,8 @@ def ascend(
     size: int,
 ) -> list[Ascent]:
     """Images for some filters or clusters, a few dozen at once."""
-    from deepcluster.records import DeepClusterError
-    from deepcluster.visualize.ascent import DECAY, ascend_pixels, ascend_waves
+    from deepcluster.errors import DeepClusterError
+    from deepcluster.visualize.activation_maximization import DECAY, ascend_pixels, ascend_waves
     from deepcluster.visualize.objectives import Glass, l2, total_variation
 
     paper = chosen.recipe == "paper"
@@ -160,7 +160,7 @@ def images_of(subject: Subject, found: list[Ascent], recipe: str) -> list[np.nda
     """(S, S, 3) uint8 each; in gray for a network that sees no colors, whose colors would be chance."""
     import numpy as np
 
-    from deepcluster.visualize.ascent import DEVIATION, MEAN
+    from deepcluster.visualize.activation_maximization import DEVIATION, MEAN
 
     images = [image for each in found for image in each.images]
     if not blind(subject):
@@ -179,7 +179,7 @@ def blind(subject: Subject) -> bool:
 
 
 def _clusters(subject: Subject, numbers: Sequence[int], by: str) -> Callable[[Sequence[int]], Objective]:
-    from deepcluster.records import DeepClusterError
+    from deepcluster.errors import DeepClusterError
     from deepcluster.visualize.groups import run_of
     from deepcluster.visualize.layers import embedding
     from deepcluster.visualize.objectives import closeness, logit

@@ -29,7 +29,7 @@ class ClusterSheets(OfImages):
 
 def draw(subject: Subject, chosen: ClusterSheets, screen: Screen) -> list[Path]:
     """Writes clusters.png, or cluster-0007.png and so on."""
-    from deepcluster.visualize.contact import clusters_of
+    from deepcluster.visualize.contact_sheets import clusters_of
     from deepcluster.visualize.groups import groups_of, run_of
 
     run = run_of(subject, "clusters")

@@ -29,7 +29,7 @@ class Picture:
 
     def load(self) -> Subject:
         """What is drawn."""
-        from deepcluster.engine.runs import load_subject
+        from deepcluster.engine.run import load_subject
 
         return load_subject(self.model, device=self.device)
 
@@ -52,7 +52,7 @@ class OfNetwork(Picture):
     """Of whatever is drawn at random, the untrained network among it."""
 
     def load(self) -> Subject:
-        from deepcluster.engine.runs import load_subject
+        from deepcluster.engine.run import load_subject
 
         return load_subject(
             self.model, device=self.device, image_size=self.image_size, untrained=self.untrained, seed=self.seed
@@ -69,7 +69,7 @@ class OfImages(Picture):
 
 def called(subject: Subject) -> str:
     """A network's name for a title: a run's folder without those above it."""
-    from deepcluster.visualize.facts import short
+    from deepcluster.visualize.report_text import short
 
     return short(subject.name)
 

@@ -39,7 +39,7 @@ class Compare(Picture):
 
     def one(self, name: str) -> Subject:
         """The first or the second network."""
-        from deepcluster.engine.runs import load_subject
+        from deepcluster.engine.run import load_subject
 
         by_name = not (Path(name) / "run.json").is_file() and not Path(name).is_file()
         return load_subject(name, device=self.device, image_size=self.image_size if by_name else None)
@@ -49,8 +49,8 @@ def draw(subject: Subject, chosen: Compare, screen: Screen) -> list[Path]:
     """Writes compare-history.png (of two runs), compare-filters.png (where both have filters) and
     compare-neighbors.png."""
     from deepcluster.cli.pictures import neighbors
-    from deepcluster.engine.runs import Run
-    from deepcluster.records import DeepClusterError
+    from deepcluster.engine.run import Run
+    from deepcluster.errors import DeepClusterError
     from deepcluster.visualize import style
     from deepcluster.visualize.compare import compare_figure, short_names
     from deepcluster.visualize.page import titled
@@ -80,7 +80,7 @@ def draw(subject: Subject, chosen: Compare, screen: Screen) -> list[Path]:
 def _filters(both: dict[str, Subject], screen: Screen) -> np.ndarray | None:
     """The filters of both side by side, or None where one has none."""
     from deepcluster.cli.pictures import filters
-    from deepcluster.records import DeepClusterError
+    from deepcluster.errors import DeepClusterError
     from deepcluster.visualize.compare import side_by_side
     from deepcluster.visualize.page import titled
 

@@ -40,7 +40,7 @@ def draw(subject: Subject, chosen: Filters, screen: Screen) -> list[Path]:
 
 def sheet(subject: Subject, order: str = "norm", shared: bool = False, sobel: str = "pair") -> tuple[np.ndarray, str]:
     """The tiles of a network's first filters, and the sentences that say what they are."""
-    from deepcluster.records import DeepClusterError
+    from deepcluster.errors import DeepClusterError
     from deepcluster.visualize.filters import filter_sheet, first_filters, ordered, tiles
 
     weights = first_filters(subject.backbone)

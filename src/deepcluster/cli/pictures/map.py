@@ -42,12 +42,12 @@ def draw(subject: Subject, chosen: Map, screen: Screen) -> list[Path]:
     """Writes map-pca.png, map-tsne.png, ..."""
     import numpy as np
 
-    from deepcluster.records import DeepClusterError
+    from deepcluster.errors import DeepClusterError
     from deepcluster.visualize import style
-    from deepcluster.visualize.contact import reader
-    from deepcluster.visualize.facts import short
+    from deepcluster.visualize.contact_sheets import reader
     from deepcluster.visualize.map import can_lay_out, lay_out, map_figure, thumbnail_map
     from deepcluster.visualize.page import titled
+    from deepcluster.visualize.report_text import short
 
     if chosen.points < 4:
         raise DeepClusterError(f"--points {chosen.points} are too few for a map: give 4 or more.")

@@ -39,7 +39,7 @@ class Neighbors(Picture):
     """Of the queries, and of the untrained network where it is no run's."""
 
     def load(self) -> Subject:
-        from deepcluster.engine.runs import load_subject
+        from deepcluster.engine.run import load_subject
 
         return load_subject(self.model, device=self.device, image_size=self.image_size)
 
@@ -61,9 +61,9 @@ def sheet(networks: dict[str, Subject], pixels: Pixels, chosen: Neighbors, scree
     """Rows of neighbors by each network, and the sentences that say what they are."""
     import numpy as np
 
-    from deepcluster.visualize.contact import reader
-    from deepcluster.visualize.facts import short
-    from deepcluster.visualize.nearest import agreement, nearest_rows, neighbor_sheet
+    from deepcluster.visualize.contact_sheets import reader
+    from deepcluster.visualize.neighbor_sheets import agreement, nearest_rows, neighbor_sheet
+    from deepcluster.visualize.report_text import short
 
     rows, labels, queries = {}, pixels.source.labels, np.array([], np.int64)
     labels = None if labels is None or not (np.asarray(labels) >= 0).any() else np.asarray(labels)
@@ -89,8 +89,8 @@ def subject_device(subject: Subject) -> str:
 def _queries(features: np.ndarray, labels: np.ndarray | None, chosen: Neighbors, pixels: Pixels) -> np.ndarray:
     import numpy as np
 
-    from deepcluster.records import DeepClusterError
-    from deepcluster.visualize.nearest import draw_queries
+    from deepcluster.errors import DeepClusterError
+    from deepcluster.visualize.neighbor_sheets import draw_queries
 
     good = np.flatnonzero(np.isfinite(features).all(axis=1))
     known: Sequence[int] = chosen.index

@@ -41,13 +41,13 @@ def draw(subject: Subject, chosen: TopImages, screen: Screen) -> list[Path]:
     """Writes top-images-TAP.png for each layer."""
     import numpy as np
 
-    from deepcluster.records import DeepClusterError
+    from deepcluster.errors import DeepClusterError
     from deepcluster.visualize import style
-    from deepcluster.visualize.facts import short
-    from deepcluster.visualize.fields import receptive_field
     from deepcluster.visualize.layers import chosen_filters, deepest
     from deepcluster.visualize.page import titled
-    from deepcluster.visualize.top import seen_pixels, top_images, top_sheet
+    from deepcluster.visualize.receptive_fields import receptive_field
+    from deepcluster.visualize.report_text import short
+    from deepcluster.visualize.top_images import seen_pixels, top_images, top_sheet
 
     if chosen.steps is not None and chosen.beside is None:
         raise DeepClusterError("--steps belong to a recipe: name it by --beside paper or --beside fourier.")

@@ -37,7 +37,7 @@ def score(subject: Subject, chosen: Clusters, screen: Screen) -> Result:
     from deepcluster.visualize.confusion import confusion_figure
 
     def draw(assignment: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> None:
-        if not subject.world.first:
+        if not subject.group.is_first:
             return
         file = style.save(confusion_figure(assignment, labels, names), subject.results / "clusters-confusion.png")
         screen.say(f"{file} shows which classes share clusters")

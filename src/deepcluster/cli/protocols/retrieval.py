@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from deepcluster.cli.protocols.common import Common
-from deepcluster.records import DeepClusterError
+from deepcluster.errors import DeepClusterError
 
 if TYPE_CHECKING:
     from deepcluster.engine.log import Screen

@@ -71,9 +71,9 @@ class VocDetection(Common):
 
 def score(subject: Subject, chosen: VocDetection, screen: Screen) -> Result:
     """Runs the protocol."""
+    from deepcluster.errors import DeepClusterError
     from deepcluster.evaluate.voc.detection import detection, recipe_of
     from deepcluster.evaluate.voc.detector import Plan, pooling_of
-    from deepcluster.records import DeepClusterError
 
     if chosen.source is None:
         raise DeepClusterError("voc-detection needs a PASCAL VOC set: give --data VOCdevkit/VOC2007 or a .tar of it.")

@@ -54,10 +54,10 @@ class VocSegmentation(Common):
 
 def score(subject: Subject, chosen: VocSegmentation, screen: Screen) -> Result:
     """Runs the protocol."""
+    from deepcluster.errors import DeepClusterError
     from deepcluster.evaluate.voc.segmentation import Cutting, segmentation
     from deepcluster.evaluate.voc.segmenter import Plan
     from deepcluster.evaluate.voc.steps import Recipe
-    from deepcluster.records import DeepClusterError
 
     if chosen.source is None:
         raise DeepClusterError(

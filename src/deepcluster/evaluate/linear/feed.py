@@ -13,12 +13,13 @@ from torch import Tensor
 
 from deepcluster.data.augment import augment, plain
 from deepcluster.data.cache import StreamedPixels
+from deepcluster.data.decode_pool import stream
 from deepcluster.data.loaders import ahead
 from deepcluster.data.resample import resize_center
-from deepcluster.data.stream import stream
 from deepcluster.data.views import Views, draw
 from deepcluster.evaluate.linear.parts import Part
-from deepcluster.records import Batch, seeded
+from deepcluster.random import seeded
+from deepcluster.types import Batch
 
 Make = Callable[[Sequence[np.ndarray], torch.Generator, torch.device], tuple[Tensor, ...]]
 """Pictures (H, W, 3) uint8, a generator, a device -> views (B, 3, S, S) float32, normalized."""

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from deepcluster.errors import DeepClusterError
 from deepcluster.evaluate.linear.feed import Feed, Make
 from deepcluster.evaluate.linear.parts import Part
 from deepcluster.evaluate.linear.pooling import OUTPUT, Pooling
 from deepcluster.models.backbone import Backbone
-from deepcluster.models.whole_batch import plain_again
-from deepcluster.records import DeepClusterError
+from deepcluster.models.sync_batchnorm import revert_sync_batchnorm
 
 PRECISIONS = {"32": None, "bf16": torch.bfloat16, "16": torch.float16}
 
@@ -141,7 +141,7 @@ def folded_in_place(backbone: Backbone) -> Backbone:
     """A copy for inference whose layers keep their places, batch-norm folded into convolutions where that is sure:
     where the network can be traced and nothing else reads the convolution."""
     inference = copy.deepcopy(backbone).eval().requires_grad_(False)
-    plain_again(inference)
+    revert_sync_batchnorm(inference)
     trunk = inference.trunk
     try:
         graph = torch.fx.symbolic_trace(trunk).graph

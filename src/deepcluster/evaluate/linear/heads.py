@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from deepcluster.records import seeded
+from deepcluster.random import seeded
 
 BEGIN = 31
 """What a key is for."""

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from deepcluster.engine.log import Screen
+from deepcluster.errors import DeepClusterError
 from deepcluster.evaluate.linear import cached, recipes
 from deepcluster.evaluate.linear.frozen import Frozen
 from deepcluster.evaluate.linear.frozen import cached as cached_features
@@ -24,7 +25,6 @@ from deepcluster.evaluate.linear.stages import Stages
 from deepcluster.evaluate.linear.training import Learner, Training, judge
 from deepcluster.evaluate.linear.work import Work, check_common, train_seeds
 from deepcluster.evaluate.result import Result
-from deepcluster.records import DeepClusterError
 
 if TYPE_CHECKING:
     from deepcluster.engine.subject import Subject

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from deepcluster.engine.log import Screen
+from deepcluster.errors import DeepClusterError
 from deepcluster.evaluate.linear import cached, recipes
 from deepcluster.evaluate.linear.classifier import Problems
 from deepcluster.evaluate.linear.frozen import PRECISIONS
@@ -32,8 +33,7 @@ from deepcluster.evaluate.linear.work import Work, check_common
 from deepcluster.evaluate.result import Result
 from deepcluster.models.backbone import Backbone
 from deepcluster.models.export import export_backbone
-from deepcluster.models.whole_batch import plain_again
-from deepcluster.records import DeepClusterError
+from deepcluster.models.sync_batchnorm import revert_sync_batchnorm
 
 if TYPE_CHECKING:
     from deepcluster.engine.subject import Subject
@@ -221,7 +221,7 @@ class Tuned(nn.Module):
     def __init__(self, backbone: Backbone, classes: int, seed: int) -> None:
         super().__init__()
         self.backbone = copy.deepcopy(backbone).requires_grad_(True)
-        plain_again(self.backbone)
+        revert_sync_batchnorm(self.backbone)
         self.head = linear_head(backbone.dim, classes, norm=False, seed=seed, name="head")
 
     def forward(self, images: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from deepcluster.engine.log import Screen
+from deepcluster.errors import DeepClusterError
 from deepcluster.evaluate.linear import recipes
 from deepcluster.evaluate.linear.frozen import Frozen
 from deepcluster.evaluate.linear.heads import BEGIN, draw_
@@ -25,7 +26,7 @@ from deepcluster.evaluate.linear.training import Learner, Training
 from deepcluster.evaluate.linear.work import Work, check_common, train_seeds
 from deepcluster.evaluate.result import Result
 from deepcluster.models.backbone import Backbone
-from deepcluster.records import DeepClusterError, seeded
+from deepcluster.random import seeded
 
 if TYPE_CHECKING:
     from deepcluster.engine.subject import Subject

@@ -13,8 +13,9 @@ import numpy as np
 
 from deepcluster.data.cache import Pixels
 from deepcluster.data.sources import open_images
+from deepcluster.errors import DeepClusterError
 from deepcluster.evaluate.labels import labels_alike, labels_of
-from deepcluster.records import DeepClusterError, seed_of
+from deepcluster.random import seed_of
 
 if TYPE_CHECKING:
     from deepcluster.engine.subject import Subject

@@ -14,10 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from deepcluster.errors import DeepClusterError
 from deepcluster.models.backbone import Backbone
 from deepcluster.models.resnet import RESNETS
 from deepcluster.models.taps import read_taps
-from deepcluster.records import DeepClusterError
 
 WIDEST = 9600
 """Numbers that a map is pooled to, at most: those of the papers' probes."""

@@ -14,14 +14,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from deepcluster.errors import DeepClusterError
 from deepcluster.evaluate.linear.feed import Crops
 from deepcluster.evaluate.linear.frozen import Frozen
 from deepcluster.evaluate.linear.heads import Layers, apply
 from deepcluster.evaluate.linear.parts import Part
 from deepcluster.evaluate.linear.pooling import Pooling
-from deepcluster.files import write_whole
+from deepcluster.io import write_atomic
 from deepcluster.models.backbone import Backbone
-from deepcluster.records import DeepClusterError
 
 if TYPE_CHECKING:
     from deepcluster.engine.subject import Subject
@@ -123,7 +123,7 @@ class Probe:
         notes = {"heads": heads, "classes": self.classes, "weights": self.weights, "settings": self.settings}
         # One entry alone: safetensors writes several in random order, and equal probes should be equal files.
         text = {KIND: json.dumps(notes, default=str)}
-        return write_whole(file, lambda beside: save_file(tensors, beside, text))
+        return write_atomic(file, lambda beside: save_file(tensors, beside, text))
 
 
 def load_probe(file: str | Path) -> Probe:

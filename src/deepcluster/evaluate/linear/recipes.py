@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from deepcluster.engine.schedules import factor
+from deepcluster.errors import DeepClusterError
 from deepcluster.evaluate.linear.feed import Crops, Make
 from deepcluster.models.backbone import Backbone
 from deepcluster.models.resnet import RESNETS
-from deepcluster.records import DeepClusterError
 
 SCHEDULES = ("bottou", "step", "cosine", "constant", "halving")
 VIEWS = {

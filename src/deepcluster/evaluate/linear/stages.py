@@ -13,9 +13,9 @@ from typing import Any
 import torch
 
 from deepcluster.engine.log import Screen
+from deepcluster.errors import DeepClusterError
 from deepcluster.evaluate.linear.training import Training
-from deepcluster.files import write_whole
-from deepcluster.records import DeepClusterError
+from deepcluster.io import write_atomic
 
 EachEpoch = Callable[[Training, int], dict[str, Any] | None]
 """Told of the epochs done; what it gives is remembered as the stage's notes, which it is given back by `notes`."""
@@ -95,4 +95,4 @@ class Stages:
 
     def _write(self) -> None:
         state = {"key": self.key, "done": self.done, "current": self.current}
-        write_whole(self.file, lambda beside: torch.save(state, beside))
+        write_atomic(self.file, lambda beside: torch.save(state, beside))

@@ -19,7 +19,7 @@ from deepcluster.evaluate.linear.cached import hits
 from deepcluster.evaluate.linear.feed import Feed, Make
 from deepcluster.evaluate.linear.parts import Part
 from deepcluster.evaluate.linear.recipes import Recipe
-from deepcluster.records import seed_of, seeded
+from deepcluster.random import seed_of, seeded
 
 ORDER, VIEW, NOISE = 21, 22, 23
 """What a key is for."""

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deepcluster.engine.log import Screen
+from deepcluster.errors import DeepClusterError
 from deepcluster.evaluate.linear.cached import spread
 from deepcluster.evaluate.linear.feed import Crops, Make
 from deepcluster.evaluate.linear.frozen import PRECISIONS
@@ -21,7 +22,7 @@ from deepcluster.evaluate.linear.probe import Probe, Trained, digest
 from deepcluster.evaluate.linear.stages import Stages
 from deepcluster.evaluate.linear.training import Describe, Training, judge
 from deepcluster.evaluate.result import Result
-from deepcluster.records import DeepClusterError, seed_of
+from deepcluster.random import seed_of
 
 if TYPE_CHECKING:
     from deepcluster.engine.subject import Subject

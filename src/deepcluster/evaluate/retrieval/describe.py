@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 from deepcluster.clustering.whitening import normalize_rows
+from deepcluster.errors import BadImage, DeepClusterError
 from deepcluster.evaluate.retrieval.pictures import CROPS, Chosen, read_ahead
 from deepcluster.evaluate.retrieval.rmac import pooled
-from deepcluster.features.describe import weights_digest
+from deepcluster.features.feature_file import weights_digest
 from deepcluster.models.backbone import Backbone
 from deepcluster.models.taps import read_taps
-from deepcluster.records import BadImage, DeepClusterError
 
 if TYPE_CHECKING:
     from deepcluster.data.cache import Pixels

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from deepcluster.data.sources import ImageSource
-from deepcluster.records import DeepClusterError
+from deepcluster.errors import DeepClusterError
 
 Sets = tuple[np.ndarray, ...]
 """For each query int64 indices into the names."""

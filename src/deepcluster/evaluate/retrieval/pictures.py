@@ -14,7 +14,7 @@ from PIL import Image
 
 from deepcluster.data.decode import shrink
 from deepcluster.data.sources import ImageSource
-from deepcluster.records import BadImage
+from deepcluster.errors import BadImage
 
 CROPS = ("resize-then-crop", "crop-then-resize", "no")
 """What becomes of a query's box: the image is resized and then cut to the scaled box, so that things keep the size

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from deepcluster.data.sources import ImageSource, open_images
 from deepcluster.engine.log import Screen
+from deepcluster.errors import DeepClusterError
 from deepcluster.evaluate.result import Result
 from deepcluster.evaluate.retrieval.describe import Check, Describer
 from deepcluster.evaluate.retrieval.ground_truth import (
@@ -29,7 +30,6 @@ from deepcluster.evaluate.retrieval.recipe import Recipe, features_said, is_word
 from deepcluster.evaluate.retrieval.rmac import aggregate
 from deepcluster.evaluate.retrieval.store import stored_table
 from deepcluster.evaluate.retrieval.whiten import learn_whitening
-from deepcluster.records import DeepClusterError
 
 if TYPE_CHECKING:
     from deepcluster.clustering.whitening import Whitening
@@ -133,9 +133,9 @@ class _Search:
 
     def described(self, subject: Subject, file: Path) -> tuple[GroundTruth, np.ndarray, np.ndarray, dict[str, Any]]:
         """The ground truth of what can be looked at, (N', P) database, (Q', P) queries, and what to tell of them."""
-        describer = self.recipe.describer(subject)
-        whitening = None if self.others is None else self._whitening(describer, self.others, file)
-        table = self._table("database", describer, self.database, whitening, file)
+        feature_network = self.recipe.feature_network(subject)
+        whitening = None if self.others is None else self._whitening(feature_network, self.others, file)
+        table = self._table("database", feature_network, self.database, whitening, file)
         seen = _seen(table)
         if not seen.any():
             raise DeepClusterError(f"No image of {self.source.name} can be looked at: give other images.")
@@ -143,7 +143,7 @@ class _Search:
             queries = table[self.places]
         else:
             own = file.with_name(f"{file.stem}-queries.npy")
-            queries = self._table("queries", describer, self.queries, whitening, own)
+            queries = self._table("queries", feature_network, self.queries, whitening, own)
         known = _seen(queries)
         if not known.all() and self.truth.kind != "groups":
             first = self.truth.queries[int(np.flatnonzero(~known)[0])]
@@ -159,44 +159,44 @@ class _Search:
         told |= {"images_missing": self.missing, "images_damaged": len(left_out)}
         if left_out or self.missing:
             told["left_out"] = _left_out(left_out, self.missing)
-        told["features"] = features_said(self.recipe, describer)
+        told["features"] = features_said(self.recipe, feature_network)
         if self.others is not None:
             told["whitening"] = whitening_said(self.others, self.recipe)
         return self.truth.among(seen, known), table[seen], queries[known], told
 
-    def _whitening(self, describer: Describer, others: Chosen, file: Path) -> Whitening:
+    def _whitening(self, feature_network: Describer, others: Chosen, file: Path) -> Whitening:
         with self.screen.bar("whitening", len(others)) as advance:
 
             def rows(start: int, stop: int) -> Iterator[Tensor]:
-                for _, found in describer.rows(others, start, stop, advance):
+                for _, found in feature_network.rows(others, start, stop, advance):
                     yield found.flatten(0, 1)
 
             assert self.recipe.dims
-            identity, count = _identity(describer, others), len(others)
+            identity, count = _identity(feature_network, others), len(others)
             place = file.with_suffix(".safetensors")
-            return learn_whitening(place, identity, count, describer.part, rows, self.recipe.dims, advance)
+            return learn_whitening(place, identity, count, feature_network.part, rows, self.recipe.dims, advance)
 
     def _table(
-        self, what: str, describer: Describer, chosen: Chosen, whitening: Whitening | None, file: Path
+        self, what: str, feature_network: Describer, chosen: Chosen, whitening: Whitening | None, file: Path
     ) -> np.ndarray:
         """(M, P) descriptors; NaN rows for images that cannot be looked at."""
-        identity = _identity(describer, chosen)
+        identity = _identity(feature_network, chosen)
         if self.others is not None:
-            identity["whitening"] = {**_identity(describer, self.others), "dims": self.recipe.dims}
+            identity["whitening"] = {**_identity(feature_network, self.others), "dims": self.recipe.dims}
         with self.screen.bar(what, len(chosen)) as advance:
 
             def describe(start: int, stop: int) -> np.ndarray:
-                return describe_part(describer, chosen, whitening, start, stop, advance)
+                return describe_part(feature_network, chosen, whitening, start, stop, advance)
 
-            return np.asarray(stored_table(file, identity, len(chosen), describer.part, describe, advance))
+            return np.asarray(stored_table(file, identity, len(chosen), feature_network.part, describe, advance))
 
 
 def describe_part(
-    describer: Describer, chosen: Chosen, whitening: Whitening | None, start: int, stop: int, check: Check
+    feature_network: Describer, chosen: Chosen, whitening: Whitening | None, start: int, stop: int, check: Check
 ) -> np.ndarray:
     """(stop - start, P) descriptors of these images; NaN for those that cannot be looked at."""
     table: np.ndarray | None = None
-    for indices, rows in describer.rows(chosen, start, stop, check):
+    for indices, rows in feature_network.rows(chosen, start, stop, check):
         found = aggregate(rows, whitening).numpy()
         if table is None:
             table = np.full((stop - start, found.shape[1]), np.nan, np.float32)
@@ -212,8 +212,10 @@ def _truth(source: ImageSource, ground_truth: Any, group: str | None) -> GroundT
     return holidays_by_name(source) if ground_truth == "holidays" else read_ground_truth(ground_truth)
 
 
-def _identity(describer: Describer, chosen: Chosen) -> dict[str, Any]:
-    whole = {name: value for name, value in describer.identity.items() if name != "crop" or chosen.boxes is not None}
+def _identity(feature_network: Describer, chosen: Chosen) -> dict[str, Any]:
+    whole = {
+        name: value for name, value in feature_network.identity.items() if name != "crop" or chosen.boxes is not None
+    }
     return {**whole, "images": chosen.fingerprint(), "count": len(chosen)}
 
 

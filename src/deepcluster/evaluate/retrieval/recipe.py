@@ -8,11 +8,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from deepcluster.errors import DeepClusterError
 from deepcluster.evaluate.retrieval.describe import Describer, Maps, Output
 from deepcluster.evaluate.retrieval.ground_truth import GroundTruth
 from deepcluster.evaluate.retrieval.pictures import CROPS, Chosen
 from deepcluster.evaluate.retrieval.rmac import POOLS
-from deepcluster.records import DeepClusterError
 
 if TYPE_CHECKING:
     from deepcluster.engine.subject import Subject
@@ -92,7 +92,7 @@ class Recipe:
             crop,
         )
 
-    def describer(self, subject: Subject) -> Describer:
+    def feature_network(self, subject: Subject) -> Describer:
         """What makes rows of images, of a settled recipe."""
         if self.features == "pool":
             return Output(subject, self.tap)
@@ -108,9 +108,9 @@ class Recipe:
         )
 
 
-def features_said(recipe: Recipe, describer: Describer) -> str:
+def features_said(recipe: Recipe, feature_network: Describer) -> str:
     """The features in a sentence."""
-    tap = describer.identity["tap"]
+    tap = feature_network.identity["tap"]
     if recipe.features == "pool":
         return f"pool: {tap or 'the output of the network'}, as command features gives it, L2-normalized"
     how = {

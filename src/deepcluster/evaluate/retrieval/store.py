@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from deepcluster.files import remove_leftovers, write_json, write_whole
+from deepcluster.io import remove_leftovers, write_atomic, write_json
 
 
 def stored_table(
@@ -52,7 +52,7 @@ def stored_table(
         else:
             skipped(stop - start)
     about.unlink(missing_ok=True)  # before the table: what is there must never be said to be something else
-    write_whole(file, lambda beside: _join(beside, sorted(folder.glob("*.npy"))))
+    write_atomic(file, lambda beside: _join(beside, sorted(folder.glob("*.npy"))))
     write_json(about, identity)
     shutil.rmtree(folder)
     table = _read(file, (count,))
@@ -76,7 +76,7 @@ def write_array(file: Path, table: np.ndarray) -> None:
         with open(beside, "wb") as handle:
             np.save(handle, np.ascontiguousarray(table, np.float32), allow_pickle=False)
 
-    write_whole(file, write)
+    write_atomic(file, write)
 
 
 def _join(file: Path, files: list[Path]) -> None:

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from deepcluster.data.sources import open_images
+from deepcluster.errors import DeepClusterError
 from deepcluster.evaluate.retrieval.describe import Describer, Maps, Output
 from deepcluster.evaluate.retrieval.pictures import Chosen
 from deepcluster.evaluate.retrieval.protocol import describe_part
 from deepcluster.evaluate.retrieval.whiten import load_whitening
-from deepcluster.features.describe import weights_digest
-from deepcluster.records import DeepClusterError
+from deepcluster.features.feature_file import weights_digest
 
 if TYPE_CHECKING:
     from deepcluster.engine.subject import Subject
@@ -34,15 +34,17 @@ def load_descriptor(subject: Subject, file: str | Path) -> Callable[[Sequence[np
         raise DeepClusterError(
             f"The whitening in {file} is for another network than {subject.name}: give the one it was learned with."
         )
-    describer: Describer
+    feature_network: Describer
     if made_by["features"] == "pool":
-        describer = Output(subject, made_by["tap"])
+        feature_network = Output(subject, made_by["tap"])
     else:
         options = {name: made_by[name] for name in ("levels", "power") if name in made_by}
-        describer = Maps(subject, made_by["features"], tap=made_by["tap"], long_side=made_by["long_side"], **options)
+        feature_network = Maps(
+            subject, made_by["features"], tap=made_by["tap"], long_side=made_by["long_side"], **options
+        )
 
     def describe(pictures: Sequence[np.ndarray]) -> np.ndarray:
         chosen = Chosen(open_images(list(pictures)), np.arange(len(pictures)))
-        return describe_part(describer, chosen, whitening, 0, len(pictures), lambda images: None)
+        return describe_part(feature_network, chosen, whitening, 0, len(pictures), lambda images: None)
 
     return describe

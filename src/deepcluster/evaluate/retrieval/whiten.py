@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from deepcluster.clustering.whitening import Whitening, main_directions
-from deepcluster.files import write_whole
-from deepcluster.records import DeepClusterError
+from deepcluster.errors import DeepClusterError
+from deepcluster.io import write_atomic
 
 FLOOR = 1e-5
 """Smallest variance that a direction is divided by, relative to the largest."""
@@ -137,7 +137,7 @@ def _save(file: Path, whitening: Whitening, identity: dict[str, Any]) -> None:
 
     tensors = {name: tensor.contiguous() for name, tensor in whitening.state_dict().items()}
     metadata = {"format": "pt", "retrieval": json.dumps(identity)}
-    write_whole(file, lambda beside: save_file(tensors, beside, metadata))
+    write_atomic(file, lambda beside: save_file(tensors, beside, metadata))
 
 
 def _read(file: Path) -> tuple[Whitening, dict[str, Any]] | None:
@@ -154,7 +154,7 @@ def _read(file: Path) -> tuple[Whitening, dict[str, Any]] | None:
 
 def _keep(state: Path, identity: dict[str, Any], seen: Covariance, done: int) -> None:
     tensors = {"count": torch.tensor(seen.count), "mean": seen.mean, "scatter": seen.scatter}
-    write_whole(state, lambda beside: torch.save({"identity": json.dumps(identity), "done": done, **tensors}, beside))
+    write_atomic(state, lambda beside: torch.save({"identity": json.dumps(identity), "done": done, **tensors}, beside))
 
 
 def _take_up(state: Path, identity: dict[str, Any]) -> tuple[Covariance, int]:

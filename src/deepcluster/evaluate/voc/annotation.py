@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from deepcluster.records import BadImage
+from deepcluster.errors import BadImage
 
 #: Pixels that a box may reach outside without a word: sets number pixels from 0 or from 1, and end at W or W + 1.
 SLACK = 1.5

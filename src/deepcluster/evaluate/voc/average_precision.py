@@ -17,7 +17,7 @@ from typing import Protocol
 
 import numpy as np
 
-from deepcluster.records import DeepClusterError
+from deepcluster.errors import DeepClusterError
 
 DETECTION_RULES = ("11-point", "all-point")
 RULES = (*DETECTION_RULES, "sklearn")

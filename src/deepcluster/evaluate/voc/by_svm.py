@@ -17,7 +17,7 @@ from deepcluster.evaluate.voc import svm
 from deepcluster.evaluate.voc.classifier import describe, save_machines
 from deepcluster.evaluate.voc.finetune import read_state
 from deepcluster.evaluate.voc.work import PROTOCOL, Work
-from deepcluster.files import write_whole
+from deepcluster.io import write_atomic
 
 SAVE_SECONDS = 5.0
 """How often machines that are done are written: with thousands of images each takes minutes."""
@@ -71,7 +71,7 @@ class Kept:
             self.machines[f"{seed} {tap} {number}"] = parts
             if time.monotonic() - self._written >= SAVE_SECONDS:
                 state = {"key": self.key, "machines": self.machines}
-                write_whole(self.file, lambda beside: torch.save(state, beside))
+                write_atomic(self.file, lambda beside: torch.save(state, beside))
                 self._written = time.monotonic()
 
         return keep

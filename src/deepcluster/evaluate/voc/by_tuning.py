@@ -20,8 +20,8 @@ from deepcluster.evaluate.voc.finetune import BUILD, finetune, recipe_of
 from deepcluster.evaluate.voc.layout import VOC
 from deepcluster.evaluate.voc.transfer import HIDDEN, Transfer, save_transfer
 from deepcluster.evaluate.voc.work import PROTOCOL, Work
-from deepcluster.files import write_json
-from deepcluster.records import seed_of
+from deepcluster.io import write_json
+from deepcluster.random import seed_of
 
 
 @dataclass(frozen=True)

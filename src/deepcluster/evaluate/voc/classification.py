@@ -14,6 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from deepcluster.engine.log import Screen
 from deepcluster.engine.subject import Subject
+from deepcluster.errors import DeepClusterError
 from deepcluster.evaluate.result import Result
 from deepcluster.evaluate.voc.average_precision import RULES
 from deepcluster.evaluate.voc.by_svm import SVMs, by_svm
@@ -24,7 +25,6 @@ from deepcluster.evaluate.voc.layout import open_voc
 from deepcluster.evaluate.voc.transfer import MODES
 from deepcluster.evaluate.voc.work import PROTOCOL, Work
 from deepcluster.models.alexnet import ConvThenLinear
-from deepcluster.records import DeepClusterError
 
 RULE_SAYS = {
     "11-point": "11-point interpolated, VOC 2007's own rule",

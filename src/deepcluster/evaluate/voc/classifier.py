@@ -18,13 +18,13 @@ from deepcluster.data.loaders import Loader
 from deepcluster.data.sources import open_images
 from deepcluster.data.views import Views
 from deepcluster.engine.subject import CACHE_GB, Subject, pick_device
+from deepcluster.errors import DeepClusterError
 from deepcluster.evaluate.linear.pooling import OUTPUT, Pooling
 from deepcluster.evaluate.voc.crops import summed_logits
 from deepcluster.evaluate.voc.transfer import KIND, Transfer, build_transfer
-from deepcluster.files import write_whole
+from deepcluster.io import write_atomic
 from deepcluster.models.backbone import Backbone
 from deepcluster.models.taps import read_taps
-from deepcluster.records import DeepClusterError
 
 if TYPE_CHECKING:
     from deepcluster.evaluate.voc.svm import Machine
@@ -75,7 +75,7 @@ def save_machines(file: Path, machines: dict[str, list[Machine | None]], about: 
         bias = [0.0 if machine is None else machine.bias for machine in row]
         tensors[f"{tap}.weight"] = torch.from_numpy(np.stack(weight)).float()
         tensors[f"{tap}.bias"] = torch.tensor(bias)
-    return write_whole(file, lambda beside: save_file(tensors, beside, {"format": "pt", KIND: json.dumps(about)}))
+    return write_atomic(file, lambda beside: save_file(tensors, beside, {"format": "pt", KIND: json.dumps(about)}))
 
 
 class VOCClassifier:

@@ -12,7 +12,7 @@ from deepcluster.data.augment import Draw, augment
 from deepcluster.data.cache import Pixels
 from deepcluster.data.loaders import Loader
 from deepcluster.data.views import BLOCK, Views
-from deepcluster.records import DeepClusterError
+from deepcluster.errors import DeepClusterError
 
 KINDS = ("random", "ten", "center")
 CROPS = 10

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from deepcluster.engine.checkpoint import undisturbed
 from deepcluster.engine.log import Screen
+from deepcluster.errors import DeepClusterError
 from deepcluster.evaluate.result import Result
 from deepcluster.evaluate.voc.average_precision import DETECTION_RULES, detection_aps, mean_ap
 from deepcluster.evaluate.voc.detector import (
@@ -33,7 +34,7 @@ from deepcluster.evaluate.voc.proposals import read_proposals
 from deepcluster.evaluate.voc.reading import Reader, measured, numbered
 from deepcluster.evaluate.voc.steps import BUILD, Recipe, State, digest, learn, mean_and_spread, repeated
 from deepcluster.models.alexnet import ConvThenLinear
-from deepcluster.records import DeepClusterError, seed_of, seeded
+from deepcluster.random import seed_of, seeded
 
 if TYPE_CHECKING:
     from deepcluster.engine.subject import Subject

@@ -19,6 +19,7 @@ from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
 from torchvision.models.detection.transform import GeneralizedRCNNTransform, resize_boxes
 from torchvision.ops import MultiScaleRoIAlign
 
+from deepcluster.errors import DeepClusterError
 from deepcluster.evaluate.voc.maps import (
     LAYERS,
     Grid,
@@ -34,8 +35,7 @@ from deepcluster.evaluate.voc.saved import read_network, save_network
 from deepcluster.models.alexnet import ConvThenLinear
 from deepcluster.models.backbone import Backbone
 from deepcluster.models.convnet import Mean
-from deepcluster.models.initialize import initialize_
-from deepcluster.records import DeepClusterError
+from deepcluster.models.weight_init import initialize_
 
 ANCHORS = (128, 256, 512)
 """Sides of anchors in an image whose shorter side has `PAPER_SIZE` pixels (arXiv 1506.01497 §3.3)."""

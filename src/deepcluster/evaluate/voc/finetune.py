@@ -25,8 +25,10 @@ from deepcluster.data.views import Views
 from deepcluster.engine.checkpoint import undisturbed
 from deepcluster.engine.log import Screen
 from deepcluster.engine.signals import stop_signals
-from deepcluster.files import write_whole
-from deepcluster.records import Batch, DeepClusterError, Interrupted, seed_of, seeded
+from deepcluster.errors import DeepClusterError, Interrupted
+from deepcluster.io import write_atomic
+from deepcluster.random import seed_of, seeded
+from deepcluster.types import Batch
 
 SAVE_SECONDS = 300.0
 """How often the state is written: what a kill can cost."""
@@ -237,7 +239,7 @@ def _write(
         "network": network.state_dict(),
         "optimizer": optimizer.state_dict(),
     }
-    write_whole(file, lambda beside: torch.save(state, beside))
+    write_atomic(file, lambda beside: torch.save(state, beside))
 
 
 def _restore(file: Path, key: str, network: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[int, list[float]]:

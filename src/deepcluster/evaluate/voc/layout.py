@@ -14,10 +14,10 @@ import numpy as np
 
 from deepcluster.data.decode import decode
 from deepcluster.data.naming import is_image_name
+from deepcluster.errors import BadImage, DeepClusterError
 from deepcluster.evaluate.voc.annotation import Annotation, Objects, objects_of, parse
 from deepcluster.evaluate.voc.masks import VOID, read_mask
 from deepcluster.evaluate.voc.store import Store, digest_of, open_store
-from deepcluster.records import BadImage, DeepClusterError
 
 VOC_CLASSES = (
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog",

@@ -15,11 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from deepcluster.errors import DeepClusterError
 from deepcluster.models.alexnet import ConvThenLinear
 from deepcluster.models.backbone import Backbone
 from deepcluster.models.convnet import ConvNet
 from deepcluster.models.sobel import input_layer
-from deepcluster.records import DeepClusterError
 
 LAYERS = ("layer1", "layer2", "layer3", "layer4")
 PROBE = 256

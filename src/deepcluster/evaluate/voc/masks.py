@@ -7,7 +7,7 @@ import io
 import numpy as np
 from PIL import Image
 
-from deepcluster.records import BadImage
+from deepcluster.errors import BadImage
 
 VOID = 255
 """Of a mask: pixels at borders and of difficult objects, which are not scored."""

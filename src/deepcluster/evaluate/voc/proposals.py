@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from deepcluster.records import DeepClusterError
+from deepcluster.errors import DeepClusterError
 
 
 def read_proposals(files: Sequence[Path | str], ids: Sequence[str]) -> list[np.ndarray]:

@@ -15,8 +15,9 @@ from torch import Tensor
 
 from deepcluster.data.sources import ImageSource
 from deepcluster.engine.log import Screen
+from deepcluster.errors import BadImage
 from deepcluster.evaluate.voc.maps import CALIBRATION, measure_norms, own_copy
-from deepcluster.records import BadImage, seeded
+from deepcluster.random import seeded
 
 if TYPE_CHECKING:
     from deepcluster.engine.subject import Subject

@@ -10,10 +10,10 @@ from typing import Any
 from torch import nn
 
 from deepcluster.engine.checkpoint import undisturbed
-from deepcluster.files import write_whole
+from deepcluster.errors import DeepClusterError
+from deepcluster.io import write_atomic
 from deepcluster.models.backbone import Backbone
 from deepcluster.models.zoo import build_backbone
-from deepcluster.records import DeepClusterError
 
 
 def save_network(network: nn.Module, file: Path, kind: str, about: dict[str, Any]) -> Path:
@@ -22,7 +22,7 @@ def save_network(network: nn.Module, file: Path, kind: str, about: dict[str, Any
 
     tensors = {name: value.detach().cpu().contiguous().clone() for name, value in network.state_dict().items()}
     metadata = {"format": "pt", kind: json.dumps(about)}
-    return write_whole(file, lambda beside: save_file(tensors, beside, metadata))
+    return write_atomic(file, lambda beside: save_file(tensors, beside, metadata))
 
 
 def read_network(

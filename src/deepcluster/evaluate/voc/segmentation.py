@@ -19,6 +19,7 @@ from torch import Tensor
 
 from deepcluster.engine.checkpoint import undisturbed
 from deepcluster.engine.log import Screen
+from deepcluster.errors import BadImage, DeepClusterError
 from deepcluster.evaluate.result import Result
 from deepcluster.evaluate.voc.layout import VOC, open_voc
 from deepcluster.evaluate.voc.maps import freeze_norms
@@ -28,7 +29,7 @@ from deepcluster.evaluate.voc.reading import Reader, measured, numbered
 from deepcluster.evaluate.voc.segmenter import Plan, Segmenter, build_segmenter, normalized, save_segmenter
 from deepcluster.evaluate.voc.steps import BUILD, Recipe, State, digest, learn, mean_and_spread, repeated
 from deepcluster.models.alexnet import ConvThenLinear
-from deepcluster.records import BadImage, DeepClusterError, seed_of, seeded
+from deepcluster.random import seed_of, seeded
 
 if TYPE_CHECKING:
     from deepcluster.engine.subject import Subject

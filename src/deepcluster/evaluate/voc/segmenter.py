@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.segmentation.fcn import FCNHead
 
+from deepcluster.errors import DeepClusterError
 from deepcluster.evaluate.voc.maps import (
     Grid,
     Maps,
@@ -30,8 +31,7 @@ from deepcluster.evaluate.voc.maps import (
 from deepcluster.evaluate.voc.saved import read_network, save_network
 from deepcluster.models.alexnet import ConvThenLinear
 from deepcluster.models.backbone import Backbone
-from deepcluster.models.initialize import initialize_
-from deepcluster.records import DeepClusterError
+from deepcluster.models.weight_init import initialize_
 
 COARSEST = 32
 PIXELS = Grid(1, 0.0)

@@ -22,8 +22,9 @@ from torch import Tensor, nn
 from deepcluster.engine.checkpoint import undisturbed
 from deepcluster.engine.log import Screen
 from deepcluster.engine.signals import stop_signals
-from deepcluster.files import write_whole
-from deepcluster.records import DeepClusterError, Interrupted, seed_of, seeded
+from deepcluster.errors import DeepClusterError, Interrupted
+from deepcluster.io import write_atomic
+from deepcluster.random import seed_of, seeded
 
 ORDER, INSIDE, BUILD = 1, 2, 3
 """What the keys of random draws are for: the order of images, all that happens in a step, new layers."""
@@ -123,7 +124,7 @@ class State:
 
     def write(self, **values: Any) -> None:
         """Keeps these values in place of the ones before."""
-        write_whole(self.file, lambda beside: torch.save({"settings": self.settings, **values}, beside))
+        write_atomic(self.file, lambda beside: torch.save({"settings": self.settings, **values}, beside))
         self._written = time.monotonic()
 
     def remove(self) -> None:

@@ -12,9 +12,9 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Protocol
 
-from deepcluster.data import places
+from deepcluster.data import storage
 from deepcluster.data.tar import read_tar
-from deepcluster.records import BadImage, DeepClusterError
+from deepcluster.errors import BadImage, DeepClusterError
 
 FOLDERS = ("Annotations", "ImageSets", "JPEGImages", "SegmentationClass", "SegmentationObject")
 """What makes a folder one of VOC's."""
@@ -87,7 +87,7 @@ class TarStore:
             folder, _, file = path.rpartition("/")
             if not file.startswith("."):
                 self._listings.setdefault(folder, []).append(file)
-        self._stamps = {place: places.look(place) for place in {place for place, _, _ in found.values()}}
+        self._stamps = {place: storage.look(place) for place in {place for place, _, _ in found.values()}}
 
     def listing(self, folder: str) -> list[str]:
         return list(self._listings.get(folder, []))
@@ -97,7 +97,7 @@ class TarStore:
             raise BadImage("No such file in the tar file")
         place, offset, length = self.found[path]
         try:
-            return read_tar(partial(places.read, place), offset, length)
+            return read_tar(partial(storage.read, place), offset, length)
         except OSError as error:
             raise BadImage(error.strerror or str(error)) from None
 
@@ -119,10 +119,10 @@ def open_store(source: str | os.PathLike[str]) -> Store:
     if path.is_dir():
         roots = _folders(path)
         return FolderStore(name, path / _only(name, roots))
-    if not path.exists() and not any(mark in name for mark in "*?[{") and not places.is_url(name):
+    if not path.exists() and not any(mark in name for mark in "*?[{") and not storage.is_url(name):
         raise DeepClusterError(f"There is no VOC set {name}: give the folder VOC2007 or a .tar that holds it.")
     members: dict[str, tuple[str, int, int]] = {}
-    for place in places.matching(name):
+    for place in storage.matching(name):
         members |= _scan(place)
     root = _only(name, _roots(members))
     inside = len(root) + 1 if root else 0
@@ -173,7 +173,7 @@ def _scan(place: str) -> dict[str, tuple[str, int, int]]:
     """Member -> tar file, byte offset and length, of every plain file in it."""
     found: dict[str, tuple[str, int, int]] = {}
     try:
-        with places.open_whole(place) as stream, tarfile.open(fileobj=stream, mode="r:") as archive:
+        with storage.open_whole(place) as stream, tarfile.open(fileobj=stream, mode="r:") as archive:
             for member in archive:
                 archive.members = []  # type: ignore[attr-defined]  # else every header stays in memory
                 if member.isreg() and not member.issparse():

@@ -13,8 +13,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from deepcluster.errors import DeepClusterError
 from deepcluster.evaluate.voc.average_precision import classification_ap
-from deepcluster.records import DeepClusterError, seed_of
+from deepcluster.random import seed_of
 
 COSTS = tuple(sorted([1.0, 10.0, 100.0, *(0.5**power for power in range(4, 20))]))
 FOLDS = 3

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from deepcluster.engine.checkpoint import undisturbed
-from deepcluster.files import write_whole
+from deepcluster.io import write_atomic
 from deepcluster.models.alexnet import ConvThenLinear
 from deepcluster.models.backbone import Backbone
 from deepcluster.models.zoo import build_backbone
@@ -114,7 +114,7 @@ def save_transfer(network: Transfer, file: Path, about: dict[str, Any]) -> Path:
     from safetensors.torch import save_file
 
     tensors = {name: value.detach().cpu().contiguous().clone() for name, value in network.state_dict().items()}
-    return write_whole(file, lambda beside: save_file(tensors, beside, {"format": "pt", KIND: json.dumps(about)}))
+    return write_atomic(file, lambda beside: save_file(tensors, beside, {"format": "pt", KIND: json.dumps(about)}))
 
 
 def build_transfer(about: dict[str, Any]) -> Transfer:

@@ -10,7 +10,7 @@ from typing import BinaryIO
 from deepcluster.data import remote
 from deepcluster.data.naming import natural_key
 from deepcluster.data.remote import is_url
-from deepcluster.records import DeepClusterError
+from deepcluster.errors import DeepClusterError
 
 
 def look(place: str) -> tuple[int, str]:

@@ -10,10 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from deepcluster.records import DeepClusterError
+from deepcluster.errors import DeepClusterError
 
 
-def write_whole(file: Path, write: Callable[[Path], object]) -> Path:
+def write_atomic(file: Path, write: Callable[[Path], object]) -> Path:
     """Calls `write` with a path beside `file`, flushes it to disk, and renames it over `file`.
 
     Raises:
@@ -44,12 +44,12 @@ def _usual_mode() -> int:
 
 
 def write_text(file: Path, text: str) -> Path:
-    """`write_whole` for text."""
-    return write_whole(file, lambda beside: beside.write_text(text, encoding="utf-8"))
+    """`write_atomic` for text."""
+    return write_atomic(file, lambda beside: beside.write_text(text, encoding="utf-8"))
 
 
 def write_json(file: Path, value: Any) -> Path:
-    """`write_whole` for a JSON value."""
+    """`write_atomic` for a JSON value."""
     return write_text(file, json.dumps(value, indent=2) + "\n")
 
 

@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from deepcluster import world as processes
-from deepcluster.clustering.stream import BLOCK_BYTES, Rows, write_rows
-from deepcluster.world import World
+from deepcluster import distributed
+from deepcluster.clustering.block_reader import BLOCK_BYTES, Rows, write_rows
+from deepcluster.group import ProcessGroup
 
 IN_MEMORY = 2 << 30  # bytes of a process's dealt rows beyond which they go to a file
 
@@ -27,7 +27,7 @@ class Deal:
     """How rows that are picked on each process are dealt out.
 
     Args:
-        world: the processes.
+        group: the processes.
         picked: rows picked on this one.
 
     Attributes:
@@ -35,15 +35,15 @@ class Deal:
         n: rows this process is dealt.
     """
 
-    def __init__(self, world: World, picked: int):
-        self.world = world
+    def __init__(self, group: ProcessGroup, picked: int):
+        self.group = group
         counts = [picked]
-        if not world.alone:
-            counts = world.gather(torch.tensor([picked], device=processes.device())).tolist()
+        if not group.is_single:
+            counts = group.gather(torch.tensor([picked], device=distributed.device())).tolist()
         self.total = sum(counts)
-        self.held = [(sum(counts[:rank]), sum(counts[: rank + 1])) for rank in range(world.size)]
-        self.shares = [World(rank, world.size).share(self.total) for rank in range(world.size)]
-        first, last = self.shares[world.rank]
+        self.held = [(sum(counts[:rank]), sum(counts[: rank + 1])) for rank in range(group.size)]
+        self.shares = [ProcessGroup(rank, group.size).share(self.total) for rank in range(group.size)]
+        first, last = self.shares[group.rank]
         self.n = last - first
 
     def rows(self, rows: Rows, index: Tensor, into: Any) -> None:
@@ -51,28 +51,28 @@ class Deal:
         step = max(1, BLOCK_BYTES // (4 * rows.dim))
         sent = torch.zeros(0, rows.dim, device=rows.device)
         for source, target, first, last in self._steps(self.held, self.shares, step):
-            start, stop = (at - self.held[self.world.rank][0] for at in (first, last))
-            mine = rows.take(index[start:stop]) if source == self.world.rank else sent
+            start, stop = (at - self.held[self.group.rank][0] for at in (first, last))
+            mine = rows.take(index[start:stop]) if source == self.group.rank else sent
             got = self._pass(mine, source, target, last - first)
-            if target == self.world.rank:
+            if target == self.group.rank:
                 write_rows(into, first - self.shares[target][0], got)
 
     def back(self, values: Tensor) -> Tensor:
         """(picked,) of `values` (n,) those of the rows that this process had picked."""
-        begin, end = self.held[self.world.rank]
+        begin, end = self.held[self.group.rank]
         result = torch.empty(end - begin, dtype=values.dtype, device=values.device)
         for source, target, first, last in self._steps(self.shares, self.held, BLOCK_BYTES // 8):
-            start, stop = (at - self.shares[self.world.rank][0] for at in (first, last))
+            start, stop = (at - self.shares[self.group.rank][0] for at in (first, last))
             got = self._pass(
-                values[start:stop] if source == self.world.rank else values[:0], source, target, last - first
+                values[start:stop] if source == self.group.rank else values[:0], source, target, last - first
             )
-            if target == self.world.rank:
+            if target == self.group.rank:
                 result[first - begin : last - begin] = got
         return result
 
     def _steps(self, held: list[Any], wanted: list[Any], step: int) -> Iterator[tuple[int, int, int, int]]:
         """(source, target, first, last) of what this process sends or gets, in an order that is the same on all."""
-        me = self.world.rank
+        me = self.group.rank
         for source, (a, b) in enumerate(held):
             for target, (c, d) in enumerate(wanted):
                 if me in (source, target):
@@ -85,8 +85,8 @@ class Deal:
             return values
         import torch.distributed as dist
 
-        where = processes.device()
-        if self.world.rank == source:
+        where = distributed.device()
+        if self.group.rank == source:
             dist.send(values.to(where).contiguous(), target)
             return values
         got = torch.empty(count, *values.shape[1:], dtype=values.dtype, device=where)

@@ -1,8 +1,4 @@
-"""The nouns that pass from room to room: errors with one sentence, batches and clusterings.
-
-This file knows nothing of images, networks or clustering algorithms, and loads torch only when it is used,
-so that the command line can answer `--help` at once.
-"""
+"""What passes between the packages: batches and clusterings. Loads torch only for type checkers."""
 
 from __future__ import annotations
 
@@ -12,23 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
-
-
-class DeepClusterError(Exception):
-    """A mistake a user can mend: one sentence that says what is wrong, where, and what to do.
-
-    The command line prints the sentence and ends with exit status 2, without a traceback.
-    """
-
-
-class BadImage(Exception):
-    """One image that cannot be decoded; `str(error)` is the reason, written to `bad_images.csv`."""
-
-
-class Interrupted(Exception):
-    """Ctrl-C or SIGTERM was noticed between two batches; whoever holds state saves it and passes this on."""
 
 
 @dataclass(frozen=True)
@@ -76,20 +56,3 @@ class Clustering:
     def sizes(self) -> np.ndarray:
         """(K,) int64, images in each cluster."""
         return np.bincount(self.assignment[self.assignment >= 0], minlength=self.k)
-
-
-def seeded(*key: int) -> torch.Generator:
-    """A CPU generator that depends on `key` alone, such as (seed, epoch, step).
-
-    Every random draw of a run comes from such a key, so that a resumed run repeats the draws of an
-    undisturbed one without any generator's history.
-    """
-    import torch
-
-    return torch.Generator().manual_seed(seed_of(*key))
-
-
-def seed_of(*key: int) -> int:
-    """A well-mixed 63-bit seed that depends on `key` alone."""
-    state = np.random.SeedSequence([int(part) & 0xFFFFFFFF for part in key]).generate_state(2, np.uint32)
-    return (int(state[0]) << 32 | int(state[1])) & 0x7FFFFFFFFFFFFFFF

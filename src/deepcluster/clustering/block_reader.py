@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from deepcluster.records import DeepClusterError
+from deepcluster.errors import DeepClusterError
 
 BLOCK_BYTES = 32 << 20  # read at once; small beside any model, large beside a disk's latency
 

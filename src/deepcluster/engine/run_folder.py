@@ -12,18 +12,19 @@ from typing import Any
 
 import numpy as np
 
-from deepcluster import settings
+from deepcluster import config as settings
+from deepcluster.config import TrainRun
 from deepcluster.data.cache import Pixels
 from deepcluster.data.files import Files
 from deepcluster.data.naming import is_hidden
 from deepcluster.data.sources import ImageSource
 from deepcluster.engine.log import Screen
 from deepcluster.engine.model import MODEL, Model
-from deepcluster.engine.runs import read_config
-from deepcluster.files import remove_leftovers, write_json, write_text, write_whole
-from deepcluster.records import Clustering, DeepClusterError
-from deepcluster.settings import TrainRun
-from deepcluster.world import ALONE, World
+from deepcluster.engine.run import read_config
+from deepcluster.errors import DeepClusterError
+from deepcluster.group import SINGLE, ProcessGroup
+from deepcluster.io import remove_leftovers, write_atomic, write_json, write_text
+from deepcluster.types import Clustering
 
 
 def prepare_folder(folder: Path, *, resume: bool, overwrite: bool) -> None:
@@ -63,14 +64,14 @@ def about(
     source: ImageSource,
     pixels: Pixels,
     clusterer: object = None,
-    world: World = ALONE,
+    group: ProcessGroup = SINGLE,
 ) -> dict[str, Any]:
     """run.json: everything resolved; a clusterer that was handed over, as it prints itself."""
     packages = ("deepcluster", "torch", "torchvision", "lightning-fabric", "numpy")
     return {
         "preset": preset,
         "seed": run.seed,
-        "processes": world.size,
+        "processes": group.size,
         "data": absolute(source.name),
         "images": len(source),
         "bad_images": len(pixels.bad),
@@ -95,12 +96,12 @@ def note_finished(folder: Path) -> None:
     write_json(folder / "run.json", read_config(folder) | {"finished": now})
 
 
-def note_unfinished(folder: Path, run: TrainRun, world: World = ALONE) -> None:
+def note_unfinished(folder: Path, run: TrainRun, group: ProcessGroup = SINGLE) -> None:
     """Takes that hour away again: the run goes on, perhaps from an earlier checkpoint; and notes its length and its
     processes, which alone may be others than before."""
     config = read_config(folder)
     changed = {"epochs": run.epochs, "stop": run.stop, "processes": run.processes}
-    now = config | {"settings": config["settings"] | changed, "processes": world.size}
+    now = config | {"settings": config["settings"] | changed, "processes": group.size}
     now.pop("finished", None)
     if now != config:
         write_json(folder / "run.json", now)
@@ -159,7 +160,7 @@ def write_snapshot(folder: Path, model: Model, clustering: Clustering) -> None:
     """model.safetensors, assignment.npy and distance.npy (N,) float32, of the same clustering."""
     model.save(folder / MODEL)
     for name, values in (("distance", clustering.distance), ("assignment", clustering.assignment)):
-        write_whole(folder / f"{name}.npy", functools.partial(_write_array, values))
+        write_atomic(folder / f"{name}.npy", functools.partial(_write_array, values))
 
 
 def _write_array(values: np.ndarray, file: Path) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from deepcluster.records import DeepClusterError
+from deepcluster.errors import DeepClusterError
 from deepcluster.visualize import style
 from deepcluster.visualize.grid import thumbnail
 from deepcluster.visualize.page import below, beside, framed, line

@@ -21,14 +21,14 @@ from deepcluster.clustering.whitening import Whitening
 from deepcluster.data.sources import ImageSource, open_images
 from deepcluster.engine import checkpoint
 from deepcluster.engine.assignment import Assignment
-from deepcluster.engine.health import turns_alone
+from deepcluster.engine.health import rotation_only
 from deepcluster.engine.log import read_metrics
 from deepcluster.engine.model import MODEL, Model, file_model
 from deepcluster.engine.subject import CACHE_GB, RESULTS, Subject, pick_device
+from deepcluster.errors import DeepClusterError
+from deepcluster.group import SINGLE, ProcessGroup
 from deepcluster.models.backbone import Backbone
 from deepcluster.models.zoo import build_backbone
-from deepcluster.records import DeepClusterError
-from deepcluster.world import ALONE, World
 
 NEEDED = {"preset": str, "images": int, "settings": dict, "source_fingerprint": str}
 """What every run.json says: name -> type."""
@@ -50,7 +50,7 @@ class Run(Subject):
         self.device = pick_device(device)
         self.config = read_config(self.folder)
         self.results = self.folder / "evaluation"
-        self.clustered = not turns_alone(self.config)
+        self.clustered = not rotation_only(self.config)
         data = self.config["settings"].get("data", {})
         self.cache_gb, self.workers = data.get("cache_gb", CACHE_GB), data.get("workers", 0)
 
@@ -96,7 +96,7 @@ class Run(Subject):
             DeepClusterError: a run of an online method, which has a neck in its place; `embed` serves both. Or the
                 run's network before it was trained.
         """
-        if not self.clustered and not turns_alone(self.config):
+        if not self.clustered and not rotation_only(self.config):
             return super().whitening
         whitening = self.model.whitening
         if whitening is None:
@@ -151,11 +151,11 @@ class Run(Subject):
             data: what `open_images` takes: a folder, shards, an array, a list of paths.
         """
         pixels = data if hasattr(data, "gather") else self.pixels(data)
-        index, features = self.model.features(pixels, device=self.device, check=check, world=self.world)
+        index, features = self.model.features(pixels, device=self.device, check=check, group=self.group)
         found = self.model.nearest(features)
         cluster, distance = np.full(len(pixels), -1, np.int64), np.full(len(pixels), np.nan, np.float32)
-        index = self.world.gather_array(index)
-        cluster[index], distance[index] = (self.world.gather_array(column) for column in found)
+        index = self.group.gather_array(index)
+        cluster[index], distance[index] = (self.group.gather_array(column) for column in found)
         return Assignment([pixels.source.path(position) for position in range(len(pixels))], cluster, distance)
 
 
@@ -176,7 +176,7 @@ def load_subject(
     untrained: bool = False,
     seed: int = 0,
     results: Path | None = None,
-    world: World = ALONE,
+    group: ProcessGroup = SINGLE,
 ) -> Subject:
     """Opens a run folder, a file of weights (`engine.model.backbone_from` lists them), or a backbone by name.
 
@@ -187,7 +187,7 @@ def load_subject(
         untrained: the same network without what it learned.
         seed: that the untrained one is drawn with (a run's is drawn with the seed of the run).
         results: where evaluations are written; None = in the run folder, else beneath `RESULTS`.
-        world: the processes that share the describing of images.
+        group: the processes that share the describing of images.
 
     Raises:
         DeepClusterError: there is no such folder, file or backbone, or a size was given to what has its own.
@@ -205,7 +205,7 @@ def load_subject(
         subject = subject.untrained(seed)
     if results is not None:
         subject.results = results
-    subject.world = world
+    subject.group = group
     return subject
 
 

@@ -18,10 +18,10 @@ import numpy as np
 from torch import nn
 
 from deepcluster.data.cache import Pixels, window
+from deepcluster.errors import DeepClusterError
 from deepcluster.features.parts import ABOUT, FORMAT, VERSION, part_name, read_about
-from deepcluster.files import remove_leftovers, write_json
-from deepcluster.records import DeepClusterError
-from deepcluster.world import ALONE, World
+from deepcluster.group import SINGLE, ProcessGroup
+from deepcluster.io import remove_leftovers, write_json
 
 #: Images described at a time; parts begin at multiples of it.
 BATCH = 256
@@ -66,7 +66,7 @@ def write_parts(
     parts: int | None = None,
     overwrite: bool = False,
     skipped: Callable[[int], None] = lambda images: None,
-    world: World = ALONE,
+    group: ProcessGroup = SINGLE,
 ) -> tuple[int, list[int]]:
     """The same table as `write_table` in several files; parts that a killed call finished are not made again.
 
@@ -76,7 +76,7 @@ def write_parts(
         parts: about how many; None = `PART_ROWS` rows each.
         overwrite: begin anew whatever is there.
         skipped: called with the number of images of the parts that are there already.
-        world: the processes that share the parts, in turns; all of them see `folder`.
+        group: the processes that share the parts, in turns; all of them see `folder`.
 
     Returns:
         D, and the rows that are bad.
@@ -86,12 +86,12 @@ def write_parts(
     """
     step = PART_ROWS if parts is None else BATCH * -(-len(pixels) // (BATCH * parts))
     about = {"format": FORMAT, "version": VERSION, **about, "rows": len(pixels), "part_rows": step}
-    with world.together():
-        if world.first:
+    with group.collective_section():
+        if group.is_first:
             _prepare(folder, about, overwrite)
     spans = [(start, min(start + step, len(pixels))) for start in range(0, len(pixels), step)]
-    with world.together():
-        for start, stop in spans[world.rank :: world.size]:
+    with group.collective_section():
+        for start, stop in spans[group.rank :: group.size]:
             file = folder / part_name(start, stop)
             if _finished(file) is None:
                 _write_part(describe, window(pixels, start, stop), file)
@@ -105,9 +105,9 @@ def write_parts(
             raise DeepClusterError(f"{folder} is not the same folder for all processes: give one on a shared disk.")
         width = known[0]
         bad += [start + row for row in known[1]]
-    if world.first:
+    if group.is_first:
         write_json(folder / ABOUT, {**about, "width": width, "bad": bad, "finished": True})
-    world.wait()
+    group.barrier()
     return width, bad
 
 

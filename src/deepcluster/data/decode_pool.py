@@ -15,7 +15,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from deepcluster.data.sources import ImageSource
-from deepcluster.records import BadImage
+from deepcluster.errors import BadImage
 
 #: Fewer images than this are decoded where we stand: starting processes would take longer.
 FEW = 256

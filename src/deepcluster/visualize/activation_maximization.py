@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from deepcluster.records import seeded
+from deepcluster.random import seeded
 from deepcluster.visualize.objectives import Glass, Objective, l2
-from deepcluster.visualize.paint import Shake, gaussian_blur, to_colors, waves
+from deepcluster.visualize.parametrizations import Shake, gaussian_blur, to_colors, waves
 
 Check = Callable[[int], None]
 

@@ -15,12 +15,12 @@ from torch import Tensor
 
 from deepcluster.data.cache import Pixels
 from deepcluster.data.loaders import Loader
+from deepcluster.errors import DeepClusterError
 from deepcluster.models.backbone import Backbone
 from deepcluster.models.taps import read_taps
-from deepcluster.records import DeepClusterError
-from deepcluster.visualize.fields import Field
 from deepcluster.visualize.grid import grid, thumbnail
 from deepcluster.visualize.page import below, beside, line
+from deepcluster.visualize.receptive_fields import Field
 from deepcluster.visualize.style import INK
 
 SCORES = ("mean", "max")

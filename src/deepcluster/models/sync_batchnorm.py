@@ -1,7 +1,7 @@
 """Batch-norm and dropout that see the whole batch, though each process holds only a part of it.
 
-One process alone keeps torch's own layers. With several, `see_whole_batch` turns them into layers that do what those
-would do with all the images: statistics are those of all, and masks are drawn for all and cut.
+One process alone keeps torch's own layers. With several, `convert_sync_batchnorm` turns them into layers that do what
+those would do with all the images: statistics are those of all, and masks are drawn for all and cut.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from deepcluster.records import DeepClusterError
-from deepcluster.world import World
+from deepcluster.errors import DeepClusterError
+from deepcluster.group import ProcessGroup
 
 
 @dataclass
@@ -31,7 +31,7 @@ class Part:
     whole: int = 0
 
 
-class _WholeNorm(torch.autograd.Function):
+class _SyncNorm(torch.autograd.Function):
     """(B, C, ...) normalized by mean and variance over the images of all processes.
 
     The gradient of the parameters is this process's part, to be summed over processes with all others.
@@ -39,14 +39,14 @@ class _WholeNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, world: World
+        ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, group: ProcessGroup
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         channels = x.shape[1]
         own = torch.zeros(2 * channels + 1, device=x.device)
         if x.numel():
             mean, variance = _statistics(x.float())
             own = torch.cat([mean.new_tensor([x.numel() / channels]), mean, variance])
-        parts = world.gather_alike(own[None]).double()
+        parts = group.gather_equal(own[None]).double()
         count, means, variances = parts[:, :1], parts[:, 1 : channels + 1], parts[:, channels + 1 :]
         total = count.sum()
         mean = (count * means).sum(0) / total
@@ -54,7 +54,7 @@ class _WholeNorm(torch.autograd.Function):
         mean, variance = mean.float(), variance.float()
         out = F.batch_norm(x, mean, variance, weight, bias, False, 0.0, eps)
         ctx.save_for_backward(x, weight, mean, (variance + eps).rsqrt(), total)
-        ctx.world = world
+        ctx.group = group
         ctx.mark_non_differentiable(mean, variance, total)
         return out, mean, variance, total
 
@@ -63,7 +63,7 @@ class _WholeNorm(torch.autograd.Function):
         x, weight, mean, scale, total = ctx.saved_tensors
         shape = (1, -1, *(1,) * (x.ndim - 2))
         sums = _sums(grad.float(), x.float(), mean, scale)
-        whole = ctx.world.sum_(sums.clone()) / total.float()
+        whole = ctx.group.sum_(sums.clone()) / total.float()
         # factor * (grad - whole[0] - normal * whole[1]) with normal = (x - mean) * scale, in two passes over memory
         factor = scale if weight is None else scale * weight
         slope = -factor * scale * whole[1]
@@ -107,10 +107,10 @@ def _others(x: Tensor) -> list[int]:
     return [dimension for dimension in range(x.ndim) if dimension != 1]
 
 
-class WholeBatchNorm(_BatchNorm):
+class SyncBatchNorm(_BatchNorm):
     """torch's BatchNorm1d and BatchNorm2d with the statistics of the whole batch."""
 
-    world: World
+    group: ProcessGroup
     plain: type[_BatchNorm]
 
     def _check_input_dim(self, input: Tensor) -> None:
@@ -119,7 +119,7 @@ class WholeBatchNorm(_BatchNorm):
     def forward(self, input: Tensor) -> Tensor:
         if not self.training:
             return super().forward(input)
-        out, mean, variance, total = _WholeNorm.apply(input, self.weight, self.bias, self.eps, self.world)
+        out, mean, variance, total = _SyncNorm.apply(input, self.weight, self.bias, self.eps, self.group)
         if self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None:
             with torch.no_grad():
                 self.num_batches_tracked.add_(1)
@@ -130,7 +130,7 @@ class WholeBatchNorm(_BatchNorm):
         return out
 
 
-class WholeDropout(nn.Dropout):
+class SyncDropout(nn.Dropout):
     """torch's Dropout with this process's part of a mask that is drawn for the whole batch.
 
     All processes draw the same mask, from generators that are in the same state.
@@ -146,7 +146,7 @@ class WholeDropout(nn.Dropout):
         return input * whole[self.part.position.to(input.device)]
 
 
-def see_whole_batch(network: nn.Module, world: World, part: Part, *, norm: bool = True) -> None:
+def convert_sync_batchnorm(network: nn.Module, group: ProcessGroup, part: Part, *, norm: bool = True) -> None:
     """Turns every batch-norm (where `norm`) and dropout within `network` into one that sees the whole batch.
 
     Parameters, buffers and names stay what they are. One process alone changes nothing.
@@ -154,43 +154,43 @@ def see_whole_batch(network: nn.Module, world: World, part: Part, *, norm: bool 
     Raises:
         DeepClusterError: a batch-norm of another kind, such as timm's with an activation in it.
     """
-    if world.alone:
+    if group.is_single:
         return
     for layer in network.modules():
         if norm and type(layer) in (nn.BatchNorm1d, nn.BatchNorm2d):
             plain = type(layer)
-            layer.__class__ = WholeBatchNorm
-            layer.world, layer.plain = world, plain  # type: ignore[assignment]
-        elif norm and isinstance(layer, _BatchNorm) and not isinstance(layer, WholeBatchNorm):
+            layer.__class__ = SyncBatchNorm
+            layer.group, layer.plain = group, plain  # type: ignore[assignment]
+        elif norm and isinstance(layer, _BatchNorm) and not isinstance(layer, SyncBatchNorm):
             raise DeepClusterError(
                 f"This network's {type(layer).__name__} cannot see the images of other processes: use"
-                " --whole-batch-norm False, or one process."
+                " --sync-batchnorm False, or one process."
             )
         elif type(layer) is nn.Dropout:
-            layer.__class__ = WholeDropout
+            layer.__class__ = SyncDropout
             layer.part = part  # type: ignore[assignment]
 
 
-def plain_again(network: nn.Module) -> None:
-    """Undoes `see_whole_batch`: torch's own layers, for a copy that one process uses alone."""
+def revert_sync_batchnorm(network: nn.Module) -> None:
+    """Undoes `convert_sync_batchnorm`: torch's own layers, for a copy that one process uses alone."""
     for layer in network.modules():
-        if isinstance(layer, WholeBatchNorm):
+        if isinstance(layer, SyncBatchNorm):
             plain = layer.plain
-            del layer.world, layer.plain
+            del layer.group, layer.plain
             layer.__class__ = plain  # type: ignore[assignment]
-        elif isinstance(layer, WholeDropout):
+        elif isinstance(layer, SyncDropout):
             del layer.part
             layer.__class__ = nn.Dropout  # type: ignore[assignment]
 
 
 @torch.no_grad()
-def same_norms(network: nn.Module, world: World) -> None:
+def average_running_stats(network: nn.Module, group: ProcessGroup) -> None:
     """Where each process normalized by its own part of the batches: the means of all processes' running statistics."""
-    if not world.alone:
-        norms = [m for m in network.modules() if isinstance(m, _BatchNorm) and not isinstance(m, WholeBatchNorm)]
+    if not group.is_single:
+        norms = [m for m in network.modules() if isinstance(m, _BatchNorm) and not isinstance(m, SyncBatchNorm)]
         statistics: list[Tensor] = []
         for layer in norms:
             statistics += [s for s in (layer.running_mean, layer.running_var) if isinstance(s, Tensor)]
-        world.sum_all_(statistics)
+        group.sum_many_(statistics)
         for statistic in statistics:
-            statistic.div_(world.size)
+            statistic.div_(group.size)

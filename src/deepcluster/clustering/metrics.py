@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from deepcluster.records import DeepClusterError
+from deepcluster.errors import DeepClusterError
 
 
 def contingency(a: Any, b: Any) -> np.ndarray:

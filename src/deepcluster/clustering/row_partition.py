@@ -13,10 +13,10 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from deepcluster import world as processes
-from deepcluster.clustering.stream import Picked, Rows
-from deepcluster.records import DeepClusterError
-from deepcluster.world import ALONE, World
+from deepcluster import distributed
+from deepcluster.clustering.block_reader import Picked, Rows
+from deepcluster.errors import DeepClusterError
+from deepcluster.group import SINGLE, ProcessGroup
 
 T = TypeVar("T")
 
@@ -25,28 +25,28 @@ T = TypeVar("T")
 class Shard:
     """The `n` rows from row `first` on, of `total`, are this process's."""
 
-    world: World
+    group: ProcessGroup
     n: int
     first: int
     total: int
 
     def sum_(self, values: Tensor) -> Tensor:
         """`values` of any shape, in place: the sum over all processes."""
-        return _told(self.world, values, self.world.sum_)
+        return _told(self.group, values, self.group.sum_)
 
     def max_(self, values: Tensor) -> Tensor:
         """`values` of any shape, in place: the largest over all processes."""
-        return _told(self.world, values, self.world.max_)
+        return _told(self.group, values, self.group.max_)
 
     def copy_(self, values: Tensor) -> Tensor:
         """`values` of any shape, in place: those of the first process."""
-        return _told(self.world, values, self.world.copy_)
+        return _told(self.group, values, self.group.broadcast_)
 
     def gather(self, rows: Tensor) -> Tensor:
         """(sum of M, ...) the (M, ...) `rows` of all processes."""
-        if self.world.alone:
+        if self.group.is_single:
             return rows
-        return self.world.gather(rows.to(processes.device())).to(rows.device)
+        return self.group.gather(rows.to(distributed.device())).to(rows.device)
 
     def own(self, index: Tensor) -> Tensor:
         """Positions in `index` (M,) of the rows that are this process's."""
@@ -54,7 +54,7 @@ class Shard:
 
     def take(self, rows: Rows | Picked, index: Tensor) -> Tensor:
         """(M, D) the rows at `index` (M,) of the whole table, of which `rows` are this process's; on all processes."""
-        if self.world.alone:
+        if self.group.is_single:
             return rows.take(index)
         own = self.own(index)
         taken = torch.zeros(len(index), rows.dim, device=rows.device)
@@ -77,16 +77,16 @@ class Shard:
         return index[order], found[order]
 
 
-def shard_of(rows: Rows | Picked, world: World = ALONE) -> Shard:
+def shard_of(rows: Rows | Picked, group: ProcessGroup = SINGLE) -> Shard:
     """Where the rows of this process stand among those of all.
 
     Raises:
         DeepClusterError: no rows on any process, or rows of different width.
     """
-    if world.alone:
-        return Shard(world, rows.n, 0, rows.n)
-    told = torch.tensor([[rows.n, rows.dim]], device=processes.device())
-    counts, widths = world.gather(told).T.tolist()
+    if group.is_single:
+        return Shard(group, rows.n, 0, rows.n)
+    told = torch.tensor([[rows.n, rows.dim]], device=distributed.device())
+    counts, widths = group.gather(told).T.tolist()
     if len(set(widths)) > 1:
         raise DeepClusterError(
             f"The processes' {rows.name} have {' and '.join(str(width) for width in sorted(set(widths)))} columns; "
@@ -94,40 +94,40 @@ def shard_of(rows: Rows | Picked, world: World = ALONE) -> Shard:
         )
     if sum(counts) == 0:
         raise DeepClusterError(f"The {rows.name} of all processes are empty; give at least one row.")
-    return Shard(world, rows.n, sum(counts[: world.rank]), sum(counts))
+    return Shard(group, rows.n, sum(counts[: group.rank]), sum(counts))
 
 
-def agreed(world: World, work: Callable[[], T]) -> T:
+def agreed(group: ProcessGroup, work: Callable[[], T]) -> T:
     """What `work()` gives. Its error on one process, the first of them, is raised on all, so that none waits for it."""
-    if world.alone:
+    if group.is_single:
         return work()
     failed: DeepClusterError | None = None
     try:
         result = work()
     except DeepClusterError as error:
         failed = error
-    device = processes.device()
-    who = int(world.max_(torch.tensor([world.size - world.rank if failed else 0], device=device)))
+    device = distributed.device()
+    who = int(group.max_(torch.tensor([group.size - group.rank if failed else 0], device=device)))
     if who == 0:
         return result
-    source = world.size - who
+    source = group.size - who
     said = torch.tensor(list(str(failed or "").encode()), dtype=torch.uint8, device=device)
-    length = int(world.copy_(torch.tensor([len(said)], device=device), source))
-    told = said if world.rank == source else torch.zeros(length, dtype=torch.uint8, device=device)
-    raise DeepClusterError(bytes(world.copy_(told, source).tolist()).decode())
+    length = int(group.broadcast_(torch.tensor([len(said)], device=device), source))
+    told = said if group.rank == source else torch.zeros(length, dtype=torch.uint8, device=device)
+    raise DeepClusterError(bytes(group.broadcast_(told, source).tolist()).decode())
 
 
-def common_seed(world: World, seed: int) -> int:
+def common_seed(group: ProcessGroup, seed: int) -> int:
     """The first process's `seed`, below 2^63, on all."""
-    if world.alone:
+    if group.is_single:
         return seed
-    return int(world.copy_(torch.tensor([seed], device=processes.device())))
+    return int(group.broadcast_(torch.tensor([seed], device=distributed.device())))
 
 
-def _told(world: World, values: Tensor, how: Callable[[Tensor], Tensor]) -> Tensor:
-    if world.alone:
+def _told(group: ProcessGroup, values: Tensor, how: Callable[[Tensor], Tensor]) -> Tensor:
+    if group.is_single:
         return values
-    where = processes.device()
+    where = distributed.device()
     if values.device.type == where.type and values.is_contiguous():
         return how(values)
     return values.copy_(how(values.to(where).contiguous()))

@@ -11,7 +11,7 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from deepcluster.records import DeepClusterError
+from deepcluster.errors import DeepClusterError
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class DeepClusterParams:
     """Head centroids: cosines are divided by this."""
     clusterings: int = 1
     """Several k-means with different draws at once, each with its own classifier; the first one is reported."""
-    averaging: float = 0.0
+    ema_decay: float = 0.0
     """Features to cluster come from the running average of the weights with this decay, a calmer network; 0 = off."""
     head_lr: float | None = None
     """Learning rate of the classifier's own optimizer; none = the backbone's."""
@@ -237,7 +237,7 @@ class TrainRun:
     processes: int = 1
     """Processes on this machine that share the work, such as one per GPU, with the results of one; where torchrun or
     SLURM starts them, their number comes from there."""
-    whole_batch_norm: bool = True
+    sync_batchnorm: bool = True
     """Several processes: batch-norm's statistics are those of the whole batch, as in one process, or else of each
     process's own part, which saves messages."""
     compile: bool = False

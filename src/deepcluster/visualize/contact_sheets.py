@@ -14,7 +14,7 @@ import numpy as np
 
 from deepcluster.data.cache import load_pixels
 from deepcluster.engine.subject import short_side
-from deepcluster.records import BadImage, DeepClusterError
+from deepcluster.errors import BadImage, DeepClusterError
 from deepcluster.visualize import style
 from deepcluster.visualize.grid import grid, thumbnail
 from deepcluster.visualize.groups import same_length
@@ -22,7 +22,7 @@ from deepcluster.visualize.page import line
 
 if TYPE_CHECKING:
     from deepcluster.data.sources import ImageSource
-    from deepcluster.engine.runs import Run
+    from deepcluster.engine.run import Run
     from deepcluster.visualize.groups import Groups
 
 Read = Callable[[int], "np.ndarray | None"]

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from deepcluster.records import DeepClusterError
+from deepcluster.errors import DeepClusterError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,14 +23,14 @@ if TYPE_CHECKING:
 ALIGN = 1024
 """Shares of a table begin at multiples of so many rows, so that blocks of rows, and with them every rounding, are the
 same for any number of processes."""
-PATIENCE = timedelta(days=7)
+TIMEOUT = timedelta(days=7)
 """How long processes wait for one that works alone, such as the one that decodes images for all of a machine."""
 MESSAGE = 32 << 20
 """Bytes of gradients that are summed over processes at once."""
 
 
 @dataclass(frozen=True)
-class World:
+class ProcessGroup:
     """`size` processes, of which this is number `rank`.
 
     Every method but `share` must be called by all processes, in the same order.
@@ -41,20 +41,20 @@ class World:
     control: Any = field(default=None, compare=False, repr=False)
     """The torch.distributed group that carries questions of one number; None = the one that carries everything."""
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> World:
+    def __deepcopy__(self, memo: dict[int, Any]) -> ProcessGroup:
         return self  # what knows of the processes may be copied, they may not
 
     @property
-    def alone(self) -> bool:
+    def is_single(self) -> bool:
         """Whether there is one process only."""
         return self.size == 1
 
     @property
-    def first(self) -> bool:
+    def is_first(self) -> bool:
         """Whether this is the process that writes files and speaks."""
         return self.rank == 0
 
-    def share(self, count: int, multiple: int = ALIGN) -> tuple[int, int]:
+    def row_range(self, count: int, multiple: int = ALIGN) -> tuple[int, int]:
         """First and past-the-last of the rows 0..count-1 that are this process's.
 
         The shares of all processes follow each other, cover every row once, differ by at most `multiple`, and begin at
@@ -74,7 +74,7 @@ class World:
         return self._reduce(values, "MAX")
 
     def _reduce(self, values: Tensor, how: str) -> Tensor:
-        if not self.alone:
+        if not self.is_single:
             import torch.distributed as dist
 
             told = values.to(device()).contiguous()
@@ -83,9 +83,9 @@ class World:
                 values.copy_(told)
         return values
 
-    def copy_(self, values: Tensor, source: int = 0) -> Tensor:
+    def broadcast_(self, values: Tensor, source: int = 0) -> Tensor:
         """`values` of any shape, in place: those of process `source`."""
-        if not self.alone:
+        if not self.is_single:
             import torch.distributed as dist
 
             told = values.to(device()).contiguous()
@@ -96,13 +96,13 @@ class World:
 
     def gather(self, rows: Tensor) -> Tensor:
         """(sum of M, ...) the (M, ...) `rows` of all processes one after another; M may differ, also be 0."""
-        if self.alone:
+        if self.is_single:
             return rows
-        return self._gather(rows, self.lengths(len(rows)))
+        return self._gather(rows, self.row_counts(len(rows)))
 
-    def gather_alike(self, rows: Tensor) -> Tensor:
+    def gather_equal(self, rows: Tensor) -> Tensor:
         """`gather` of as many rows from each process, which need not be asked how many."""
-        return rows if self.alone else self._gather(rows, [len(rows)] * self.size)
+        return rows if self.is_single else self._gather(rows, [len(rows)] * self.size)
 
     def _gather(self, rows: Tensor, lengths: Sequence[int]) -> Tensor:
         import torch
@@ -114,9 +114,9 @@ class World:
         dist.all_gather(parts, padded)
         return torch.cat([part[:length] for part, length in zip(parts, lengths, strict=True)]).to(rows.device)
 
-    def lengths(self, count: int) -> list[int]:
+    def row_counts(self, count: int) -> list[int]:
         """The `count` of every process, by rank."""
-        if self.alone:
+        if self.is_single:
             return [count]
         import torch
 
@@ -124,26 +124,26 @@ class World:
         counts[self.rank] = count
         return self.sum_(counts).tolist()
 
-    def take(self, rows: Tensor, index: Tensor) -> Tensor:
+    def gather_rows(self, rows: Tensor, index: Tensor) -> Tensor:
         """(len(index), ...) rows at positions `index` of the table that the (M, ...) `rows` of all make together."""
         index = index.to(rows.device)
-        if self.alone:
+        if self.is_single:
             return rows[index]
-        own = index - sum(self.lengths(len(rows))[: self.rank])
+        own = index - sum(self.row_counts(len(rows))[: self.rank])
         mine = (own >= 0) & (own < len(rows))
-        return self.known(rows[own[mine]], mine)
+        return self.combine_rows(rows[own[mine]], mine)
 
-    def part(self, whole: Tensor, count: int) -> Tensor:
+    def local_rows(self, whole: Tensor, count: int) -> Tensor:
         """The `count` rows of this process out of the (N, ...) rows of all, which follow each other."""
-        first = sum(self.lengths(count)[: self.rank])
+        first = sum(self.row_counts(count)[: self.rank])
         return whole[first : first + count]
 
-    def known(self, rows: Tensor, mine: Tensor) -> Tensor:
+    def combine_rows(self, rows: Tensor, mine: Tensor) -> Tensor:
         """(M, ...) rows of which each process knows some: `rows` are those where `mine` (M,) bool is true.
 
         Each row must be known to exactly one process.
         """
-        if self.alone:
+        if self.is_single:
             return rows
         whole = rows.new_zeros((len(mine), *rows.shape[1:]))
         whole[mine] = rows
@@ -154,14 +154,14 @@ class World:
         add up to the mean, and so do their gradients."""
         if weight is not None:
             whole = self.sum_(weight.sum())
-            return (weight * values).sum() / (whole if self.alone else whole.clamp(min=1e-12))
-        if self.alone:
+            return (weight * values).sum() / (whole if self.is_single else whole.clamp(min=1e-12))
+        if self.is_single:
             return values.mean()
         return values.sum() / self.sum_(values.new_tensor(len(values))).clamp(min=1)
 
-    def sum_all_(self, tensors: Sequence[Tensor]) -> None:
+    def sum_many_(self, tensors: Sequence[Tensor]) -> None:
         """Each of `tensors`, in place: the sum over all processes; a few large messages in place of many small."""
-        if self.alone or not tensors:
+        if self.is_single or not tensors:
             return
         import torch
         import torch.distributed as dist
@@ -182,15 +182,15 @@ class World:
 
     def gather_array(self, rows: np.ndarray) -> np.ndarray:
         """`gather` for arrays."""
-        if self.alone:
+        if self.is_single:
             return rows
         import torch
 
         return self.gather(torch.from_numpy(np.ascontiguousarray(rows))).numpy()
 
-    def gather_texts(self, text: str) -> list[str]:
+    def gather_strings(self, text: str) -> list[str]:
         """The `text` of every process, by rank."""
-        if self.alone:
+        if self.is_single:
             return [text]
         import torch
 
@@ -203,7 +203,7 @@ class World:
 
     def any_of(self, *flags: bool) -> list[bool]:
         """For each of `flags`, whether it is true on any process; one message for all of them."""
-        if self.alone:
+        if self.is_single:
             return list(flags)
         import torch
         import torch.distributed as dist
@@ -213,19 +213,19 @@ class World:
         dist.all_reduce(asked, dist.ReduceOp.MAX, group=self.control)
         return [bool(flag) for flag in asked.tolist()]
 
-    def wait(self) -> None:
+    def barrier(self) -> None:
         """Until all processes are here."""
         self.any(False)
 
     @contextmanager
-    def together(self) -> Iterator[None]:
+    def collective_section(self) -> Iterator[None]:
         """Inside, every process does its part, or the first one alone; where one fails, all of them end with its
         sentence, and none waits for it.
 
         Raises:
             DeepClusterError: the first sentence of another process.
         """
-        if self.alone:
+        if self.is_single:
             yield
             return
         failed: Exception | None = None
@@ -235,47 +235,47 @@ class World:
             failed = error
         kind = isinstance(failed, (DeepClusterError, OSError))
         said = "" if failed is None else str(failed) if kind else f"{type(failed).__name__}: {failed}"
-        others = [text for text in self.gather_texts(said) if text]
+        others = [text for text in self.gather_strings(said) if text]
         if failed is not None:
             raise failed
         if others:
             raise DeepClusterError(others[0])
 
-    def whole(self, index: Tensor, rows: Tensor, count: int) -> Tensor | None:
+    def gather_to_first(self, index: Tensor, rows: Tensor, count: int) -> Tensor | None:
         """(count, ...) rows at `index` (M,) of all processes, on the CPU of the first one; None on the others."""
         import torch
 
-        if self.alone:
+        if self.is_single:
             return torch.zeros((count, *rows.shape[1:]), dtype=rows.dtype).index_copy_(0, index.cpu(), rows.cpu())
-        table = torch.zeros((count, *rows.shape[1:]), dtype=rows.dtype) if self.first else None
-        for places, part in self.rounds(index, rows):
+        table = torch.zeros((count, *rows.shape[1:]), dtype=rows.dtype) if self.is_first else None
+        for places, part in self.gather_in_blocks(index, rows):
             if table is not None:
                 table[places.cpu()] = part.cpu()
         return table
 
-    def rounds(self, index: Tensor, rows: Tensor, block: int = 8192) -> Iterator[tuple[Tensor, Tensor]]:
+    def gather_in_blocks(self, index: Tensor, rows: Tensor, block: int = 8192) -> Iterator[tuple[Tensor, Tensor]]:
         """(m,) `index` and (m, ...) `rows` of all processes, at most `block` of each process at a time, so that a
         table that is too large for one process can be divided in another way."""
-        for start in range(0, max(self.lengths(len(rows))), block):
+        for start in range(0, max(self.row_counts(len(rows))), block):
             yield self.gather(index[start : start + block]), self.gather(rows[start : start + block])
 
 
-ALONE = World()
+SINGLE = ProcessGroup()
 
 
-def current() -> World:
+def current() -> ProcessGroup:
     """The processes that torch.distributed knows of. All of them must ask together."""
     import torch.distributed as dist
 
     if not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1:
-        return ALONE
+        return SINGLE
     # A question over NCCL would wait for all the work that the GPU still has to do.
     # It is waited for as long as the first process may take over something that it does alone.
-    control = dist.new_group(backend="gloo", timeout=PATIENCE) if dist.get_backend() == "nccl" else None
-    return World(dist.get_rank(), dist.get_world_size(), control)
+    control = dist.new_group(backend="gloo", timeout=TIMEOUT) if dist.get_backend() == "nccl" else None
+    return ProcessGroup(dist.get_rank(), dist.get_world_size(), control)
 
 
-def secondary() -> bool:
+def is_secondary_process() -> bool:
     """Whether a launcher started this process beside the one that writes and speaks, before it has joined them."""
     variables = os.environ
     if "RANK" in variables:  # torchrun

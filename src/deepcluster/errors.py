@@ -1,0 +1,18 @@
+"""Errors that are meant to be read: each is one sentence that says what is wrong, where, and what to do."""
+
+from __future__ import annotations
+
+
+class DeepClusterError(Exception):
+    """A mistake a user can mend: one sentence that says what is wrong, where, and what to do.
+
+    The command line prints the sentence and ends with exit status 2, without a traceback.
+    """
+
+
+class BadImage(Exception):
+    """One image that cannot be decoded; `str(error)` is the reason, written to `bad_images.csv`."""
+
+
+class Interrupted(Exception):
+    """Ctrl-C or SIGTERM was noticed between two batches; whoever holds state saves it and passes this on."""
