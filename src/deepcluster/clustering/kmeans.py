@@ -68,8 +68,8 @@ class KMeans(Clusterer):
             process 0 come first, and a process may have none. Centroids, inertia and objectives are then those
             of the whole table and the same on every process, `labels_` are those of the process's own rows, and
             `predict` and `transform` concern nobody else. Where shares begin at multiples of 1,024 rows, as
-            `ProcessGroup.row_range` cuts them, the result does not depend on the number of processes, to the last bit on
-            CPUs.
+            `ProcessGroup.row_range` cuts them, the result does not depend on the number of processes, to the last bit
+            on CPUs.
 
     Attributes:
         cluster_centers_: (K, D) float32.
