@@ -27,9 +27,9 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
-from deepcluster.group import ProcessGroup
 
 from deepcluster.config import override
+from deepcluster.distributed import ProcessGroup
 from deepcluster.plan.constants import Constants, load, save
 from deepcluster.plan.job import Job, job_of
 from deepcluster.plan.measure import made_up, measure, resident

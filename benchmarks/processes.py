@@ -24,9 +24,9 @@ import numpy as np
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from deepcluster.group import ProcessGroup
 
 from deepcluster.clustering import HierarchicalKMeans, KMeans, Whitening
+from deepcluster.distributed import ProcessGroup
 
 STAGES = ("whitening and k-means", "hierarchical k-means")
 

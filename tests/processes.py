@@ -13,7 +13,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from deepcluster.group import ProcessGroup
+
+from deepcluster.distributed import ProcessGroup
 
 LOADED = ["deepcluster.engine.train", "deepcluster.clustering", "pytest", "sklearn.cluster", "torch.utils.tensorboard"]
 

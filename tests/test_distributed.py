@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from deepcluster.group import SINGLE, ProcessGroup, current
 from hypothesis import given
 from hypothesis import strategies as st
 
+from deepcluster.distributed import SINGLE, ProcessGroup, current
 from processes import together
 
 

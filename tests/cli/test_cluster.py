@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from deepcluster.group import ProcessGroup
 
 from deepcluster.cli.main import main
 from deepcluster.clustering import PIC, HierarchicalKMeans, Whitening
+from deepcluster.distributed import ProcessGroup
 from processes import together
 
 

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from deepcluster.group import SINGLE, ProcessGroup
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -18,6 +17,7 @@ from deepcluster.clustering.init import distinct
 from deepcluster.clustering.kmeans import KMeans
 from deepcluster.clustering.lloyd import Points
 from deepcluster.clustering.whitening import Whitening
+from deepcluster.distributed import SINGLE, ProcessGroup
 from deepcluster.errors import DeepClusterError
 from processes import together
 

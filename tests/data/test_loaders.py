@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from deepcluster.group import ProcessGroup
 from PIL import Image
 
 from deepcluster.data import decode_pool as streaming
@@ -18,6 +17,7 @@ from deepcluster.data.cache import Pixels, StreamedPixels, load_pixels
 from deepcluster.data.loaders import Loader
 from deepcluster.data.sources import open_images
 from deepcluster.data.views import Views
+from deepcluster.distributed import ProcessGroup
 from deepcluster.types import Batch
 
 VIEWS = Views(size=12, count=2, brightness=0.4, hue=0.1, gray=0.2)

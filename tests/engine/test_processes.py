@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from deepcluster.group import ProcessGroup
 from PIL import Image
 
 import deepcluster as dc
 from deepcluster.clustering.pic import PIC
 from deepcluster.config import TrainRun, override
 from deepcluster.data.sources import open_images
+from deepcluster.distributed import ProcessGroup
 from deepcluster.engine import checkpoint, train
 from deepcluster.engine.log import Screen
 from deepcluster.errors import DeepClusterError, Interrupted

@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from deepcluster.group import ProcessGroup
 
 from deepcluster.clustering.whitening import Whitening
 from deepcluster.data.cache import load_pixels
 from deepcluster.data.sources import open_images
+from deepcluster.distributed import ProcessGroup
 from deepcluster.engine.model import Model
 from deepcluster.engine.run import load_subject
 from deepcluster.engine.subject import Subject

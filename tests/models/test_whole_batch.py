@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from deepcluster.group import ProcessGroup
 from torch import Tensor, nn
 
+from deepcluster.distributed import ProcessGroup
 from deepcluster.models.sync_batchnorm import Part, convert_sync_batchnorm, revert_sync_batchnorm
 from processes import together
 

@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from deepcluster.group import ProcessGroup
 from torch.utils.flop_counter import FlopCounterMode
 
 from deepcluster.cli.main import main
 from deepcluster.clustering.kmeans import KMeans
 from deepcluster.clustering.whitening import Whitening
 from deepcluster.config import TrainRun, override
+from deepcluster.distributed import ProcessGroup
 from deepcluster.engine import train
 from deepcluster.engine.build import build_method, draw_backbone
 from deepcluster.engine.log import Screen

@@ -12,8 +12,8 @@ from tyro.conf import Positional, arg
 from deepcluster.cli.parse import parse
 from deepcluster.cli.processes import several_processes
 from deepcluster.data.sources import must_exist
+from deepcluster.distributed import ProcessGroup
 from deepcluster.errors import DeepClusterError
-from deepcluster.group import ProcessGroup
 
 
 @dataclass(frozen=True)

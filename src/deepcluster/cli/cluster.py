@@ -16,8 +16,8 @@ from tyro.conf import Positional
 
 from deepcluster.cli.parse import parse
 from deepcluster.cli.processes import several_processes
+from deepcluster.distributed import SINGLE, ProcessGroup
 from deepcluster.errors import DeepClusterError
-from deepcluster.group import SINGLE, ProcessGroup
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from deepcluster.cli.parse import parse
 from deepcluster.cli.processes import several_processes
 from deepcluster.config import nearest
 from deepcluster.data.sources import must_exist
+from deepcluster.distributed import ProcessGroup
 from deepcluster.errors import DeepClusterError
-from deepcluster.group import ProcessGroup
 
 PROTOCOLS = {
     "clusters": "Clusters",

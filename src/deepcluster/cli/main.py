@@ -9,8 +9,8 @@ import sys
 from importlib import import_module
 
 from deepcluster.config import nearest
+from deepcluster.distributed import is_secondary_process
 from deepcluster.errors import DeepClusterError, Interrupted
-from deepcluster.group import is_secondary_process
 
 COMMANDS = {
     "train": "train a preset on your images, or go on with a run: train PRESET --data S --out RUN",

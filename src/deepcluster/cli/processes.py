@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from deepcluster.group import SINGLE, ProcessGroup, current
+from deepcluster.distributed import SINGLE, ProcessGroup, current
 
 
 @contextmanager

@@ -16,8 +16,8 @@ from tyro.conf import arg
 from deepcluster.cli.parse import parse
 from deepcluster.config import TrainRun
 from deepcluster.data.sources import must_exist
+from deepcluster.distributed import is_secondary_process
 from deepcluster.errors import DeepClusterError, Interrupted
-from deepcluster.group import is_secondary_process
 
 if TYPE_CHECKING:
     from deepcluster.engine.log import Screen

@@ -24,8 +24,8 @@ from deepcluster.clustering.lloyd import Points, assign, sizes_of, total_of
 from deepcluster.clustering.parallel import team
 from deepcluster.clustering.redistribute import Deal, room_for
 from deepcluster.clustering.row_partition import agreed, common_seed, shard_of
+from deepcluster.distributed import SINGLE, ProcessGroup
 from deepcluster.errors import DeepClusterError
-from deepcluster.group import SINGLE, ProcessGroup
 from deepcluster.random import seed_of
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from deepcluster.clustering.lloyd import Points
 from deepcluster.clustering.parallel import over_spans
-from deepcluster.group import ALIGN
+from deepcluster.distributed import ALIGN
 
 SHUFFLED = 1 << 24  # rows up to which all are shuffled for a draw of some
 DRAWN = 1 << 20  # random numbers held at once

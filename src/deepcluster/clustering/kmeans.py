@@ -31,8 +31,8 @@ from deepcluster.clustering.lloyd import (
 from deepcluster.clustering.nearest import Plain, Search
 from deepcluster.clustering.parallel import team
 from deepcluster.clustering.row_partition import agreed, common_seed, shard_of
+from deepcluster.distributed import SINGLE, ProcessGroup
 from deepcluster.errors import DeepClusterError
-from deepcluster.group import SINGLE, ProcessGroup
 from deepcluster.random import seeded
 
 SCREEN_FROM = 256  # clusters from which 8-bit products save more than they cost

@@ -19,8 +19,8 @@ from deepcluster.clustering.nearest import Nearest, Search
 from deepcluster.clustering.parallel import members, over_spans
 from deepcluster.clustering.row_partition import Shard, agreed, shard_of
 from deepcluster.clustering.whitening import normalize_rows
+from deepcluster.distributed import ALIGN
 from deepcluster.errors import DeepClusterError
-from deepcluster.group import ALIGN
 
 BLOCK_NUMBERS = 1 << 24  # numbers in a block (64 MiB)
 SUMMED = 512  # rows that are brought to float64 at a time: they stay in a core's own cache

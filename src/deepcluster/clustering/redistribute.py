@@ -18,7 +18,7 @@ from torch import Tensor
 
 from deepcluster import distributed
 from deepcluster.clustering.block_reader import BLOCK_BYTES, Rows, write_rows
-from deepcluster.group import ProcessGroup
+from deepcluster.distributed import ProcessGroup
 
 IN_MEMORY = 2 << 30  # bytes of a process's dealt rows beyond which they go to a file
 

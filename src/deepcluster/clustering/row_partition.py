@@ -15,8 +15,8 @@ from torch import Tensor
 
 from deepcluster import distributed
 from deepcluster.clustering.block_reader import Picked, Rows
+from deepcluster.distributed import SINGLE, ProcessGroup
 from deepcluster.errors import DeepClusterError
-from deepcluster.group import SINGLE, ProcessGroup
 
 T = TypeVar("T")
 

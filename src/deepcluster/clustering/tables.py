@@ -13,8 +13,8 @@ from deepcluster.clustering.block_reader import Rows
 from deepcluster.clustering.centers import group_means, own_distances
 from deepcluster.clustering.parallel import team
 from deepcluster.clustering.whitening import Whitening
+from deepcluster.distributed import SINGLE, ProcessGroup
 from deepcluster.errors import DeepClusterError
-from deepcluster.group import SINGLE, ProcessGroup
 
 
 def cluster_table(

@@ -18,7 +18,7 @@ from deepcluster.data.augment import augment, plain
 from deepcluster.data.cache import Pixels, StreamedPixels
 from deepcluster.data.decode_pool import stream
 from deepcluster.data.views import IMAGENET_MEAN, IMAGENET_STD, Views, draw
-from deepcluster.group import SINGLE, ProcessGroup
+from deepcluster.distributed import SINGLE, ProcessGroup
 from deepcluster.random import seeded
 from deepcluster.types import Batch
 

@@ -18,13 +18,13 @@ from deepcluster import config as settings
 from deepcluster.clustering.pic import PIC
 from deepcluster.config import DeepClusterParams, DeeperClusterParams, ODCParams, TrainRun
 from deepcluster.data.augment import Views
+from deepcluster.distributed import SINGLE, TIMEOUT, ProcessGroup
 from deepcluster.engine import checkpoint
 from deepcluster.engine.model import load_initial_weights
 from deepcluster.engine.optim import make_optimizer
 from deepcluster.engine.schedules import factor
 from deepcluster.engine.subject import pick_device
 from deepcluster.errors import DeepClusterError
-from deepcluster.group import SINGLE, TIMEOUT, ProcessGroup
 from deepcluster.methods.deepcluster import Clusterer, DeepCluster
 from deepcluster.methods.deepercluster import DeeperCluster
 from deepcluster.methods.method import Method

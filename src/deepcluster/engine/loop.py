@@ -21,6 +21,7 @@ from deepcluster.clustering.metrics import nmi, purity, size_stats
 from deepcluster.data.augment import Views
 from deepcluster.data.cache import Pixels
 from deepcluster.data.loaders import Loader
+from deepcluster.distributed import ProcessGroup
 from deepcluster.engine import checkpoint
 from deepcluster.engine.health import check_clusters, check_loss
 from deepcluster.engine.log import Metrics, Screen, line
@@ -28,7 +29,6 @@ from deepcluster.engine.optim import set_rate, step_all
 from deepcluster.engine.watch import Watch, best_of, knn_score
 from deepcluster.errors import DeepClusterError, Interrupted
 from deepcluster.features.extract import extract
-from deepcluster.group import ProcessGroup
 from deepcluster.methods.method import Features, Method
 from deepcluster.models.sync_batchnorm import Part, average_running_stats
 from deepcluster.random import seeded

@@ -16,9 +16,9 @@ from deepcluster.clustering.hierarchical import nearest_in_tree
 from deepcluster.clustering.kmeans import nearest_centroids
 from deepcluster.clustering.whitening import Whitening
 from deepcluster.data.cache import Pixels
+from deepcluster.distributed import SINGLE, ProcessGroup
 from deepcluster.errors import DeepClusterError
 from deepcluster.features.extract import extract
-from deepcluster.group import SINGLE, ProcessGroup
 from deepcluster.io import write_atomic
 from deepcluster.models.backbone import Backbone
 from deepcluster.models.export import load_backbone

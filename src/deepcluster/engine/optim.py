@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import nn
 
-from deepcluster.group import SINGLE, ProcessGroup
+from deepcluster.distributed import SINGLE, ProcessGroup
 
 
 def make_optimizer(

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from deepcluster.clustering.whitening import Whitening
 from deepcluster.data.sources import ImageSource, open_images
+from deepcluster.distributed import SINGLE, ProcessGroup
 from deepcluster.engine import checkpoint
 from deepcluster.engine.assignment import Assignment
 from deepcluster.engine.health import rotation_only
@@ -26,7 +27,6 @@ from deepcluster.engine.log import read_metrics
 from deepcluster.engine.model import MODEL, Model, file_model
 from deepcluster.engine.subject import CACHE_GB, RESULTS, Subject, pick_device
 from deepcluster.errors import DeepClusterError
-from deepcluster.group import SINGLE, ProcessGroup
 from deepcluster.models.backbone import Backbone
 from deepcluster.models.zoo import build_backbone
 

@@ -18,11 +18,11 @@ from deepcluster.data.cache import Pixels
 from deepcluster.data.files import Files
 from deepcluster.data.naming import is_hidden
 from deepcluster.data.sources import ImageSource
+from deepcluster.distributed import SINGLE, ProcessGroup
 from deepcluster.engine.log import Screen
 from deepcluster.engine.model import MODEL, Model
 from deepcluster.engine.run import read_config
 from deepcluster.errors import DeepClusterError
-from deepcluster.group import SINGLE, ProcessGroup
 from deepcluster.io import remove_leftovers, write_atomic, write_json, write_text
 from deepcluster.types import Clustering
 

@@ -17,9 +17,9 @@ import torch
 from deepcluster.clustering.whitening import Whitening
 from deepcluster.data.cache import Pixels, load_pixels
 from deepcluster.data.sources import ImageSource, open_images
+from deepcluster.distributed import SINGLE
 from deepcluster.engine.model import Model
 from deepcluster.errors import DeepClusterError
-from deepcluster.group import SINGLE
 from deepcluster.models.backbone import Backbone
 from deepcluster.models.zoo import build_backbone
 

@@ -17,6 +17,7 @@ from deepcluster import config as settings
 from deepcluster.config import TrainRun
 from deepcluster.data.cache import Pixels, load_pixels
 from deepcluster.data.sources import ImageSource, open_images
+from deepcluster.distributed import ProcessGroup, current
 from deepcluster.engine import checkpoint, run_folder
 from deepcluster.engine import run as runs
 from deepcluster.engine.build import (
@@ -40,7 +41,6 @@ from deepcluster.engine.subject import short_side
 from deepcluster.engine.watch import best_of, make_watch
 from deepcluster.errors import DeepClusterError
 from deepcluster.features.extract import agree_on_bad
-from deepcluster.group import ProcessGroup, current
 from deepcluster.io import write_json
 from deepcluster.methods.deepcluster import Clusterer, DeepCluster
 from deepcluster.methods.deepercluster import DeeperCluster

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from deepcluster.data.cache import Pixels, StoredPixels
 from deepcluster.data.loaders import Loader
 from deepcluster.data.views import Views
-from deepcluster.group import SINGLE, ProcessGroup
+from deepcluster.distributed import SINGLE, ProcessGroup
 from deepcluster.models.backbone import Backbone
 from deepcluster.models.sync_batchnorm import revert_sync_batchnorm
 from deepcluster.models.taps import read_taps

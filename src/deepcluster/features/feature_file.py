@@ -18,9 +18,9 @@ import numpy as np
 from torch import nn
 
 from deepcluster.data.cache import Pixels, window
+from deepcluster.distributed import SINGLE, ProcessGroup
 from deepcluster.errors import DeepClusterError
 from deepcluster.features.parts import ABOUT, FORMAT, VERSION, part_name, read_about
-from deepcluster.group import SINGLE, ProcessGroup
 from deepcluster.io import remove_leftovers, write_json
 
 #: Images described at a time; parts begin at multiples of it.

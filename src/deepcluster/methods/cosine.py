@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from deepcluster.group import SINGLE, ProcessGroup
+from deepcluster.distributed import SINGLE, ProcessGroup
 
 
 class CosineHead(nn.Module):

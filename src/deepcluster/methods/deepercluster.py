@@ -23,8 +23,8 @@ from torch import Tensor, nn
 from deepcluster.clustering.hierarchical import HierarchicalKMeans
 from deepcluster.clustering.whitening import Whitening
 from deepcluster.data.samplers import epoch_order
+from deepcluster.distributed import SINGLE, ProcessGroup
 from deepcluster.errors import DeepClusterError
-from deepcluster.group import SINGLE, ProcessGroup
 from deepcluster.methods.cosine import CosineHead, cluster_means
 from deepcluster.methods.method import ExtractFeatures, Method, check_ranges, scatter_to_dataset
 from deepcluster.models.backbone import Backbone

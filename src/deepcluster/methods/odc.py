@@ -26,8 +26,8 @@ from deepcluster.clustering.cluster_index import Members
 from deepcluster.clustering.kmeans import KMeans
 from deepcluster.clustering.whitening import Whitening
 from deepcluster.data.samplers import epoch_order
+from deepcluster.distributed import ProcessGroup
 from deepcluster.errors import DeepClusterError
-from deepcluster.group import ProcessGroup
 from deepcluster.methods.method import ExtractFeatures, Method, check_ranges
 from deepcluster.models.backbone import Backbone
 from deepcluster.models.heads import ClusterHead

@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from deepcluster.distributed import ProcessGroup
 from deepcluster.errors import DeepClusterError
-from deepcluster.group import ProcessGroup
 
 
 @dataclass

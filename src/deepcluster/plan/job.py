@@ -9,10 +9,10 @@ from typing import Any
 
 from deepcluster.config import DeepClusterParams, DeeperClusterParams, ODCParams, TrainRun
 from deepcluster.data.cache import SMALL
+from deepcluster.distributed import ProcessGroup
 from deepcluster.engine.build import check, draw_backbone
 from deepcluster.engine.subject import short_side
 from deepcluster.errors import DeepClusterError
-from deepcluster.group import ProcessGroup
 from deepcluster.plan.network import Network, look
 
 GIGA = 10**9

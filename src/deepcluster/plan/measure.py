@@ -34,12 +34,12 @@ from deepcluster.data.loaders import Loader
 from deepcluster.data.samplers import epoch_order
 from deepcluster.data.sources import open_images
 from deepcluster.data.views import Views
+from deepcluster.distributed import ProcessGroup
 from deepcluster.engine.build import draw_backbone, make_fabric, views_of
 from deepcluster.engine.optim import make_optimizer
 from deepcluster.engine.subject import pick_device
 from deepcluster.errors import DeepClusterError
 from deepcluster.features.extract import folded
-from deepcluster.group import ProcessGroup
 from deepcluster.models.backbone import Backbone
 from deepcluster.plan.constants import Constants, NetworkSpeed, Rounds, Search, assumed, load
 from deepcluster.plan.network import Network, look

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 
 from deepcluster.clustering.kmeans import SCREEN_FROM
 from deepcluster.clustering.whitening import EXACT_DIM
+from deepcluster.distributed import MESSAGE
 from deepcluster.features.extract import IN_MEMORY
-from deepcluster.group import MESSAGE
 from deepcluster.plan.constants import Constants, worth
 from deepcluster.plan.job import Job
 from deepcluster.plan.memory import (
