@@ -16,7 +16,7 @@ from processes import together
 
 @given(st.integers(0, 10_000), st.integers(1, 9), st.sampled_from([1, 7, 1024]))
 def test_shares_cover_every_row_once(count: int, size: int, multiple: int) -> None:
-    shares = [ProcessGroup(rank, size).share(count, multiple) for rank in range(size)]
+    shares = [ProcessGroup(rank, size).row_range(count, multiple) for rank in range(size)]
     assert [row for first, last in shares for row in range(first, last)] == list(range(count))
     assert all(first % multiple == 0 or first == count for first, _ in shares)
     whole = [-(-(last - first) // multiple) for first, last in shares]

@@ -42,7 +42,7 @@ class Deal:
             counts = group.gather(torch.tensor([picked], device=distributed.device())).tolist()
         self.total = sum(counts)
         self.held = [(sum(counts[:rank]), sum(counts[: rank + 1])) for rank in range(group.size)]
-        self.shares = [ProcessGroup(rank, group.size).share(self.total) for rank in range(group.size)]
+        self.shares = [ProcessGroup(rank, group.size).row_range(self.total) for rank in range(group.size)]
         first, last = self.shares[group.rank]
         self.n = last - first
 

@@ -128,7 +128,7 @@ def extract(
 
 def _batches_of_all(group: ProcessGroup, count: int, batch_size: int) -> int:
     """Batches that every process has of its share of `count` images."""
-    shares = [ProcessGroup(rank, group.size).share(count) for rank in range(group.size)]
+    shares = [ProcessGroup(rank, group.size).row_range(count) for rank in range(group.size)]
     return min(-(-(last - first) // batch_size) for first, last in shares)
 
 

@@ -82,7 +82,7 @@ class Job:
     @property
     def share(self) -> int:
         """Images whose features are one process's: of the first, which has the most."""
-        return ProcessGroup(0, self.processes).share(self.images)[1]
+        return ProcessGroup(0, self.processes).row_range(self.images)[1]
 
     @property
     def part(self) -> int:
