@@ -26,13 +26,14 @@ from deepcluster.data.views import Views
 from deepcluster.engine import checkpoint
 from deepcluster.engine.run import load_run
 from deepcluster.errors import DeepClusterError
-from deepcluster.evaluate import agreement, doctor
-from deepcluster.evaluate.agreement import Agreement
-from deepcluster.evaluate.diagnosis import Diagnosis, diagnose
-from deepcluster.evaluate.doctor import CHECKS, examine
-from deepcluster.evaluate.finding import SEVERITIES
-from deepcluster.evaluate.how_many import effective, how_many, suggested_k
-from deepcluster.evaluate.vitals import Facts, read_facts
+from deepcluster.evaluate.doctor import examine as doctor
+from deepcluster.evaluate.doctor import view_agreement as agreement
+from deepcluster.evaluate.doctor.collect import RunDiagnostics, collect
+from deepcluster.evaluate.doctor.diagnosis import Diagnosis, diagnose
+from deepcluster.evaluate.doctor.examine import CHECKS, examine
+from deepcluster.evaluate.doctor.findings import SEVERITIES
+from deepcluster.evaluate.doctor.number_of_clusters import effective, how_many, suggested_k
+from deepcluster.evaluate.doctor.view_agreement import Agreement
 
 EPOCHS, K, N = 9, 20, 1797
 SAMPLE = 128
@@ -51,8 +52,8 @@ def healthy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def facts(healthy: Path) -> Facts:
-    return read_facts(load_run(healthy, "cpu"), sample=SAMPLE)
+def facts(healthy: Path) -> RunDiagnostics:
+    return collect(load_run(healthy, "cpu"), sample=SAMPLE)
 
 
 @pytest.fixture(scope="module")
@@ -239,7 +240,7 @@ def test_every_check_has_a_trigger() -> None:
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
-def test_silent_on_a_healthy_run(check: Callable[[Facts], Any], facts: Facts) -> None:
+def test_silent_on_a_healthy_run(check: Callable[[RunDiagnostics], Any], facts: RunDiagnostics) -> None:
     found = check(facts)
     assert found is None or found.severity == "ok", found
 
@@ -293,7 +294,7 @@ THRESHOLDS: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
 
 
 @pytest.mark.parametrize(("name", "well", "ill"), THRESHOLDS)
-def test_thresholds(name: str, well: dict[str, Any], ill: dict[str, Any], facts: Facts) -> None:
+def test_thresholds(name: str, well: dict[str, Any], ill: dict[str, Any], facts: RunDiagnostics) -> None:
     check = getattr(doctor, name)
     assert check(dataclasses.replace(facts, **well)) is None
     assert check(dataclasses.replace(facts, **ill)) is not None
@@ -313,7 +314,7 @@ SEEN = Agreement(images=512, kept=0.6, chance=0.05, passed=0.05, gray_kept=0.9, 
         ("color_reliance", {"gray_kept": 0.3, "kept": 0.2}, {"gray_kept": 0.3, "kept": 0.4}),
     ],
 )
-def test_thresholds_of_views(name: str, well: dict[str, float], ill: dict[str, float], facts: Facts) -> None:
+def test_thresholds_of_views(name: str, well: dict[str, float], ill: dict[str, float], facts: RunDiagnostics) -> None:
     check = getattr(doctor, name)
     assert check(dataclasses.replace(facts, agreement=dataclasses.replace(SEEN, **well))) is None
     assert check(dataclasses.replace(facts, agreement=dataclasses.replace(SEEN, **ill))) is not None
@@ -336,7 +337,7 @@ def test_thresholds_of_views(name: str, well: dict[str, float], ill: dict[str, f
         ("reassigned", {"reassigned": [0.49] * 6}, {"reassigned": [0.51] * 6}),
     ],
 )  # fmt: skip
-def test_thresholds_of_curves(name: str, well: dict[str, list], ill: dict[str, list], facts: Facts) -> None:
+def test_thresholds_of_curves(name: str, well: dict[str, list], ill: dict[str, list], facts: RunDiagnostics) -> None:
     check = getattr(doctor, name)
     for curves, speaks in ((well, False), (ill, True)):
         ((column, values),) = curves.items()
@@ -344,7 +345,7 @@ def test_thresholds_of_curves(name: str, well: dict[str, list], ill: dict[str, l
         assert (check(dataclasses.replace(facts, rows=lines)) is not None) is speaks
 
 
-def test_chance_agreement_is_that_of_random_clusters(facts: Facts) -> None:
+def test_chance_agreement_is_that_of_random_clusters(facts: RunDiagnostics) -> None:
     """The smaller the clusters, the higher the NMI of two clusterings that have nothing in common."""
     from sklearn.metrics import normalized_mutual_info_score
 
@@ -360,14 +361,14 @@ def test_chance_agreement_is_that_of_random_clusters(facts: Facts) -> None:
         assert (told is not None) is speaks
 
 
-def test_small_clusters_may_trade_images(facts: Facts) -> None:
+def test_small_clusters_may_trade_images(facts: RunDiagnostics) -> None:
     lines = [{"epoch": epoch, "reassigned": 0.6} for epoch in range(6)]
     for sizes, severity in ((np.full(17, 105), "warning"), (np.full(20, 89), "note")):
         found = doctor.reassigned(dataclasses.replace(facts, rows=lines, sizes=sizes))
         assert found is not None and found.severity == severity
 
 
-def test_a_stuck_loss_blames_the_rate_only_when_it_is_small(facts: Facts) -> None:
+def test_a_stuck_loss_blames_the_rate_only_when_it_is_small(facts: RunDiagnostics) -> None:
     lines = [{"epoch": epoch, "loss": LN_K} for epoch in range(4)]
 
     def change(**values: Any) -> str:
@@ -429,7 +430,7 @@ def test_constant_features_are_counted_as_dead(healthy: Path, tmp_path: Path) ->
     features[:, ::4] = 3.0
     shutil.copytree(healthy, tmp_path / "run")
     model(tmp_path / "run", "whitening.components", lambda _: Whitening(32).fit(features).components)
-    found = read_facts(load_run(tmp_path / "run", "cpu"), sample=0)
+    found = collect(load_run(tmp_path / "run", "cpu"), sample=0)
     assert (found.features_dead, found.features, found.directions_alive) == (32, 128, 32)
 
 
@@ -445,7 +446,7 @@ def test_twins_are_counted_as_brute_force_counts_them(healthy: Path, tmp_path: P
     for pair in zip(assignment[3:].tolist(), distance[3:].tolist(), strict=True):
         twins += pair in seen
         seen.add(pair)
-    found = read_facts(load_run(tmp_path / "run", "cpu"), sample=0)
+    found = collect(load_run(tmp_path / "run", "cpu"), sample=0)
     assert found.twins == twins > 10
     assert found.sizes is not None and found.sizes.sum() == N - 3
 
@@ -551,7 +552,7 @@ def test_advice_fits_the_method(values: dict | None, name: str, healthy: Path, t
         config = json.loads((run / "run.json").read_text())
         odc = settings.as_dict(settings.TrainRun(epochs=config["settings"]["epochs"], method=settings.ODCParams(k=20)))
         (run / "run.json").write_text(json.dumps(config | {"settings": odc}))
-    facts = read_facts(load_run(run, "cpu"), sample=0)
+    facts = collect(load_run(run, "cpu"), sample=0)
     chosen = settings.from_dict(dict(facts.settings))
     known = {f"--{option.replace('_', '-')}" for option in settings.names(chosen)}
     if values is not None:
@@ -620,23 +621,23 @@ def test_the_run_is_left_as_it_was(healthy: Path) -> None:
     ],
 )
 def test_suggested_k(images: int, classes: int | None, k: int) -> None:
-    facts = Facts("run", {}, images, classes=classes)
+    facts = RunDiagnostics("run", {}, images, classes=classes)
     assert suggested_k(facts) == k
     assert f"--method.k {k}" in how_many(facts)
 
 
 def test_how_many_judges_the_runs_own_number() -> None:
     def said(sizes: list[int], classes: int | None) -> str:
-        return how_many(Facts("run", {}, sum(sizes), classes=classes, sizes=np.array(sizes)))
+        return how_many(RunDiagnostics("run", {}, sum(sizes), classes=classes, sizes=np.array(sizes)))
 
     assert said([100] * 100, 10).endswith("a good number.")
     assert said([500] * 20, 10).endswith("it can work.")
     assert said([1000] * 10, 10).endswith("change it.")
     assert said([3] * 900, None).endswith("change it.")
-    assert how_many(Facts("run", {}, 0)) == "How many clusters cannot be said without images."
+    assert how_many(RunDiagnostics("run", {}, 0)) == "How many clusters cannot be said without images."
 
 
-def test_worst_comes_first_and_is_what_to_try(facts: Facts) -> None:
+def test_worst_comes_first_and_is_what_to_try(facts: RunDiagnostics) -> None:
     lines = [{"epoch": epoch, "loss": LN_K} for epoch in range(3)]
     found = examine(dataclasses.replace(facts, rows=lines, bad=100, sizes=np.full(500, 3)))
     order = [SEVERITIES.index(finding.severity) for finding in found]

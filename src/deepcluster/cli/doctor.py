@@ -34,7 +34,7 @@ def command(arguments: list[str]) -> None:
     must_exist(chosen.source)
     from deepcluster.engine.log import Screen
     from deepcluster.engine.run import load_run
-    from deepcluster.evaluate.diagnosis import diagnose
+    from deepcluster.evaluate.doctor.diagnosis import diagnose
 
     screen = Screen(stderr=chosen.json)
     run = load_run(chosen.run, chosen.device)

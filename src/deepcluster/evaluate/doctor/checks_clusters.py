@@ -5,12 +5,12 @@ from __future__ import annotations
 import shlex
 
 from deepcluster.engine.health import swallows
-from deepcluster.evaluate.finding import Finding, ask_for, clusters, has, rate, report, rounded, ways_out
-from deepcluster.evaluate.how_many import LEAST_IMAGES, NO_GROUP, effective, suggested_k
-from deepcluster.evaluate.vitals import Facts
+from deepcluster.evaluate.doctor.collect import RunDiagnostics
+from deepcluster.evaluate.doctor.findings import Finding, ask_for, clusters, has, rate, report, rounded, ways_out
+from deepcluster.evaluate.doctor.number_of_clusters import LEAST_IMAGES, NO_GROUP, effective, suggested_k
 
 
-def one_cluster(facts: Facts) -> Finding | None:
+def one_cluster(facts: RunDiagnostics) -> Finding | None:
     """One cluster alone."""
     if facts.k != 1 or facts.choices > 1:  # turns alone are something to tell apart
         return None
@@ -25,7 +25,7 @@ LARGE_SHARE, LARGE_TIMES = 0.2, 10
 """A fifth of all images in one of many clusters, ten times its equal share: on the way to a trivial solution."""
 
 
-def swallowed(facts: Facts) -> Finding | None:
+def swallowed(facts: RunDiagnostics) -> Finding | None:
     """One cluster that holds most of the images: the trivial solution of arXiv 1807.05520 §3.2."""
     sizes = facts.sizes
     if sizes is None or len(sizes) < 2 or not sizes.sum():
@@ -51,7 +51,7 @@ UNUSED, MANY_UNUSED = 0.05, 0.25
 """k-means refills empty clusters within its rounds, so few are left at the end; a quarter is more than accident."""
 
 
-def empty_clusters(facts: Facts) -> Finding | None:
+def empty_clusters(facts: RunDiagnostics) -> Finding | None:
     """Clusters without an image."""
     sizes = facts.sizes
     if sizes is None or not sizes.sum():
@@ -72,7 +72,7 @@ UNEVEN, VERY_UNEVEN = 0.5, 0.2
 uneven by nature (a third of its clusters under 10 images, the largest near 3,000: appendix of 1807.05520)."""
 
 
-def uneven_sizes(facts: Facts) -> Finding | None:
+def uneven_sizes(facts: RunDiagnostics) -> Finding | None:
     """Sizes with little entropy."""
     sizes = facts.sizes
     if sizes is None or (sizes > 0).sum() < 3 or swallowed(facts):
@@ -91,7 +91,7 @@ def uneven_sizes(facts: Facts) -> Finding | None:
     )  # fmt: skip
 
 
-def few_images(facts: Facts) -> Finding | None:
+def few_images(facts: RunDiagnostics) -> Finding | None:
     """Clusters that are too small to mean anything."""
     if not facts.k or not facts.good:
         return None
@@ -109,7 +109,7 @@ def few_images(facts: Facts) -> Finding | None:
     )  # fmt: skip
 
 
-def under_segmented(facts: Facts) -> Finding | None:
+def under_segmented(facts: RunDiagnostics) -> Finding | None:
     """No more clusters than classes."""
     if facts.k == 1 and facts.choices > 1:  # only turns are to be told apart
         return None

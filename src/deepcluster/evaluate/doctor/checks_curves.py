@@ -8,9 +8,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from deepcluster.engine.health import stuck
-from deepcluster.evaluate.finding import Finding, clusters, fewer, rate, report, rounded, ways_out
-from deepcluster.evaluate.how_many import LEAST_IMAGES, USUAL_IMAGES
-from deepcluster.evaluate.vitals import Facts, finite
+from deepcluster.evaluate.doctor.collect import RunDiagnostics, finite
+from deepcluster.evaluate.doctor.findings import Finding, clusters, fewer, rate, report, rounded, ways_out
+from deepcluster.evaluate.doctor.number_of_clusters import LEAST_IMAGES, USUAL_IMAGES
 
 HEAD_AS_DRAWN = 1.05
 """The classifier is drawn from N(0, .01); a deviation up to this many times that is what it was drawn with."""
@@ -20,7 +20,7 @@ ABOVE_GUESSING = 1.05
 """A classifier that knows nothing can always say 1/K, which costs ln K; more is confidently wrong."""
 
 
-def loss_stuck(facts: Facts) -> Finding | None:
+def loss_stuck(facts: RunDiagnostics) -> Finding | None:
     """The loss of a classifier that guesses."""
     losses, k = facts.series("loss"), facts.choices
     if not stuck(losses, k) or losses[-1] > ABOVE_GUESSING * math.log(k):
@@ -42,7 +42,7 @@ def loss_stuck(facts: Facts) -> Finding | None:
     )  # fmt: skip
 
 
-def loss_above_guessing(facts: Facts) -> Finding | None:
+def loss_above_guessing(facts: RunDiagnostics) -> Finding | None:
     """A loss that is worse than guessing."""
     losses, k = facts.series("loss"), facts.choices
     if len(losses) < 2 or k < 2 or min(losses[-2:]) <= ABOVE_GUESSING * math.log(k):
@@ -61,7 +61,7 @@ LOSS_NEAR_ZERO = 0.1
 nothing left to learn from it."""
 
 
-def loss_near_zero(facts: Facts) -> Finding | None:
+def loss_near_zero(facts: RunDiagnostics) -> Finding | None:
     """Pseudo-labels that are too easy."""
     losses = facts.series("loss")
     if not losses or losses[-1] >= LOSS_NEAR_ZERO or facts.choices < 2:
@@ -83,7 +83,7 @@ RISE = 0.1
 """The loss may rise by some per cent when clusters become more even or a rate is raised; a tenth is a trend."""
 
 
-def loss_rising(facts: Facts) -> Finding | None:
+def loss_rising(facts: RunDiagnostics) -> Finding | None:
     """A loss that has left its lowest point behind."""
     losses = facts.series("loss")
     if len(losses) < TREND:
@@ -115,7 +115,7 @@ PLATEAU = 12
 digits three successive epochs stand still by accident."""
 
 
-def nmi_by_chance(facts: Facts) -> Finding | None:
+def nmi_by_chance(facts: RunDiagnostics) -> Finding | None:
     """Successive clusterings that have nothing in common."""
     values, chance = facts.series("nmi_previous"), facts.nmi_chance
     if len(values) < TREND or chance is None or chance >= 1:
@@ -133,7 +133,7 @@ def nmi_by_chance(facts: Facts) -> Finding | None:
     )  # fmt: skip
 
 
-def nmi_falling(facts: Facts) -> Finding | None:
+def nmi_falling(facts: RunDiagnostics) -> Finding | None:
     """Clusters that become less stable."""
     values = facts.series("nmi_previous")
     if len(values) < TREND:
@@ -151,7 +151,7 @@ def nmi_falling(facts: Facts) -> Finding | None:
     )  # fmt: skip
 
 
-def nmi_flat(facts: Facts) -> Finding | None:
+def nmi_flat(facts: RunDiagnostics) -> Finding | None:
     """Clusters that do not become more stable."""
     values = facts.series("nmi_previous")
     if len(values) < TREND or nmi_by_chance(facts) or nmi_falling(facts):
@@ -169,7 +169,7 @@ def nmi_flat(facts: Facts) -> Finding | None:
     )  # fmt: skip
 
 
-def settled(facts: Facts) -> Finding | None:
+def settled(facts: RunDiagnostics) -> Finding | None:
     """Clusters that have arrived."""
     values = facts.series("nmi_previous")
     if len(values) < PLATEAU or nmi_falling(facts):
@@ -195,7 +195,7 @@ DRIFT = 0.02
 must have gained meanwhile to call it settling."""
 
 
-def labels_drift(facts: Facts) -> Finding | None:
+def labels_drift(facts: RunDiagnostics) -> Finding | None:
     """Clusters that settle on something other than the labels."""
     pairs = [
         (float(row["nmi_labels"]), float(row["nmi_previous"]))
@@ -224,7 +224,7 @@ REASSIGNED = 0.5
 images easily, as in our CIFAR-10 preset with ten each, so under `USUAL_IMAGES` it is only worth knowing."""
 
 
-def reassigned(facts: Facts) -> Finding | None:
+def reassigned(facts: RunDiagnostics) -> Finding | None:
     """Many images that change cluster to the end."""
     values = facts.series("reassigned")
     if len(values) < TREND or nmi_by_chance(facts):

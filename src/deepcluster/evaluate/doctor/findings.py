@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from deepcluster import config
-from deepcluster.evaluate.vitals import Facts
+from deepcluster.evaluate.doctor.collect import RunDiagnostics
 
 Severity = Literal["bad", "warning", "note", "ok"]
 SEVERITIES: tuple[Severity, ...] = ("bad", "warning", "note", "ok")
@@ -43,7 +43,7 @@ OF_KMEANS = ("iterations", "init", "spherical", "backend")
 """Settings of DeepCluster that only its k-means follows."""
 
 
-def has(facts: Facts, option: str) -> bool:
+def has(facts: RunDiagnostics, option: str) -> bool:
     """Whether the run's method has an option such as `method.init` and follows it."""
     group, _, name = option.replace("-", "_").partition(".")
     if group != "method":
@@ -54,7 +54,7 @@ def has(facts: Facts, option: str) -> bool:
     return hasattr(kind(), name)
 
 
-def ways_out(facts: Facts, *parts: str) -> str:
+def ways_out(facts: RunDiagnostics, *parts: str) -> str:
     """Several ways out in one sentence; those that are empty or name an option that the run has not are left out.
     Where none is left, a look at the clusters is what remains."""
     fitting = [
@@ -66,13 +66,13 @@ def ways_out(facts: Facts, *parts: str) -> str:
     return text[:1].upper() + text[1:] + "."
 
 
-def ask_for(facts: Facts, k: int) -> str:
+def ask_for(facts: RunDiagnostics, k: int) -> str:
     """Advice to use about K clusters, but not under twice as many as there are classes; none if that is not fewer."""
     k = max(2, rounded(k), 2 * (facts.classes or 1))
     return f"ask for fewer clusters: {clusters(facts, k)}" if k < (facts.k or 0) else ""
 
 
-def fewer(facts: Facts, divisor: int) -> str:
+def fewer(facts: RunDiagnostics, divisor: int) -> str:
     """Advice to use a fraction of the run's clusters."""
     return ask_for(facts, (facts.k or 0) // divisor)
 
@@ -81,7 +81,7 @@ SIGMA_STEP = 1.5
 """PIC: a factor for sigma that changes the number of clusters and not its order."""
 
 
-def clusters(facts: Facts, k: int) -> str:
+def clusters(facts: RunDiagnostics, k: int) -> str:
     """How about K clusters are had; PIC and clusterers of one's own find their number by other settings."""
     if facts.algorithm == "kmeans":
         return f"--method.k {k}"
@@ -91,7 +91,7 @@ def clusters(facts: Facts, k: int) -> str:
     return "in the settings of the clusterer that was handed over"
 
 
-def rate(facts: Facts, factor: float, *, head: bool = False) -> str:
+def rate(facts: RunDiagnostics, factor: float, *, head: bool = False) -> str:
     """A learning rate of the run, changed, as it is typed."""
     value = facts.setting("optimizer.lr", 0.05)
     if head:
@@ -105,12 +105,12 @@ def rounded(k: int) -> int:
     return k // step * step
 
 
-def report(facts: Facts) -> str:
+def report(facts: RunDiagnostics) -> str:
     """The command that draws the run's page."""
     return f"deepcluster report {shlex.quote(facts.folder)}"
 
 
-def resume(facts: Facts, epochs: int | None = None) -> str:
+def resume(facts: RunDiagnostics, epochs: int | None = None) -> str:
     """The command that goes on with the run, to another length if one is given."""
     longer = "" if epochs is None else f" --epochs {epochs}"
     return f"deepcluster train --resume {shlex.quote(facts.folder)}{longer}"

@@ -23,7 +23,7 @@ from deepcluster.engine.model import MODEL
 from deepcluster.engine.run import Run
 from deepcluster.engine.subject import short_side
 from deepcluster.errors import BadImage, DeepClusterError
-from deepcluster.evaluate.agreement import Agreement, measure
+from deepcluster.evaluate.doctor.view_agreement import Agreement, measure
 from deepcluster.models.heads import STD
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ SAMPLE_LEAST = 100
 
 
 @dataclass(frozen=True)
-class Facts:
+class RunDiagnostics:
     """A run in numbers. None or empty: the run does not have it.
 
     Attributes:
@@ -128,7 +128,7 @@ def finite(value: Any) -> bool:
     return isinstance(value, (int, float)) and math.isfinite(value)
 
 
-def read_facts(run: Run, data: Any = None, *, sample: int = SAMPLE, screen: Screen | None = None) -> Facts:
+def collect(run: Run, data: Any = None, *, sample: int = SAMPLE, screen: Screen | None = None) -> RunDiagnostics:
     """Everything that the checks ask for, of a finished, stopped or broken run.
 
     Args:
@@ -155,7 +155,7 @@ def read_facts(run: Run, data: Any = None, *, sample: int = SAMPLE, screen: Scre
     config = run.config
     found["kept"] = [f"checkpoints/{file.name}" for file in sorted((run.folder / "checkpoints").glob("*.ckpt"))]
     found["finished"] = _finished(config, found.get("done"), len(found["rows"]))
-    return Facts(
+    return RunDiagnostics(
         folder=str(run.folder),
         settings=config.get("settings", {}),
         images=int(config.get("images", 0)),

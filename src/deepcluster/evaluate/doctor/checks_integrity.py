@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from deepcluster.evaluate.finding import Finding, rate, resume, ways_out
-from deepcluster.evaluate.vitals import Facts, finite
+from deepcluster.evaluate.doctor.collect import RunDiagnostics, finite
+from deepcluster.evaluate.doctor.findings import Finding, rate, resume, ways_out
 
 
-def damaged(facts: Facts) -> Finding | None:
+def damaged(facts: RunDiagnostics) -> Finding | None:
     """Files of the run that cannot be read."""
     if not facts.damaged:
         return None
@@ -16,7 +16,7 @@ def damaged(facts: Facts) -> Finding | None:
     )  # fmt: skip
 
 
-def _mended(facts: Facts) -> str:
+def _mended(facts: RunDiagnostics) -> str:
     """What makes the damaged files whole again, of what is still there."""
     parts = []
     if "metrics.jsonl" in facts.damaged:
@@ -42,7 +42,7 @@ def _mended(facts: Facts) -> str:
 LAST = "checkpoints/last.ckpt"
 
 
-def curves_lost(facts: Facts) -> Finding | None:
+def curves_lost(facts: RunDiagnostics) -> Finding | None:
     """Epochs that are done and that metrics.jsonl does not tell of."""
     done, rows = int(facts.done or 0), len(facts.rows)
     if rows >= done or "metrics.jsonl" in facts.damaged:
@@ -56,7 +56,7 @@ def curves_lost(facts: Facts) -> Finding | None:
     )  # fmt: skip
 
 
-def unfinished(facts: Facts) -> Finding | None:
+def unfinished(facts: RunDiagnostics) -> Finding | None:
     """Fewer epochs than were asked for, or none."""
     done, asked = max(len(facts.rows), int(facts.done or 0)), facts.epochs
     if asked is None or done >= asked or facts.finished or (not done and facts.damaged):
@@ -72,7 +72,7 @@ FEW_EPOCHS = 3
 """NMI(t-1,t) begins with the second epoch, and one pair of clusterings shows no direction."""
 
 
-def few_epochs(facts: Facts) -> Finding | None:
+def few_epochs(facts: RunDiagnostics) -> Finding | None:
     """Too short a run to have curves."""
     done = len(facts.rows)
     if not 0 < done < FEW_EPOCHS or curves_lost(facts):
@@ -87,7 +87,7 @@ def few_epochs(facts: Facts) -> Finding | None:
     )  # fmt: skip
 
 
-def not_numbers(facts: Facts) -> Finding | None:
+def not_numbers(facts: RunDiagnostics) -> Finding | None:
     """NaN or infinity in the weights or in the loss."""
     losses = [row["epoch"] for row in facts.rows if "loss" in row and not finite(row["loss"])]
     if not facts.not_numbers and not losses:
@@ -111,7 +111,7 @@ BAD_IMAGES, MANY_BAD_IMAGES = 0.01, 0.1
 """Photo collections lose a file in some thousands; one in a hundred points to a cause, one in ten to a wrong folder."""
 
 
-def bad_images(facts: Facts) -> Finding | None:
+def bad_images(facts: RunDiagnostics) -> Finding | None:
     """Files that cannot be decoded."""
     share = facts.bad / max(1, facts.images)
     if share <= BAD_IMAGES:
@@ -129,7 +129,7 @@ TWINS, MANY_TWINS = 0.05, 0.25
 """Web photos hold a few per cent of exact copies; a quarter shifts centroids and sampling."""
 
 
-def duplicates(facts: Facts) -> Finding | None:
+def duplicates(facts: RunDiagnostics) -> Finding | None:
     """Images with exactly the features of another."""
     share = facts.twins / max(1, facts.good)
     if share <= TWINS:
@@ -148,7 +148,7 @@ CLUSTERING_TIME, LONG = 0.5, 60.0
 minute."""
 
 
-def clustering_time(facts: Facts) -> Finding | None:
+def clustering_time(facts: RunDiagnostics) -> Finding | None:
     """More time for clusters than for learning."""
     parts = {part: sum(facts.series(f"seconds_{part}")) for part in ("train", "features", "cluster")}
     total = sum(parts.values())

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 from deepcluster.engine.log import Screen
 from deepcluster.engine.run import Run
 from deepcluster.errors import DeepClusterError
-from deepcluster.evaluate.doctor import examine
-from deepcluster.evaluate.finding import Finding, Severity
-from deepcluster.evaluate.how_many import how_many, suggested_k
-from deepcluster.evaluate.vitals import SAMPLE, read_facts
+from deepcluster.evaluate.doctor.collect import SAMPLE, collect
+from deepcluster.evaluate.doctor.examine import examine
+from deepcluster.evaluate.doctor.findings import Finding, Severity
+from deepcluster.evaluate.doctor.number_of_clusters import how_many, suggested_k
 from deepcluster.io import write_text
 
 if TYPE_CHECKING:
@@ -112,6 +112,6 @@ def diagnose(run: Run, data: Any = None, *, sample: int = SAMPLE, screen: Screen
     """
     if sample < 0:
         raise DeepClusterError(f"{sample} is no number of images to look at: give --images 0 or more.")
-    facts = read_facts(run, data, sample=sample, screen=screen)
+    facts = collect(run, data, sample=sample, screen=screen)
     k = suggested_k(facts) if facts.good > 1 else None
     return Diagnosis(str(run.folder), examine(facts), how_many(facts), k, list(facts.missing))

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from deepcluster.evaluate.check_clusters import MANY_UNUSED, empty_clusters
-from deepcluster.evaluate.check_whole import FEW_EPOCHS
-from deepcluster.evaluate.finding import Finding, ask_for, rate, ways_out
-from deepcluster.evaluate.vitals import Facts
+from deepcluster.evaluate.doctor.checks_clusters import MANY_UNUSED, empty_clusters
+from deepcluster.evaluate.doctor.checks_integrity import FEW_EPOCHS
+from deepcluster.evaluate.doctor.collect import RunDiagnostics
+from deepcluster.evaluate.doctor.findings import Finding, ask_for, rate, ways_out
 
 DEAD, MOSTLY_DEAD = 0.5, 0.9
 """Half of the features without use waste half the network; with a tenth left there is little to cluster."""
 
 
-def dead_features(facts: Facts) -> Finding | None:
+def dead_features(facts: RunDiagnostics) -> Finding | None:
     """Outputs of the network that are the same for every image."""
     if not facts.features or facts.features_dead is None:
         return None
@@ -31,7 +31,7 @@ RANK, COLLAPSED = 0.5, 0.1
 """Whitening keeps directions with 1e-5 of the largest variance; a healthy network fills all of the width asked for."""
 
 
-def rank_collapse(facts: Facts) -> Finding | None:
+def rank_collapse(facts: RunDiagnostics) -> Finding | None:
     """Features that vary in few directions."""
     if not facts.directions or facts.directions_alive is None or dead_features(facts):
         return None
@@ -51,7 +51,7 @@ def rank_collapse(facts: Facts) -> Finding | None:
     )  # fmt: skip
 
 
-def unused_outputs(facts: Facts) -> Finding | None:
+def unused_outputs(facts: RunDiagnostics) -> Finding | None:
     """Outputs of the classifiers that no image was taught."""
     if not facts.outputs or facts.outputs_unused is None or empty_clusters(facts):
         return None
@@ -81,7 +81,7 @@ land next door, but not beyond a third of all (digits: .01 to .04 when healthy, 
 1-5 % leave nothing of the digit; CIFAR-10 after six epochs: .12 in color, .23 with Sobel)."""
 
 
-def views_weak(facts: Facts) -> Finding | None:
+def views_weak(facts: RunDiagnostics) -> Finding | None:
     """Views that are nearly the image itself."""
     seen = facts.agreement
     if seen is None or seen.kept <= KEPT_NEARLY_ALL or seen.recognized <= RECOGNIZED:
@@ -97,7 +97,7 @@ def views_weak(facts: Facts) -> Finding | None:
     )  # fmt: skip
 
 
-def views_strong(facts: Facts) -> Finding | None:
+def views_strong(facts: RunDiagnostics) -> Finding | None:
     """Views that no longer show what the image shows."""
     seen = facts.agreement
     if seen is None or len(facts.rows) < FEW_EPOCHS or seen.passed <= PASSED:
@@ -120,7 +120,7 @@ GRAY_KEPT = 0.5
 than color."""
 
 
-def color_reliance(facts: Facts) -> Finding | None:
+def color_reliance(facts: RunDiagnostics) -> Finding | None:
     """Clusters that rest on color."""
     seen = facts.agreement
     if seen is None or len(facts.rows) < FEW_EPOCHS or seen.gray_kept >= min(GRAY_KEPT, seen.kept):

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from deepcluster.clustering.metrics import size_stats
-from deepcluster.evaluate.finding import rounded
-from deepcluster.evaluate.vitals import Facts
+from deepcluster.evaluate.doctor.collect import RunDiagnostics
+from deepcluster.evaluate.doctor.findings import rounded
 
 LEAST_IMAGES = 10
 """Images a cluster should have: with fewer, half of its images change or come by chance, and the classifier learns
@@ -19,7 +19,7 @@ OVER_SEGMENTATION = 10
 """Best K over the number of classes: 10,000 for ImageNet's 1,000 (arXiv 1807.05520 §4.1, figure 2c)."""
 
 
-def suggested_k(facts: Facts) -> int:
+def suggested_k(facts: RunDiagnostics) -> int:
     """A K to try: ten times the classes if there are labels, else a hundred images a cluster; never fewer than ten
     images a cluster, unless even the classes have fewer."""
     most = max(2, facts.good // LEAST_IMAGES)
@@ -31,7 +31,7 @@ def suggested_k(facts: Facts) -> int:
     return min(most, rounded(max(2, facts.good // USUAL_IMAGES)))
 
 
-def how_many(facts: Facts) -> str:
+def how_many(facts: RunDiagnostics) -> str:
     """Answers "how many clusters?" for this run's images, with the reasons."""
     if facts.good < 2:
         return "How many clusters cannot be said without images."
@@ -59,7 +59,7 @@ def how_many(facts: Facts) -> str:
     return f"For {facts.good:,} images try {_tried(facts, k)}: {why}; {limit}.{now}"
 
 
-def _tried(facts: Facts, k: int) -> str:
+def _tried(facts: RunDiagnostics, k: int) -> str:
     """About K clusters, as they are asked for; where the algorithm finds their number, which setting moves it."""
     if facts.algorithm == "kmeans":
         return f"--method.k {k}"
