@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from deepcluster.config import TrainRun, override
-from deepcluster.data.sources import open_images
+from deepcluster.data.open import open_images
 from deepcluster.engine import build
 from deepcluster.engine import train as engine
 from deepcluster.engine.log import Screen

@@ -25,7 +25,7 @@ from PIL import Image
 from deepcluster.data.augment import augment, plain
 from deepcluster.data.cache import load_pixels
 from deepcluster.data.decode_pool import stream
-from deepcluster.data.sources import open_images
+from deepcluster.data.open import open_images
 from deepcluster.data.views import IMAGENET_MEAN, IMAGENET_STD, Views, draw
 from deepcluster.random import seeded
 

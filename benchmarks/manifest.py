@@ -69,11 +69,12 @@ def memory(key: str) -> float:
 
 def stage(file: Path) -> None:
     """What is measured: opening, the fingerprint, random images."""
-    from deepcluster.data import shards, sources
+    from deepcluster.data import shards
+    from deepcluster.data.open import open_images
 
     before, anonymous = memory("VmRSS"), memory("RssAnon")
     begun = time.perf_counter()
-    source = sources.open_images(file)
+    source = open_images(file)
     source.fingerprint()
     opened = time.perf_counter()
     after, own = memory("VmRSS"), memory("RssAnon")

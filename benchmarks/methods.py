@@ -29,7 +29,7 @@ from deepcluster.clustering.metrics import nmi
 from deepcluster.config import override
 from deepcluster.data.arrays import Arrays
 from deepcluster.data.cache import load_pixels
-from deepcluster.data.sources import open_images
+from deepcluster.data.open import open_images
 from deepcluster.engine import run as runs
 from deepcluster.engine import train as engine
 from deepcluster.engine.log import Screen

@@ -13,9 +13,9 @@ from deepcluster.clustering.kmeans import KMeans
 from deepcluster.clustering.metrics import nmi
 from deepcluster.clustering.whitening import Whitening
 from deepcluster.data.cache import load_pixels
-from deepcluster.data.loaders import Loader
-from deepcluster.data.samplers import epoch_order
-from deepcluster.data.sources import open_images
+from deepcluster.data.loader import Loader
+from deepcluster.data.open import open_images
+from deepcluster.data.sampler import epoch_order
 from deepcluster.data.views import Views
 from deepcluster.features.extract import extract
 from deepcluster.models.heads import ClusterHead

@@ -17,7 +17,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from deepcluster.api import train
     from deepcluster.config import TrainRun
-    from deepcluster.data.sources import open_images
+    from deepcluster.data.open import open_images
     from deepcluster.engine.run import Run, load_run
     from deepcluster.errors import DeepClusterError
     from deepcluster.presets import PRESETS
@@ -28,7 +28,7 @@ _HOME = {
     "Run": "engine.run",
     "TrainRun": "config",
     "load_run": "engine.run",
-    "open_images": "data.sources",
+    "open_images": "data.open",
     "train": "api",
 }
 

@@ -14,7 +14,7 @@ from PIL import Image
 
 from deepcluster.data import cache
 from deepcluster.data.cache import StoredPixels, StreamedPixels, load_pixels
-from deepcluster.data.sources import open_images
+from deepcluster.data.open import open_images
 from deepcluster.errors import DeepClusterError
 
 
@@ -141,7 +141,7 @@ BUILD = """
 import sys, time
 from pathlib import Path
 from deepcluster.data import cache
-from deepcluster.data.sources import open_images
+from deepcluster.data.open import open_images
 cache.SMALL, cache.CHUNK = 0, 2
 slow = float(sys.argv[3])
 pixels = cache.load_pixels(open_images(sys.argv[1]), short_side=None, cache_gb=1, directory=Path(sys.argv[2]),

@@ -20,10 +20,10 @@ from test_shards import make_tar, make_zip, png, shards_of
 from deepcluster.cli.main import main
 from deepcluster.data.cache import StreamedPixels, load_pixels
 from deepcluster.data.indexing import index_shards, named
-from deepcluster.data.loaders import Loader
+from deepcluster.data.loader import Loader
 from deepcluster.data.manifest import VERSION, read_manifest
+from deepcluster.data.open import open_images
 from deepcluster.data.shards import Shards
-from deepcluster.data.sources import open_images
 from deepcluster.errors import BadImage, DeepClusterError
 
 

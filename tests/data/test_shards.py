@@ -20,9 +20,9 @@ from PIL import Image
 
 from deepcluster.data import remote
 from deepcluster.data.cache import StreamedPixels, load_pixels
-from deepcluster.data.loaders import Loader
+from deepcluster.data.loader import Loader
+from deepcluster.data.open import open_images
 from deepcluster.data.shards import Shards
-from deepcluster.data.sources import open_images
 from deepcluster.errors import BadImage, DeepClusterError
 
 

@@ -13,8 +13,9 @@ import pytest
 from PIL import Image
 
 from deepcluster.data.naming import natural_key
+from deepcluster.data.open import open_images
 from deepcluster.data.shards import Shards
-from deepcluster.data.sources import ImageSource, open_images
+from deepcluster.data.source import ImageSource
 from deepcluster.data.storage import expand_braces
 from deepcluster.errors import BadImage, DeepClusterError
 
@@ -328,13 +329,13 @@ def test_real_shards(shared_data: Path) -> None:
     [None, "digits", "torchvision:CIFAR10", "http://localhost/{000..003}.tar", "https://localhost/a.tar", "no/*.tar"],
 )
 def test_the_quick_look_lets_through_what_only_opening_can_tell(name: str | None) -> None:
-    from deepcluster.data.sources import must_exist
+    from deepcluster.data.open import must_exist
 
     must_exist(name)
 
 
 def test_the_quick_look_misses_what_opening_misses(tmp_path: Path) -> None:
-    from deepcluster.data.sources import must_exist
+    from deepcluster.data.open import must_exist
 
     for name in ("nowhere", str(tmp_path / "a.tar"), "digit"):
         with pytest.raises(DeepClusterError) as quick:

@@ -17,7 +17,7 @@ from PIL import Image
 import deepcluster as dc
 from deepcluster.clustering.pic import PIC
 from deepcluster.config import TrainRun, override
-from deepcluster.data.sources import open_images
+from deepcluster.data.open import open_images
 from deepcluster.distributed import ProcessGroup
 from deepcluster.engine import checkpoint, train
 from deepcluster.engine.log import Screen

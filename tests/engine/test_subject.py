@@ -10,7 +10,7 @@ import torch
 
 from deepcluster.clustering.whitening import Whitening
 from deepcluster.data.cache import load_pixels
-from deepcluster.data.sources import open_images
+from deepcluster.data.open import open_images
 from deepcluster.distributed import ProcessGroup
 from deepcluster.engine.model import Model
 from deepcluster.engine.run import load_subject

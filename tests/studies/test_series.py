@@ -15,7 +15,7 @@ from sklearn.neighbors import KNeighborsClassifier
 
 from deepcluster.cli.main import main
 from deepcluster.config import override
-from deepcluster.data.sources import open_images
+from deepcluster.data.open import open_images
 from deepcluster.engine import loop
 from deepcluster.engine.log import Screen
 from deepcluster.engine.run import load_run

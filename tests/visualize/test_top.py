@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from deepcluster.data.cache import load_pixels
-from deepcluster.data.sources import open_images
+from deepcluster.data.open import open_images
 from deepcluster.errors import DeepClusterError
 from deepcluster.models.taps import read_taps
 from deepcluster.models.zoo import build_backbone

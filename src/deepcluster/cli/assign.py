@@ -11,7 +11,7 @@ from tyro.conf import Positional, arg
 
 from deepcluster.cli.parse import parse
 from deepcluster.cli.processes import several_processes
-from deepcluster.data.sources import must_exist
+from deepcluster.data.open import must_exist
 from deepcluster.distributed import ProcessGroup
 from deepcluster.errors import DeepClusterError
 

@@ -145,7 +145,7 @@ def clusterer_for(chosen: Cluster, group: ProcessGroup = SINGLE) -> Any:
 
 def paths(about: dict[str, Any], rows: int) -> list[str]:
     """The rows' image paths, where the .json beside the table says which images they are."""
-    from deepcluster.data.sources import open_images
+    from deepcluster.data.open import open_images
 
     try:
         source = open_images(about["data"])

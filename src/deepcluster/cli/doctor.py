@@ -9,7 +9,7 @@ from typing import Annotated
 from tyro.conf import Positional, arg
 
 from deepcluster.cli.parse import parse
-from deepcluster.data.sources import must_exist
+from deepcluster.data.open import must_exist
 
 
 @dataclass(frozen=True)

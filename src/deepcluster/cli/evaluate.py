@@ -8,7 +8,7 @@ from typing import Any
 from deepcluster.cli.parse import parse
 from deepcluster.cli.processes import several_processes
 from deepcluster.config import nearest
-from deepcluster.data.sources import must_exist
+from deepcluster.data.open import must_exist
 from deepcluster.distributed import ProcessGroup
 from deepcluster.errors import DeepClusterError
 

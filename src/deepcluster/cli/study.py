@@ -13,7 +13,7 @@ from tyro.conf import Positional, arg
 
 from deepcluster.cli.parse import parse
 from deepcluster.config import TrainRun, nearest
-from deepcluster.data.sources import must_exist
+from deepcluster.data.open import must_exist
 from deepcluster.errors import DeepClusterError, Interrupted
 
 if TYPE_CHECKING:
@@ -296,7 +296,7 @@ def _sizes(chosen: Any, screen: Screen) -> tuple[Any, Any]:
 def _tree(chosen: Any, screen: Screen) -> tuple[Any, Any]:
     import numpy as np
 
-    from deepcluster.data.sources import open_images
+    from deepcluster.data.open import open_images
     from deepcluster.engine.run import load_run
     from deepcluster.evaluate.labels import labels_of
     from deepcluster.studies.tree import read_tree, study_tree

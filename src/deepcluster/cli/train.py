@@ -15,7 +15,7 @@ from tyro.conf import arg
 
 from deepcluster.cli.parse import parse
 from deepcluster.config import TrainRun
-from deepcluster.data.sources import must_exist
+from deepcluster.data.open import must_exist
 from deepcluster.distributed import is_secondary_process
 from deepcluster.errors import DeepClusterError, Interrupted
 

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from deepcluster.data.decode import shrink, to_rgb
-from deepcluster.data.sources import ImageSource
+from deepcluster.data.source import ImageSource
 from deepcluster.errors import DeepClusterError
 
 #: Bytes up to which an array's fingerprint reads all of it; beyond, evenly spaced images.

@@ -23,7 +23,7 @@ import numpy as np
 
 from deepcluster.data.cache_folder import cache_folder
 from deepcluster.data.decode_pool import Decoded, decode_batch, stream
-from deepcluster.data.sources import ImageSource
+from deepcluster.data.source import ImageSource
 from deepcluster.errors import DeepClusterError
 
 #: Bytes up to which pictures simply live in memory.

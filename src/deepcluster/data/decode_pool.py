@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from deepcluster.data.sources import ImageSource
+from deepcluster.data.source import ImageSource
 from deepcluster.errors import BadImage
 
 #: Fewer images than this are decoded where we stand: starting processes would take longer.

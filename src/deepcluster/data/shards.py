@@ -25,7 +25,7 @@ from deepcluster.data.cache_folder import cache_folder
 from deepcluster.data.decode import decode
 from deepcluster.data.members import TOO_LONG, Members
 from deepcluster.data.naming import labels_from_parents
-from deepcluster.data.sources import ImageSource
+from deepcluster.data.source import ImageSource
 from deepcluster.errors import BadImage, DeepClusterError
 from deepcluster.io import write_atomic
 

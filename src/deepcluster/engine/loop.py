@@ -20,7 +20,7 @@ from lightning_fabric import Fabric
 from deepcluster.clustering.metrics import nmi, purity, size_stats
 from deepcluster.data.augment import Views
 from deepcluster.data.cache import Pixels
-from deepcluster.data.loaders import Loader
+from deepcluster.data.loader import Loader
 from deepcluster.distributed import ProcessGroup
 from deepcluster.engine import checkpoint
 from deepcluster.engine.health import check_clusters, check_loss

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from deepcluster.clustering.whitening import Whitening
-from deepcluster.data.sources import ImageSource, open_images
+from deepcluster.data.open import open_images
+from deepcluster.data.source import ImageSource
 from deepcluster.distributed import SINGLE, ProcessGroup
 from deepcluster.engine import checkpoint
 from deepcluster.engine.assignment import Assignment

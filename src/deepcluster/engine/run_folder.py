@@ -15,9 +15,9 @@ import numpy as np
 from deepcluster import config as settings
 from deepcluster.config import TrainRun
 from deepcluster.data.cache import Pixels
-from deepcluster.data.files import Files
+from deepcluster.data.folder import Files
 from deepcluster.data.naming import is_hidden
-from deepcluster.data.sources import ImageSource
+from deepcluster.data.source import ImageSource
 from deepcluster.distributed import SINGLE, ProcessGroup
 from deepcluster.engine.log import Screen
 from deepcluster.engine.model import MODEL, Model

@@ -16,7 +16,8 @@ import torch
 
 from deepcluster.clustering.whitening import Whitening
 from deepcluster.data.cache import Pixels, load_pixels
-from deepcluster.data.sources import ImageSource, open_images
+from deepcluster.data.open import open_images
+from deepcluster.data.source import ImageSource
 from deepcluster.distributed import SINGLE
 from deepcluster.engine.model import Model
 from deepcluster.errors import DeepClusterError

@@ -16,7 +16,8 @@ from lightning_fabric import Fabric
 from deepcluster import config as settings
 from deepcluster.config import TrainRun
 from deepcluster.data.cache import Pixels, load_pixels
-from deepcluster.data.sources import ImageSource, open_images
+from deepcluster.data.open import open_images
+from deepcluster.data.source import ImageSource
 from deepcluster.distributed import ProcessGroup, current
 from deepcluster.engine import checkpoint, run_folder
 from deepcluster.engine import run as runs

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from deepcluster.data.sources import ImageSource
+from deepcluster.data.source import ImageSource
 from deepcluster.errors import DeepClusterError
 from deepcluster.features.neighbors import score_features
 from deepcluster.random import seeded

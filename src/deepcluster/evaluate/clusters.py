@@ -16,14 +16,14 @@ import torch
 from deepcluster.clustering import metrics
 from deepcluster.clustering.kmeans import KMeans
 from deepcluster.clustering.whitening import Whitening
-from deepcluster.data.sources import open_images
+from deepcluster.data.open import open_images
 from deepcluster.engine.log import Screen
 from deepcluster.errors import DeepClusterError
 from deepcluster.evaluate.labels import labels_alike, labels_of
 from deepcluster.evaluate.result import Result
 
 if TYPE_CHECKING:
-    from deepcluster.data.sources import ImageSource
+    from deepcluster.data.source import ImageSource
 
 SCORES = ("nmi", "ami", "ari", "accuracy", "purity")
 WIDTH = 256

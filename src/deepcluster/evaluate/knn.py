@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from deepcluster.clustering.whitening import Whitening
-from deepcluster.data.sources import open_images
+from deepcluster.data.open import open_images
 from deepcluster.engine.log import Screen
 from deepcluster.errors import DeepClusterError
 from deepcluster.evaluate.labels import labels_alike, labels_of

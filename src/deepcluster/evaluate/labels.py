@@ -12,7 +12,7 @@ import numpy as np
 from deepcluster.errors import DeepClusterError
 
 if TYPE_CHECKING:
-    from deepcluster.data.sources import ImageSource
+    from deepcluster.data.source import ImageSource
 
 
 def labels_of(source: ImageSource, protocol: str) -> np.ndarray:

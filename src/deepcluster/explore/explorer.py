@@ -16,7 +16,8 @@ from deepcluster.clustering.kmeans import KMeans
 from deepcluster.data.arrays import open_array
 from deepcluster.data.cache import load_pixels
 from deepcluster.data.decode import decode
-from deepcluster.data.sources import ImageSource, open_images
+from deepcluster.data.open import open_images
+from deepcluster.data.source import ImageSource
 from deepcluster.engine.log import Screen
 from deepcluster.engine.model import MODEL
 from deepcluster.engine.subject import short_side

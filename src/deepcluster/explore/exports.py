@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from deepcluster.data.files import Files
-from deepcluster.data.sources import ImageSource
+from deepcluster.data.folder import Files
+from deepcluster.data.source import ImageSource
 from deepcluster.errors import BadImage, DeepClusterError
 from deepcluster.explore.groups import Groups
 from deepcluster.io import write_atomic, write_json

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from deepcluster.data.sources import ImageSource
+from deepcluster.data.source import ImageSource
 from deepcluster.errors import BadImage, DeepClusterError
 from deepcluster.visualize.grid import thumbnail
 

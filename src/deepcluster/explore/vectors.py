@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from deepcluster.data.cache import Pixels
-from deepcluster.data.sources import ImageSource
+from deepcluster.data.source import ImageSource
 from deepcluster.engine.model import MODEL
 from deepcluster.explore.jobs import Job
 from deepcluster.features.feature_file import write_parts

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from deepcluster.data.cache import Pixels, StoredPixels
-from deepcluster.data.loaders import Loader
+from deepcluster.data.loader import Loader
 from deepcluster.data.views import Views
 from deepcluster.distributed import SINGLE, ProcessGroup
 from deepcluster.models.backbone import Backbone

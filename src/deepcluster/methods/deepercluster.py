@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from deepcluster.clustering.hierarchical import HierarchicalKMeans
 from deepcluster.clustering.whitening import Whitening
-from deepcluster.data.samplers import epoch_order
+from deepcluster.data.sampler import epoch_order
 from deepcluster.distributed import SINGLE, ProcessGroup
 from deepcluster.errors import DeepClusterError
 from deepcluster.methods.cosine import CosineHead, cluster_means

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from deepcluster.clustering.cluster_index import Members
 from deepcluster.clustering.kmeans import KMeans
 from deepcluster.clustering.whitening import Whitening
-from deepcluster.data.samplers import epoch_order
+from deepcluster.data.sampler import epoch_order
 from deepcluster.distributed import ProcessGroup
 from deepcluster.errors import DeepClusterError
 from deepcluster.methods.method import ExtractFeatures, Method, check_ranges

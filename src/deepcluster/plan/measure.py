@@ -30,9 +30,9 @@ from deepcluster.clustering.kmeans import KMeans
 from deepcluster.clustering.whitening import Whitening, main_directions
 from deepcluster.config import TrainRun
 from deepcluster.data.cache import StoredPixels
-from deepcluster.data.loaders import Loader
-from deepcluster.data.samplers import epoch_order
-from deepcluster.data.sources import open_images
+from deepcluster.data.loader import Loader
+from deepcluster.data.open import open_images
+from deepcluster.data.sampler import epoch_order
 from deepcluster.data.views import Views
 from deepcluster.distributed import ProcessGroup
 from deepcluster.engine.build import draw_backbone, make_fabric, views_of

@@ -18,7 +18,8 @@ import torch
 
 from deepcluster import config as settings
 from deepcluster.config import TrainRun
-from deepcluster.data.sources import ImageSource, open_images
+from deepcluster.data.open import open_images
+from deepcluster.data.source import ImageSource
 from deepcluster.engine import run_folder
 from deepcluster.engine import train as engine
 from deepcluster.engine.log import Screen

@@ -21,7 +21,7 @@ from deepcluster.visualize.groups import same_length
 from deepcluster.visualize.page import line
 
 if TYPE_CHECKING:
-    from deepcluster.data.sources import ImageSource
+    from deepcluster.data.source import ImageSource
     from deepcluster.engine.run import Run
     from deepcluster.visualize.groups import Groups
 

@@ -15,7 +15,7 @@ from deepcluster.errors import DeepClusterError
 
 if TYPE_CHECKING:
     from deepcluster.data.cache import Pixels
-    from deepcluster.data.sources import ImageSource
+    from deepcluster.data.source import ImageSource
     from deepcluster.engine.run import Run
     from deepcluster.engine.subject import Subject
 

@@ -24,7 +24,7 @@ from deepcluster.visualize.grid import thumbnail
 from deepcluster.visualize.saved_figures import gather
 
 if TYPE_CHECKING:
-    from deepcluster.data.sources import ImageSource
+    from deepcluster.data.source import ImageSource
     from deepcluster.engine.run import Run
 
 ROWS_SHOWN = 500

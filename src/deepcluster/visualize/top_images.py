@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from deepcluster.data.cache import Pixels
-from deepcluster.data.loaders import Loader
+from deepcluster.data.loader import Loader
 from deepcluster.errors import DeepClusterError
 from deepcluster.models.backbone import Backbone
 from deepcluster.models.taps import read_taps

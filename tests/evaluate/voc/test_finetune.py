@@ -12,8 +12,8 @@ from torchvision.transforms.v2 import functional as T
 
 from deepcluster.data.augment import augment
 from deepcluster.data.cache import load_pixels
-from deepcluster.data.loaders import Loader
-from deepcluster.data.sources import open_images
+from deepcluster.data.loader import Loader
+from deepcluster.data.open import open_images
 from deepcluster.data.views import Views
 from deepcluster.engine.log import Screen
 from deepcluster.engine.subject import Subject

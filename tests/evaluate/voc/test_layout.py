@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from deepcluster.data.cache import load_pixels
-from deepcluster.data.sources import ImageSource
+from deepcluster.data.source import ImageSource
 from deepcluster.errors import BadImage, DeepClusterError
 from deepcluster.evaluate.voc.layout import VOC_CLASSES, open_voc
 from deepcluster.evaluate.voc.masks import read_mask, voc_palette

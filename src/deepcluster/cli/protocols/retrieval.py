@@ -55,7 +55,7 @@ def score(subject: Subject, chosen: Retrieval, screen: Screen) -> Result:
     Raises:
         DeepClusterError: a seed where nothing is drawn, or what the protocol raises.
     """
-    from deepcluster.data.sources import must_exist
+    from deepcluster.data.open import must_exist
     from deepcluster.evaluate.retrieval.protocol import Recipe, retrieval
 
     if chosen.seed and not (chosen.untrained or chosen.baseline):

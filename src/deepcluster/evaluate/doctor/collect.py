@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from deepcluster.clustering.metrics import nmi
-from deepcluster.data.sources import ImageSource, open_images
+from deepcluster.data.open import open_images
+from deepcluster.data.source import ImageSource
 from deepcluster.engine import checkpoint
 from deepcluster.engine.length import progress_of
 from deepcluster.engine.log import Screen

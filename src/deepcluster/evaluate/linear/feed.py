@@ -14,7 +14,7 @@ from torch import Tensor
 from deepcluster.data.augment import augment, plain
 from deepcluster.data.cache import StreamedPixels
 from deepcluster.data.decode_pool import stream
-from deepcluster.data.loaders import ahead
+from deepcluster.data.loader import ahead
 from deepcluster.data.resample import resize_center
 from deepcluster.data.views import Views, draw
 from deepcluster.evaluate.linear.parts import Part

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from deepcluster.data.cache import Pixels
-from deepcluster.data.sources import open_images
+from deepcluster.data.open import open_images
 from deepcluster.errors import DeepClusterError
 from deepcluster.evaluate.labels import labels_alike, labels_of
 from deepcluster.random import seed_of

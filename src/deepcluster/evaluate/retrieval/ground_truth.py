@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from deepcluster.data.sources import ImageSource
+from deepcluster.data.source import ImageSource
 from deepcluster.errors import DeepClusterError
 
 Sets = tuple[np.ndarray, ...]

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from deepcluster.data.decode import shrink
-from deepcluster.data.sources import ImageSource
+from deepcluster.data.source import ImageSource
 from deepcluster.errors import BadImage
 
 CROPS = ("resize-then-crop", "crop-then-resize", "no")

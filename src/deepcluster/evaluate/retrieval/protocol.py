@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor
 
-from deepcluster.data.sources import ImageSource, open_images
+from deepcluster.data.open import open_images
+from deepcluster.data.source import ImageSource
 from deepcluster.engine.log import Screen
 from deepcluster.errors import DeepClusterError
 from deepcluster.evaluate.result import Result

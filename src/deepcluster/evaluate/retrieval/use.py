@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from deepcluster.data.sources import open_images
+from deepcluster.data.open import open_images
 from deepcluster.errors import DeepClusterError
 from deepcluster.evaluate.retrieval.describe import Describer, Maps, Output
 from deepcluster.evaluate.retrieval.pictures import Chosen

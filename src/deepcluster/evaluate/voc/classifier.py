@@ -14,8 +14,8 @@ import numpy as np
 import torch
 
 from deepcluster.data.cache import Pixels, load_pixels
-from deepcluster.data.loaders import Loader
-from deepcluster.data.sources import open_images
+from deepcluster.data.loader import Loader
+from deepcluster.data.open import open_images
 from deepcluster.data.views import Views
 from deepcluster.engine.subject import CACHE_GB, Subject, pick_device
 from deepcluster.errors import DeepClusterError

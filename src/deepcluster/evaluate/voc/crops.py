@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from deepcluster.data.augment import Draw, augment
 from deepcluster.data.cache import Pixels
-from deepcluster.data.loaders import Loader
+from deepcluster.data.loader import Loader
 from deepcluster.data.views import BLOCK, Views
 from deepcluster.errors import DeepClusterError
 

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from deepcluster.data.cache import Pixels
-from deepcluster.data.loaders import Loader
+from deepcluster.data.loader import Loader
 from deepcluster.data.views import Views
 from deepcluster.engine.checkpoint import undisturbed
 from deepcluster.engine.log import Screen

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from deepcluster.data.sources import ImageSource
+from deepcluster.data.source import ImageSource
 from deepcluster.engine.log import Screen
 from deepcluster.errors import BadImage
 from deepcluster.evaluate.voc.maps import CALIBRATION, measure_norms, own_copy

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deepcluster.data.samplers import epoch_order
+from deepcluster.data.sampler import epoch_order
 from deepcluster.errors import DeepClusterError
 from deepcluster.random import seeded
 

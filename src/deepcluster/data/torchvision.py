@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from deepcluster.data.decode import shrink, to_rgb
-from deepcluster.data.sources import ImageSource
+from deepcluster.data.source import ImageSource
 from deepcluster.errors import BadImage, DeepClusterError
 
 

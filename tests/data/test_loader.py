@@ -14,8 +14,8 @@ from PIL import Image
 from deepcluster.data import decode_pool as streaming
 from deepcluster.data.augment import plain
 from deepcluster.data.cache import Pixels, StreamedPixels, load_pixels
-from deepcluster.data.loaders import Loader
-from deepcluster.data.sources import open_images
+from deepcluster.data.loader import Loader
+from deepcluster.data.open import open_images
 from deepcluster.data.views import Views
 from deepcluster.distributed import ProcessGroup
 from deepcluster.types import Batch

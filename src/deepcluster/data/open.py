@@ -1,7 +1,4 @@
-"""Every image source of the package behind one door: `open_images`.
-
-A source gives decoded pictures by a stable index. It knows nothing of caches, batches or views.
-"""
+"""`open_images`: opens any image source by its name or from arrays."""
 
 from __future__ import annotations
 
@@ -9,41 +6,12 @@ import difflib
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 
+from deepcluster.data.source import ImageSource
 from deepcluster.errors import DeepClusterError
-
-
-@runtime_checkable
-class ImageSource(Protocol):
-    """N images, each with a stable index 0 … N-1; one that cannot be decoded keeps its index."""
-
-    name: str
-    """As the user wrote it."""
-    labels: np.ndarray | None
-    """(N,) integers, -1 = none; None when the source has no classes. For scoring only, never for training."""
-    classes: tuple[str, ...]
-    """Class names; `classes[label]`."""
-
-    def __len__(self) -> int: ...
-
-    def path(self, index: int) -> str:
-        """Where image `index` comes from: stable, printable, relative to the source."""
-        ...
-
-    def read(self, index: int, short_side: int | None = None) -> np.ndarray:
-        """(H, W, 3) uint8 RGB as a person sees it, shrunk to `short_side` pixels where it is larger.
-
-        Raises:
-            BadImage: the image cannot be decoded; the message is the reason.
-        """
-        ...
-
-    def fingerprint(self) -> str:
-        """Hex digest: equal for the same images in the same order, another when the list or the bytes change."""
-        ...
 
 
 def open_images(source: Any) -> ImageSource:
@@ -58,7 +26,7 @@ def open_images(source: Any) -> ImageSource:
     Raises:
         DeepClusterError: there is nothing to open, in one sentence that says what to do.
     """
-    from deepcluster.data import arrays, files
+    from deepcluster.data import arrays, folder
 
     if isinstance(source, (str, Path)):
         return _open_named(str(source))
@@ -72,7 +40,7 @@ def open_images(source: Any) -> ImageSource:
         if not source:
             raise DeepClusterError("the list of images is empty: give at least one path or array")
         if all(isinstance(item, (str, os.PathLike)) for item in source):
-            return files.open_paths([os.fspath(item) for item in source])
+            return folder.open_paths([os.fspath(item) for item in source])
         return arrays.open_list(source)
     raise DeepClusterError(
         f"cannot read images from a {type(source).__name__}: "
@@ -96,17 +64,17 @@ def must_exist(name: str | None) -> None:
 
 
 def _open_named(name: str) -> ImageSource:
-    from deepcluster.data import arrays, files, manifest, shards, storage, torchvision_sets
+    from deepcluster.data import arrays, folder, manifest, shards, storage, torchvision
 
     path = Path(name).expanduser()
     if name == "digits" and not path.exists():
         return arrays.open_digits()
     if name.startswith("torchvision:"):
-        return torchvision_sets.open_torchvision(name)
+        return torchvision.open_torchvision(name)
     if storage.is_url(name):
         return shards.open_shards(name)
     if path.is_dir():
-        return files.open_folder(name)
+        return folder.open_folder(name)
     if not path.exists() and any(mark in name for mark in "*?[{"):
         return shards.open_shards(name)
     if not path.exists():
@@ -121,10 +89,10 @@ def _open_named(name: str) -> ImageSource:
     if kind == ".json":
         return manifest.open_manifest(name)
     if kind in (".txt", ".csv"):
-        return files.open_list_file(name)
+        return folder.open_list_file(name)
     if kind == ".npy":
         return arrays.open_npy(name)
-    return files.open_paths([name], name=name)
+    return folder.open_paths([name], name=name)
 
 
 def _missing(name: str, path: Path) -> str:

@@ -18,7 +18,7 @@ from deepcluster.data.naming import (
     labels_from_parents,
     natural_key,
 )
-from deepcluster.data.sources import ImageSource
+from deepcluster.data.source import ImageSource
 from deepcluster.errors import BadImage, DeepClusterError
 
 #: Files whose first bytes go into a fingerprint; all go in with their name, size and time.

@@ -1,0 +1,37 @@
+"""The protocol that every image source follows."""
+
+from __future__ import annotations
+
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+
+
+@runtime_checkable
+class ImageSource(Protocol):
+    """N images, each with a stable index 0 … N-1; one that cannot be decoded keeps its index."""
+
+    name: str
+    """As the user wrote it."""
+    labels: np.ndarray | None
+    """(N,) integers, -1 = none; None when the source has no classes. For scoring only, never for training."""
+    classes: tuple[str, ...]
+    """Class names; `classes[label]`."""
+
+    def __len__(self) -> int: ...
+
+    def path(self, index: int) -> str:
+        """Where image `index` comes from: stable, printable, relative to the source."""
+        ...
+
+    def read(self, index: int, short_side: int | None = None) -> np.ndarray:
+        """(H, W, 3) uint8 RGB as a person sees it, shrunk to `short_side` pixels where it is larger.
+
+        Raises:
+            BadImage: the image cannot be decoded; the message is the reason.
+        """
+        ...
+
+    def fingerprint(self) -> str:
+        """Hex digest: equal for the same images in the same order, another when the list or the bytes change."""
+        ...
