@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deepcluster.clustering import assign_int8, lloyd
-from deepcluster.clustering.block_reader import Rows
 from deepcluster.clustering.kmeans import KMeans, nearest_centroids
 from deepcluster.clustering.nearest import Nearest
 from deepcluster.errors import DeepClusterError
+from deepcluster.features.block_reader import Rows
 
 PRECISIONS = ["float32", "bfloat16", "int8"]
 

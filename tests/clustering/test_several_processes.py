@@ -10,7 +10,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deepcluster.clustering.block_reader import Rows
 from deepcluster.clustering.exact_sum import Total, round_, unit_for
 from deepcluster.clustering.hierarchical import HierarchicalKMeans
 from deepcluster.clustering.init import distinct
@@ -19,6 +18,7 @@ from deepcluster.clustering.lloyd import Points
 from deepcluster.clustering.whitening import Whitening
 from deepcluster.distributed import SINGLE, ProcessGroup
 from deepcluster.errors import DeepClusterError
+from deepcluster.features.block_reader import Rows
 from processes import together
 
 

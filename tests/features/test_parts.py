@@ -18,11 +18,11 @@ from PIL import Image
 
 from deepcluster.cli.main import main
 from deepcluster.clustering import KMeans, Whitening
-from deepcluster.clustering.block_reader import Rows
 from deepcluster.clustering.tables import cluster_table
 from deepcluster.data.cache import Pixels, load_pixels
 from deepcluster.data.open import open_images
 from deepcluster.errors import DeepClusterError
+from deepcluster.features.block_reader import Rows
 from deepcluster.features.feature_file import weights_digest, write_parts, write_table
 from deepcluster.features.parts import PartedTable, open_parts
 from deepcluster.features.table import open_table

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from deepcluster.clustering.lloyd import Points
 from deepcluster.clustering.nearest import LANES, ROWS, SPAN, WIDTH, Nearest
-from deepcluster.clustering.parallel import over_spans
+from deepcluster.features.parallel import over_spans
 
 LEVELS = 127
 CUT = 8.0  # standard deviations at which coordinates are cut

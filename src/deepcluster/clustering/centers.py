@@ -8,11 +8,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from deepcluster.clustering.block_reader import Rows
 from deepcluster.clustering.exact_sum import unit_for
 from deepcluster.clustering.lloyd import Points, means
 from deepcluster.clustering.nearest import SPAN
-from deepcluster.clustering.parallel import over_spans
+from deepcluster.features.block_reader import Rows
+from deepcluster.features.parallel import over_spans
 
 
 def group_means(rows: Rows, label: Tensor, k: int) -> Tensor:

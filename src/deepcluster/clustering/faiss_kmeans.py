@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from deepcluster.clustering.lloyd import Points, Solution
-from deepcluster.clustering.parallel import members
 from deepcluster.errors import DeepClusterError
+from deepcluster.features.parallel import members
 
 
 def faiss_lloyd(points: Points, centroids: Tensor, *, max_iter: int, seed: int) -> Solution:

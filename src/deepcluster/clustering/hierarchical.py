@@ -17,15 +17,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from deepcluster.clustering.block_reader import Picked, Rows, in_kind
 from deepcluster.clustering.grammar import Clusterer
 from deepcluster.clustering.kmeans import KMeans, distances, require_rows
 from deepcluster.clustering.lloyd import Points, assign, sizes_of, total_of
-from deepcluster.clustering.parallel import team
 from deepcluster.clustering.redistribute import Deal, room_for
 from deepcluster.clustering.row_partition import agreed, common_seed, shard_of
 from deepcluster.distributed import SINGLE, ProcessGroup
 from deepcluster.errors import DeepClusterError
+from deepcluster.features.block_reader import Picked, Rows, in_kind
+from deepcluster.features.parallel import team
 from deepcluster.random import seed_of
 
 

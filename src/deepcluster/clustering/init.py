@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from deepcluster.clustering.lloyd import Points
-from deepcluster.clustering.parallel import over_spans
 from deepcluster.distributed import ALIGN
+from deepcluster.features.parallel import over_spans
 
 SHUFFLED = 1 << 24  # rows up to which all are shuffled for a draw of some
 DRAWN = 1 << 20  # random numbers held at once

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from deepcluster.clustering import assign_int8
-from deepcluster.clustering.block_reader import Rows, in_kind, write_rows
 from deepcluster.clustering.exact_sum import unit_for
 from deepcluster.clustering.grammar import Clusterer
 from deepcluster.clustering.init import plus_plus, random_rows
@@ -29,10 +28,11 @@ from deepcluster.clustering.lloyd import (
     total_of,
 )
 from deepcluster.clustering.nearest import Plain, Search
-from deepcluster.clustering.parallel import team
 from deepcluster.clustering.row_partition import agreed, common_seed, shard_of
 from deepcluster.distributed import SINGLE, ProcessGroup
 from deepcluster.errors import DeepClusterError
+from deepcluster.features.block_reader import Rows, in_kind, write_rows
+from deepcluster.features.parallel import team
 from deepcluster.random import seeded
 
 SCREEN_FROM = 256  # clusters from which 8-bit products save more than they cost

@@ -13,14 +13,14 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from deepcluster.clustering.block_reader import Picked, Rows
 from deepcluster.clustering.exact_sum import Total, round_, unit_for
 from deepcluster.clustering.nearest import Nearest, Search
-from deepcluster.clustering.parallel import members, over_spans
 from deepcluster.clustering.row_partition import Shard, agreed, shard_of
 from deepcluster.clustering.whitening import normalize_rows
 from deepcluster.distributed import ALIGN
 from deepcluster.errors import DeepClusterError
+from deepcluster.features.block_reader import Picked, Rows
+from deepcluster.features.parallel import members, over_spans
 
 BLOCK_NUMBERS = 1 << 24  # numbers in a block (64 MiB)
 SUMMED = 512  # rows that are brought to float64 at a time: they stay in a core's own cache

@@ -11,7 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from deepcluster.clustering.parallel import over_spans
+from deepcluster.features.parallel import over_spans
 
 ROWS = 512  # rows and
 WIDTH = 1024  # centroids of a tile of scores on a CPU: 2 MiB

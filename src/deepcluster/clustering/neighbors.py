@@ -17,11 +17,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from deepcluster.clustering.block_reader import Rows, in_kind
 from deepcluster.clustering.lloyd import BLOCK_NUMBERS, Points, moments
 from deepcluster.clustering.nearest import GPU_SCORES
-from deepcluster.clustering.parallel import members, over_spans, team
 from deepcluster.errors import DeepClusterError
+from deepcluster.features.block_reader import Rows, in_kind
+from deepcluster.features.parallel import members, over_spans, team
 
 TILE_ROWS = 256  # rows and
 TILE_WIDTH = 8192  # columns of a tile of scores on a CPU: 8 MiB, the fastest of those tried

@@ -38,12 +38,12 @@ import numpy as np
 import torch
 from scipy import sparse
 
-from deepcluster.clustering.block_reader import Rows, in_kind
 from deepcluster.clustering.centers import group_means, own_distances
 from deepcluster.clustering.grammar import Clusterer
 from deepcluster.clustering.neighbors import nearest_rows
-from deepcluster.clustering.parallel import team
 from deepcluster.errors import DeepClusterError
+from deepcluster.features.block_reader import Rows, in_kind
+from deepcluster.features.parallel import team
 
 ROUNDING = 2.0**-43  # part of a height by which two that are equal may differ after 200 rounds in float64
 

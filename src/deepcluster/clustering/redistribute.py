@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from deepcluster import distributed
-from deepcluster.clustering.block_reader import BLOCK_BYTES, Rows, write_rows
 from deepcluster.distributed import ProcessGroup
+from deepcluster.features.block_reader import BLOCK_BYTES, Rows, write_rows
 
 IN_MEMORY = 2 << 30  # bytes of a process's dealt rows beyond which they go to a file
 

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from deepcluster import distributed
-from deepcluster.clustering.block_reader import Picked, Rows
 from deepcluster.distributed import SINGLE, ProcessGroup
 from deepcluster.errors import DeepClusterError
+from deepcluster.features.block_reader import Picked, Rows
 
 T = TypeVar("T")
 

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from deepcluster.clustering.block_reader import Rows
 from deepcluster.clustering.centers import group_means, own_distances
-from deepcluster.clustering.parallel import team
 from deepcluster.clustering.whitening import Whitening
 from deepcluster.distributed import SINGLE, ProcessGroup
 from deepcluster.errors import DeepClusterError
+from deepcluster.features.block_reader import Rows
+from deepcluster.features.parallel import team
 
 
 def cluster_table(

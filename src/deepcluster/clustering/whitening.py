@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deepcluster.clustering.block_reader import Rows, in_kind, write_rows
 from deepcluster.clustering.exact_sum import round_
 from deepcluster.clustering.row_partition import Shard, agreed, shard_of
 from deepcluster.distributed import ALIGN, SINGLE, ProcessGroup
 from deepcluster.errors import DeepClusterError
+from deepcluster.features.block_reader import Rows, in_kind, write_rows
 
 EXACT_DIM = 1024  # up to this width covariances are multiplied in float64; beyond, in float32 blocks
 SAMPLE = 1024  # rows from which the mean and the size of the covariance are guessed

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from deepcluster.clustering.block_reader import Rows, write_rows
 from deepcluster.errors import DeepClusterError
+from deepcluster.features.block_reader import Rows, write_rows
 
 
 def read(x: object, step: int = 7) -> np.ndarray:
