@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 
-class DeepClusterError(Exception):
-    """A mistake a user can mend: one sentence that says what is wrong, where, and what to do.
+class DeepClusterError(ValueError):
+    """A mistake the user can correct: one sentence that says what is wrong, where, and what to do.
 
     The command line prints the sentence and ends with exit status 2, without a traceback.
     """
