@@ -1,0 +1,192 @@
+"""The one SGD loop of all evaluation protocols; killed at any step, it goes on to the bit.
+
+Linear and MLP probes, low-shot fine-tuning and the VOC networks all train with `train`. Every random draw comes from
+(seed, step), never from a generator's history. The methods themselves are trained by `engine/loop.py`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import math
+from collections.abc import Callable, Generator, Iterable, Mapping, MutableMapping, Sequence
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from deepcluster.engine.checkpoint import undisturbed
+from deepcluster.engine.log import Screen
+from deepcluster.engine.signals import stop_signals
+from deepcluster.errors import DeepClusterError, Interrupted
+from deepcluster.random import seed_of
+from deepcluster.resume import ResumeFile
+
+STEP = 23
+"""Purpose of the key (seed, STEP, step) that the global generators are seeded with before each step, for dropout."""
+CHECK_EVERY = 32
+"""Steps between two looks at the losses: each one waits for the GPU."""
+
+Batch = TypeVar("Batch")
+
+
+def train(
+    modules: Sequence[nn.Module],
+    optimizer: torch.optim.Optimizer,
+    batches: Callable[[int], Generator[Batch, None, None]],
+    loss: Callable[[Batch, int], Tensor | None],
+    *,
+    steps: int,
+    steps_per_epoch: int | None = None,
+    learning_rate: Callable[[int, Mapping[str, Any]], float],
+    clip: float = 0.0,
+    autocast: torch.dtype | None = None,
+    seed: int,
+    resume: ResumeFile,
+    notes: MutableMapping[str, Any] | None = None,
+    after_step: Callable[[int], object] = lambda done: None,
+    after_epoch: Callable[[int], object] = lambda done: None,
+    screen: Screen,
+    name: str,
+) -> Tensor:
+    """Trains `modules` in place, from the state of `resume`'s running stage on where it has one.
+
+    The state is saved after each epoch (where there are epochs), whenever `resume.due`, on Ctrl-C, and at the end.
+
+    Args:
+        modules: what is trained, on its device already; several are independent and share the batches. All of
+            them are in training mode during steps and in evaluation mode at the end.
+        optimizer: of all trained parameters; its groups may hold entries of the caller's, for `learning_rate`.
+        batches: first step -> the batches of that step and all following ones, the same whenever it is called; see
+            `epochs`.
+        loss: batch, step (from 0) -> loss; for several modules the sum of theirs. None = nothing to learn from in this
+            batch, which then counts as a step without an update. What it draws from torch's global generators depends
+            on (seed, step) alone.
+        steps: optimizer steps in all.
+        steps_per_epoch: None = no epochs.
+        learning_rate: step, parameter group -> its rate.
+        clip: largest norm of the gradient of each module; 0 = any.
+        autocast: 16-bit type to compute the loss in; None = as the modules are.
+        notes: values of the caller's, which are saved and restored with the state.
+        after_step: called with the number of steps done, after any save; may raise to stop.
+        after_epoch: called with the number of epochs done, before the save.
+        screen: shows a bar, and one line an epoch.
+        name: of what is trained, for these.
+
+    Returns:
+        (steps,) float32 loss of each step, of those before a restart too; NaN where there was none.
+
+    Raises:
+        DeepClusterError: the loss is infinite or not a number.
+        Interrupted: Ctrl-C or SIGTERM; the state is saved.
+    """
+    notes = {} if notes is None else notes
+    done, losses = _restore(resume, modules, optimizer, notes, steps)
+    device = next(modules[0].parameters()).device
+    pending: dict[int, Tensor] = {}  # losses that the device may not have computed yet
+
+    def collect() -> None:
+        if pending:
+            values = torch.stack([value.float() for value in pending.values()]).cpu()
+            for step, value in zip(pending, values, strict=True):
+                if not value.isfinite():
+                    raise DeepClusterError(f"The loss of {name} is {value:g} at step {step + 1}: use a lower --lr.")
+                losses[step] = value
+            pending.clear()
+
+    def save() -> None:
+        collect()
+        resume.save(
+            {
+                "done": done,
+                "modules": [module.state_dict() for module in modules],
+                "optimizer": optimizer.state_dict(),
+                "losses": losses,
+                "notes": dict(notes),
+            }
+        )
+
+    def end_step(must_save: bool) -> None:
+        stopping = stopped()
+        if must_save or stopping or resume.due:
+            save()
+        after_step(done)
+        if stopping:
+            screen.say(f"stopped and saved after step {done} of {steps}; the same command continues from there")
+            raise Interrupted
+
+    length = steps_per_epoch or steps
+    with undisturbed(), stop_signals() as stopped, contextlib.closing(batches(done)) as stream:
+        while done < steps:
+            epoch = done // length
+            first, last = epoch * length, min((epoch + 1) * length, steps)
+            title = name if steps_per_epoch is None else f"{name}: epoch {epoch + 1}/{-(-steps // length)}"
+            for module in modules:
+                module.train()
+            with screen.bar(title, last - first, "batches") as bar:
+                bar.to(done - first)
+                for step in range(done, last):
+                    batch = next(stream)
+                    torch.manual_seed(seed_of(seed, STEP, step))
+                    for group in optimizer.param_groups:
+                        group["lr"] = learning_rate(step, group)
+                    with torch.autocast(device.type, autocast, enabled=autocast is not None):
+                        value = loss(batch, step)
+                    if value is not None:
+                        optimizer.zero_grad()
+                        torch.autograd.backward(value)
+                        if clip:
+                            for module in modules:
+                                nn.utils.clip_grad_norm_(module.parameters(), clip)
+                        optimizer.step()
+                        pending[step] = value.detach()
+                    done = step + 1
+                    bar()
+                    if len(pending) == CHECK_EVERY:
+                        collect()
+                    if done < last:
+                        end_step(must_save=False)
+            if steps_per_epoch is not None:
+                collect()
+                screen.say(f"{title}  loss {losses[first:last].nanmean():.4f}")
+                after_epoch(epoch + 1)
+            end_step(must_save=True)
+    for module in modules:
+        module.eval()
+    return losses
+
+
+def _restore(
+    resume: ResumeFile,
+    modules: Sequence[nn.Module],
+    optimizer: torch.optim.Optimizer,
+    notes: MutableMapping[str, Any],
+    steps: int,
+) -> tuple[int, Tensor]:
+    """Steps done and the losses of all steps; weights, optimizer and notes are as they were saved."""
+    state = resume.state
+    if state is None:
+        return 0, torch.full((steps,), math.nan)
+    for module, saved in zip(modules, state["modules"], strict=True):
+        module.load_state_dict(saved)
+    optimizer.load_state_dict(state["optimizer"])
+    notes.update(state["notes"])
+    return state["done"], state["losses"]
+
+
+def epochs(
+    make: Callable[[int, int], Iterable[Batch]], steps_per_epoch: int
+) -> Callable[[int], Generator[Batch, None, None]]:
+    """The `batches` of `train`, where each epoch has batches of its own.
+
+    Args:
+        make: epoch, first batch -> the batches of that epoch from the first one on; all `steps_per_epoch` of an epoch,
+            those without a decodable image too (`Loader(..., start=first, empty=True)`).
+    """
+
+    def batches(step: int) -> Generator[Batch, None, None]:
+        for epoch in itertools.count(step // steps_per_epoch):
+            yield from make(epoch, step - epoch * steps_per_epoch)
+            step = (epoch + 1) * steps_per_epoch
+
+    return batches
