@@ -67,11 +67,11 @@ class ResumeFile:
         """
         if stage not in self._results:
             self._running = stage
-            result = work()
-            self._results[stage] = result
+            self._results[stage] = work()
             self._stage = self._state = self._running = None
             self._write()
-        return self._results[stage]  # type: ignore[no-any-return]
+        result: Result = self._results[stage]
+        return result
 
     @property
     def state(self) -> dict[str, Any] | None:
