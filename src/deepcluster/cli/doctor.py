@@ -2,46 +2,34 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
-from tyro.conf import Positional, arg
-
-from deepcluster.cli.parse import parse
 from deepcluster.data.open import must_exist
 
 
-@dataclass(frozen=True)
-class Doctor:
-    """What a run's curves, clusters and views mean, in plain sentences, what to change, and how many clusters."""
+def doctor(
+    run: Path, /, *, data: str | None = None, images: int = 512, device: str = "auto", json: bool = False
+) -> None:
+    """Diagnoses a run: what its curves, clusters and views mean, what to change, and how many clusters to ask for.
 
-    run: Positional[Path]
-    """The run folder, of a finished, stopped or broken run."""
-    source: Annotated[str | None, arg(name="data")] = None
-    """The training images, where they have moved; none = where they were."""
-    images: int = 512
-    """So many of them, at most, are looked at in training views and without color; 0 = none."""
-    device: str = "auto"
-    """auto, cpu, cuda, mps."""
-    json: bool = False
-    """Print one JSON object."""
+    The findings are printed with the worst first, and saved as RUN/evaluation/doctor.json.
 
-
-def command(arguments: list[str]) -> None:
-    """Prints the findings, worst first, and leaves RUN/evaluation/doctor.json."""
-    chosen = parse(Doctor, arguments, prog="deepcluster doctor")
-    must_exist(chosen.source)
+    Args:
+        run: the run folder, of a run that is finished, stopped or broken.
+        data: the training images, if they have moved; None = where they were during training.
+        images: at most this many images are examined as training views and in gray; 0 = none.
+    """
+    must_exist(data)
     from deepcluster.engine.log import Screen
     from deepcluster.engine.run import load_run
     from deepcluster.evaluate.doctor.diagnosis import diagnose
 
-    screen = Screen(stderr=chosen.json)
-    run = load_run(chosen.run, chosen.device)
-    found = diagnose(run, chosen.source, sample=chosen.images, screen=screen)
-    found.save(run.folder)
-    if chosen.json:
-        print(found.json())
+    screen = Screen(stderr=json)
+    loaded = load_run(run, device)
+    diagnosis = diagnose(loaded, data, sample=images, screen=screen)
+    diagnosis.save(loaded.folder)
+    if json:
+        print(diagnosis.json())
     else:
-        # Sentences are wrapped at the screen's width, beside the column of severities.
-        screen.console.print(found.table(), soft_wrap=False)
+        # Sentences are wrapped at the width of the terminal, next to the column of severities.
+        screen.console.print(diagnosis.table(), soft_wrap=False)

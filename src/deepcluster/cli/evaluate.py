@@ -5,8 +5,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
+from deepcluster.cli.common import several_processes
 from deepcluster.cli.parse import parse
-from deepcluster.cli.processes import several_processes
 from deepcluster.config import nearest
 from deepcluster.data.open import must_exist
 from deepcluster.distributed import ProcessGroup

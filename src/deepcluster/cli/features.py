@@ -2,106 +2,100 @@
 
 from __future__ import annotations
 
-import json as json_module
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-from tyro.conf import Positional, arg
-
-from deepcluster.cli.parse import parse
-from deepcluster.cli.processes import several_processes
+from deepcluster.cli.common import several_processes, show
 from deepcluster.data.open import must_exist
-from deepcluster.distributed import ProcessGroup
 from deepcluster.errors import DeepClusterError
 
 if TYPE_CHECKING:
+    import numpy as np
+
+    from deepcluster.data.cache import Pixels
     from deepcluster.engine.log import Bar
     from deepcluster.engine.model import Model
     from deepcluster.features.feature_file import Describe
 
 
-@dataclass(frozen=True)
-class Features:
-    """Features of images as a memory-mapped table (N, D) float32, with a .json beside it."""
+def features(
+    model: str,
+    /,
+    *,
+    data: str,
+    out: Path,
+    parts: int | None = None,
+    overwrite: bool = False,
+    tap: str | None = None,
+    image_size: int | None = None,
+    device: str = "auto",
+    json: bool = False,
+) -> None:
+    """Writes the features of images as a memory-mapped table (N, D) float32, with a .json file next to it.
 
-    model: Positional[str]
-    """A run folder, a backbone (any timm model as timm:NAME, a torchvision one as torchvision:NAME), or a file that
-    holds one: .safetensors, or a checkpoint that DeepCluster's authors released."""
-    source: Annotated[str, arg(name="data")]
-    """Images, as for train."""
-    out: Path
-    """The .npy file to write, or a folder for a table in several files, which goes on where a kill left it; rows of
-    images that cannot be decoded are NaN."""
-    parts: int | None = None
-    """For a folder: about how many files; by default each has 262,144 rows."""
-    overwrite: bool = False
-    """For a folder: begin anew whatever table is in it."""
-    tap: str | None = None
-    """A layer to read in place of the output, averaged over space."""
-    image_size: int | None = None
-    """For a backbone by name: side of the images it sees; by default what its weights were made for. Runs and files
-    know their own."""
-    device: str = "auto"
-    """auto, cpu, cuda, mps."""
-    json: bool = False
-    """Print one JSON object when done."""
-
-
-def command(arguments: list[str]) -> None:
-    """Extracts."""
-    chosen = parse(Features, arguments, prog="deepcluster features")
-    whole = chosen.out.suffix == ".npy" and not chosen.out.is_dir()
-    _check(chosen, whole)
-    must_exist(chosen.source)
+    Args:
+        model: a run folder, a backbone (any timm model as timm:NAME, a torchvision model as torchvision:NAME), or a
+            file of weights: .safetensors, or a checkpoint released by the authors of DeepCluster.
+        data: images, as for train.
+        out: the .npy file to write, or a folder for a table in several files, which continues after an interruption;
+            rows of images that cannot be decoded are NaN.
+        parts: for a folder: approximate number of files; None = 262,144 rows in each.
+        overwrite: for a folder: replace the table that is in it.
+        tap: a layer to read instead of the output, averaged over space.
+        image_size: for a backbone by name: side of its input images in pixels; None = the size its weights were
+            trained at. Runs and files have their own.
+    """
+    one_file = out.suffix == ".npy" and not out.is_dir()
+    _check_out(out, one_file, parts, overwrite)
+    must_exist(data)
     with several_processes() as group:
-        if whole and not group.is_single:
+        if one_file and not group.is_single:
             raise DeepClusterError(
                 f"{group.size} processes write a table in parts, not one file: give --out a folder, without .npy."
             )
-        _describe(chosen, whole, group)
+        from deepcluster.engine.log import Screen
+        from deepcluster.engine.run import load_subject
+        from deepcluster.features.feature_file import weights_digest, write_parts, write_table
+        from deepcluster.io import write_json
 
-
-def _describe(chosen: Features, whole: bool, group: ProcessGroup) -> None:
-    from deepcluster.engine.log import Screen
-    from deepcluster.engine.run import load_subject
-    from deepcluster.features.feature_file import weights_digest, write_parts, write_table
-    from deepcluster.io import write_json
-
-    screen = Screen(quiet=not group.is_first, stderr=chosen.json)
-    subject = load_subject(chosen.model, device=chosen.device, image_size=chosen.image_size)
-    model, device, pixels = subject.model, subject.device, subject.pixels(chosen.source)
-    about: dict[str, Any] = {
-        "model": chosen.model,
-        "data": pixels.source.name,
-        "source_fingerprint": pixels.source.fingerprint(),
-        "tap": chosen.tap,
-    }
-    with screen.bar("features", len(pixels)) as advance:
-        describe = feature_network(model, chosen.tap, device, advance)
-        if whole:
-            width, bad = write_table(describe, pixels, chosen.out)
-        else:
-            made = {"weights": weights_digest(model.backbone), "image_size": model.backbone.image_size}
-            width, bad = write_parts(
-                describe,
-                pixels,
-                chosen.out,
-                {**about, **made},
-                parts=chosen.parts,
-                overwrite=chosen.overwrite,
-                skipped=advance,
-                group=group,
-            )
-    if not group.is_first:
-        return
+        screen = Screen(quiet=not group.is_first, stderr=json)
+        subject = load_subject(model, device=device, image_size=image_size)
+        backbone, pixels = subject.backbone, subject.pixels(data)
+        about: dict[str, Any] = {
+            "model": model,
+            "data": pixels.source.name,
+            "source_fingerprint": pixels.source.fingerprint(),
+            "tap": tap,
+        }
+        with screen.bar("features", len(pixels)) as advance:
+            describe = feature_network(subject.model, tap, subject.device, advance)
+            if one_file:
+                width, bad = write_table(describe, pixels, out)
+            else:
+                made = {**about, "weights": weights_digest(backbone), "image_size": backbone.image_size}
+                width, bad = write_parts(
+                    describe, pixels, out, made, parts=parts, overwrite=overwrite, skipped=advance, group=group
+                )
+        if not group.is_first:
+            return
     about |= {"rows": len(pixels), "width": width, "bad": bad}
-    if whole:
-        write_json(chosen.out.with_suffix(".json"), about)
-    if chosen.json:
-        print(json_module.dumps({"out": str(chosen.out), **about}))
-        return
-    screen.say(f"{chosen.out}: {len(pixels):,} x {width} features" + (f", {len(bad):,} rows NaN" if bad else ""))
+    if one_file:
+        write_json(out.with_suffix(".json"), about)
+    undecodable = f", {len(bad):,} rows NaN" if bad else ""
+    show(screen, json, {"out": str(out), **about}, f"{out}: {len(pixels):,} x {width} features{undecodable}")
+
+
+def _check_out(out: Path, one_file: bool, parts: int | None, overwrite: bool) -> None:
+    if one_file and parts is not None:
+        raise DeepClusterError(f"--parts is for a table in a folder, and {out} is one file: leave out its ending.")
+    if one_file and overwrite:
+        raise DeepClusterError(f"--overwrite is for a table in a folder; {out} is one file, which is replaced anyway.")
+    if not one_file and out.suffix and not out.is_dir():
+        raise DeepClusterError(
+            f"Features are written as .npy or in parts into a folder, not as {out.name!r}: change --out."
+        )
+    if parts is not None and parts < 1:
+        raise DeepClusterError(f"--parts is {parts}: give 1 or a larger number of files.")
 
 
 def feature_network(model: Model, tap: str | None, device: str, advance: Bar) -> Describe:
@@ -109,7 +103,7 @@ def feature_network(model: Model, tap: str | None, device: str, advance: Bar) ->
     import numpy as np
 
     from deepcluster.data.arrays import open_array
-    from deepcluster.data.cache import Pixels, load_pixels
+    from deepcluster.data.cache import load_pixels
     from deepcluster.features.extract import extract
     from deepcluster.features.feature_file import BATCH
 
@@ -140,18 +134,3 @@ def feature_network(model: Model, tap: str | None, device: str, advance: Bar) ->
         return index, features
 
     return describe
-
-
-def _check(chosen: Features, whole: bool) -> None:
-    """One sentence for an --out, or an option of tables in parts, that cannot be."""
-    out = chosen.out
-    if whole and chosen.parts is not None:
-        raise DeepClusterError(f"--parts is for a table in a folder, and {out} is one file: leave out its ending.")
-    if whole and chosen.overwrite:
-        raise DeepClusterError(f"--overwrite is for a table in a folder; {out} is one file, which is replaced anyway.")
-    if not whole and out.suffix and not out.is_dir():
-        raise DeepClusterError(
-            f"Features are written as .npy or in parts into a folder, not as {out.name!r}: change --out."
-        )
-    if chosen.parts is not None and chosen.parts < 1:
-        raise DeepClusterError(f"--parts {chosen.parts} is no number of files: give 1 or more.")

@@ -1,6 +1,6 @@
-"""The command line: finds the command, and turns every mistake into one sentence and exit status 2.
+"""The command line: runs a command, and reports a mistake as one sentence with exit status 2.
 
-Loads nothing that a help page does not need.
+Imports nothing that a help page does not need.
 """
 
 from __future__ import annotations
@@ -13,24 +13,26 @@ from deepcluster.distributed import is_secondary_process
 from deepcluster.errors import DeepClusterError, Interrupted
 
 COMMANDS = {
-    "train": "train a preset on your images, or go on with a run: train PRESET --data S --out RUN",
-    "presets": "list the presets, or print one whole: presets [NAME]",
+    "train": "train a preset on your images, or resume a run: train PRESET --data S --out RUN",
+    "presets": "list the presets, or print one with all its settings: presets [NAME]",
     "assign": "cluster and distance of any images: assign RUN --data S --out FILE.csv",
     "features": "features as a memory-mapped table: features RUN|BACKBONE|FILE --data S --out FILE.npy",
-    "index": "a manifest of tar and zip shards, for many of them: index SHARDS... --out FILE.json",
+    "index": "a manifest of many tar or zip shards: index SHARDS... --out FILE.json",
     "cluster": "cluster a feature table: cluster FEATURES.npy --k K --out FILE.csv",
     "evaluate": "score a run or any backbone: evaluate RUN|BACKBONE PROTOCOL --data S [--test S2]",
-    "doctor": "is a run healthy, what to change, and how many clusters: doctor RUN",
+    "doctor": "is a run healthy, what to change, and how many clusters to ask for: doctor RUN",
     "export": "the backbone for other libraries: export RUN --format safetensors|torchvision|released --out FILE",
     "report": "one page with curves, pictures and clusters: report RUN",
-    "visualize": "filters, neighbors, clusters, curves, maps as PNG: visualize RUN|BACKBONE WHAT",
-    "explore": "a local page to wander through clusters, mend and export them: explore RUN [--port 8765]",
+    "visualize": "filters, neighbors, clusters, curves and maps as PNG: visualize RUN|BACKBONE PICTURE",
+    "explore": "a local page to browse, edit and export clusters: explore RUN [--port 8765]",
     "plan": "memory, disk, messages and hours before a run is started: plan PRESET --images 1e8 --processes 64",
     "study": "studies with a table and a picture: study k|reassign|stability|agreement|stopping|sizes|tree|figure2 ...",
 }
+"""Each command has a module in this package: with a function `command`, if its options depend on its first arguments,
+or with a function of the command's name, whose parameters are its options."""
 
 HELP = """\
-deepcluster: visual features and image groups from unlabelled images, by clustering.
+deepcluster: visual features and image clusters from unlabeled images.
 
 usage: deepcluster COMMAND ...
 
@@ -61,7 +63,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         if name not in COMMANDS:
             raise DeepClusterError(f"There is no command {name!r}.{_meant(name)} `deepcluster --help` lists them.")
-        import_module(f"deepcluster.cli.{name}").command(rest)
+        _run(name, rest)
     except DeepClusterError as error:
         return _mistake(str(error))
     except Interrupted as stopped:
@@ -72,16 +74,28 @@ def main(argv: list[str] | None = None) -> int:
         sys.stderr.close()
         return 141
     except OSError as error:
-        # Full disk, no permission: the file system's own word, and where.
+        # A full disk or missing permission: the message of the file system, and the path.
         where = f" at {error.filename}" if error.filename else ""
         return _mistake(
-            f"{error.strerror or error}{where}: nothing was half-written; make room or choose another place."
+            f"{error.strerror or error}{where}: no partial file was left; free some space or choose another path."
         )
     return 0
 
 
+def _run(name: str, arguments: list[str]) -> None:
+    module = f"deepcluster.cli.{name}"
+    command = getattr(import_module(module), "command", None)
+    if command is not None:
+        command(arguments)
+        return
+    from deepcluster.cli.options import Function, parse_options
+
+    function = Function(f"{module}:{name}")
+    function.call(parse_options([function], arguments, prog=f"deepcluster {name}"))
+
+
 def _meant(name: str) -> str:
-    """The command that was meant: one of a near name, or a study or protocol that has this name."""
+    """The command that may have been meant: one with a similar name, or a study or protocol of this name."""
     from deepcluster.cli.evaluate import PROTOCOLS
     from deepcluster.cli.study import STUDIES
 

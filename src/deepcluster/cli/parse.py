@@ -25,7 +25,7 @@ def parse(what: Callable[..., T], arguments: list[str], *, prog: str, default: A
     extra = {} if default is None else {"default": default}
     try:
         with contextlib.redirect_stderr(said):
-            return tyro.cli(
+            chosen: T = tyro.cli(
                 what,
                 prog=prog,
                 args=arguments,
@@ -34,6 +34,7 @@ def parse(what: Callable[..., T], arguments: list[str], *, prog: str, default: A
                 config=(tyro.conf.FlagCreatePairsOff, tyro.conf.AvoidSubcommands),
                 **extra,
             )
+            return chosen
     except SystemExit as stop:
         if stop.code in (0, None):
             raise

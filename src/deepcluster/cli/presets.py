@@ -2,61 +2,49 @@
 
 from __future__ import annotations
 
-import json as json_module
-from dataclasses import dataclass
+from json import dumps
 from typing import Any
 
-from tyro.conf import Positional
 
-from deepcluster.cli.parse import parse
+def presets(name: str | None = None, /, *, json: bool = False) -> None:
+    """Lists the presets, or prints one with all its settings.
 
-
-@dataclass(frozen=True)
-class Presets:
-    """Lists the presets, or prints one whole."""
-
-    name: Positional[str | None] = None
-    """The preset to print."""
-    json: bool = False
-    """Print one JSON object."""
-
-
-def command(arguments: list[str]) -> None:
-    """Prints."""
-    chosen = parse(Presets, arguments, prog="deepcluster presets")
+    Args:
+        name: the preset to print.
+    """
     from deepcluster.config import as_dict
     from deepcluster.presets import PRESETS, find_preset
 
-    if chosen.name is None:
-        if chosen.json:
-            print(json_module.dumps({name: preset.summary for name, preset in PRESETS.items()}))
+    if name is None:
+        if json:
+            print(dumps({each: preset.summary for each, preset in PRESETS.items()}))
             return
         width = max(map(len, PRESETS)) + 2
-        for name, preset in PRESETS.items():
-            print(f"{name:<{width}}{preset.summary}")
+        for each, preset in PRESETS.items():
+            print(f"{each:<{width}}{preset.summary}")
         return
-    preset = find_preset(chosen.name)
+    preset = find_preset(name)
     values = as_dict(preset.run)
-    if chosen.json:
-        print(json_module.dumps({"name": chosen.name, "about": preset.about, "settings": values}))
+    if json:
+        print(dumps({"name": name, "about": preset.about, "settings": values}))
         return
-    print(f"{chosen.name}\n\n    {preset.about.strip()}\n")
-    for name, value in flat(values):
-        print(f"--{name.replace('_', '-'):<28}{shown(value)}")
+    print(f"{name}\n\n    {preset.about.strip()}\n")
+    for option, value in _flatten(values):
+        print(f"--{option.replace('_', '-'):<28}{_as_typed(value)}")
 
 
-def flat(values: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+def _flatten(values: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
     """Nested settings as dotted names."""
     found: list[tuple[str, Any]] = []
     for name, value in values.items():
         if isinstance(value, dict) and value:
-            found += flat(value, f"{prefix}{name}.")
+            found += _flatten(value, f"{prefix}{name}.")
         else:
             found.append((prefix + name, value))
     return found
 
 
-def shown(value: Any) -> str:
+def _as_typed(value: Any) -> str:
     """A value as one would type it."""
     if isinstance(value, (tuple, list)):
         return " ".join(f"{part:g}" for part in value)

@@ -2,34 +2,20 @@
 
 from __future__ import annotations
 
-import json as json_module
-from dataclasses import dataclass
+from json import dumps
 from pathlib import Path
 
-from tyro.conf import Positional
 
-from deepcluster.cli.parse import parse
+def report(run: Path, /, *, clusters: int = 24, images: int = 12, json: bool = False) -> None:
+    """Writes RUN/report.html, one self-contained page with the curves, pictures and clusters of a run.
 
-
-@dataclass(frozen=True)
-class Report:
-    """One self-contained page with the curves, pictures and clusters of a run."""
-
-    run: Positional[Path]
-    """The run folder."""
-    clusters: int = 24
-    """Clusters shown, the largest first."""
-    images: int = 12
-    """Images shown of each, the nearest to its center first."""
-    json: bool = False
-    """Print one JSON object when done."""
-
-
-def command(arguments: list[str]) -> None:
-    """Writes RUN/report.html."""
-    chosen = parse(Report, arguments, prog="deepcluster report")
+    Args:
+        run: the run folder.
+        clusters: number of clusters shown, largest first.
+        images: number of images shown of each cluster, nearest to the centroid first.
+    """
     from deepcluster.engine.run import load_run
     from deepcluster.visualize.report import write_report
 
-    page = write_report(load_run(chosen.run), clusters=chosen.clusters, images=chosen.images)
-    print(json_module.dumps({"out": str(page)}) if chosen.json else f"{page}: open it in a browser")
+    page = write_report(load_run(run), clusters=clusters, images=images)
+    print(dumps({"out": str(page)}) if json else f"{page}: open it in a browser")
