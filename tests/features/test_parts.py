@@ -287,7 +287,7 @@ def test_the_command(network: Path, images: Path, tmp_path: Path, capsys: pytest
         ("--out", tmp_path / "g.npy", "--parts", 2): "--parts is for a table in a folder",
         ("--out", tmp_path / "g.npy", "--overwrite"): "--overwrite is for a table in a folder",
         ("--out", tmp_path / "g.csv"): "not as 'g.csv'",
-        ("--out", tmp_path / "u", "--parts", 0): "--parts 0 is no number of files",
+        ("--out", tmp_path / "u", "--parts", 0): "--parts is 0: give 1",
     }.items():
         assert main(words(network, images, *more)) == 2
         said = capsys.readouterr().err

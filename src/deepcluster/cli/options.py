@@ -85,7 +85,8 @@ class Function:
             default = self.parameters[item.arg]
             value = dataclasses.MISSING if default is None else _evaluate(default, names)
             field = dataclasses.field(default=value, kw_only=item.arg not in positional)
-            found[item.arg] = (Positional[kind] if item.arg in positional else kind, field)
+            kind = Positional[kind] if item.arg in positional else kind  # type: ignore[misc]
+            found[item.arg] = (kind, field)
         return found
 
     def call(self, values: Mapping[str, Any], **injected: Any) -> Any:
