@@ -36,7 +36,6 @@ def mistake(capsys: pytest.CaptureFixture[str], *words: object) -> str:
         ((*TRAIN, "--foo=3", "--bar", "a"), "There is no option --foo and no option --bar."),
         (("train", "tiny-odc", *TRAIN[2:], "--method.reassign", "-3"), "There is no option --method.reassign. "),
         (("assign", "x", "y", "--data", "digits", "--out", "z.csv"), "There is no place for y."),
-        (("agreement", "x"), "Did you mean `deepcluster study agreement`?"),
         (("knn", "x"), "Did you mean `deepcluster evaluate RUN knn`?"),
         (("export", "MISSING.pth.tar", "--out", "x.safetensors"), "There is no MISSING.pth.tar: give a run folder, or"),
         (("features", "nowhere", "--data", "digits", "--out", "f.npy"), "There is no run folder or file nowhere, and"),
@@ -74,7 +73,6 @@ def test_the_help_of_train_names_both_ways(capsys: pytest.CaptureFixture[str]) -
         ["evaluate", "x", "knn", "--data", "nowhere"],
         ["evaluate", "x", "knn", "--test", "nowhere"],
         ["doctor", "x", "--data", "nowhere"],
-        ["study", "k", "tiny-deepcluster", "--data", "nowhere", "--out", "y"],
     ],
     ids=" ".join,
 )

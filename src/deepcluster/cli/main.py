@@ -26,7 +26,6 @@ COMMANDS = {
     "visualize": "filters, neighbors, clusters, curves and maps as PNG: visualize RUN|BACKBONE PICTURE",
     "explore": "a local page to browse, edit and export clusters: explore RUN [--port 8765]",
     "plan": "memory, disk, messages and hours before a run is started: plan PRESET --images 1e8 --processes 64",
-    "study": "studies with a table and a picture: study k|reassign|stability|agreement|stopping|sizes|tree|figure2 ...",
 }
 """Each command has a module in this package: with a function `command`, if its options depend on its first arguments,
 or with a function of the command's name, whose parameters are its options."""
@@ -95,12 +94,9 @@ def _run(name: str, arguments: list[str]) -> None:
 
 
 def _meant(name: str) -> str:
-    """The command that may have been meant: one with a similar name, or a study or protocol of this name."""
+    """The command that may have been meant: one with a similar name, or a protocol of this name."""
     from deepcluster.cli.evaluate import PROTOCOLS
-    from deepcluster.cli.study import STUDIES
 
-    if name in STUDIES:
-        return f" Did you mean `deepcluster study {name}`?"
     if name in PROTOCOLS:
         return f" Did you mean `deepcluster evaluate RUN {name}`?"
     return nearest(name, list(COMMANDS))
