@@ -22,11 +22,11 @@ import torch.nn.functional as F
 import torchvision.transforms.v2 as T
 from PIL import Image
 
-from deepcluster.data.augment import augment, plain
+from deepcluster.data.augment import augment, center_crop
 from deepcluster.data.cache import load_pixels
-from deepcluster.data.decode_pool import stream
+from deepcluster.data.decode_pool import decode_batches
 from deepcluster.data.open import open_images
-from deepcluster.data.views import IMAGENET_MEAN, IMAGENET_STD, Views, draw
+from deepcluster.data.views import IMAGENET_MEAN, IMAGENET_STD, ViewGroup, draw
 from deepcluster.random import seeded
 
 JITTER = {"brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "hue": 0.1}
@@ -58,14 +58,14 @@ def view_jobs(size: int, side: int, count: int) -> dict[str, dict[str, Callable[
     pillow = [Image.fromarray(image) for image in images]
     tensors = [torch.from_numpy(image).permute(2, 0, 1) for image in images]  # channels last in memory
     sizes = np.tile([side, side], (count, 1))
-    boxes = draw(Views(size=size), sizes, seeded(0)).box.tolist()
+    boxes = draw(ViewGroup(size=size), sizes, seeded(0)).box.tolist()
 
     def bound() -> None:
         for image, (top, left, height, width) in zip(tensors, boxes, strict=True):
             crop = image[None, :, top : top + height, left : left + width]
             F.interpolate(crop, (size, size), mode="bilinear", antialias=True)
 
-    def ours(views: Views) -> Callable[[], object]:
+    def ours(views: ViewGroup) -> Callable[[], object]:
         return lambda: augment(images, draw(views, sizes, seeded(0)), views)
 
     def theirs(source: list, jitter: bool, to_tensor: bool) -> Callable[[], object]:
@@ -79,18 +79,18 @@ def view_jobs(size: int, side: int, count: int) -> dict[str, dict[str, Callable[
 
     return {
         "crop + flip": {
-            "deepcluster": ours(Views(size=size)),
+            "deepcluster": ours(ViewGroup(size=size)),
             "torchvision v2, Pillow": theirs(pillow, False, True),
             "torchvision v2, uint8 tensors": theirs(tensors, False, False),
             "bound: bare resize": bound,
         },
         "crop + flip + jitter + gray": {
-            "deepcluster": ours(Views(size=size, gray=0.2, **JITTER)),
+            "deepcluster": ours(ViewGroup(size=size, gray=0.2, **JITTER)),
             "torchvision v2, Pillow": theirs(pillow, True, True),
             "torchvision v2, uint8 tensors": theirs(tensors, True, False),
             "bound: bare resize": bound,
         },
-        "plain view": {"deepcluster": lambda: plain(images, size), "bound: bare resize": bound},
+        "plain view": {"deepcluster": lambda: center_crop(images, size), "bound: bare resize": bound},
     }
 
 
@@ -108,7 +108,7 @@ def decoding(name: str, short_side: int | None, workers: int) -> None:
     print(f"\ndecoding {name}: {len(source):,} images, short side {short_side or 'kept'}")
     for count in sorted({1, workers}):
         start = time.perf_counter()
-        for _ in stream(source, index, short_side, count, source.read(0, short_side).nbytes):
+        for _ in decode_batches(source, index, short_side, count, source.read(0, short_side).nbytes):
             pass
         print(
             f"  {count} process{'es' if count > 1 else ''}: {len(source) / (time.perf_counter() - start):,.0f} images/s"

@@ -16,7 +16,8 @@ from deepcluster.data.cache import load_pixels
 from deepcluster.data.loader import Loader
 from deepcluster.data.open import open_images
 from deepcluster.data.sampler import epoch_order
-from deepcluster.data.views import Views
+from deepcluster.data.transforms import RandomViews
+from deepcluster.data.views import ViewGroup
 from deepcluster.features.extract import extract
 from deepcluster.models.heads import ClusterHead
 from deepcluster.models.zoo import build_backbone
@@ -29,7 +30,7 @@ def walk(epochs: int = 3, k: int = 20) -> list[float]:
     source = open_images("digits")
     pixels = load_pixels(source, short_side=None, cache_gb=1)
     backbone = build_backbone("convnet", image_size=8)
-    views = Views(size=8, crop_scale=None, flip=0.0, rotate=10, translate=0.1, mean=backbone.mean, std=backbone.std)
+    group = ViewGroup(size=8, crop_scale=None, flip=0.0, rotate=10, translate=0.1, mean=backbone.mean, std=backbone.std)
     optimizer = torch.optim.AdamW(backbone.parameters(), lr=2e-3)
     agreement = []
     for epoch in range(epochs):
@@ -44,7 +45,7 @@ def walk(epochs: int = 3, k: int = 20) -> list[float]:
         both = [optimizer, torch.optim.AdamW(head.parameters(), lr=2e-2)]
         order = epoch_order(assignment, len(index), "uniform", seeded(0, epoch))
         backbone.train()
-        for batch in Loader(pixels, order, batch_size=64, views=views, key=(0, epoch)):
+        for batch in Loader(pixels, order, batch_size=64, transform=RandomViews(group), key=(0, epoch)):
             loss = F.cross_entropy(head(backbone(batch.views[0])), assignment[batch.index])
             loss.backward()
             for each in both:

@@ -164,8 +164,14 @@ class DataParams:
     """Views of each image in a step; all share its pseudo-label."""
     view_size: int = 0
     """Side of the training views in pixels, where they are to be smaller than the image size; 0 = the same."""
+    small_views: int = 0
+    """Additional smaller views of each image in a step, which show less of it (multi-crop, arXiv 2006.09882)."""
+    small_view_size: int = 0
+    """Side of the smaller views in pixels; 0 = 3/7 of the other views' side, the paper's 96 of 224."""
     crop_scale: tuple[float, float] | None = (0.08, 1.0)
     """Share of the image's area that a random crop covers; none = no random crop."""
+    small_crop_scale: tuple[float, float] | None = (0.05, 0.14)
+    """Share of the image's area that a smaller view covers (arXiv 2006.09882: 0.05 to 0.14)."""
     crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
     """Width to height of a random crop."""
     flip: float = 0.5

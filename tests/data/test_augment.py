@@ -12,15 +12,17 @@ import torchvision.transforms.v2 as T
 import torchvision.transforms.v2.functional as F
 from torch import Tensor
 
-from deepcluster.data import resample
-from deepcluster.data.augment import augment, blur, plain
-from deepcluster.data.views import IMAGENET_MEAN, IMAGENET_STD, ORDERS, Draw, Views, draw
+from deepcluster.data.augment import augment, blur, center_crop
+from deepcluster.data.transforms import RandomViews
+from deepcluster.data.views import IMAGENET_MEAN, IMAGENET_STD, ORDERS, Draw, ViewGroup, draw
 from deepcluster.errors import DeepClusterError
 from deepcluster.random import seeded
 
 LEVEL = 1 / 255
-NOTHING = Views(size=24, crop_scale=None, flip=0, mean=(0, 0, 0), std=(1, 1, 1))
-FULL = Views(size=24, brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1, gray=0.3, mean=(0, 0, 0), std=(1, 1, 1))
+NOTHING = ViewGroup(size=24, crop_scale=None, flip=0, mean=(0, 0, 0), std=(1, 1, 1))
+FULL = ViewGroup(
+    size=24, brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1, gray=0.3, mean=(0, 0, 0), std=(1, 1, 1)
+)
 
 
 def pictures(count: int, seed: int = 0, least: int = 18, most: int = 60) -> list[np.ndarray]:
@@ -43,7 +45,7 @@ def chw(image: np.ndarray) -> Tensor:
     return torch.from_numpy(image).permute(2, 0, 1)
 
 
-def by_torchvision(image: np.ndarray, draws: Draw, k: int, views: Views) -> Tensor:
+def by_torchvision(image: np.ndarray, draws: Draw, k: int, views: ViewGroup) -> Tensor:
     """View k of the draw, one functional call after another; (3, S, S) float in [0, 1]."""
     top, left, height, width = draws.box[k].tolist()
     x = F.resized_crop(chw(image), top, left, height, width, [views.size, views.size], antialias=True)
@@ -69,7 +71,11 @@ def by_torchvision(image: np.ndarray, draws: Draw, k: int, views: Views) -> Tens
     return x
 
 
-@pytest.mark.parametrize("tiny", [0, 48], ids=["one by one", "by products"])
+# A CPU resizes images up to 48 px by matrix products, and larger ones one by one.
+LOOP, PRODUCTS = (49, 90), (18, 48)
+
+
+@pytest.mark.parametrize("sides", [LOOP, PRODUCTS], ids=["one by one", "by products"])
 @pytest.mark.parametrize("same", [True, False], ids=["one size", "many sizes"])
 @pytest.mark.parametrize(
     "views",
@@ -100,9 +106,10 @@ def by_torchvision(image: np.ndarray, draws: Draw, k: int, views: Views) -> Tens
         "everything",
     ],
 )
-def test_equal_to_torchvision(views: Views, same: bool, tiny: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(resample, "TINY", tiny)
-    images = [np.ascontiguousarray(p[:18, :17]) for p in pictures(40)] if same else pictures(40, most=48)
+def test_equal_to_torchvision(views: ViewGroup, same: bool, sides: tuple[int, int]) -> None:
+    images = pictures(40, 0, *sides)
+    if same:
+        images = [np.ascontiguousarray(p[: sides[0], : sides[0] - 1]) for p in images]
     draws = draw(views, sizes(images), seeded(1, 2))
     made = augment(images, draws, views)
     expected = torch.stack([by_torchvision(image, draws, k, views) for k, image in enumerate(images)])
@@ -125,7 +132,7 @@ def test_colors_are_exact_where_no_resize_rounds() -> None:
 def test_mean_color_differs_between_draws() -> None:
     """A jitter that leaves an image's mean color alone lets a network match views by that color."""
     image = (pictures(1, seed=5)[0] * [1.0, 0.6, 0.3]).astype(np.uint8)  # of a color that hue can turn
-    views = Views(size=24, crop_scale=None, flip=0, brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1)
+    views = ViewGroup(size=24, crop_scale=None, flip=0, brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1)
     draws = draw(views, np.tile(image.shape[:2], (200, 1)), seeded(0))
     means = augment([image] * 200, draws, views).mean((2, 3))
     assert (means.std(0) > 0.15).all()
@@ -141,14 +148,14 @@ def test_crops_have_torchvisions_distribution() -> None:
         image = torch.zeros(3, height, width, dtype=torch.uint8)
         crop = T.RandomResizedCrop(16)
         theirs = np.array([list(crop.make_params([image]).values()) for _ in range(3000)])
-        ours = draw(Views(size=16), np.tile([height, width], (3000, 1)), seeded(1)).box
+        ours = draw(ViewGroup(size=16), np.tile([height, width], (3000, 1)), seeded(1)).box
         assert (ours[:, :2] >= 0).all() and (ours[:, :2] + ours[:, 2:] <= [height, width]).all()
         np.testing.assert_allclose(ours.mean(0), theirs.mean(0), atol=0.03 * max(height, width))
         np.testing.assert_allclose(ours.std(0), theirs.std(0), atol=0.03 * max(height, width))
 
 
 def test_draws_have_their_ranges_and_rates() -> None:
-    views = Views(
+    views = ViewGroup(
         size=100, brightness=0.4, contrast=0.3, saturation=2.0, hue=0.1, jitter=0.8, gray=0.2, blur=0.5,
         rotate=15, translate=0.1, zoom=(0.9, 1.2), shear=5,
     )  # fmt: skip
@@ -164,6 +171,24 @@ def test_draws_have_their_ranges_and_rates() -> None:
     assert {tuple(order) for order in draws.orders.tolist()} == set(ORDERS)
 
 
+def test_multi_crop_equals_torchvision_group_after_group() -> None:
+    large = replace(FULL, size=32, count=2, crop_scale=(0.14, 1.0))
+    small = replace(FULL, size=16, count=4, crop_scale=(0.05, 0.14), blur=0.5)
+    images = pictures(40)
+    views = RandomViews(large, small)(images, seeded(8))
+    assert [view.shape[2] for view in views] == [32, 32, 16, 16, 16, 16]
+    alone = RandomViews(large)(images, seeded(8))
+    assert all(torch.equal(one, both) for one, both in zip(alone, views, strict=False))  # no draw of theirs has changed
+    generator = seeded(8)
+    for view, group in zip(views, [large] * 2 + [small] * 4, strict=True):
+        draws = draw(group, sizes(images), generator)
+        expected = torch.stack([by_torchvision(image, draws, k, group) for k, image in enumerate(images)])
+        assert (view - expected).abs().mean() < 0.7 * LEVEL
+        assert group.crop_scale is not None
+        shares = draws.box[:, 2:].prod(1) / sizes(images).prod(1)
+        assert shares.min() > 0.7 * group.crop_scale[0] and shares.max() < 1.2 * group.crop_scale[1]
+
+
 def test_one_image_changes_no_other() -> None:
     images = pictures(40)
     draws = draw(FULL, sizes(images), seeded(7))
@@ -176,12 +201,11 @@ def test_one_image_changes_no_other() -> None:
     torch.testing.assert_close(one[keep], two[keep], atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("tiny", [0, 48], ids=["one by one", "by products"])
+@pytest.mark.parametrize("sides", [LOOP, PRODUCTS], ids=["one by one", "by products"])
 @pytest.mark.parametrize("size", [24, 32, 70])
-def test_plain_view_equals_torchvision(size: int, tiny: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(resample, "TINY", tiny)
+def test_center_crop_equals_torchvision(size: int, sides: tuple[int, int]) -> None:
     short = size if size <= 64 else round(size * 256 / 224)
-    images = [*pictures(12, most=48), np.zeros((size, size, 3), np.uint8)]
+    images = [*pictures(12, 0, *sides), np.zeros((size, size, 3), np.uint8)]
     preset = T.Compose(
         [
             T.Resize(short, antialias=True),
@@ -191,13 +215,13 @@ def test_plain_view_equals_torchvision(size: int, tiny: int, monkeypatch: pytest
         ]
     )
     expected = torch.stack([preset(chw(image)) for image in images])
-    assert (plain(images, size) - expected).abs().max() < 1.1 * LEVEL / min(IMAGENET_STD)
+    assert (center_crop(images, size) - expected).abs().max() < 1.1 * LEVEL / min(IMAGENET_STD)
 
 
-def test_plain_view_of_ready_images_is_exact() -> None:
+def test_center_crop_of_images_of_its_size_is_exact() -> None:
     images = list(np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), dtype=np.uint8))
     expected = torch.stack([F.normalize(chw(i).float() / 255, list(IMAGENET_MEAN), list(IMAGENET_STD)) for i in images])
-    torch.testing.assert_close(plain(images, 32), expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(center_crop(images, 32), expected, atol=1e-5, rtol=0)
 
 
 def test_blur_equals_torchvision() -> None:
@@ -208,7 +232,7 @@ def test_blur_equals_torchvision() -> None:
 def test_mistakes() -> None:
     for wrong in ({"flip": 2}, {"hue": 0.7}, {"size": 0}, {"crop_scale": (1, 0.5)}):
         with pytest.raises(DeepClusterError, match=next(iter(wrong))):
-            Views(**wrong)
+            ViewGroup(**wrong)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -218,4 +242,6 @@ def test_gpu_equals_cpu() -> None:
     draws = draw(views, sizes(images), seeded(3))
     cpu, gpu = augment(images, draws, views), augment(images, draws, views, "cuda").cpu()
     assert (cpu - gpu).abs().max() < 4 * LEVEL
-    assert (plain(images, 48) - plain(images, 48, "cuda").cpu()).abs().max() < 1.1 * LEVEL / min(IMAGENET_STD)
+    assert (center_crop(images, 48) - center_crop(images, 48, "cuda").cpu()).abs().max() < 1.1 * LEVEL / min(
+        IMAGENET_STD
+    )

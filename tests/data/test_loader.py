@@ -11,16 +11,17 @@ import pytest
 import torch
 from PIL import Image
 
-from deepcluster.data import decode_pool as streaming
-from deepcluster.data.augment import plain
+from deepcluster.data.augment import center_crop
 from deepcluster.data.cache import Pixels, StreamedPixels, load_pixels
 from deepcluster.data.loader import Loader
 from deepcluster.data.open import open_images
-from deepcluster.data.views import Views
+from deepcluster.data.transforms import CenterCrop, RandomCrop, RandomViews, TenCrop
+from deepcluster.data.views import ViewGroup
 from deepcluster.distributed import ProcessGroup
 from deepcluster.types import Batch
 
-VIEWS = Views(size=12, count=2, brightness=0.4, hue=0.1, gray=0.2)
+GROUP = ViewGroup(size=12, count=2, brightness=0.4, hue=0.1, gray=0.2)
+VIEWS = RandomViews(GROUP, ViewGroup(size=6, crop_scale=(0.05, 0.14), blur=0.5))
 
 
 @pytest.fixture
@@ -51,22 +52,31 @@ def same(first: list[Batch], second: list[Batch]) -> bool:
 
 def test_covers_the_order_with_plain_views(pixels: Pixels, array: np.ndarray) -> None:
     order = np.random.default_rng(1).permutation(50)
-    batches = list(Loader(pixels, order, batch_size=8, size=12))
+    batches = list(Loader(pixels, order, batch_size=8, transform=CenterCrop(12)))
     np.testing.assert_array_equal(torch.cat([batch.index for batch in batches]), order)
-    expected = plain(list(array[order]), 12)
+    expected = center_crop(list(array[order]), 12)
     assert torch.equal(torch.cat([batch.views[0] for batch in batches]), expected)
     assert len(batches) == 7 and len(batches[-1].index) == 2
-    assert len(list(Loader(pixels, order, batch_size=8, size=12, drop_last=True))) == 6
+    assert len(list(Loader(pixels, order, batch_size=8, transform=CenterCrop(12), drop_last=True))) == 6
+
+
+SHARED = {
+    "views": RandomViews(replace(GROUP, jitter=0.8, rotate=5), replace(GROUP, size=6, count=1), lighting=0.1),
+    "random crop": RandomCrop(8),
+    "center crop": CenterCrop(8),
+    "ten crops": TenCrop(8),
+}
 
 
 @pytest.mark.parametrize("size", [2, 3, 60])
-def test_processes_share_a_batch_as_one_would_make_it(folder: Path, size: int) -> None:
+@pytest.mark.parametrize("name", SHARED)
+def test_processes_share_a_batch_as_one_would_make_it(folder: Path, size: int, name: str) -> None:
     """Blocks of color jitter, undecodable images and more processes than images included."""
-    order, views = np.random.default_rng(3).permutation(50), replace(VIEWS, jitter=0.8, rotate=5)
+    order, views = np.random.default_rng(3).permutation(50), SHARED[name]
     stored = load_pixels(open_images(str(folder)), short_side=None, cache_gb=1)
-    alone = list(Loader(stored, order, batch_size=40, views=views, key=(5, 1)))
+    alone = list(Loader(stored, order, batch_size=40, transform=views, key=(5, 1)))
     parts = [
-        list(Loader(stored, order, batch_size=40, views=views, key=(5, 1), empty=True, group=ProcessGroup(r, size)))
+        list(Loader(stored, order, batch_size=40, transform=views, key=(5, 1), empty=True, group=ProcessGroup(r, size)))
         for r in range(size)
     ]
     assert all(len(part) == len(alone) == 2 for part in parts)
@@ -75,16 +85,17 @@ def test_processes_share_a_batch_as_one_would_make_it(folder: Path, size: int) -
         assert one.whole == (40, 10)[number] and all(batch.whole == one.whole for batch in shared)
         assert torch.equal(torch.cat([batch.index for batch in shared]), one.index)
         assert torch.equal(torch.cat([batch.position for batch in shared]), one.position)
-        for view in range(2):
+        for view in range(len(one.views)):
             # views are made some at a time, and where those begin moves the last digit
             torch.testing.assert_close(
                 torch.cat([batch.views[view] for batch in shared]), one.views[view], rtol=0, atol=1e-5
             )
     streamed = StreamedPixels(open_images(str(folder)), None, workers=1)
-    two = list(Loader(streamed, order, batch_size=40, views=views, key=(5, 1), empty=True, group=ProcessGroup(1, 2)))
-    assert same(
-        two, list(Loader(stored, order, batch_size=40, views=views, key=(5, 1), empty=True, group=ProcessGroup(1, 2)))
-    )
+    two = [
+        list(Loader(each, order, batch_size=40, transform=views, key=(5, 1), empty=True, group=ProcessGroup(1, 2)))
+        for each in (stored, streamed)
+    ]
+    assert same(*two)
 
 
 def test_a_loader_that_finds_nothing_can_be_left(tmp_path: Path) -> None:
@@ -92,8 +103,8 @@ def test_a_loader_that_finds_nothing_can_be_left(tmp_path: Path) -> None:
     for k in range(600):
         (tmp_path / f"{k:03d}.png").write_bytes(b"damaged")
     pixels = StreamedPixels(open_images(str(tmp_path)), None, workers=1)
-    assert list(Loader(pixels, np.arange(600), batch_size=4, size=8)) == []
-    empty = Loader(pixels, np.arange(600), batch_size=4, size=8, empty=True)
+    assert list(Loader(pixels, np.arange(600), batch_size=4, transform=CenterCrop(8))) == []
+    empty = Loader(pixels, np.arange(600), batch_size=4, transform=CenterCrop(8), empty=True)
     arriving = iter(empty)
     assert len(next(arriving).index) == 0
     arriving.close()  # type: ignore[attr-defined]
@@ -102,10 +113,11 @@ def test_a_loader_that_finds_nothing_can_be_left(tmp_path: Path) -> None:
 
 def test_same_batches_for_any_prefetch_and_again(pixels: Pixels) -> None:
     def loader(prefetch: int, key: tuple[int, ...] = (1, 2)) -> Loader:
-        return Loader(pixels, np.arange(50), batch_size=8, views=VIEWS, key=key, prefetch=prefetch)
+        return Loader(pixels, np.arange(50), batch_size=8, transform=VIEWS, key=key, prefetch=prefetch)
 
     first = list(loader(0))
-    assert len(first[0].views) == 2 and not torch.equal(*first[0].views)
+    assert [view.shape[2] for view in first[0].views] == [12, 12, 6]
+    assert not torch.equal(*first[0].views[:2])
     two = loader(2)
     assert same(first, list(two)) and same(first, list(two)) and same(first, list(loader(7)))
     assert not same(first, list(loader(0, key=(1, 3))))
@@ -113,42 +125,53 @@ def test_same_batches_for_any_prefetch_and_again(pixels: Pixels) -> None:
 
 @pytest.mark.parametrize("start", [0, 3, 6, 7])
 def test_start_goes_on_where_it_stood(pixels: Pixels, start: int) -> None:
-    options = {"batch_size": 8, "views": VIEWS, "key": (5,)}
+    options = {"batch_size": 8, "transform": VIEWS, "key": (5,)}
     whole = list(Loader(pixels, np.arange(50), **options))
     rest = Loader(pixels, np.arange(50), start=start, **options)
     assert len(rest) == 7 - start and same(whole[start:], list(rest))
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_streamed_equals_stored_and_drops_bad_images(
-    folder: Path, workers: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(streaming, "FEW", 0)
+def test_streamed_equals_stored_and_drops_bad_images(folder: Path, workers: int) -> None:
     source = open_images(folder)
     stored = load_pixels(source, short_side=None, cache_gb=1)
     streamed = StreamedPixels(source, None, workers)
-    options = {"batch_size": 7, "views": VIEWS, "key": (5,)}
-    order = np.random.default_rng(1).permutation(50)
+    options = {"batch_size": 7, "transform": VIEWS, "key": (5,)}
+    order = np.tile(np.random.default_rng(1).permutation(50), 6)  # enough to be worth decoding processes
     first, second = list(Loader(stored, order, **options)), list(Loader(streamed, order, **options))
     assert same(first, second) and same(second, list(Loader(streamed, order, **options)))
     index = torch.cat([batch.index for batch in second])
-    assert sorted(index.tolist()) == sorted(set(range(50)) - {4, 20, 21})
+    assert sorted(index.tolist()) == sorted([k for k in range(50) if k not in (4, 20, 21)] * 6)
     assert set(streamed.bad) == {4, 20, 21} and "not an image" in streamed.bad[4]
     assert all(len(batch.index) == len(batch.views[0]) for batch in second)
 
 
 def test_bad_images_change_no_other_view(folder: Path) -> None:
-    options = {"batch_size": 50, "views": VIEWS, "key": (5,)}
+    options = {"batch_size": 50, "transform": VIEWS, "key": (5,)}
     broken = next(iter(Loader(load_pixels(open_images(folder), short_side=None, cache_gb=1), np.arange(50), **options)))
     for k in (4, 20, 21):
         Image.new("RGB", (13, 14)).save(folder / f"{k}.png")
     mended = next(iter(Loader(load_pixels(open_images(folder), short_side=None, cache_gb=1), np.arange(50), **options)))
-    torch.testing.assert_close(broken.views[1], mended.views[1][broken.index], atol=1e-4, rtol=0)
+    for one, other in zip(broken.views, mended.views, strict=True):
+        torch.testing.assert_close(one, other[broken.index], atol=1e-4, rtol=0)
+
+
+def test_positions_lead_back_to_the_order(folder: Path) -> None:
+    """How a caller finds the label, or anything else, that goes with each image of its order."""
+    pixels = load_pixels(open_images(folder), short_side=None, cache_gb=1)
+    order = np.random.default_rng(2).integers(0, 50, 70)
+    for start in (0, 3):
+        batches = list(Loader(pixels, order, batch_size=8, transform=CenterCrop(12), start=start, empty=True))
+        places = [batch.first + batch.position.numpy() for batch in batches]
+        for batch, place in zip(batches, places, strict=True):
+            np.testing.assert_array_equal(order[place], batch.index)
+        bad = np.flatnonzero(np.isin(order, [4, 20, 21]))
+        np.testing.assert_array_equal(np.concatenate(places), np.setdiff1d(np.arange(8 * start, 70), bad))
 
 
 def test_a_batch_of_bad_images_is_left_out(folder: Path) -> None:
     pixels = load_pixels(open_images(folder), short_side=None, cache_gb=1)
-    batches = list(Loader(pixels, [20, 21, 1, 2], batch_size=2, size=12))
+    batches = list(Loader(pixels, [20, 21, 1, 2], batch_size=2, transform=CenterCrop(12)))
     assert [batch.index.tolist() for batch in batches] == [[1, 2]]
 
 
@@ -157,9 +180,9 @@ def loader_threads() -> int:
 
 
 def test_leaving_early_ends_the_thread(pixels: Pixels) -> None:
-    for _ in Loader(pixels, np.arange(50), batch_size=2, views=VIEWS, prefetch=1):
+    for _ in Loader(pixels, np.arange(50), batch_size=2, transform=VIEWS, prefetch=1):
         break
-    batches = iter(Loader(pixels, np.arange(50), batch_size=2, views=VIEWS))
+    batches = iter(Loader(pixels, np.arange(50), batch_size=2, transform=VIEWS))
     next(batches)
     del batches
     assert loader_threads() == 0
@@ -172,14 +195,13 @@ def test_errors_reach_the_caller(pixels: Pixels, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(pixels, "gather", broken)
     for prefetch in (0, 2):
         with pytest.raises(OSError, match="the disk is gone"):
-            list(Loader(pixels, np.arange(50), batch_size=8, prefetch=prefetch))
+            list(Loader(pixels, np.arange(50), batch_size=8, transform=VIEWS, prefetch=prefetch))
     assert loader_threads() == 0
 
 
-def test_leaves_global_state_alone(pixels: Pixels, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(streaming, "FEW", 0)
+def test_leaves_global_state_alone(pixels: Pixels, folder: Path) -> None:
     torch.manual_seed(3)
     state, threads = torch.get_rng_state(), torch.get_num_threads()
-    list(Loader(pixels, np.arange(50), batch_size=8, views=VIEWS))
-    list(Loader(StreamedPixels(open_images(folder), None, 2), np.arange(50), batch_size=8, views=VIEWS))
+    list(Loader(pixels, np.arange(50), batch_size=8, transform=VIEWS))
+    list(Loader(StreamedPixels(open_images(folder), None, 2), np.arange(300) % 50, batch_size=8, transform=VIEWS))
     assert torch.equal(torch.get_rng_state(), state) and torch.get_num_threads() == threads

@@ -24,6 +24,7 @@ from deepcluster.data.loader import Loader
 from deepcluster.data.manifest import VERSION, read_manifest
 from deepcluster.data.open import open_images
 from deepcluster.data.shards import Shards
+from deepcluster.data.transforms import CenterCrop
 from deepcluster.errors import BadImage, DeepClusterError
 
 
@@ -344,7 +345,7 @@ def test_a_hundred_million_images_open_in_seconds(tmp_path: Path) -> None:
     assert len(source) == 100_000_000 and took < 20  # far above what it takes, far below reading anything per image
     assert len(StreamedPixels(source, None, 1).good) == len(source)
     index = np.random.default_rng(0).integers(0, 8, 64)
-    for batch in Loader(StreamedPixels(source, None, 1), index, batch_size=32, size=8):
+    for batch in Loader(StreamedPixels(source, None, 1), index, batch_size=32, transform=CenterCrop(8)):
         assert len(batch.index) == 32
 
 

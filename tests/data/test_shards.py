@@ -23,6 +23,7 @@ from deepcluster.data.cache import StreamedPixels, load_pixels
 from deepcluster.data.loader import Loader
 from deepcluster.data.open import open_images
 from deepcluster.data.shards import Shards
+from deepcluster.data.transforms import CenterCrop
 from deepcluster.errors import BadImage, DeepClusterError
 
 
@@ -164,7 +165,7 @@ def test_a_shard_that_goes_missing_takes_only_its_own_images(tmp_path: Path) -> 
     for name in "abc":
         make_tar(tmp_path / f"{name}.tar", members[name])
     whole = Loader(load_pixels(open_images(str(tmp_path / "*.tar")), short_side=None, cache_gb=0), range(600),
-                   batch_size=50, size=8)  # fmt: skip
+                   batch_size=50, transform=CenterCrop(8))  # fmt: skip
     expected = {int(i): view for batch in whole for i, view in zip(batch.index, batch.views[0], strict=True)}
     source = open_images(str(tmp_path / "*.tar"))
     (tmp_path / "b.tar").unlink()
@@ -175,7 +176,7 @@ def test_a_shard_that_goes_missing_takes_only_its_own_images(tmp_path: Path) -> 
         warnings.simplefilter("always")
         found = {
             int(i): view
-            for batch in Loader(pixels, range(600), batch_size=50, size=8)
+            for batch in Loader(pixels, range(600), batch_size=50, transform=CenterCrop(8))
             for i, view in zip(batch.index, batch.views[0], strict=True)
         }
     assert not told  # load_pixels had told of it, and the decoding processes know

@@ -21,8 +21,8 @@ from safetensors.torch import save_file
 import deepcluster as dc
 from deepcluster import config as settings
 from deepcluster.clustering.whitening import Whitening
-from deepcluster.data.augment import plain
-from deepcluster.data.views import Views
+from deepcluster.data.augment import center_crop
+from deepcluster.data.views import ViewGroup
 from deepcluster.engine import checkpoint
 from deepcluster.engine.run import load_run
 from deepcluster.errors import DeepClusterError
@@ -393,7 +393,7 @@ def test_agreement_is_what_a_loop_over_single_images_counts(colored: Path) -> No
     mirrored = np.ascontiguousarray(pixels[:, :, ::-1])
     luma = np.rint(pixels @ np.array([0.2989, 0.587, 0.114])).astype(np.uint8)
     own, view, gray = (run.assign(x).cluster for x in (pixels, mirrored, np.repeat(luma[..., None], 3, 3)))
-    found = agreement.measure(run.model, run.model.backbone, list(pixels), Views(size=8, crop_scale=None, flip=1.0))
+    found = agreement.measure(run.model, run.model.backbone, list(pixels), ViewGroup(size=8, crop_scale=None, flip=1.0))
     assert found.images == len(pixels)
     assert found.kept == pytest.approx((own == view).mean(), abs=0.01)
     assert found.gray_kept == pytest.approx((own == gray).mean(), abs=0.01)
@@ -421,7 +421,7 @@ def test_pictures_without_color_are_those_of_the_views() -> None:
     gray = agreement.without_color(picture)
     theirs = np.asarray(Image.fromarray(picture).convert("L")).astype(int)
     assert np.abs(gray.astype(int) - theirs[..., None]).max() <= 1
-    assert plain([gray], 8).shape == (1, 3, 8, 8)
+    assert center_crop([gray], 8).shape == (1, 3, 8, 8)
 
 
 def test_constant_features_are_counted_as_dead(healthy: Path, tmp_path: Path) -> None:

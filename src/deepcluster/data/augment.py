@@ -15,9 +15,7 @@ from torch import Tensor
 
 from deepcluster.data.color import Recolor
 from deepcluster.data.resample import crop_resize, resize_center
-from deepcluster.data.views import BLOCK, IMAGENET_MEAN, IMAGENET_STD, JITTER, Draw, Views, draw
-
-__all__ = ["BLOCK", "IMAGENET_MEAN", "IMAGENET_STD", "JITTER", "Draw", "Views", "augment", "draw", "plain"]
+from deepcluster.data.views import BLOCK, IMAGENET_MEAN, IMAGENET_STD, Draw, ViewGroup
 
 #: Float values that a block of pictures may have so that it stays in a core's cache.
 CACHED = 150_000
@@ -25,53 +23,57 @@ CACHED = 150_000
 BLUR_KERNEL = 0.1
 
 
-def augment(images: Sequence[np.ndarray], draws: Draw, views: Views, device: torch.device | str = "cpu") -> Tensor:
+def augment(images: Sequence[np.ndarray], draws: Draw, group: ViewGroup, device: torch.device | str = "cpu") -> Tensor:
     """Random views of B images.
 
     Args:
         images: B arrays (H, W, 3) uint8, of any sizes.
         draws: the random numbers of each, from `draw`.
-        views: what they were drawn for.
+        group: what they were drawn for.
         device: where the views are made and left.
 
     Returns:
         (B, 3, S, S) float32, normalized, channels last in memory.
     """
     device = torch.device(device)
-    small = crop_resize(images, draws.box, draws.flip, views.size, device)
-    return _finish(small, draws, views, device)
+    small = crop_resize(images, draws.box, draws.flip, group.size, device)
+    return _finish(small, draws, group, device)
 
 
-def plain(
+def center_crop(
     images: Sequence[np.ndarray],
     size: int,
     device: torch.device | str = "cpu",
     mean: Sequence[float] = IMAGENET_MEAN,
     std: Sequence[float] = IMAGENET_STD,
 ) -> Tensor:
-    """The one deterministic view of each image: resized and cropped about the center.
-
-    The shorter side becomes size · 256/224, as is usual for networks at 224 px, or `size` itself up to 64 px.
+    """The deterministic view of each image: resized to a shorter side of `resized_side(size)`, its center cropped.
 
     Returns:
         (B, 3, S, S) float32, normalized, channels last in memory.
     """
-    device = torch.device(device)
-    short = size if size <= 64 else round(size * 256 / 224)
-    small = resize_center(images, short, size, device)
-    out = torch.empty(small.shape, device=device, memory_format=torch.channels_last)
-    _normalize(small, out, mean, std)
+    return normalized(resize_center(images, resized_side(size), size, torch.device(device)), mean, std)
+
+
+def resized_side(size: int) -> int:
+    """Shorter side to which images are resized before a crop of `size`: 256 for 224, as usual; no more up to 64 px."""
+    return size if size <= 64 else round(size * 256 / 224)
+
+
+def normalized(x: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """Images (B, 3, S, S), 0 … 255 -> float32, (x / 255 - mean) / std, channels last in memory."""
+    out = torch.empty(x.shape, device=x.device, memory_format=torch.channels_last)
+    _normalize(x, out, mean, std)
     return out
 
 
-def _finish(small: Tensor, draws: Draw, views: Views, device: torch.device) -> Tensor:
+def _finish(small: Tensor, draws: Draw, group: ViewGroup, device: torch.device) -> Tensor:
     """What follows the crop, block by block in float; (B, 3, S, S), 0 … 255 -> float32 normalized."""
-    count, size = len(small), views.size
+    count, size = len(small), group.size
+    active = [bool(strength) and group.jitter > 0 for strength in group.jitters]
+    if not (group.moves or any(active) or group.gray or group.blur):
+        return normalized(small, group.mean, group.std)
     out = torch.empty((count, 3, size, size), device=device, memory_format=torch.channels_last)
-    active = [bool(strength) and views.jitter > 0 for strength in views.jitters]
-    if not (views.moves or any(active) or views.gray or views.blur):
-        _normalize(small, out, views.mean, views.std)
-        return out
     # On a GPU a block is what shares an order of operations; on a CPU it is also what fits the cache.
     step = BLOCK if device.type != "cpu" else max(1, min(BLOCK, CACHED // (3 * size * size)))
     work = torch.empty((step, 3, size, size), device=device)
@@ -85,15 +87,15 @@ def _finish(small: Tensor, draws: Draw, views: Views, device: torch.device) -> T
             rows = slice(start, min(start + step, last))
             x = work[: rows.stop - rows.start]
             x.copy_(small[rows])
-            if views.moves:
+            if group.moves:
                 x = affine(x, draws.affine[rows])
             recolor.jitter_(x, factors[rows], order, active)
-            if views.gray:
+            if group.gray:
                 recolor.gray_(x, draws.gray[rows])
-            if views.blur:
+            if group.blur:
                 for k in np.flatnonzero(draws.sigma[rows]).tolist():
                     x[k] = blur(x[k], float(draws.sigma[rows][k]))
-            _normalize(x, out[rows], views.mean, views.std)
+            _normalize(x, out[rows], group.mean, group.std)
     return out
 
 

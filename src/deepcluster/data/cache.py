@@ -22,7 +22,7 @@ from typing import Protocol
 import numpy as np
 
 from deepcluster.data.cache_folder import cache_folder
-from deepcluster.data.decode_pool import Decoded, decode_batch, stream
+from deepcluster.data.decode_pool import Decoded, decode_batch, decode_batches
 from deepcluster.data.source import ImageSource
 from deepcluster.errors import DeepClusterError
 
@@ -192,7 +192,7 @@ def load_pixels(
     each = max(1.0, estimate / len(source))
     if estimate > budget:
         return StreamedPixels(source, short_side, workers, each)
-    decoded = stream(source, _chunks(source), short_side, workers, each)
+    decoded = decode_batches(source, _chunks(source), short_side, workers, each)
     if estimate <= SMALL:
         return _checked(_in_memory(source, decoded, progress))
     entry = folder / _key(source, short_side)

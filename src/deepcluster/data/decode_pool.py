@@ -65,7 +65,7 @@ def decode_batch(source: ImageSource, index: Sequence[int] | np.ndarray, short_s
     return Decoded(np.asarray(index, np.int64), pixels, sizes, reasons)
 
 
-def stream(
+def decode_batches(
     source: ImageSource,
     batches: Sequence[np.ndarray],
     short_side: int | None,
@@ -100,7 +100,7 @@ def stream(
         yield Decoded(index, pixels, sizes, {at: why for part in parts for at, why in part[3].items()})
 
 
-class _Pieces(Dataset):
+class _Pieces(Dataset[Decoded]):
     """Item k is piece k of all batches, decoded; a batch is cut, when it is asked for, into pieces of about `together`
     images: millions of pieces cut in advance would take seconds and memory."""
 

@@ -9,15 +9,15 @@ import contextlib
 import queue
 import threading
 from collections.abc import Generator, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from deepcluster.data.augment import augment, plain
 from deepcluster.data.cache import Pixels, StreamedPixels
-from deepcluster.data.decode_pool import stream
-from deepcluster.data.views import IMAGENET_MEAN, IMAGENET_STD, Views, draw
+from deepcluster.data.decode_pool import decode_batches
+from deepcluster.data.transforms import Transform
 from deepcluster.distributed import SINGLE, ProcessGroup
 from deepcluster.random import seeded
 from deepcluster.types import Batch
@@ -27,12 +27,11 @@ class Loader:
     """Iterates over `Batch`es; may be iterated again, with the same result.
 
     Args:
-        pixels: the pictures, from `load_pixels`.
+        pixels: the decoded images, from `load_pixels`.
         order: (n,) int64 indices to show, in order; one that cannot be decoded is left out of its
             batch, which is then smaller.
         batch_size: images a batch; the last may be smaller.
-        views: what random views to make; None = the plain view.
-        size: height and width of the plain view, in pixels.
+        transform: makes the views.
         key: what the draws of this pass depend on, such as (seed, epoch); batch i draws from (*key, i).
         start: first batch to give, so that a resumed epoch goes on where it stood.
         device: where views are made and left.
@@ -42,8 +41,6 @@ class Loader:
         offset: number of the first batch, where these are part of a longer pass; what is drawn follows it.
         group: the processes that share each batch, a contiguous part each; with
             `empty`, each gets as many batches as the others.
-        mean: of the plain view's normalization, in [0, 1]; random views have their own.
-        std: likewise.
     """
 
     def __init__(
@@ -52,8 +49,7 @@ class Loader:
         order: Tensor | np.ndarray | Sequence[int],
         *,
         batch_size: int,
-        views: Views | None = None,
-        size: int = 224,
+        transform: Transform,
         key: tuple[int, ...] = (0,),
         start: int = 0,
         device: torch.device | str = "cpu",
@@ -62,16 +58,13 @@ class Loader:
         empty: bool = False,
         offset: int = 0,
         group: ProcessGroup = SINGLE,
-        mean: Sequence[float] = IMAGENET_MEAN,
-        std: Sequence[float] = IMAGENET_STD,
     ) -> None:
         self.pixels = pixels
         indices = np.asarray(order, np.int64)
         count = len(indices) // batch_size if drop_last else -(-len(indices) // batch_size)
         self.batch_size = batch_size
         self.batches = [indices[k * batch_size : (k + 1) * batch_size] for k in range(count)]
-        self.views = views
-        self.size = size
+        self.transform = transform
         self.key = tuple(key)
         self.start = start
         self.device = torch.device(device)
@@ -79,15 +72,14 @@ class Loader:
         self.empty = empty
         self.offset = offset
         self.group = group
-        self.mean, self.std = tuple(mean), tuple(std)
 
     def __len__(self) -> int:
         """Batches still to come: those before `start` are not counted."""
         return max(0, len(self.batches) - self.start)
 
     def __iter__(self) -> Iterator[Batch]:
-        # Empty batches are left out here, not where they are made: a long row of them must notice that it is left.
-        batches = ahead(self._make(), self.prefetch) if self.prefetch > 0 else self._make()
+        # Empty batches are left out here, not where they are made: the thread must notice that it is to stop.
+        batches = prefetched(self._make(), self.prefetch) if self.prefetch > 0 else self._make()
         with contextlib.closing(batches):
             for batch in batches:
                 if len(batch.index) or self.empty:
@@ -104,7 +96,7 @@ class Loader:
             for index in batches:
                 yield index, pixels.gather(index)
             return
-        for decoded in stream(pixels.source, batches, pixels.short_side, pixels.workers, pixels.image_bytes):
+        for decoded in decode_batches(pixels.source, batches, pixels.short_side, pixels.workers, pixels.image_bytes):
             pixels.bad.update(decoded.reasons)
             yield decoded.index, decoded.images()
 
@@ -113,29 +105,13 @@ class Loader:
         whole = len(self.batches[number])
         first, last = self.group.row_range(whole, 1)
         keep = [row for row, image in enumerate(images) if image is not None]
-        position = torch.arange(first, last)[keep]
-        if not keep:
-            size, count = (self.size, 1) if self.views is None else (self.views.size, self.views.count)
-            return Batch(
-                torch.from_numpy(index[keep]),
-                (torch.empty(0, 3, size, size, device=self.device),) * count,
-                position,
-                whole,
-            )
         # A stand-in keeps the draws of all others where they are; it is taken out again at the end.
-        full = [_STAND_IN if image is None else image for image in images]
-        if self.views is None:
-            views: tuple[Tensor, ...] = (plain(full, self.size, self.device, self.mean, self.std),)
-        else:
-            generator = seeded(*self.key, self.offset + number)
-            sizes = np.ones((whole, 2), np.int64)  # what is drawn for an image does not depend on the others
-            sizes[first:last] = [image.shape[:2] for image in full]
-            views = tuple(
-                augment(full, draw(self.views, sizes, generator).part(first, last), self.views, self.device)
-                for _ in range(self.views.count)
-            )
-        if len(keep) < len(full):
+        shown = [_STAND_IN if image is None else image for image in images] if keep else [_STAND_IN]
+        place = (first, whole) if keep else (0, 1)
+        views = self.transform(shown, seeded(*self.key, self.offset + number), self.device, *place)
+        if len(keep) < len(shown):
             views = tuple(view[keep] for view in views)
+        position = torch.arange(first, last)[keep]
         return Batch(torch.from_numpy(index[keep]), views, position, whole, number * self.batch_size)
 
 
@@ -143,9 +119,9 @@ _STAND_IN = np.zeros((1, 1, 3), np.uint8)
 _END = object()
 
 
-def ahead(items: Iterator[Batch], depth: int) -> Generator[Batch, None, None]:
+def prefetched(items: Iterator[Batch], depth: int) -> Generator[Batch, None, None]:
     """`items`, made up to `depth` ahead by a thread, which ends when they do, fail, or nobody asks any more."""
-    ready: queue.Queue = queue.Queue(depth)
+    ready: queue.Queue[Any] = queue.Queue(depth)
     stop, started = threading.Event(), threading.Event()
     threads = torch.get_num_threads()
 

@@ -1,6 +1,6 @@
-"""What a random view of an image is, and the drawing of its random numbers.
+"""What a random view of an image is, and the draw of its random numbers.
 
-`Views` says how strongly images vary; `draw` turns it into numbers, one set per image, with torchvision's own
+A `ViewGroup` says how strongly images vary; `draw` turns it into numbers, one set per image, with torchvision's
 distributions. No pixel is touched here.
 """
 
@@ -27,8 +27,8 @@ BLUR_SIGMA = (0.1, 2.0)  # pixels, as in SimCLR (arXiv 2002.05709, appendix A)
 
 
 @dataclass(frozen=True)
-class Views:
-    """How a random view of an image is made; the defaults are the crop and flip of arXiv 1807.05520 §3.4."""
+class ViewGroup:
+    """Random views of one size; the defaults are the crop and flip of arXiv 1807.05520 §3.4."""
 
     size: int = 224
     """Height and width of a view, in pixels."""
@@ -128,14 +128,14 @@ class Draw:
         )
 
 
-def draw(views: Views, sizes: np.ndarray, generator: torch.Generator) -> Draw:
+def draw(group: ViewGroup, sizes: np.ndarray, generator: torch.Generator) -> Draw:
     """One random view for each of B images.
 
     The same count of random numbers is spent on each image whatever its size, so that a bad image in a batch
     changes no other.
 
     Args:
-        views: how strongly images vary.
+        group: how strongly images vary.
         sizes: (B, 2) int64 height and width of each image.
         generator: source of the draw, on the CPU.
     """
@@ -147,42 +147,42 @@ def draw(views: Views, sizes: np.ndarray, generator: torch.Generator) -> Draw:
         return low + (high - low) * random[:, column]
 
     factors = np.stack(
-        [between(max(0.0, 1 - s), 1 + s, 24 + k) for k, s in enumerate(views.jitters[:3])]
-        + [between(-views.hue, views.hue, 27)],
+        [between(max(0.0, 1 - s), 1 + s, 24 + k) for k, s in enumerate(group.jitters[:3])]
+        + [between(-group.hue, group.hue, 27)],
         axis=1,
     )
-    factors[random[:, 28] >= views.jitter] = 1, 1, 1, 0
-    shift = views.translate * views.size
+    factors[random[:, 28] >= group.jitter] = 1, 1, 1, 0
+    shift = group.translate * group.size
     affine = np.stack(
         [
-            between(-views.rotate, views.rotate, 29),
+            between(-group.rotate, group.rotate, 29),
             np.rint(between(-shift, shift, 30)),  # whole pixels, as torchvision draws them
             np.rint(between(-shift, shift, 31)),
-            between(*views.zoom, 32),
-            between(-views.shear, views.shear, 33),
+            between(*group.zoom, 32),
+            between(-group.shear, group.shear, 33),
         ],
         axis=1,
     )
     return Draw(
-        box=_boxes(views, np.asarray(sizes, np.int64), random[:, :22]),
-        flip=random[:, 22] < views.flip,
+        box=_boxes(group, np.asarray(sizes, np.int64), random[:, :22]),
+        flip=random[:, 22] < group.flip,
         factors=factors.astype(np.float32),
         orders=np.array(ORDERS)[blocks],
-        gray=random[:, 34] < views.gray,
-        sigma=np.where(random[:, 35] < views.blur, between(*BLUR_SIGMA, 36), 0).astype(np.float32),
+        gray=random[:, 34] < group.gray,
+        sigma=np.where(random[:, 35] < group.blur, between(*BLUR_SIGMA, 36), 0).astype(np.float32),
         affine=affine.astype(np.float32),
     )
 
 
-def _boxes(views: Views, sizes: np.ndarray, random: np.ndarray) -> np.ndarray:
+def _boxes(group: ViewGroup, sizes: np.ndarray, random: np.ndarray) -> np.ndarray:
     """Crops (B, 4) as torchvision's RandomResizedCrop draws them: ten tries, then the largest central one."""
     height, width = sizes[:, 0], sizes[:, 1]
     whole = np.stack([np.zeros_like(height), np.zeros_like(width), height, width], axis=1)
-    if views.crop_scale is None:
+    if group.crop_scale is None:
         return whole
-    low, high = np.log(views.crop_ratio)
+    low, high = np.log(group.crop_ratio)
     area = (height * width)[:, None] * (
-        views.crop_scale[0] + (views.crop_scale[1] - views.crop_scale[0]) * random[:, :10]
+        group.crop_scale[0] + (group.crop_scale[1] - group.crop_scale[0]) * random[:, :10]
     )
     ratio = np.exp(low + (high - low) * random[:, 10:20])
     wide = np.rint(np.sqrt(area * ratio)).astype(np.int64)
@@ -192,9 +192,9 @@ def _boxes(views: Views, sizes: np.ndarray, random: np.ndarray) -> np.ndarray:
     wide, tall = wide[rows, first], tall[rows, first]
     # No try fits a very long image: then all of its shorter side, within the allowed ratios.
     shape = width / np.maximum(height, 1)
-    narrow, broad = shape < views.crop_ratio[0], shape > views.crop_ratio[1]
-    central_wide = np.where(broad, np.rint(height * views.crop_ratio[1]), width).astype(np.int64)
-    central_tall = np.where(narrow, np.rint(width / views.crop_ratio[0]), height).astype(np.int64)
+    narrow, broad = shape < group.crop_ratio[0], shape > group.crop_ratio[1]
+    central_wide = np.where(broad, np.rint(height * group.crop_ratio[1]), width).astype(np.int64)
+    central_tall = np.where(narrow, np.rint(width / group.crop_ratio[0]), height).astype(np.int64)
     found = fits.any(1)
     wide, tall = np.where(found, wide, central_wide), np.where(found, tall, central_tall)
     top = np.where(found, (random[:, 20] * (height - tall + 1)).astype(np.int64), (height - tall) // 2)

@@ -6,6 +6,7 @@ import functools
 import os
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ from lightning_fabric.strategies import DDPStrategy
 from deepcluster import config as settings
 from deepcluster.clustering.pic import PIC
 from deepcluster.config import DeepClusterParams, DeeperClusterParams, ODCParams, TrainRun
-from deepcluster.data.augment import Views
+from deepcluster.data.transforms import RandomViews
+from deepcluster.data.views import ViewGroup
 from deepcluster.distributed import SINGLE, TIMEOUT, ProcessGroup
 from deepcluster.engine import checkpoint
 from deepcluster.engine.model import load_initial_weights
@@ -191,11 +193,12 @@ def _head_optimizer(run: TrainRun, lr: float | None, momentum: float = 0.0) -> C
     )
 
 
-def views_of(run: TrainRun, backbone: Backbone) -> Views:
-    """The random views that the run trains on."""
+def views_of(run: TrainRun, backbone: Backbone) -> RandomViews:
+    """The random views that the run trains on: `--data.views` of one size, then `--data.small-views` smaller ones."""
     d = run.data
-    return Views(
-        size=d.view_size or run.image_size,
+    size = d.view_size or run.image_size
+    large = ViewGroup(
+        size=size,
         count=d.views,
         crop_scale=d.crop_scale,
         crop_ratio=d.crop_ratio,
@@ -214,6 +217,27 @@ def views_of(run: TrainRun, backbone: Backbone) -> Views:
         mean=backbone.mean,
         std=backbone.std,
     )
+    if size != run.image_size:
+        _check_view_size(backbone, size, "--data.view-size")
+    if not d.small_views:
+        return RandomViews(large)
+    small_size = d.small_view_size or max(1, round(size * 96 / 224))
+    _check_view_size(backbone, small_size, "--data.small-view-size")
+    return RandomViews(large, replace(large, size=small_size, count=d.small_views, crop_scale=d.small_crop_scale))
+
+
+@torch.no_grad()
+def _check_view_size(backbone: Backbone, size: int, option: str) -> None:
+    """Raises a DeepClusterError unless the network takes images of this size."""
+    training = backbone.training
+    try:
+        backbone.eval()(next(backbone.parameters()).new_zeros(1, 3, size, size))
+    except Exception as error:  # networks refuse a size each in their own way
+        raise DeepClusterError(
+            f"The network cannot take views of {size} pixels ({str(error).splitlines()[0]}): give a larger {option}."
+        ) from None
+    finally:
+        backbone.train(training)
 
 
 def rate_of(run: TrainRun) -> Callable[[int, int, int], float]:

@@ -18,9 +18,9 @@ import torch
 from lightning_fabric import Fabric
 
 from deepcluster.clustering.metrics import nmi, purity, size_stats
-from deepcluster.data.augment import Views
 from deepcluster.data.cache import Pixels
 from deepcluster.data.loader import Loader
+from deepcluster.data.transforms import RandomViews
 from deepcluster.distributed import ProcessGroup
 from deepcluster.engine import checkpoint
 from deepcluster.engine.health import check_clusters, check_loss
@@ -84,7 +84,7 @@ class TrainContext:
     method: Method
     optimizer: torch.optim.Optimizer
     pixels: Pixels
-    views: Views
+    views: RandomViews
     epochs: int
     seed: int
     rate: STEP_RATE
@@ -129,15 +129,12 @@ def walk(w: TrainContext, progress: TrainState) -> None:
             w.pixels,
             order,
             batch_size=progress.batch_size,
-            views=w.views,
-            size=w.views.size,
+            transform=w.views,
             key=(w.seed, VIEWS, start),
             start=progress.step - start,
             device=fabric.device,
             empty=True,
             group=w.group,
-            mean=w.views.mean,
-            std=w.views.std,
         )
         epoch = progress.step // per_epoch
         images = (end - progress.step) * progress.batch_size
@@ -285,11 +282,11 @@ def extract_all(w: TrainContext, step: int, only: np.ndarray | None = None) -> F
             w.method.feature_network,
             w.pixels,
             size=w.method.backbone.image_size,
-            mean=w.views.mean,
-            std=w.views.std,
+            mean=w.method.backbone.mean,
+            std=w.method.backbone.std,
             device=w.fabric.device,
             only=only,
-            views=replace(w.views, count=1) if w.describe_views and step >= 0 else None,
+            views=RandomViews(replace(w.views.groups[0], count=1)) if w.describe_views and step >= 0 else None,
             key=(w.seed, DESCRIBE, step),
             autocast=w.fabric.autocast,
             file=features_file(w.folder, w.group),

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from deepcluster.data.cache import Pixels, StoredPixels
 from deepcluster.data.loader import Loader
-from deepcluster.data.views import Views
+from deepcluster.data.transforms import CenterCrop, Transform
 from deepcluster.distributed import SINGLE, ProcessGroup
 from deepcluster.models.backbone import Backbone
 from deepcluster.models.sync_batchnorm import revert_sync_batchnorm
@@ -56,7 +56,7 @@ def extract(
     device: torch.device | str = "cpu",
     tap: str | None = None,
     only: np.ndarray | None = None,
-    views: Views | None = None,
+    views: Transform | None = None,
     key: tuple[int, ...] = (0,),
     autocast: Callable[[], AbstractContextManager] = nullcontext,
     file: Path | None = None,
@@ -91,14 +91,11 @@ def extract(
         pixels,
         order,
         batch_size=batch_size,
-        views=views,
-        size=size,
+        transform=views or CenterCrop(size, tuple(mean), tuple(std)),
         key=key,
         device=device,
         empty=True,
         offset=first // batch_size,  # a share begins at a multiple of ALIGN, which is one of the batch's size
-        mean=mean,
-        std=std,
     )
     features: np.ndarray | None = None
     seen = np.zeros(len(pixels), dtype=np.uint8)

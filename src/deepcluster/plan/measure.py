@@ -33,7 +33,7 @@ from deepcluster.data.cache import StoredPixels
 from deepcluster.data.loader import Loader
 from deepcluster.data.open import open_images
 from deepcluster.data.sampler import epoch_order
-from deepcluster.data.views import Views
+from deepcluster.data.transforms import CenterCrop, RandomViews
 from deepcluster.distributed import ProcessGroup
 from deepcluster.engine.build import draw_backbone, make_fabric, views_of
 from deepcluster.engine.optim import make_optimizer
@@ -190,7 +190,7 @@ def _fitting_batch(flops: int, timer: Timer, most: int) -> int:
     return int(min(max(2, known / flops), most, 256))
 
 
-def _views(views: Views, side: int, timer: Timer) -> tuple[float, float]:
+def _views(views: RandomViews, side: int, timer: Timer) -> tuple[float, float]:
     """Seconds of one thread for a training view, and for a plain view, of decoded images."""
     count = int(min(512, max(16, 2e6 / side**2)))
     short = side if side <= 64 else round(side * 256 / 224)
@@ -202,8 +202,7 @@ def _views(views: Views, side: int, timer: Timer) -> tuple[float, float]:
             pixels,
             torch.arange(count),
             batch_size=min(64, count),
-            views=views if random else None,
-            size=side,
+            transform=views if random else CenterCrop(side),
             device=timer.device,
             prefetch=0,
         )
@@ -213,7 +212,7 @@ def _views(views: Views, side: int, timer: Timer) -> tuple[float, float]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        return timer(lambda: show(True)) / count / views.count, timer(lambda: show(False)) / count
+        return timer(lambda: show(True)) / count / views.groups[0].count, timer(lambda: show(False)) / count
     finally:
         torch.set_num_threads(threads)
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from deepcluster.data.cache import Pixels
 from deepcluster.data.loader import Loader
+from deepcluster.data.transforms import CenterCrop
 from deepcluster.errors import DeepClusterError
 from deepcluster.models.backbone import Backbone
 from deepcluster.models.taps import read_taps
@@ -112,9 +113,7 @@ def top_images(
         pixels,
         pixels.good,
         batch_size=batch_size,
-        size=backbone.image_size,
-        mean=backbone.mean,
-        std=backbone.std,
+        transform=CenterCrop(backbone.image_size, backbone.mean, backbone.std),
         device=device,
     )
     best = {tap: Best.none(len(numbers), count) for tap, numbers in filters.items()}
@@ -143,7 +142,8 @@ def seen_pixels(backbone: Backbone, pixels: Pixels, index: np.ndarray) -> dict[i
     """(S, S, 3) uint8 of each image as the network sees it: resized and cropped, before normalization."""
     wanted = np.unique(index[index >= 0])
     mean, std = (torch.tensor(each).view(3, 1, 1) for each in (backbone.mean, backbone.std))
-    loader = Loader(pixels, wanted, batch_size=64, size=backbone.image_size, mean=backbone.mean, std=backbone.std)
+    crop = CenterCrop(backbone.image_size, backbone.mean, backbone.std)
+    loader = Loader(pixels, wanted, batch_size=64, transform=crop)
     found: dict[int, np.ndarray] = {}
     for batch in loader:
         colors = ((batch.views[0] * std + mean) * 255).round().clamp(0, 255).byte().permute(0, 2, 3, 1)

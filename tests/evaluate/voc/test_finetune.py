@@ -14,7 +14,8 @@ from deepcluster.data.augment import augment
 from deepcluster.data.cache import load_pixels
 from deepcluster.data.loader import Loader
 from deepcluster.data.open import open_images
-from deepcluster.data.views import Views
+from deepcluster.data.transforms import RandomViews
+from deepcluster.data.views import ViewGroup
 from deepcluster.engine.log import Screen
 from deepcluster.engine.subject import Subject
 from deepcluster.errors import DeepClusterError
@@ -92,7 +93,7 @@ def test_what_is_trained(subject: Subject) -> None:
     assert network.layers.training and not network.kept.training
 
 
-def prepared(subject: Subject, colors: Path) -> tuple[object, np.ndarray, Views]:
+def prepared(subject: Subject, colors: Path) -> tuple[object, np.ndarray, ViewGroup]:
     voc = open_voc(colors, "trainval")
     pixels = load_pixels(voc.images, short_side=None, cache_gb=1)
     return pixels, voc.labels_matrix(), Recipe().views(16, subject.backbone.mean, subject.backbone.std)
@@ -115,7 +116,11 @@ def test_training_is_a_plain_loop(subject: Subject, colors: Path, tmp_path: Path
     network = Transfer(copy.deepcopy(subject.backbone), labels.shape[1], "all", hidden=8).train()
     order = torch.randperm(24, generator=seeded(1, ORDER)).numpy()
     velocity = [torch.zeros_like(weight) for weight in network.parameters()]
-    batches = [b for e in range(2) for b in Loader(pixels, order, batch_size=5, views=views, key=(1, VIEWS, e))]
+    batches = [
+        b
+        for e in range(2)
+        for b in Loader(pixels, order, batch_size=5, transform=RandomViews(views), key=(1, VIEWS, e))
+    ]
     assert [len(batch.index) for batch in batches[:5]] == [5, 5, 5, 5, 4]  # the same order in every epoch
     assert batches[0].index.tolist() == batches[5].index.tolist()
     for iteration, batch in enumerate(batches[:7]):
@@ -168,7 +173,7 @@ def test_stopped_and_gone_on_is_the_same_to_the_bit(
 
 def test_ten_crops_are_torchvisions() -> None:
     image = np.random.default_rng(0).integers(0, 256, (300, 256, 3), np.uint8)
-    views = Views(size=224, crop_scale=None, flip=0.0)
+    views = ViewGroup(size=224, crop_scale=None, flip=0.0)
     expected = T.ten_crop(torch.from_numpy(image).permute(2, 0, 1), [224, 224])
     mean, std = (torch.tensor(numbers)[:, None, None] for numbers in (views.mean, views.std))
     theirs = [0, 1, 2, 3, 4, 6, 5, 8, 7, 9]  # torchvision mirrors the image first, so that its corners change places
@@ -206,7 +211,10 @@ def test_logits_are_summed_over_crops(kind: str) -> None:
     means = np.stack([np.asarray(source.read(k)).mean((0, 1))[:2] / 127.5 - 1 for k in (0, 2)])
     np.testing.assert_allclose(scores[[0, 2]] / crops.passes(kind), means, atol=0.25)
     if kind == "random":
-        loaders = [Loader(pixels, [0, 1, 2], batch_size=64, views=views, key=(5, crops.TEST, k)) for k in range(10)]
+        loaders = [
+            Loader(pixels, [0, 1, 2], batch_size=64, transform=RandomViews(views), key=(5, crops.TEST, k))
+            for k in range(10)
+        ]
         slow = sum(next(iter(loader)).views[0].mean((2, 3))[:, :2].double().numpy() for loader in loaders)
         np.testing.assert_allclose(scores[[0, 2]], slow[[0, 2]], atol=1e-5)  # type: ignore[index]
         other = crops.summed_logits(Mean(), pixels, views, 2, kind=kind, seed=6)

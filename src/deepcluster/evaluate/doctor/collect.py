@@ -299,7 +299,7 @@ def _agreement(
     from deepcluster.engine.build import untrained, views_of
 
     try:
-        views = views_of(settings.from_dict(run.config["settings"]), model.backbone)
+        views = views_of(settings.from_dict(run.config["settings"]), model.backbone).groups[0]
         drawn = untrained(run.config)
         pictures = _pictures(source, model.backbone.image_size, sample)
     except (DeepClusterError, KeyError, OSError) as error:

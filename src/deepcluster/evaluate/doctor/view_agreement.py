@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from deepcluster.clustering.whitening import Whitening
-from deepcluster.data.augment import augment, plain
+from deepcluster.data.augment import augment, center_crop
 from deepcluster.data.color import LUMA
-from deepcluster.data.views import Views, draw
+from deepcluster.data.views import ViewGroup, draw
 from deepcluster.engine.model import Model
 from deepcluster.models.backbone import Backbone
 from deepcluster.random import seeded
@@ -52,7 +52,7 @@ def measure(
     model: Model,
     drawn: Backbone,
     pictures: Sequence[np.ndarray],
-    views: Views,
+    views: ViewGroup,
     *,
     seed: int = 0,
     device: str = "cpu",
@@ -108,15 +108,15 @@ def without_color(picture: np.ndarray) -> np.ndarray:
 
 
 def _seen(
-    pictures: Sequence[np.ndarray], views: Views, size: int, seed: int, start: int, device: str
+    pictures: Sequence[np.ndarray], views: ViewGroup, size: int, seed: int, start: int, device: str
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Plain, as a random view, and plain without color; (B, 3, S, S) each."""
     sizes = np.array([picture.shape[:2] for picture in pictures])
     mean, std = views.mean, views.std
     return (
-        plain(pictures, size, device, mean, std),
+        center_crop(pictures, size, device, mean, std),
         augment(pictures, draw(views, sizes, seeded(seed, start)), views, device),
-        plain([without_color(picture) for picture in pictures], size, device, mean, std),
+        center_crop([without_color(picture) for picture in pictures], size, device, mean, std),
     )
 
 

@@ -11,12 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from deepcluster.data.augment import augment, plain
+from deepcluster.data.augment import augment, center_crop
 from deepcluster.data.cache import StreamedPixels
-from deepcluster.data.decode_pool import stream
-from deepcluster.data.loader import ahead
+from deepcluster.data.decode_pool import decode_batches
+from deepcluster.data.loader import prefetched
 from deepcluster.data.resample import resize_center
-from deepcluster.data.views import Views, draw
+from deepcluster.data.views import ViewGroup, draw
 from deepcluster.evaluate.linear.parts import Part
 from deepcluster.random import seeded
 from deepcluster.types import Batch
@@ -60,7 +60,7 @@ class Feed:
         return len(self.batches)
 
     def __iter__(self) -> Iterator[tuple[np.ndarray, tuple[Tensor, ...]]]:
-        with contextlib.closing(ahead(self._made(), 2)) as batches:
+        with contextlib.closing(prefetched(self._made(), 2)) as batches:
             for batch in batches:
                 if len(batch.index):
                     yield batch.index.numpy(), batch.views
@@ -83,7 +83,7 @@ class Feed:
             for rows, index in zip(self.batches, wanted, strict=True):
                 yield rows, pixels.gather(index)
             return
-        arriving = stream(pixels.source, wanted, pixels.short_side, pixels.workers, pixels.image_bytes)
+        arriving = decode_batches(pixels.source, wanted, pixels.short_side, pixels.workers, pixels.image_bytes)
         for rows, decoded in zip(self.batches, arriving, strict=True):
             pixels.bad.update(decoded.reasons)
             yield rows, decoded.images()
@@ -109,7 +109,7 @@ class Crops:
 
     def center(self, images: Sequence[np.ndarray], generator: torch.Generator, device: torch.device) -> tuple[Tensor]:
         """One view: the package's plain one."""
-        return (plain(images, self.size, device, self.mean, self.std),)
+        return (center_crop(images, self.size, device, self.mean, self.std),)
 
     def ten(self, images: Sequence[np.ndarray], generator: torch.Generator, device: torch.device) -> tuple[Tensor, ...]:
         """Ten views: corners and center of the resized image and of its mirror image, in torchvision's order."""
@@ -155,7 +155,7 @@ class Crops:
     ) -> Make:
         """Random resized crops with a flip; with `color`, brightness, contrast and saturation vary by so much, and
         colors along the principal axes of ImageNet's (Krizhevsky et al. 2012, §4.1)."""
-        views = Views(
+        views = ViewGroup(
             size=self.size,
             crop_scale=scale,
             crop_ratio=ratio,

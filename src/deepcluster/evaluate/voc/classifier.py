@@ -16,7 +16,8 @@ import torch
 from deepcluster.data.cache import Pixels, load_pixels
 from deepcluster.data.loader import Loader
 from deepcluster.data.open import open_images
-from deepcluster.data.views import Views
+from deepcluster.data.transforms import RandomViews
+from deepcluster.data.views import ViewGroup
 from deepcluster.engine.subject import CACHE_GB, Subject, pick_device
 from deepcluster.errors import DeepClusterError
 from deepcluster.evaluate.linear.pooling import OUTPUT, Pooling
@@ -46,8 +47,8 @@ def describe(
         (M,) int64 ascending, the images that can be decoded, and for each tap (M, D) float32.
     """
     size = backbone.image_size
-    whole = Views(size=size, crop_scale=None, flip=0.0, mean=backbone.mean, std=backbone.std)
-    loader = Loader(pixels, np.arange(len(pixels)), batch_size=BATCH, views=whole, device=device)
+    whole = ViewGroup(size=size, crop_scale=None, flip=0.0, mean=backbone.mean, std=backbone.std)
+    loader = Loader(pixels, np.arange(len(pixels)), batch_size=BATCH, transform=RandomViews(whole), device=device)
     taps = [tap for tap in poolings if tap != OUTPUT]
     index: list[np.ndarray] = []
     parts: dict[str, list[np.ndarray]] = {tap: [] for tap in poolings}
@@ -101,7 +102,7 @@ class VOCClassifier:
             tap: for SVMs of several layers, which; None = the deepest.
         """
         if self._network is not None:
-            views = Views(**{name: _tuple(value) for name, value in self.about["views"].items()})
+            views = ViewGroup(**{name: _tuple(value) for name, value in self.about["views"].items()})
             pixels = load_pixels(open_images(data), short_side=self.about["short_side"], cache_gb=CACHE_GB)
             return summed_logits(
                 self._network, pixels, views, len(self.classes), kind=self.about["crops"], device=self.device

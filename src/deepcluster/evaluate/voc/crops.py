@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from deepcluster.data.augment import Draw, augment
 from deepcluster.data.cache import Pixels
 from deepcluster.data.loader import Loader
-from deepcluster.data.views import BLOCK, Views
+from deepcluster.data.transforms import CenterCrop, RandomViews
+from deepcluster.data.views import BLOCK, ViewGroup
 from deepcluster.errors import DeepClusterError
 
 KINDS = ("random", "ten", "center")
@@ -25,7 +26,7 @@ BATCH = 64
 def summed_logits(
     network: nn.Module,
     pixels: Pixels,
-    views: Views,
+    views: ViewGroup,
     classes: int,
     *,
     kind: str = "random",
@@ -62,7 +63,7 @@ def passes(kind: str) -> int:
     return 1 if kind == "center" else CROPS
 
 
-def _shown(pixels: Pixels, views: Views, kind: str, seed: int, device: str) -> Iterator[tuple[np.ndarray, Tensor]]:
+def _shown(pixels: Pixels, views: ViewGroup, kind: str, seed: int, device: str) -> Iterator[tuple[np.ndarray, Tensor]]:
     if kind == "ten":
         yield from _ten(pixels, views, device)
         return
@@ -71,18 +72,15 @@ def _shown(pixels: Pixels, views: Views, kind: str, seed: int, device: str) -> I
             pixels,
             np.arange(len(pixels)),
             batch_size=BATCH,
-            views=views if kind == "random" else None,
-            size=views.size,
+            transform=RandomViews(views) if kind == "random" else CenterCrop(views.size, views.mean, views.std),
             key=(seed, TEST, number),
             device=device,
-            mean=views.mean,
-            std=views.std,
         )
         for batch in loader:
             yield batch.index.numpy(), batch.views[0]
 
 
-def _ten(pixels: Pixels, views: Views, device: str) -> Iterator[tuple[np.ndarray, Tensor]]:
+def _ten(pixels: Pixels, views: ViewGroup, device: str) -> Iterator[tuple[np.ndarray, Tensor]]:
     for first in range(0, len(pixels), BATCH):
         wanted = np.arange(first, min(first + BATCH, len(pixels)))
         images = pixels.gather(wanted)
@@ -122,5 +120,5 @@ def _still(box: np.ndarray, flip: np.ndarray) -> Draw:
     )
 
 
-def _plain(views: Views) -> Views:
-    return Views(size=views.size, crop_scale=None, flip=0.0, mean=views.mean, std=views.std)
+def _plain(views: ViewGroup) -> ViewGroup:
+    return ViewGroup(size=views.size, crop_scale=None, flip=0.0, mean=views.mean, std=views.std)

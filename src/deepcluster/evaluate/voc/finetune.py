@@ -21,7 +21,8 @@ from torch import Tensor, nn
 
 from deepcluster.data.cache import Pixels
 from deepcluster.data.loader import Loader
-from deepcluster.data.views import Views
+from deepcluster.data.transforms import RandomViews
+from deepcluster.data.views import ViewGroup
 from deepcluster.engine.checkpoint import undisturbed
 from deepcluster.engine.log import Screen
 from deepcluster.engine.signals import stop_signals
@@ -79,9 +80,9 @@ class Recipe:
         """The learning rate of an iteration, counted from 0."""
         return self.lr * 0.5 ** (iteration // self.step)
 
-    def views(self, size: int, mean: tuple[float, ...], std: tuple[float, ...]) -> Views:
+    def views(self, size: int, mean: tuple[float, ...], std: tuple[float, ...]) -> ViewGroup:
         """Random crops and flips of training and test."""
-        return Views(size=size, crop_scale=self.crop_scale, crop_ratio=self.crop_ratio, mean=mean, std=std)
+        return ViewGroup(size=size, crop_scale=self.crop_scale, crop_ratio=self.crop_ratio, mean=mean, std=std)
 
 
 RECIPES = ("deepcluster", "deepercluster")
@@ -128,7 +129,7 @@ def finetune(
     pixels: Pixels,
     labels: np.ndarray,
     recipe: Recipe,
-    views: Views,
+    views: ViewGroup,
     *,
     seed: int,
     device: str,
@@ -195,7 +196,7 @@ def finetune(
 
 
 def _batches(
-    pixels: Pixels, order: np.ndarray, recipe: Recipe, views: Views, seed: int, start: int, device: str
+    pixels: Pixels, order: np.ndarray, recipe: Recipe, views: ViewGroup, seed: int, start: int, device: str
 ) -> Iterator[tuple[int, Batch]]:
     """(iteration, batch) from iteration `start` on, epoch after epoch."""
     each = -(-len(order) // recipe.batch)
@@ -206,7 +207,7 @@ def _batches(
             pixels,
             order[: min(len(order), (first + recipe.iterations - iteration) * recipe.batch)],
             batch_size=recipe.batch,
-            views=views,
+            transform=RandomViews(views),
             key=(seed, VIEWS, epoch),
             start=first,
             device=device,

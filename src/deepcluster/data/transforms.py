@@ -1,0 +1,155 @@
+"""From the decoded images of a batch to its views: what a `Loader` calls as its `transform`.
+
+`RandomViews` makes training views, all of one size or of several (multi-crop); `CenterCrop`, `RandomCrop` and
+`TenCrop` are the crops of evaluation protocols.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from deepcluster.data.augment import augment, center_crop, normalized, resized_side
+from deepcluster.data.resample import resize_center
+from deepcluster.data.views import IMAGENET_MEAN, IMAGENET_STD, ViewGroup, draw
+
+Images = Sequence[np.ndarray]
+"""(H, W, 3) uint8 each, of any sizes."""
+Device = torch.device | str
+
+PRINCIPAL_STD = torch.tensor([0.2175, 0.0188, 0.0045])
+PRINCIPAL_AXES = torch.tensor([[-0.5675, 0.7192, 0.4009], [-0.5808, -0.0045, -0.8140], [-0.5836, -0.6948, 0.4203]])
+"""Principal axes of ImageNet's colors, (color, axis), and the deviations along them, as published with many codes."""
+
+
+class Transform(Protocol):
+    """Makes views of images; the same ones for the same images and generator."""
+
+    def __call__(
+        self, images: Images, generator: torch.Generator, device: Device = "cpu", first: int = 0, total: int = 0
+    ) -> tuple[Tensor, ...]:
+        """Views of B images.
+
+        Args:
+            images: B decoded images.
+            generator: source of all random numbers, on the CPU.
+            device: where the views are made and left.
+            first: position of these images in a batch that several processes share: an image gets the same random
+                numbers whichever process makes its views.
+            total: images of that batch; 0 = these are all.
+
+        Returns:
+            For each view (B, 3, S, S) float32, normalized, channels last in memory.
+        """
+        ...
+
+
+class RandomViews:
+    """Random views of each image, group after group.
+
+    With a second group of small views this is the multi-crop of SwAV (arXiv 2006.09882): some views that show much of
+    an image, and several that show little of it and cost little.
+
+    Args:
+        groups: views of one size each; what is drawn for a group does not depend on those after it.
+        lighting: all colors of a view are shifted along the principal axes of ImageNet's by a normal draw with this
+            standard deviation (Krizhevsky et al. 2012, §4.1: 0.1); 0 = none.
+    """
+
+    def __init__(self, *groups: ViewGroup, lighting: float = 0.0) -> None:
+        self.groups = groups
+        self.lighting = lighting
+
+    def __call__(
+        self, images: Images, generator: torch.Generator, device: Device = "cpu", first: int = 0, total: int = 0
+    ) -> tuple[Tensor, ...]:
+        last = first + len(images)
+        shapes = np.ones((total or last, 2), np.int64)  # no image's draw depends on the shape of another
+        shapes[first:last] = [image.shape[:2] for image in images]
+        views = []
+        for group in self.groups:
+            for _ in range(group.count):
+                view = augment(images, draw(group, shapes, generator).part(first, last), group, device)
+                if self.lighting:
+                    along = torch.randn(len(shapes), 3, generator=generator)[first:last] * self.lighting
+                    shift = (along * PRINCIPAL_STD) @ PRINCIPAL_AXES.T / torch.tensor(group.std)
+                    view += shift.to(device)[:, :, None, None]
+                views.append(view)
+        return tuple(views)
+
+
+@dataclass(frozen=True)
+class CenterCrop:
+    """One view, without any draw: resized, and cropped about the center; see `center_crop`."""
+
+    size: int = 224
+    """Height and width, in pixels."""
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
+
+    def __call__(
+        self, images: Images, generator: torch.Generator, device: Device = "cpu", first: int = 0, total: int = 0
+    ) -> tuple[Tensor, ...]:
+        return (center_crop(images, self.size, device, self.mean, self.std),)
+
+
+@dataclass(frozen=True)
+class RandomCrop:
+    """One view: a random crop of the resized central square, mirrored half of the time.
+
+    Images up to 64 px are not enlarged for it: they are shifted by up to an eighth, black outside.
+    """
+
+    size: int = 224
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
+
+    def __call__(
+        self, images: Images, generator: torch.Generator, device: Device = "cpu", first: int = 0, total: int = 0
+    ) -> tuple[Tensor, ...]:
+        side = resized_side(self.size)
+        edge = self.size // 8 if side == self.size else 0
+        squares = F.pad(resize_center(images, side, side, torch.device(device)), (edge,) * 4)
+        drawn = torch.rand((total or len(images), 3), generator=generator, dtype=torch.float64)[first:][: len(images)]
+        corner = (drawn[:, :2] * (side + 2 * edge - self.size + 1)).long()
+        steps = torch.arange(self.size)
+        rows = corner[:, :1] + steps
+        columns = corner[:, 1:] + torch.where(drawn[:, 2:] < 0.5, steps.flip(0), steps)
+        image = torch.arange(len(images), device=squares.device)[:, None, None]
+        view = squares[image, :, rows.to(device)[:, :, None], columns.to(device)[:, None, :]]  # (B, S, S, 3)
+        return (normalized(view.permute(0, 3, 1, 2), self.mean, self.std),)
+
+
+@dataclass(frozen=True)
+class TenCrop:
+    """Ten views: corners and center of the resized image, and of its mirror image, in torchvision's order."""
+
+    size: int = 224
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
+
+    @property
+    def resized(self) -> int:
+        """Shorter side that images are resized to, in pixels: 256 for crops of 224, also where crops are small."""
+        return round(self.size * 256 / 224)
+
+    def __call__(
+        self, images: Images, generator: torch.Generator, device: Device = "cpu", first: int = 0, total: int = 0
+    ) -> tuple[Tensor, ...]:
+        crops: list[list[Tensor]] = [[] for _ in range(10)]
+        for image in images:
+            picture = torch.from_numpy(image.transpose(2, 0, 1)[None])
+            height, width = (self.resized * side // min(image.shape[:2]) for side in image.shape[:2])
+            picture = F.interpolate(picture, (height, width), mode="bilinear", antialias=True)
+            down, right = height - self.size, width - self.size
+            corners = ((0, 0), (0, right), (down, 0), (down, right), (round(down / 2), round(right / 2)))
+            for place, (top, left) in enumerate(corners):
+                for mirrored, whole in enumerate((picture, picture.flip(3))):
+                    crops[place + 5 * mirrored].append(whole[0, :, top : top + self.size, left : left + self.size])
+        return tuple(normalized(torch.stack(crop).to(device), self.mean, self.std) for crop in crops)
