@@ -349,3 +349,10 @@ def test_numbers_no_run_can_have_leave_no_folder(values: dict, tmp_path: Path) -
     with pytest.raises(DeepClusterError, match="give"):
         dc.train(override(BASE, values), images(), tmp_path / "run", quiet=True)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("values", [{"data.view_size": 3}, {"data.small_views": 2}], ids=["views", "small views"])
+def test_views_too_small_for_the_network_are_refused(values: dict, tmp_path: Path) -> None:
+    name = "--data.small-view-size" if "data.small_views" in values else "--data.view-size"
+    with pytest.raises(DeepClusterError, match=f"cannot take views of . pixels .*{name}"):
+        loss_of(values, tmp_path / "run")
