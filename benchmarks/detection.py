@@ -15,8 +15,7 @@ from pathlib import Path
 
 from deepcluster.engine.log import Screen
 from deepcluster.engine.run import load_subject
-from deepcluster.evaluate.voc.detection import detection, recipe_of
-from deepcluster.evaluate.voc.detector import Plan, pooling_of
+from deepcluster.evaluate.voc.detection import voc_detection
 
 
 def main() -> None:
@@ -40,25 +39,20 @@ def main() -> None:
     )
     # red cells are a sixth, platelets a thirteenth of the shorter side
     sides = tuple(round(args.min_size / share) for share in (12, 6, 3))
-    plan = Plan(
-        pool=pooling_of(subject.backbone, False),
+    screen = Screen()
+    began = time.perf_counter()
+    result = voc_detection(
+        subject,
+        args.data,
+        split="train",
+        train=args.train,
         min_size=args.min_size,
         max_size=2 * args.min_size,
         anchors=sides,
         regions=64,
-    )
-    recipe = recipe_of(
-        "faster", iterations=args.iterations, batch=args.batch, drops=None, lr=args.lr, momentum=0.9, weight_decay=5e-4
-    )
-    screen = Screen()
-    began = time.perf_counter()
-    result = detection(
-        subject,
-        args.data,
-        split="train",
-        plan=plan,
-        recipe=recipe,
-        train=args.train,
+        iterations=args.iterations,
+        batch=args.batch,
+        lr=args.lr,
         draws=args.draws,
         screen=screen,
     )

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+import statistics
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -91,6 +92,17 @@ class Result:
         notes = [f"{name}: {said}" for name, said in self.settings.items() if isinstance(said, str) and " " in said]
         details = [_detail(name, rows) for name, rows in self.details.items() if len(rows) <= SHOWN]
         return Group(table, *details, Text("\n".join(notes), style="dim"))
+
+
+def mean_and_std(draws: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Mean of each score over the draws that have it and, of several, its standard deviation (n - 1) as NAME_std."""
+    scores = {}
+    for name in dict.fromkeys(name for draw in draws for name in draw):
+        values = [draw[name] for draw in draws if name in draw]
+        scores[name] = statistics.fmean(values)
+        if len(values) > 1:
+            scores[f"{name}_std"] = statistics.stdev(values) if all(map(math.isfinite, values)) else math.nan
+    return scores
 
 
 def _detail(name: str, rows: list[dict[str, Any]]) -> RenderableType:

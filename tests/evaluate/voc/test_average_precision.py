@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import replace
 from fractions import Fraction
 
 import numpy as np
@@ -12,12 +12,15 @@ from sklearn.metrics import average_precision_score
 from deepcluster.errors import DeepClusterError
 from deepcluster.evaluate.voc.annotation import Objects
 from deepcluster.evaluate.voc.average_precision import (
+    DetectionRule,
+    Detections,
+    Rule,
+    _box_iou,
     classification_ap,
     classification_aps,
     detection_aps,
     match,
     mean_ap,
-    overlaps,
 )
 
 
@@ -38,7 +41,7 @@ def slow_area(answers: list[bool], positives: int, rule: str) -> float:
 
 
 @pytest.mark.parametrize("rule", ["11-point", "all-point"])
-def test_classification_is_the_slow_one(rule: str) -> None:
+def test_classification_matches_exact_fractions(rule: Rule) -> None:
     random = np.random.default_rng(0)
     for trial in range(60):
         count = int(random.integers(1, 41))
@@ -51,7 +54,7 @@ def test_classification_is_the_slow_one(rule: str) -> None:
         assert classification_ap(scores, labels, rule) == pytest.approx(expected, abs=1e-12)
 
 
-def test_worked_by_hand() -> None:
+def test_values_worked_out_by_hand() -> None:
     # + - + -: precision 1 at recall 1/2, 2/3 at recall 1
     scores, labels = np.array([4.0, 3, 2, 1]), np.array([1, 0, 1, 0])
     assert classification_ap(scores, labels) == pytest.approx((6 * 1 + 5 * 2 / 3) / 11)
@@ -67,14 +70,14 @@ def test_worked_by_hand() -> None:
     assert classification_ap(np.append(scores, 9.0), np.append(labels, -1)) == pytest.approx(1 / 2)
 
 
-def test_a_recall_of_three_tenths_is_three_tenths() -> None:
+def test_recall_of_three_tenths_is_compared_in_integers() -> None:
     """Three of ten positives first, then nothing but negatives in between: recall .3 must count with precision 1."""
     labels = np.array([1] * 3 + [0] * 90 + [1] * 7)
     value = classification_ap(-np.arange(100.0), labels)
     assert value == pytest.approx((4 * 1 + 7 * 10 / 100) / 11)
 
 
-def test_scikit_learns_is_scikit_learns_also_with_the_published_codes_guard_against_ties() -> None:
+def test_sklearn_rule_matches_sklearn_also_with_the_published_guard_against_ties() -> None:
     random = np.random.default_rng(1)
     scores, labels = random.normal(size=200).round(1), random.integers(-1, 2, 200)
     kept = labels >= 0
@@ -84,7 +87,7 @@ def test_scikit_learns_is_scikit_learns_also_with_the_published_codes_guard_agai
     assert guarded == pytest.approx(classification_ap(scores, labels, "sklearn"), abs=1e-12)
 
 
-def test_constant_scores_gain_nothing_whatever_the_order() -> None:
+def test_constant_scores_gain_nothing_in_any_order() -> None:
     labels = np.array([1, 1, 0, 0, 0, 0, 0, 0])
     for order in (labels, labels[::-1]):
         assert classification_ap(np.zeros(8), order, "all-point") == pytest.approx((2 / 8 + 2 / 8) / 2)
@@ -102,13 +105,6 @@ def test_classes_without_positives_are_left_out_of_the_mean() -> None:
         classification_ap(np.array([np.nan, 1]), np.array([0, 1]))
 
 
-@dataclass
-class Boxes:
-    boxes: np.ndarray
-    labels: np.ndarray
-    scores: np.ndarray
-
-
 def slow_iou(a: np.ndarray, b: np.ndarray, one: float) -> float:
     width = min(a[2], b[2]) - max(a[0], b[0]) + one
     height = min(a[3], b[3]) - max(a[1], b[1]) + one
@@ -118,7 +114,7 @@ def slow_iou(a: np.ndarray, b: np.ndarray, one: float) -> float:
     return width * height / (areas[0] + areas[1] - width * height)
 
 
-def slow_detection(predicted: list[Boxes], truth: list[Objects], label: int, rule: str, one: float) -> float:
+def slow_detection(predicted: list[Detections], truth: list[Objects], label: int, rule: str, one: float) -> float:
     """One box after another, as VOC's own evaluation goes through them."""
     rows = [
         (-score, image, number)
@@ -150,7 +146,8 @@ def random_boxes(random: np.random.Generator, count: int) -> np.ndarray:
 
 @pytest.mark.parametrize("rule", ["11-point", "all-point"])
 @pytest.mark.parametrize("inclusive", [False, True])
-def test_detection_is_the_slow_one(rule: str, inclusive: bool) -> None:
+def test_detection_matches_a_box_by_box_evaluation(rule: DetectionRule, inclusive: bool) -> None:
+    """Also by VOC's own arithmetic on its own numbers, which count from 1 and include the last pixel."""
     random = np.random.default_rng(2)
     some_ignored = 0
     for _ in range(8):
@@ -164,15 +161,19 @@ def test_detection_is_the_slow_one(rule: str, inclusive: bool) -> None:
             found[:near] = boxes[:near] + random.integers(-1, 2, (near, 4))  # so that some do meet
             labels = random.integers(0, 3, m)
             labels[:near] = truth[-1].labels[:near]
-            predicted.append(Boxes(found, labels, random.random(m).round(1)))  # ties are frequent
-        ours = detection_aps(predicted, truth, 3, rule=rule, inclusive=inclusive)
+            predicted.append(Detections(found, labels, random.random(m).round(1)))  # ties are frequent
+        ours = detection_aps(predicted, truth, 3, rule=rule)
+        if inclusive:
+            shift = np.array([1, 1, 0, 0])  # x1 = xmin - 1
+            predicted = [replace(one, boxes=one.boxes + shift) for one in predicted]
+            truth = [replace(one, boxes=one.boxes + shift) for one in truth]
         slow = [slow_detection(predicted, truth, label, rule, float(inclusive)) for label in range(3)]
         np.testing.assert_allclose(ours, slow, atol=1e-12)
         some_ignored += sum(int(one.difficult.sum()) for one in truth)
     assert some_ignored > 3
 
 
-def test_matching_by_hand() -> None:
+def test_matching_worked_out_by_hand() -> None:
     truth = [np.array([[0, 0, 10, 10], [100, 0, 110, 10.0]])]
     hard = [np.array([False, True])]
     boxes = np.array([[0, 0, 10, 10], [0, 0, 10, 9], [100, 0, 110, 10], [100, 1, 110, 10], [50, 50, 60, 60.0]])
@@ -182,32 +183,30 @@ def test_matching_by_hand() -> None:
     # exactly one half is enough: 10 x 10 against 10 x 5 of it
     assert match(image[:1], np.array([[0, 0, 10, 5]]), np.ones(1), truth, hard).tolist() == [1]
     assert match(image[:1], np.array([[0, 0, 10, 4.9]]), np.ones(1), truth, hard).tolist() == [-1]
-    assert match(image[:1], boxes[:1], np.ones(1), truth, hard, least=1.0).tolist() == [1]
+    assert match(image[:1], boxes[:1], np.ones(1), truth, hard, min_iou=1.0).tolist() == [1]
 
 
-def test_the_box_is_laid_to_what_it_overlaps_most_even_if_that_is_found() -> None:
+def test_a_box_is_matched_to_the_object_it_overlaps_most_even_if_that_is_found_already() -> None:
     """VOC does not look for the second best: the box that could have found the other object is wrong."""
     truth, hard = [np.array([[0, 0, 10, 10], [0, 2, 10, 12.0]])], [np.zeros(2, bool)]
     boxes = np.array([[0, 0, 10, 10], [0, 0.5, 10, 10.5]])
     assert match(np.zeros(2, int), boxes, np.array([0.9, 0.8]), truth, hard).tolist() == [1, -1]
 
 
-def test_overlaps_of_this_package_are_those_of_vocs_inclusive_numbers() -> None:
+def test_iou_is_that_of_vocs_inclusive_numbers() -> None:
     random = np.random.default_rng(3)
     ours, others = random_boxes(random, 20), random_boxes(random, 15)
     shift = np.array([1, 1, 0, 0])  # x1 = xmin - 1
-    np.testing.assert_array_equal(overlaps(ours, others), overlaps(ours + shift, others + shift, inclusive=True))
-    expected = [[slow_iou(a, b, 0.0) for b in others] for a in ours]
-    np.testing.assert_allclose(overlaps(ours, others), expected, atol=1e-15)
-    assert (overlaps(ours, others) != overlaps(ours, others, inclusive=True)).any()
+    expected = [[slow_iou(a, b, 1.0) for b in others + shift] for a in ours + shift]
+    np.testing.assert_allclose(_box_iou(ours, others), expected, atol=1e-15)
 
 
-def test_nothing_found_and_nothing_to_find() -> None:
-    none = Boxes(np.zeros((0, 4)), np.zeros(0, int), np.zeros(0))
+def test_no_detections_and_no_objects() -> None:
+    none = Detections(np.zeros((0, 4)), np.zeros(0, int), np.zeros(0))
     one = Objects(np.array([[0, 0, 5, 5.0]]), np.array([0]), np.array([False]), np.array([False]), (9, 9))
     values = detection_aps([none], [one], 2)
     assert values[0] == 0 and np.isnan(values[1])
-    exact = Boxes(one.boxes, one.labels, np.ones(1))
+    exact = Detections(one.boxes, one.labels, np.ones(1))
     assert detection_aps([exact], [one], 2)[0] == detection_aps([exact], [one], 2, rule="all-point")[0] == 1
     with pytest.raises(DeepClusterError, match="no rule"):
         detection_aps([exact], [one], 2, rule="sklearn")

@@ -17,7 +17,7 @@ from deepcluster.evaluate.voc.by_svm import SVMs
 from deepcluster.evaluate.voc.by_tuning import FineTuning
 from deepcluster.evaluate.voc.classification import voc_classification
 from deepcluster.evaluate.voc.classifier import load_voc_classifier
-from deepcluster.evaluate.voc.layout import open_voc
+from deepcluster.evaluate.voc.dataset import open_voc
 from deepcluster.evaluate.voc.svm import Machine
 
 from .make import annotation, make_voc

@@ -12,18 +12,19 @@ from scipy.io import savemat
 from torchvision.models.detection.image_list import ImageList
 
 from deepcluster.errors import DeepClusterError
-from deepcluster.evaluate.voc.detection import mirrored
+from deepcluster.evaluate.voc.detection import mirror_boxes
 from deepcluster.evaluate.voc.detector import (
-    Plan,
+    Anchors,
+    DetectorConfig,
+    RegionPool,
     build_detector,
-    fully_connected_taken,
+    keeps_fully_connected,
     load_detector,
-    pooling_of,
+    near_objects,
     save_detector,
 )
 from deepcluster.evaluate.voc.maps import Grid
 from deepcluster.evaluate.voc.proposals import read_proposals
-from deepcluster.evaluate.voc.regions import Anchors, RegionPool, hard
 from deepcluster.models.backbone import Backbone
 from deepcluster.models.zoo import build_backbone
 
@@ -35,7 +36,7 @@ def built(name: str, size: int = 32, **options: object) -> Backbone:
     return build_backbone(name, image_size=size, **options).eval()  # type: ignore[arg-type]
 
 
-def test_anchors_stand_on_the_middles_of_cells() -> None:
+def test_anchors_are_centered_on_cells() -> None:
     anchors = Anchors([Grid(16, 15.0), Grid(32, 0.0)], [(32, 64), (128, 256)])
     maps = [torch.zeros(1, 4, 2, 3), torch.zeros(1, 4, 1, 1)]
     found = anchors(ImageList(torch.zeros(2, 3, 64, 64), [(60, 64), (64, 64)]), maps)
@@ -72,34 +73,41 @@ def test_regions_are_pooled_where_the_cells_lie(grid: Grid) -> None:
     assert float(smallest[0, 0, 0, 0]) == float(place[int(np.abs(place.numpy() - first).argmin())])
 
 
-def test_background_is_learned_near_objects() -> None:
+def test_background_is_learned_from_regions_near_objects() -> None:
     truth = torch.tensor([[0.0, 0, 10, 10]])
     boxes = torch.tensor([[0.0, 0, 10, 10], [0, 5, 10, 15], [9, 9, 19, 19], [50, 50, 60, 60]])
-    assert hard(boxes, truth).tolist() == boxes[:2].tolist()
-    assert len(hard(boxes[2:], truth)) == 2 and len(hard(boxes, truth[:0])) == 4  # never none at all
+    assert near_objects(boxes, truth).tolist() == boxes[:2].tolist()
+    assert len(near_objects(boxes[2:], truth)) == 2 and len(near_objects(boxes, truth[:0])) == 4  # never none at all
 
 
 def test_mirrored_boxes_hold_the_same_pixels() -> None:
     image = torch.arange(7 * 9).view(7, 9)
     boxes = torch.tensor([[1.0, 2, 4, 6], [0, 0, 9, 7]])
-    for (x0, y0, x1, y1), (u0, v0, u1, v1) in zip(boxes.int().tolist(), mirrored(boxes, 9).int().tolist(), strict=True):
+    for (x0, y0, x1, y1), (u0, v0, u1, v1) in zip(
+        boxes.int().tolist(), mirror_boxes(boxes, 9).int().tolist(), strict=True
+    ):
         assert torch.equal(image.flip(1)[v0:v1, u0:u1].flip(1), image[y0:y1, x0:x1])
 
 
 @pytest.mark.slow
-def test_fc6_and_fc7_are_the_backbones_where_they_fit() -> None:
-    plan = Plan(min_size=96, max_size=128)
+def test_fc6_and_fc7_start_as_the_backbones_where_they_fit() -> None:
+    plan = DetectorConfig(min_size=96, max_size=128)
     fitting, small = built("alexnet", 224), built("alexnet", 63)
-    assert fully_connected_taken(fitting, plan) and not fully_connected_taken(small, plan)
-    assert not fully_connected_taken(fitting, Plan(redraw=True)) and not fully_connected_taken(built("convnet"), plan)
+    assert keeps_fully_connected(fitting, plan) and not keeps_fully_connected(small, plan)
+    assert not keeps_fully_connected(fitting, DetectorConfig(redraw=True)) and not keeps_fully_connected(
+        built("convnet"), plan
+    )
     detector = build_detector(fitting, CLASSES, plan).eval()
     region = torch.randn(2, 256, 6, 6)
     with torch.no_grad():
         expected = F.relu(fitting.trunk.classifier(region.flatten(1)))
         torch.testing.assert_close(detector.heads.box_head(region), expected)
     assert build_detector(small, CLASSES, plan).heads.box_head[1].in_features == 256 * 36
-    assert pooling_of(fitting, False) == "max" and pooling_of(built("convnet"), False) == "align"
-    assert Plan().sides == (128, 256, 512) and plan.sides == (20, 41, 82) and Plan(anchors=(7,)).sides == (7,)
+    assert (
+        DetectorConfig().sides == (128, 256, 512)
+        and plan.sides == (20, 41, 82)
+        and DetectorConfig(anchors=(7,)).sides == (7,)
+    )
 
 
 @pytest.mark.parametrize(
@@ -108,11 +116,13 @@ def test_fc6_and_fc7_are_the_backbones_where_they_fit() -> None:
         ("convnet", {"widths": (8, 8, 16), "sobel": "paper"}, {}),
         ("convnet", {"widths": (8, 8, 16), "sobel": "deepercluster"}, {"head": "fast"}),
         ("resnet18", {"stem": "imagenet"}, {"regions": 8}),
-        ("resnet18", {"stem": "imagenet", "sobel": "paper"}, {"pyramid": True, "regions": 8}),
+        ("resnet18", {"stem": "imagenet", "sobel": "paper"}, {"fpn": True, "regions": 8}),
     ],
 )
-def test_every_network_learns_and_finds(tmp_path: Path, name: str, options: dict, plan: dict) -> None:
-    detector = build_detector(built(name, 64, **options), CLASSES, Plan(**({"pool": "align", "min_size": 64} | plan)))
+def test_every_network_trains_and_detects(tmp_path: Path, name: str, options: dict, plan: dict) -> None:
+    detector = build_detector(
+        built(name, 64, **options), CLASSES, DetectorConfig(**({"pool": "align", "min_size": 64} | plan))
+    )
     if detector.rpn is not None:  # fewer regions, for speed
         detector.rpn._pre_nms_top_n = detector.rpn._post_nms_top_n = {"training": 30, "testing": 12}
     images = [torch.rand(3, 50, 64), torch.rand(3, 70, 60)]
@@ -142,9 +152,9 @@ def test_every_network_learns_and_finds(tmp_path: Path, name: str, options: dict
     assert again["labels"] == found["labels"]
 
 
-def test_sentences(tmp_path: Path) -> None:
+def test_errors(tmp_path: Path) -> None:
     with pytest.raises(DeepClusterError, match="leave out --fpn"):
-        build_detector(built("convnet"), CLASSES, Plan(pyramid=True, pool="align"))
+        build_detector(built("convnet"), CLASSES, DetectorConfig(fpn=True, pool="align"))
     (tmp_path / "x.safetensors").write_bytes(b"nothing")
     for file in ("x.safetensors", "y.safetensors"):
         with pytest.raises(DeepClusterError, match="cannot be read as a detector"):
@@ -167,7 +177,7 @@ def test_proposals_from_both_kinds_of_file(tmp_path: Path) -> None:
     (tmp_path / "r.npz").write_bytes(b"PK")
     np.savez(tmp_path / "pickled.npz", a=np.array([{}], object))
     for file, words in (
-        ("q.npz", "no \\(P, 4\\) numbers"),
+        ("q.npz", "not \\(P, 4\\) numbers"),
         ("r.npz", "cannot be read"),
         ("pickled.npz", "cannot be read"),
     ):

@@ -20,8 +20,8 @@ from deepcluster.engine.log import Screen
 from deepcluster.engine.subject import Subject
 from deepcluster.errors import DeepClusterError
 from deepcluster.evaluate.voc import crops, finetune
+from deepcluster.evaluate.voc.dataset import open_voc
 from deepcluster.evaluate.voc.finetune import ORDER, VIEWS, Recipe, multilabel_loss, recipe_of
-from deepcluster.evaluate.voc.layout import open_voc
 from deepcluster.evaluate.voc.transfer import Transfer
 from deepcluster.models.zoo import build_backbone
 from deepcluster.random import seeded

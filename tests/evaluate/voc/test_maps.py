@@ -11,17 +11,17 @@ from torch import Tensor, nn
 from deepcluster.errors import DeepClusterError
 from deepcluster.evaluate.voc.maps import (
     LAYERS,
+    FeatureMaps,
     Grid,
-    Maps,
-    convolutions,
+    batch_norms,
+    calibrate_batch_norms,
     dilate,
-    freeze_norms,
+    freeze_batch_norms,
     interpolation,
-    measure_norms,
-    norms,
-    own_copy,
-    residual,
-    tapped,
+    resnet_maps,
+    sequential_maps,
+    tapped_map,
+    trainable_copy,
 )
 from deepcluster.models.backbone import Backbone
 from deepcluster.models.zoo import build_backbone
@@ -32,7 +32,7 @@ def built(name: str, size: int = 64, **options: object) -> Backbone:
     return build_backbone(name, image_size=size, **options).eval()  # type: ignore[arg-type]
 
 
-def fields(maps: Maps, level: int, height: int, width: int) -> tuple[list[float], list[int]]:
+def fields(maps: FeatureMaps, level: int, height: int, width: int) -> tuple[list[float], list[int]]:
     """For some cells in the middle row the middle and the extent of the pixel columns they can see: those where a NaN
     reaches them. Nothing but the network is asked."""
     images = torch.zeros(width, 3, height, width)
@@ -59,12 +59,12 @@ def fields(maps: Maps, level: int, height: int, width: int) -> tuple[list[float]
 )
 def test_cells_lie_where_the_network_looks(name: str, options: dict, height: int, width: int) -> None:
     backbone = built(name, 63 if name == "alexnet" else 32, **options)
-    maps = convolutions(backbone, drop_last_pool=True) or residual(backbone, ["layer1", "layer2"])
+    maps = sequential_maps(backbone, drop_last_pool=True) or resnet_maps(backbone, ["layer1", "layer2"])
     assert maps is not None
     if name == "alexnet":  # a field as high as 163 px; the first two stages show their grids in a smaller image
-        maps = convolutions(backbone, drop_last_pool=True, strides=[8])
+        maps = sequential_maps(backbone, drop_last_pool=True, strides=[8])
         assert maps is not None
-        maps = Maps(maps.sobel, list(maps.parts[:1]), maps.maps[:1])
+        maps = FeatureMaps(maps.sobel, list(maps.parts[:1]), maps.maps[:1])
     for level, found in enumerate(maps.maps):
         middles, cells = fields(maps, level, height, width)
         assert len(cells) > 3
@@ -75,22 +75,22 @@ def test_cells_lie_where_the_network_looks(name: str, options: dict, height: int
 
 @pytest.mark.slow
 def test_grids_of_the_paper_networks() -> None:
-    alexnet = convolutions(built("alexnet", 63), drop_last_pool=True)
-    vgg = convolutions(built("vgg16", 32), drop_last_pool=True, strides=[8])
+    alexnet = sequential_maps(built("alexnet", 63), drop_last_pool=True)
+    vgg = sequential_maps(built("vgg16", 32), drop_last_pool=True, strides=[8])
     assert alexnet and vgg
     # AlexNet by hand: conv1 (11 - 1) / 2 - 2 = 3, the pools add 1 * 4 and 1 * 8
     assert alexnet.maps[-1].grid == Grid(16, 15.0) and alexnet.maps[-1].channels == 256
     assert [found.grid for found in vgg.maps] == [Grid(8, 3.5), Grid(16, 7.5)]
     assert [found.channels for found in vgg.maps] == [256, 512]
-    assert len(norms(vgg)) == 13
+    assert len(batch_norms(vgg)) == 13
     with pytest.raises(DeepClusterError, match=r"no pool of stride 64: it has 2, 4, 8, 16, 32"):
-        convolutions(built("vgg16", 32), drop_last_pool=False, strides=[64])
+        sequential_maps(built("vgg16", 32), drop_last_pool=False, strides=[64])
 
 
 def test_parts_are_the_backbone() -> None:
     images = torch.randn(2, 3, 64, 64)
     backbone = built("resnet18", stem="small")
-    maps = residual(backbone, LAYERS)
+    maps = resnet_maps(backbone, LAYERS)
     assert maps
     with torch.no_grad():
         found = maps(images)
@@ -98,8 +98,8 @@ def test_parts_are_the_backbone() -> None:
     assert [cells.shape[1:] for cells in found] == [(64, 64, 64), (128, 32, 32), (256, 16, 16), (512, 8, 8)]
     assert [about.grid for about in maps.maps] == [Grid(1, 0.0), Grid(2, 0.0), Grid(4, 0.0), Grid(8, 0.0)]
     convnet = built("convnet", sobel="paper")
-    assert residual(convnet, LAYERS) is None
-    whole = convolutions(convnet, drop_last_pool=False)
+    assert resnet_maps(convnet, LAYERS) is None
+    whole = sequential_maps(convnet, drop_last_pool=False)
     assert whole
     with torch.no_grad():
         torch.testing.assert_close(whole(images)[-1].mean((2, 3)), convnet(images))
@@ -107,11 +107,11 @@ def test_parts_are_the_backbone() -> None:
 
 def test_any_network_with_a_map() -> None:
     network = built("timm:mobilenetv3_small_050", 64)
-    maps = tapped(network)
+    maps = tapped_map(network)
     stride = maps.maps[0].grid.stride
     assert stride == 16 and maps(torch.zeros(1, 3, 96, 128))[0].shape == (1, maps.maps[0].channels, 6, 8)
     with pytest.raises(DeepClusterError, match="take a convolutional network"):
-        tapped(built("timm:vit_tiny_patch16_224", 32))
+        tapped_map(built("timm:vit_tiny_patch16_224", 32))
 
 
 @pytest.mark.slow
@@ -131,7 +131,7 @@ def test_without_strides_the_old_cells_are_what_they_were(name: str, halvings: i
             backbone.trunk.relu(backbone.trunk.bn1(backbone.trunk.conv1(image)))
         ))))  # fmt: skip
         dilate([backbone.trunk.layer2, backbone.trunk.layer3, backbone.trunk.layer4], halvings)
-        maps = residual(backbone, ["layer4"])
+        maps = resnet_maps(backbone, ["layer4"])
         assert maps
         after = maps(image)[0]
     assert maps.maps[0].grid.stride == 8 // 2**halvings == 16 // after.shape[2]
@@ -163,7 +163,7 @@ def test_interpolation_is_numpys_for_any_grid(cells: int) -> None:
 def test_statistics_are_measured_only_where_there_are_none() -> None:
     network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 5, 1), nn.BatchNorm2d(5)).eval()
     images = torch.randn(8, 3, 10, 10) * 3 + 1
-    assert measure_norms(network, [images])
+    assert calibrate_batch_norms(network, images)
     with torch.no_grad():
         first = network[0](images)
         out = network(images)
@@ -172,21 +172,21 @@ def test_statistics_are_measured_only_where_there_are_none() -> None:
     torch.testing.assert_close(network[1].running_var, first.var((0, 2, 3)))
     assert abs(float(out.mean())) < 1e-3 and abs(float(out.std()) - 1) < 1e-2  # what follows is normalized
     kept = network[1].running_mean.clone()
-    assert not measure_norms(network, [images + 5]) and torch.equal(network[1].running_mean, kept)
+    assert not calibrate_batch_norms(network, images + 5) and torch.equal(network[1].running_mean, kept)
     assert not network[1].training and network[1].momentum == 0.1
 
 
 def test_a_file_without_counters_has_statistics_all_the_same() -> None:
     norm = nn.BatchNorm2d(2).eval()
     norm.running_mean = Tensor([1.0, 2.0])
-    assert not measure_norms(norm, [torch.randn(4, 2, 3, 3)]) and norm.running_mean.tolist() == [1.0, 2.0]
+    assert not calibrate_batch_norms(norm, torch.randn(4, 2, 3, 3)) and norm.running_mean.tolist() == [1.0, 2.0]
 
 
 def test_a_copy_leaves_the_subject_alone() -> None:
     backbone = built("convnet")
-    copied = own_copy(backbone)
-    freeze_norms(copied)
+    copied = trainable_copy(backbone)
+    freeze_batch_norms(copied)
     next(copied.trunk.parameters()).data.zero_()
     assert next(backbone.trunk.parameters()).any()
     frozen = [name for name, weight in copied.named_parameters() if not weight.requires_grad]
-    assert len(frozen) == 2 * len(norms(copied)) and all(weight.requires_grad for weight in backbone.parameters())
+    assert len(frozen) == 2 * len(batch_norms(copied)) and all(weight.requires_grad for weight in backbone.parameters())

@@ -6,15 +6,14 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from sklearn.metrics import confusion_matrix, jaccard_score
+from sklearn import metrics
 from torch import nn
 
 from deepcluster.errors import DeepClusterError
+from deepcluster.evaluate.voc.annotation import VOID
 from deepcluster.evaluate.voc.maps import Grid
-from deepcluster.evaluate.voc.masks import VOID
-from deepcluster.evaluate.voc.overlap import confusion, overlap_scores
-from deepcluster.evaluate.voc.segmentation import Cutting, cut
-from deepcluster.evaluate.voc.segmenter import PIXELS, Plan, build_segmenter, load_segmenter, resampled, save_segmenter
+from deepcluster.evaluate.voc.segmentation import CropConfig, confusion_matrix, iou_scores, random_crop
+from deepcluster.evaluate.voc.segmenter import PIXELS, build_segmenter, load_segmenter, resample, save_segmenter
 from deepcluster.models.zoo import build_backbone
 
 CLASSES = ("ant", "bee")
@@ -26,23 +25,23 @@ def alexnet() -> object:
     return build_backbone("alexnet", image_size=127, sobel="paper").eval()  # its last map is 3 x 3
 
 
-def test_scores_are_scikit_learns() -> None:
+def test_iou_matches_sklearn() -> None:
     random = np.random.default_rng(0)
     truth, guess = random.integers(0, 4, (6, 20, 30)), random.integers(0, 4, (6, 20, 30))
     truth[random.random(truth.shape) < 0.2] = VOID
-    counts = sum(confusion(one, other, 4) for one, other in zip(truth, guess, strict=True))
+    counts = sum(confusion_matrix(one, other, 4) for one, other in zip(truth, guess, strict=True))
     flat = truth != VOID
-    np.testing.assert_array_equal(counts, confusion_matrix(truth[flat], guess[flat], labels=range(4)))
-    scores = overlap_scores(np.asarray(counts), ["background", "a", "b", "c"])
-    theirs = jaccard_score(truth[flat], guess[flat], average=None, labels=range(4))
+    np.testing.assert_array_equal(counts, metrics.confusion_matrix(truth[flat], guess[flat], labels=range(4)))
+    scores = iou_scores(np.asarray(counts), ["background", "a", "b", "c"])
+    theirs = metrics.jaccard_score(truth[flat], guess[flat], average=None, labels=range(4))
     np.testing.assert_allclose([scores[f"iou_{name}"] for name in ("background", "a", "b", "c")], theirs)
     assert scores["miou"] == pytest.approx(theirs.mean())
     assert scores["pixel_accuracy"] == pytest.approx((truth == guess)[flat].mean())
 
 
-def test_classes_nowhere_present_are_left_out_and_wrong_guesses_are_not() -> None:
+def test_absent_classes_are_left_out_and_wrong_guesses_are_not() -> None:
     truth, guess = np.array([[0, 0, 1, VOID]]), np.array([[0, 2, 1, 3]])
-    scores = overlap_scores(confusion(truth, guess, 4), ["background", "a", "b", "c"])
+    scores = iou_scores(confusion_matrix(truth, guess, 4), ["background", "a", "b", "c"])
     assert scores == {
         "miou": pytest.approx((1 / 2 + 1 + 0) / 3),
         "pixel_accuracy": pytest.approx(2 / 3),
@@ -52,10 +51,11 @@ def test_classes_nowhere_present_are_left_out_and_wrong_guesses_are_not() -> Non
     }
 
 
-def test_fc6_and_fc7_are_the_backbones(alexnet: nn.Module) -> None:
+def test_fc6_and_fc7_match_the_backbones_linear_layers(alexnet: nn.Module) -> None:
     """Over a map of just their size, the convolutions give in one cell what the linear layers give."""
-    net = build_segmenter(alexnet, CLASSES, Plan()).eval()  # type: ignore[arg-type]
-    redrawn = build_segmenter(alexnet, CLASSES, Plan(redraw=True)).eval()  # type: ignore[arg-type]
+    net = build_segmenter(alexnet, CLASSES).eval()  # type: ignore[arg-type]
+    redrawn = build_segmenter(alexnet, CLASSES, redraw=True).eval()  # type: ignore[arg-type]
+    torch.manual_seed(0)
     image = torch.randn(1, 3, 127, 127)
     with torch.no_grad():
         cells = net.maps(image)[-1]
@@ -69,8 +69,8 @@ def test_fc6_and_fc7_are_the_backbones(alexnet: nn.Module) -> None:
     assert hidden.shape[2:] == cells.shape[2:]
 
 
-def test_an_even_side_lies_between_cells(alexnet: nn.Module) -> None:
-    net = build_segmenter(alexnet, CLASSES, Plan())  # type: ignore[arg-type]
+def test_scores_of_an_even_kernel_lie_between_cells(alexnet: nn.Module) -> None:
+    net = build_segmenter(alexnet, CLASSES)  # type: ignore[arg-type]
     net.head.side = 6
     assert net.head.grid(Grid(32, 31.0)) == Grid(32, 47.0)
 
@@ -78,7 +78,7 @@ def test_an_even_side_lies_between_cells(alexnet: nn.Module) -> None:
 @pytest.mark.parametrize("stride", [32, 16, 8])
 def test_finer_maps_add_their_scores(alexnet: nn.Module, stride: int) -> None:
     torch.manual_seed(1)
-    net = build_segmenter(alexnet, CLASSES, Plan(stride=stride)).eval()  # type: ignore[arg-type]
+    net = build_segmenter(alexnet, CLASSES, stride=stride).eval()  # type: ignore[arg-type]
     nn.init.normal_(net.head.score.weight)
     image = torch.randn(1, 3, 100, 140)
     with torch.no_grad():
@@ -92,25 +92,26 @@ def test_finer_maps_add_their_scores(alexnet: nn.Module, stride: int) -> None:
         torch.testing.assert_close(net(image), begun + 2.0 * len(net.skips))
 
 
-def test_scores_lie_where_they_were_made() -> None:
+def test_resampling_reproduces_a_ramp() -> None:
     """A ramp sampled at the cells of any grid is the same ramp at the pixels between them."""
     grid = Grid(16, 15.0)
     place = 15.0 + 16 * torch.arange(6)
     scores = (place[:, None] + 3 * place[None]).expand(1, 1, 6, 6)
-    pixels = resampled(scores, grid, (90, 90), PIXELS)[0, 0]
+    pixels = resample(scores, grid, (90, 90), PIXELS)[0, 0]
     inside = torch.arange(15, 90).float()
     torch.testing.assert_close(pixels[15:, 15:], inside[:, None] + 3 * inside[None])
 
 
-def test_other_networks_carry_a_head_and_refuse_what_they_cannot(tmp_path: object) -> None:
+def test_other_networks_get_a_head_and_refuse_impossible_strides(tmp_path: object) -> None:
     convnet = build_backbone("convnet", image_size=32, widths=(8, 8, 16)).eval()
-    net = build_segmenter(convnet, CLASSES, Plan()).eval()
+    net = build_segmenter(convnet, CLASSES).eval()
+    torch.manual_seed(0)
     image = torch.randint(0, 256, (37, 50, 3), dtype=torch.uint8).numpy()
     assert net.segment(image).shape == (37, 50)
     with pytest.raises(DeepClusterError, match="has stride 4, not 8"):
-        build_segmenter(convnet, CLASSES, Plan(stride=8))
+        build_segmenter(convnet, CLASSES, stride=8)
     with pytest.raises(DeepClusterError, match="32, 16 or 8, not 4"):
-        build_segmenter(build_backbone("alexnet", image_size=63), CLASSES, Plan(stride=4))
+        build_segmenter(build_backbone("alexnet", image_size=63), CLASSES, stride=4)
     file = save_segmenter(net, tmp_path / "net.safetensors")  # type: ignore[operator]
     again = load_segmenter(file)
     np.testing.assert_array_equal(again.segment(image), net.segment(image))
@@ -121,7 +122,7 @@ def test_other_networks_carry_a_head_and_refuse_what_they_cannot(tmp_path: objec
 
 
 def test_training_keeps_the_backbones_statistics() -> None:
-    net = build_segmenter(build_backbone("convnet", image_size=32, widths=(8, 16)), CLASSES, Plan()).train()
+    net = build_segmenter(build_backbone("convnet", image_size=32, widths=(8, 16)), CLASSES).train()
     before = [value.clone() for value in net.maps.buffers()]
     net(torch.randn(2, 3, 32, 32)).sum().backward()
     assert all(torch.equal(value, old) for value, old in zip(net.maps.buffers(), before, strict=True))
@@ -129,7 +130,7 @@ def test_training_keeps_the_backbones_statistics() -> None:
 
 
 @pytest.mark.parametrize("crop", [16, 80])
-def test_image_and_mask_are_cut_alike(crop: int) -> None:
+def test_image_and_mask_are_cropped_alike(crop: int) -> None:
     """An image whose brightness is its class: after any cut, color and class still agree."""
     mask = torch.zeros(40, 60, dtype=torch.uint8)
     mask[10:30, 20:45] = 3
@@ -138,7 +139,7 @@ def test_image_and_mask_are_cut_alike(crop: int) -> None:
     pieces = set()
     for seed in range(12):
         generator = torch.Generator().manual_seed(seed)
-        piece, truth = cut(image, mask, Cutting(crop, (1.0, 1.0)), (0.5,) * 3, (0.5,) * 3, generator)
+        piece, truth = random_crop(image, mask, CropConfig(crop, (1.0, 1.0)), (0.5,) * 3, (0.5,) * 3, generator)
         assert piece.shape == (3, crop, crop) and truth.shape == (crop, crop)
         assert (piece[0][truth == 3] == 1).all() and (piece[0][truth == 0] == -1).all()
         beyond = truth == VOID
@@ -149,14 +150,14 @@ def test_image_and_mask_are_cut_alike(crop: int) -> None:
     assert len(pieces) > 6
 
 
-def test_scaling_brings_no_new_classes_and_flipping_is_joint() -> None:
+def test_scaling_adds_no_classes_and_flips_both() -> None:
     mask = torch.zeros(30, 30, dtype=torch.uint8)
     mask[:, 15:] = 7
     image = torch.where(mask == 7, 255, 0).to(torch.uint8).expand(3, 30, 30)
     sizes, sides = set(), set()
     for seed in range(10):
         generator = torch.Generator().manual_seed(seed)
-        piece, truth = cut(image, mask, Cutting(64, (0.5, 2.0)), (0.0,) * 3, (1.0,) * 3, generator)
+        piece, truth = random_crop(image, mask, CropConfig(64, (0.5, 2.0)), (0.0,) * 3, (1.0,) * 3, generator)
         assert set(truth.unique().tolist()) <= {0, 7, VOID}
         sizes.add(int((truth != VOID).sum()))
         assert float(piece[0][truth == 7].mean()) > 0.9 and float(piece[0][truth == 0].mean()) < 0.1

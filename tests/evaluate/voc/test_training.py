@@ -1,4 +1,4 @@
-"""The two protocols from end to end on sets made here: they learn what is plain to see, stop, go on, and say no."""
+"""Detection and segmentation from end to end on synthetic sets: they learn, resume, and refuse impossible settings."""
 
 from __future__ import annotations
 
@@ -20,20 +20,19 @@ from deepcluster.engine.log import Bar, Screen
 from deepcluster.engine.model import Model
 from deepcluster.engine.subject import Subject
 from deepcluster.errors import DeepClusterError, Interrupted
-from deepcluster.evaluate.result import Result
-from deepcluster.evaluate.voc.detection import detection, recipe_of
-from deepcluster.evaluate.voc.detector import Plan, load_detector
-from deepcluster.evaluate.voc.segmentation import Cutting, segmentation
-from deepcluster.evaluate.voc.segmenter import Plan as FCN
+from deepcluster.evaluate.result import Result, mean_and_std
+from deepcluster.evaluate.voc.detection import voc_detection
+from deepcluster.evaluate.voc.detector import load_detector
+from deepcluster.evaluate.voc.segmentation import voc_segmentation
 from deepcluster.evaluate.voc.segmenter import load_segmenter
-from deepcluster.evaluate.voc.steps import Recipe, batch_of, mean_and_spread
+from deepcluster.evaluate.voc.training import SGDConfig, shuffled_batches
 from deepcluster.models.zoo import build_backbone
 
 from .make import annotation
 
 SIDE = 48
 COLORS = {"dog": (250, 60, 40), "cat": (30, 80, 250)}
-SMALL = Plan(pool="align", min_size=SIDE, max_size=SIDE, anchors=(12, 20), regions=16)
+SMALL = {"pool": "align", "min_size": SIDE, "max_size": SIDE, "regions": 16}
 
 
 @pytest.fixture(scope="module")
@@ -71,14 +70,14 @@ def subject(results: Path, name: str = "convnet", **options: Any) -> Subject:
 
 
 def detect(results: Path, data: Path, iterations: int = 4, **more: Any) -> Result:
-    recipe = recipe_of("faster", iterations=iterations, batch=2, drops=None, lr=0.01, momentum=0.9, weight_decay=5e-4)
-    values = {"split": "train", "test_split": "val", "plan": SMALL, "recipe": recipe} | more
-    return detection(subject(results), data, **values)
+    values = {"split": "train", "test_split": "val", "iterations": iterations, "batch": 2, "lr": 0.01, **SMALL}
+    values |= {"anchors": (12, 20)} | more
+    return voc_detection(subject(results), data, **values)
 
 
 def segment(results: Path, data: Path, iterations: int = 4, **more: Any) -> Result:
-    values = {"cutting": Cutting(40, (0.8, 1.2)), "recipe": Recipe(iterations, 4, 0.05, ())} | more
-    return segmentation(subject(results), data, **values)
+    values = {"crop": 40, "scale": (0.8, 1.2), "iterations": iterations, "batch": 4, "lr": 0.05} | more
+    return voc_segmentation(subject(results), data, **values)
 
 
 class Stopping(Screen):
@@ -98,14 +97,14 @@ class Stopping(Screen):
                 if not stopping.steps:
                     os.kill(os.getpid(), signal.SIGINT)
 
-        yield Counting() if unit == "iterations" else Bar()
+        yield Counting() if unit == "batches" else Bar()
 
 
 @pytest.mark.parametrize(
     ("protocol", "run"),
     [pytest.param("voc-detection", detect, marks=pytest.mark.slow), ("voc-segmentation", segment)],
 )
-def test_stopped_and_gone_on_is_the_same_to_the_bit(tmp_path: Path, shapes: Path, protocol: str, run: Any) -> None:
+def test_interrupted_and_resumed_is_equal_to_the_bit(tmp_path: Path, shapes: Path, protocol: str, run: Any) -> None:
     whole = run(tmp_path / "whole", shapes, draws=2)
     with pytest.raises(Interrupted):
         run(tmp_path / "parts", shapes, draws=2, screen=Stopping(2))
@@ -122,7 +121,7 @@ def test_stopped_and_gone_on_is_the_same_to_the_bit(tmp_path: Path, shapes: Path
     assert any(not torch.equal(first[key], second[key]) for key in first)  # draws differ
 
 
-def test_other_settings_do_not_go_on(tmp_path: Path, shapes: Path) -> None:
+def test_other_settings_are_not_resumed(tmp_path: Path, shapes: Path) -> None:
     with pytest.raises(Interrupted):
         segment(tmp_path, shapes, screen=Stopping(2))
     other = segment(tmp_path, shapes, seed=1)
@@ -130,7 +129,7 @@ def test_other_settings_do_not_go_on(tmp_path: Path, shapes: Path) -> None:
 
 
 @pytest.mark.slow
-def test_detection_learns_and_says_what_it_did(tmp_path: Path, shapes: Path) -> None:
+def test_detection_learns_and_records_its_settings(tmp_path: Path, shapes: Path) -> None:
     result = detect(tmp_path, shapes, iterations=56)
     assert result.scores["map"] > 0.5
     assert result.scores["map"] == pytest.approx((result.scores["ap_cat"] + result.scores["ap_dog"]) / 2)
@@ -142,7 +141,7 @@ def test_detection_learns_and_says_what_it_did(tmp_path: Path, shapes: Path) -> 
     assert found["labels"][0] == "cat"
 
 
-def test_segmentation_learns_and_frozen_convolutions_stay(tmp_path: Path, shapes: Path) -> None:
+def test_segmentation_learns_and_frozen_convolutions_do_not_change(tmp_path: Path, shapes: Path) -> None:
     result = segment(tmp_path / "all", shapes, iterations=60)
     assert result.scores["miou"] > 0.5 and result.scores["pixel_accuracy"] > 0.8
     assert {"iou_background", "iou_cat", "iou_dog"} <= set(result.scores)
@@ -150,7 +149,7 @@ def test_segmentation_learns_and_frozen_convolutions_stay(tmp_path: Path, shapes
     mask = net.segment(np.array(Image.open(shapes / "JPEGImages/017.jpg")))
     assert mask.shape == (SIDE, SIDE) and net.classes[7] == "cat" and (mask == 8).any()
     frozen = segment(tmp_path / "fc", shapes, iterations=3, train="fc6-8")
-    assert frozen.settings["train"] == "fc6-8" and "stay as they are" in frozen.settings["protocol"]
+    assert frozen.settings["train"] == "fc6-8" and "convolutions are frozen" in frozen.settings["protocol"]
     kept = load_file(tmp_path / "fc/voc-segmentation.safetensors")
     moved = load_file(tmp_path / "all/voc-segmentation.safetensors")
     begun = subject(tmp_path).backbone.trunk.features.state_dict()
@@ -159,7 +158,7 @@ def test_segmentation_learns_and_frozen_convolutions_stay(tmp_path: Path, shapes
 
 
 @pytest.mark.slow
-def test_frozen_convolutions_of_a_detector_stay_and_regions_can_be_given(tmp_path: Path, shapes: Path) -> None:
+def test_fast_rcnn_on_given_regions_with_frozen_convolutions(tmp_path: Path, shapes: Path) -> None:
     """Fast R-CNN with the true boxes and noise as regions, only its head learned."""
     random = np.random.default_rng(1)
     regions = {}
@@ -170,8 +169,8 @@ def test_frozen_convolutions_of_a_detector_stay_and_regions_can_be_given(tmp_pat
         noise = np.concatenate([corners, corners + random.integers(8, 12, (12, 2))], 1)
         regions[file.stem] = np.concatenate([[true], noise]).astype(np.float32)
     np.savez(tmp_path / "p.npz", **regions)
-    plan = Plan(head="fast", pool="align", min_size=SIDE, max_size=SIDE, regions=16)
-    result = detect(tmp_path, shapes, 60, plan=plan, train="fc6-8", proposals=(tmp_path / "p.npz",))
+    more = {"head": "fast", "anchors": (), "train": "fc6-8", "proposals": (tmp_path / "p.npz",)}
+    result = detect(tmp_path, shapes, 60, **more)
     assert result.scores["map"] > 0.5
     kept = load_file(tmp_path / "voc-detection.safetensors")
     assert torch.equal(kept["maps.parts.0.0.0.weight"], subject(tmp_path).backbone.trunk.features[0][0].weight)
@@ -181,19 +180,19 @@ def test_frozen_convolutions_of_a_detector_stay_and_regions_can_be_given(tmp_pat
 @pytest.mark.parametrize(
     ("words", "more"),
     [
-        ("name a file with --proposals", {"plan": Plan(head="fast")}),
+        ("name a file with --proposals", {"head": "fast"}),
         ("proposes regions itself", {"proposals": ("p.npz",)}),
-        ("no fc6 and fc7", {"plan": Plan(redraw=True)}),
-        ("take --pool align", {"plan": Plan(pyramid=True)}),
-        ("leave out --fpn", {"plan": Plan(pyramid=True, pool="align")}),
-        ("leave out --anchors", {"plan": Plan(head="fast", anchors=(8,)), "proposals": ("p.npz",)}),
+        ("no fc6 and fc7", {"redraw": True}),
+        ("use --pool align", {"fpn": True, "pool": "max"}),
+        ("leave out --fpn", {"fpn": True}),
+        ("leave out --anchors", {"head": "fast", "anchors": (8,), "proposals": ("p.npz",)}),
         ("use all or fc6-8", {"train": "fc8"}),
         ("counted from 1", {"draws": 0}),
-        ("no rule 'coco'", {"ap": "coco"}),
+        ("no --ap coco", {"ap": "coco"}),
         ("has no split 'test'", {"test_split": "test"}),
     ],
 )
-def test_detection_says_no(tmp_path: Path, shapes: Path, words: str, more: dict) -> None:
+def test_detection_refuses(tmp_path: Path, shapes: Path, words: str, more: dict) -> None:
     with pytest.raises(DeepClusterError, match=words):
         detect(tmp_path, shapes, **more)
 
@@ -201,38 +200,44 @@ def test_detection_says_no(tmp_path: Path, shapes: Path, words: str, more: dict)
 @pytest.mark.parametrize(
     ("words", "more"),
     [
-        ("no fc6 and fc7", {"plan": FCN(redraw=True)}),
-        ("has stride 4, not 16", {"plan": FCN(stride=16)}),
-        ("two factors above 0", {"cutting": Cutting(40, (2.0, 1.0))}),
+        ("no fc6 and fc7", {"redraw": True}),
+        ("has stride 4, not 16", {"stride": 16}),
+        ("two factors above 0", {"scale": (2.0, 1.0)}),
         ("use all or fc6-8", {"train": "fc8"}),
         ("counted from 1", {"draws": 0}),
-        ("lower --lr", {"recipe": Recipe(9, 2, 1e30, ())}),
+        ("lower --lr", {"iterations": 9, "lr": 1e30}),
+        ("trains nothing", {"iterations": 0}),
     ],
 )
-def test_segmentation_says_no(tmp_path: Path, shapes: Path, words: str, more: dict) -> None:
+def test_segmentation_refuses(tmp_path: Path, shapes: Path, words: str, more: dict) -> None:
     with pytest.raises(DeepClusterError, match=words):
         segment(tmp_path, shapes, **more)
 
 
 def test_every_epoch_shows_every_image_once() -> None:
-    recipe = Recipe(20, 3, 1.0, ())
-    shown = [pair for step in range(20) for pair in batch_of([4, 7, 9, 11, 12], recipe, 0, step)]
+    stream = shuffled_batches([4, 7, 9, 11, 12], 3, seed=0, step=0)
+    batches = [next(stream) for _ in range(20)]
+    shown = [pair for batch in batches for pair in batch]
     assert [epoch for _, epoch in shown] == sorted(epoch for _, epoch in shown)
     for epoch in range(12):
         assert sorted(image for image, of in shown if of == epoch) == [4, 7, 9, 11, 12]
     orders = {tuple(image for image, of in shown if of == epoch) for epoch in range(12)}
     assert len(orders) > 6
+    for step in (1, 7, 15):
+        assert next(shuffled_batches([4, 7, 9, 11, 12], 3, seed=0, step=step)) == batches[step]
 
 
-def test_rates_and_means() -> None:
-    recipe = recipe_of("faster", iterations=None, batch=None, drops=None, lr=0.001, momentum=0.9, weight_decay=5e-4)
-    assert recipe == Recipe(70_000, 1, 0.001, (50_000,))
-    assert recipe.rate(49_999) == 0.001 and recipe.rate(50_000) == pytest.approx(0.0001)
-    scores = mean_and_spread([{"map": 0.1}, {"map": 0.3, "ap_x": 0.5}])
+def test_learning_rate_drops_and_biases_learn_twice_as_fast() -> None:
+    config = SGDConfig(70_000, 1, 0.001, (50_000,))
+    assert config.learning_rate(49_999) == 0.001 and config.learning_rate(50_000) == pytest.approx(0.0001)
+    groups = config.optimizer(torch.nn.Linear(2, 3)).param_groups
+    assert [(group["factor"], group["params"][0].ndim) for group in groups] == [(1.0, 2), (2.0, 1)]
+
+
+def test_mean_and_std_over_draws() -> None:
+    scores = mean_and_std([{"map": 0.1}, {"map": 0.3, "ap_x": 0.5}])
     spread = pytest.approx(np.std([0.1, 0.3], ddof=1))
     assert scores == {"map": pytest.approx(0.2), "map_std": spread, "ap_x": 0.5}
-    with pytest.raises(DeepClusterError, match="no training"):
-        Recipe(0, 1, 0.1, ())
 
 
 def test_command_line(tmp_path: Path, shapes: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -262,22 +267,17 @@ def test_command_line(tmp_path: Path, shapes: Path, capsys: pytest.CaptureFixtur
 
 
 @pytest.mark.slow
-def test_blood_cells_are_found(tmp_path: Path, shared_data: Path) -> None:
+def test_blood_cells_are_detected(tmp_path: Path, shared_data: Path) -> None:
     """364 microscope images (BCCD), from random weights, at 192 px: minutes on one core."""
-    recipe = recipe_of("faster", iterations=300, batch=2, drops=None, lr=0.01, momentum=0.9, weight_decay=5e-4)
-    plan = Plan(pool="align", min_size=192, max_size=384, anchors=(16, 32, 64), regions=64)
     net = subject(tmp_path, widths=(16, 32, 64, 128, 128), pools=(1, 3, 5))
-    result = detection(net, shared_data / "voc/bccd.tar", split="train", plan=plan, recipe=recipe)
+    sizes = {"min_size": 192, "max_size": 384, "anchors": (16, 32, 64), "regions": 64}
+    data = shared_data / "voc/bccd.tar"
+    result = voc_detection(net, data, split="train", iterations=300, batch=2, lr=0.01, **sizes)
     assert result.scores["ap_WBC"] > 0.7 and result.scores["ap_RBC"] > 0.5 and result.scores["map"] > 0.4
 
 
 @pytest.mark.slow
-def test_three_images_of_voc_are_learned_by_heart(tmp_path: Path, shared_data: Path) -> None:
-    values = {
-        "split": "all",
-        "test_split": "all",
-        "cutting": Cutting(160, (1.0, 1.0)),
-        "recipe": Recipe(150, 3, 0.05, ()),
-    }
-    result = segmentation(subject(tmp_path), shared_data / "voc/voc2011-sample.tar", **values)
+def test_three_images_of_voc_are_memorized(tmp_path: Path, shared_data: Path) -> None:
+    values = {"split": "all", "test_split": "all", "crop": 160, "scale": (1.0, 1.0), "batch": 3, "lr": 0.05}
+    result = voc_segmentation(subject(tmp_path), shared_data / "voc/voc2011-sample.tar", iterations=150, **values)
     assert result.scores["pixel_accuracy"] > 0.6  # background alone is 0.53

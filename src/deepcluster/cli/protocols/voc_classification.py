@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from deepcluster.cli.protocols.common import Common
 from deepcluster.errors import DeepClusterError
@@ -24,7 +24,7 @@ class VOCClassification(Common):
     """Images to train on: a list of ImageSets/Main, or `all` = every annotated image."""
     test_split: str = "test"
     """Images to score."""
-    ap: str = "11-point"
+    ap: Literal["11-point", "all-point", "sklearn"] = "11-point"
     """11-point (VOC 2007), all-point (VOC 2010 and later), or sklearn (DeepCluster's published code)."""
     mode: str = "svm"
     """svm: linear SVMs on frozen features; fc6-8: new fully connected layers on frozen ones; all: train everything."""

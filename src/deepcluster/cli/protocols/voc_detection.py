@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -72,44 +72,10 @@ class VocDetection(Common):
 def score(subject: Subject, chosen: VocDetection, screen: Screen) -> Result:
     """Runs the protocol."""
     from deepcluster.errors import DeepClusterError
-    from deepcluster.evaluate.voc.detection import detection, recipe_of
-    from deepcluster.evaluate.voc.detector import Plan, pooling_of
+    from deepcluster.evaluate.voc.detection import voc_detection
 
     if chosen.source is None:
         raise DeepClusterError("voc-detection needs a PASCAL VOC set: give --data VOCdevkit/VOC2007 or a .tar of it.")
-    plan = Plan(
-        head=chosen.head,
-        pyramid=chosen.fpn,
-        pool=pooling_of(subject.backbone, chosen.fpn) if chosen.pool == "auto" else chosen.pool,
-        min_size=chosen.min_size,
-        max_size=chosen.max_size or round(chosen.min_size * 5 / 3),
-        train_sizes=chosen.min_sizes,
-        anchors=chosen.anchors,
-        redraw=chosen.redraw,
-        regions=chosen.regions,
-    )
-    recipe = recipe_of(
-        chosen.head,
-        iterations=chosen.iterations,
-        batch=chosen.batch,
-        lr=chosen.lr,
-        drops=chosen.drops,
-        momentum=chosen.momentum,
-        weight_decay=chosen.weight_decay,
-    )
-    return detection(
-        subject,
-        chosen.source,
-        chosen.test,
-        split=chosen.split,
-        test_split=chosen.test_split,
-        train=chosen.train,
-        plan=plan,
-        proposals=chosen.proposals,
-        recipe=recipe,
-        flip=chosen.flip,
-        ap=chosen.ap,
-        draws=chosen.draws,
-        seed=chosen.seed,
-        screen=screen,
-    )
+    common = {field.name for field in fields(Common)}
+    options = {field.name: getattr(chosen, field.name) for field in fields(chosen) if field.name not in common}
+    return voc_detection(subject, chosen.source, **options, seed=chosen.seed, screen=screen)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Literal
 
 from deepcluster.cli.protocols.common import Common
@@ -55,25 +55,12 @@ class VocSegmentation(Common):
 def score(subject: Subject, chosen: VocSegmentation, screen: Screen) -> Result:
     """Runs the protocol."""
     from deepcluster.errors import DeepClusterError
-    from deepcluster.evaluate.voc.segmentation import Cutting, segmentation
-    from deepcluster.evaluate.voc.segmenter import Plan
-    from deepcluster.evaluate.voc.steps import Recipe
+    from deepcluster.evaluate.voc.segmentation import voc_segmentation
 
     if chosen.source is None:
         raise DeepClusterError(
             "voc-segmentation needs a PASCAL VOC set: give --data VOCdevkit/VOC2012 or a .tar of it."
         )
-    return segmentation(
-        subject,
-        chosen.source,
-        chosen.test,
-        split=chosen.split,
-        test_split=chosen.test_split,
-        train=chosen.train,
-        plan=Plan(chosen.stride, chosen.redraw),
-        cutting=Cutting(chosen.crop, chosen.scale, chosen.flip),
-        recipe=Recipe(chosen.iterations, chosen.batch, chosen.lr, chosen.drops, chosen.momentum, chosen.weight_decay),
-        draws=chosen.draws,
-        seed=chosen.seed,
-        screen=screen,
-    )
+    common = {field.name for field in fields(Common)}
+    options = {field.name: getattr(chosen, field.name) for field in fields(chosen) if field.name not in common}
+    return voc_segmentation(subject, chosen.source, **options, seed=chosen.seed, screen=screen)

@@ -1,25 +1,26 @@
-"""One Annotations/ID.xml of PASCAL VOC: objects with boxes, and what is wrong with it.
-
-Nothing here knows where the files lie or what is scored.
-"""
+"""What is known of one image of PASCAL VOC: objects with boxes from its XML, classes of pixels from its mask."""
 
 from __future__ import annotations
 
+import io
 import math
 import xml.etree.ElementTree as ElementTree
 from dataclasses import dataclass
 
 import numpy as np
+from PIL import Image
 
 from deepcluster.errors import BadImage
 
-#: Pixels that a box may reach outside without a word: sets number pixels from 0 or from 1, and end at W or W + 1.
-SLACK = 1.5
+#: Pixels that a box may reach outside its image unnoticed: sets number pixels from 0 or 1, and end at W or W + 1.
+TOLERANCE = 1.5
+VOID = 255
+"""Of a mask: pixels at borders and of difficult objects, which are not scored."""
 
 
 @dataclass(frozen=True)
-class Found:
-    """One object as it stands in the file.
+class AnnotatedObject:
+    """One object of an annotation.
 
     Attributes:
         name: of its class.
@@ -35,17 +36,17 @@ class Found:
 
 @dataclass(frozen=True)
 class Annotation:
-    """What one file says.
+    """The content of one annotation file.
 
     Attributes:
-        found: its objects, in order.
-        size: height and width of the image as the file has them; (0, 0) where it does not.
+        objects: in order.
+        size: height and width of the image as annotated; (0, 0) where the file does not say.
         problems: one reason for each thing that was broken and left out.
     """
 
-    found: tuple[Found, ...]
-    size: tuple[int, int]
-    problems: tuple[str, ...]
+    objects: tuple[AnnotatedObject, ...] = ()
+    size: tuple[int, int] = (0, 0)
+    problems: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -54,12 +55,12 @@ class Objects:
 
     Attributes:
         boxes: (n, 4) float32 x1, y1, x2, y2 in pixels counted from 0, where x2 and y2 are exclusive: the file's
-            xmin - 1, ymin - 1, xmax, ymax, as VOC counts pixels from 1 and includes the last. A width is x2 - x1, and
-            is what VOC's own code has as xmax - xmin + 1. It is torchvision's convention, too.
+            xmin - 1, ymin - 1, xmax, ymax, as VOC counts pixels from 1 and includes the last. A width is x2 - x1,
+            which VOC's own code writes as xmax - xmin + 1. torchvision has the same convention.
         labels: (n,) int64, positions in `VOC.classes`.
-        difficult: (n,) bool, objects that neither count as found nor as missed.
+        difficult: (n,) bool, objects that count neither as found nor as missed.
         truncated: (n,) bool, objects that reach beyond the image.
-        size: height and width of the image as annotated; (0, 0) where that is not told.
+        size: height and width of the image as annotated; (0, 0) where the file does not say.
     """
 
     boxes: np.ndarray
@@ -72,42 +73,42 @@ class Objects:
         return len(self.labels)
 
 
-def parse(data: bytes) -> Annotation:
-    """Reads one annotation; an object with a broken box keeps its name, which still says that it is there.
+def parse_annotation(data: bytes) -> Annotation:
+    """Reads one annotation; an object with a broken box keeps its class, which the image still shows.
 
     Raises:
-        BadImage: it is no XML, or no annotation.
+        BadImage: it is not XML, or not an annotation.
     """
     if b"<!ENTITY" in data:
         raise BadImage("declares entities, which an annotation has no use for")
     try:
         root = ElementTree.fromstring(data)
     except (ElementTree.ParseError, ValueError, LookupError) as error:  # LookupError: an unknown encoding
-        raise BadImage(f"is no XML ({error})") from None
+        raise BadImage(f"is not XML ({error})") from None
     if root.tag != "annotation":
-        raise BadImage(f"is no annotation (it begins with <{root.tag}>)")
-    height, width = (_whole(root.findtext(f"size/{side}")) for side in ("height", "width"))
+        raise BadImage(f"is not an annotation (it begins with <{root.tag}>)")
+    height, width = (_integer(root.findtext(f"size/{side}")) for side in ("height", "width"))
     size = (height, width) if height > 0 and width > 0 else (0, 0)
-    found, problems = [], []
-    for number, part in enumerate(root.findall("object"), start=1):
-        name = (part.findtext("name") or "").strip()
+    objects, problems = [], []
+    for number, element in enumerate(root.findall("object"), start=1):
+        name = (element.findtext("name") or "").strip()
         if not name:
             problems.append(f"object {number} has no name; it is left out")
             continue
         try:
-            box, cut = _box(part.find("bndbox"), size)
-            if cut:
-                problems.append(f"object {number} ({name}) has a box that reaches outside its image; it is cut")
+            box, clipped = _box(element.find("bndbox"), size)
+            if clipped:
+                problems.append(f"object {number} ({name}) has a box that reaches outside its image; it is clipped")
         except ValueError as error:
             problems.append(f"object {number} ({name}) {error}; its box is left out")
             box = None
-        found.append(Found(name, box, _flag(part, "difficult"), _flag(part, "truncated")))
-    return Annotation(tuple(found), size, tuple(problems))
+        objects.append(AnnotatedObject(name, box, _flag(element, "difficult"), _flag(element, "truncated")))
+    return Annotation(tuple(objects), size, tuple(problems))
 
 
-def objects_of(annotation: Annotation, number: dict[str, int]) -> Objects:
-    """Those objects with a box whose class has a number."""
-    kept = [one for one in annotation.found if one.box is not None and one.name in number]
+def usable_objects(annotation: Annotation, number: dict[str, int]) -> Objects:
+    """The objects with a box whose class has a number."""
+    kept = [one for one in annotation.objects if one.box is not None and one.name in number]
     return Objects(
         boxes=np.array([one.box for one in kept], np.float32).reshape(-1, 4),
         labels=np.array([number[one.name] for one in kept], np.int64),
@@ -117,35 +118,67 @@ def objects_of(annotation: Annotation, number: dict[str, int]) -> Objects:
     )
 
 
-def _box(part: ElementTree.Element | None, size: tuple[int, int]) -> tuple[tuple[float, float, float, float], bool]:
-    """x1, y1, x2, y2 within the image, and whether much was cut. Raises: ValueError: why that cannot be."""
-    if part is None:
+def _box(element: ElementTree.Element | None, size: tuple[int, int]) -> tuple[tuple[float, float, float, float], bool]:
+    """x1, y1, x2, y2 within the image, and whether much was clipped. Raises: ValueError: why there is no such box."""
+    if element is None:
         raise ValueError("has no box")
-    texts = [(part.findtext(side) or "").strip() for side in ("xmin", "ymin", "xmax", "ymax")]
+    texts = [(element.findtext(side) or "").strip() for side in ("xmin", "ymin", "xmax", "ymax")]
     try:
-        left, top, right, bottom = (float(text) for text in texts)
+        numbers = [float(text) for text in texts]
     except ValueError:
-        raise ValueError(f"has a box that is not four numbers ({', '.join(texts)})") from None
-    if not all(map(math.isfinite, (left, top, right, bottom))):
+        numbers = []
+    if not numbers or not all(map(math.isfinite, numbers)):
         raise ValueError(f"has a box that is not four numbers ({', '.join(texts)})")
+    left, top, right, bottom = numbers
     if right <= left or bottom <= top:  # a box of one point or one line is a slip of the hand, not an object
         raise ValueError(f"has a box without area ({', '.join(texts)})")
     x1, y1, x2, y2 = left - 1, top - 1, right, bottom
-    height, width = size
-    if not height:
-        return (max(x1, 0), max(y1, 0), x2, y2), x1 < -SLACK or y1 < -SLACK
+    height, width = size if size[0] else (math.inf, math.inf)
     if x1 >= width or y1 >= height or x2 <= 0 or y2 <= 0:
-        raise ValueError(f"has a box outside its image ({', '.join(texts)} in {width} x {height})")
-    cut = x1 < -SLACK or y1 < -SLACK or x2 > width + SLACK or y2 > height + SLACK
-    return (max(x1, 0), max(y1, 0), min(x2, width), min(y2, height)), cut
+        raise ValueError(f"has a box outside its image ({', '.join(texts)})")
+    clipped = x1 < -TOLERANCE or y1 < -TOLERANCE or x2 > width + TOLERANCE or y2 > height + TOLERANCE
+    return (max(x1, 0), max(y1, 0), min(x2, width), min(y2, height)), clipped
 
 
-def _flag(part: ElementTree.Element, name: str) -> bool:
-    return (part.findtext(name) or "").strip().lower() in ("1", "true")
+def _flag(element: ElementTree.Element, name: str) -> bool:
+    return (element.findtext(name) or "").strip().lower() in ("1", "true")
 
 
-def _whole(text: str | None) -> int:
+def _integer(text: str | None) -> int:
     try:
         return int(float(text or 0))
     except (ValueError, OverflowError):
         return 0
+
+
+def read_mask(data: bytes) -> np.ndarray:
+    """(H, W) uint8 of a palette PNG: its indices, not its colors. A color PNG is looked up in VOC's palette.
+
+    Raises:
+        BadImage: it is not such a picture.
+    """
+    try:
+        with Image.open(io.BytesIO(data), formats=["PNG"]) as picture:
+            picture.load()
+            if picture.mode in ("P", "L"):
+                return np.array(picture, np.uint8)
+            colors = np.asarray(picture.convert("RGB"))
+    except Exception as error:  # Pillow raises nearly anything on damaged files
+        raise BadImage(f"its mask is not a readable PNG ({error})") from None
+    codes = voc_palette().astype(np.int64) @ (65536, 256, 1)
+    order = np.argsort(codes)
+    wanted = colors.astype(np.int64) @ (65536, 256, 1)
+    mask = order[np.searchsorted(codes, wanted, sorter=order).clip(max=255)]
+    if (codes[mask] != wanted).any():
+        raise BadImage("its mask has colors that are not in VOC's palette")
+    return mask.astype(np.uint8)
+
+
+def voc_palette() -> np.ndarray:
+    """(256, 3) uint8, the colors of VOC's masks: the bits of an index go to red, green and blue in turn."""
+    index = np.arange(256)
+    palette = np.zeros((256, 3), np.int64)
+    for bit in range(8):
+        for channel in range(3):
+            palette[:, channel] |= ((index >> (3 * bit + channel)) & 1) << (7 - bit)
+    return palette.astype(np.uint8)

@@ -16,8 +16,8 @@ from deepcluster.data.cache import Pixels, load_pixels
 from deepcluster.engine.checkpoint import undisturbed
 from deepcluster.engine.subject import Subject
 from deepcluster.evaluate.voc.crops import passes, summed_logits
+from deepcluster.evaluate.voc.dataset import VOC
 from deepcluster.evaluate.voc.finetune import BUILD, finetune, recipe_of
-from deepcluster.evaluate.voc.layout import VOC
 from deepcluster.evaluate.voc.transfer import HIDDEN, Transfer, save_transfer
 from deepcluster.evaluate.voc.work import PROTOCOL, Work
 from deepcluster.io import write_json

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -16,12 +16,12 @@ from deepcluster.engine.log import Screen
 from deepcluster.engine.subject import Subject
 from deepcluster.errors import DeepClusterError
 from deepcluster.evaluate.result import Result
-from deepcluster.evaluate.voc.average_precision import RULES
+from deepcluster.evaluate.voc.average_precision import Rule
 from deepcluster.evaluate.voc.by_svm import SVMs, by_svm
 from deepcluster.evaluate.voc.by_tuning import FineTuning, by_tuning
 from deepcluster.evaluate.voc.crops import KINDS
+from deepcluster.evaluate.voc.dataset import open_voc
 from deepcluster.evaluate.voc.finetune import RECIPES
-from deepcluster.evaluate.voc.layout import open_voc
 from deepcluster.evaluate.voc.transfer import MODES
 from deepcluster.evaluate.voc.work import PROTOCOL, Work
 from deepcluster.models.alexnet import ConvThenLinear
@@ -41,7 +41,7 @@ def voc_classification(
     how: SVMs | FineTuning | None = None,
     split: str = "trainval",
     test_split: str = "test",
-    ap: str = "11-point",
+    ap: Rule = "11-point",
     seeds: int = 1,
     seed: int = 0,
     screen: Screen | None = None,
@@ -106,9 +106,9 @@ def voc_classification(
     return Result(PROTOCOL, settings, _means(draws), draws)
 
 
-def _check(subject: Subject, how: SVMs | FineTuning, ap: str, seeds: int) -> None:
-    if ap not in RULES:
-        raise DeepClusterError(f"There is no rule {ap!r} for average precision: use {', '.join(RULES)}.")
+def _check(subject: Subject, how: SVMs | FineTuning, ap: Rule, seeds: int) -> None:
+    if ap not in get_args(Rule):
+        raise DeepClusterError(f"There is no rule {ap!r} for average precision: use {', '.join(get_args(Rule))}.")
     if seeds < 1:
         raise DeepClusterError(f"--seeds {seeds} is no number of repetitions: give 1 or more.")
     if isinstance(how, SVMs):

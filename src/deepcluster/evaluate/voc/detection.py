@@ -1,6 +1,6 @@
 """Protocol `voc-detection`: a detector is trained on a backbone and scored by VOC's average precision at IoU 1/2.
 
-The networks are in detector.py, the score in average_precision.py; this file brings images to them.
+The networks are in detector.py, the score in average_precision.py.
 """
 
 from __future__ import annotations
@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -16,23 +15,32 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from deepcluster.data.cache import Pixels
 from deepcluster.engine.checkpoint import undisturbed
 from deepcluster.engine.log import Screen
 from deepcluster.errors import DeepClusterError
-from deepcluster.evaluate.result import Result
-from deepcluster.evaluate.voc.average_precision import DETECTION_RULES, detection_aps, mean_ap
+from deepcluster.evaluate.result import Result, mean_and_std
+from deepcluster.evaluate.voc.average_precision import DetectionRule, Detections, detection_aps, mean_ap
+from deepcluster.evaluate.voc.dataset import VOC, open_voc
 from deepcluster.evaluate.voc.detector import (
     Detector,
-    Plan,
+    DetectorConfig,
     build_detector,
-    fully_connected_taken,
+    keeps_fully_connected,
     save_detector,
 )
-from deepcluster.evaluate.voc.layout import VOC, open_voc
-from deepcluster.evaluate.voc.maps import freeze_norms
+from deepcluster.evaluate.voc.maps import freeze_batch_norms
 from deepcluster.evaluate.voc.proposals import read_proposals
-from deepcluster.evaluate.voc.reading import Reader, measured, numbered
-from deepcluster.evaluate.voc.steps import BUILD, Recipe, State, digest, learn, mean_and_spread, repeated
+from deepcluster.evaluate.voc.training import (
+    BUILD,
+    SGDConfig,
+    Trained,
+    calibrated_copy,
+    check_choice,
+    load_split,
+    read_image,
+    train_draws,
+)
 from deepcluster.models.alexnet import ConvThenLinear
 from deepcluster.random import seed_of, seeded
 
@@ -40,114 +48,166 @@ if TYPE_CHECKING:
     from deepcluster.engine.subject import Subject
     from deepcluster.models.backbone import Backbone
 
-NAME = "voc-detection"
 FLIP = 4
-"""What the keys of random draws are for, beside those of steps.py."""
-PAPER = {
-    "faster": Recipe(
-        70_000, 1, 0.001, (50_000,)
-    ),  # arXiv 1506.01497 with its published end-to-end training of VOC 2007
-    "fast": Recipe(40_000, 2, 0.001, (30_000,)),  # arXiv 1504.08083 §2.3 and §4.1
+"""Purpose of the key of random flips."""
+Head = Literal["faster", "fast"]
+PAPERS: dict[Head, SGDConfig] = {
+    # arXiv 1506.01497 with its published end-to-end training of VOC 2007
+    "faster": SGDConfig(70_000, 1, 0.001, (50_000,)),
+    # arXiv 1504.08083 §2.3 and §4.1
+    "fast": SGDConfig(40_000, 2, 0.001, (30_000,)),
 }
 
 
-class Examples:
-    """Images of a split with the objects and proposals on them, as a detector takes them.
+@dataclasses.dataclass(frozen=True)
+class DetectionImages:
+    """Images of a split, with the objects and proposals on them as tensors on `device`.
 
-    Args:
-        voc: the split.
-        proposals: (P, 4) of each image, or None.
-        device: where tensors go.
+    Attributes:
+        proposals: (P, 4) of each image, or None where the detector proposes regions itself.
     """
 
-    def __init__(self, voc: VOC, proposals: list[np.ndarray] | None, device: str) -> None:
-        self.voc, self.proposals, self.device = voc, proposals, device
-        self.reader = Reader(voc.images, device)
+    voc: VOC
+    pixels: Pixels
+    proposals: list[np.ndarray] | None
+    device: str
+
+    def image(self, index: int) -> Tensor | None:
+        """(3, H, W) in [0, 1]; None where it cannot be decoded."""
+        image = read_image(self.pixels, index, self.device)
+        return None if image is None else image.float() / 255
 
     def regions(self, index: int) -> Tensor | None:
-        """(P, 4) proposals, if there are any to be given."""
+        """(P, 4) proposals, if any were given."""
         return None if self.proposals is None else torch.from_numpy(self.proposals[index]).to(self.device)
-
-    def learnable(self) -> list[int]:
-        """Images with an object that is not difficult: a detector learns from those (arXiv 1504.08083, its code)."""
-        return [index for index, objects in enumerate(self.voc.objects) if (~objects.difficult).any()]
 
     def target(self, index: int) -> dict[str, Tensor]:
         """The objects that are not difficult, labels from 1."""
         objects = self.voc.objects[index]
-        clear = ~objects.difficult
         return {
-            "boxes": torch.from_numpy(objects.boxes[clear]).to(self.device),
-            "labels": torch.from_numpy(objects.labels[clear] + 1).to(self.device),
+            "boxes": torch.from_numpy(objects.boxes[~objects.difficult]).to(self.device),
+            "labels": torch.from_numpy(objects.labels[~objects.difficult] + 1).to(self.device),
         }
 
+    def trainable(self) -> list[int]:
+        """Images that can be decoded and show an object that is not difficult: a detector learns from those (arXiv
+        1504.08083, its code)."""
+        shown = [index for index, objects in enumerate(self.voc.objects) if (~objects.difficult).any()]
+        return [index for index in shown if self.image(index) is not None]
 
-def detection(
+
+def voc_detection(
     subject: Subject,
     data: str | os.PathLike[str],
     test: str | os.PathLike[str] | None = None,
     *,
     split: str = "trainval",
     test_split: str = "test",
-    train: Literal["all", "fc6-8"] = "all",
-    plan: Plan | None = None,
-    proposals: Sequence[Path | str] = (),
-    recipe: Recipe | None = None,
+    train: Trained = "all",
+    head: Head = "faster",
+    proposals: Sequence[Path] = (),
+    fpn: bool = False,
+    pool: Literal["auto", "max", "align"] = "auto",
+    min_size: int = 600,
+    max_size: int | None = None,
+    min_sizes: tuple[int, ...] = (),
+    anchors: tuple[int, ...] = (),
+    redraw: bool = False,
+    regions: int = 128,
+    iterations: int | None = None,
+    batch: int | None = None,
+    lr: float = 0.001,
+    drops: tuple[int, ...] | None = None,
+    momentum: float = 0.9,
+    weight_decay: float = 0.0005,
     flip: bool = True,
-    ap: str = "11-point",
+    ap: DetectionRule = "11-point",
     draws: int = 1,
     seed: int = 0,
-    save_minutes: float = 5.0,
     screen: Screen | None = None,
 ) -> Result:
-    """Protocol `voc-detection`: mean over classes of the average precision (AP) of a detector trained on `split`.
+    """Mean average precision of a Fast or Faster R-CNN that is trained on the network, on a PASCAL VOC set.
 
     Args:
-        subject: the network whose features are judged.
-        data: a VOC set: a folder or .tar.
-        test: the set of `test_split`; None = the same.
-        split, test_split: names of lists in ImageSets/Main.
-        train: "all" learns every weight, "fc6-8" leaves the map as it is and learns what stands on it.
-        plan: of what the detector is made.
-        proposals: files of regions, for the head "fast"; see `read_proposals`.
-        recipe: None = that of the paper of the head, in `PAPER`.
-        flip: half of the images are mirrored in training.
-        ap: "11-point", VOC 2007's rule, or "all-point", that of 2010 and later; see `average_precision`.
-        draws: repetitions, with the seeds that follow.
-        save_minutes: how often the state of the training is kept.
-        screen: for bars; None = silence.
+        subject: the network to evaluate.
+        data: a VOC set: a folder such as VOCdevkit/VOC2007, or a plain .tar of it.
+        test: the VOC set of the test split; None = the same.
+        split: images to train on: a list in ImageSets/Main.
+        test_split: images to score.
+        train: train every weight, or keep the convolutions before the regions frozen: the papers' two columns.
+        head: Faster R-CNN proposes regions itself, Fast R-CNN takes them from `proposals`.
+        proposals: files of regions for Fast R-CNN: a .npz with one (P, 4) array of x0, y0, x1, y1 per image, or
+            Selective Search's .mat.
+        fpn: build a feature pyramid on a ResNet.
+        pool: how regions are pooled: max over rounded cells as in the papers of AlexNet and VGG-16, or read at exact
+            places; auto = max for these two, align for others.
+        min_size: the shorter side of an image is resized to this many pixels.
+        max_size: unless the longer side would then exceed this; None = 5/3 of `min_size`, 1000 for 600.
+        min_sizes: in training one of these is drawn in place of `min_size`: multi-scale training, single-scale test.
+        anchors: sides of the anchor boxes in pixels of the resized image; none = 128, 256 and 512 for a `min_size` of
+            600 and in proportion for others, or eight strides on each level of a pyramid.
+        redraw: initialize fc6 and fc7 of AlexNet and VGG-16 at random.
+        regions: regions of each image that the head is trained on in a step.
+        iterations: SGD steps; None = 70,000 for Faster and 40,000 for Fast R-CNN.
+        batch: images of each step; None = 1 for Faster and 2 for Fast R-CNN.
+        lr: learning rate; biases have twice this.
+        drops: steps at which it falls to a tenth; None = after 5/7 (Faster) or 3/4 (Fast) of all.
+        momentum: of SGD.
+        weight_decay: of SGD.
+        flip: mirror half of the training images.
+        ap: VOC 2007's rule, or that of 2010 and later.
+        draws: repetitions, each with its own seed.
+        seed: of the first draw.
+        screen: for progress bars; None = none.
 
     Raises:
         DeepClusterError: no such set or split, or settings that exclude each other.
+        Interrupted: Ctrl-C; called again with the same settings, it continues to the bit.
     """
-    plan = plan or Plan()
-    recipe = recipe or PAPER[plan.head]
-    screen = screen or Screen(quiet=True)
-    _check(subject.backbone, plan, proposals, train, ap, draws)
-    voc = open_voc(data, split, "detection")
-    tested = open_voc(test or data, test_split, "detection", voc.classes)
-    regions: list[list[np.ndarray] | None] = [None, None]
-    if plan.head == "fast":
-        regions = [read_proposals(proposals, part.ids) for part in (voc, tested)]
-    examples, asked = (
-        Examples(part, given, subject.device) for part, given in zip((voc, tested), regions, strict=True)
+    check_choice("train", train, Trained)
+    check_choice("ap", ap, DetectionRule)
+    check_choice("head", head, Head)
+    paper_like = isinstance(subject.backbone.trunk, ConvThenLinear) and not fpn
+    config = DetectorConfig(
+        head=head,
+        fpn=fpn,
+        pool=pool if pool != "auto" else "max" if paper_like else "align",
+        min_size=min_size,
+        max_size=max_size or round(min_size * 5 / 3),
+        min_sizes=tuple(min_sizes),
+        anchors=tuple(anchors),
+        redraw=redraw,
+        regions=regions,
     )
-    images = examples.learnable()
-    if not images:
-        raise DeepClusterError(f"No image of split {split} of {voc.name} has an object to learn from.")
+    _check(subject.backbone, config, proposals, draws)
+    paper = PAPERS[head]
+    steps = paper.iterations if iterations is None else iterations
+    if drops is None:
+        drops = tuple(round(steps * drop / paper.iterations) for drop in paper.drops)
+    sgd = SGDConfig(steps, paper.batch if batch is None else batch, lr, tuple(drops), momentum, weight_decay)
+    screen = screen or Screen(quiet=True)
+    sets = [open_voc(data, split, "detection")]
+    sets.append(open_voc(test or data, test_split, "detection", sets[0].classes))
+    given = [read_proposals(proposals, voc.ids) if head == "fast" else None for voc in sets]
     with undisturbed():
-        build_detector(subject.backbone, voc.classes, plan)  # refuses now what it would refuse later
-    images = examples.reader.readable(images, screen)
+        build_detector(subject.backbone, sets[0].classes, config)  # refuses now what it would refuse later
+    learned, tested = (
+        DetectionImages(voc, load_split(voc, subject, screen), boxes, subject.device)
+        for voc, boxes in zip(sets, given, strict=True)
+    )
+    images = learned.trainable()
+    if not images:
+        raise DeepClusterError(f"No image of split {split} of {learned.voc.name} has an object to learn from.")
     settings = {
         "data": str(data),
         "split": split,
         "test": str(test or data),
         "test_split": test_split,
         "images_data": len(images),
-        "images_test": len(tested),
-        "classes": list(voc.classes),
-        **dataclasses.asdict(plan),
-        **dataclasses.asdict(recipe),
+        "images_test": len(tested.voc),
+        "classes": list(learned.voc.classes),
+        **dataclasses.asdict(config),
+        **dataclasses.asdict(sgd),
         "train": train,
         "flip": flip,
         "proposals": [str(file) for file in proposals],
@@ -155,140 +215,103 @@ def detection(
         "seed": seed,
         "draws": draws,
         "backbone": subject.backbone.config,
-        "fc6_fc7": "begin as the backbone's" if fully_connected_taken(subject.backbone, plan) else "drawn",
+        "fc6_fc7": "start as the backbone's" if keeps_fully_connected(subject.backbone, config) else "random",
     }
-    known = {"weights": digest(subject.backbone), "images": [voc.images.fingerprint(), tested.images.fingerprint()]}
-    state = State(subject.results / f"{NAME}.state", settings | known, save_minutes)
-    finished = repeated(
-        draws,
-        seed,
-        state,
-        prepare=lambda seed: prepared(subject, examples, images, plan, seed, train),
-        teach=lambda network, seed, done: learn(
-            network,
-            partial(loss_of, network, examples, seed, flip),
-            images,
-            recipe,
-            seed=seed,
-            state=state,
-            done=done,
-            screen=screen,
-            what="detector",
-        ),
-        score=lambda network: scores_of(network, asked, ap, screen),
-        save=lambda network, draw: save_detector(network, subject.results / numbered(NAME, draw)),
+
+    def build(seed: int) -> Detector:
+        with undisturbed():
+            torch.manual_seed(seed_of(seed, BUILD))
+            backbone = calibrated_copy(subject, learned.pixels, images, seed)
+            detector = build_detector(backbone, learned.voc.classes, config).to(subject.device)
+        detector.maps.requires_grad_(train == "all")
+        freeze_batch_norms(detector)
+        return detector
+
+    finished = train_draws(
+        "voc-detection",
+        subject,
+        [settings, learned.voc.images.fingerprint(), tested.voc.images.fingerprint()],
+        images,
+        sgd,
+        draws=draws,
+        seed=seed,
+        screen=screen,
+        build=build,
+        loss=lambda detector, seed, batch: _loss(detector, learned, seed if flip else None, batch),
+        score=lambda detector: _score(detector, tested, ap, screen),
+        save=save_detector,
     )
     settings["left_out"] = {
-        part.voc.images.path(index): reason for part in (examples, asked) for index, reason in part.reader.bad.items()
+        part.voc.images.path(index): reason for part in (learned, tested) for index, reason in part.pixels.bad.items()
     }
-    settings["protocol"] = _sentence(plan, train, ap)
-    return Result(NAME, settings, mean_and_spread(finished), finished if draws > 1 else [])
+    name = "Fast R-CNN on given regions" if head == "fast" else "Faster R-CNN"
+    weights = "every weight is trained" if train == "all" else "the convolutions before the regions are frozen"
+    settings["protocol"] = (
+        f"{name}, {weights}, batch-norm frozen; AP by VOC's {ap} rule at IoU 1/2, difficult objects not counted"
+    )
+    return Result("voc-detection", settings, mean_and_std(finished), finished if draws > 1 else [])
 
 
-def prepared(
-    subject: Subject, examples: Examples, images: Sequence[int], plan: Plan, seed: int, train: str
-) -> Detector:
-    """A detector at the beginning of its training."""
-    with undisturbed():
-        torch.manual_seed(seed_of(seed, BUILD))
-        begun = measured(subject, examples.reader, images, seed)
-        detector = build_detector(begun, examples.voc.classes, plan).to(subject.device)
-    detector.maps.requires_grad_(train == "all")
-    freeze_norms(detector)
-    return detector
+def _check(backbone: Backbone, config: DetectorConfig, proposals: Sequence[Any], draws: int) -> None:
+    if config.head == "fast" and not proposals:
+        raise DeepClusterError(
+            "Fast R-CNN is given its regions: name a file with --proposals, or use --head faster, which finds its own."
+        )
+    if config.head == "faster" and proposals:
+        raise DeepClusterError("Faster R-CNN proposes regions itself: leave out --proposals, or use --head fast.")
+    if config.redraw and (config.fpn or not isinstance(backbone.trunk, ConvThenLinear)):
+        raise DeepClusterError(f"{backbone.name} has no fc6 and fc7 to redraw here: leave out --redraw.")
+    if config.fpn and config.pool == "max":
+        raise DeepClusterError("Regions of a pyramid are pooled at exact places: use --pool align.")
+    if config.anchors and config.head == "fast":
+        raise DeepClusterError("Anchors are for proposing regions, which --head fast does not: leave out --anchors.")
+    if draws < 1 or min(config.min_size, config.max_size, config.regions, *config.min_sizes, *config.anchors, 1) < 1:
+        raise DeepClusterError("Draws, sizes, anchors and regions are counted from 1: raise the one that is less.")
 
 
-def loss_of(
-    detector: Detector, examples: Examples, seed: int, flip: bool, chosen: Sequence[tuple[int, int]], step: int
-) -> Tensor:
-    """The sum of the losses of the chosen (image, epoch)."""
+def _loss(
+    detector: Detector, examples: DetectionImages, flip_seed: int | None, batch: Sequence[tuple[int, int]]
+) -> Tensor | None:
+    """The sum of the losses of (image, epoch) pairs; with a seed half of the images are mirrored."""
     images, targets, regions = [], [], []
-    for index, epoch in chosen:
-        image = examples.reader.read(index)
+    for index, epoch in batch:
+        image, target, proposed = examples.image(index), examples.target(index), examples.regions(index)
         if image is None:
             continue
-        image = image.float() / 255
-        target, given = examples.target(index), examples.regions(index)
-        if flip and int(torch.randint(2, (), generator=seeded(seed, FLIP, index, epoch))):
+        if flip_seed is not None and int(torch.randint(2, (), generator=seeded(flip_seed, FLIP, index, epoch))):
             width = image.shape[2]
             image = image.flip(2)
-            target["boxes"] = mirrored(target["boxes"], width)
-            given = None if given is None else mirrored(given, width)
+            target["boxes"] = mirror_boxes(target["boxes"], width)
+            proposed = None if proposed is None else mirror_boxes(proposed, width)
         images.append(image)
         targets.append(target)
-        regions.append(given)
+        regions.append(proposed)
+    if not images:
+        return None
     losses = detector(images, targets, None if examples.proposals is None else regions)
     return torch.stack(list(losses.values())).sum()
 
 
-def mirrored(boxes: Tensor, width: int) -> Tensor:
-    """(P, 4) boxes on the image turned left to right."""
+def mirror_boxes(boxes: Tensor, width: int) -> Tensor:
+    """(P, 4) boxes on the image flipped left to right."""
     x0, y0, x1, y1 = boxes.unbind(1)
     return torch.stack([width - x1, y0, width - x0, y1], 1)
 
 
-def recipe_of(
-    head: str, *, iterations: int | None, batch: int | None, drops: tuple[int, ...] | None, **others: float
-) -> Recipe:
-    """The recipe of the paper of a head with other numbers: a training of another length drops its rate at the same
-    share of it."""
-    paper = PAPER[head]
-    steps = iterations if iterations is not None else paper.iterations
-    if drops is None:
-        drops = tuple(round(steps * drop / paper.iterations) for drop in paper.drops)
-    return Recipe(steps, paper.batch if batch is None else batch, drops=drops, **others)
-
-
-@dataclasses.dataclass(frozen=True)
-class Boxes:
-    """What was found on one image; see `average_precision.Predicted`."""
-
-    boxes: np.ndarray
-    labels: np.ndarray
-    scores: np.ndarray
-
-
 @torch.no_grad()
-def scores_of(detector: Detector, examples: Examples, rule: str, screen: Screen) -> dict[str, float]:
+def _score(detector: Detector, examples: DetectionImages, rule: DetectionRule, screen: Screen) -> dict[str, float]:
     """`map` and ap_CLASS on all images of a split; objects on images that cannot be decoded do not count."""
     found, truth = [], []
     with screen.bar("test images", len(examples.voc)) as bar:
         for index, objects in enumerate(examples.voc.objects):
-            image, given = examples.reader.read(index), examples.regions(index)
+            image, regions = examples.image(index), examples.regions(index)
             bar()
             if image is None:
                 continue
-            (one,) = detector([image.float() / 255], None, None if given is None else [given])
-            boxes, labels, scores = (one[name].cpu().numpy() for name in ("boxes", "labels", "scores"))
-            found.append(Boxes(boxes, labels - 1, scores))
+            (output,) = detector([image], None, None if regions is None else [regions])
+            boxes, labels, scores = (output[name].cpu().numpy() for name in ("boxes", "labels", "scores"))
+            found.append(Detections(boxes, labels - 1, scores))
             truth.append(objects)
     values = detection_aps(found, truth, len(examples.voc.classes), rule=rule)
     named = {f"ap_{name}": float(value) for name, value in zip(examples.voc.classes, values, strict=True)}
     return {"map": mean_ap(values)} | {name: value for name, value in named.items() if np.isfinite(value)}
-
-
-def _check(backbone: Backbone, plan: Plan, proposals: Sequence[Any], train: str, ap: str, draws: int) -> None:
-    if plan.head == "fast" and not proposals:
-        raise DeepClusterError(
-            "Fast R-CNN is given its regions: name a file with --proposals, or take --head faster, which finds its own."
-        )
-    if plan.head == "faster" and proposals:
-        raise DeepClusterError("Faster R-CNN proposes regions itself: leave out --proposals, or take --head fast.")
-    if plan.redraw and (plan.pyramid or not isinstance(backbone.trunk, ConvThenLinear)):
-        raise DeepClusterError("There are no fc6 and fc7 of the backbone's to redraw: leave out --redraw.")
-    if plan.pyramid and plan.pool == "max":
-        raise DeepClusterError("Regions of a pyramid are pooled at exact places: take --pool align.")
-    if plan.anchors and plan.head == "fast":
-        raise DeepClusterError("Anchors are for proposing regions, which --head fast does not: leave out --anchors.")
-    if train not in ("all", "fc6-8"):
-        raise DeepClusterError(f"There is nothing to train called {train!r}: use all or fc6-8.")
-    if ap not in DETECTION_RULES:
-        raise DeepClusterError(f"There is no rule {ap!r} for average precision: use {' or '.join(DETECTION_RULES)}.")
-    if draws < 1 or min(plan.min_size, plan.max_size, plan.regions, *plan.train_sizes, *plan.anchors, 1) < 1:
-        raise DeepClusterError("Draws, sizes, anchors and regions are counted from 1: raise the one that is less.")
-
-
-def _sentence(plan: Plan, train: str, rule: str) -> str:
-    name = "Fast R-CNN on given regions" if plan.head == "fast" else "Faster R-CNN"
-    learned = "every weight is learned" if train == "all" else "the convolutions before the regions stay as they are"
-    return f"{name}, {learned}, batch-norm frozen; AP by VOC's {rule} rule at IoU 1/2, difficult objects not counted"

@@ -1,4 +1,4 @@
-"""Fast and Faster R-CNN on a backbone's map, from the parts of torchvision.models.detection.
+"""Fast and Faster R-CNN on a backbone's feature maps, from the parts of torchvision.models.detection.
 
 Networks alone: how they are trained and scored is in detection.py.
 """
@@ -6,6 +6,7 @@ Networks alone: how they are trained and scored is in detection.py.
 from __future__ import annotations
 
 import dataclasses
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,59 +15,60 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
+from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.roi_heads import RoIHeads
 from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
 from torchvision.models.detection.transform import GeneralizedRCNNTransform, resize_boxes
-from torchvision.ops import MultiScaleRoIAlign
+from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign, box_iou, roi_align, roi_pool
+from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
+from deepcluster.engine.checkpoint import undisturbed
 from deepcluster.errors import DeepClusterError
 from deepcluster.evaluate.voc.maps import (
     LAYERS,
+    FeatureMaps,
     Grid,
-    Maps,
-    convolutions,
-    norms,
-    own_copy,
-    residual,
-    tapped,
+    batch_norms,
+    resnet_maps,
+    sequential_maps,
+    tapped_map,
+    trainable_copy,
 )
-from deepcluster.evaluate.voc.regions import BACKGROUND, PYRAMID_WIDTH, Anchors, Pyramid, RegionPool, hard
-from deepcluster.evaluate.voc.saved import read_network, save_network
+from deepcluster.evaluate.voc.network_file import read_tensors, save_tensors
 from deepcluster.models.alexnet import ConvThenLinear
 from deepcluster.models.backbone import Backbone
 from deepcluster.models.convnet import Mean
 from deepcluster.models.weight_init import initialize_
+from deepcluster.models.zoo import build_backbone
 
 ANCHORS = (128, 256, 512)
 """Sides of anchors in an image whose shorter side has `PAPER_SIZE` pixels (arXiv 1506.01497 §3.3)."""
 PAPER_SIZE = 600
 PYRAMID_ANCHOR = 8
 """Side of an anchor over the stride of its level of a pyramid (arXiv 1612.03144 §4.1)."""
+RATIOS = (0.5, 1.0, 2.0)
+PYRAMID_WIDTH = 256
+BACKGROUND = (0.1, 0.5)
+"""Fast R-CNN learns background from proposals of such an IoU with the truth (arXiv 1504.08083 §2.3)."""
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What a detector is made of; plain values.
+class DetectorConfig:
+    """What a detector is made of; see the options of `voc_detection` of the same names.
 
     Attributes:
-        head: "faster" proposes regions itself (arXiv 1506.01497), "fast" is given them (arXiv 1504.08083).
-        pyramid: stand on a feature pyramid of layer1..layer4 of a ResNet (arXiv 1612.03144).
-        pool: regions are pooled by their maximum over rounded cells ("max", as in both papers) or at exact places
-            ("align", arXiv 1703.06870 §3).
-        min_size: the shorter side of an image is scaled to so many pixels, unless
-        max_size: the longer would have more than so many.
-        train_sizes: in training, the shorter side is one of these instead.
+        pool: "max" over rounded cells, as in the papers of AlexNet and VGG-16, or read at exact places ("align", arXiv
+            1703.06870 §3).
+        min_sizes: in training, the shorter side is one of these instead of `min_size`.
         anchors: sides of anchors in pixels of the scaled image; () = those of the papers, scaled with the image.
-        redraw: draw fc6 and fc7 anew instead of taking the backbone's.
-        regions: regions of each image that the head learns from.
     """
 
     head: Literal["faster", "fast"] = "faster"
-    pyramid: bool = False
+    fpn: bool = False
     pool: Literal["max", "align"] = "max"
     min_size: int = 600
     max_size: int = 1000
-    train_sizes: tuple[int, ...] = ()
+    min_sizes: tuple[int, ...] = ()
     anchors: tuple[int, ...] = ()
     redraw: bool = False
     regions: int = 128
@@ -77,37 +79,117 @@ class Plan:
         return self.anchors or tuple(max(1, round(side * self.min_size / PAPER_SIZE)) for side in ANCHORS)
 
 
+class Anchors(nn.Module):
+    """Boxes of some sides and the shapes `RATIOS` around the center of each cell of some maps.
+
+    torchvision's own take the first cell to lie at pixel 0, which padding moves.
+
+    Args:
+        grids: where the cells lie, one for each map.
+        sides: for each map, the square roots of the boxes' areas, in pixels.
+    """
+
+    def __init__(self, grids: Sequence[Grid], sides: Sequence[Sequence[int]]) -> None:
+        super().__init__()
+        self.grids = tuple(grids)
+        self.sides = tuple(tuple(level) for level in sides)
+
+    def num_anchors_per_location(self) -> list[int]:
+        """Boxes around each cell, for each map."""
+        return [len(level) * len(RATIOS) for level in self.sides]
+
+    def forward(self, images: ImageList, maps: Sequence[Tensor]) -> list[Tensor]:
+        """(A, 4) for each image: all boxes of all maps, row by row."""
+        boxes = []
+        for grid, sides, cells in zip(self.grids, self.sides, maps, strict=True):
+            device = cells.device
+            side = torch.tensor(sides, dtype=torch.float32, device=device).repeat(len(RATIOS))
+            root = torch.tensor(RATIOS, device=device).sqrt().repeat_interleave(len(sides))
+            half = torch.stack([-side / root, -side * root, side / root, side * root], 1) / 2
+            rows, columns = (
+                grid.first + 0.5 + grid.stride * torch.arange(length, device=device) for length in cells.shape[-2:]
+            )
+            y, x = torch.meshgrid(rows, columns, indexing="ij")
+            centers = torch.stack([x, y, x, y], -1).reshape(-1, 1, 4)
+            boxes.append((centers + half).reshape(-1, 4))
+        return [torch.cat(boxes)] * len(images.image_sizes)
+
+
+class RegionPool(nn.Module):
+    """(R, C, side, side) from one map and R boxes, where the cells of that map really lie.
+
+    Args:
+        grid: of the map.
+        side: cells that a region is pooled to.
+        kind: "max" takes the cells nearest to a region's first and last pixel and the maxima between them, "align"
+            reads the map between its cells.
+    """
+
+    def __init__(self, grid: Grid, side: int, kind: Literal["max", "align"]) -> None:
+        super().__init__()
+        self.grid, self.side, self.kind = grid, side, kind
+
+    def forward(self, maps: Mapping[str, Tensor], boxes: list[Tensor], sizes: list[tuple[int, int]]) -> Tensor:
+        (cells,) = maps.values()
+        stride, first = self.grid.stride, self.grid.first
+        if self.kind == "max":
+            shift = boxes[0].new_tensor([-first, -first, -first - 1, -first - 1])
+            return roi_pool(cells, [box + shift for box in boxes], self.side, 1 / stride)
+        moved = [box + (stride / 2 - 0.5 - first) for box in boxes]
+        return roi_align(cells, moved, self.side, 1 / stride, sampling_ratio=2, aligned=True)
+
+
+class Pyramid(nn.Module):
+    """The four maps of a ResNet and one more, all of `PYRAMID_WIDTH` channels."""
+
+    def __init__(self, channels: Sequence[int]) -> None:
+        super().__init__()
+        self.network = FeaturePyramidNetwork(list(channels), PYRAMID_WIDTH, LastLevelMaxPool())
+
+    def forward(self, maps: Sequence[Tensor]) -> dict[str, Tensor]:
+        outputs: dict[str, Tensor] = self.network(OrderedDict((str(level), cells) for level, cells in enumerate(maps)))
+        return outputs
+
+
+def near_objects(boxes: Tensor, truth: Tensor) -> Tensor:
+    """Those of the boxes (P, 4) whose IoU with the truth (G, 4) is `BACKGROUND[0]` or more; all where none's is."""
+    if not len(truth) or not len(boxes):
+        return boxes
+    near = box_iou(boxes, truth).amax(1) >= BACKGROUND[0]
+    return boxes[near] if near.any() else boxes
+
+
 class Detector(nn.Module):
     """Images -> boxes with class and score, or, while training, the losses.
 
     Args:
-        config: of the backbone, as `build_backbone` takes it.
+        backbone: config of the backbone, as `build_backbone` takes it.
         classes: names; class c has the label c + 1, and 0 is background.
-        plan: what it is made of.
+        config: what it is made of.
         maps, pyramid, rpn, heads, transform: the parts; `build_detector` puts them together.
     """
 
     def __init__(
         self,
-        config: dict[str, Any],
+        backbone: dict[str, Any],
         classes: Sequence[str],
-        plan: Plan,
+        config: DetectorConfig,
         *,
-        maps: Maps,
+        maps: FeatureMaps,
         pyramid: Pyramid | None,
         rpn: RegionProposalNetwork | None,
         heads: RoIHeads,
         transform: GeneralizedRCNNTransform,
     ) -> None:
         super().__init__()
-        self.config, self.classes, self.plan = config, tuple(classes), plan
+        self.backbone, self.classes, self.config = backbone, tuple(classes), config
         self.maps, self.pyramid, self.rpn, self.heads, self.transform = maps, pyramid, rpn, heads, transform
 
     def train(self, mode: bool = True) -> Detector:
         """Batch-norm keeps its statistics, also in training."""
         super().train(mode)
-        for part in norms(self):
-            part.eval()
+        for layer in batch_norms(self):
+            layer.eval()
         return self
 
     def forward(
@@ -127,10 +209,10 @@ class Detector(nn.Module):
         """
         sizes = [(image.shape[-2], image.shape[-1]) for image in images]
         given = None if targets is None else [dict(target) for target in targets]
-        self.transform.min_size = (self.plan.train_sizes if self.training else ()) or (self.plan.min_size,)
+        self.transform.min_size = (self.config.min_sizes if self.training else ()) or (self.config.min_size,)
         batch, given = self.transform(list(images), given)
-        found = self.maps(batch.tensors)
-        maps = {"0": found[-1]} if self.pyramid is None else self.pyramid(found)
+        outputs = self.maps(batch.tensors)
+        maps = {"0": outputs[-1]} if self.pyramid is None else self.pyramid(outputs)
         losses: dict[str, Tensor] = {}
         if self.rpn is not None:
             regions, losses = self.rpn(batch, maps, given)
@@ -141,10 +223,10 @@ class Detector(nn.Module):
                 for boxes, before, after in zip(proposals, sizes, batch.image_sizes, strict=True)
             ]
             if given is not None:
-                regions = [hard(boxes, target["boxes"]) for boxes, target in zip(regions, given, strict=True)]
-        detections, more = self.heads(maps, regions, batch.image_sizes, given)
+                regions = [near_objects(boxes, target["boxes"]) for boxes, target in zip(regions, given, strict=True)]
+        detections, head_losses = self.heads(maps, regions, batch.image_sizes, given)
         if self.training:
-            return losses | more
+            return losses | head_losses
         return self.transform.postprocess(detections, batch.image_sizes, sizes)
 
     @torch.no_grad()
@@ -154,74 +236,66 @@ class Detector(nn.Module):
         device = next(self.parameters()).device
         given = None if proposals is None else [torch.as_tensor(proposals, dtype=torch.float32, device=device)]
         self.eval()
-        (found,) = self([as_tensor(image, device)], None, given)
+        (found,) = self([torch.from_numpy(image.copy()).to(device).permute(2, 0, 1).float() / 255], None, given)
         labels = [self.classes[label - 1] for label in found["labels"].tolist()]
         return {"boxes": found["boxes"].cpu().numpy(), "labels": labels, "scores": found["scores"].cpu().numpy()}
 
 
-def as_tensor(image: Any, device: torch.device | str) -> Tensor:
-    """(H, W, 3) uint8 as (3, H, W) float32 in [0, 1]."""
-    return torch.from_numpy(image.copy()).to(device).permute(2, 0, 1).float() / 255
-
-
-def build_detector(backbone: Backbone, classes: Sequence[str], plan: Plan) -> Detector:
-    """A detector that begins with the weights of `backbone`, which stays as it is; the rest is drawn from torch's
+def build_detector(backbone: Backbone, classes: Sequence[str], config: DetectorConfig) -> Detector:
+    """A detector that starts from the weights of `backbone`, which stays as it is; the rest is drawn from torch's
     global generator.
 
     AlexNet and VGG-16 give the map before their last pool, and regions of 6 x 6 or 7 x 7 cells go through their fc6 and
-    fc7 (arXiv 1504.08083 §2.2; drawn anew where they were made for another size of map). ResNets give the map of
+    fc7 (arXiv 1504.08083 §2.2; drawn at random where they were made for another size of map). ResNets give the map of
     layer3, and regions of 14 x 14 cells go through layer4 (arXiv 1506.01497 with arXiv 1512.03385 §A). Other networks
     give their deepest map of stride 16 or finer, and two new linear layers follow.
 
     Raises:
         DeepClusterError: the backbone has no such maps.
     """
-    own = own_copy(backbone)
-    maps, pyramid, head, width, pool = _pyramid(own) if plan.pyramid else _single(own, plan)
+    own = trainable_copy(backbone)
+    maps, pyramid, head, width, pool = _pyramid(own) if config.fpn else _single_map(own, config)
     predictor = FastRCNNPredictor(width, len(classes) + 1)
     nn.init.normal_(predictor.cls_score.weight, std=0.01)  # arXiv 1504.08083 §2.3
     nn.init.normal_(predictor.bbox_pred.weight, std=0.001)
-    for part in (predictor.cls_score, predictor.bbox_pred):
-        nn.init.zeros_(part.bias)
+    for layer in (predictor.cls_score, predictor.bbox_pred):
+        nn.init.zeros_(layer.bias)
     heads = RoIHeads(
         pool,
         head,
         predictor,
         fg_iou_thresh=BACKGROUND[1],
         bg_iou_thresh=BACKGROUND[1],
-        batch_size_per_image=plan.regions,
+        batch_size_per_image=config.regions,
         positive_fraction=0.25,
         bbox_reg_weights=None,
         score_thresh=0.05,
         nms_thresh=0.3,
         detections_per_img=100,
     )
-    transform = GeneralizedRCNNTransform(plan.min_size, plan.max_size, list(own.mean), list(own.std))
     return Detector(
         own.config,
         classes,
-        plan,
+        config,
         maps=maps,
         pyramid=pyramid,
-        rpn=_proposing(maps, plan) if plan.head == "faster" else None,
+        rpn=_region_proposal_network(maps, config) if config.head == "faster" else None,
         heads=heads,
-        transform=transform,
+        transform=GeneralizedRCNNTransform(config.min_size, config.max_size, list(own.mean), list(own.std)),
     )
 
 
-def _proposing(maps: Maps, plan: Plan) -> RegionProposalNetwork:
-    """The region proposal network, with the numbers of arXiv 1506.01497 §3.3."""
-    grids = [found.grid for found in maps.maps]
-    if plan.pyramid:
+def _region_proposal_network(maps: FeatureMaps, config: DetectorConfig) -> RegionProposalNetwork:
+    """With the numbers of arXiv 1506.01497 §3.3."""
+    grids = [one.grid for one in maps.maps]
+    sides: list[tuple[int, ...]] = [config.sides]
+    channels = maps.maps[-1].channels
+    if config.fpn:
         grids.append(Grid(grids[-1].stride * 2, grids[-1].first))
-        sides: list[tuple[int, ...]] = [(PYRAMID_ANCHOR * grid.stride,) for grid in grids]
-        if plan.anchors:
-            if len(plan.anchors) != len(grids):
-                raise DeepClusterError(f"A pyramid takes {len(grids)} anchors, one a level, not {len(plan.anchors)}.")
-            sides = [(side,) for side in plan.anchors]
+        if config.anchors and len(config.anchors) != len(grids):
+            raise DeepClusterError(f"A pyramid takes {len(grids)} anchors, one a level, not {len(config.anchors)}.")
+        sides = [(side,) for side in config.anchors or (PYRAMID_ANCHOR * grid.stride for grid in grids)]
         channels = PYRAMID_WIDTH
-    else:
-        sides, channels = [plan.sides], maps.maps[-1].channels
     anchors = Anchors(grids, sides)
     (count,) = set(anchors.num_anchors_per_location())
     return RegionProposalNetwork(
@@ -231,90 +305,90 @@ def _proposing(maps: Maps, plan: Plan) -> RegionProposalNetwork:
         bg_iou_thresh=0.3,
         batch_size_per_image=256,
         positive_fraction=0.5,
-        pre_nms_top_n={"training": 2000, "testing": 1000} if plan.pyramid else {"training": 12000, "testing": 6000},
+        pre_nms_top_n={"training": 2000, "testing": 1000} if config.fpn else {"training": 12000, "testing": 6000},
         post_nms_top_n={"training": 2000, "testing": 300},
         nms_thresh=0.7,
     )
 
 
-Parts = tuple[Maps, Pyramid | None, nn.Module, int, nn.Module]
-"""Maps, what stands on them, the head of regions and its width, the pooling of regions."""
+Parts = tuple[FeatureMaps, Pyramid | None, nn.Module, int, nn.Module]
+"""Maps, the pyramid on them, the head of regions and its width, the pooling of regions."""
 
 
-def _single(backbone: Backbone, plan: Plan) -> Parts:
+def _single_map(backbone: Backbone, config: DetectorConfig) -> Parts:
     trunk: Any = backbone.trunk
-    maps = residual(backbone, ["layer3"])
+    maps = resnet_maps(backbone, ["layer3"])
     if maps is not None:
-        found = maps.maps[-1]
+        last = maps.maps[-1]
         head: nn.Module = nn.Sequential(trunk.layer4, Mean())
         with torch.no_grad():
-            width = head(torch.zeros(1, found.channels, 14, 14)).shape[1]
-        return maps, None, head, width, RegionPool(found.grid, 14, plan.pool)
-    maps = convolutions(backbone, drop_last_pool=isinstance(trunk, ConvThenLinear)) or tapped(backbone)
-    found = maps.maps[-1]
+            width = head(torch.zeros(1, last.channels, 14, 14)).shape[1]
+        return maps, None, head, width, RegionPool(last.grid, 14, config.pool)
+    maps = sequential_maps(backbone, drop_last_pool=isinstance(trunk, ConvThenLinear)) or tapped_map(backbone)
+    last = maps.maps[-1]
     if isinstance(trunk, ConvThenLinear):
-        side = 6 if backbone.name == "alexnet" else 7
-        head, width = _fully_connected(trunk, found.channels * side**2, plan.redraw)
+        side = _region_side(backbone)
+        head, width = _fully_connected(trunk, last.channels * side**2, config.redraw)
     else:
         side, width = 7, 1024
-        head = TwoMLPHead(found.channels * side**2, width)
-    return maps, None, head, width, RegionPool(found.grid, side, plan.pool)
+        head = TwoMLPHead(last.channels * side**2, width)
+    return maps, None, head, width, RegionPool(last.grid, side, config.pool)
 
 
 def _pyramid(backbone: Backbone) -> Parts:
-    maps = residual(backbone, LAYERS)
+    maps = resnet_maps(backbone, LAYERS)
     if maps is None:
-        raise DeepClusterError(f"{backbone.name} has no layer1 to layer4 for a pyramid to stand on: leave out --fpn.")
-    pyramid = Pyramid([found.channels for found in maps.maps])
+        raise DeepClusterError(f"{backbone.name} has no layer1 to layer4 to build a pyramid on: leave out --fpn.")
+    pyramid = Pyramid([one.channels for one in maps.maps])
     pool = MultiScaleRoIAlign([str(level) for level in range(len(LAYERS))], 7, 2)
     return maps, pyramid, TwoMLPHead(PYRAMID_WIDTH * 7**2, 1024), 1024, pool
 
 
 def _fully_connected(trunk: ConvThenLinear, inputs: int, redraw: bool) -> tuple[nn.Module, int]:
-    """fc6 and fc7 with the ReLU and the dropout behind each."""
+    """fc6 and fc7, each followed by ReLU and dropout."""
     fc6, fc7 = (layer for layer in trunk.classifier if isinstance(layer, nn.Linear))
     rate = next((layer.p for layer in trunk.classifier if isinstance(layer, nn.Dropout)), 0.0)
-    if redraw or fc6.in_features != inputs:
+    redraw = redraw or fc6.in_features != inputs
+    if redraw:
         fc6, fc7 = nn.Linear(inputs, fc6.out_features), nn.Linear(fc7.in_features, fc7.out_features)
     head = nn.Sequential(
         nn.Flatten(), fc6, nn.ReLU(inplace=True), nn.Dropout(rate), fc7, nn.ReLU(inplace=True), nn.Dropout(rate)
     )
-    if fc6 not in trunk.classifier:
+    if redraw:
         initialize_(head)
     return head, fc7.out_features
 
 
-def pooling_of(backbone: Backbone, pyramid: bool) -> Literal["max", "align"]:
-    """How the papers pool regions: by maxima for AlexNet and VGG-16, at exact places since ResNets and pyramids."""
-    return "max" if isinstance(backbone.trunk, ConvThenLinear) and not pyramid else "align"
+def _region_side(backbone: Backbone) -> int:
+    """Cells that AlexNet and VGG-16 pool a region to: the side of the map that their fc6 was made for at 224 px."""
+    return 6 if backbone.name == "alexnet" else 7
 
 
-def fully_connected_taken(backbone: Backbone, plan: Plan) -> bool:
-    """Whether the head's fc6 and fc7 begin as the backbone's."""
+def keeps_fully_connected(backbone: Backbone, config: DetectorConfig) -> bool:
+    """Whether fc6 and fc7 of the head start from the backbone's weights."""
     trunk = backbone.trunk
-    if not isinstance(trunk, ConvThenLinear) or plan.redraw:
-        return False
-    return trunk.side == (6 if backbone.name == "alexnet" else 7)
+    return isinstance(trunk, ConvThenLinear) and not config.redraw and trunk.side == _region_side(backbone)
 
 
 def save_detector(detector: Detector, file: Path) -> Path:
     """Writes one safetensors file that `load_detector` reads."""
-    about = {"backbone": detector.config, "classes": detector.classes, "plan": dataclasses.asdict(detector.plan)}
-    return save_network(detector, file, "detector", about)
+    about = {
+        "backbone": detector.backbone,
+        "classes": detector.classes,
+        "config": dataclasses.asdict(detector.config),
+    }
+    return save_tensors(file, "detector", about, detector.state_dict())
 
 
 def load_detector(file: Path | str, device: str = "cpu") -> Detector:
     """A detector that `voc-detection` trained, in evaluation mode: `load_detector(file).find(image)`.
 
     Raises:
-        DeepClusterError: the file is missing, damaged, or no detector.
+        DeepClusterError: the file is missing, damaged, or not a detector.
     """
-
-    def build(backbone: Backbone, about: dict[str, Any]) -> nn.Module:
-        plan: dict[str, Any] = about["plan"]
-        plan = {name: tuple(value) if isinstance(value, list) else value for name, value in plan.items()}
-        return build_detector(backbone, about["classes"], Plan(**plan))
-
-    detector = read_network(file, "detector", build, device)
-    assert isinstance(detector, Detector)
-    return detector
+    about, tensors = read_tensors(file, "detector")
+    with undisturbed():
+        backbone = build_backbone(**about["backbone"])
+        detector = build_detector(backbone, about["classes"], DetectorConfig(**about["config"]))
+    detector.load_state_dict(tensors)
+    return detector.to(device).eval()

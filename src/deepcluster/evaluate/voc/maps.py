@@ -1,6 +1,6 @@
-"""The maps of a backbone for whole images of any size, and where on the image their cells lie.
+"""The feature maps of a backbone for images of any size, and where on the image their cells lie.
 
-Detection and segmentation stand on these; this file knows neither.
+Detection and segmentation build on these.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from deepcluster.errors import DeepClusterError
 from deepcluster.models.alexnet import ConvThenLinear
@@ -22,19 +23,17 @@ from deepcluster.models.convnet import ConvNet
 from deepcluster.models.sobel import input_layer
 
 LAYERS = ("layer1", "layer2", "layer3", "layer4")
-PROBE = 256
+PROBE_SIZE = 256
 """Side in pixels of the empty image that maps are measured with."""
-CALIBRATION = 32
-"""Training images that measure batch-norm's statistics where no training has."""
 
 
 @dataclass(frozen=True)
 class Grid:
-    """Where the cells of a map lie: the field of cell u is centered on pixel `first` + `stride` * u, counted from 0.
+    """Where the cells of a map lie: the receptive field of cell u is centered on pixel `first` + `stride` * u.
 
     Attributes:
         stride: pixels between two cells.
-        first: the pixel that cell 0 is centered on.
+        first: the pixel, counted from 0, that cell 0 is centered on.
     """
 
     stride: int
@@ -45,22 +44,22 @@ class Grid:
         stride, first = self.stride, self.first
         for layer in layers:
             if isinstance(layer, (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d)):
-                kernel, step, padding = (_one(value) for value in (layer.kernel_size, layer.stride, layer.padding))
-                reach = (kernel - 1) * _one(getattr(layer, "dilation", 1))
+                kernel, step, padding = (_side(value) for value in (layer.kernel_size, layer.stride, layer.padding))
+                reach = (kernel - 1) * _side(getattr(layer, "dilation", 1))
                 first += (reach / 2 - padding) * stride
                 stride *= step
         return Grid(stride, first)
 
 
 @dataclass(frozen=True)
-class Map:
-    """One map of a backbone: its channels, its grid."""
+class FeatureMap:
+    """What is known of one map of a backbone: its channels, its grid."""
 
     channels: int
     grid: Grid
 
 
-class Maps(nn.Module):
+class FeatureMaps(nn.Module):
     """(B, 3, H, W) normalized images -> the maps of a backbone, from fine to coarse.
 
     Args:
@@ -69,7 +68,7 @@ class Maps(nn.Module):
         maps: what they give.
     """
 
-    def __init__(self, sobel: nn.Module, parts: Sequence[nn.Module], maps: Sequence[Map]) -> None:
+    def __init__(self, sobel: nn.Module, parts: Sequence[nn.Module], maps: Sequence[FeatureMap]) -> None:
         super().__init__()
         self.sobel = sobel
         self.parts = nn.ModuleList(parts)
@@ -77,13 +76,13 @@ class Maps(nn.Module):
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """One (B, C, h, w) for every part."""
-        found = [self.sobel(images)]
+        outputs = [self.sobel(images)]
         for part in self.parts:
-            found.append(part(found[-1]))
-        return found[1:]
+            outputs.append(part(outputs[-1]))
+        return outputs[1:]
 
 
-class Tapped(nn.Module):
+class TappedNetwork(nn.Module):
     """A whole network, read at one of its layers."""
 
     def __init__(self, trunk: nn.Module, path: str) -> None:
@@ -92,28 +91,27 @@ class Tapped(nn.Module):
         self.path = path
 
     def forward(self, images: Tensor) -> Tensor:
-        seen: list[Tensor] = []
-        handle = self.trunk.get_submodule(self.path).register_forward_hook(lambda *call: seen.append(call[2]))
+        outputs: list[Tensor] = []
+        handle = self.trunk.get_submodule(self.path).register_forward_hook(lambda *call: outputs.append(call[2]))
         try:
             self.trunk(images)
         finally:
             handle.remove()
-        return seen[-1]
+        return outputs[-1]
 
 
-def own_copy(backbone: Backbone) -> Backbone:
-    """A copy on the CPU whose weights can be trained without those of the subject changing."""
+def trainable_copy(backbone: Backbone) -> Backbone:
+    """A copy on the CPU, all of whose weights can be trained; the original stays as it is."""
     copied = copy.deepcopy(backbone).cpu().eval()
-    copied.requires_grad_(True)
-    return copied
+    return copied.requires_grad_(True)
 
 
-def convolutions(backbone: Backbone, *, drop_last_pool: bool, strides: Sequence[int] = ()) -> Maps | None:
-    """The maps of a network that is one row of convolutions and pools (AlexNet, VGG, convnet); None for others.
+def sequential_maps(backbone: Backbone, *, drop_last_pool: bool, strides: Sequence[int] = ()) -> FeatureMaps | None:
+    """The maps of a network that is one sequence of convolutions and pools (AlexNet, VGG, convnet); None for others.
 
     Args:
-        drop_last_pool: leave out the pool that stands before the linear layers, as Fast R-CNN does (arXiv 1504.08083
-            §2.2), whose place is taken by the pooling of regions.
+        drop_last_pool: leave out the pool before the linear layers, as Fast R-CNN does (arXiv 1504.08083 §2.2), where
+            the pooling of regions takes its place.
         strides: also give the map behind the pool that reaches each of these strides.
 
     Raises:
@@ -126,180 +124,172 @@ def convolutions(backbone: Backbone, *, drop_last_pool: bool, strides: Sequence[
     if drop_last_pool and isinstance(layers[-1], nn.MaxPool2d):
         layers = layers[:-1]
     start, channels = _input(backbone)
-    ends, grid, reached = [len(layers)], start, {}
+    ends, grid, reached = {len(layers)}, start, {}
     for position, layer in enumerate(layers, start=1):
         grid = grid.through(list(layer.modules()))
-        if any(isinstance(part, nn.MaxPool2d) for part in layer.modules()):
+        if any(isinstance(module, nn.MaxPool2d) for module in layer.modules()):
             reached[grid.stride] = position
     for stride in strides:
         if stride not in reached:
-            have = ", ".join(str(known) for known in sorted(reached))
-            raise DeepClusterError(f"{backbone.name} has no pool of stride {stride}: it has {have or 'none'}.")
-        ends.append(reached[stride])
-    ends, parts, maps, grid = sorted(set(ends)), [], [], start
-    for first, last in pairwise([0, *ends]):
+            available = ", ".join(map(str, sorted(reached))) or "none"
+            raise DeepClusterError(f"{backbone.name} has no pool of stride {stride}: it has {available}.")
+        ends.add(reached[stride])
+    parts, maps, grid = [], [], start
+    for first, last in pairwise([0, *sorted(ends)]):
         part = nn.Sequential(*layers[first:last])
         grid = grid.through(list(part.modules()))
-        channels = _last_width(part, channels)
+        channels = ([channels] + [conv.out_channels for conv in _convolutions(part)])[-1]
         parts.append(part)
-        maps.append(Map(channels, grid))
-    return Maps(backbone.sobel, parts, maps)
+        maps.append(FeatureMap(channels, grid))
+    return FeatureMaps(backbone.sobel, parts, maps)
 
 
-def residual(backbone: Backbone, ends: Sequence[str]) -> Maps | None:
+def resnet_maps(backbone: Backbone, ends: Sequence[str]) -> FeatureMaps | None:
     """The maps of a ResNet behind the named ones of layer1..layer4; None for a network without such layers.
 
-    Every convolution of a ResNet is padded alike on both sides, so that cell 0 is centered on pixel 0.
+    Every convolution of a ResNet is padded alike on both sides, so that cell 0 is centered on pixel 0; every stride is
+    a power of two.
     """
-    trunk = backbone.trunk
-    if not all(hasattr(trunk, layer) for layer in LAYERS):
+    children = dict(backbone.trunk.named_children())
+    if not all(layer in children for layer in LAYERS):
         return None
-    children = dict(trunk.named_children())
-    stem = list(children)[: list(children).index("layer1")]
-    names, parts = [*stem, *LAYERS], []
-    for first, last in pairwise([0, *(names.index(end) + 1 for end in ends)]):
-        parts.append(nn.Sequential(*(children[name] for name in names[first:last])))
+    names = [*list(children)[: list(children).index("layer1")], *LAYERS]
     start, channels = _input(backbone)
-    return Maps(backbone.sobel, parts, _measured(parts, channels, start.first))
+    output = torch.zeros(1, channels, PROBE_SIZE, PROBE_SIZE)
+    parts, maps = [], []
+    for first, last in pairwise([0, *(names.index(end) + 1 for end in ends)]):
+        part = nn.Sequential(*(children[name] for name in names[first:last]))
+        with torch.no_grad():
+            output = part(output)
+        parts.append(part)
+        stride = 2 ** round(math.log2(PROBE_SIZE / output.shape[2]))
+        maps.append(FeatureMap(output.shape[1], Grid(stride, start.first)))
+    return FeatureMaps(backbone.sobel, parts, maps)
 
 
-def tapped(backbone: Backbone, coarsest: int = 16) -> Maps:
+def tapped_map(backbone: Backbone, coarsest: int = 16) -> FeatureMaps:
     """The map of any other convolutional network: the deepest of its taps whose stride is at most `coarsest`.
 
-    Its cells are taken to tile the image evenly.
+    Its cells are assumed to tile the image evenly.
 
     Raises:
         DeepClusterError: none of its taps is a map.
     """
     start, channels = _input(backbone)
-    probe = torch.zeros(1, channels, backbone.image_size, backbone.image_size)
+    size = backbone.image_size
     found = None
-    for path in (path for path in backbone._tap_paths.values() if path):
-        part = Tapped(backbone.trunk, path)
+    for path in filter(None, backbone._tap_paths.values()):
+        part = TappedNetwork(backbone.trunk, path)
         with torch.no_grad():
-            out = part(probe)
-        if out.ndim != 4 or out.shape[2] < 2:
+            output = part(torch.zeros(1, channels, size, size))
+        if output.ndim != 4 or output.shape[2] < 2:
             continue
-        stride = round(backbone.image_size / out.shape[2])
+        stride = round(size / output.shape[2])
         if stride <= coarsest and stride & (stride - 1) == 0:
-            found = part, Map(out.shape[1], Grid(stride, (stride - 1) / 2 + start.first))
+            found = part, FeatureMap(output.shape[1], Grid(stride, (stride - 1) / 2 + start.first))
     if found is None:
         raise DeepClusterError(
             f"{backbone.name} has no layer whose output is a map of the image: take a convolutional network."
         )
-    return Maps(backbone.sobel, [found[0]], [found[1]])
+    return FeatureMaps(backbone.sobel, [found[0]], [found[1]])
 
 
 def dilate(layers: Sequence[nn.Module], halvings: int) -> None:
-    """Takes the last `halvings` strides of 2 out of these residual layers, in place, and spreads the convolutions
+    """Removes the last `halvings` strides of 2 from these residual layers, in place, and dilates the convolutions
     behind them, so that every second cell is what it was (the "hole algorithm", arXiv 1412.7062 §3.1)."""
-    pools = any(isinstance(part, (nn.AvgPool2d, nn.MaxPool2d)) for layer in layers for part in layer.modules())
-    strided = [conv for layer in layers for conv in _convolutions(layer) if _one(conv.stride) == 2]
-    strided = [conv for conv in strided if _one(conv.kernel_size) > 1]
+    pools = any(isinstance(module, (nn.AvgPool2d, nn.MaxPool2d)) for layer in layers for module in layer.modules())
+    strided = [conv for layer in layers for conv in _convolutions(layer) if _side(conv.stride) == 2]
+    strided = [conv for conv in strided if _side(conv.kernel_size) > 1]
     if len(strided) < halvings or (pools and halvings):
         count = 0 if pools else len(strided)
         raise DeepClusterError(
-            f"{count} strides of 2 can be taken out of this network, not {halvings}: raise --stride."
+            f"{count} strides of 2 can be removed from this network, not {halvings}: raise --stride."
         )
-    chosen = {id(conv) for conv in strided[len(strided) - halvings :]}
-    spread = 1
+    removed = {id(conv) for conv in strided[len(strided) - halvings :]}
+    dilation = 1
     for layer in layers:
         for block in layer.children():
-            before = spread
+            before = dilation
             for conv in _convolutions(block):
-                if _one(conv.kernel_size) == 1:
-                    continue
-                conv.dilation = (spread, spread)
-                conv.padding = (_one(conv.padding) * spread,) * 2
-                if id(conv) in chosen:
-                    conv.stride, spread = (1, 1), spread * 2
-            if spread != before:
+                if _side(conv.kernel_size) > 1:
+                    conv.dilation = (dilation, dilation)
+                    conv.padding = (_side(conv.padding) * dilation,) * 2
+                    if id(conv) in removed:
+                        conv.stride, dilation = (1, 1), dilation * 2
+            if dilation != before:
                 for conv in _convolutions(block):
-                    if _one(conv.kernel_size) == 1:
-                        conv.stride = (1, 1)  # the way around the block
+                    if _side(conv.kernel_size) == 1:
+                        conv.stride = (1, 1)  # the shortcut around the block
 
 
-def norms(module: nn.Module) -> list[nn.Module]:
+def batch_norms(module: nn.Module) -> list[Any]:
     """Its batch-norm layers."""
-    return [part for part in module.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)]
+    return [layer for layer in module.modules() if isinstance(layer, _BatchNorm)]
 
 
-def freeze_norms(module: nn.Module) -> None:
-    """Statistics, scale and shift of batch-norm stay as they are: a batch of two images has no statistics to offer."""
-    for part in norms(module):
-        part.eval().requires_grad_(False)
+def freeze_batch_norms(module: nn.Module) -> None:
+    """Statistics, scale and shift stay as they are: a batch of two images has no statistics to offer."""
+    for layer in batch_norms(module):
+        layer.eval().requires_grad_(False)
 
 
 @torch.no_grad()
-def measure_norms(network: nn.Module, batches: Sequence[Tensor]) -> bool:
-    """Where batch-norm was never trained, its statistics are measured on some images before they are frozen.
+def calibrate_batch_norms(network: nn.Module, images: Tensor) -> bool:
+    """Measures the statistics of batch-norm layers that were never trained, before they are frozen.
 
-    A drawn network normalizes by means of 0 and deviations of 1 that nobody measured; frozen, it would not be the
-    network that training from scratch begins with (compare arXiv 1511.06856, which sets scales from data too).
+    A randomly initialized network normalizes by means of 0 and variances of 1 that nobody measured; frozen, it would
+    not be the network that training from scratch begins with (compare arXiv 1511.06856, which sets scales from data).
 
     Args:
         network: a module that takes one batch.
-        batches: normalized images, (B, 3, H, W) each.
+        images: (B, 3, H, W), normalized.
 
     Returns:
         Whether there was something to measure.
     """
-    fresh: list[Any] = [part for part in norms(network) if int(getattr(part, "num_batches_tracked", 1)) == 0]
-    untouched = [
-        part for part in fresh if not part.running_mean.any() and bool((part.running_var == 1).all())
-    ]  # files of weights without the counter have statistics all the same
-    if not untouched:
+    untrained = [
+        layer
+        for layer in batch_norms(network)
+        if int(getattr(layer, "num_batches_tracked", 1)) == 0
+        # files of weights without the counter have statistics all the same
+        and not layer.running_mean.any()
+        and bool((layer.running_var == 1).all())
+    ]
+    if not untrained:
         return False
-    before = [part.momentum for part in untouched]
-    for part in untouched:
-        part.momentum = None  # the plain mean over the batches
-        part.train()
-    for batch in batches:
-        network(batch)
-    for part, momentum in zip(untouched, before, strict=True):
-        part.momentum = momentum
-        part.eval()
+    momenta = [layer.momentum for layer in untrained]
+    for layer in untrained:
+        layer.momentum = None  # the plain mean over the batches
+        layer.train()
+    network(images)
+    for layer, momentum in zip(untrained, momenta, strict=True):
+        layer.momentum = momentum
+        layer.eval()
     return True
 
 
 def interpolation(target: int, to: Grid, cells: int, of: Grid, device: torch.device | None = None) -> Tensor:
     """(target, cells) weights that read a map of `cells` cells with grid `of` at the cells of grid `to`, linearly;
     beyond the first and the last cell their value holds. Rows sum to 1."""
-    place = (to.first + to.stride * torch.arange(target, device=device) - of.first) / of.stride
-    place = place.clamp(0, cells - 1)
-    low = place.floor().clamp(max=max(cells - 2, 0)).long()
-    share = (place - low).to(torch.float32)
+    position = (to.first + to.stride * torch.arange(target, device=device) - of.first) / of.stride
+    position = position.clamp(0, cells - 1)
+    low = position.floor().clamp(max=max(cells - 2, 0)).long()
+    share = (position - low).to(torch.float32)
     weights = torch.zeros(target, cells, device=device)
     weights.scatter_add_(1, low[:, None], (1 - share)[:, None])
     return weights.scatter_add_(1, (low + 1).clamp(max=cells - 1)[:, None], share[:, None])
 
 
 def _input(backbone: Backbone) -> tuple[Grid, int]:
-    """The grid and the channels of what the trunk sees; some input layers pad the image."""
+    """The grid and the channels of the trunk's input; some input layers pad the image."""
     _, channels, extra = input_layer(backbone.config.get("sobel", "none"))
     return Grid(1, -extra / 2), channels
 
 
-def _measured(parts: Sequence[nn.Module], channels: int, first: float) -> list[Map]:
-    """The maps of parts whose every stride is a power of two, by showing them an empty image."""
-    found, maps = torch.zeros(1, channels, PROBE, PROBE), []
-    with torch.no_grad():
-        for part in parts:
-            found = part(found)
-            stride = 2 ** round(math.log2(PROBE / found.shape[2]))
-            maps.append(Map(found.shape[1], Grid(stride, first)))
-    return maps
-
-
 def _convolutions(module: nn.Module) -> Iterator[nn.Conv2d]:
-    return (part for part in module.modules() if isinstance(part, nn.Conv2d))
+    return (layer for layer in module.modules() if isinstance(layer, nn.Conv2d))
 
 
-def _last_width(part: nn.Module, before: int) -> int:
-    widths = [conv.out_channels for conv in _convolutions(part)]
-    return widths[-1] if widths else before
-
-
-def _one(value: Any) -> int:
+def _side(value: Any) -> int:
     """Of a pair that is the same both ways, one."""
     return int(value[0] if isinstance(value, (tuple, list)) else value)

@@ -1,7 +1,4 @@
-"""Regions that another program proposed, such as Selective Search, from a file.
-
-This file knows no network.
-"""
+"""Regions that another program proposed, such as Selective Search, from files."""
 
 from __future__ import annotations
 
@@ -19,23 +16,26 @@ def read_proposals(files: Sequence[Path | str], ids: Sequence[str]) -> list[np.n
     Args:
         files: .npz with one (P, 4) array of such boxes under each image's name; or .mat (up to version 7) with
             `images`, a cell of names, and `boxes`, a cell of (P, 4) rows y0, x0, y1, x1 from 1, the last inclusive,
-            which is how the regions of Selective Search went around.
+            the form in which the regions of Selective Search were published.
 
     Raises:
         DeepClusterError: a file is missing, damaged or of another form, or an image has no proposals.
     """
     found: dict[str, np.ndarray] = {}
-    for file in files:
-        path = Path(file)
+    for path in map(Path, files):
         try:
-            found |= _mat(path) if path.suffix.lower() == ".mat" else _npz(path)
-        except DeepClusterError:
-            raise
+            boxes = _read_mat(path) if path.suffix.lower() == ".mat" else _read_npz(path)
         except Exception as error:  # readers raise nearly anything on damaged files
             raise DeepClusterError(
                 f"{path} cannot be read as proposals ({error}): give a .npz with one (P, 4) array for each image, or a"
                 " .mat with `images` and `boxes`."
             ) from error
+        for name, rows in boxes.items():
+            if rows.ndim != 2 or rows.shape[1] != 4 or rows.dtype.kind not in "iuf" or not np.isfinite(rows).all():
+                raise DeepClusterError(
+                    f"The proposals of {name} in {path} are not (P, 4) numbers: write x0, y0, x1, y1."
+                )
+            found[name] = np.ascontiguousarray(rows, np.float32)
     missing = [name for name in ids if name not in found or not len(found[name])]
     if missing:
         raise DeepClusterError(
@@ -45,24 +45,16 @@ def read_proposals(files: Sequence[Path | str], ids: Sequence[str]) -> list[np.n
     return [found[name] for name in ids]
 
 
-def _npz(path: Path) -> dict[str, np.ndarray]:
+def _read_npz(path: Path) -> dict[str, np.ndarray]:
     with np.load(path, allow_pickle=False) as archive:
-        return {name: _boxes(archive[name], path, name) for name in archive.files}
+        return {name: archive[name] for name in archive.files}
 
 
-def _mat(path: Path) -> dict[str, np.ndarray]:
+def _read_mat(path: Path) -> dict[str, np.ndarray]:
     from scipy.io import loadmat
 
-    held = loadmat(path, variable_names=("images", "boxes"))
-    names = [str(np.ravel(cell)[0]) for cell in held["images"].ravel()]
-    found = {}
-    for name, rows in zip(names, held["boxes"].ravel(), strict=True):
-        y0, x0, y1, x1 = np.asarray(rows, np.float64).reshape(-1, 4).T
-        found[name] = _boxes(np.stack([x0 - 1, y0 - 1, x1, y1], 1), path, name)
-    return found
-
-
-def _boxes(rows: np.ndarray, path: Path, name: str) -> np.ndarray:
-    if rows.ndim != 2 or rows.shape[1] != 4 or rows.dtype.kind not in "iuf" or not np.isfinite(rows).all():
-        raise DeepClusterError(f"The proposals of {name} in {path} are no (P, 4) numbers: write x0, y0, x1, y1.")
-    return np.ascontiguousarray(rows, np.float32)
+    content = loadmat(path, variable_names=("images", "boxes"))
+    names = [str(np.ravel(cell)[0]) for cell in content["images"].ravel()]
+    rows = [np.asarray(cell, np.float64).reshape(-1, 4) for cell in content["boxes"].ravel()]
+    # y0, x0, y1, x1 from 1, the last inclusive
+    return {name: cell[:, [1, 0, 3, 2]] - (1, 1, 0, 0) for name, cell in zip(names, rows, strict=True)}

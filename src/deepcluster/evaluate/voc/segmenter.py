@@ -5,9 +5,7 @@ Networks alone: how they are trained and scored is in segmentation.py.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,63 +14,50 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.segmentation.fcn import FCNHead
 
+from deepcluster.engine.checkpoint import undisturbed
 from deepcluster.errors import DeepClusterError
 from deepcluster.evaluate.voc.maps import (
+    FeatureMaps,
     Grid,
-    Maps,
-    convolutions,
+    batch_norms,
     dilate,
     interpolation,
-    norms,
-    own_copy,
-    residual,
-    tapped,
+    resnet_maps,
+    sequential_maps,
+    tapped_map,
+    trainable_copy,
 )
-from deepcluster.evaluate.voc.saved import read_network, save_network
+from deepcluster.evaluate.voc.network_file import read_tensors, save_tensors
+from deepcluster.evaluate.voc.training import normalize
 from deepcluster.models.alexnet import ConvThenLinear
 from deepcluster.models.backbone import Backbone
 from deepcluster.models.weight_init import initialize_
+from deepcluster.models.zoo import build_backbone
 
 COARSEST = 32
 PIXELS = Grid(1, 0.0)
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a segmenter is made of; plain values.
-
-    Attributes:
-        stride: pixels between two cells of the finest map that is scored; None = 32 for AlexNet and VGG-16, for
-            others that of the map as it is. AlexNet and VGG-16 reach 16 and 8 by adding the scores of finer maps
-            (FCN-16s, FCN-8s; arXiv 1411.4038 §4.2), ResNets by taking strides out and spreading the convolutions.
-        redraw: draw fc6 and fc7 anew instead of taking the backbone's.
-    """
-
-    stride: int | None = None
-    redraw: bool = False
 
 
 class Segmenter(nn.Module):
     """(B, 3, H, W) normalized images -> (B, C + 1, H, W) scores; channel 0 is the background.
 
     Args:
-        config: of the backbone, as `build_backbone` takes it.
-        classes: C names; class c is pixel value c + 1.
-        plan: what it is made of.
+        about: what `build_segmenter` builds it from: `backbone` (a config), `classes`, `stride` and `redraw`.
         maps: from fine to coarse.
         head: from the coarsest map to scores.
         grid: where the cells of those scores lie.
         skips: from each of the finer maps to scores, in the order of `maps`.
         mean, std: what images are normalized with.
+
+    Attributes:
+        classes: C names; class c is pixel value c + 1.
     """
 
     def __init__(
         self,
-        config: dict[str, Any],
-        classes: Sequence[str],
-        plan: Plan,
+        about: dict[str, Any],
         *,
-        maps: Maps,
+        maps: FeatureMaps,
         head: nn.Module,
         grid: Grid,
         skips: Sequence[nn.Module],
@@ -80,15 +65,16 @@ class Segmenter(nn.Module):
         std: tuple[float, ...],
     ) -> None:
         super().__init__()
-        self.config, self.classes, self.plan = config, tuple(classes), plan
+        self.about = about
+        self.classes: tuple[str, ...] = tuple(about["classes"])
         self.maps, self.head, self.grid, self.skips = maps, head, grid, nn.ModuleList(skips)
         self.mean, self.std = mean, std
 
     def train(self, mode: bool = True) -> Segmenter:
         """The backbone's batch-norm keeps its statistics, also in training."""
         super().train(mode)
-        for part in norms(self.maps):
-            part.eval()
+        for layer in batch_norms(self.maps):
+            layer.eval()
         return self
 
     def forward(self, images: Tensor) -> Tensor:
@@ -98,29 +84,30 @@ class Segmenter(nn.Module):
             DeepClusterError: the images are so small that no cell is left.
         """
         try:
-            found = self.maps(images)
+            outputs = self.maps(images)
         except RuntimeError as error:
             if "too small" not in str(error) and "greater than actual input size" not in str(error).lower():
                 raise
             side = min(images.shape[2:])
-            raise DeepClusterError(f"Images of {side} px are too small for this network: take larger ones.") from error
-        scores, grid = self.head(found[-1]), self.grid
-        finer = list(zip(self.skips, self.maps.maps[:-1], found[:-1], strict=True))
-        for skip, about, cells in reversed(finer):
-            scores = resampled(scores, grid, cells.shape[2:], about.grid) + skip(cells)
-            grid = about.grid
-        return resampled(scores, grid, images.shape[2:], PIXELS)
+            raise DeepClusterError(f"Images of {side} px are too small for this network: use larger ones.") from error
+        scores, grid = self.head(outputs[-1]), self.grid
+        finer = list(zip(self.skips, self.maps.maps[:-1], outputs[:-1], strict=True))
+        for skip, feature_map, cells in reversed(finer):
+            scores = resample(scores, grid, cells.shape[2:], feature_map.grid) + skip(cells)
+            grid = feature_map.grid
+        return resample(scores, grid, images.shape[2:], PIXELS)
 
     @torch.no_grad()
     def segment(self, image: Any) -> np.ndarray:
         """(H, W) uint8 classes of a (H, W, 3) uint8 image: 0 background, c + 1 = `classes[c]`."""
         self.eval()
         device = next(self.parameters()).device
-        pixels = normalized(torch.from_numpy(np.array(image)).to(device).permute(2, 0, 1)[None], self.mean, self.std)
-        return self(pixels)[0].argmax(0).to(torch.uint8).cpu().numpy()
+        pixels = normalize(torch.from_numpy(np.array(image)).to(device).permute(2, 0, 1)[None], self.mean, self.std)
+        mask: np.ndarray = self(pixels)[0].argmax(0).to(torch.uint8).cpu().numpy()
+        return mask
 
 
-def resampled(scores: Tensor, grid: Grid, size: Sequence[int], to: Grid) -> Tensor:
+def resample(scores: Tensor, grid: Grid, size: Sequence[int], to: Grid) -> Tensor:
     """(B, C, h, w) scores with cells on `grid`, read between them at the `size` cells of `to`: (B, C, *size).
 
     Two products with interpolation weights: exact places for any grid, and the same gradient every time.
@@ -130,16 +117,10 @@ def resampled(scores: Tensor, grid: Grid, size: Sequence[int], to: Grid) -> Tens
     return rows @ (scores @ columns.T)
 
 
-def normalized(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """(B, 3, H, W) uint8 as the network takes them."""
-    values = images.float() / 255
-    return (values - values.new_tensor(mean)[:, None, None]) / values.new_tensor(std)[:, None, None]
-
-
 class FullyConvolutional(nn.Module):
     """fc6, fc7 and the scores as convolutions over a map (arXiv 1411.4038 §4.1): (B, C, h, w) -> (B, classes, h, w).
 
-    Each is moved over the map as it stands, padded with zeros so that as many cells come out.
+    The map is padded with zeros so that as many cells come out.
 
     Args:
         trunk: whose linear layers are taken, or their widths and dropout alone.
@@ -161,12 +142,10 @@ class FullyConvolutional(nn.Module):
         self.relu, self.dropout = nn.ReLU(inplace=True), nn.Dropout2d(rate)
         initialize_(self)
         if not redraw:
-            with torch.no_grad():
-                for ours, theirs in ((self.fc6, linear6), (self.fc7, linear7)):
-                    ours.weight.copy_(theirs.weight.view_as(ours.weight))
-                    assert ours.bias is not None
-                    ours.bias.copy_(theirs.bias)
-        # arXiv 1411.4038 §4.3: drawing it was neither better nor faster than zeros
+            for convolution, linear in ((self.fc6, linear6), (self.fc7, linear7)):
+                state = {"weight": linear.weight.detach().view_as(convolution.weight), "bias": linear.bias.detach()}
+                convolution.load_state_dict(state)
+        # arXiv 1411.4038 §4.3: random initialization was neither better nor faster than zeros
         nn.init.zeros_(self.score.weight)
 
     def grid(self, of: Grid) -> Grid:
@@ -176,79 +155,81 @@ class FullyConvolutional(nn.Module):
 
     def forward(self, cells: Tensor) -> Tensor:
         hidden = self.dropout(self.relu(self.fc6(self.padding(cells))))
-        return self.score(self.dropout(self.relu(self.fc7(hidden))))
+        scores: Tensor = self.score(self.dropout(self.relu(self.fc7(hidden))))
+        return scores
 
 
-def build_segmenter(backbone: Backbone, classes: Sequence[str], plan: Plan) -> Segmenter:
-    """A segmenter that begins with the weights of `backbone`, which stays as it is; the rest is drawn from torch's
+def build_segmenter(
+    backbone: Backbone, classes: Sequence[str], *, stride: int | None = None, redraw: bool = False
+) -> Segmenter:
+    """A segmenter that starts from the weights of `backbone`, which stays as it is; the rest is drawn from torch's
     global generator.
 
-    AlexNet and VGG-16 become FCN-32s, -16s or -8s. All others carry torchvision's FCN head on their last map.
+    Args:
+        classes: C names, without the background.
+        stride: pixels between two cells of the finest map that is scored; None = 32 for AlexNet and VGG-16, for
+            others that of the map as it is. AlexNet and VGG-16 become FCN-32s and reach 16 and 8 by adding the scores
+            of finer maps (FCN-16s, FCN-8s; arXiv 1411.4038 §4.2). All others carry torchvision's FCN head on their
+            last map; ResNets reach finer strides by dilated convolutions.
+        redraw: initialize fc6 and fc7 of AlexNet and VGG-16 at random.
 
     Raises:
         DeepClusterError: the backbone has no map, or cannot have this stride.
     """
-    own, outputs = own_copy(backbone), len(classes) + 1
-    if isinstance(own.trunk, ConvThenLinear):
-        maps, head, skips = _fully_convolutional(own, own.trunk, outputs, plan)
-        grid = head.grid(maps.maps[-1].grid)
-    else:
-        maps, skips = _strided(own, plan.stride), []
-        head, grid = FCNHead(maps.maps[-1].channels, outputs), maps.maps[-1].grid
-    return Segmenter(
-        own.config, classes, plan, maps=maps, head=head, grid=grid, skips=skips, mean=own.mean, std=own.std
-    )
-
-
-def _fully_convolutional(
-    backbone: Backbone, trunk: ConvThenLinear, outputs: int, plan: Plan
-) -> tuple[Maps, FullyConvolutional, list[nn.Module]]:
-    stride = plan.stride or COARSEST
-    if stride not in (8, 16, COARSEST):
-        raise DeepClusterError(f"{backbone.name} gives scores of stride 32, 16 or 8, not {stride}.")
-    strides = [finer for finer in (16, 8) if finer >= stride]
-    maps = convolutions(backbone, drop_last_pool=False, strides=strides)
-    assert maps is not None
+    own, outputs = trainable_copy(backbone), len(classes) + 1
+    about = {"backbone": own.config, "classes": list(classes), "stride": stride, "redraw": redraw}
     skips: list[nn.Module] = []
-    for finer in maps.maps[:-1]:
-        skip = nn.Conv2d(finer.channels, outputs, 1)
-        nn.init.zeros_(skip.weight)  # arXiv 1411.4038 §4.2: the net then begins as the coarser one
-        nn.init.zeros_(skip.bias)  # type: ignore[arg-type]
-        skips.append(skip)
-    return maps, FullyConvolutional(trunk, maps.maps[-1].channels, outputs, plan.redraw), skips
+    if not isinstance(own.trunk, ConvThenLinear):
+        maps = _last_map(own, stride)
+        head: nn.Module = FCNHead(maps.maps[-1].channels, outputs)
+        grid = maps.maps[-1].grid
+    else:
+        stride = stride or COARSEST
+        if stride not in (8, 16, COARSEST):
+            raise DeepClusterError(f"{backbone.name} gives scores of stride 32, 16 or 8, not {stride}.")
+        finer = [step for step in (16, 8) if step >= stride]
+        found = sequential_maps(own, drop_last_pool=False, strides=finer)
+        assert found is not None
+        maps = found
+        for feature_map in maps.maps[:-1]:
+            skip = nn.Conv2d(feature_map.channels, outputs, 1)
+            for weight in skip.parameters():
+                nn.init.zeros_(weight)  # arXiv 1411.4038 §4.2: the network then starts as the coarser one
+            skips.append(skip)
+        head = FullyConvolutional(own.trunk, maps.maps[-1].channels, outputs, redraw)
+        grid = head.grid(maps.maps[-1].grid)
+    return Segmenter(about, maps=maps, head=head, grid=grid, skips=skips, mean=own.mean, std=own.std)
 
 
-def _strided(backbone: Backbone, stride: int | None) -> Maps:
-    """The last map, of the stride that is asked for."""
+def _last_map(backbone: Backbone, stride: int | None) -> FeatureMaps:
+    """The last map, with the stride that is asked for."""
     trunk: Any = backbone.trunk
-    maps = residual(backbone, ["layer4"])
+    maps = resnet_maps(backbone, ["layer4"])
     if maps is not None and stride is not None and stride < maps.maps[-1].grid.stride:
         halvings = round(np.log2(maps.maps[-1].grid.stride / stride))
         dilate([trunk.layer2, trunk.layer3, trunk.layer4], halvings)
-        maps = residual(backbone, ["layer4"])
-    maps = maps or convolutions(backbone, drop_last_pool=False) or tapped(backbone, coarsest=COARSEST)
-    have = maps.maps[-1].grid.stride
-    if stride not in (None, have):
-        raise DeepClusterError(f"The map of {backbone.name} has stride {have}, not {stride}: leave out --stride.")
+        maps = resnet_maps(backbone, ["layer4"])
+    maps = maps or sequential_maps(backbone, drop_last_pool=False) or tapped_map(backbone, coarsest=COARSEST)
+    given = maps.maps[-1].grid.stride
+    if stride not in (None, given):
+        raise DeepClusterError(f"The map of {backbone.name} has stride {given}, not {stride}: leave out --stride.")
     return maps
 
 
 def save_segmenter(segmenter: Segmenter, file: Path) -> Path:
     """Writes one safetensors file that `load_segmenter` reads."""
-    about = {"backbone": segmenter.config, "classes": segmenter.classes, "plan": dataclasses.asdict(segmenter.plan)}
-    return save_network(segmenter, file, "segmenter", about)
+    return save_tensors(file, "segmenter", segmenter.about, segmenter.state_dict())
 
 
 def load_segmenter(file: Path | str, device: str = "cpu") -> Segmenter:
     """A segmenter that `voc-segmentation` trained, in evaluation mode: `load_segmenter(file).segment(image)`.
 
     Raises:
-        DeepClusterError: the file is missing, damaged, or no segmenter.
+        DeepClusterError: the file is missing, damaged, or not a segmenter.
     """
-
-    def build(backbone: Backbone, about: dict[str, Any]) -> nn.Module:
-        return build_segmenter(backbone, about["classes"], Plan(**about["plan"]))
-
-    segmenter = read_network(file, "segmenter", build, device)
-    assert isinstance(segmenter, Segmenter)
-    return segmenter
+    about, tensors = read_tensors(file, "segmenter")
+    with undisturbed():
+        backbone = build_backbone(**about["backbone"])
+        segmenter = build_segmenter(backbone, about["classes"], stride=about["stride"], redraw=about["redraw"])
+    segmenter.load_state_dict(tensors)
+    return segmenter.to(device).eval()

@@ -12,9 +12,9 @@ import numpy as np
 
 from deepcluster.engine.log import Screen
 from deepcluster.engine.subject import Subject
-from deepcluster.evaluate.voc.average_precision import classification_aps, mean_ap
+from deepcluster.evaluate.voc.average_precision import Rule, classification_aps, mean_ap
+from deepcluster.evaluate.voc.dataset import VOC
 from deepcluster.evaluate.voc.finetune import key_of
-from deepcluster.evaluate.voc.layout import VOC
 
 PROTOCOL = "voc-classification"
 
@@ -34,7 +34,7 @@ class Work:
     held: VOC
     labels: np.ndarray
     truth: np.ndarray
-    ap: str
+    ap: Rule
     screen: Screen
 
     def scores(self, scored: np.ndarray, rows: np.ndarray | slice = slice(None)) -> dict[str, float]:

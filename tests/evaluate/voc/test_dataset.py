@@ -14,8 +14,8 @@ from PIL import Image
 from deepcluster.data.cache import load_pixels
 from deepcluster.data.source import ImageSource
 from deepcluster.errors import BadImage, DeepClusterError
-from deepcluster.evaluate.voc.layout import VOC_CLASSES, open_voc
-from deepcluster.evaluate.voc.masks import read_mask, voc_palette
+from deepcluster.evaluate.voc.annotation import read_mask, voc_palette
+from deepcluster.evaluate.voc.dataset import VOC_CLASSES, open_voc
 
 from .make import annotation, as_tar, make_voc
 
@@ -125,7 +125,7 @@ def test_what_is_broken_is_told_and_survived(tmp_path: Path) -> None:
     objects = dict(zip(names, voc.objects, strict=True))
     told = {problem.file.split("/")[1].split(".")[0]: problem.reason for problem in voc.problems[1:]}
     assert set(told) == {"flat", "text", "none", "out", "nameless", "cut", "entity", "other", "stranger", "lonely"}
-    assert "without area" in told["flat"] and "not four numbers" in told["text"] and "no XML" in told["cut"]
+    assert "without area" in told["flat"] and "not four numbers" in told["text"] and "not XML" in told["cut"]
     assert "entities" in told["entity"] and "yeti" in told["stranger"] and "not four numbers" in told["none"]
     assert objects["flat"].boxes.tolist() == [[0, 0, 2, 2]]  # the other object of that image stays
     assert objects["out"].boxes.tolist() == [[19, 19, 40, 25]]  # cut at the image's edge

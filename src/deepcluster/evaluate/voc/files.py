@@ -1,0 +1,174 @@
+"""The files of a PASCAL VOC set, in a folder or inside uncompressed tar files, which are read in place.
+
+This file knows the names of VOC's folders and nothing of what is in their files.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import tarfile
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path, PurePosixPath
+
+from deepcluster.data import storage
+from deepcluster.data.tar import read_tar
+from deepcluster.errors import BadImage, DeepClusterError
+
+FOLDERS = ("Annotations", "ImageSets", "JPEGImages", "SegmentationClass")
+"""The folders of a VOC set that are read."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Where the content of one file is: `length` bytes from byte `offset` of `place`, a path or URL."""
+
+    place: str
+    offset: int
+    length: int
+    stamp: str
+
+
+class VOCFiles:
+    """Named files of one set.
+
+    Args:
+        name: the source as the user wrote it.
+        entries: path below the set's own folder, such as "Annotations/000005.xml" -> where its content is.
+    """
+
+    def __init__(self, name: str, entries: dict[str, Entry]) -> None:
+        self.name = name
+        self._entries = entries
+        self._folders: dict[str, list[str]] = {}
+        for path in sorted(entries):
+            folder, _, file = path.rpartition("/")
+            if not file.startswith("."):
+                self._folders.setdefault(folder, []).append(file)
+
+    def list_folder(self, folder: str) -> list[str]:
+        """Sorted names of the files in a folder such as "ImageSets/Main"; none where there is no such folder."""
+        return self._folders.get(folder, [])
+
+    def read(self, path: str) -> bytes:
+        """Content of a file. Raises: BadImage: it is missing, unreadable or cut off."""
+        entry = self._entries.get(path)
+        if entry is None:
+            raise BadImage("there is no such file")
+        try:
+            return read_tar(partial(storage.read, entry.place), entry.offset, entry.length)
+        except OSError as error:
+            raise BadImage(error.strerror or str(error)) from None
+
+    def fingerprint(self, paths: Sequence[str | None]) -> str:
+        """Hex digest of the names, places and modification times of files, in this order."""
+        digest = hashlib.blake2b(digest_size=16)
+        for path in paths:
+            entry = self._entries.get(path) if path else None
+            at = f"{entry.stamp} {entry.offset} {entry.length}" if entry else ""
+            digest.update(f"{path}\0{at}\n".encode(errors="surrogateescape"))
+        return digest.hexdigest()
+
+
+def open_files(source: str | os.PathLike[str]) -> VOCFiles:
+    """The set in a folder (VOC2007 itself, or one above it), in a .tar, or in several as `VOC{trainval,test}.tar`.
+
+    Raises:
+        DeepClusterError: there is no such source, it holds no VOC set, or more than one.
+    """
+    name = os.fspath(source)
+    path = Path(name).expanduser()
+    if path.is_dir():
+        root = _only_root(name, _roots_below(path))
+        return VOCFiles(name, _scan_folder(path / root))
+    if not path.exists() and not any(mark in name for mark in "*?[{") and not storage.is_url(name):
+        raise DeepClusterError(f"There is no VOC set {name}: give the folder VOC2007 or a .tar that holds it.")
+    members: dict[str, Entry] = {}
+    for place in storage.matching(name):
+        members |= _scan_tar(place)
+    root = _only_root(name, _roots_among(members))
+    prefix = f"{root}/" if root else ""
+    return VOCFiles(name, {path[len(prefix) :]: at for path, at in members.items() if path.startswith(prefix)})
+
+
+def _roots_below(path: Path) -> list[str]:
+    """The folders that hold a VOC set: `path` itself, else one level below it, else two."""
+    for pattern in (".", "*", "*/*"):
+        candidates = [path] if pattern == "." else sorted(path.glob(pattern))
+        found = [
+            folder for folder in candidates if folder.is_dir() and _is_root(entry.name for entry in folder.iterdir())
+        ]
+        if found:
+            return [folder.relative_to(path).as_posix() for folder in found]
+    return []
+
+
+def _roots_among(members: Iterable[str]) -> list[str]:
+    """The folders of a tar file that hold a VOC set."""
+    folders: dict[str, set[str]] = {}
+    for member in members:
+        parts = PurePosixPath(member).parts
+        for depth, part in enumerate(parts[:-1]):
+            if part in FOLDERS:
+                folders.setdefault("/".join(parts[:depth]), set()).add(part)
+                break
+    return sorted(root for root, names in folders.items() if _is_root(names))
+
+
+def _is_root(names: Iterable[str]) -> bool:
+    found = set(names)
+    return bool(found & {"Annotations", "ImageSets"} or {"JPEGImages", "SegmentationClass"} <= found)
+
+
+def _only_root(name: str, roots: list[str]) -> str:
+    if not roots:
+        raise DeepClusterError(
+            f"{name} holds no VOC set (a folder with Annotations, ImageSets and JPEGImages): give the folder VOC2007 or"
+            " a .tar that holds it."
+        )
+    if len(roots) > 1:
+        raise DeepClusterError(f"{name} holds several VOC sets ({', '.join(roots)}): give the folder of one of them.")
+    return roots[0]
+
+
+def _scan_folder(root: Path) -> dict[str, Entry]:
+    def refuse(error: OSError) -> None:
+        if not isinstance(error, (FileNotFoundError, NotADirectoryError)):
+            raise DeepClusterError(
+                f"{error.filename} cannot be read ({error.strerror or error}): make it readable."
+            ) from error
+
+    places = [entry.path for entry in os.scandir(root) if entry.is_file()]
+    for folder in FOLDERS:
+        for parent, _, files in os.walk(root / folder, onerror=refuse, followlinks=True):
+            places += [os.path.join(parent, file) for file in files]
+    found: dict[str, Entry] = {}
+    for place in places:
+        with contextlib.suppress(OSError):  # a broken link: its image is reported as missing
+            size, stamp = storage.look(place)
+            found[Path(place).relative_to(root).as_posix()] = Entry(place, 0, size, stamp)
+    return found
+
+
+def _scan_tar(place: str) -> dict[str, Entry]:
+    """Every plain file of an uncompressed tar file; of one that is cut short, those before the cut."""
+    found: dict[str, Entry] = {}
+    try:
+        stamp = str(storage.look(place))
+        with storage.open_whole(place) as stream, tarfile.open(fileobj=stream, mode="r:") as archive:
+            for member in archive:
+                archive.members = []  # type: ignore[attr-defined]  # else every header stays in memory
+                if member.isreg() and not member.issparse():
+                    found[member.name.removeprefix("./")] = Entry(place, member.offset_data, member.size, stamp)
+    except OSError as error:
+        raise DeepClusterError(f"{place} cannot be read ({error.strerror or error}): check its name.") from error
+    except (tarfile.TarError, EOFError, ValueError) as error:
+        if not found:
+            raise DeepClusterError(
+                f"{place} is neither a folder nor an uncompressed tar file ({error}): unpack it, or repack it as a"
+                " plain .tar."
+            ) from error
+    return found

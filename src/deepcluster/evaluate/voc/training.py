@@ -1,0 +1,199 @@
+"""What training a detector and a segmenter have in common: images of their own sizes, SGD, several draws.
+
+The loop itself is evaluate/trainer.py.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Generator, Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from deepcluster.data.cache import Pixels, load_pixels
+from deepcluster.engine.log import Screen
+from deepcluster.errors import DeepClusterError
+from deepcluster.evaluate.trainer import train
+from deepcluster.evaluate.voc.dataset import VOC
+from deepcluster.evaluate.voc.maps import calibrate_batch_norms, trainable_copy
+from deepcluster.random import seeded
+from deepcluster.resume import ResumeFile
+
+if TYPE_CHECKING:
+    from deepcluster.engine.subject import Subject
+    from deepcluster.models.backbone import Backbone
+
+ORDER, BUILD = 1, 3
+"""Purposes of the keys of random draws: the order of images, new layers."""
+CALIBRATION = 32
+"""Training images that measure batch-norm statistics where no training has; also the purpose of their key."""
+
+Trained = Literal["all", "fc6-8"]
+"""What of a network is trained: every weight, or the layers behind the convolutions; the papers' two columns."""
+
+Network = TypeVar("Network", bound=nn.Module)
+
+
+def check_choice(option: str, value: str, choices: Any) -> None:
+    """Refuses a value that is not one of a Literal's. Raises: DeepClusterError."""
+    if value not in get_args(choices):
+        raise DeepClusterError(f"There is no --{option} {value}: use {' or '.join(get_args(choices))}.")
+
+
+@dataclass(frozen=True)
+class SGDConfig:
+    """SGD with momentum.
+
+    Attributes:
+        iterations: steps.
+        batch: images in each.
+        lr: rate of the first step; biases learn twice as fast, as in all of these papers (arXiv 1504.08083 §2.3).
+        drops: steps at which the rate falls to a tenth.
+        momentum, weight_decay: as named.
+    """
+
+    iterations: int
+    batch: int
+    lr: float
+    drops: tuple[int, ...]
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+
+    def __post_init__(self) -> None:
+        if min(self.iterations, self.batch) < 1:
+            raise DeepClusterError(
+                f"--iterations {self.iterations} with --batch {self.batch} trains nothing: give 1 or more of both."
+            )
+
+    def learning_rate(self, step: int) -> float:
+        """The rate of a step, counted from 0."""
+        return self.lr * 0.1 ** sum(step >= drop for drop in self.drops)
+
+    def optimizer(self, network: nn.Module) -> torch.optim.SGD:
+        """Of those weights that are to be trained."""
+        named = [(name, weight) for name, weight in network.named_parameters() if weight.requires_grad]
+        biases = [weight for name, weight in named if name.endswith("bias")]
+        others = [weight for name, weight in named if not name.endswith("bias")]
+        groups = [{"params": others, "factor": 1.0}, {"params": biases, "factor": 2.0}]
+        return torch.optim.SGD(groups, lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay)
+
+
+def load_split(voc: VOC, subject: Subject, screen: Screen, short_side: int | None = None) -> Pixels:
+    """The images of a split, decoded once where there is room to keep them; by default at their own size."""
+    with screen.bar(f"images of {voc.split}", len(voc)) as bar:
+        return load_pixels(
+            voc.images,
+            short_side=short_side,
+            cache_gb=subject.cache_gb,
+            workers=subject.workers,
+            progress=lambda count, total: bar.to(count),
+        )
+
+
+def read_image(pixels: Pixels, index: int, device: str) -> Tensor | None:
+    """(3, H, W) uint8; None where the image is missing or broken."""
+    (image,) = pixels.gather(np.array([index]))
+    return None if image is None else torch.from_numpy(image.copy()).to(device).permute(2, 0, 1)
+
+
+def normalize(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """(B, 3, H, W) uint8 as a network takes them."""
+    values = images.float() / 255
+    return (values - values.new_tensor(mean)[:, None, None]) / values.new_tensor(std)[:, None, None]
+
+
+def calibrated_copy(subject: Subject, pixels: Pixels, images: Sequence[int], seed: int) -> Backbone:
+    """A copy of the subject's backbone on its device; batch-norm that was never trained has the statistics of some of
+    the images, see `calibrate_batch_norms`."""
+    backbone = trainable_copy(subject.backbone).to(subject.device)
+    size = (backbone.image_size, backbone.image_size)
+    order = torch.randperm(len(images), generator=seeded(seed, CALIBRATION)).tolist()
+    chosen = (read_image(pixels, images[position], subject.device) for position in order[:CALIBRATION])
+    resized = [
+        F.interpolate(normalize(image[None], backbone.mean, backbone.std), size, mode="bilinear", antialias=True)
+        for image in chosen
+        if image is not None
+    ]
+    if resized:
+        calibrate_batch_norms(backbone, torch.cat(resized))
+    return backbone
+
+
+def shuffled_batches(
+    images: Sequence[int], batch: int, seed: int, step: int
+) -> Generator[list[tuple[int, int]], None, None]:
+    """The (image, epoch) pairs of each batch from `step` on; every epoch is a shuffle of its own, and batches may
+    reach into the next one."""
+
+    def shuffle(epoch: int) -> Iterable[tuple[int, int]]:
+        order = torch.randperm(len(images), generator=seeded(seed, ORDER, epoch)).tolist()
+        return ((images[position], epoch) for position in order)
+
+    epoch, first = divmod(step * batch, len(images))
+    pairs = itertools.islice(itertools.chain.from_iterable(map(shuffle, itertools.count(epoch))), first, None)
+    while True:
+        yield list(itertools.islice(pairs, batch))
+
+
+def train_draws(
+    protocol: str,
+    subject: Subject,
+    depends_on: Any,
+    images: Sequence[int],
+    config: SGDConfig,
+    *,
+    draws: int,
+    seed: int,
+    screen: Screen,
+    build: Callable[[int], Network],
+    loss: Callable[[Network, int, list[tuple[int, int]]], Tensor | None],
+    score: Callable[[Network], dict[str, float]],
+    save: Callable[[Network, Path], object],
+) -> list[dict[str, float]]:
+    """Trains, scores and saves one network for each of the seeds that follow `seed`; killed, it continues to the bit.
+
+    Args:
+        depends_on: all that the scores depend on, but the backbone's weights.
+        images: indices of training images.
+        build: seed -> network before training.
+        loss: network, seed and (image, epoch) pairs -> loss, if there is one.
+        score: scores of a trained network.
+        save: network, file.
+
+    Returns:
+        The scores of each draw.
+
+    Raises:
+        DeepClusterError: the loss is not finite, or the file of the stopped evaluation is damaged.
+        Interrupted: Ctrl-C; the state is saved.
+    """
+    resume = ResumeFile(subject.results / f"{protocol}.state", [depends_on, subject.backbone], say=screen.say)
+
+    def one_draw(draw: int) -> dict[str, float]:
+        network = build(seed + draw)
+        train(
+            [network],
+            config.optimizer(network),
+            partial(shuffled_batches, images, config.batch, seed + draw),
+            lambda batch, step: loss(network, seed + draw, batch),
+            steps=config.iterations,
+            learning_rate=lambda step, group: config.learning_rate(step) * group["factor"],
+            seed=seed + draw,
+            resume=resume,
+            screen=screen,
+            name=protocol,
+        )
+        scores = score(network)
+        save(network, subject.results / (f"{protocol}-{draw}.safetensors" if draw else f"{protocol}.safetensors"))
+        return scores
+
+    finished = [resume.run(f"draw {draw}", partial(one_draw, draw)) for draw in range(draws)]
+    resume.remove()
+    return finished
