@@ -91,7 +91,7 @@ def test_a_run_that_ended_itself_goes_on_when_it_is_told_to(tmp_path: Path) -> N
 def test_a_finished_run_says_so_and_how_to_lengthen_it(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     files = {file: file.stat().st_mtime_ns for file in run.rglob("*")}
     assert main(["train", "--resume", str(run)]) == 0
-    assert f"is finished: 2 epochs are done. To lengthen it: deepcluster train --resume {run} --epochs 4" in (
+    assert f"is finished after 2 epochs. To train it longer: deepcluster train --resume {run} --epochs 4" in (
         capsys.readouterr().out.replace("\n", " ")
     )
     assert {file: file.stat().st_mtime_ns for file in run.rglob("*")} == files

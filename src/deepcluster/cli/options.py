@@ -14,7 +14,7 @@ from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property
 from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Optional
 
 from tyro.conf import Positional, arg
 
@@ -81,11 +81,14 @@ class Function:
             written = item.annotation or ast.Name("Any")
             if item.arg in self.injected or ast.unparse(written).startswith("Callable"):
                 continue
-            kind: Any = Annotated[_evaluate(written, names), arg(help=texts[item.arg])]
             default = self.parameters[item.arg]
             value = dataclasses.MISSING if default is None else _evaluate(default, names)
+            kind = _evaluate(written, names)
+            if value is None:
+                kind = Optional[kind]  # noqa: UP045
+            kind = Annotated[kind, arg(help=texts[item.arg])]
             field = dataclasses.field(default=value, kw_only=item.arg not in positional)
-            kind = Positional[kind] if item.arg in positional else kind  # type: ignore[misc]
+            kind = Positional[kind] if item.arg in positional else kind  # type: ignore[misc, valid-type]
             found[item.arg] = (kind, field)
         return found
 
@@ -112,17 +115,34 @@ class Function:
         return f"--{word[1].replace('_', '-')}" if known else word[0]
 
 
-def parse_options(functions: Sequence[Function], arguments: list[str], *, prog: str) -> dict[str, Any]:
-    """The values of the options of some functions together; the description is that of the first one.
+def parse_options(
+    functions: Sequence[Function], arguments: list[str], *, prog: str, settings: Any = None, about: str = ""
+) -> dict[str, Any]:
+    """The values of the options of several functions together.
+
+    Args:
+        functions: where two have the same option, the first one describes it.
+        arguments: the command line after the command's name.
+        prog: the command, for messages.
+        settings: a dataclass instance whose fields become options too, with its values as defaults; "settings" in the
+            result is the instance with the values given.
+        about: the description in the help; "" = that of the first function.
 
     Raises:
         DeepClusterError: an unknown option, or a missing or wrong value.
     """
-    options = {name: option for function in reversed(functions) for name, option in function.options.items()}
-    ordered = {name: options[name] for function in functions for name in function.options}
-    kind = dataclasses.make_dataclass("Options", [(name, *option) for name, option in ordered.items()])
-    chosen = parse(kind, arguments, prog=prog, about=functions[0].description)
-    return {name: getattr(chosen, name) for name in ordered}
+    options: dict[str, tuple[Any, Any]] = {}
+    for function in functions:
+        options = function.options | options
+    if settings is not None:
+        options["settings"] = (
+            Annotated[type(settings), arg(name="")],
+            dataclasses.field(default_factory=lambda: settings),
+        )
+    order = dict.fromkeys(name for function in functions for name in function.options) | dict.fromkeys(options)
+    kind = dataclasses.make_dataclass("Options", [(name, *options[name]) for name in order])
+    chosen = parse(kind, arguments, prog=prog, about=about or functions[0].description)
+    return {name: getattr(chosen, name) for name in order}
 
 
 def _syntax_tree(module: str) -> ast.Module:

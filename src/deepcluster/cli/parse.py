@@ -1,4 +1,4 @@
-"""Arguments to values by tyro, with its boxed messages boiled down to one sentence."""
+"""Parses arguments with tyro, and turns its boxed messages into one sentence."""
 
 from __future__ import annotations
 
@@ -18,39 +18,44 @@ T = TypeVar("T")
 def parse(what: Callable[..., T], arguments: list[str], *, prog: str, default: Any = None, about: str = "") -> T:
     """The arguments as an instance of `what`, a dataclass.
 
+    A flag can be written as `--flag`, `--no-flag`, `--flag True` or `--flag False`; the help shows the one that changes
+    the default.
+
     Raises:
-        DeepClusterError: an unknown option, a missing or a wrong value.
+        DeepClusterError: an unknown option, or a missing or wrong value.
     """
-    said = io.StringIO()
-    extra = {} if default is None else {"default": default}
+    message = io.StringIO()
+    help_asked = "-h" in arguments or "--help" in arguments
     try:
-        with contextlib.redirect_stderr(said):
+        with contextlib.redirect_stderr(message):
             chosen: T = tyro.cli(
                 what,
                 prog=prog,
-                args=arguments,
+                args=_flags(arguments),
                 description=about or None,
-                # a preset settles the method: its options alone, no choice of another
-                config=(tyro.conf.FlagCreatePairsOff, tyro.conf.AvoidSubcommands),
-                **extra,
+                # The default determines the method: only its options exist, and no other method can be chosen.
+                config=(tyro.conf.AvoidSubcommands, *([tyro.conf.FlagCreatePairsOff] if help_asked else [])),
+                **({} if default is None else {"default": default}),
             )
             return chosen
     except SystemExit as stop:
         if stop.code in (0, None):
             raise
-        raise DeepClusterError(sentence(said.getvalue(), prog)) from None
+        raise DeepClusterError(sentence(message.getvalue(), prog)) from None
 
 
 def sentence(box: str, prog: str) -> str:
-    """The message in tyro's box, in one sentence, with the nearest option it knows."""
-    # The first line is the box's title. Where the terminal's encoding has no box, rules are dashes.
+    """The message in tyro's box as one sentence, with the similar option that tyro suggests."""
+    # The first line is the title of the box. If the encoding of the terminal has no box characters, rules are dashes.
     inside = [line.strip("│ ") for line in box.splitlines()[1:] if not line.startswith("╰")]
     if inside and re.match(r"-{8}", inside[0]):
         inside = inside[1:]
     rules = [position for position, line in enumerate(inside) if re.match(r"[─-]{8}", line)] or [len(inside)]
     message = " ".join(inside[: rules[0]]).strip().rstrip(".")
-    if needing := re.match(r"Missing value for argument '(--[\w.-]+)'", message):
+    if needing := re.match(r"Missing value for argument '(--[\w.-]+)", message):
         message = f"{needing[1]} needs a value"
+    elif wrong := re.match(r"Error parsing (--[\w.-]+): (?:invalid literal|could not convert).*: '(.*)'$", message):
+        message = f"{wrong[1]} takes a number, not {wrong[2]!r}"
     elif message.startswith("Unrecognized options: "):
         message = _unknown(message.partition(": ")[2].split(", "))
     elif message.startswith("Missing"):
@@ -65,9 +70,20 @@ def sentence(box: str, prog: str) -> str:
     return f"{message}.{hint} `{prog} --help` lists the options."
 
 
+def _flags(arguments: list[str]) -> list[str]:
+    """`--flag True` as `--flag`, and `--flag False` as `--no-flag`."""
+    found: list[str] = []
+    for word in arguments:
+        if word in ("True", "False") and found and found[-1].startswith("--"):
+            group, dot, name = found.pop()[2:].rpartition(".")
+            word = f"--{group}{dot}{'' if word == 'True' else 'no-'}{name}"
+        found.append(word)
+    return found
+
+
 def _unknown(words: list[str]) -> str:
-    """Options that do not exist, without the values that stand after them."""
+    """Names the options that do not exist, without the values after them."""
     options = [word.partition("=")[0] for word in words if re.match(r"--?[A-Za-z]", word)]
     if not options:
-        return f"There is no place for {' '.join(words)}"
+        return f"Unexpected argument: {' '.join(words)}"
     return f"There is no option {' and no option '.join(dict.fromkeys(options))}"
