@@ -105,7 +105,7 @@ def main() -> None:
     if options.stage:
         stage(options.stage)
         return
-    from deepcluster.data.shards import scan
+    from deepcluster.data.archive import scan
 
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)

@@ -35,7 +35,7 @@ def index(
     with screen.bar("shards", len(paths), unit="shards") as advance:
         manifest = index_shards(paths, out, labels=not no_labels, workers=workers, progress=advance)
     table, broken = manifest.shards, []
-    for path, images, trouble in zip(table.paths, table.images.tolist(), manifest.troubles, strict=True):
+    for path, images, trouble in zip(table.paths, table.images.tolist(), table.troubles, strict=True):
         if trouble:
             broken.append({"shard": path, "trouble": trouble, "images": images})
             screen.warn(f"{sentence_of(path, trouble)}; {images:,} images were found in it")

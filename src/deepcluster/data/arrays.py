@@ -138,7 +138,8 @@ def _as_uint8(array: np.ndarray, name: str) -> np.ndarray:
             raise DeepClusterError(
                 f"{name} holds floats from {low:g} to {high:g}: scale images to [0, 1], or give uint8 in 0 … 255"
             )
-        return np.rint(array * 255).astype(np.uint8)
+        levels: np.ndarray = np.rint(array * 255).astype(np.uint8)
+        return levels
     return array
 
 

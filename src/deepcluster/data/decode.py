@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageFile
+from PIL import Image, ImageFile, UnidentifiedImageError
 
 from deepcluster.errors import BadImage
 
@@ -64,7 +64,7 @@ def decode(data: bytes | str | Path, short_side: int | None = None) -> np.ndarra
             picture = to_rgb(image)
     except BadImage:
         raise
-    except Image.UnidentifiedImageError:
+    except UnidentifiedImageError:
         raise BadImage("not an image in a known format") from None
     except Image.DecompressionBombError:
         raise BadImage("too large: more pixels than Pillow's safety limit") from None

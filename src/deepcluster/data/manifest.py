@@ -6,7 +6,6 @@ memory-mapped. docs/scale.md describes the format.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from dataclasses import dataclass
@@ -16,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from deepcluster.data.shards import ShardList, Shards, kind_of
+from deepcluster.data.archive import find_format
+from deepcluster.data.shards import ShardList, Shards
 from deepcluster.data.storage import is_url
 from deepcluster.errors import DeepClusterError
 from deepcluster.io import write_text
@@ -32,8 +32,6 @@ class Manifest:
 
     Attributes:
         shards: the shards in order.
-        stamps: for each, what tells its version.
-        troubles: for each, why it could not be read to its end; empty where it could.
         index: name of the .npy with `offset` and `length` of each image, beside the manifest.
         labels: name of the .npy with the label of each image, beside the manifest; None without labels.
         classes: class names.
@@ -42,8 +40,6 @@ class Manifest:
     """
 
     shards: ShardList
-    stamps: list[str]
-    troubles: list[str]
     index: str
     labels: str | None
     classes: tuple[str, ...]
@@ -65,8 +61,8 @@ def open_manifest(name: str) -> Shards:
     table = open_index(file, manifest)
     reopen = partial(open_manifest, str(file.absolute()))
     labels = None if manifest.labels is None else _in_order(open_labels(file, manifest, len(table)), shards)
-    stamp = fingerprint(manifest)
-    return Shards(name, shards, table, stamp, labels=labels, classes=manifest.classes, reopen=reopen)
+    fingerprint = shards.fingerprint(manifest.digest, manifest.classes)
+    return Shards(name, shards, table, fingerprint, labels=labels, classes=manifest.classes, reopen=reopen)
 
 
 def read_manifest(file: Path) -> Manifest:
@@ -88,13 +84,13 @@ def read_manifest(file: Path) -> Manifest:
     if content.get("version") != VERSION:
         raise DeepClusterError(
             f"{file} is a manifest of version {content.get('version')} and this program reads {VERSION}: "
-            "index the shards anew, or update deepcluster"
+            "index the shards again, or update deepcluster"
         )
     try:
         return _parsed(content, str(file.absolute().parent))
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise DeepClusterError(
-            f"the manifest {file} is damaged ({type(error).__name__}: {error}): index the shards anew"
+            f"the manifest {file} is damaged ({type(error).__name__}: {error}): index the shards again"
         ) from None
 
 
@@ -110,27 +106,13 @@ def write_manifest(file: Path, manifest: Manifest) -> None:
         "digest": manifest.digest,
     }
     shards = manifest.shards
-    lines: list[str] = []
-    for values in zip(
-        shards.paths, shards.images.tolist(), shards.bytes.tolist(), shards.rows.tolist(), manifest.stamps, strict=True
-    ):
-        entry: dict[str, Any] = dict(zip(FIELDS, values, strict=True))
-        if manifest.troubles[len(lines)]:
-            entry["trouble"] = manifest.troubles[len(lines)]
-        lines.append(json.dumps(entry))
+    columns = (shards.images.tolist(), shards.bytes.tolist(), shards.rows.tolist(), shards.stamps)
+    lines = []
+    for path, *values, trouble in zip(shards.paths, *columns, shards.troubles, strict=True):
+        entry = dict(zip(FIELDS, (path, *values), strict=True))
+        lines.append(json.dumps(entry | {"trouble": trouble} if trouble else entry))
     opening = json.dumps(head, indent=1)[:-2]  # without its closing brace
     write_text(file, f'{opening},\n "shards": [\n  ' + ",\n  ".join(lines) + "\n ]\n}\n")
-
-
-def fingerprint(manifest: Manifest) -> str:
-    """Hex digest of the shards' names, sizes, versions and order and of the tables' digest; opens nothing."""
-    shards = manifest.shards
-    digest = hashlib.blake2b(f"{manifest.digest} {manifest.classes}".encode(), digest_size=16)
-    lines = (f"{path.rpartition('/')[2]}\0{stamp}" for path, stamp in zip(shards.paths, manifest.stamps, strict=True))
-    digest.update("\n".join(lines).encode(errors="surrogateescape"))
-    for column in (shards.images, shards.bytes, shards.rows):
-        digest.update(column.tobytes())
-    return digest.hexdigest()
 
 
 def open_index(file: Path, manifest: Manifest) -> np.ndarray:
@@ -145,7 +127,7 @@ def open_index(file: Path, manifest: Manifest) -> np.ndarray:
     if table.ndim != 1 or not integers or len(table) < needed:
         raise DeepClusterError(
             f"{file.with_name(manifest.index)} does not fit the manifest {file}, which needs {needed:,} rows of offset "
-            "and length: index the shards anew"
+            "and length: index the shards again"
         )
     return table
 
@@ -160,7 +142,7 @@ def open_labels(file: Path, manifest: Manifest, rows: int) -> np.ndarray:
     if labels.shape != (rows,) or labels.dtype.kind != "i":
         raise DeepClusterError(
             f"{file.with_name(manifest.labels or '')} does not fit the manifest {file}, which needs {rows:,} labels: "
-            "index the shards anew"
+            "index the shards again"
         )
     return labels
 
@@ -168,19 +150,27 @@ def open_labels(file: Path, manifest: Manifest, rows: int) -> np.ndarray:
 def _parsed(content: dict[str, Any], base: str) -> Manifest:
     entries = content["shards"]
     paths = [entry["path"] for entry in entries]
-    columns = [np.array([entry[field] for entry in entries], np.int64) for field in ("images", "bytes", "row")]
+    images, sizes, rows = (
+        np.array([entry[field] for entry in entries], np.int64) for field in ("images", "bytes", "row")
+    )
     for path in paths:
-        if not isinstance(path, str) or kind_of(path) is None:
+        if not isinstance(path, str) or find_format(path) is None:
             raise ValueError(f"{path!r} is no path of a .tar or .zip shard")
-    if any((column < 0).any() for column in columns):
+    if any((column < 0).any() for column in (images, sizes, rows)):
         raise ValueError("a shard has a negative number")
     names = [content["index"], *([content["labels"]] if content["labels"] is not None else [])]
     if any(PurePosixPath(name).name != name or not name.endswith(".npy") for name in names):
         raise ValueError("a table is no .npy file beside the manifest")
     return Manifest(
-        ShardList(base, paths, *columns),
-        [str(entry.get("stamp", "")) for entry in entries],
-        [str(entry.get("trouble", "")) for entry in entries],
+        ShardList(
+            base,
+            paths,
+            images,
+            sizes,
+            rows,
+            [str(entry.get("stamp", "")) for entry in entries],
+            [str(entry.get("trouble", "")) for entry in entries],
+        ),
         content["index"],
         content["labels"],
         tuple(map(str, content["classes"])),
@@ -192,11 +182,12 @@ def _parsed(content: dict[str, Any], base: str) -> Manifest:
 def _mapped(file: Path, name: str) -> np.ndarray:
     beside = file.with_name(name)
     try:
-        return np.load(beside, mmap_mode="r", allow_pickle=False)
+        table: np.ndarray = np.load(beside, mmap_mode="r", allow_pickle=False)
+        return table
     except (OSError, ValueError, EOFError) as error:
         why = "is missing" if isinstance(error, FileNotFoundError) else f"cannot be read ({error})"
         raise DeepClusterError(
-            f"{beside}, which the manifest {file.name} needs beside it, {why}: copy it there, or index the shards anew"
+            f"{beside}, which the manifest {file.name} needs beside it, {why}: copy it there, or index the shards again"
         ) from None
 
 

@@ -46,11 +46,12 @@ def crop_resize(
     if device.type != "cpu" or _tiny(images):
         return _by_products(images, box, flip, targets, np.zeros_like(targets), size, device)
     out = torch.empty((len(images), size, size, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
-    for image, place, turned, (top, left, height, width) in zip(
-        images, out.split(1), flip.tolist(), box.tolist(), strict=True
+    for k, (image, mirrored, (top, left, height, width)) in enumerate(
+        zip(images, flip.tolist(), box.tolist(), strict=True)
     ):
+        place = out[k : k + 1]
         _resize(_as_batch(image[top : top + height, left : left + width]), [size, size], False, out=place)
-        if turned:
+        if mirrored:
             place.copy_(place.flip(3))
     return out
 
@@ -71,9 +72,10 @@ def resize_center(images: Sequence[np.ndarray], short: int, size: int, device: t
         return _by_products(images, box, np.zeros(len(images), bool), targets, corner, size, device)
     out = torch.empty((len(images), size, size, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
     whole: dict[tuple[int, int], Tensor] = {}  # fresh memory for each resize would cost more than the resize
-    for image, place, (height, width), (top, left) in zip(
-        images, out.split(1), targets.tolist(), corner.tolist(), strict=True
+    for k, (image, (height, width), (top, left)) in enumerate(
+        zip(images, targets.tolist(), corner.tolist(), strict=True)
     ):
+        place = out[k : k + 1]
         if (height, width) == (size, size):
             _resize(_as_batch(image), [size, size], False, out=place)
             continue
@@ -90,7 +92,7 @@ def _as_batch(image: np.ndarray) -> Tensor:
 
 
 def _tiny(images: Sequence[np.ndarray]) -> bool:
-    return max(max(image.shape[:2]) for image in images) <= TINY
+    return all(max(image.shape[:2]) <= TINY for image in images)
 
 
 def _by_products(

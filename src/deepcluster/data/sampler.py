@@ -72,7 +72,7 @@ def _published(good: Tensor, by_cluster: Tensor, sizes: Tensor, length: int, gen
     position = torch.searchsorted(good, by_cluster)  # original positions, bad images left out
     each = length // len(sizes) + 1
     drawn = []
-    for part in position.split(sizes.tolist()):
+    for part in torch.tensor_split(position, torch.cumsum(sizes, 0)[:-1]):
         if len(part) <= each:
             drawn.append(part[torch.randint(len(part), (each,), generator=generator)])
         else:

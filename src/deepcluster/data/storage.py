@@ -1,54 +1,83 @@
-"""Where shards are: paths and URLs, and the four things that are done with either."""
+"""Where shards lie: paths and URLs, and what is done with either.
+
+URLs (`https://`, `s3://`, `gs://`, `memory://` and others) are read through fsspec. A read asks for exactly its bytes:
+under random access, the bytes around them are not wanted next.
+"""
 
 from __future__ import annotations
 
 import glob
 import os
 import re
-from typing import BinaryIO
+import time
+from collections.abc import Callable
+from typing import Any, BinaryIO, TypeVar, cast
 
-from deepcluster.data import remote
 from deepcluster.data.naming import natural_key
-from deepcluster.data.remote import is_url
 from deepcluster.errors import DeepClusterError
 
+T = TypeVar("T")
 
-def look(place: str) -> tuple[int, str]:
-    """Bytes of the file, and a stamp that changes when it does.
+#: Seconds waited before each new try of a remote request; then it has failed.
+WAITS = (0.1, 0.3, 1.0, 3.0)
+#: Bytes fetched at a time while a remote shard is scanned from its beginning to its end.
+READ_AHEAD = 4 << 20
+#: What tells one version of a remote object from another, under the names that the stores have for it.
+VERSION_FIELDS = ("ETag", "etag", "LastModified", "updated", "mtime", "created")
+
+
+def is_url(place: str) -> bool:
+    """Whether a place is a URL and not a path."""
+    return "://" in place
+
+
+def stat(place: str) -> tuple[int, str]:
+    """Size in bytes, and a version that changes with the file (empty where a store gives none).
 
     Raises:
         OSError: it does not exist or cannot be reached.
+        DeepClusterError: fsspec, or its part for this kind of URL, is not installed.
     """
-    if is_url(place):
-        return remote.look(place)
-    state = os.stat(place)
-    return state.st_size, str(state.st_mtime_ns)
+    if not is_url(place):
+        state = os.stat(place)
+        return state.st_size, str(state.st_mtime_ns)
+    system, path = _file_system(place)
+    about = retry(lambda: system.info(path))
+    if about.get("size") is None:
+        raise OSError("the server does not tell its size")
+    return int(about["size"]), next((str(about[name]) for name in VERSION_FIELDS if about.get(name)), "")
 
 
-def read(place: str, start: int, count: int) -> bytes:
+def read_range(place: str, start: int, count: int) -> bytes:
     """Up to `count` bytes from byte `start` on: fewer where the file ends.
 
-    The file is opened for each read: that costs microseconds, and leaves nothing to share between threads, forks
+    A local file is opened for each read: that costs microseconds, and leaves nothing to share between threads, forks
     or pickles, nor thousands of shards open at once.
 
     Raises:
-        OSError: it does not exist or cannot be read.
+        OSError: it does not exist or cannot be read (a URL: in several tries).
     """
-    if is_url(place):
-        return remote.read(place, start, count)
-    handle = os.open(place, os.O_RDONLY)
-    try:
-        return os.pread(handle, count, start)
-    finally:
-        os.close(handle)
+    if not is_url(place):
+        handle = os.open(place, os.O_RDONLY)
+        try:
+            return os.pread(handle, count, start)
+        finally:
+            os.close(handle)
+    system, path = _file_system(place)
+    data: bytes = retry(lambda: system.cat_file(path, start=start, end=start + count))
+    # A server that does not support ranges sends the whole file.
+    return data[start : start + count] if len(data) > count else data
 
 
-def open_whole(place: str) -> BinaryIO:
-    """The file, to be read from its beginning to its end."""
-    return remote.open_whole(place) if is_url(place) else open(place, "rb")
+def open_stream(place: str) -> BinaryIO:
+    """The file, to be read from its beginning to its end; a remote one is fetched ahead piece by piece."""
+    if not is_url(place):
+        return open(place, "rb")
+    system, path = _file_system(place)
+    return cast(BinaryIO, retry(lambda: system.open(path, "rb", block_size=READ_AHEAD, cache_type="readahead")))
 
 
-def matching(pattern: str) -> list[str]:
+def expand(pattern: str) -> list[str]:
     """The shards that `shard.tar`, `a/*.zip`, `train-{000..003}.tar` or the same behind a URL name, in natural order.
 
     A name without wildcards stands for itself, whether there is such a file or not.
@@ -58,10 +87,12 @@ def matching(pattern: str) -> list[str]:
     """
     found: list[str] = []
     for word in expand_braces(pattern if is_url(pattern) else os.path.expanduser(pattern)):
-        if is_url(word):
-            found += sorted(remote.matching(word), key=natural_key) if "*" in word else [word]
-        elif os.path.isfile(word) or not glob.has_magic(word):
+        if not glob.has_magic(word) or (is_url(word) and "*" not in word) or os.path.isfile(word):
             found.append(word)
+        elif is_url(word):
+            system, path = _file_system(word)
+            matches = retry(lambda system=system, path=path: system.glob(path))  # type: ignore[misc]
+            found += sorted((str(system.unstrip_protocol(match)) for match in matches), key=natural_key)
         else:
             found += sorted(glob.glob(word, recursive=True), key=natural_key)
     if not found:
@@ -87,3 +118,43 @@ def expand_braces(pattern: str) -> list[str]:
         words = inside.split(",")
     before, after = pattern[: found.start()], pattern[found.end() :]
     return [name for word in words for name in expand_braces(before + word + after)]
+
+
+def retry(request: Callable[[], T]) -> T:
+    """`request()`, tried again after a while when it fails in a way that may pass.
+
+    Raises:
+        OSError: it failed for good.
+    """
+    for wait in (*WAITS, None):
+        try:
+            return request()
+        except Exception as error:  # each store raises its own
+            # Over HTTP, fsspec calls every failure to stat "not found", and keeps the true one as its cause.
+            cause = error.__cause__ if isinstance(error, FileNotFoundError) and error.__cause__ else error
+            status = getattr(cause, "status", None)
+            if isinstance(cause, (FileNotFoundError, PermissionError, IsADirectoryError)) or status in (404, 410):
+                raise
+            refused = isinstance(status, int) and 400 <= status < 500 and status not in (408, 429)
+            if wait is None or refused:
+                raise OSError((str(cause).splitlines() or [type(cause).__name__])[0][:200]) from error
+            time.sleep(wait)
+    raise AssertionError("the last try returns or raises")
+
+
+def _file_system(place: str) -> tuple[Any, str]:
+    """fsspec's file system and the path within it; fsspec keeps one of each kind per process."""
+    scheme = place.partition("://")[0]
+    try:
+        import fsspec
+
+        system, path = fsspec.core.url_to_fs(place)
+    except ImportError as error:
+        raise DeepClusterError(
+            f"{place} cannot be read without another package ({error}): pip install 'deepcluster[remote]'"
+        ) from None
+    except ValueError:
+        raise DeepClusterError(
+            f"{place} cannot be read: fsspec knows no {scheme}:// (it knows s3, gs, https and others)"
+        ) from None
+    return system, path

@@ -11,11 +11,9 @@ import os
 import tarfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path, PurePosixPath
 
 from deepcluster.data import storage
-from deepcluster.data.tar import read_tar
 from deepcluster.errors import BadImage, DeepClusterError
 
 FOLDERS = ("Annotations", "ImageSets", "JPEGImages", "SegmentationClass")
@@ -59,9 +57,12 @@ class VOCFiles:
         if entry is None:
             raise BadImage("there is no such file")
         try:
-            return read_tar(partial(storage.read, entry.place), entry.offset, entry.length)
+            data = storage.read_range(entry.place, entry.offset, entry.length)
         except OSError as error:
             raise BadImage(error.strerror or str(error)) from None
+        if len(data) < entry.length:
+            raise BadImage("cut off: the file ends before its content does")
+        return data
 
     def fingerprint(self, paths: Sequence[str | None]) -> str:
         """Hex digest of the names, places and modification times of files, in this order."""
@@ -87,7 +88,7 @@ def open_files(source: str | os.PathLike[str]) -> VOCFiles:
     if not path.exists() and not any(mark in name for mark in "*?[{") and not storage.is_url(name):
         raise DeepClusterError(f"There is no VOC set {name}: give the folder VOC2007 or a .tar that holds it.")
     members: dict[str, Entry] = {}
-    for place in storage.matching(name):
+    for place in storage.expand(name):
         members |= _scan_tar(place)
     root = _only_root(name, _roots_among(members))
     prefix = f"{root}/" if root else ""
@@ -148,7 +149,7 @@ def _scan_folder(root: Path) -> dict[str, Entry]:
     found: dict[str, Entry] = {}
     for place in places:
         with contextlib.suppress(OSError):  # a broken link: its image is reported as missing
-            size, stamp = storage.look(place)
+            size, stamp = storage.stat(place)
             found[Path(place).relative_to(root).as_posix()] = Entry(place, 0, size, stamp)
     return found
 
@@ -157,8 +158,8 @@ def _scan_tar(place: str) -> dict[str, Entry]:
     """Every plain file of an uncompressed tar file; of one that is cut short, those before the cut."""
     found: dict[str, Entry] = {}
     try:
-        stamp = str(storage.look(place))
-        with storage.open_whole(place) as stream, tarfile.open(fileobj=stream, mode="r:") as archive:
+        stamp = str(storage.stat(place))
+        with storage.open_stream(place) as stream, tarfile.open(fileobj=stream, mode="r:") as archive:
             for member in archive:
                 archive.members = []  # type: ignore[attr-defined]  # else every header stays in memory
                 if member.isreg() and not member.issparse():

@@ -1,0 +1,262 @@
+"""Tar and zip archives, read in place: one scan lists the members, then each is one read of its bytes.
+
+Random access is what lets a cluster point at its images; nothing is unpacked. Of zip files, stored and deflated
+members are read, also of ZIP64 (APPNOTE.TXT 6.3.9).
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import PurePosixPath
+from typing import BinaryIO
+
+import numpy as np
+
+from deepcluster.data import storage
+from deepcluster.data.naming import is_image_name
+from deepcluster.errors import BadImage
+
+#: The length that stands for "this long or longer": no image is, and four bytes hold no more.
+TOO_LONG = 2**32 - 1
+
+Read = Callable[[int, int], bytes]
+"""(start, count) -> bytes of an archive."""
+Wanted = Callable[[str], bool]
+"""Member name -> whether it is listed."""
+
+
+@dataclass(frozen=True)
+class Members:
+    """Members of one archive, in its own order.
+
+    Attributes:
+        names: n member names.
+        offsets: (n,) int64, the first byte of each: of a tar member's content, of a zip member's local header.
+        lengths: (n,) int64, stored bytes of each, at most `TOO_LONG`.
+        trouble: why the archive could not be read to its end; empty when it could.
+    """
+
+    names: list[str]
+    offsets: np.ndarray
+    lengths: np.ndarray
+    trouble: str = ""
+
+
+@dataclass(frozen=True)
+class Format:
+    """How archives of one kind are read.
+
+    Attributes:
+        unit: offsets are multiples of so many bytes.
+        advice: what to do about an archive that cannot be read.
+        scan: file, wanted -> (name, offset, length) of members, and the trouble.
+        read: read, offset, length -> content of a member. Raises BadImage.
+        name: read, offset -> name of a member. Raises BadImage or TarError.
+    """
+
+    unit: int
+    advice: str
+    scan: Callable[[BinaryIO, Wanted], tuple[list[tuple[str, int, int]], str]]
+    read: Callable[[Read, int, int], bytes]
+    name: Callable[[Read, int], str]
+
+
+def find_format(place: str) -> Format | None:
+    """The format of an archive by the ending of its path or URL; None for what is not an archive."""
+    return FORMATS.get(PurePosixPath(place.partition("?")[0] if storage.is_url(place) else place).suffix.lower())
+
+
+def format_of(place: str) -> Format:
+    """The format of what is known to be an archive."""
+    found = find_format(place)
+    assert found is not None, place
+    return found
+
+
+def scan(place: str, wanted: Wanted = is_image_name) -> Members:
+    """The `wanted` members of an archive; where it is damaged, those before the damage. Does not raise OSError."""
+
+    def once() -> Members:
+        with storage.open_stream(place) as stream:
+            size = stream.seek(0, io.SEEK_END)
+            stream.seek(0)
+            found, trouble = format_of(place).scan(stream, wanted)
+        inside = [member for member in found if member[1] + member[2] <= size]
+        if len(inside) < len(found):
+            trouble = trouble or "is cut short"
+        names, offsets, lengths = zip(*inside, strict=True) if inside else ((), (), ())
+        sizes = np.minimum(np.array(lengths, np.int64), TOO_LONG)
+        return Members([name.removeprefix("./") for name in names], np.array(offsets, np.int64), sizes, trouble)
+
+    try:
+        return storage.retry(once) if storage.is_url(place) else once()
+    except OSError as error:
+        return Members([], np.zeros(0, np.int64), np.zeros(0, np.int64), f"cannot be read ({error.strerror or error})")
+
+
+def read_member(place: str, offset: int, length: int) -> bytes:
+    """The content of the member that `scan` found at `offset`, `length` bytes stored.
+
+    Raises:
+        BadImage: it is damaged, cut off, or packed in a way that is not read here.
+    """
+    if length >= TOO_LONG:
+        raise BadImage("too large: 4 GiB or more")
+    try:
+        return format_of(place).read(partial(storage.read_range, place), offset, length)
+    except OSError as error:
+        raise BadImage(error.strerror or str(error)) from None
+
+
+def member_name(place: str, offset: int) -> str:
+    """The name of the member that `scan` found at `offset`.
+
+    Raises:
+        BadImage, OSError, tarfile.TarError: it cannot be read.
+    """
+    return format_of(place).name(partial(storage.read_range, place), offset).removeprefix("./")
+
+
+# ---------------------------------------------------------------------------------------------------------------- tar
+
+#: Content begins at a multiple of so many bytes.
+BLOCK = 512
+#: Bytes before a member's content in which headers with its long name are looked for.
+NAME_WINDOW = 16 * BLOCK
+#: Types of headers that extend the one behind them.
+EXTENDING = (tarfile.XHDTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
+
+
+def _scan_tar(stream: BinaryIO, wanted: Wanted) -> tuple[list[tuple[str, int, int]], str]:
+    found: list[tuple[str, int, int]] = []
+    try:
+        with tarfile.open(fileobj=stream, mode="r:") as archive:
+            for member in archive:
+                archive.members = []  # type: ignore[attr-defined]  # else a million members stay in memory
+                if member.isreg() and not member.issparse() and wanted(member.name):
+                    found.append((member.name, member.offset_data, member.size))
+            stream.seek(archive.offset)
+            if any(stream.read(BLOCK)):  # tarfile takes a damaged header for the end
+                return found, f"has a damaged header at byte {archive.offset:,}"
+    except (tarfile.TarError, EOFError, ValueError) as error:
+        return found, "is cut short" if found else f"cannot be read as an uncompressed tar file ({error})"
+    return found, ""
+
+
+def _read_tar(read: Read, offset: int, length: int) -> bytes:
+    data = read(offset, length)
+    if len(data) < length:
+        raise BadImage("cut off: the tar file ends before this member does")
+    return data
+
+
+def _tar_name(read: Read, offset: int) -> str:
+    """From the headers before the content, which begins at `offset`."""
+    start = max(0, offset - NAME_WINDOW)
+    window = read(start, offset - start)
+    first = len(window) - BLOCK
+    while (before := _extending_header(window, first)) is not None:
+        first = before
+    with tarfile.open(fileobj=io.BytesIO(window[first:] + bytes(2 * BLOCK)), mode="r:") as archive:
+        member = archive.next()
+    if member is None:
+        raise tarfile.TarError("there is no header")
+    return member.name
+
+
+def _extending_header(window: bytes, header: int) -> int | None:
+    """Where the header lies that extends the one at `header` (a long name, pax records); None when there is none."""
+    for place in range(header - 2 * BLOCK, -1, -BLOCK):
+        block = window[place : place + BLOCK]
+        if block[156:157] not in EXTENDING or block[257:262] != b"ustar":  # its checksum would take longer
+            continue
+        try:
+            found = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
+        except tarfile.TarError:
+            continue
+        if place + (1 - (-found.size // BLOCK)) * BLOCK == header:
+            return place
+    return None
+
+
+# ---------------------------------------------------------------------------------------------------------------- zip
+
+#: Local header (APPNOTE 4.3.7): signature, version, flags, method, time, date, crc, sizes, lengths of name and extra.
+HEADER = struct.Struct("<4s5H3L2H")
+#: Bytes read beyond header and content, for the name and the extra field, whose lengths only the header tells.
+SLACK = 512
+#: A member that unpacks to more is not an image but an attack.
+LARGEST = 1 << 30
+ENCRYPTED, SIZES_FOLLOW, UTF8 = 0x1, 0x8, 0x800
+
+
+def _scan_zip(stream: BinaryIO, wanted: Wanted) -> tuple[list[tuple[str, int, int]], str]:
+    try:
+        with zipfile.ZipFile(stream) as archive:
+            found = [
+                (member.filename, member.header_offset, member.compress_size)
+                for member in archive.infolist()
+                if not member.is_dir() and wanted(member.filename)
+            ]
+    except (zipfile.BadZipFile, EOFError, ValueError, NotImplementedError, struct.error) as error:
+        return [], f"cannot be read as a zip file ({error})"
+    return found, ""
+
+
+def _read_zip(read: Read, offset: int, length: int) -> bytes:
+    data = read(offset, HEADER.size + SLACK + length)
+    flags, method, checksum, begin = _zip_header(data)
+    if begin + length > len(data) and begin > HEADER.size + SLACK:
+        data += read(offset + len(data), begin + length - len(data))
+    content = data[begin : begin + length]
+    if len(content) < length:
+        raise BadImage("cut off: the zip file ends before this member does")
+    if flags & ENCRYPTED:
+        raise BadImage("encrypted: repack the zip file without a password")
+    if method == zipfile.ZIP_DEFLATED:
+        content = _inflate(content)
+    elif method != zipfile.ZIP_STORED:
+        raise BadImage(f"packed by method {method}: repack the zip file stored or deflated")
+    if not flags & SIZES_FOLLOW and zlib.crc32(content) != checksum:
+        raise BadImage("damaged: its checksum does not match")
+    return content
+
+
+def _zip_name(read: Read, offset: int) -> str:
+    data = read(offset, HEADER.size + SLACK)
+    flags = _zip_header(data)[0]
+    length = HEADER.unpack_from(data)[9]
+    raw = (data if HEADER.size + length <= len(data) else read(offset, HEADER.size + length))[HEADER.size :][:length]
+    return raw.decode("utf-8" if flags & UTF8 else "cp437", "replace")
+
+
+def _zip_header(data: bytes) -> tuple[int, int, int, int]:
+    """Flags, method, checksum, and where the content begins."""
+    if len(data) < HEADER.size or not data.startswith(b"PK\x03\x04"):
+        raise BadImage("damaged: there is no zip header where its shard's index has one")
+    _, _, flags, method, _, _, checksum, _, _, name, extra = HEADER.unpack_from(data)
+    return flags, method, checksum, HEADER.size + name + extra
+
+
+def _inflate(packed: bytes) -> bytes:
+    engine = zlib.decompressobj(-zlib.MAX_WBITS)
+    try:
+        content = engine.decompress(packed, LARGEST)
+    except zlib.error as error:
+        raise BadImage(f"damaged: {error}") from None
+    if not engine.eof:
+        raise BadImage("too large" if engine.unconsumed_tail else "cut off: its packed bytes end early")
+    return content
+
+
+FORMATS = {
+    ".tar": Format(BLOCK, "fetch it again, or repack it as a plain .tar", _scan_tar, _read_tar, _tar_name),
+    ".zip": Format(1, "fetch it again", _scan_zip, _read_zip, _zip_name),
+}
