@@ -1,84 +1,164 @@
-"""`deepcluster evaluate RUN|BACKBONE PROTOCOL --data S [--test S2]`. What each protocol takes is in cli/protocols."""
+"""`deepcluster evaluate RUN|BACKBONE PROTOCOL --data S [--test S2]`.
+
+The options of a protocol are the parameters of its function in `evaluate`.
+"""
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable, Sequence
 from importlib import import_module
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from deepcluster.cli.common import several_processes
+from deepcluster.cli.options import Function, parse_options
 from deepcluster.cli.parse import parse
 from deepcluster.config import nearest
 from deepcluster.data.open import must_exist
-from deepcluster.distributed import ProcessGroup
 from deepcluster.errors import DeepClusterError
 
+if TYPE_CHECKING:
+    import numpy as np
+
+    from deepcluster.engine.log import Screen
+    from deepcluster.engine.subject import Subject
+
 PROTOCOLS = {
-    "clusters": "Clusters",
-    "knn": "Knn",
+    "clusters": "clusters:clusters",
+    "knn": "knn:knn",
+    "linear": "linear.linear:linear",
+    "low-shot": "linear.low_shot:low_shot",
+    "mlp": "linear.mlp:mlp",
+    "voc-classification": "voc.classification:voc_classification",
+    "retrieval": "retrieval.protocol:retrieval",
+    "voc-detection": "voc.detection:voc_detection",
+    "voc-segmentation": "voc.segmentation:voc_segmentation",
+}
+"""The function of each protocol, in `deepcluster.evaluate`."""
+LEGACY = {
     "linear": "Linear",
     "low-shot": "LowShot",
     "mlp": "Mlp",
     "voc-classification": "VOCClassification",
     "retrieval": "Retrieval",
-    "voc-detection": "VocDetection",
-    "voc-segmentation": "VocSegmentation",
 }
-"""Name -> the class of its options; each has its own file in cli/protocols with a function `score`."""
+"""Protocols whose options are still in cli/protocols."""
+DISTRIBUTED = ("clusters", "knn")
+"""Protocols that several processes can run together: they share the images, and the first process writes."""
+IMAGES = {"test": (), "ground_truth": ("holidays",), "whiten_on": ("same", "none")}
+"""Options besides --data that name files or images, and their values that do not."""
 
-SHARED = ("clusters", "knn")
-"""Protocols that several processes may work on: they share the images, and the first one writes."""
+
+def load(
+    model: str,
+    /,
+    *,
+    untrained: bool = False,
+    image_size: int | None = None,
+    seed: int = 0,
+    out: Path | None = None,
+    device: str = "auto",
+    json: bool = False,
+) -> Subject:
+    """Opens the network to evaluate; its parameters are the options that all protocols have.
+
+    Args:
+        model: a run folder, a file of weights, or a backbone (any timm model as timm:NAME, a torchvision model as
+            torchvision:NAME); `--backbone NAME` is the same.
+        untrained: evaluate the same network with random weights, as a baseline.
+        image_size: for a backbone by name: side of its input images in pixels; None = the size its weights were
+            trained at.
+        out: folder for PROTOCOL.json; None = RUN/evaluation, or evaluations/NAME for a network that is not a run.
+    """
+    from deepcluster.engine.run import load_subject
+
+    return load_subject(model, device=device, image_size=image_size, untrained=untrained, seed=seed, results=out)
+
+
+LOAD = Function(f"{__name__}:load")
 
 
 def command(arguments: list[str]) -> None:
-    """Evaluates, prints the table, and leaves PROTOCOL.json in the run's evaluation folder."""
+    """Evaluates, prints the table, and writes PROTOCOL.json into the run's evaluation folder."""
     arguments = _backbone_first(arguments)
     words = [word for word in arguments if not word.startswith("-")]
-    protocol = words[1] if len(words) > 1 else ""
-    if protocol not in PROTOCOLS:
-        _no_protocol(protocol, arguments)
+    name = words[1] if len(words) > 1 else ""
+    if name not in PROTOCOLS:
+        _no_protocol(name, arguments)
         return
-    module, options = _module(protocol)
-    chosen: Any = parse(options, arguments, prog=f"deepcluster evaluate RUN {protocol}")
-    for named in (chosen.source, getattr(chosen, "test", None)):
-        must_exist(named)
+    arguments.remove(name)
+    protocol = _protocol(name)
+    chosen: Any = None
+    if name in LEGACY:
+        arguments.insert(1, name)
+        chosen = parse(_legacy(name), arguments, prog=f"deepcluster evaluate RUN {name}")
+        values = vars(chosen) | {"data": chosen.source}
+    else:
+        values = parse_options([protocol, LOAD], arguments, prog=f"deepcluster evaluate RUN {name}")
+    must_exist(values["data"])
+    for option, other in IMAGES.items():
+        must_exist(None if values.get(option) in other else values.get(option))
     with several_processes() as group:
-        if not group.is_single and protocol not in SHARED:
+        if not group.is_single and name not in DISTRIBUTED:
             raise DeepClusterError(
-                f"Protocol {protocol} runs in one process, not in {group.size}: start it without torchrun."
+                f"Protocol {name} runs in one process, not in {group.size}: start it without torchrun."
             )
-        _score(module, chosen, group)
+        from deepcluster.engine.log import Screen
 
-
-def _score(module: Any, chosen: Any, group: ProcessGroup) -> None:
-    from deepcluster.engine.log import Screen
-    from deepcluster.engine.run import load_subject
-
-    screen = Screen(quiet=not group.is_first, stderr=chosen.json)
-    subject = load_subject(
-        chosen.model,
-        device=chosen.device,
-        image_size=chosen.image_size,
-        untrained=chosen.untrained,
-        seed=chosen.seed,
-        results=chosen.out,
-        group=group,
-    )
-    result = module.score(subject, chosen, screen)
-    if not group.is_first:
-        return
+        screen = Screen(quiet=not group.is_first, stderr=values["json"])
+        subject = LOAD.call(values)
+        subject.group = group
+        if chosen is not None:
+            result = sys.modules[type(chosen).__module__].score(subject, chosen, screen)
+        else:
+            result = protocol.call(
+                values, subject=subject, run=subject, screen=screen, seen=_confusion_figure(subject, screen)
+            )
+        if not group.is_first:
+            return
     file = result.save(subject.results)
-    if chosen.json:
+    if values["json"]:
         print(result.json())
     else:
         screen.console.print(result.table())
         screen.say(f"{file} holds them with all settings")
 
 
+def _protocol(name: str) -> Function:
+    return Function(f"deepcluster.evaluate.{PROTOCOLS[name]}", injected=("subject", "run", "screen", "device"))
+
+
+def _summary(name: str) -> str:
+    if name in LEGACY:
+        return " ".join((_legacy(name).__doc__ or "").split()).partition(". ")[0]
+    return _protocol(name).summary
+
+
+def _legacy(name: str) -> Any:
+    return getattr(import_module(f"deepcluster.cli.protocols.{name.replace('-', '_')}"), LEGACY[name])
+
+
+def _confusion_figure(subject: Subject, screen: Screen) -> Callable[[np.ndarray, np.ndarray, Sequence[str]], None]:
+    """What protocol clusters calls with the run's clusters, the classes and their names."""
+
+    def draw(assignment: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> None:
+        if not subject.group.is_first:
+            return
+        from deepcluster.visualize import style
+        from deepcluster.visualize.confusion import confusion_figure
+
+        file = style.save(confusion_figure(assignment, labels, names), subject.results / "clusters-confusion.png")
+        screen.say(f"{file} shows which classes share clusters")
+
+    return draw
+
+
 def _backbone_first(arguments: list[str]) -> list[str]:
-    """`PROTOCOL --backbone NAME` as `NAME PROTOCOL`.
+    """A copy of the arguments, with `PROTOCOL --backbone NAME` written as `NAME PROTOCOL`.
 
     Raises:
-        DeepClusterError: a name is missing.
+        DeepClusterError: the name is missing.
     """
     for position, word in enumerate(arguments):
         if word == "--backbone":
@@ -87,27 +167,23 @@ def _backbone_first(arguments: list[str]) -> list[str]:
             return [arguments[position + 1], *arguments[:position], *arguments[position + 2 :]]
         if word.startswith("--backbone="):
             return [word.partition("=")[2], *arguments[:position], *arguments[position + 1 :]]
-    return arguments
+    return list(arguments)
 
 
-def _module(protocol: str) -> tuple[Any, Any]:
-    module = import_module(f"deepcluster.cli.protocols.{protocol.replace('-', '_')}")
-    return module, getattr(module, PROTOCOLS[protocol])
+def _no_protocol(name: str, arguments: list[str]) -> None:
+    """Prints the list of protocols if it is asked for.
 
-
-def _no_protocol(protocol: str, arguments: list[str]) -> None:
-    """The list of protocols, or one sentence."""
-    asked = "-h" in arguments or "--help" in arguments
-    if asked or not protocol:
+    Raises:
+        DeepClusterError: the protocol is missing or unknown.
+    """
+    if "-h" in arguments or "--help" in arguments:
         print("usage: deepcluster evaluate RUN|BACKBONE PROTOCOL --data S [--test S2] [--json]\n\nprotocols:")
-        for name in PROTOCOLS:
-            about = " ".join((_module(name)[1].__doc__ or "").split()).partition(". ")[0]
-            print(f"  {name:<20}{about}")
+        for each in PROTOCOLS:
+            print(f"  {each:<20}{_summary(each)}")
         print("\n`deepcluster evaluate RUN PROTOCOL --help` lists a protocol's options.")
-        if asked:
-            return
+    elif not name:
         raise DeepClusterError("The protocol is missing: deepcluster evaluate RUN clusters|knn|... --data S.")
-    raise DeepClusterError(
-        f"There is no protocol {protocol!r}.{nearest(protocol, list(PROTOCOLS))}"
-        " `deepcluster evaluate --help` lists them."
-    )
+    else:
+        raise DeepClusterError(
+            f"There is no protocol {name!r}.{nearest(name, list(PROTOCOLS))} `deepcluster evaluate --help` lists them."
+        )

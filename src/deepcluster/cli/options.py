@@ -13,8 +13,9 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property
 from importlib import import_module
+from os import PathLike
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any, Optional, Union, get_args, get_origin
 
 from tyro.conf import Positional, arg
 
@@ -83,7 +84,7 @@ class Function:
                 continue
             default = self.parameters[item.arg]
             value = dataclasses.MISSING if default is None else _evaluate(default, names)
-            kind = _evaluate(written, names)
+            kind = _without_paths(_evaluate(written, names))
             if value is None:
                 kind = Optional[kind]  # noqa: UP045
             kind = Annotated[kind, arg(help=texts[item.arg])]
@@ -169,6 +170,8 @@ class _Names(dict[str, Any]):
     def __missing__(self, name: str) -> Any:
         for node in ast.walk(self.tree):
             match node:
+                case ast.Import(names=[ast.alias(name=module, asname=None)]) if module == name:
+                    return import_module(module)
                 case ast.ImportFrom(module=str(module), names=aliases):
                     for alias in aliases:
                         if name == (alias.asname or alias.name):
@@ -180,6 +183,12 @@ class _Names(dict[str, Any]):
                         self[name] = _evaluate(node.value, self)
                         return self[name]
         raise KeyError(name)
+
+
+def _without_paths(kind: Any) -> Any:
+    """`str | os.PathLike[str]`, which is a string on the command line, as `str`."""
+    members = [member for member in get_args(kind) if get_origin(member) is not PathLike and member is not Path]
+    return Union[tuple(members)] if str in members else kind  # noqa: UP007
 
 
 def _evaluate(node: ast.expr, names: Mapping[str, Any]) -> Any:
