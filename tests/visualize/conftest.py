@@ -1,89 +1,73 @@
-"""A run without an engine: colored squares, clustered by color, with curves that somebody made up."""
+"""A tiny run that the engine trained, on noisy squares whose corner has their index as shade, and copies of it."""
 
 from __future__ import annotations
 
+import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
+from PIL import Image
 
-from deepcluster.errors import BadImage, DeepClusterError
+from deepcluster.config import override
+from deepcluster.engine import train
+from deepcluster.engine.log import Screen
+from deepcluster.engine.run import Run, load_run
+from deepcluster.presets import find_preset
 
-HOSTILE = '<script>alert("1 & 2")</script>'
-
-
-class Squares:
-    """N plain squares whose shade is their number; counts how often an image is decoded."""
-
-    def __init__(self, n: int, labels: np.ndarray | None, classes: tuple[str, ...], side: int = 20) -> None:
-        self.n, self.labels, self.classes, self.side = n, labels, classes, side
-        self.name = "somewhere/photos"
-        self.gone: set[int] = set()
-        self.reads: list[int] = []
-
-    def __len__(self) -> int:
-        return self.n
-
-    def path(self, index: int) -> str:
-        return f"{HOSTILE}/{index}.png"
-
-    def read(self, index: int, short_side: int | None = None) -> np.ndarray:
-        self.reads.append(index)
-        if index in self.gone:
-            raise BadImage("no such file")
-        return np.full((self.side, self.side + 6, 3), index % 256, np.uint8)
-
-    def fingerprint(self) -> str:
-        return "abc"
+HOSTILE = "b <img src=x onerror=alert(1)> & 'two'"
+N, K = 60, 5
+"""Images that can be decoded, and clusters; image 60 is torn."""
 
 
-class FakeRun:
-    """What pictures use of `engine.runs.Run`, with the distances kept."""
-
-    def __init__(self, folder: Path, source: Squares, k: int, assignment: np.ndarray, epochs: int) -> None:
-        self.folder, self._source = folder, source
-        self.assignment = assignment
-        self.centroids = torch.zeros(k, 4)
-        self.distance: np.ndarray | None = np.linspace(1, 0, len(source)).astype(np.float32)
-        self.metrics = [line(epoch, k, len(source)) for epoch in range(epochs)]
-        self.config: dict[str, Any] = {
-            "preset": "tiny-deepcluster",
-            "seed": 3,
-            "data": source.name,
-            "images": len(source),
-            "source_fingerprint": "abc",
-            "settings": {"epochs": 4, "batch_size": 32, "seed": 3, "image_size": 20, "method": {"k": k}},
-            "versions": {"deepcluster": "0.1.0", "torch": "2.8.0"},
-            "created": "2026-01-05T10:11:12+00:00",
-        }
-
-    def source(self) -> Squares:
-        return self._source
+@pytest.fixture(scope="session")
+def squares(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three classes of twenty noisy squares; the second class has markup in its name."""
+    draw = np.random.default_rng(0)
+    shapes = draw.integers(0, 200, (3, 20, 26, 3))
+    folder = tmp_path_factory.mktemp("squares")
+    for index in range(N):
+        file = folder / ("a ant", HOSTILE, "c cow")[index // 20] / f"{index:02d}.png"
+        file.parent.mkdir(exist_ok=True)
+        picture = shapes[index // 20] + draw.integers(0, 55, (20, 26, 3))
+        picture[:2, :6] = index  # the corner of the picture, and of its central square
+        Image.fromarray(picture.astype(np.uint8)).save(file)
+    (folder / "c cow" / "torn.png").write_bytes(b"")
+    return folder
 
 
-class LostRun(FakeRun):
-    """A run whose images have moved away."""
-
-    def source(self) -> Squares:
-        raise DeepClusterError("There is no folder somewhere/photos: give another.")
-
-
-class NewRun(FakeRun):
-    """A run that was killed before its first clustering."""
-
-    @property
-    def assignment(self) -> np.ndarray:
-        raise DeepClusterError("no clusters yet")
-
-    @assignment.setter
-    def assignment(self, value: np.ndarray) -> None:
-        pass
+@pytest.fixture(scope="session")
+def trained(squares: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """The run as it was trained: read it, and leave it as it is."""
+    values = {"epochs": 2, "k": K, "whiten": 8, "batch_size": 16, "image_size": 16, "seed": 3}
+    settings = override(find_preset("tiny-deepcluster").run, values)
+    train.train(settings, squares, tmp_path_factory.mktemp("trained") / "run", screen=Screen(quiet=True))
+    return load_run(next(tmp_path_factory.getbasetemp().glob("trained*/run")), device="cpu")
 
 
-def line(epoch: int, k: int, n: int) -> dict[str, Any]:
+@pytest.fixture
+def run(trained: Run, tmp_path: Path) -> Run:
+    """A copy of the run in a folder of its own."""
+    shutil.copytree(trained.folder, tmp_path / "run")
+    return load_run(tmp_path / "run", device="cpu")
+
+
+def rewritten(
+    run: Run, *, assignment: np.ndarray | None = None, metrics: list[dict[str, Any]] | None = None, **config: Any
+) -> Run:
+    """The run read back after its clusters, its metrics, or entries of its run.json were replaced."""
+    if assignment is not None:
+        np.save(run.folder / "assignment.npy", assignment.astype(np.int64))
+    if metrics is not None:
+        (run.folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in metrics))
+    (run.folder / "run.json").write_text(json.dumps(run.config | config))
+    return load_run(run.folder, device="cpu")
+
+
+def metrics_row(epoch: int, k: int, n: int) -> dict[str, Any]:
     """One line of metrics.jsonl."""
     return {
         "epoch": epoch,
@@ -102,19 +86,3 @@ def line(epoch: int, k: int, n: int) -> dict[str, Any]:
         "nmi_labels": 0.3,
         "purity": 0.6,
     }
-
-
-def make_run(
-    folder: Path, n: int = 60, k: int = 5, epochs: int = 4, labels: bool = True, kind: type[FakeRun] = FakeRun
-) -> FakeRun:
-    """A run of n images in k clusters; cluster 0 is empty where k > 1, and image 7 is bad."""
-    assignment = np.arange(n) % max(k - 1, 1) + (k > 1)
-    assignment[7] = -1
-    marks = (np.arange(n) // 20).astype(np.int64) if labels else None
-    classes = ("ant", HOSTILE, *(f"class {number}" for number in range(2, n))) if labels else ()
-    return kind(folder, Squares(n, marks, classes), k, assignment, epochs)
-
-
-@pytest.fixture
-def run(tmp_path: Path) -> FakeRun:
-    return make_run(tmp_path)

@@ -7,21 +7,22 @@ import pytest
 
 from deepcluster.errors import DeepClusterError
 from deepcluster.visualize import style
-from deepcluster.visualize.confusion import confusion_figure, counts, taken_for
+from deepcluster.visualize.confusion import by_main_class, confusion_figure, confusion_shares
+from deepcluster.visualize.purity import contingency
 
 ASSIGNMENT = np.array([0, 0, 0, 5, 5, 7, 7, 7, 7, -1])
 LABELS = np.array([1, 1, 0, 0, 0, 1, 2, 2, -1, 2])
 
 
-def test_clusters_stand_by_the_class_they_have_most_of() -> None:
-    table = counts(ASSIGNMENT, LABELS, 3)
+def test_clusters_are_ordered_by_their_main_class() -> None:
+    table = by_main_class(contingency(ASSIGNMENT, LABELS, 3))
     assert table.tolist() == [[2, 1, 0], [0, 2, 1], [0, 0, 2]]
-    share = taken_for(table)
+    share = confusion_shares(table)
     np.testing.assert_allclose(share, [[2 / 3, 1 / 3, 0], [0, 2 / 3, 1 / 3], [0, 0, 1]])
 
 
 def test_pure_clusters_come_before_mixed_ones_of_their_class() -> None:
-    table = counts(np.array([0, 0, 0, 1, 1]), np.array([0, 0, 1, 0, 0]), 2)
+    table = by_main_class(contingency(np.array([0, 0, 0, 1, 1]), np.array([0, 0, 1, 0, 0]), 2))
     assert table.tolist() == [[2, 2], [0, 1]]
 
 
@@ -34,6 +35,6 @@ def test_a_figure_with_few_and_with_many_classes() -> None:
     assert len(many.axes[0].get_yticklabels()) == 40 and "40 largest of 90" in many.get_suptitle()
 
 
-def test_nothing_to_draw_is_a_sentence() -> None:
+def test_images_without_cluster_and_label_are_an_error() -> None:
     with pytest.raises(DeepClusterError, match="No image has both"):
-        counts(np.array([-1, 0]), np.array([0, -1]), 1)
+        contingency(np.array([-1, 0]), np.array([0, -1]), 1)

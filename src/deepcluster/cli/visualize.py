@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from importlib import import_module
 from typing import Any
@@ -34,13 +35,17 @@ def command(arguments: list[str]) -> None:
     if what not in PICTURES:
         _no_picture(what, arguments)
         return
-    module, options = _module(what)
+    _, options = _module(what)
     chosen: Any = parse(options, arguments, prog=f"deepcluster visualize RUN {what}")
     must_exist(getattr(chosen, "source", None))
     from deepcluster.engine.log import Screen
 
     screen = Screen(stderr=chosen.json)
-    files = module.draw(chosen.load(), chosen, screen)
+    subject, name = chosen.load(), what.replace("-", "_")
+    draw = getattr(import_module(f"deepcluster.visualize.{name}"), f"draw_{name}")
+    given = vars(chosen) | {"data": getattr(chosen, "source", None), "screen": screen, "folder": chosen.folder(subject)}
+    picture_options = list(inspect.signature(draw).parameters)[1:]
+    files = draw(subject, **{option: given[option] for option in picture_options})
     if chosen.json:
         print(json.dumps({"pictures": [str(file) for file in files]}))
     else:

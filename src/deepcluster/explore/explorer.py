@@ -30,7 +30,7 @@ from deepcluster.explore.journal import Journal
 from deepcluster.explore.thumbs import Thumbs
 from deepcluster.explore.vectors import Vectors
 from deepcluster.io import write_atomic, write_json
-from deepcluster.visualize.groups import same_length
+from deepcluster.visualize.clustered_images import check_training_images
 
 if TYPE_CHECKING:
     from deepcluster.engine.run import Run
@@ -315,7 +315,7 @@ class Explorer:
                 " images it was trained on by --data."
             )
         if self._own_images:  # one image more and one less, and every file would have its neighbor's cluster
-            same_length(self.run, found, self.groups.original)
+            check_training_images(self.run, found, len(self.groups))
         return found
 
     def _opened(self, source: ImageSource) -> None:

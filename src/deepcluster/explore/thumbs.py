@@ -14,7 +14,7 @@ import numpy as np
 
 from deepcluster.data.source import ImageSource
 from deepcluster.errors import BadImage, DeepClusterError
-from deepcluster.visualize.grid import thumbnail
+from deepcluster.visualize.images import thumbnail
 
 SIDES = (96, 192)
 WHOLE = 1024

@@ -1,39 +1,100 @@
-"""Two runs in one picture: their curves over each other, and their pictures side by side.
-
-This file knows the keys of metrics.jsonl and nothing else of a run.
-"""
+"""Two runs in one picture: their curves over each other, and their pictures side by side."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from deepcluster.errors import DeepClusterError
 from deepcluster.visualize import style
-from deepcluster.visualize.history import curve
-from deepcluster.visualize.page import below, beside, line
+from deepcluster.visualize.clustered_images import SILENT, open_pixels
+from deepcluster.visualize.filters import filter_sheet
+from deepcluster.visualize.history import Metrics, Panel, curve, panel_figure
+from deepcluster.visualize.images import side_by_side, stacked, text_line, titled
+from deepcluster.visualize.neighbors import neighbor_sheet
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from deepcluster.engine.log import Screen
+    from deepcluster.engine.subject import Subject
+
 PANELS = (
-    ("Loss", "cross-entropy (nats)", "loss", None),
-    ("NMI with labels", "NMI (0 to 1)", "nmi_labels", 1.0),
-    ("Purity", "share of images", "purity", 1.0),
-    ("NMI with the previous clusters", "NMI (0 to 1)", "nmi_previous", 1.0),
-    ("Images that changed cluster", "share of images", "reassigned", 1.0),
-    ("Clusters in use", "clusters", "clusters_used", None),
-    ("Watched score", "score (0 to 1)", "watched", 1.0),
-    ("Speed", "images / second", "images_per_second", None),
+    Panel("Loss", "cross-entropy (nats)", {"": "loss"}),
+    Panel("NMI with labels", "NMI (0 to 1)", {"": "nmi_labels"}, top=1),
+    Panel("Purity", "share of images", {"": "purity"}, top=1),
+    Panel("NMI with the previous clusters", "NMI (0 to 1)", {"": "nmi_previous"}, top=1),
+    Panel("Images that changed cluster", "share of images", {"": "reassigned"}, top=1),
+    Panel("Clusters in use", "clusters", {"": "clusters_used"}),
+    Panel("Watched score", "score (0 to 1)", {"": "watched"}, top=1),
+    Panel("Speed", "images / second", {"": "images_per_second"}),
 )
-"""Title, unit, key of metrics.jsonl and upper end of the axis."""
-
-Metrics = Sequence[dict[str, Any]]
 
 
-def compare_figure(runs: dict[str, Metrics]) -> Figure:
+def draw_compare(
+    subject: Subject,
+    *,
+    other: str,
+    data: Any = None,
+    queries: int = 6,
+    k: int = 10,
+    image_size: int | None = None,
+    seed: int = 0,
+    folder: Path,
+    screen: Screen | None = None,
+) -> list[Path]:
+    """Two runs side by side: their curves, their first filters, and their neighbors of the same queries.
+
+    Args:
+        other: the second run, or another network.
+        data: images among which neighbors are searched; by default those the first run was trained on.
+        queries: how many queries, drawn at random, of different classes where there are labels.
+        k: neighbors of each.
+        image_size: for backbones by name: side of their input images in pixels; by default what their weights were
+            made for.
+        seed: of the queries.
+
+    Returns:
+        The paths of compare-history.png (of two runs), compare-filters.png (where both have filters) and
+        compare-neighbors.png.
+    """
+    from deepcluster.engine.run import Run, load_subject
+
+    by_name = not (Path(other) / "run.json").is_file() and not Path(other).is_file()
+    second = load_subject(other, device=subject.device, image_size=image_size if by_name else None)
+    if image_size is not None and isinstance(subject, Run) and isinstance(second, Run):
+        raise DeepClusterError("Both runs know the size of their images: leave out --image-size.")
+    names = short_names([subject.name, other])
+    networks = dict(zip(names, (subject, second), strict=True))
+    pixels = open_pixels(subject, data)
+    sheet, text = neighbor_sheet(networks, pixels, queries=queries, k=k, seed=seed, screen=screen)
+    files = []
+    if isinstance(subject, Run) and isinstance(second, Run):
+        curves = compare_figure({names[0]: subject.metrics, names[1]: second.metrics})
+        files.append(style.save(curves, folder / "compare-history.png"))
+    try:
+        filters = {name: filter_sheet(network) for name, network in networks.items()}
+    except DeepClusterError as error:
+        (screen or SILENT).say(f"no picture of filters: {error}")
+    else:
+        texts = {text for _, text in filters.values()}
+        legend = (
+            f"Both: {texts.pop()}"
+            if len(texts) == 1
+            else " ".join(f"{name}: {each[1]}" for name, each in filters.items())
+        )
+        page = titled(
+            named_side_by_side({name: each[0] for name, each in filters.items()}), "First-layer filters", legend
+        )
+        files.append(style.save(page, folder / "compare-filters.png"))
+    page = titled(sheet, f"The {k} nearest images of the same queries", text[:1].upper() + text[1:])
+    return [*files, style.save(page, folder / "compare-neighbors.png")]
+
+
+def compare_figure(runs: Mapping[str, Metrics]) -> Figure:
     """The curves that at least one of the runs has, one panel a quantity, one color a run.
 
     Args:
@@ -42,45 +103,33 @@ def compare_figure(runs: dict[str, Metrics]) -> Figure:
     Raises:
         DeepClusterError: no epoch of any has ended yet.
     """
-    shown = [panel for panel in PANELS if any(len(curve(metrics, panel[2])[0]) for metrics in runs.values())]
-    if not shown:
-        raise DeepClusterError("There is no curve to compare yet: no epoch has ended; train for longer first.")
-    columns = min(2, len(shown))
-    rows = -(-len(shown) // columns)
-    page = style.figure(4.9 * columns, 2.6 * rows + 0.5)
-    for number, (title, unit, key, top) in enumerate(shown):
-        axes = page.add_subplot(rows, columns, number + 1)
-        style.quiet(axes, title, "epoch", unit)
-        highest = 0.0
-        for metrics, color in zip(runs.values(), style.SERIES, strict=False):
-            x, y = curve(metrics, key)
-            if len(x):
-                axes.plot(x, y, color=color, linewidth=1.8, solid_capstyle="round", clip_on=False)
-                axes.plot(x[-1:], y[-1:], "o", color=color, markersize=4, clip_on=False)
-                highest = max(highest, float(y.max()))
-        axes.set_ylim(0, top or highest * 1.08 or 1)
-        _plain(axes)
-    names = [(name, color) for name, color in zip(runs, style.SERIES, strict=False)]
     from matplotlib.lines import Line2D
 
+    colors = dict(zip(runs, style.SERIES, strict=False))
+    shown = []
+    for panel in PANELS:
+        curves = {name: (*curve(metrics, panel.series[""]), colors[name]) for name, metrics in runs.items()}
+        if curves := {name: each for name, each in curves.items() if len(each[0])}:
+            shown.append((panel, curves))
+    if not shown:
+        raise DeepClusterError("There is no curve to compare yet: no epoch has ended; train for longer first.")
+    page = panel_figure(shown, labels=False)
+    page.set_figheight(page.get_figheight() + 0.5)
     page.legend(
-        [Line2D([], [], color=color, linewidth=2.5) for _, color in names],
-        [name for name, _ in names],
+        [Line2D([], [], color=color, linewidth=2.5) for color in colors.values()], list(colors),
         loc="outside upper left", ncols=1, frameon=False, fontsize=10, labelcolor=style.INK,
     )  # fmt: skip
     return page
 
 
-def side_by_side(pictures: dict[str, np.ndarray]) -> np.ndarray:
+def named_side_by_side(pictures: Mapping[str, np.ndarray]) -> np.ndarray:
     """(H, W, 3) pictures next to each other, each below its name."""
-    parts = [below([line(name, picture.shape[1], bold=True), picture], gap=2) for name, picture in pictures.items()]
-    return beside(parts, gap=24)
+    parts = [stacked([text_line(name, each.shape[1], bold=True), each], gap=2) for name, each in pictures.items()]
+    return side_by_side(parts, gap=24)
 
 
 def short_names(names: Sequence[str]) -> list[str]:
-    """The same with the folders that all have in common left out; equal names are numbered."""
-    from pathlib import PurePath
-
+    """The same without the folders that all have in common; equal names are numbered."""
     parts = [PurePath(name).parts for name in names]
     common = 0
     while all(len(each) > common + 1 for each in parts) and len({each[common] for each in parts}) == 1:
@@ -89,11 +138,3 @@ def short_names(names: Sequence[str]) -> list[str]:
     if len(set(found)) < len(found):
         found = [f"{name} ({number})" for number, name in enumerate(found, 1)]
     return found
-
-
-def _plain(axes: Any) -> None:
-    """Whole epochs below, and numbers with commas at the left."""
-    from matplotlib.ticker import FuncFormatter, MaxNLocator
-
-    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1, steps=[1, 2, 5, 10]))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}" if value >= 100 else f"{value:g}"))

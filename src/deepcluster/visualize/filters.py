@@ -1,28 +1,83 @@
-"""The filters of the first convolution as small pictures: in colors, or over the two edge maps of Sobel.
-
-Pure functions of a table of weights (F, C, H, W); `first_filters` alone knows networks.
-"""
+"""The filters of the first convolution as small pictures: in colors, or over the two edge maps of Sobel."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from deepcluster.errors import DeepClusterError
-from deepcluster.visualize.grid import PAPER, grid
-from deepcluster.visualize.page import enlarged
+from deepcluster.visualize import style
+from deepcluster.visualize.clustered_images import short_name
+from deepcluster.visualize.images import WHITE, enlarged, grid, titled
 
 if TYPE_CHECKING:
+    from deepcluster.engine.log import Screen
+    from deepcluster.engine.subject import Subject
     from deepcluster.models.backbone import Backbone
 
-ORDERS = ("norm", "index", "pca")
-SOBELS = ("pair", "direction", "gray")
-TILE = 44
-"""Pixels of a tile's side, at least."""
+Order = Literal["norm", "index", "pca"]
+Sobel = Literal["pair", "direction", "gray"]
 
 # the Sobel pair as models/sobel.py has it: left minus right, top minus bottom
-_EDGES = np.array([[[1, 0, -1], [2, 0, -2], [1, 0, -1]], [[1, 2, 1], [0, 0, 0], [-1, -2, -1]]], np.float64)
+SOBEL = np.array([[[1, 0, -1], [2, 0, -2], [1, 0, -1]], [[1, 2, 1], [0, 0, 0], [-1, -2, -1]]], np.float64)
+
+
+def draw_filters(
+    subject: Subject,
+    *,
+    order: Order = "norm",
+    shared: bool = False,
+    sobel: Sobel = "pair",
+    folder: Path,
+    screen: Screen | None = None,
+) -> list[Path]:
+    """The filters of the first convolution, in colors or over the two edge maps of Sobel (the paper's figure 3).
+
+    Args:
+        order: norm = the strongest first, index = as the network has them, pca = similar ones together.
+        shared: one scale for all filters; by default each is as bright as it can be.
+        sobel: behind Sobel: pair = both channels in gray, direction = edges by hue, gray = the filter on the gray image
+            that filter and Sobel amount to together.
+
+    Returns:
+        The path of filters.png.
+    """
+    picture, text = filter_sheet(subject, order, shared, sobel)
+    page = titled(picture, f"First-layer filters of {short_name(subject.name)}", text)
+    return [style.save(page, folder / "filters.png")]
+
+
+def filter_sheet(
+    subject: Subject, order: Order = "norm", shared: bool = False, sobel: Sobel = "pair"
+) -> tuple[np.ndarray, str]:
+    """The tiles of a network's first filters, and the sentences that explain them; options as in `draw_filters`.
+
+    Raises:
+        DeepClusterError: the network does not begin with filters that can be drawn, or has no Sobel layer.
+    """
+    weights = first_filters(subject.backbone)
+    count, channels, height, width = weights.shape
+    if channels == 3 and sobel != "pair":
+        raise DeepClusterError(f"{subject.name} has no Sobel layer: leave out --sobel.")
+    tiles = filter_tiles(weights[filter_order(weights, order)], shared=shared, sobel=sobel)
+    layout = {
+        "pair": "Left half: weights over the horizontal differences that Sobel gives (left minus right); right half:"
+        " over the vertical ones (top minus bottom).",
+        "direction": "Hue is the direction of the edge that a weight answers to, brightness is its strength.",
+        "gray": f"Each filter is drawn together with Sobel before it, as {height + 2} x {width + 2} weights on the gray"
+        " image.",
+    }
+    ordered = {"norm": "the strongest first", "index": "in the network's order", "pca": "similar ones together"}[order]
+    sentences = [
+        f"{count} filters of {height} x {width} pixels over {'two edge maps' if channels == 2 else 'colors'},"
+        f" {ordered}.",
+        layout[sobel] if channels == 2 else "",
+        "" if channels == 2 and sobel == "direction" else "Mid-gray is zero.",
+        "All filters share one scale." if shared else "Each filter has its own scale.",
+    ]
+    return tile_sheet(tiles, halves=channels == 2 and sobel == "pair"), " ".join(filter(None, sentences))
 
 
 def first_filters(backbone: Backbone) -> np.ndarray:
@@ -34,26 +89,21 @@ def first_filters(backbone: Backbone) -> np.ndarray:
     from torch import nn
 
     channels = 2 if "sobel" in type(backbone.sobel).__name__.lower() else 3
-    for module in backbone.trunk.modules():
-        if isinstance(module, nn.Conv2d):
-            if module.in_channels == channels and module.groups == 1:
-                return module.weight.detach().float().cpu().numpy()
-            break
-    raise DeepClusterError(
-        f"{backbone.name} does not begin with a convolution over {channels} channels: its first layer has no filters"
-        " that can be drawn; draw activations in their place."
-    )
+    first = next((module for module in backbone.trunk.modules() if isinstance(module, nn.Conv2d)), None)
+    if first is None or first.in_channels != channels or first.groups != 1:
+        raise DeepClusterError(
+            f"{backbone.name} does not begin with a convolution over {channels} channels: its first layer has no"
+            " filters that can be drawn; draw activations instead."
+        )
+    return first.weight.detach().float().cpu().numpy()
 
 
-def ordered(filters: np.ndarray, order: str = "norm") -> np.ndarray:
+def filter_order(filters: np.ndarray, order: Order = "norm") -> np.ndarray:
     """(F,) numbers of (F, C, H, W) filters in the order they are drawn.
 
     Args:
         order: "norm" = the strongest first; "index" = as the network has them; "pca" = along the first principal
-            component of the filters scaled to unit length, signs put aside, so that like ones stand together.
-
-    Raises:
-        DeepClusterError: there is no such order.
+            component of the filters scaled to unit length, regardless of sign, so that similar ones are neighbors.
     """
     rows = filters.reshape(len(filters), -1).astype(np.float64)
     norms = np.linalg.norm(rows, axis=1)
@@ -61,14 +111,12 @@ def ordered(filters: np.ndarray, order: str = "norm") -> np.ndarray:
         return np.argsort(-norms, kind="stable")
     if order == "index":
         return np.arange(len(filters))
-    if order == "pca":
-        units = rows / np.maximum(norms, 1e-12)[:, None]
-        first = np.linalg.svd(units, full_matrices=False)[2][0]
-        return np.argsort(-np.abs(units @ first), kind="stable")
-    raise DeepClusterError(f"order={order!r} is no order of filters: choose {', '.join(ORDERS)}.")
+    units = rows / np.maximum(norms, 1e-12)[:, None]
+    first = np.linalg.svd(units, full_matrices=False)[2][0]
+    return np.argsort(-np.abs(units @ first), kind="stable")
 
 
-def tiles(filters: np.ndarray, *, shared: bool = False, sobel: str = "pair") -> list[np.ndarray]:
+def filter_tiles(filters: np.ndarray, *, shared: bool = False, sobel: Sobel = "pair") -> list[np.ndarray]:
     """A small (h, w, 3) uint8 picture of each filter, one pixel a weight.
 
     Zero is mid-gray, and the largest weight of the filter is as far from it as colors go.
@@ -82,68 +130,51 @@ def tiles(filters: np.ndarray, *, shared: bool = False, sobel: str = "pair") -> 
             and Sobel amount to together.
 
     Raises:
-        DeepClusterError: another number of channels, or no such way to draw.
+        DeepClusterError: another number of channels.
     """
-    count, channels = filters.shape[:2]
-    if sobel not in SOBELS:
-        raise DeepClusterError(f"sobel={sobel!r} is no way to draw filters: choose {', '.join(SOBELS)}.")
-    if channels == 3:
-        return [_colors(each) for each in _scaled(filters, shared)]
-    if channels != 2:
+    channels = filters.shape[1]
+    if channels not in (2, 3):
         raise DeepClusterError(f"Filters over {channels} channels cannot be drawn: only 3 colors or 2 edge maps.")
-    if sobel == "gray":
-        return [_colors(each) for each in _scaled(np.stack([on_gray(each)[None] for each in filters]), shared)]
-    scaled = _scaled(filters, shared)
+    if channels == 2 and sobel == "gray":
+        filters = np.stack([on_gray(each)[None] for each in filters])
+    size = np.hypot(filters[:, 0], filters[:, 1]) if sobel == "direction" and channels == 2 else np.abs(filters)
+    peak = size.reshape(len(filters), -1).max(1)
+    if shared:
+        peak[:] = peak.max(initial=0)
+    scaled = filters / np.maximum(peak, 1e-12)[:, None, None, None]
+    if channels == 3 or sobel == "gray":
+        return [_colors(each) for each in scaled]
     if sobel == "direction":
-        peak = np.hypot(filters[:, 0], filters[:, 1]).reshape(count, -1).max(1)
-        peak = np.full(count, peak.max(initial=0)) if shared else peak
-        return [_direction(each / max(top, 1e-12)) for each, top in zip(filters, peak, strict=True)]
+        return [_direction(each) for each in scaled]
     return [np.concatenate([_colors(each[:1]), _colors(each[1:])], axis=1) for each in scaled]
 
 
 def on_gray(one: np.ndarray) -> np.ndarray:
     """(H + 2, W + 2) filter on the gray image that a (2, H, W) filter behind Sobel amounts to, up to padding."""
-    height, width = one.shape[1:]
-    found = np.zeros((height + 2, width + 2))
-    for row in range(3):
-        for column in range(3):
-            part = np.tensordot(_EDGES[:, row, column], one, axes=(0, 0))
-            found[row : row + height, column : column + width] += part
-    return found
+    from scipy.signal import convolve2d
+
+    return sum((convolve2d(weights, edges) for weights, edges in zip(one, SOBEL, strict=True)), np.zeros(()))
 
 
-def filter_sheet(
-    pictures: list[np.ndarray], columns: int | None = None, side: int = TILE, halves: bool = False
-) -> np.ndarray:
+def tile_sheet(tiles: list[np.ndarray], columns: int | None = None, side: int = 44, halves: bool = False) -> np.ndarray:
     """Tiles in rows, every weight enlarged to a square, (H, W, 3) uint8.
 
     Args:
-        halves: each tile is a pair, which a thin line is to part.
-        columns: by default about half as many rows as columns.
-        side: pixels of a tile's height at least.
+        columns: by default about half as many rows as columns, all of them full if possible.
+        side: least height of a tile in pixels.
+        halves: each tile is a pair, to be parted by a thin line.
     """
-    height, width = pictures[0].shape[:2]
+    height, width = tiles[0].shape[:2]
     factor = max(1, -(-side // height))
-    columns = columns or _columns(len(pictures), (2 * len(pictures) * height / width) ** 0.5)
-    large = [enlarged(each, factor) for each in pictures]
+    if columns is None:
+        wanted = (2 * len(tiles) * height / width) ** 0.5
+        near = range(max(1, round(0.65 * wanted)), round(1.5 * wanted) + 1)
+        full = [each for each in near if len(tiles) % each == 0] or [max(1, round(wanted))]
+        columns = min(full, key=lambda each: abs(each - wanted))
+    large = [enlarged(each, factor) for each in tiles]
     if halves:
-        middle = width * factor // 2
-        large = [np.insert(each, [middle] * 2, PAPER, axis=1) for each in large]
+        large = [np.insert(each, [width * factor // 2] * 2, WHITE, axis=1) for each in large]
     return grid(large, columns, gap=14 if halves else 6)
-
-
-def _columns(count: int, wanted: float) -> int:
-    """About as many columns as wanted, and if possible so many that all rows are full."""
-    near = range(max(1, round(0.65 * wanted)), round(1.5 * wanted) + 1)
-    full = [columns for columns in near if count % columns == 0] or [max(1, round(wanted))]
-    return min(full, key=lambda columns: abs(columns - wanted))
-
-
-def _scaled(filters: np.ndarray, shared: bool) -> np.ndarray:
-    """The same divided by the largest absolute weight, of each filter or of all."""
-    peak = np.abs(filters).reshape(len(filters), -1).max(1)
-    peak = np.full(len(filters), peak.max(initial=0)) if shared else peak
-    return filters / np.maximum(peak, 1e-12)[:, None, None, None]
 
 
 def _colors(one: np.ndarray) -> np.ndarray:
@@ -158,4 +189,5 @@ def _direction(one: np.ndarray) -> np.ndarray:
 
     hue = (np.arctan2(one[1], one[0]) / (2 * np.pi)) % 1
     length = np.clip(np.hypot(one[0], one[1]), 0, 1)
-    return (255 * hsv_to_rgb(np.stack([hue, np.full_like(hue, 0.85), length], axis=-1))).round().astype(np.uint8)
+    colors = hsv_to_rgb(np.stack([hue, np.full_like(hue, 0.85), length], axis=-1))
+    return np.round(255 * colors).astype(np.uint8)

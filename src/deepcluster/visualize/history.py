@@ -1,13 +1,13 @@
 """The curves of a run: loss, agreement, cluster sizes, learning rate and where the time goes, by epoch.
 
-This file knows the keys of metrics.jsonl and nothing else of a run.
+Apart from `draw_history`, this file knows the keys of metrics.jsonl and nothing else of a run.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,25 +16,36 @@ import numpy as np
 from deepcluster.engine.health import turns_of
 from deepcluster.errors import DeepClusterError
 from deepcluster.visualize import style
+from deepcluster.visualize.clustered_images import require_run
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from deepcluster.engine.log import Screen
     from deepcluster.engine.run import Run
-
 
 ROW = 2.6
 """Inches from one row of panels to the next."""
+
+Metrics = Sequence[dict[str, Any]]
+"""One mapping an epoch, as in metrics.jsonl."""
+Curves = Mapping[str, tuple[np.ndarray, np.ndarray, str]]
+"""Name -> epochs, values, color."""
 Ending = tuple[float, str, str]
 """Height of a line's end in data, its name, its color."""
 
-Curves = dict[str, tuple[np.ndarray, np.ndarray, str]]
-"""Name -> epochs, values, color."""
 
+def draw_history(run: Run, *, folder: Path, screen: Screen | None = None) -> list[Path]:
+    """Curves over the epochs: loss, agreement, reassignment, sizes, learning rate, time.
 
-OF_CLUSTERS = ("Agreement", "Images that changed cluster", "Cluster sizes", "Clusters in use")
-"""Panels that say nothing of a run that tells turns alone."""
+    Returns:
+        The path of history.png.
+    """
+    run = require_run(run, "history")
+    images = int((np.asarray(run.assignment) >= 0).sum())
+    page = history_figure(run.metrics, len(run.centroids), images, turns_of(run.config))
+    return [style.save(page, folder / "history.png")]
 
 
 @dataclass(frozen=True)
@@ -47,132 +58,128 @@ class Panel:
         series: name -> key in metrics.jsonl.
         levels: name -> a height to compare with, drawn as a dashed line.
         scale: "linear", "log" or "stacked" (areas on top of each other).
-        ends: fixed lower and upper end of the vertical axis; None = as the data want it.
+        top: upper end of the vertical axis; None = as the data need it.
+        of_clusters: it says nothing of a run that only predicts rotations.
     """
 
     title: str
     unit: str
     series: dict[str, str]
-    levels: dict[str, float]
+    levels: dict[str, float] = field(default_factory=dict)
     scale: str = "linear"
-    ends: tuple[float | None, float | None] = (None, None)
+    top: float | None = None
+    of_clusters: bool = False
+
+    def curves(self, metrics: Metrics) -> Curves:
+        """The series that have numbers; a name keeps its color when another has none."""
+        found = {
+            name: (*curve(metrics, key), color)
+            for (name, key), color in zip(self.series.items(), style.SERIES, strict=False)
+        }
+        return {name: each for name, each in found.items() if len(each[0])}
 
 
-def panels(metrics: Sequence[dict[str, Any]], clusters: int, images: int | None = None, turns: int = 1) -> list[Panel]:
+def panels(metrics: Metrics, clusters: int, images: int | None = None, rotations: int = 1) -> list[Panel]:
     """The panels for which `metrics` has at least one number, in reading order.
 
     Args:
-        metrics: one mapping an epoch, as in metrics.jsonl.
         clusters: K; a network that guesses has loss ln K.
         images: N; with K it gives the mean cluster size.
-        turns: that are told apart too; guessing then has loss ln(turns x K).
+        rotations: that are predicted too; guessing then has loss ln(rotations x K).
     """
-    choices, alone = max(clusters, 1) * turns, clusters <= 1 < turns
-    guess = {"ln K" if turns == 1 else f"ln {choices}": math.log(choices)}
-    mean = {} if not images else {"mean": images / clusters}
+    choices = max(clusters, 1) * rotations
+    guessing = {"ln K" if rotations == 1 else f"ln {choices}": math.log(choices)}
+    mean = {"mean": images / clusters} if images else {}
+    agreement = {"NMI with previous": "nmi_previous", "NMI with labels": "nmi_labels", "purity": "purity"}
+    unit = "NMI, purity (0 to 1)" if len(curve(metrics, "purity")[0]) else "NMI (0 to 1)"
+    time = {"train": "seconds_train", "features": "seconds_features", "cluster": "seconds_cluster"}
     wanted = [
-        Panel("Loss", "cross-entropy (nats)", {"loss": "loss"}, guess, ends=(0, None)),
+        Panel("Loss", "cross-entropy (nats)", {"loss": "loss"}, guessing),
+        Panel("Agreement", unit, agreement, top=1, of_clusters=True),
+        Panel("Images that changed cluster", "share of images", {"reassigned": "reassigned"}, top=1, of_clusters=True),
         Panel(
-            "Agreement",
-            "NMI, purity (0 to 1)" if len(curve(metrics, "purity")[0]) else "NMI (0 to 1)",
-            {"NMI with previous": "nmi_previous", "NMI with labels": "nmi_labels", "purity": "purity"},
-            {},
-            ends=(0, 1),
+            "Cluster sizes", "images", {"largest": "size_max", "smallest": "size_min"}, mean, "log", of_clusters=True
         ),
-        Panel("Images that changed cluster", "share of images", {"reassigned": "reassigned"}, {}, ends=(0, 1)),
-        Panel("Cluster sizes", "images", {"largest": "size_max", "smallest": "size_min"}, mean, "log"),
-        Panel("Clusters in use", "clusters", {"in use": "clusters_used"}, {"K": clusters}, ends=(0, None)),
-        Panel("Learning rate", "learning rate", {"backbone": "lr"}, {}, ends=(0, None)),
-        Panel(
-            "Time of an epoch",
-            "seconds",
-            {"train": "seconds_train", "features": "seconds_features", "cluster": "seconds_cluster"},
-            {},
-            "stacked",
-        ),
-        Panel("Speed", "images / second", {"images": "images_per_second"}, {}, ends=(0, None)),
+        Panel("Clusters in use", "clusters", {"in use": "clusters_used"}, {"K": clusters}, of_clusters=True),
+        Panel("Learning rate", "learning rate", {"backbone": "lr"}),
+        Panel("Time of an epoch", "seconds", time, scale="stacked"),
+        Panel("Speed", "images / second", {"images": "images_per_second"}),
     ]
-    wanted = [panel for panel in wanted if not (alone and panel.title in OF_CLUSTERS)]
-    return [panel for panel in wanted if any(len(curve(metrics, key)[0]) for key in panel.series.values())]
+    without_clusters = clusters <= 1 < rotations
+    return [each for each in wanted if each.curves(metrics) and not (without_clusters and each.of_clusters)]
 
 
-def curve(metrics: Sequence[dict[str, Any]], key: str) -> tuple[np.ndarray, np.ndarray]:
+def curve(metrics: Metrics, key: str) -> tuple[np.ndarray, np.ndarray]:
     """Epochs, counted from 1, and values of one key, without the epochs that have no number for it."""
-    pairs = [(line.get("epoch", number) + 1, line.get(key)) for number, line in enumerate(metrics)]
+    pairs = [(row.get("epoch", number) + 1, row.get(key)) for number, row in enumerate(metrics)]
     known = [(x, y) for x, y in pairs if isinstance(y, (int, float)) and math.isfinite(y)]
     return np.array([x for x, _ in known], float), np.array([y for _, y in known], float)
 
 
-def draw(axes: Axes, panel: Panel, metrics: Sequence[dict[str, Any]]) -> list[Ending]:
-    """Draw one panel, and return the names for the ends of its lines."""
-    # a name keeps its color when another has no numbers
-    colored = zip(panel.series.items(), style.SERIES, strict=False)
-    curves = {name: (*curve(metrics, key), color) for (name, key), color in colored}
-    curves = {name: each for name, each in curves.items() if len(each[0])}
-    first = min(x[0] for x, _, _ in curves.values())
-    last = max(x[-1] for x, _, _ in curves.values())
-    if panel.scale == "log" and min(min(y) for _, y, _ in curves.values()) > 0:
-        axes.set_yscale("log")
-    style.quiet(axes, panel.title, "epoch", panel.unit)
-    ends = _stack(axes, curves) if panel.scale == "stacked" else _lines(axes, curves)
-    for name, level in panel.levels.items():
-        axes.axhline(level, color=style.QUIET, linewidth=1, linestyle=(0, (4, 3)))
-        number = f"{level:.3g}" if level < 1000 else f"{level:,.0f}"
-        ends.append((level, f"{name} = {number}", style.QUIET))
-    if axes.get_yscale() == "linear":
-        low, high = panel.ends
-        top = max([max(y) for _, y, _ in curves.values()] + list(panel.levels.values()))
-        if panel.scale != "stacked":
-            # a plot of nothing but zeros still has a height
-            axes.set_ylim(low or 0, (high if high is not None else top * 1.08) or 1)
-    _plain_ticks(axes)
-    alone = 0.5 * (first == last)  # a single epoch stands in the middle
-    axes.set_xlim(first - alone, last + alone)
-    return ends if len(ends) > 1 else []
-
-
-def figure(shown: Sequence[Panel], metrics: Sequence[dict[str, Any]], columns: int = 2) -> Figure:
-    """Some panels, side by side in rows."""
-    columns = min(columns, len(shown))
-    rows = -(-len(shown) // columns)
-    page = style.figure(4.7 * columns, ROW * rows)
-    for number, panel in enumerate(shown):
-        axes = page.add_subplot(rows, columns, number + 1)
-        style.label(axes, draw(axes, panel, metrics), height=0.65 * ROW)
-    return page
-
-
-def history(metrics: Sequence[dict[str, Any]], clusters: int, images: int | None = None, turns: int = 1) -> Figure:
-    """All panels of a run in one figure.
+def history_figure(metrics: Metrics, clusters: int, images: int | None = None, rotations: int = 1) -> Figure:
+    """All panels of a run in one figure; see `panels`.
 
     Raises:
         DeepClusterError: no epoch has ended yet.
     """
-    shown = panels(metrics, clusters, images, turns)
+    shown = panels(metrics, clusters, images, rotations)
     if not shown:
         raise DeepClusterError("There is no curve to draw yet: no epoch has ended; train for longer first.")
-    return figure(shown, metrics)
+    return panel_figure([(panel, panel.curves(metrics)) for panel in shown])
 
 
-def history_of(run: Run, folder: Path | None = None) -> Path:
-    """Draw `RUN/pictures/history.png`, or history.png in `folder`, and return its path."""
-    assignment = np.asarray(run.assignment)
-    page = history(run.metrics, len(run.centroids), int((assignment >= 0).sum()), turns_of(run.config))
-    return style.save(page, (folder or Path(run.folder) / "pictures") / "history.png")
+def panel_figure(shown: Sequence[tuple[Panel, Curves]], *, labels: bool = True) -> Figure:
+    """Panels with their curves, two in a row.
+
+    Args:
+        labels: names at the ends of the lines.
+    """
+    columns = min(2, len(shown))
+    rows = -(-len(shown) // columns)
+    page = style.figure(4.7 * columns, ROW * rows)
+    for number, (panel, curves) in enumerate(shown):
+        axes = page.add_subplot(rows, columns, number + 1)
+        endings = draw_panel(axes, panel, curves)
+        if labels and len(endings) > 1:
+            style.label(axes, endings, height=0.65 * ROW)
+    return page
+
+
+def draw_panel(axes: Axes, panel: Panel, curves: Curves) -> list[Ending]:
+    """Draw one panel, and return the names for the ends of its lines."""
+    first = min(x[0] for x, _, _ in curves.values())
+    last = max(x[-1] for x, _, _ in curves.values())
+    highest = max([*(float(y.max()) for _, y, _ in curves.values()), *panel.levels.values()])
+    if panel.scale == "log" and min(y.min() for _, y, _ in curves.values()) > 0:
+        axes.set_yscale("log")
+    style.quiet(axes, panel.title, "epoch", panel.unit)
+    if panel.scale == "stacked":
+        endings = _stack(axes, curves)
+    else:
+        endings = _lines(axes, curves)
+        if axes.get_yscale() == "linear":
+            axes.set_ylim(0, (highest * 1.08 if panel.top is None else panel.top) or 1)  # zeros alone have a height too
+    for name, height in panel.levels.items():
+        style.level(axes, height)
+        value = f"{height:.3g}" if height < 1000 else f"{height:,.0f}"
+        endings.append((height, f"{name} = {value}", style.QUIET))
+    single = 0.5 * (first == last)  # a single epoch stands in the middle
+    axes.set_xlim(first - single, last + single)
+    style.ticks(axes.xaxis, integers=True)
+    style.ticks(axes.yaxis, most=5)
+    return endings
 
 
 def _lines(axes: Axes, curves: Curves) -> list[Ending]:
-    ends = []
-    for name, (x, y, color) in curves.items():
+    for x, y, color in curves.values():
         axes.plot(x, y, color=color, linewidth=1.8, solid_capstyle="round", clip_on=False)
         axes.plot(x[-1:], y[-1:], "o", color=color, markersize=4, clip_on=False)
-        ends.append((float(y[-1]), name, color))
-    return ends
+    return [(float(y[-1]), name, color) for name, (_, y, color) in curves.items()]
 
 
 def _stack(axes: Axes, curves: Curves) -> list[Ending]:
     epochs = np.unique(np.concatenate([x for x, _, _ in curves.values()]))
-    floor, ends = np.zeros(len(epochs)), []
+    floor, endings = np.zeros(len(epochs)), []
     for name, (x, y, color) in curves.items():
         height = np.zeros(len(epochs))
         height[np.searchsorted(epochs, x)] = y
@@ -180,19 +187,7 @@ def _stack(axes: Axes, curves: Curves) -> list[Ending]:
             axes.fill_between(epochs, floor, floor + height, color=color, linewidth=0, alpha=0.85, step="mid")
         else:
             axes.bar(epochs, height, 0.4, floor, color=color, alpha=0.85)
-        ends.append((float(floor[-1] + height[-1] / 2), name, color))
+        endings.append((float(floor[-1] + height[-1] / 2), name, color))
         floor = floor + height
     axes.set_ylim(0, floor.max() * 1.08 or 1)
-    return ends
-
-
-def _plain_ticks(axes: Axes) -> None:
-    """Whole epochs below; thousands with a comma, no powers of ten, at the left."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
-
-    if axes.get_yscale() == "log":
-        low, high = axes.get_ylim()
-        axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high < 100 * low else (1.0,)))
-    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1, steps=[1, 2, 5, 10]))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}" if value >= 100 else f"{value:g}"))
-    axes.yaxis.set_minor_formatter(NullFormatter())
+    return endings

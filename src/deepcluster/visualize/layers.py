@@ -1,41 +1,81 @@
-"""Which layers of a network have filters, how many, and which of them to draw; and how clusters lie behind features."""
+"""Which layers of a network have filters, how many, and which of them to draw."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional
 
-from deepcluster.clustering.whitening import Whitening
-from deepcluster.engine.model import Model
 from deepcluster.errors import DeepClusterError
 from deepcluster.models.backbone import Backbone
 from deepcluster.models.taps import read_taps
-from deepcluster.visualize.top_images import maps_of, there_is
+
+
+def feature_maps(activations: Tensor) -> Tensor:
+    """(B, F, H, W) of a tap's output: maps as they are, vectors as maps of one position, tokens as a row of positions.
+
+    A tap whose output was not rectified, such as a residual block's in some networks, is taken as it is.
+    """
+    if activations.ndim == 4:
+        return activations
+    if activations.ndim == 3:
+        return activations.transpose(1, 2)[:, :, None, :]
+    return activations[:, :, None, None]
 
 
 @torch.no_grad()
-def layers(backbone: Backbone) -> dict[str, tuple[int, int, int]]:
+def layer_shapes(backbone: Backbone) -> dict[str, tuple[int, int, int]]:
     """Filters, height and width of the map of every tap, for an image of the network's size."""
-    device = next(backbone.parameters()).device
-    blank = torch.zeros(1, 3, backbone.image_size, backbone.image_size, device=device)
-    with read_taps(backbone.eval(), backbone.taps) as seen:
-        backbone(blank)
-        return {tap: tuple(maps_of(seen[tap]).shape[1:]) for tap in backbone.taps}  # type: ignore[misc]
+    with read_taps(backbone.eval(), backbone.taps) as activations:
+        backbone(_blank(backbone, backbone.image_size))
+        return {tap: tuple(feature_maps(activations[tap]).shape[1:]) for tap in backbone.taps}  # type: ignore[misc]
 
 
-@torch.no_grad()
-def takes(backbone: Backbone, size: int) -> None:
+def deepest_layer(backbone: Backbone) -> str:
+    """The last tap that has maps of more than one position, or the last one."""
+    shapes = layer_shapes(backbone)
+    maps = [tap for tap, (_, height, width) in shapes.items() if height * width > 1]
+    return maps[-1] if maps else list(shapes)[-1]
+
+
+def check_filters(tap: str, numbers: Sequence[int], width: int) -> None:
     """
     Raises:
-        DeepClusterError: the network cannot be shown images of `size` pixels.
+        DeepClusterError: the layer of `width` filters does not have one of these.
     """
-    device = next(backbone.parameters()).device
+    for number in numbers:
+        if not 0 <= number < width:
+            raise DeepClusterError(f"{tap} has no filter {number}: its {width:,} filters are 0 to {width - 1}.")
+
+
+def choose_filters(backbone: Backbone, tap: str, asked: Sequence[int], count: int, seed: int) -> list[int]:
+    """The filters asked for, or `count` of the layer's drawn with `seed`, ascending.
+
+    Raises:
+        DeepClusterError: no such tap or filter.
+    """
+    shapes = layer_shapes(backbone)
+    if tap not in shapes:
+        raise DeepClusterError(f"Backbone {backbone.name!r} has no tap {tap!r}; it has {', '.join(backbone.taps)}.")
+    width = shapes[tap][0]
+    if asked:
+        check_filters(tap, asked, width)
+        return list(asked)
+    if count < 1:
+        raise DeepClusterError(f"--count {count} is not a number of filters: ask for one or more.")
+    return sorted(np.random.default_rng(seed).permutation(width)[:count].tolist())
+
+
+@torch.no_grad()
+def check_size(backbone: Backbone, size: int) -> None:
+    """
+    Raises:
+        DeepClusterError: the network cannot take images of `size` pixels.
+    """
     try:
-        backbone.eval()(torch.zeros(1, 3, size, size, device=device))
+        backbone.eval()(_blank(backbone, size))
     except (RuntimeError, AssertionError, ValueError) as error:
         raise DeepClusterError(
             f"{backbone.name} cannot take images of {size} px; it was made for {backbone.image_size} px: choose another"
@@ -43,40 +83,5 @@ def takes(backbone: Backbone, size: int) -> None:
         ) from error
 
 
-def deepest(backbone: Backbone) -> str:
-    """The last tap that has maps of more than one place, or the last one."""
-    found = layers(backbone)
-    maps = [tap for tap, (_, height, width) in found.items() if height * width > 1]
-    return maps[-1] if maps else list(found)[-1]
-
-
-def chosen_filters(backbone: Backbone, tap: str, asked: Sequence[int], count: int, seed: int) -> list[int]:
-    """The filters asked for, or `count` of the layer's drawn with `seed`, ascending.
-
-    Raises:
-        DeepClusterError: no such tap or filter.
-    """
-    found = layers(backbone)
-    if tap not in found:
-        raise DeepClusterError(f"Backbone {backbone.name!r} has no tap {tap!r}; it has {', '.join(backbone.taps)}.")
-    width = found[tap][0]
-    if asked:
-        there_is(tap, asked, width)
-        return list(asked)
-    if count < 1:
-        raise DeepClusterError(f"count={count} is no number of filters: ask for one or more.")
-    return sorted(np.random.default_rng(seed).permutation(width)[:count].tolist())
-
-
-def embedding(model: Model) -> Callable[[Tensor], Tensor]:
-    """(B, D) features to (B, P) unit rows in the space of the centroids, as `Model.embed`, with gradients."""
-
-    def embed(features: Tensor) -> Tensor:
-        if isinstance(model.whitening, Whitening):
-            mean, directions = model.whitening.mean.to(features), model.whitening.components.to(features)
-            placed = (features - mean) @ directions.T
-            return functional.normalize(placed, dim=1) if model.whitening.l2 else placed
-        assert model.neck is not None
-        return functional.normalize(model.neck.to(features.device).eval()(features), dim=1)
-
-    return embed
+def _blank(backbone: Backbone, size: int) -> Tensor:
+    return torch.zeros(1, 3, size, size, device=next(backbone.parameters()).device)

@@ -1,25 +1,36 @@
-"""Features laid out on a plane, as dots colored by group or as small images side by side.
-
-Pure functions of tables; this file knows nothing of networks or runs.
-"""
+"""Features laid out on a plane, as dots colored by group or as small images side by side."""
 
 from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from deepcluster.errors import DeepClusterError
 from deepcluster.visualize import style
-from deepcluster.visualize.grid import thumbnail
+from deepcluster.visualize.clustered_images import (
+    SILENT,
+    known_labels,
+    open_pixels,
+    reader,
+    require_clusters,
+    require_labels,
+    short_name,
+)
+from deepcluster.visualize.images import WHITE, thumbnail, titled
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-LAYOUTS = ("pca", "tsne", "umap")
-LEGEND = 12
+    from deepcluster.data.cache import Pixels
+    from deepcluster.engine.log import Screen
+    from deepcluster.engine.subject import Subject
+
+Layout = Literal["pca", "tsne", "umap"]
+MOST_NAMED = 12
 """Groups that a legend names at most; more could not be told apart by color."""
 COLORS = (
     "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8b5a2b", "#444444", "#b2182b", "#7b68c8",
@@ -27,8 +38,72 @@ COLORS = (
 )  # fmt: skip
 
 
-def lay_out(features: np.ndarray, how: str, *, seed: int = 0, perplexity: float = 30.0) -> np.ndarray:
-    """(N, 2) float32 places of (N, D) features, which are scaled to unit length first, as neighbors by cosine want it.
+def draw_map(
+    subject: Subject,
+    *,
+    data: Any = None,
+    layout: tuple[Layout, ...] = ("pca", "tsne"),
+    points: int = 5000,
+    color: Literal["auto", "cluster", "label", "none"] = "auto",
+    thumbnails: bool = False,
+    tap: str | None = None,
+    perplexity: float = 30.0,
+    seed: int = 0,
+    folder: Path,
+    screen: Screen | None = None,
+) -> list[Path]:
+    """The features of images on a plane, a dot each, colored by cluster or class; or the images themselves.
+
+    Args:
+        data: images to lay out; by default those the run was trained on.
+        layout: pca, tsne, umap (needs the package umap-learn); a picture each.
+        points: images at most, drawn at random.
+        color: auto = by cluster for a run, by label for another network that is given labelled images.
+        thumbnails: small images in place of dots, none over another.
+        tap: layer whose features are laid out; by default the network's output.
+        perplexity: of t-SNE: about how many neighbors count.
+        seed: of the images that are drawn, and of the layout.
+
+    Returns:
+        The paths of map-pca.png, map-tsne.png, ...
+    """
+    if points < 4:
+        raise DeepClusterError(f"--points {points} are too few for a map: give 4 or more.")
+    if "umap" in layout:
+        _require_umap()
+    screen = screen or SILENT
+    pixels = open_pixels(subject, data)
+    index = pixels.good
+    if len(pixels) > points:
+        index = np.sort(np.random.default_rng(seed).permutation(index)[:points])
+    with screen.bar("images", len(index)) as bar:
+        index, features = _features(subject, pixels, index, tap, bar)
+    if color == "auto":
+        labelled = known_labels(pixels.source) is not None
+        color = "cluster" if subject.clustered else "label" if labelled else "none"
+    groups, names = _groups(subject, color, pixels, index, data is None, features if tap is None else None)
+    files = []
+    for how in layout:
+        screen.say(f"laying out {len(features):,} images by {how}")
+        positions = lay_out(features, how, seed=seed, perplexity=perplexity)
+        what = {"pca": "PCA", "tsne": "t-SNE", "umap": "UMAP"}[how]
+        title = f"{what} of the features of {short_name(subject.name)}"
+        text = f"{len(index):,} images of {short_name(pixels.source.name)}"
+        picture: np.ndarray | Figure
+        if thumbnails:
+            text += "; each cell of a grid shows the image that lies nearest to its middle."
+            picture = titled(thumbnail_map(positions, index, reader(pixels.source, 48)), title, text)
+        else:
+            by = {"none": "", "label": ", colored by class", "cluster": ", colored by cluster"}[color]
+            text += f", a dot each{by}"
+            axes = ("first principal component", "second principal component") if how == "pca" else ("", "")
+            picture = map_figure(positions, groups, names, title, text, axes)
+        files.append(style.save(picture, folder / f"map-{how}{'-thumbnails' if thumbnails else ''}.png"))
+    return files
+
+
+def lay_out(features: np.ndarray, how: Layout, *, seed: int = 0, perplexity: float = 30.0) -> np.ndarray:
+    """(N, 2) float32 positions of (N, D) features, which are scaled to unit length first, so that cosines count.
 
     Args:
         how: "pca": the two directions in which the features vary most; distances are true as far as two directions
@@ -37,59 +112,34 @@ def lay_out(features: np.ndarray, how: str, *, seed: int = 0, perplexity: float 
         perplexity: of t-SNE: about how many neighbors count.
 
     Raises:
-        DeepClusterError: no such layout, too few images, or UMAP is not installed.
+        DeepClusterError: too few images, or UMAP is not installed.
     """
-    if how not in LAYOUTS:
-        raise DeepClusterError(f"how={how!r} is no layout: choose {', '.join(LAYOUTS)}.")
     if len(features) < 4:
         raise DeepClusterError(f"{len(features)} images are too few for a map: give 4 or more.")
-    rows = np.asarray(features, np.float64)
-    rows = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
-    if how == "pca":
-        return _pca(rows, 2)
-    if how == "umap":
-        return _umap(rows, seed)
+    from sklearn.decomposition import PCA
     from sklearn.manifold import TSNE
+    from sklearn.preprocessing import normalize
 
-    start = _pca(rows, 2)
-    start *= 1e-4 / max(float(start[:, 0].std()), 1e-12)
-    near = min(perplexity, (len(rows) - 1) / 3)
+    rows = normalize(np.asarray(features, np.float64))
+    if how == "umap":
+        _require_umap()
+        from umap import UMAP
+
+        return np.asarray(UMAP(metric="cosine", random_state=seed).fit_transform(rows), np.float32)
     # fifty directions hold what neighborhoods need, and distances in them cost little
-    return TSNE(perplexity=near, init=start, random_state=seed).fit_transform(_pca(rows, 50)).astype(np.float32)
-
-
-def _pca(rows: np.ndarray, count: int) -> np.ndarray:
-    """(N, P) float32 along the main directions; the largest number of each direction is positive."""
-    centered = rows - rows.mean(0)
-    if len(rows) < rows.shape[1]:
-        directions = np.linalg.svd(centered, full_matrices=False)[2][:count]
-    else:
-        directions = np.linalg.eigh(centered.T @ centered)[1].T[::-1][:count]
-    peak = directions[np.arange(len(directions)), np.abs(directions).argmax(1)]
-    places = centered @ (directions * np.where(peak < 0, -1, 1)[:, None]).T
-    if places.shape[1] < 2:  # features of one number
-        places = np.pad(places, ((0, 0), (0, 2 - places.shape[1])))
-    return places.astype(np.float32)
-
-
-def can_lay_out(how: str) -> None:
-    """
-    Raises:
-        DeepClusterError: the layout needs a package that is not installed.
-    """
-    if how == "umap" and importlib.util.find_spec("umap") is None:
-        raise DeepClusterError("UMAP is not installed: `pip install umap-learn`, or take the layout tsne or pca.")
-
-
-def _umap(rows: np.ndarray, seed: int) -> np.ndarray:
-    can_lay_out("umap")
-    from umap import UMAP
-
-    return UMAP(metric="cosine", random_state=seed).fit_transform(rows).astype(np.float32)
+    directions = min(50, *rows.shape)
+    solver = "covariance_eigh" if len(rows) >= rows.shape[1] else "full"
+    rows = PCA(directions, svd_solver=solver).fit_transform(rows).astype(np.float32)
+    positions = np.pad(rows[:, :2], ((0, 0), (0, max(2 - directions, 0))))  # features may be single numbers
+    if how == "pca":
+        return positions
+    start = positions * (1e-4 / max(float(positions[:, 0].std()), 1e-12))
+    tsne = TSNE(perplexity=min(perplexity, (len(rows) - 1) / 3), init=start, random_state=seed)
+    return np.asarray(tsne.fit_transform(rows), np.float32)
 
 
 def map_figure(
-    places: np.ndarray,
+    positions: np.ndarray,
     groups: np.ndarray | None,
     names: Sequence[str],
     title: str,
@@ -99,13 +149,13 @@ def map_figure(
     """A dot for each image.
 
     Args:
-        places: (N, 2).
+        positions: (N, 2).
         groups: (N,) group of each image, -1 = none, drawn in gray below the others; None = all of one color.
-        names: of the groups; up to `LEGEND` groups that occur are named in a legend, more share the colors.
-        axes_names: what lies along both axes; without them they have no ticks.
+        names: of the groups; up to `MOST_NAMED` groups that occur are named in a legend, more share the colors.
+        axes_names: what lies along both axes.
     """
     used = np.array([], np.int64) if groups is None else np.unique(groups[groups >= 0])
-    legend = 1 < len(used) <= LEGEND
+    legend = 1 < len(used) <= MOST_NAMED
     page = style.figure(9.2 if legend else 7.6, 7.2)
     axes = page.add_subplot()
     style.quiet(axes, title, *axes_names)
@@ -113,22 +163,15 @@ def map_figure(
     axes.spines["bottom"].set_visible(False)
     axes.set_xticks([])
     axes.set_yticks([])
-    size = float(np.clip(36000 / len(places), 6, 40))
-    rest = np.ones(len(places), bool) if groups is None else groups < 0
-    lone = style.SERIES[0] if groups is None else style.LINE
-    axes.scatter(places[rest, 0], places[rest, 1], s=size, color=lone, linewidths=0, alpha=0.7)
+    size = float(np.clip(36000 / len(positions), 6, 40))
+    rest = np.ones(len(positions), bool) if groups is None else groups < 0
+    plain = style.SERIES[0] if groups is None else style.LINE
+    axes.scatter(positions[rest, 0], positions[rest, 1], s=size, color=plain, linewidths=0, alpha=0.7)
     if groups is not None:
-        # groups in turn, not one above all others
-        order = np.random.default_rng(0).permutation(np.flatnonzero(~rest))
-        colors = np.array(_palette(len(used)))
-        axes.scatter(
-            places[order, 0],
-            places[order, 1],
-            s=size,
-            c=colors[np.searchsorted(used, groups[order])],
-            linewidths=0,
-            alpha=0.75,
-        )
+        order = np.random.default_rng(0).permutation(np.flatnonzero(~rest))  # no group above all others
+        colors = np.array(palette(len(used)))
+        shades = colors[np.searchsorted(used, groups[order])]
+        axes.scatter(positions[order, 0], positions[order, 1], s=size, c=shades, linewidths=0, alpha=0.75)
         if legend:
             for number, group in enumerate(used):
                 axes.scatter([], [], s=40, color=colors[number], label=names[group])
@@ -143,47 +186,92 @@ def map_figure(
     return page
 
 
-def _palette(count: int) -> list[str]:
+def palette(count: int) -> list[str]:
     """Colors of so many groups; many groups share hues in turn, at three lightnesses."""
-    if count <= len(COLORS):
-        return list(COLORS[:count])
     from matplotlib.colors import to_hex, to_rgb
 
     shades = []
     for number in range(count):
         base = np.array(to_rgb(COLORS[number % len(COLORS)]))
         lighter = (0.0, 0.35, -0.3)[(number // len(COLORS)) % 3]
-        shade = base + (1 - base) * lighter if lighter >= 0 else base * (1 + lighter)
-        shades.append(to_hex((float(shade[0]), float(shade[1]), float(shade[2]))))
+        red, green, blue = base + (1 - base) * lighter if lighter >= 0 else base * (1 + lighter)
+        shades.append(to_hex((red, green, blue)))
     return shades
 
 
 def thumbnail_map(
-    places: np.ndarray, read: Callable[[int], np.ndarray | None], *, cells: int = 30, side: int = 40
+    positions: np.ndarray,
+    index: np.ndarray,
+    read: Callable[[int], np.ndarray | None],
+    *,
+    cells: int = 30,
+    side: int = 40,
 ) -> np.ndarray:
     """Small images where they lie, on a grid of cells so that none hides another, (cells * side, ..., 3) uint8.
 
     Args:
-        places: (N, 2).
-        read: gives the pixels of image 0 ... N - 1, or None.
+        positions: (N, 2).
+        index: (N,) the images there.
+        read: gives the pixels of an image, or None.
         cells: along each axis; a cell shows the image nearest to its middle.
         side: of a thumbnail, in pixels.
     """
-    page = np.full((cells * side, cells * side, 3), 255, np.uint8)
-    for (row, column), number in on_grid(places, cells).items():
-        image = read(number)
-        if image is not None:
+    page = np.full((cells * side, cells * side, 3), WHITE, np.uint8)
+    for (row, column), number in nearest_to_cells(positions, cells).items():
+        if (image := read(int(index[number]))) is not None:
             page[row * side : (row + 1) * side, column * side : (column + 1) * side] = thumbnail(image, side)
     return page
 
 
-def on_grid(places: np.ndarray, cells: int) -> dict[tuple[int, int], int]:
-    """(row from the top, column) -> the place nearest to the cell's middle, for every cell that has one."""
-    low, high = places.min(0), places.max(0)
-    unit = (places - low) / np.where(high > low, high - low, 1) * cells
+def nearest_to_cells(positions: np.ndarray, cells: int) -> dict[tuple[int, int], int]:
+    """(row from the top, column) -> the position nearest to the cell's middle, for every cell that has one."""
+    low, high = positions.min(0), positions.max(0)
+    unit = (positions - low) / np.where(high > low, high - low, 1) * cells
     cell = np.minimum(unit.astype(np.int64), cells - 1)
     off = np.square(unit - cell - 0.5).sum(1)
     found: dict[tuple[int, int], int] = {}
     for number in np.argsort(-off, kind="stable").tolist():  # the nearest come last and stay
         found[cells - 1 - int(cell[number, 1]), int(cell[number, 0])] = number
     return found
+
+
+def _require_umap() -> None:
+    if importlib.util.find_spec("umap") is None:
+        raise DeepClusterError("UMAP is not installed: `pip install umap-learn`, or take the layout tsne or pca.")
+
+
+def _features(
+    subject: Subject, pixels: Pixels, index: np.ndarray, tap: str | None, check: Callable[[int], None]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Which of the images `index` can be decoded, and their (M, D) features."""
+    from deepcluster.features.extract import extract
+
+    backbone = subject.backbone.to(subject.device)
+    return extract(
+        backbone, pixels, size=backbone.image_size, mean=backbone.mean, std=backbone.std, device=subject.device,
+        tap=tap, only=index, check=check,
+    )  # fmt: skip
+
+
+def _groups(
+    subject: Subject, color: str, pixels: Pixels, index: np.ndarray, own: bool, features: np.ndarray | None
+) -> tuple[np.ndarray | None, list[str]]:
+    """The group of each of the images `index`, and the groups' names.
+
+    Args:
+        own: the images are those the run was trained on.
+        features: of the network's output; None = not computed yet.
+    """
+    if color == "none":
+        return None, []
+    if color == "label":
+        labels, names = require_labels(pixels.source)
+        return labels[index], names
+    run = require_clusters(subject, "map --color cluster")
+    if own:
+        cluster = np.asarray(run.assignment)[index]
+    else:
+        if features is None:
+            features = _features(subject, pixels, index, None, lambda images: None)[1]
+        cluster = run.model.nearest(features)[0]
+    return cluster, [f"cluster {number}" for number in range(len(run.centroids))]

@@ -1,6 +1,6 @@
-"""What an image is to excite, as things that add up: `channel("conv3", [7]) - 1e-5 * l2()`.
+"""What an image is to excite, as terms that add up: `channel("conv3", [7]) - 1e-5 * l2()`.
 
-An objective gives one number for each image of a batch. It names the taps it looks at, and knows nothing of how an
+An objective gives one number for each image of a batch. It names the taps it needs, and knows nothing of how an
 image is changed to make the number larger.
 """
 
@@ -13,27 +13,27 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
+from torch.utils.hooks import RemovableHandle
 
 from deepcluster.errors import DeepClusterError
 from deepcluster.models.backbone import Backbone
-from deepcluster.visualize.top_images import maps_of, there_is
+from deepcluster.visualize.layers import check_filters, feature_maps
 
 
 @dataclass(frozen=True)
-class Seen:
-    """What one forward pass left behind.
+class Activations:
+    """The result of one forward pass.
 
     Attributes:
-        images: (B, 3, H, W) as they were made, before any normalization.
+        images: (B, 3, H, W), before any normalization.
         maps: tap -> (B, F, H, W) activations.
-        before: tap -> the same before the last ReLU; the activations themselves where there is no ReLU.
-        features: (B, D) output of the network; None where nobody asked for it.
+        before_relu: tap -> the same before the last ReLU; the activations themselves where there is no ReLU.
+        features: (B, D) output of the network; None if no objective needs it.
     """
 
     images: Tensor
     maps: Mapping[str, Tensor] = field(default_factory=dict)
-    before: Mapping[str, Tensor] = field(default_factory=dict)
+    before_relu: Mapping[str, Tensor] = field(default_factory=dict)
     features: Tensor | None = None
 
 
@@ -42,23 +42,21 @@ class Objective:
     """A number for each image of a batch, (B,); objectives add, subtract and take factors.
 
     Attributes:
-        score: from what a forward pass left behind to (B,).
-        taps: layers that it looks at.
-        features: whether it looks at the output of the network.
+        score: from activations to (B,).
+        taps: layers that it needs.
+        features: whether it needs the output of the network.
     """
 
-    score: Callable[[Seen], Tensor]
+    score: Callable[[Activations], Tensor]
     taps: frozenset[str] = frozenset()
     features: bool = False
 
-    def __call__(self, seen: Seen) -> Tensor:
-        return self.score(seen)
-
     def __add__(self, other: Objective) -> Objective:
-        return Objective(lambda seen: self(seen) + other(seen), self.taps | other.taps, self.features or other.features)
+        taps, features = self.taps | other.taps, self.features or other.features
+        return Objective(lambda found: self.score(found) + other.score(found), taps, features)
 
     def __mul__(self, factor: float) -> Objective:
-        return Objective(lambda seen: self(seen) * factor, self.taps, self.features)
+        return Objective(lambda found: self.score(found) * factor, self.taps, self.features)
 
     __rmul__ = __mul__
 
@@ -71,28 +69,27 @@ class Objective:
 
 def channel(tap: str, filters: Sequence[int]) -> Objective:
     """The mean of a filter's map; image b is for filter `filters[b]`."""
-    return Objective(lambda seen: _means(seen, tap, filters), frozenset([tap]))
+    return Objective(lambda found: _own(_live_maps(found, tap, filters).mean((2, 3)), filters), frozenset([tap]))
 
 
 def neuron(tap: str, filters: Sequence[int]) -> Objective:
-    """The place in the middle of a filter's map."""
+    """The central position of a filter's map."""
 
-    def score(seen: Seen) -> Tensor:
-        maps = _alive(seen, tap, filters)
+    def score(found: Activations) -> Tensor:
+        maps = _live_maps(found, tap, filters)
         return _own(maps[:, :, maps.shape[2] // 2, maps.shape[3] // 2], filters)
 
     return Objective(score, frozenset([tap]))
 
 
-def against_others(tap: str, filters: Sequence[int]) -> Objective:
-    """Log of the softmax over the means of all filters of the layer, at the one wanted: the paper's objective.
+def contrast(tap: str, filters: Sequence[int]) -> Objective:
+    """Log-softmax over the means of all filters of the layer, at the wanted one: the paper's objective.
 
     A filter that is silent everywhere is taken, with its rivals, before the ReLU, as the authors' script has it.
     """
 
-    def score(seen: Seen) -> Tensor:
-        means = _alive(seen, tap, filters).mean((2, 3))
-        return -functional.cross_entropy(means, torch.tensor(list(filters)).to(means.device), reduction="none")
+    def score(found: Activations) -> Tensor:
+        return _own(_live_maps(found, tap, filters).mean((2, 3)).log_softmax(1), filters)
 
     return Objective(score, frozenset([tap]))
 
@@ -105,15 +102,15 @@ def closeness(embed: Callable[[Tensor], Tensor], centers: Tensor) -> Objective:
         centers: (B, P), one an image.
     """
 
-    def score(seen: Seen) -> Tensor:
-        assert seen.features is not None
-        return -(embed(seen.features) - centers.to(seen.features)).square().sum(1) / 2
+    def score(found: Activations) -> Tensor:
+        assert found.features is not None
+        return -(embed(found.features) - centers.to(found.features)).square().sum(1) / 2
 
     return Objective(score, features=True)
 
 
 def logit(weight: Tensor, bias: Tensor, relu: bool = False) -> Objective:
-    """The linear answer of a classifier to an image, one row of the classifier an image.
+    """The logit of a linear classifier, one of its rows an image.
 
     Args:
         weight: (B, D).
@@ -121,34 +118,29 @@ def logit(weight: Tensor, bias: Tensor, relu: bool = False) -> Objective:
         relu: the classifier begins with a ReLU.
     """
 
-    def score(seen: Seen) -> Tensor:
-        assert seen.features is not None
-        features = seen.features.relu() if relu else seen.features
+    def score(found: Activations) -> Tensor:
+        assert found.features is not None
+        features = found.features.relu() if relu else found.features
         return (features * weight.to(features)).sum(1) + bias.to(features)
 
     return Objective(score, features=True)
 
 
 def l2() -> Objective:
-    """Sum of the squares of all numbers of an image."""
-    return Objective(lambda seen: seen.images.square().flatten(1).sum(1))
+    """Sum of the squares of all values of an image."""
+    return Objective(lambda found: found.images.square().flatten(1).sum(1))
 
 
 def total_variation() -> Objective:
     """Mean absolute difference of neighboring pixels, down and across."""
-
-    def score(seen: Seen) -> Tensor:
-        down = seen.images.diff(dim=2).abs().flatten(1).mean(1)
-        return down + seen.images.diff(dim=3).abs().flatten(1).mean(1)
-
-    return Objective(score)
+    return Objective(lambda found: sum(found.images.diff(dim=axis).abs().flatten(1).mean(1) for axis in (2, 3)))  # type: ignore[arg-type,return-value]
 
 
-class Glass:
-    """A frozen network that objectives are seen through.
+class FrozenNetwork:
+    """A network in evaluation mode on which objectives are evaluated.
 
     Args:
-        backbone: put in evaluation mode; its parameters take no gradients while images pass.
+        backbone: put in evaluation mode; its parameters get no gradients.
         normalize: whether images are normalized first, with the network's own mean and deviation.
         device: where it computes.
     """
@@ -156,88 +148,80 @@ class Glass:
     def __init__(self, backbone: Backbone, *, normalize: bool, device: str = "cpu") -> None:
         self.backbone = backbone.to(device).eval()
         self.device = device
-        self.mean = torch.tensor(backbone.mean if normalize else (0.0, 0.0, 0.0), device=device).view(3, 1, 1)
-        self.std = torch.tensor(backbone.std if normalize else (1.0, 1.0, 1.0), device=device).view(3, 1, 1)
+        mean, std = (backbone.mean, backbone.std) if normalize else ((0.0,) * 3, (1.0,) * 3)
+        self.mean, self.std = (torch.tensor(each, device=device).view(3, 1, 1) for each in (mean, std))
 
-    def see(self, images: Tensor, objective: Objective, original: Tensor | None = None) -> Tensor:
+    def score(self, images: Tensor, objective: Objective, original: Tensor | None = None) -> Tensor:
         """(B,) the objective of (B, 3, H, W) images.
 
         Args:
-            original: what `l2` and `total_variation` look at, where `images` is a view of it.
+            original: the images of which `images` are views, for `l2` and `total_variation`; None = `images`.
         """
-        shown = images if original is None else original
+        original = images if original is None else original
         if not objective.taps and not objective.features:
-            return objective(Seen(shown))
-        with _watched(self.backbone, objective) as (maps, before):
+            return objective.score(Activations(original))
+        with _recorded(self.backbone, objective) as (maps, before_relu):
             features = None
-            with suppress(_Enough):
+            with suppress(_AllRecorded):
                 features = self.backbone((images - self.mean) / self.std)
-        return objective(Seen(shown, maps, before, features))
+        return objective.score(Activations(original, maps, before_relu, features))
 
 
-class _Enough(Exception):
-    """All that was asked for has been seen: layers further up need not compute."""
+class _AllRecorded(Exception):
+    """Everything that the objective needs is recorded: later layers need not compute."""
 
 
 @contextmanager
-def _watched(backbone: Backbone, objective: Objective) -> Iterator[tuple[dict[str, Tensor], dict[str, Tensor]]]:
+def _recorded(backbone: Backbone, objective: Objective) -> Iterator[tuple[dict[str, Tensor], dict[str, Tensor]]]:
     """Maps after and before the last ReLU of the objective's taps, of the forward pass inside the block.
 
     Raises:
         DeepClusterError: the backbone has no tap of that name.
     """
+    maps: dict[str, Tensor] = {}
+    before_relu: dict[str, Tensor] = {}
+    handles: list[RemovableHandle] = []
+
+    def record(tap: str) -> None:
+        def keep_input(relu: nn.Module, inputs: Any) -> None:
+            before_relu[tap] = feature_maps(inputs[0].clone())  # an inplace ReLU would change it
+
+        def keep_output(layer: nn.Module, inputs: Any, output: Tensor) -> None:
+            maps[tap] = feature_maps(output)
+            if tap not in before_relu or before_relu[tap].shape != maps[tap].shape:
+                before_relu[tap] = maps[tap]
+            if len(maps) == len(objective.taps) and not objective.features:
+                raise _AllRecorded
+
+        module = backbone.tap_module(tap)
+        relus = [part for part in module.modules() if isinstance(part, nn.ReLU)]
+        handles.extend(part.register_forward_pre_hook(keep_input) for part in relus)
+        handles.append(module.register_forward_hook(keep_output))
+
     for tap in objective.taps:
         if tap not in backbone.taps:
             raise DeepClusterError(f"Backbone {backbone.name!r} has no tap {tap!r}; it has {', '.join(backbone.taps)}.")
-    maps: dict[str, Tensor] = {}
-    before: dict[str, Tensor] = {}
-    handles = []
-
-    def watch(tap: str) -> None:
-        module = backbone.tap_module(tap)
-
-        def keep_input(relu: nn.Module, inputs: Any) -> None:
-            # an inplace ReLU would change what is kept
-            before[tap] = maps_of(inputs[0].clone())
-
-        def keep_output(layer: nn.Module, inputs: Any, output: Tensor) -> None:
-            maps[tap] = maps_of(output)
-            if tap not in before or before[tap].shape != maps[tap].shape:
-                before[tap] = maps[tap]
-            if len(maps) == len(objective.taps) and not objective.features:
-                raise _Enough
-
-        for part in module.modules():
-            if isinstance(part, nn.ReLU):
-                handles.append(part.register_forward_pre_hook(keep_input))
-        handles.append(module.register_forward_hook(keep_output))
-
     try:
         for tap in objective.taps:
-            watch(tap)
-        yield maps, before
+            record(tap)
+        yield maps, before_relu
     finally:
         for handle in handles:
             handle.remove()
 
 
-def _alive(seen: Seen, tap: str, filters: Sequence[int]) -> Tensor:
+def _live_maps(found: Activations, tap: str, filters: Sequence[int]) -> Tensor:
     """(B, F, H, W) maps of a tap, before the ReLU for images whose own filter is silent: there the gradient is 0."""
-    maps, before = seen.maps[tap], seen.before[tap]
-    there_is(tap, filters, maps.shape[1])
-    if before is maps:
+    maps, before_relu = found.maps[tap], found.before_relu[tap]
+    check_filters(tap, filters, maps.shape[1])
+    if before_relu is maps:
         return maps
     silent = _own(maps.detach().amax((2, 3)), filters) <= 0
-    return torch.where(silent[:, None, None, None], before, maps)
-
-
-def _means(seen: Seen, tap: str, filters: Sequence[int]) -> Tensor:
-    return _own(_alive(seen, tap, filters).mean((2, 3)), filters)
+    return torch.where(silent[:, None, None, None], before_relu, maps)
 
 
 def _own(table: Tensor, filters: Sequence[int]) -> Tensor:
     """(B,) of (B, F): of each image, the column of its own filter."""
-    columns = torch.as_tensor(list(filters), device=table.device)
-    if len(columns) != len(table):
-        raise DeepClusterError(f"{len(columns)} filters need as many images, not {len(table)}: give one image each.")
-    return table[torch.arange(len(table), device=table.device), columns]
+    if len(filters) != len(table):
+        raise DeepClusterError(f"{len(filters)} filters need as many images, not {len(table)}: give one image each.")
+    return table.gather(1, torch.as_tensor(list(filters), device=table.device)[:, None])[:, 0]

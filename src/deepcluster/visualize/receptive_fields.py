@@ -1,191 +1,150 @@
-"""Receptive fields: which pixels of the image a place on a map can see, exactly.
+"""Receptive fields: which pixels of the image a position of a map depends on, measured by gradients.
 
-Along each axis, position p of a map sees the pixels p * step + first ... p * step + last. Convolutions and pools
-change these three numbers; branches that join see what any of them sees. The network is traced, not run; behind what
-looks at the whole map, and where tracing fails, a position sees the whole image.
+If all weights are equal and nothing saturates, the gradient of one position is zero for exactly the pixels that it
+does not depend on. Along each axis, position p depends on the pixels p * step + first ... p * step + last. Behind
+layers that depend on the whole map (squeeze and excitation, attention) there is no such field.
 """
 
 from __future__ import annotations
 
-import contextlib
-import operator
-from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
-from torch import fx, nn
-from torch.nn import functional
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from deepcluster.models.backbone import Backbone
 
-Pair = tuple[int, int]
-
 
 @dataclass(frozen=True)
-class Field:
-    """What the positions of a map see, each of (vertical, horizontal).
+class ReceptiveField:
+    """What the positions of a map depend on, each of (vertical, horizontal).
 
     Attributes:
         step: pixels from one position to the next.
-        first, last: first and last pixel that position 0 sees; negative ones lie in the padding.
+        first, last: first and last pixel of position 0; negative ones lie in the padding.
     """
 
-    step: Pair = (1, 1)
-    first: Pair = (0, 0)
-    last: Pair = (0, 0)
+    step: tuple[int, int]
+    first: tuple[int, int]
+    last: tuple[int, int]
 
     @property
-    def size(self) -> Pair:
+    def size(self) -> tuple[int, int]:
         """Height and width in pixels."""
         return self.last[0] - self.first[0] + 1, self.last[1] - self.first[1] + 1
 
-    def through(self, kernel: Pair, stride: Pair, padding: Pair, dilation: Pair) -> Field:
-        """The field behind one more convolution or pool."""
-        first = tuple(f - j * p for f, j, p in zip(self.first, self.step, padding, strict=True))
-        last = tuple(
-            o + j * ((k - 1) * d - p)
-            for o, j, k, d, p in zip(self.last, self.step, kernel, dilation, padding, strict=True)
-        )
-        step = tuple(j * s for j, s in zip(self.step, stride, strict=True))
-        return Field(step, first, last)  # type: ignore[arg-type]  # pairs
-
-    def joined(self, other: Field) -> Field | None:
-        """What either sees; None where positions do not lie on top of each other."""
-        if self.step != other.step:
-            return None
-        first = min(self.first[0], other.first[0]), min(self.first[1], other.first[1])
-        last = max(self.last[0], other.last[0]), max(self.last[1], other.last[1])
-        return Field(self.step, first, last)
-
     def box(self, row: int, column: int, height: int, width: int) -> tuple[int, int, int, int]:
-        """Top, left, bottom and right (exclusive) of what a position sees of an image; at least one pixel."""
-        found = []
-        for axis, (position, length) in enumerate(((row, height), (column, width))):
-            start = min(max(position * self.step[axis] + self.first[axis], 0), length - 1)
-            stop = min(max(position * self.step[axis] + self.last[axis] + 1, start + 1), length)
-            found.append((start, stop))
-        return found[0][0], found[1][0], found[0][1], found[1][1]
+        """Top, left, bottom and right (exclusive) of a position's pixels in an image; at least one pixel."""
+        (top, bottom), (left, right) = (
+            self._span(axis, position, length)
+            for axis, (position, length) in enumerate(((row, height), (column, width)))
+        )
+        return top, left, bottom, right
+
+    def _span(self, axis: int, position: int, length: int) -> tuple[int, int]:
+        start = min(max(position * self.step[axis] + self.first[axis], 0), length - 1)
+        return start, min(max(position * self.step[axis] + self.last[axis] + 1, start + 1), length)
 
 
-def receptive_field(backbone: Backbone, tap: str) -> Field | None:
-    """The field of a tap's positions in the image; None = the whole image."""
-    path = _path(backbone, tap)
-    tracer = _Tracer()
-    # what is traced before the network does something that tracing cannot follow is all that is needed
-    with contextlib.suppress(Exception):  # tracing fails in as many ways as there are networks
-        tracer.trace(_Whole(backbone.sobel, backbone.trunk).eval())
-    wanted = tracer.outputs.get(path)
-    fields: dict[fx.Node, Field | None] = {}
-    for node in tracer.graph.nodes:
-        fields[node] = _field_of(node, fields, tracer)
-        if node is wanted:
-            break
-    return fields.get(wanted) if wanted is not None else None
-
-
-def _path(backbone: Backbone, tap: str) -> str:
-    """Where the tap's module is in a `_Whole`."""
-    module = backbone.tap_module(tap)
-    return next(f"trunk.{path}".rstrip(".") for path, each in backbone.trunk.named_modules() if each is module)
-
-
-class _Whole(nn.Module):
-    """Input layer and trunk, which share their modules with the backbone."""
-
-    def __init__(self, sobel: nn.Module, trunk: nn.Module) -> None:
-        super().__init__()
-        self.sobel, self.trunk = sobel, trunk
-
-    def forward(self, images: Any) -> Any:
-        return self.trunk(self.sobel(images))
-
-
-class _Tracer(fx.Tracer):
-    """Remembers what each module gave last, those with modules inside too."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.outputs: dict[str, fx.Node] = {}
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, _ONE_TO_ONE) or super().is_leaf_module(m, module_qualified_name)
-
-    def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        path = self.path_of_module(m)
-        found = super().call_module(m, forward, args, kwargs)
-        if isinstance(found, fx.Proxy):
-            self.outputs[path] = found.node
-        return found
-
-
-_ONE_TO_ONE = (
-    nn.BatchNorm2d, nn.Identity, nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Sigmoid, nn.Hardswish,
-    nn.Hardsigmoid, nn.Mish, nn.Softplus, nn.Tanh, nn.Dropout, nn.Dropout2d,
-)  # fmt: skip
-_SLIDING = (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d)
-_SAME = {functional.relu, functional.dropout, functional.silu, functional.gelu, torch.relu, operator.getitem}
-_JOIN = {operator.add, operator.iadd, operator.mul, operator.imul, operator.sub, torch.add, torch.mul, torch.cat}
-_SAME_METHODS = {"relu", "relu_", "contiguous", "float", "clone", "sigmoid"}
-_JOIN_METHODS = {"add", "add_", "mul", "mul_"}
-
-
-def _field_of(node: fx.Node, fields: dict[fx.Node, Field | None], tracer: _Tracer) -> Field | None:
-    """The field of one node, from those of its inputs."""
-    if node.op == "placeholder":
-        return Field()
-    inputs = [fields[each] for each in node.all_input_nodes if each.op != "get_attr"]
-    known = [each for each in inputs if each is not None]
-    if not inputs or len(known) < len(inputs):
+def receptive_field(backbone: Backbone, tap: str) -> ReceptiveField | None:
+    """The field of a tap's positions in the image; None = the whole image, or no field that is the same everywhere."""
+    # in an image of twice the size, a field smaller than the image is not cut at the edges of the middle position
+    image = torch.zeros(1, 3, *[2 * backbone.image_size] * 2, dtype=torch.float64, requires_grad=True)
+    maps = _maps(backbone, tap, image)
+    if maps is None or maps.ndim != 4 or min(maps.shape[2:]) < 3:
         return None
-    if node.op == "call_module":
-        return _behind(tracer.root.get_submodule(str(node.target)), known[0])
-    same = node.target in (_SAME if node.op == "call_function" else _SAME_METHODS)
-    join = node.target in (_JOIN if node.op == "call_function" else _JOIN_METHODS)
-    if node.target is functional.conv2d:
-        return _sobel(node, known[0], tracer)
-    if not (same or join):
+    middle = [side // 2 for side in maps.shape[2:]]
+    here, below, right = (
+        _extent(maps[0, :, middle[0] + down, middle[1] + across].sum(), image)
+        for down, across in ((0, 0), (1, 0), (0, 1))
+    )
+    step = below[0, 0] - here[0, 0], right[1, 0] - here[1, 0]
+    moved = np.array([[[step[0]] * 2, [0, 0]], [[0, 0], [step[1]] * 2]])
+    whole = here.min() <= 0 or here.max() >= image.shape[2] - 1
+    if whole or min(step) < 1 or (below - here != moved[0]).any() or (right - here != moved[1]).any():
         return None
-    if node.target is operator.getitem and not _keeps_places(node.args[1]):
-        return None
-    found: Field | None = known[0]
-    for other in known[1:]:
-        found = None if found is None else found.joined(other)
-    return found
+    (top, bottom), (left, end) = (here - np.multiply(step, middle)[:, None]).tolist()
+    return ReceptiveField((int(step[0]), int(step[1])), (top, left), (bottom, end))
 
 
-def _behind(module: nn.Module, field: Field) -> Field | None:
-    if isinstance(module, _ONE_TO_ONE):
-        return field
-    if isinstance(module, nn.ConstantPad2d):
-        left, _, top, _ = module.padding
-        return Field(field.step, _moved(field, field.first, top, left), _moved(field, field.last, top, left))
-    if not isinstance(module, _SLIDING) or isinstance(module.padding, str):
-        return None
-    dilation = _pair(getattr(module, "dilation", 1))
-    stride = _pair(module.stride if module.stride is not None else module.kernel_size)
-    return field.through(_pair(module.kernel_size), stride, _pair(module.padding), dilation)
+class _Reached(Exception):
+    """The layer has been computed."""
 
 
-def _moved(field: Field, place: Pair, top: int, left: int) -> Pair:
-    return place[0] - field.step[0] * top, place[1] - field.step[1] * left
+def _maps(backbone: Backbone, tap: str, image: Tensor) -> Tensor | None:
+    """The tap's output with equal weights; None where the network cannot be computed so."""
+    outputs: list[Tensor] = []
+
+    def keep(module: torch.nn.Module, inputs: Any, output: Tensor) -> None:
+        outputs.append(output)
+        raise _Reached
+
+    handle = backbone.tap_module(tap).register_forward_hook(keep)
+    try:
+        # what a network does with an image of another size, or with float64, fails in many ways
+        with suppress(Exception), _EqualWeights():
+            backbone.eval()(image)
+    finally:
+        handle.remove()
+    return outputs[0] if outputs else None
 
 
-def _sobel(node: fx.Node, field: Field, tracer: _Tracer) -> Field | None:
-    """Behind `functional.conv2d` with a kernel that is a buffer, as `models.sobel.Sobel` has it."""
-    kernel = node.args[1]
-    if not isinstance(kernel, fx.Node) or kernel.op != "get_attr" or set(node.kwargs) - {"padding"}:
-        return None
-    parent, _, name = str(kernel.target).rpartition(".")
-    weight = getattr(tracer.root.get_submodule(parent), name)
-    padding: Any = node.kwargs.get("padding", 0)
-    return field.through(tuple(weight.shape[2:]), (1, 1), _pair(padding), (1, 1))
+def _extent(value: Tensor, image: Tensor) -> np.ndarray:
+    """((top, bottom), (left, right)), inclusive, of the pixels that a number depends on."""
+    (gradient,) = torch.autograd.grad(value, image, retain_graph=True)
+    touched = gradient[0].abs().amax(0) > 0
+    spans = [torch.nonzero(touched.any(axis)).flatten() for axis in (1, 0)]
+    return np.array([[int(span[0]), int(span[-1])] if len(span) else [0, 0] for span in spans])
 
 
-def _keeps_places(key: Any) -> bool:
-    """Whether an index takes channels or images and leaves the map as it is."""
-    return isinstance(key, tuple) and all(part == slice(None) for part in key[2:])
+class _EqualWeights(TorchFunctionMode):
+    """Convolutions become means over their window, as all weights are equal; what acts on single pixels is left out."""
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return _REPLACED.get(function.__name__, function)(*args, **(kwargs or {}))
 
 
-def _pair(value: Any) -> Pair:
-    return (value, value) if isinstance(value, int) else (int(value[0]), int(value[1]))
+def _conv2d(
+    image: Tensor,
+    weight: Tensor,
+    bias: Any = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+) -> Tensor:
+    kernel = torch.full((1, 1, *weight.shape[2:]), 1 / weight[0, 0].numel(), dtype=image.dtype)
+    mean = torch.conv2d(image.mean(1, keepdim=True), kernel, None, stride, padding, dilation)
+    return mean.expand(-1, len(weight), -1, -1)
+
+
+def _linear(rows: Tensor, weight: Tensor, bias: Any = None) -> Tensor:
+    return rows.mean(-1, keepdim=True).expand(*rows.shape[:-1], len(weight))
+
+
+def _max_pool2d(
+    image: Tensor, kernel_size: Any, stride: Any = None, padding: Any = 0, dilation: Any = 1, ceil_mode: bool = False,
+    return_indices: bool = False,
+) -> Tensor:  # fmt: skip
+    if dilation not in (1, (1, 1)):
+        raise NotImplementedError
+    return torch.nn.functional.avg_pool2d(image, kernel_size, stride, padding, ceil_mode)
+
+
+def _unchanged(image: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    return image
+
+
+_POINTWISE = (
+    "relu relu_ relu6 relu6_ leaky_relu leaky_relu_ elu elu_ gelu silu silu_ mish mish_ softplus sigmoid sigmoid_ tanh"
+    " tanh_ hardswish hardswish_ hardsigmoid hardsigmoid_ hardtanh hardtanh_ dropout dropout2d feature_dropout"
+    " batch_norm layer_norm"
+)
+_REPLACED = {
+    "conv2d": _conv2d, "linear": _linear, "max_pool2d": _max_pool2d, "__iadd__": torch.add, "add_": torch.add,
+    "__imul__": torch.mul, "mul_": torch.mul, **dict.fromkeys(_POINTWISE.split(), _unchanged),
+}  # fmt: skip

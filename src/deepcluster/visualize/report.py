@@ -1,5 +1,4 @@
-"""One self-contained page about a run: figures, curves, cluster sizes, a contact sheet per cluster, and the pictures
-that were drawn of it.
+"""One self-contained page about a run: figures, curves, cluster sizes, a contact sheet per cluster, and its pictures.
 
 Everything is inside the file: no script, no font, no picture from elsewhere. What cannot be shown any more,
 because the images have moved, is said in a sentence and the page is written all the same.
@@ -9,8 +8,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,93 +16,84 @@ import numpy as np
 
 from deepcluster.engine.health import rotation_only, turns_of
 from deepcluster.errors import DeepClusterError
+from deepcluster.io import write_text
 from deepcluster.visualize import history, report_text, sizes, style
-from deepcluster.visualize.contact_sheets import Contact, Read, contact, distances, largest, majority, reader
-from deepcluster.visualize.grid import thumbnail
-from deepcluster.visualize.saved_figures import gather
+from deepcluster.visualize.clustered_images import ClusteredImages, reader, short_name
+from deepcluster.visualize.clusters import Contact, choose_images, largest, majority
+from deepcluster.visualize.images import thumbnail
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
     from deepcluster.data.source import ImageSource
     from deepcluster.engine.run import Run
 
 ROWS_SHOWN = 500
 """Rows of the table of all clusters; a page with ten thousand would be slow to open."""
-
-
-@dataclass(frozen=True)
-class Picture:
-    """One thumbnail: its bytes as a data URI, None where the image is gone, and what it is called."""
-
-    uri: str | None
-    path: str
-    tiny: bool = False
-
-
-@dataclass(frozen=True)
-class Card:
-    """A cluster with its pictures."""
-
-    contact: Contact
-    nearest: list[Picture]
-    farthest: list[Picture]
-
-
-@dataclass(frozen=True)
-class Row:
-    """A line of the table of all clusters."""
-
-    cluster: int
-    size: int
-    share: float
-    label: str | None
-    purity: float | None
+PICTURES = {
+    "filters": "First-layer filters",
+    "activations": "Images found to excite {}",
+    "top-images": "Images that excite filters of {} most",
+    "neighbors": "Nearest neighbors, trained and untrained",
+    "map": "The features on a plane ({})",
+    "purity": "Size and purity of clusters",
+    "confusion": "Clusters and classes",
+    "compare": "Comparison with another run: {}",
+}
+"""Beginning of a file's name in RUN/pictures -> its title; the rest of the name stands for the braces."""
+MOST_BYTES = 4_000_000
+"""Of all those pictures together; as text they take a third more."""
+MOST_BYTES_EACH = 600_000
 
 
 def write_report(
     run: Run, *, clusters: int = 24, images: int = 12, farthest: int = 6, command: str | None = None
 ) -> Path:
-    """Write `RUN/report.html` and return its path.
+    """One self-contained page with the curves, pictures and clusters of a run, RUN/report.html.
 
     Args:
         run: a finished, stopped or running run.
-        clusters: contact sheets, of the largest clusters.
-        images: nearest images of each.
+        clusters: clusters shown, the largest first.
+        images: images shown of each, the nearest to its center first.
         farthest: farthest images of each, folded away at first.
         command: the exact command that made the run; None = one with its main settings.
+
+    Returns:
+        The path of the page.
 
     Raises:
         DeepClusterError: the run folder cannot be written.
     """
-    html = page(run, clusters=clusters, images=images, farthest=farthest, command=command)
-    return style.write(Path(run.folder) / "report.html", html.encode())
-
-
-def page(run: Run, *, clusters: int, images: int, farthest: int = 0, command: str | None = None) -> str:
-    """The page as text; see `write_report`."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 
     folder, config, metrics = Path(run.folder), run.config, run.metrics
     assignment, k = _clusters(run)
     counts = None if assignment is None else np.bincount(assignment[assignment >= 0], minlength=k)
-    source, gone = _source(run, config, assignment)
+    clustered = None if counts is None else int(counts.sum())
+    source, problem = _source(run, assignment)
     bad, bad_rows = report_text.bad_images(folder)
-    cards: list[Card] = []
-    if assignment is not None and source is not None:
-        cards, unread = contact_cards(run, source, assignment, k, clusters, images, farthest)
-        gone = gone or unread
-    images_seen = None if counts is None else int(counts.sum())
+    cards: list[dict[str, Any]] = []
+    rows: list[dict[str, Any]] = []
+    plots: list[str] = []
+    if assignment is not None and counts is not None:
+        rows = _rows(assignment, counts, source)
+        if source is not None:
+            numbers = [number for number in largest(counts)[:clusters] if counts[number]]
+            shown = ClusteredImages(source, assignment, run.distance, k)
+            cards, unreadable = _cards(run, shown, numbers, images, farthest)
+            problem = problem or unreadable
+        plots = [_plot(draw, counts) for draw in (sizes.draw_sorted, sizes.draw_histogram)] if clustered else []
     curves = [
-        Markup(style.svg(history.figure([panel], metrics)))  # every text in it is ours
-        for panel in history.panels(metrics, k, images_seen, turns_of(config))
+        style.svg(history.panel_figure([(panel, panel.curves(metrics))]))
+        for panel in history.panels(metrics, k, clustered, turns_of(config))
     ]
-    labels = None if source is None else source.labels
     template = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,
     ).get_template("report.html")  # fmt: skip
-    return template.render(
-        title=f"{config.get('preset', 'run')} on {report_text.short(str(config.get('data', 'images')))}",
+    html = template.render(
+        title=f"{config.get('preset', 'run')} on {short_name(str(config.get('data', 'images')))}",
         lead=_lead(config, len(metrics), counts),
         config=config,
         created=str(config.get("created", ""))[:16].replace("T", " "),
@@ -112,76 +101,110 @@ def page(run: Run, *, clusters: int, images: int, farthest: int = 0, command: st
         summary=report_text.summary(config, metrics, counts),
         remarks=report_text.remarks(config, metrics, counts, bad, folder),
         evaluations=report_text.evaluations(folder),
-        curves=curves,
-        spread=None if counts is None or not counts.sum() else sizes.summary(counts),
-        sizes=[] if counts is None or not counts.sum() else [Markup(svg) for svg in _size_plots(counts)],
+        curves=[Markup(svg) for svg in curves],  # every text in them is ours
+        spread=None if counts is None or not clustered else sizes.summary(counts),
+        sizes=[Markup(svg) for svg in plots],
         cards=cards,
         shown=0 if counts is None else min(clusters, int((counts > 0).sum())),
-        rows=[] if counts is None or assignment is None else _rows(assignment, counts, labels, source),
+        rows=rows,
         used=0 if counts is None else int((counts > 0).sum()),
-        gone=gone,
-        pictures=gather(folder / "pictures"),
+        gone=problem,
+        pictures=saved_pictures(folder / "pictures"),
         bad=bad,
         bad_rows=bad_rows,
         command=command or report_text.command(config, folder),
         settings=report_text.flat(config.get("settings", {})),
         versions=report_text.flat(config.get("versions", {})),
     )
+    return write_text(folder / "report.html", html)
 
 
-def contact_cards(
-    run: Run, source: ImageSource, assignment: np.ndarray, k: int, clusters: int, images: int, farthest: int
-) -> tuple[list[Card], str]:
-    """A card for each of the largest non-empty clusters, and a sentence where images cannot be read."""
-    numbers = np.array([c for c in largest(assignment, k)[:clusters] if (assignment == c).any()], dtype=np.int64)
-    sentence = ""
-    try:
-        distance = distances(run, source, numbers)
-    except (DeepClusterError, OSError) as error:
-        distance, sentence = None, f"Images stand in the order of the source: {error}"
-    chosen = [
-        contact(
-            int(number),
-            assignment,
-            distance,
-            images=images,
-            farthest=farthest if distance is not None else 0,
-            labels=source.labels,
-            classes=source.classes,
-        )
-        for number in numbers
+def saved_pictures(folder: Path) -> list[dict[str, str]]:
+    """Title and data URI of the pictures that `deepcluster visualize` left in `folder`, in the order of `PICTURES`.
+
+    A picture larger than its share of `MOST_BYTES` becomes a JPEG, and smaller until it fits.
+    """
+    named = [
+        (title.format(path.stem[len(kind) + 1 :]), path)
+        for kind, title in PICTURES.items()
+        for path in sorted(folder.glob(f"{kind}*.png"))
+        if path.stem == kind or ("{}" in title and path.stem.startswith(f"{kind}-"))
     ]
-    count = sum(len(each.nearest) + len(each.farthest) for each in chosen)
-    side = 112 if count <= 450 else 80 if count <= 1000 else 56  # keeps the page to a few megabytes
-    read = reader(source, side)
-
-    def pictures(indices: np.ndarray) -> list[Picture]:
-        return [_picture(read, int(index), source.path(int(index)), side) for index in indices]
-
-    cards = [Card(each, pictures(each.nearest), pictures(each.farthest)) for each in chosen]
-    missing = sum(picture.uri is None for card in cards for picture in card.nearest + card.farthest)
-    if missing:
-        sentence = f"{missing:,} of the {count:,} images on this page can no longer be read from {source.name}."
-    return cards, sentence
+    most = min(MOST_BYTES_EACH, MOST_BYTES // max(len(named), 1))
+    found = [(title, embedded_file(path, most)) for title, path in named]
+    return [{"title": title, "uri": uri} for title, uri in found if uri is not None]
 
 
-def embed(image: np.ndarray, side: int) -> str:
+def embedded_file(path: Path, most: int) -> str | None:
+    """A PNG file as a data URI of about `most` bytes before its encoding; None where it is not a picture."""
+    from PIL import Image
+
+    try:
+        content, kind = path.read_bytes(), "png"
+        with Image.open(io.BytesIO(content)) as opened:
+            picture = opened.convert("RGB")
+    except OSError:
+        return None  # half a file, or another program's
+    while len(content) > most and min(picture.size) > 32:
+        if kind == "jpeg":
+            picture = picture.resize((picture.width * 4 // 5, picture.height * 4 // 5), Image.Resampling.LANCZOS)
+        content, kind = _encoded(picture, "jpeg", quality=86), "jpeg"
+    return _data_uri(content, kind)
+
+
+def embedded_thumbnail(image: np.ndarray, side: int) -> str:
     """An (H, W, 3) uint8 image as a square data URI: PNG where it is tiny, JPEG otherwise."""
     from PIL import Image
 
     square = Image.fromarray(thumbnail(image, min(side, *image.shape[:2])))
+    if square.width <= 48:
+        return _data_uri(_encoded(square, "png"), "png")
+    return _data_uri(_encoded(square, "jpeg", quality=82), "jpeg")
+
+
+def _encoded(picture: Image, kind: str, **options: int) -> bytes:
     buffer = io.BytesIO()
-    kind = "png" if square.width <= 48 else "jpeg"
-    options: dict[str, Any] = {"optimize": True} if kind == "png" else {"quality": 82, "optimize": True}
-    square.save(buffer, kind, **options)
-    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    picture.save(buffer, kind, optimize=True, **options)
+    return buffer.getvalue()
 
 
-def _picture(read: Read, index: int, path: str, side: int) -> Picture:
-    image = read(index)
-    if image is None:
-        return Picture(None, path)
-    return Picture(embed(image, side), path, tiny=min(image.shape[:2]) <= 48)
+def _data_uri(content: bytes, kind: str) -> str:
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
+
+
+def _cards(
+    run: Run, shown: ClusteredImages, numbers: list[int], images: int, farthest: int
+) -> tuple[list[dict[str, Any]], str]:
+    """A card for each of some clusters, and a sentence where images cannot be read."""
+    problem = ""
+    try:
+        contacts = choose_images(run, shown, numbers, images=images, farthest=farthest)
+    except (DeepClusterError, OSError) as error:
+        problem = f"Images stand in the order of the source: {error}"
+        unknown = np.full(len(shown.cluster), np.nan)
+        shown = ClusteredImages(shown.source, shown.cluster, unknown, shown.k)
+        contacts = choose_images(run, shown, numbers, images=images, farthest=0)
+    count = sum(len(each.nearest) + len(each.farthest) for each in contacts)
+    side = 112 if count <= 450 else 80 if count <= 1000 else 56  # keeps the page to a few megabytes
+    read = reader(shown.source, side)
+
+    def pictures(indices: np.ndarray) -> list[dict[str, Any]]:
+        found = []
+        for index in indices.tolist():
+            image = read(index)
+            uri = None if image is None else embedded_thumbnail(image, side)
+            tiny = image is not None and min(image.shape[:2]) <= 48
+            found.append({"uri": uri, "path": shown.source.path(index), "tiny": tiny})
+        return found
+
+    def card(each: Contact) -> dict[str, Any]:
+        return {"contact": each, "nearest": pictures(each.nearest), "farthest": pictures(each.farthest)}
+
+    cards = [card(each) for each in contacts]
+    missing = sum(picture["uri"] is None for each in cards for picture in each["nearest"] + each["farthest"])
+    if missing:
+        problem = f"{missing:,} of the {count:,} images on this page can no longer be read from {shown.source.name}."
+    return cards, problem
 
 
 def _clusters(run: Run) -> tuple[np.ndarray | None, int]:
@@ -196,12 +219,11 @@ def _clusters(run: Run) -> tuple[np.ndarray | None, int]:
         return None, int(run.config.get("settings", {}).get("method", {}).get("k", 1))
 
 
-def _source(run: Run, config: dict[str, Any], assignment: np.ndarray | None) -> tuple[ImageSource | None, str]:
+def _source(run: Run, assignment: np.ndarray | None) -> tuple[ImageSource | None, str]:
     """The training images, or None and a sentence that says why they cannot be shown."""
     try:
         source = run.source()
-        mark = config.get("source_fingerprint")
-        same = mark is None or source.fingerprint() == mark
+        same = source.fingerprint() == run.config["source_fingerprint"]
     except (DeepClusterError, OSError) as error:
         return None, f"The images cannot be shown: {error}"
     if not same or (assignment is not None and len(source) != len(assignment)):
@@ -216,34 +238,29 @@ def _lead(config: dict[str, Any], epochs: int, counts: np.ndarray | None) -> str
     """The run in one sentence."""
     done = f"after {epochs:,} epoch{'s' * (epochs != 1)}"
     if rotation_only(config):
-        return f"{config.get('images', 'All')} images, {done}; a run that tells turns apart and has no clusters."
+        return f"{config.get('images', 'All')} images, {done}; a run that predicts rotations alone and has no clusters."
     if counts is None:
         return f"{config.get('images', 'All')} images, not clustered yet, {done}."
     used = int((counts > 0).sum())
     return f"{int(counts.sum()):,} images in {used:,} cluster{'s' * (used != 1)}, {done}, found without labels."
 
 
-def _size_plots(counts: np.ndarray) -> Sequence[str]:
-    plots = []
-    for draw in (sizes.draw_sorted, sizes.draw_histogram):
-        figure = style.figure(4.7, 2.6)
-        draw(figure.add_subplot(), counts)
-        plots.append(style.svg(figure))
-    return plots
+def _plot(draw: Callable[..., None], counts: np.ndarray) -> str:
+    figure = style.figure(4.7, 2.6)
+    draw(figure.add_subplot(), counts)
+    return style.svg(figure)
 
 
-def _rows(
-    assignment: np.ndarray, counts: np.ndarray, labels: np.ndarray | None, source: ImageSource | None
-) -> list[Row]:
-    """The largest clusters with their main class; members are found by one sort, not one scan a cluster."""
-    numbers = largest(assignment, len(counts))[:ROWS_SHOWN]
-    order = np.argsort(assignment, kind="stable")
-    starts = np.searchsorted(assignment[order], np.arange(len(counts) + 1))
+def _rows(assignment: np.ndarray, counts: np.ndarray, source: ImageSource | None) -> list[dict[str, Any]]:
+    """The table of the largest clusters, with the main class of each."""
+    order = np.argsort(assignment, kind="stable")  # members by one sort, not one scan a cluster
+    members = np.split(order, np.searchsorted(assignment[order], np.arange(len(counts) + 1)))[1:]
     rows = []
-    for number in numbers:
-        name, share = None, None
-        if labels is not None and source is not None:
-            name, share = majority(labels[order[starts[number] : starts[number + 1]]], source.classes)
+    for number in largest(counts)[:ROWS_SHOWN].tolist():
+        label, purity = None, None
+        if source is not None and source.labels is not None:
+            label, purity = majority(source.labels[members[number]], source.classes)
         size = int(counts[number])
-        rows.append(Row(int(number), size, size / max(int(counts.sum()), 1), name, share))
+        share = size / max(int(counts.sum()), 1)
+        rows.append({"cluster": number, "size": size, "share": share, "label": label, "purity": purity})
     return rows

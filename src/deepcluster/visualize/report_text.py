@@ -1,4 +1,4 @@
-"""What a page says about a run in words and numbers: key figures, remarks, settings, evaluations.
+"""What the report says about a run in words and numbers: key figures, remarks, settings, evaluations.
 
 This file knows run.json, metrics.jsonl and the JSON of evaluations; it knows nothing of pictures or HTML.
 """
@@ -8,12 +8,10 @@ from __future__ import annotations
 import csv
 import json
 import math
-import re
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path, PurePath
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -23,17 +21,15 @@ from deepcluster.visualize.sizes import effective
 BAD_SHOWN = 200
 
 
-@dataclass(frozen=True)
-class Fact:
-    """One key figure: a name, the value as it is printed, and what it means."""
+class KeyFigure(NamedTuple):
+    """A name, the value as it is printed, and what it means."""
 
     name: str
     value: str
     hint: str = ""
 
 
-@dataclass(frozen=True)
-class Evaluation:
+class Evaluation(NamedTuple):
     """One table of RUN/evaluation: rows of (score, per cent, deviation) and its settings."""
 
     protocol: str
@@ -43,30 +39,30 @@ class Evaluation:
 
 def key_figures(
     config: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]], sizes: np.ndarray | None
-) -> list[Fact]:
+) -> list[KeyFigure]:
     """The numbers a reader wants first; those that the run does not have are left out."""
     last = _last(metrics)
-    facts = []
+    figures = []
     if (images := config.get("images")) is not None:
-        facts.append(Fact("images", f"{images:,}", "in the source, bad ones included"))
+        figures.append(KeyFigure("images", f"{images:,}", "in the source, bad ones included"))
     if sizes is not None:
         used, k = int((sizes > 0).sum()), len(sizes)
-        facts.append(Fact("clusters", f"{k:,}", "all in use" if used == k else f"{used:,} in use"))
-        facts.append(Fact("effective clusters", f"{effective(sizes):,.1f}", "equal ones that would be as even"))
+        figures.append(KeyFigure("clusters", f"{k:,}", "all in use" if used == k else f"{used:,} in use"))
+        figures.append(KeyFigure("effective clusters", f"{effective(sizes):,.1f}", "equal ones that would be as even"))
     if "loss" in last and sizes is not None:
         choices = len(sizes) * turns_of(config)
-        facts.append(Fact("loss", f"{last['loss']:.3f}", f"guessing: ln {choices:,} = {math.log(choices):.2f}"))
+        figures.append(KeyFigure("loss", f"{last['loss']:.3f}", f"guessing: ln {choices:,} = {math.log(choices):.2f}"))
     named = {
         "nmi_labels": ("NMI with labels", "1 = the same groups"),
         "purity": ("purity", "images of their cluster's main class"),
         "nmi_previous": ("NMI with previous", "1 = clusters have settled"),
     }
-    facts += [Fact(name, f"{last[key]:.3f}", hint) for key, (name, hint) in named.items() if key in last]
+    figures += [KeyFigure(name, f"{last[key]:.3f}", hint) for key, (name, hint) in named.items() if key in last]
     if "images_per_second" in last:
-        facts.append(Fact("speed", f"{last['images_per_second']:,.0f}", "training images a second"))
+        figures.append(KeyFigure("speed", f"{last['images_per_second']:,.0f}", "training images a second"))
     if seconds := sum(seconds_of(line) for line in metrics):
-        facts.append(Fact("time", duration(seconds), f"{len(metrics):,} epoch{'s' * (len(metrics) != 1)}"))
-    return facts
+        figures.append(KeyFigure("time", duration(seconds), f"{len(metrics):,} epoch{'s' * (len(metrics) != 1)}"))
+    return figures
 
 
 def summary(config: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]], sizes: np.ndarray | None) -> list[str]:
@@ -76,13 +72,13 @@ def summary(config: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]], siz
     def course(name: str) -> list[float]:
         return [float(line[name]) for line in metrics if _number(line.get(name))]
 
-    loss, turns = course("loss"), turns_of(config)
+    loss, rotations = course("loss"), turns_of(config)
     if len(loss) > 1:
         way = "fell" if loss[-1] < loss[0] else "rose"
         said.append(f"The loss {way} from {loss[0]:.2f} to {loss[-1]:.2f} in {len(loss):,} epochs.")
         if sizes is not None and len(sizes) > 1:
-            among = f"{len(sizes):,} clusters" + (f" and {turns} turns" if turns > 1 else "")
-            said.append(f"Guessing among {among} would cost {math.log(len(sizes) * turns):.2f}.")
+            among = f"{len(sizes):,} clusters" + (f" and {rotations} rotations" if rotations > 1 else "")
+            said.append(f"Guessing among {among} would cost {math.log(len(sizes) * rotations):.2f}.")
     if sizes is not None and sizes.sum():
         used = np.sort(sizes[sizes > 0])
         said.append(
@@ -195,13 +191,6 @@ def bad_images(folder: Path) -> tuple[int, list[tuple[str, str, str]]]:
     with open(file, newline="", encoding="utf-8", errors="replace") as handle:
         rows = [row for row in csv.reader(handle) if len(row) >= 3][1:]
     return len(rows), [(row[0], row[1], row[2]) for row in rows[:BAD_SHOWN]]
-
-
-def short(name: str) -> str:
-    """The last part of a path or glob; of `torchvision:CIFAR10?root=...` what stands before the options."""
-    if re.match(r"\w{2,}:", name):
-        return name.partition("?")[0]
-    return PurePath(name).name or name
 
 
 def duration(seconds: float) -> str:

@@ -13,21 +13,22 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from deepcluster.errors import DeepClusterError
 from deepcluster.io import write_atomic
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
 SERIES = ("#0072b2", "#d55e00", "#008f67", "#b0568f", "#a67c00", "#3d8fc4")
 INK, QUIET, LINE, PAPER = "#1c2128", "#626b77", "#dfe3e8", "#ffffff"
+DASHES = (0, (4, 3))
 DPI = 144
 FONTS = ("DejaVu Sans",)  # comes with matplotlib: the same letters on every machine
 
 
 def figure(width: float, height: float) -> Figure:
-    """An empty figure of `width` x `height` inches that lays itself out."""
+    """An empty figure of `width` x `height` inches with a constrained layout."""
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
@@ -36,11 +37,19 @@ def figure(width: float, height: float) -> Figure:
     )
 
 
-def quiet(axes: Axes, title: str, x: str, y: str) -> None:
-    """Give `axes` a title at the left, names of both axes with their units, and little else."""
-    from matplotlib.ticker import MaxNLocator
+def title(axes: Axes, text: str) -> None:
+    """A bold title at the left of the axes."""
+    axes.set_title(text, loc="left", fontsize=11, fontweight="bold", color=INK, pad=10)
 
-    axes.set_title(title, loc="left", fontsize=11, fontweight="bold", color=INK, pad=10)
+
+def subtitle(page: Figure, text: str) -> None:
+    """A line at the top left of the figure."""
+    page.suptitle(text, x=0.012, ha="left", fontsize=11, color=QUIET)
+
+
+def quiet(axes: Axes, text: str, x: str, y: str) -> None:
+    """Give `axes` a title at the left, names of both axes with their units, and little else."""
+    title(axes, text)
     axes.set_xlabel(x, color=QUIET, fontsize=9)
     axes.set_ylabel(y, color=QUIET, fontsize=9)
     axes.set_facecolor("none")
@@ -50,8 +59,34 @@ def quiet(axes: Axes, title: str, x: str, y: str) -> None:
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)
     axes.spines["bottom"].set_color(LINE)
-    if axes.get_yscale() == "linear":
-        axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
+    ticks(axes.yaxis, most=5)
+
+
+def ticks(axis: Axis, *, most: int = 6, integers: bool = False) -> None:
+    """At most so many ticks at round values: thousands with a comma, no powers of ten. Call it when limits are set.
+
+    Args:
+        integers: ticks at whole numbers only.
+    """
+    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+
+    if axis.get_scale() == "linear":
+        whole = {"integer": True, "min_n_ticks": 1} if integers else {}
+        axis.set_major_locator(MaxNLocator(most, steps=[1, 2, 5, 10], **whole))
+    elif axis.get_scale() == "log":
+        low, high = axis.get_view_interval()
+        axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high < 200 * low else (1.0,)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}" if abs(value) >= 100 else f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
+
+
+def level(axes: Axes, height: float, name: str = "", *, left: bool = False, color: str = QUIET) -> None:
+    """A dashed horizontal line at `height` (in data), with its name above it at one of its ends."""
+    axes.axhline(height, color=color, linewidth=1, linestyle=DASHES)
+    axes.annotate(
+        name, (0 if left else 1, height), xycoords=("axes fraction", "data"), xytext=(3 if left else -2, 3),
+        textcoords="offset points", ha="left" if left else "right", color=color, fontsize=9,
+    )  # fmt: skip
 
 
 def label(axes: Axes, lines: list[tuple[float, str, str]], height: float) -> None:
@@ -62,25 +97,18 @@ def label(axes: Axes, lines: list[tuple[float, str, str]], height: float) -> Non
         height: of the axes in inches, about; it is known for sure only when the figure is drawn.
     """
     gap = 11.5 / 72 / height  # one line of text
-    place = axes.transScale + axes.transLimits
+    to_axes = axes.transScale + axes.transLimits
     floor, placed = -np.inf, []
-    heights = [(float(np.clip(place.transform((1, y))[1], 0, 1)), name, color) for y, name, color in lines]
+    heights = [(float(np.clip(to_axes.transform((1, y))[1], 0, 1)), name, color) for y, name, color in lines]
     for at, name, color in sorted(heights):
         floor = max(at, floor + gap)
         placed.append((floor, name, color))
     over = max(placed[-1][0] - 1, 0) if placed else 0
     for at, name, color in placed:
         axes.annotate(
-            name,
-            (1, at - over),
-            xycoords="axes fraction",
-            xytext=(7, 0),
-            textcoords="offset points",
-            color=color,
-            fontsize=9,
-            va="center",
-            annotation_clip=False,
-        )
+            name, (1, at - over), xycoords="axes fraction", xytext=(7, 0), textcoords="offset points", color=color,
+            fontsize=9, va="center", annotation_clip=False,
+        )  # fmt: skip
 
 
 def png(picture: Figure | np.ndarray) -> bytes:
@@ -91,7 +119,10 @@ def png(picture: Figure | np.ndarray) -> bytes:
 
         Image.fromarray(picture).save(buffer, "PNG", optimize=True)
     else:
-        _canvas(picture).print_png(buffer)
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+        canvas: Any = FigureCanvasAgg(picture)
+        canvas.print_png(buffer)
     return buffer.getvalue()
 
 
@@ -104,12 +135,12 @@ def svg(picture: Figure) -> str:
     import matplotlib
     from matplotlib.backends.backend_svg import FigureCanvasSVG
 
-    title = picture.axes[0].get_title(loc="left") if picture.axes else ""
-    salt = re.sub(r"\W+", "-", title)
+    salt = re.sub(r"\W+", "-", picture.axes[0].get_title(loc="left") if picture.axes else "")
     buffer = io.StringIO()
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": salt, "font.family": list(FONTS)}):
         picture.patch.set_alpha(0.0)
-        FigureCanvasSVG(picture).print_svg(buffer, metadata={"Date": None, "Creator": None})
+        canvas: Any = FigureCanvasSVG(picture)
+        canvas.print_svg(buffer, metadata={"Date": None, "Creator": None})
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.S)
@@ -118,37 +149,19 @@ def svg(picture: Figure) -> str:
     text = re.sub(r'(<svg[^>]*?) height="[^"]*"', r'\1 role="img"', text, count=1)
     text = re.sub(r' xmlns:?\w*="[^"]*"| version="1.1"', "", text)
     text = re.sub(r"font: ([^;\"]*?)'DejaVu Sans'", r"font: \1sans-serif", text)
-    for name, color in {"ink": INK, "quiet": QUIET, "line": LINE, "paper": PAPER}.items():
+    colors = {"ink": INK, "quiet": QUIET, "line": LINE, "paper": PAPER}
+    colors |= {f"series-{number}": color for number, color in enumerate(SERIES, 1)}
+    for name, color in colors.items():
         text = text.replace(color, f"var(--{name})")
-    for number, color in enumerate(SERIES, 1):
-        text = text.replace(color, f"var(--series-{number})")
     # matplotlib numbers its groups figure_1, text_1, ... in every file; a page may hold an id only once
     return re.sub(r'<g id="[^"]*"', "<g", text)
 
 
 def save(picture: Figure | np.ndarray, path: str | Path) -> Path:
-    """Write a figure or an (H, W, 3) uint8 image as PNG, whole or not at all, and return its path."""
-    return write(path, png(picture))
-
-
-def write(path: str | Path, content: bytes) -> Path:
-    """Write bytes, whole or not at all, and return the path.
+    """Write a figure or an (H, W, 3) uint8 image as PNG and return its path.
 
     Raises:
         DeepClusterError: the folder cannot be written.
     """
-    file = Path(path)
-
-    def fill(beside: Path) -> None:
-        beside.write_bytes(content)
-
-    try:
-        return write_atomic(file, fill)
-    except OSError as error:
-        raise DeepClusterError(f"{file} cannot be written ({error.strerror or error}): make room there.") from error
-
-
-def _canvas(picture: Figure) -> Any:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-
-    return FigureCanvasAgg(picture)
+    content = png(picture)
+    return write_atomic(Path(path), lambda beside: beside.write_bytes(content))

@@ -1,13 +1,15 @@
 """The images that excite each filter of a layer most: one pass over all of them, the best few kept.
 
 As in the paper (arXiv 1807.05520 §4.1, figures 4 and 5), an image's score is the spatial mean of the filter's map
-after the ReLU; by the maximum of the map, at will.
+after the ReLU; optionally the maximum of the map.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -16,88 +18,134 @@ from torch import Tensor
 from deepcluster.data.cache import Pixels
 from deepcluster.data.loader import Loader
 from deepcluster.data.transforms import CenterCrop
+from deepcluster.engine.log import Screen
+from deepcluster.engine.subject import Subject
 from deepcluster.errors import DeepClusterError
 from deepcluster.models.backbone import Backbone
 from deepcluster.models.taps import read_taps
-from deepcluster.visualize.grid import grid, thumbnail
-from deepcluster.visualize.page import below, beside, line
-from deepcluster.visualize.receptive_fields import Field
-from deepcluster.visualize.style import INK
+from deepcluster.visualize import style
+from deepcluster.visualize.activations import Recipe, filter_objective, maximize
+from deepcluster.visualize.clustered_images import SILENT, open_pixels, short_name
+from deepcluster.visualize.images import grid, letterboxed, padded, side_by_side, stacked, text_line, thumbnail, titled
+from deepcluster.visualize.layers import check_filters, choose_filters, deepest_layer, feature_maps
+from deepcluster.visualize.receptive_fields import ReceptiveField, receptive_field
 
-SCORES = ("mean", "max")
+Score = Literal["mean", "max"]
+
+
+def draw_top_images(
+    subject: Subject,
+    *,
+    data: object = None,
+    taps: tuple[str, ...] = (),
+    filters: tuple[int, ...] = (),
+    count: int = 12,
+    images: int = 9,
+    score: Score = "mean",
+    beside: Recipe | None = None,
+    steps: int | None = None,
+    seed: int = 0,
+    folder: Path,
+    screen: Screen | None = None,
+) -> list[Path]:
+    """The nine images that excite each filter most, whole and cropped to what it saw (the paper's figures 4 and 5).
+
+    Args:
+        data: images to search; by default those the run was trained on.
+        taps: layers, such as conv1 conv3 conv5, all in one pass; by default the deepest one that has maps.
+        filters: numbers of filters of each layer; by default `count` of them drawn at random.
+        count: how many filters of each layer where none are named.
+        images: images of each filter.
+        score: what ranks the images: the mean of the filter's map (the paper's), or its maximum.
+        beside: also draw, at the left, the image found to excite the filter most by this recipe of `activations`.
+        steps: steps of that recipe; by default its own.
+        seed: of the filters that are drawn.
+
+    Returns:
+        The path of top-images-TAP.png for each layer.
+    """
+    if steps is not None and beside is None:
+        raise DeepClusterError("--steps belong to a recipe: name it by --beside paper or --beside fourier.")
+    if images < 1:
+        raise DeepClusterError(f"--images {images} is not a number of images: ask for one or more.")
+    backbone = subject.backbone.to(subject.device).eval()
+    taps = taps or (deepest_layer(backbone),)
+    wanted = {tap: choose_filters(backbone, tap, filters, count, seed) for tap in taps}
+    pixels = open_pixels(subject, data)
+    with (screen or SILENT).bar("images", len(pixels)) as bar:
+        ranking = rank_images(backbone, pixels, wanted, count=images, score=score, device=subject.device, check=bar)
+    pictures = network_input(backbone, pixels, np.concatenate([each.index.flatten() for each in ranking.values()]))
+    files = []
+    for tap, ranked in ranking.items():
+        field = receptive_field(backbone, tap)
+        if field is not None and min(field.size) >= backbone.image_size:
+            field = None
+        extra = None
+        if beside is not None:
+            objective_of = filter_objective(tap, beside)
+            extra = maximize(subject, objective_of, wanted[tap], recipe=beside, steps=steps, seed=seed, screen=screen)
+        columns = (3 if field else 4) - (extra is not None)
+        sheet = top_sheet(ranked, wanted[tap], pictures, field, columns=columns, side=64 if field else 84, extra=extra)
+        text = (
+            f"{short_name(subject.name)}, out of {len(pixels):,} images of {short_name(pixels.source.name)}, by the"
+            f" {'mean' if score == 'mean' else 'maximum'} of the filter's map."
+        )
+        text += " At the left, an image found to excite the filter." if extra else ""
+        if field is not None:
+            size = f"{field.size[0]} x {field.size[1]}"
+            text += f" At the right, the {size} pixels that the strongest position of the map depends on."
+        else:
+            text += " Each position of the map depends on the whole image."
+        page = titled(sheet, f"The {images} images that excite filters of {tap} most", text)
+        files.append(style.save(page, folder / f"top-images-{tap.replace('/', '-')}.png"))
+    return files
 
 
 @dataclass
-class Best:
+class Ranking:
     """The best images of F filters so far, each filter's best first; of equal ones the first that came.
 
     Attributes:
         score: (F, k) float32; -inf = no image yet.
         index: (F, k) int64 positions in the source; -1 = none.
-        place: (F, k, 2) int64 row and column of the map's maximum.
-        side: (2,) height and width of the map.
+        peak: (F, k, 2) int64 row and column of the map's maximum.
     """
 
     score: Tensor
     index: Tensor
-    place: Tensor
-    side: tuple[int, int] = (1, 1)
+    peak: Tensor
 
     @classmethod
-    def none(cls, filters: int, count: int) -> Best:
+    def empty(cls, filters: int, count: int) -> Ranking:
         """Before the first image."""
-        return cls(
-            torch.full((filters, count), -torch.inf),
-            torch.full((filters, count), -1),
-            torch.zeros(filters, count, 2, dtype=torch.int64),
-        )
+        peak = torch.zeros(filters, count, 2, dtype=torch.int64)
+        return cls(torch.full((filters, count), -torch.inf), torch.full((filters, count), -1), peak)
 
-    def see(self, maps: Tensor, index: Tensor, score: str = "mean") -> None:
-        """Takes in (B, F, H, W) maps of the images `index` (B,).
-
-        Raises:
-            DeepClusterError: there is no such score.
-        """
-        if score not in SCORES:
-            raise DeepClusterError(f"score={score!r} is no way to rank images: choose mean or max.")
-        height, width = maps.shape[2:]
-        self.side = (height, width)
-        peak, where = maps.flatten(2).max(2)
-        value = peak if score == "max" else maps.float().mean((2, 3))
-        place = torch.stack([where // width, where % width], dim=2)
-        count = self.score.shape[1]
-        values = torch.cat([self.score, value.float().T.cpu()], dim=1)
-        order = values.argsort(dim=1, descending=True, stable=True)[:, :count]
-        self.score = values.gather(1, order)
-        self.index = torch.cat([self.index, index.cpu().expand(len(values), -1)], dim=1).gather(1, order)
-        places = torch.cat([self.place, place.transpose(0, 1).cpu()], dim=1)
-        self.place = places.gather(1, order[..., None].expand(-1, -1, 2))
-
-
-def maps_of(activations: Tensor) -> Tensor:
-    """(B, F, H, W) of what a tap gave: maps as they are, vectors as maps of one place, tokens as a row of them.
-
-    A tap whose output was not rectified, such as a residual block's in some networks, is taken as it is.
-    """
-    if activations.ndim == 4:
-        return activations
-    if activations.ndim == 3:
-        return activations.transpose(1, 2)[:, :, None, :]
-    return activations[:, :, None, None]
+    def update(self, maps: Tensor, index: Tensor, score: Score = "mean") -> None:
+        """Take in (B, F, H, W) maps of the images `index` (B,)."""
+        highest, where = maps.flatten(2).max(2)
+        value = highest if score == "max" else maps.float().mean((2, 3))
+        peak = torch.stack([where // maps.shape[3], where % maps.shape[3]], dim=2)
+        scores = torch.cat([self.score, value.float().T.cpu()], dim=1)
+        order = scores.argsort(dim=1, descending=True, stable=True)[:, : self.score.shape[1]]
+        self.score = scores.gather(1, order)
+        self.index = torch.cat([self.index, index.cpu().expand(len(scores), -1)], dim=1).gather(1, order)
+        peaks = torch.cat([self.peak, peak.transpose(0, 1).cpu()], dim=1)
+        self.peak = peaks.gather(1, order[..., None].expand(-1, -1, 2))
 
 
 @torch.inference_mode()
-def top_images(
+def rank_images(
     backbone: Backbone,
     pixels: Pixels,
     filters: Mapping[str, Sequence[int]],
     *,
     count: int = 9,
-    score: str = "mean",
+    score: Score = "mean",
     device: str = "cpu",
     batch_size: int = 128,
     check: Callable[[int], None] = lambda images: None,
-) -> dict[str, Best]:
+) -> dict[str, Ranking]:
     """The `count` best images of some filters of several layers, in one pass over all images.
 
     Args:
@@ -109,74 +157,52 @@ def top_images(
     Raises:
         DeepClusterError: there is no such tap or filter.
     """
-    loader = Loader(
-        pixels,
-        pixels.good,
-        batch_size=batch_size,
-        transform=CenterCrop(backbone.image_size, backbone.mean, backbone.std),
-        device=device,
-    )
-    best = {tap: Best.none(len(numbers), count) for tap, numbers in filters.items()}
-    for batch in loader:
-        with read_taps(backbone, filters) as seen:
+    ranking = {tap: Ranking.empty(len(numbers), count) for tap, numbers in filters.items()}
+    for batch in _loader(backbone, pixels, pixels.good, batch_size, device):
+        with read_taps(backbone, filters) as activations:
             backbone(batch.views[0])
         for tap, numbers in filters.items():
-            maps = maps_of(seen[tap])
-            there_is(tap, numbers, maps.shape[1])
-            best[tap].see(maps[:, list(numbers)], batch.index, score)
+            maps = feature_maps(activations[tap])
+            check_filters(tap, numbers, maps.shape[1])
+            ranking[tap].update(maps[:, list(numbers)], batch.index, score)
         check(len(batch.index))
-    return best
+    return ranking
 
 
-def there_is(tap: str, numbers: Sequence[int], width: int) -> None:
-    """
-    Raises:
-        DeepClusterError: the layer does not have one of these filters.
-    """
-    for number in numbers:
-        if not 0 <= number < width:
-            raise DeepClusterError(f"{tap} has no filter {number}: its {width:,} filters are 0 to {width - 1}.")
-
-
-def seen_pixels(backbone: Backbone, pixels: Pixels, index: np.ndarray) -> dict[int, np.ndarray]:
+def network_input(backbone: Backbone, pixels: Pixels, index: np.ndarray) -> dict[int, np.ndarray]:
     """(S, S, 3) uint8 of each image as the network sees it: resized and cropped, before normalization."""
-    wanted = np.unique(index[index >= 0])
     mean, std = (torch.tensor(each).view(3, 1, 1) for each in (backbone.mean, backbone.std))
-    crop = CenterCrop(backbone.image_size, backbone.mean, backbone.std)
-    loader = Loader(pixels, wanted, batch_size=64, transform=crop)
     found: dict[int, np.ndarray] = {}
-    for batch in loader:
-        colors = ((batch.views[0] * std + mean) * 255).round().clamp(0, 255).byte().permute(0, 2, 3, 1)
-        found |= {int(number): colors[row].numpy() for row, number in enumerate(batch.index)}
+    for batch in _loader(backbone, pixels, np.unique(index[index >= 0]), 64, "cpu"):
+        colors = ((batch.views[0] * std + mean) * 255).round().clamp(0, 255).byte().permute(0, 2, 3, 1).numpy()
+        found |= dict(zip(batch.index.tolist(), colors, strict=True))
     return found
 
 
-def crops(best: Best, row: int, images: Mapping[int, np.ndarray], field: Field | None) -> list[np.ndarray]:
-    """What the strongest place of one filter saw of each of its images, (h, w, 3) uint8 of various sizes.
+def crops(
+    ranked: Ranking, row: int, images: Mapping[int, np.ndarray], field: ReceptiveField | None
+) -> list[np.ndarray]:
+    """The pixels that one filter's strongest position depends on, in each of its images, (h, w, 3) uint8.
 
     Args:
-        row: of `best`.
-        images: as the network saw them.
+        row: of `ranked`.
+        images: as the network sees them.
         field: of the layer; None = the whole image.
     """
     found = []
-    for index, (y, x) in zip(best.index[row].tolist(), best.place[row].tolist(), strict=True):
-        if index < 0:
-            continue
-        image = images[index]
-        if field is None:
-            found.append(image)
-            continue
-        top, left, bottom, right = field.box(y, x, *image.shape[:2])
-        found.append(image[top:bottom, left:right])
+    for index, (y, x) in zip(ranked.index[row].tolist(), ranked.peak[row].tolist(), strict=True):
+        if index >= 0:
+            image = images[index]
+            top, left, bottom, right = field.box(y, x, *image.shape[:2]) if field else (0, 0, *image.shape[:2])
+            found.append(image[top:bottom, left:right])
     return found
 
 
 def top_sheet(
-    best: Best,
+    ranked: Ranking,
     numbers: Sequence[int],
     images: Mapping[int, np.ndarray],
-    field: Field | None,
+    field: ReceptiveField | None,
     *,
     side: int = 72,
     columns: int = 4,
@@ -185,51 +211,30 @@ def top_sheet(
     """A block for each filter: its number, its best images whole, and beside them what the filter saw of each.
 
     Args:
-        numbers: of the filters, one a row of `best`.
-        images: index -> the image as the network saw it.
+        numbers: of the filters, one a row of `ranked`.
+        images: index -> the image as the network sees it.
+        field: None = no crops.
         side: of a thumbnail, in pixels.
         columns: blocks in a row.
-        extra: a picture of each filter to stand at the left, such as its activation maximized, (H, W, 3) uint8.
+        extra: an image of each filter to stand at the left, such as one found to excite it, (H, W, 3) uint8.
     """
-    edge = max(1, round(best.score.shape[1] ** 0.5))
+    edge = max(1, round(ranked.score.shape[1] ** 0.5))
     blocks = []
     for row, number in enumerate(numbers):
-        whole = [thumbnail(images[index], side) for index in best.index[row].tolist() if index >= 0]
-        parts = [grid(whole, edge, gap=2)]
+        parts = [grid([thumbnail(each, side) for each in crops(ranked, row, images, None)], edge, gap=2)]
         if field is not None:
-            seen = [fitted(each, side) for each in crops(best, row, images, field)]
-            parts.append(grid(seen, edge, gap=2))
+            parts.append(grid([letterboxed(each, side) for each in crops(ranked, row, images, field)], edge, gap=2))
         if extra is not None:
-            parts.insert(
-                0, np.pad(thumbnail(extra[row], parts[0].shape[0] - 4), ((2, 2), (2, 2), (0, 0)), constant_values=255)
-            )
-        pictures = beside(parts, gap=6)
-        values = best.score[row][best.index[row] >= 0]
-        scores = f"  ({values[0]:#.3g} to {values[-1]:#.3g})" if len(values) and pictures.shape[1] > 240 else ""
-        heading = line(f"filter {number}{scores}", pictures.shape[1], size=13, color=INK)
-        blocks.append(below([heading, pictures], gap=0))
-    return grid(same_size(blocks), columns, gap=10)
+            large = thumbnail(extra[row], parts[0].shape[0] - 4)
+            parts.insert(0, padded(large, top=2, bottom=2, left=2, right=2))
+        block = side_by_side(parts, gap=6)
+        values = ranked.score[row][ranked.index[row] >= 0]
+        scores = f"  ({values[0]:#.3g} to {values[-1]:#.3g})" if len(values) and block.shape[1] > 240 else ""
+        heading = text_line(f"filter {number}{scores}", block.shape[1], size=13)
+        blocks.append(stacked([heading, block], gap=0))
+    return grid(blocks, columns, gap=10)
 
 
-def fitted(image: np.ndarray, side: int) -> np.ndarray:
-    """An (h, w, 3) picture enlarged or shrunk to a square, in its own proportions; the rest is pale gray."""
-    from PIL import Image
-
-    height, width = image.shape[:2]
-    scale = side / max(height, width)
-    size = max(1, round(width * scale)), max(1, round(height * scale))
-    how = Image.Resampling.NEAREST if scale >= 2 else Image.Resampling.LANCZOS
-    small = np.asarray(Image.fromarray(np.ascontiguousarray(image)).resize(size, how))
-    page = np.full((side, side, 3), 232, np.uint8)
-    top, left = (side - size[1]) // 2, (side - size[0]) // 2
-    page[top : top + size[1], left : left + size[0]] = small
-    return page
-
-
-def same_size(pictures: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """Pictures padded with white at the right and below to the size of the largest."""
-    height, width = (max(each.shape[axis] for each in pictures) for axis in (0, 1))
-    return [
-        np.pad(each, ((0, height - each.shape[0]), (0, width - each.shape[1]), (0, 0)), constant_values=255)
-        for each in pictures
-    ]
+def _loader(backbone: Backbone, pixels: Pixels, index: np.ndarray, batch_size: int, device: str) -> Loader:
+    crop = CenterCrop(backbone.image_size, backbone.mean, backbone.std)
+    return Loader(pixels, index, batch_size=batch_size, transform=crop, device=device)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import Positional, arg
 
 if TYPE_CHECKING:
-    from deepcluster.data.cache import Pixels
     from deepcluster.engine.subject import Subject
 
 
@@ -65,27 +64,3 @@ class OfImages(Picture):
 
     source: Annotated[str | None, arg(name="data")] = None
     """Images to draw, new ones too, which are assigned to the run's clusters; by default those it was trained on."""
-
-
-def called(subject: Subject) -> str:
-    """A network's name for a title: a run's folder without those above it."""
-    from deepcluster.visualize.report_text import short
-
-    return short(subject.name)
-
-
-def pixels_of(subject: Subject, named: str | None) -> Pixels:
-    """The decoded images that were named, or those the run was trained on.
-
-    Raises:
-        DeepClusterError: there are none, or they are others than the run was trained on.
-    """
-    from deepcluster.visualize.groups import same_length
-
-    if named is not None:
-        return subject.pixels(named)
-    source = subject.source()
-    run: Any = subject
-    if hasattr(run, "config"):
-        same_length(run, source, range(run.config["images"]))  # type: ignore[arg-type]
-    return subject.pixels(source)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, Literal
+
 import numpy as np
 import pytest
 import torch
@@ -11,11 +13,12 @@ from deepcluster.data.open import open_images
 from deepcluster.errors import DeepClusterError
 from deepcluster.models.taps import read_taps
 from deepcluster.models.zoo import build_backbone
-from deepcluster.visualize.receptive_fields import Field, receptive_field
-from deepcluster.visualize.top_images import Best, crops, fitted, seen_pixels, top_images, top_sheet
+from deepcluster.visualize.images import letterboxed
+from deepcluster.visualize.receptive_fields import ReceptiveField, receptive_field
+from deepcluster.visualize.top_images import Ranking, crops, network_input, rank_images, top_sheet
 
 NETWORKS = [
-    ("alexnet", {"sobel": "paper", "image_size": 96}, ["conv1", "conv2", "conv5"]),
+    ("alexnet", {"sobel": "paper", "image_size": 96}, ["conv1", "conv2"]),
     ("convnet", {"sobel": "deepercluster", "image_size": 40}, ["conv1", "conv3", "conv5"]),
     ("vgg16", {"sobel": "deepercluster-rgb", "image_size": 32}, ["conv2", "conv4"]),
     ("resnet18", {"image_size": 48}, ["stem", "layer1", "layer2"]),
@@ -25,7 +28,9 @@ NETWORKS = [
 
 
 @pytest.mark.parametrize(("name", "options", "taps"), NETWORKS, ids=[name for name, _, _ in NETWORKS])
-def test_a_place_sees_its_field_and_no_pixel_more(name: str, options: dict, taps: list[str]) -> None:
+def test_the_field_of_a_position_contains_all_pixels_with_a_gradient(
+    name: str, options: dict[str, Any], taps: list[str]
+) -> None:
     """By the gradient of one place of the map, summed over all channels and a few images."""
     torch.manual_seed(0)
     backbone = build_backbone(name, **options).eval()
@@ -49,7 +54,7 @@ def test_a_place_sees_its_field_and_no_pixel_more(name: str, options: dict, taps
                 assert (rows[0], rows[-1] + 1, columns[0], columns[-1] + 1) == (top, bottom, left, right)
 
 
-def test_pixels_outside_change_nothing() -> None:
+def test_pixels_outside_the_field_do_not_change_the_position() -> None:
     torch.manual_seed(0)
     backbone = build_backbone("alexnet", sobel="paper", image_size=96).eval()
     field = receptive_field(backbone, "conv2")
@@ -68,38 +73,37 @@ def test_pixels_outside_change_nothing() -> None:
         assert not torch.equal(seen["conv2"][0, :, 2, 3], before)
 
 
-def test_what_looks_at_everything_has_no_field() -> None:
+def test_layers_that_depend_on_the_whole_image_have_no_field() -> None:
     backbone = build_backbone("resnet18", image_size=32)
     assert receptive_field(backbone, "pool") is None
+    assert receptive_field(build_backbone("alexnet", image_size=96), "conv5") is None  # larger than the image
     assert receptive_field(build_backbone("timm:efficientnet_b0", image_size=32), "blocks.2") is None  # it squeezes
-    assert Field((4, 4), (-3, -3), (9, 9)).box(0, 100, 32, 32) == (0, 31, 10, 32)  # never empty
+    assert ReceptiveField((4, 4), (-3, -3), (9, 9)).box(0, 100, 32, 32) == (0, 31, 10, 32)  # never empty
 
 
 @pytest.mark.parametrize("score", ["mean", "max"])
-def test_the_running_best_is_the_head_of_a_sort(score: str) -> None:
+def test_the_running_best_equals_the_head_of_a_sort(score: Literal["mean", "max"]) -> None:
     maps = torch.rand(50, 6, 4, 5, generator=torch.Generator().manual_seed(0)).round(decimals=1)  # with ties
     index = torch.arange(100, 150)
-    best = Best.none(6, 9)
+    best = Ranking.empty(6, 9)
     for start in range(0, 50, 7):
-        best.see(maps[start : start + 7], index[start : start + 7], score)
+        best.update(maps[start : start + 7], index[start : start + 7], score)
     values = maps.amax((2, 3)) if score == "max" else maps.mean((2, 3))
     for row in range(6):
         order = np.argsort(-values[:, row].numpy(), kind="stable")[:9]
         assert best.index[row].tolist() == (order + 100).tolist()
         np.testing.assert_allclose(best.score[row], values[order, row], atol=1e-6)
-        for place, image in zip(best.place[row].tolist(), order, strict=True):
+        for place, image in zip(best.peak[row].tolist(), order, strict=True):
             assert maps[image, row, place[0], place[1]] == maps[image, row].max()
-    with pytest.raises(DeepClusterError, match="mean or max"):
-        best.see(maps, index, "median")
 
 
-def test_one_pass_over_images_of_several_layers() -> None:
+def test_images_of_several_layers_are_ranked_in_one_pass() -> None:
     torch.manual_seed(0)
     backbone = build_backbone("convnet", image_size=24).eval()
     pictures = np.random.default_rng(0).integers(0, 256, (30, 24, 24, 3), dtype=np.uint8)
     pixels = load_pixels(open_images(pictures), short_side=None, cache_gb=0)
     wanted = {"conv1": [3, 0], "conv3": [5]}
-    found = top_images(backbone, pixels, wanted, count=4, batch_size=8)
+    found = rank_images(backbone, pixels, wanted, count=4, batch_size=8)
     mean, std = (torch.tensor(each).view(3, 1, 1) for each in (backbone.mean, backbone.std))
     images = (torch.from_numpy(pictures).permute(0, 3, 1, 2) / 255 - mean) / std
     with torch.no_grad(), read_taps(backbone, wanted) as seen:
@@ -108,27 +112,27 @@ def test_one_pass_over_images_of_several_layers() -> None:
         for row, number in enumerate(numbers):
             values = seen[tap][:, number].mean((1, 2))
             assert found[tap].index[row].tolist() == values.argsort(descending=True)[:4].tolist()
-    shown = seen_pixels(backbone, pixels, found["conv1"].index.numpy())
+    shown = network_input(backbone, pixels, found["conv1"].index.numpy())
     for index, image in shown.items():
         np.testing.assert_array_equal(image, pictures[index])
     field = receptive_field(backbone, "conv3")
-    (first, *_) = crops(found["conv3"], 0, seen_pixels(backbone, pixels, found["conv3"].index.numpy()), field)
+    (first, *_) = crops(found["conv3"], 0, network_input(backbone, pixels, found["conv3"].index.numpy()), field)
     assert field is not None and 1 <= first.shape[0] <= field.size[0]
     page = top_sheet(found["conv1"], wanted["conv1"], shown, receptive_field(backbone, "conv1"), side=20)
     assert page.dtype == np.uint8 and page.shape[1] > 2 * 2 * 2 * 20
     with pytest.raises(DeepClusterError, match="conv1 has no filter 16: its 16 filters are 0 to 15"):
-        top_images(backbone, pixels, {"conv1": [16]})
+        rank_images(backbone, pixels, {"conv1": [16]})
 
 
 def test_fewer_images_than_asked_for() -> None:
-    best = Best.none(1, 9)
-    best.see(torch.rand(2, 1, 3, 3), torch.tensor([4, 5]))
+    best = Ranking.empty(1, 9)
+    best.update(torch.rand(2, 1, 3, 3), torch.tensor([4, 5]))
     assert (best.index[0] >= 0).sum() == 2
     images = {4: np.zeros((8, 8, 3), np.uint8), 5: np.zeros((8, 8, 3), np.uint8)}
     assert len(crops(best, 0, images, None)) == 2
     assert top_sheet(best, [0], images, None, side=16).ndim == 3
 
 
-def test_fitted_keeps_proportions() -> None:
-    page = fitted(np.zeros((4, 8, 3), np.uint8), 16)
+def test_letterboxed_keeps_proportions() -> None:
+    page = letterboxed(np.zeros((4, 8, 3), np.uint8), 16)
     assert (page[4:12] == 0).all() and (page[:4] == 232).all()

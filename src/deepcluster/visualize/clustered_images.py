@@ -1,0 +1,163 @@
+"""What pictures of clusters begin with: a run that has clusters, and images with the cluster of each."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import PurePath
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from deepcluster.engine.health import rotation_only
+from deepcluster.engine.log import Screen
+from deepcluster.errors import BadImage, DeepClusterError
+
+if TYPE_CHECKING:
+    from deepcluster.data.cache import Pixels
+    from deepcluster.data.source import ImageSource
+    from deepcluster.engine.run import Run
+    from deepcluster.engine.subject import Subject
+
+SILENT = Screen(quiet=True)
+
+
+@dataclass(frozen=True)
+class ClusteredImages:
+    """N images in K clusters.
+
+    Attributes:
+        source: the images.
+        cluster: (N,) int64, -1 = none.
+        distance: (N,) float32 to the own center, NaN = unknown; None where nothing is known of any.
+        k: number of clusters, empty ones included.
+    """
+
+    source: ImageSource
+    cluster: np.ndarray
+    distance: np.ndarray | None
+    k: int
+
+    @property
+    def sizes(self) -> np.ndarray:
+        """(K,) images in each cluster."""
+        return np.bincount(self.cluster[self.cluster >= 0], minlength=self.k)
+
+
+def clustered_images(subject: Subject, what: str, data: Any = None, screen: Screen | None = None) -> ClusteredImages:
+    """The images of `data`, assigned to a run's clusters.
+
+    Args:
+        subject: must be a run with clusters.
+        what: the picture they are for, named in errors.
+        data: what `open_images` takes; None = the images the run was trained on, with the clusters it kept.
+
+    Raises:
+        DeepClusterError: there are no clusters, or the images are gone or are others than the run was trained on.
+    """
+    run = require_clusters(subject, what)
+    k = len(run.centroids)
+    if data is None:
+        source, assignment = run.source(), np.asarray(run.assignment)
+        check_training_images(run, source, len(assignment))
+        return ClusteredImages(source, assignment, run.distance, k)
+    pixels = run.pixels(data)
+    with (screen or SILENT).bar("images", len(pixels)) as bar:
+        found = run.assign(pixels, bar)
+    return ClusteredImages(pixels.source, np.asarray(found.cluster), np.asarray(found.distance), k)
+
+
+def require_run(subject: Subject, what: str) -> Run:
+    """The subject, which must be a run folder.
+
+    Raises:
+        DeepClusterError: it is a network alone.
+    """
+    from deepcluster.engine.run import Run
+
+    if not isinstance(subject, Run):
+        raise DeepClusterError(
+            f"{subject.name} has no clusters or curves, and `visualize {what}` draws them: give a run folder."
+        )
+    return subject
+
+
+def require_clusters(subject: Subject, what: str) -> Run:
+    """The subject, which must be a run that has clusters.
+
+    Raises:
+        DeepClusterError: it is a network alone, or a run without clusters.
+    """
+    run = require_run(subject, what)
+    if not run.clustered:
+        why = "predicts rotations alone and has no clusters" if rotation_only(run.config) else "has no clusters"
+        raise DeepClusterError(f"{run.name} {why}, and `visualize {what}` draws them: give another run.")
+    return run
+
+
+def check_training_images(run: Run, source: ImageSource, images: int) -> None:
+    """
+    Raises:
+        DeepClusterError: the source does not hold the `images` images that the run was trained on.
+    """
+    if len(source) != images or source.fingerprint() != run.config["source_fingerprint"]:
+        raise DeepClusterError(
+            f"{source.name} no longer holds the images that {run.folder} was trained on: put them back, or give --data."
+        )
+
+
+def open_pixels(subject: Subject, data: Any) -> Pixels:
+    """The decoded images of `data`; None = those the run was trained on.
+
+    Raises:
+        DeepClusterError: there are none, or they are others than the run was trained on.
+    """
+    if data is not None:
+        return subject.pixels(data)
+    source = subject.source()
+    run = require_run(subject, "without --data")
+    check_training_images(run, source, run.config["images"])
+    return subject.pixels(source)
+
+
+def known_labels(source: ImageSource) -> np.ndarray | None:
+    """(N,) int64 classes of a source, -1 = none; None where no image has one."""
+    labels = None if source.labels is None else np.asarray(source.labels, np.int64)
+    return labels if labels is not None and (labels >= 0).any() else None
+
+
+def require_labels(source: ImageSource) -> tuple[np.ndarray, list[str]]:
+    """(N,) int64 classes of a source, -1 = none, and the names of the classes.
+
+    Raises:
+        DeepClusterError: no image has a label.
+    """
+    labels = known_labels(source)
+    if labels is None:
+        raise DeepClusterError(f"{source.name} has no labels: give --data a source whose paths have class folders.")
+    return labels, [class_name(source.classes, number) for number in range(max(len(source.classes), labels.max() + 1))]
+
+
+def class_name(classes: tuple[str, ...], label: int) -> str:
+    """The name of a class, or "class 7" where it has none."""
+    return classes[label] if label < len(classes) else f"class {label}"
+
+
+def reader(source: ImageSource, side: int) -> Callable[[int], np.ndarray | None]:
+    """`read(index)` for thumbnails of `side` pixels; it gives None for an image that cannot be read any more."""
+
+    def read(index: int) -> np.ndarray | None:
+        try:
+            return source.read(int(index), side)
+        except (BadImage, DeepClusterError, OSError, ValueError):
+            return None
+
+    return read
+
+
+def short_name(name: str) -> str:
+    """The last part of a path or glob; of `torchvision:CIFAR10?root=...` what stands before the options."""
+    if re.match(r"\w{2,}:", name):
+        return name.partition("?")[0]
+    return PurePath(name).name or name

@@ -1,0 +1,233 @@
+"""Clusters as contact sheets: the images of each, sorted by distance to its center, the largest clusters first.
+
+Only the images on the sheet are decoded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from deepcluster.errors import DeepClusterError
+from deepcluster.visualize import style
+from deepcluster.visualize.clustered_images import (
+    ClusteredImages,
+    class_name,
+    clustered_images,
+    reader,
+    require_clusters,
+)
+from deepcluster.visualize.images import WHITE, grid, padded, stacked, text_line, thumbnail
+
+if TYPE_CHECKING:
+    from deepcluster.data.source import ImageSource
+    from deepcluster.engine.log import Screen
+    from deepcluster.engine.run import Run
+
+SIDE = 96
+"""Pixels of a thumbnail."""
+
+
+def draw_clusters(
+    run: Run,
+    *,
+    data: Any = None,
+    clusters: int = 24,
+    only: tuple[int, ...] = (),
+    images: int = 12,
+    farthest: int = 0,
+    folder: Path,
+    screen: Screen | None = None,
+) -> list[Path]:
+    """Clusters as contact sheets, the images nearest to the center first.
+
+    Args:
+        data: images to draw, new ones too, which are assigned to the run's clusters; by default those it was trained
+            on.
+        clusters: how many, the largest first.
+        only: these clusters instead, each on a page of its own.
+        images: images of each that are nearest to its center.
+        farthest: images of each that are farthest from it.
+
+    Returns:
+        The path of clusters.png, or those of cluster-0007.png and so on.
+    """
+    k = len(require_clusters(run, "clusters").centroids)
+    for number in only:
+        if not 0 <= number < k:
+            raise DeepClusterError(f"There is no cluster {number} in {run.folder}; its clusters are 0 to {k - 1}.")
+    shown = clustered_images(run, "clusters", data, screen)
+    numbers = np.array(only, np.int64) if only else largest(shown.sizes)[:clusters]
+    contacts = choose_images(run, shown, numbers, images=images, farthest=farthest)
+    read, columns = reader(shown.source, SIDE), max(1, min(images, 12))
+    if not only:
+        return [style.save(contact_sheet(contacts, read, columns=columns), folder / "clusters.png")]
+    return [
+        style.save(contact_sheet([each], read, columns=columns), folder / f"cluster-{each.cluster:04d}.png")
+        for each in contacts
+    ]
+
+
+@dataclass(frozen=True)
+class Contact:
+    """What one cluster looks like.
+
+    Attributes:
+        cluster: its number.
+        size: images in it.
+        nearest: indices of the images nearest to the center, nearest first.
+        farthest: indices of those farthest from it, farthest last; none of them in `nearest`.
+        distance: mean Euclidean distance to the center; None where it is not known.
+        label: its most frequent class; None without labels.
+        purity: share of its labelled images that have that class.
+    """
+
+    cluster: int
+    size: int
+    nearest: np.ndarray
+    farthest: np.ndarray
+    distance: float | None = None
+    label: str | None = None
+    purity: float | None = None
+
+    @property
+    def caption(self) -> str:
+        """The cluster in one line: number, size, and what else is known of it."""
+        words = [f"cluster {self.cluster}", f"{self.size:,} image{'s' * (self.size != 1)}"]
+        if self.label is not None:
+            words.append(f"{self.label} {self.purity:.0%}")
+        if self.distance is not None:
+            words.append(f"mean distance {self.distance:.2f}")
+        return "  ·  ".join(words)
+
+
+def largest(sizes: np.ndarray) -> np.ndarray:
+    """(K,) int64 numbers of all clusters of (K,) sizes, largest first, then by number."""
+    return np.argsort(-sizes, kind="stable")
+
+
+def choose_images(
+    run: Run, shown: ClusteredImages, numbers: Sequence[int] | np.ndarray, *, images: int, farthest: int
+) -> list[Contact]:
+    """The images that represent each of some clusters; see `contact`.
+
+    Args:
+        run: asked for distances that are not known.
+        images, farthest: nearest and farthest ones of each at most.
+    """
+    distance = shown.distance if shown.distance is not None else distances(run, shown, numbers)
+    source = shown.source
+    return [
+        contact(
+            int(number), shown.cluster, distance, images=images, farthest=farthest, labels=source.labels,
+            classes=source.classes,
+        )
+        for number in numbers
+    ]  # fmt: skip
+
+
+def contact(
+    cluster: int,
+    assignment: np.ndarray,
+    distance: np.ndarray,
+    *,
+    images: int = 12,
+    farthest: int = 0,
+    labels: np.ndarray | None = None,
+    classes: tuple[str, ...] = (),
+) -> Contact:
+    """Choose the images that represent one cluster.
+
+    Args:
+        assignment: (N,) int64, -1 = none.
+        distance: (N,) distance of each image to its own center; NaN = unknown, sorted last in the order of the source.
+        images: how many nearest ones at most.
+        farthest: how many farthest ones at most, of those left.
+        labels: (N,) int64, -1 = none.
+        classes: names of the labels.
+    """
+    members = np.flatnonzero(assignment == cluster)
+    members = members[np.argsort(distance[members], kind="stable")]
+    known = distance[members][np.isfinite(distance[members])]
+    near, rest = members[:images], members[images:]
+    name, share = (None, None) if labels is None else majority(labels[members], classes)
+    mean = float(known.mean()) if len(known) else None
+    return Contact(cluster, len(members), near, rest[max(len(rest) - farthest, 0) :], mean, name, share)
+
+
+def majority(labels: np.ndarray, classes: tuple[str, ...]) -> tuple[str | None, float | None]:
+    """The most frequent class of some images and its share; (None, None) where none has a label."""
+    known = labels[labels >= 0]
+    if not len(known):
+        return None, None
+    counts = np.bincount(known)
+    return class_name(classes, int(counts.argmax())), float(counts.max() / len(known))
+
+
+def distances(run: Run, shown: ClusteredImages, clusters: Sequence[int] | np.ndarray) -> np.ndarray:
+    """(N,) distance of the images in `clusters` to their own center, NaN for all others.
+
+    Only the images of those clusters are decoded and put through the network.
+    """
+    from deepcluster.data.cache import load_pixels
+    from deepcluster.engine.subject import short_side
+
+    members = np.flatnonzero(np.isin(shown.cluster, clusters) & (shown.cluster >= 0))
+    found = np.full(len(shown.cluster), np.nan, np.float32)
+    if len(members):
+        # no cache: these few images are decoded once, and no file is left behind
+        pixels = load_pixels(Subset(shown.source, members), short_side=short_side(run.image_size), cache_gb=0.0)
+        features = run.features(pixels)
+        decoded = np.isfinite(features).all(axis=1)
+        centers = np.asarray(run.centroids.cpu())[shown.cluster[members[decoded]]]
+        found[members[decoded]] = np.linalg.norm(run.embed(features[decoded]) - centers, axis=1)
+    return found
+
+
+class Subset:
+    """Some images of a source, as a source of its own: image i of it is image `index[i]` of the source."""
+
+    def __init__(self, source: ImageSource, index: np.ndarray) -> None:
+        self.source, self.index = source, index
+        self.name = f"{len(index)} images of {source.name}"
+        self.labels = None if source.labels is None else source.labels[index]
+        self.classes = source.classes
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def path(self, index: int) -> str:
+        return self.source.path(int(self.index[index]))
+
+    def read(self, index: int, short_side: int | None = None) -> np.ndarray:
+        return self.source.read(int(self.index[index]), short_side)
+
+    def fingerprint(self) -> str:
+        import hashlib
+
+        index = np.ascontiguousarray(self.index, dtype="<i8")
+        return hashlib.sha256(self.source.fingerprint().encode() + index.tobytes()).hexdigest()
+
+
+def contact_sheet(
+    contacts: Sequence[Contact], read: Callable[[int], np.ndarray | None], *, side: int = SIDE, columns: int = 12
+) -> np.ndarray:
+    """(H, W, 3) uint8 page with a heading and the images of every cluster, then the farthest under their own heading.
+
+    Args:
+        read: gives the pixels of an index, or None.
+        side: of a thumbnail, in pixels.
+        columns: thumbnails in a row.
+    """
+    width = columns * (side + 4) + 4
+    parts = []
+    for each in contacts:
+        for heading, indices in ((each.caption, each.nearest), ("farthest from the center", each.farthest)):
+            if len(indices):
+                rows = grid([thumbnail(read(index), side) for index in indices], columns)
+                parts += [padded(text_line(heading, width), top=6), padded(rows, bottom=6)]
+    return stacked(parts, gap=0) if parts else np.full((side, width, 3), WHITE, np.uint8)

@@ -1,0 +1,153 @@
+"""Images on a page, as (H, W, 3) uint8 arrays: thumbnails, grids, text, frames.
+
+This file knows pixels and letters, and nothing of what is shown.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from deepcluster.visualize import style
+
+if TYPE_CHECKING:
+    from PIL.ImageFont import FreeTypeFont
+
+WHITE, PALE = 255, 232
+"""The page, and what fills the place of a missing image."""
+NARROWEST = 560
+"""Least width of a page with text, in pixels: narrower ones would break every line."""
+
+
+def thumbnail(image: np.ndarray | None, side: int) -> np.ndarray:
+    """The central square of an (H, W, 3) image as (side, side, 3); a pale square for None, an image that is gone.
+
+    A tiny image is enlarged without smoothing, so that its pixels stay what they are.
+    """
+    if image is None:
+        return np.full((side, side, 3), PALE, np.uint8)
+    height, width = image.shape[:2]
+    short = min(height, width)
+    top, left = (height - short) // 2, (width - short) // 2
+    return _resized(image[top : top + short, left : left + short], side, side)
+
+
+def letterboxed(image: np.ndarray, side: int) -> np.ndarray:
+    """An (H, W, 3) image scaled to fit into a pale square in its own proportions."""
+    height, width = image.shape[:2]
+    scale = side / max(height, width)
+    small = _resized(image, max(1, round(height * scale)), max(1, round(width * scale)))
+    page = np.full((side, side, 3), PALE, np.uint8)
+    top, left = (side - small.shape[0]) // 2, (side - small.shape[1]) // 2
+    page[top : top + small.shape[0], left : left + small.shape[1]] = small
+    return page
+
+
+def _resized(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """The image at another size; enlarged twice or more, its pixels become squares."""
+    from PIL import Image
+
+    if image.shape[:2] == (height, width):
+        return image
+    filter_ = Image.Resampling.NEAREST if height >= 2 * image.shape[0] else Image.Resampling.LANCZOS
+    picture = Image.fromarray(np.ascontiguousarray(image))
+    return np.asarray(picture.resize((width, height), filter_, reducing_gap=3.0 if height < image.shape[0] else None))
+
+
+def enlarged(image: np.ndarray, factor: int) -> np.ndarray:
+    """Every pixel of an (H, W, 3) image as a square of `factor` x `factor`."""
+    return image.repeat(factor, axis=0).repeat(factor, axis=1)
+
+
+def framed(image: np.ndarray, color: str, width: int = 3) -> np.ndarray:
+    """A copy of an (H, W, 3) image with its outermost pixels in one color."""
+    from PIL import ImageColor
+
+    found = np.full_like(image, ImageColor.getrgb(color)[:3])
+    found[width:-width, width:-width] = image[width:-width, width:-width]
+    return found
+
+
+def padded(image: np.ndarray, *, top: int = 0, bottom: int = 0, left: int = 0, right: int = 0) -> np.ndarray:
+    """An (H, W, 3) image with white margins."""
+    return np.pad(image, ((top, bottom), (left, right), (0, 0)), constant_values=WHITE)
+
+
+def stacked(images: Sequence[np.ndarray], gap: int = 8) -> np.ndarray:
+    """(H, W, 3) images below each other, flush left, `gap` pixels apart."""
+    width = max(image.shape[1] for image in images)
+    return np.concatenate(
+        [padded(image, top=gap if n else 0, right=width - image.shape[1]) for n, image in enumerate(images)]
+    )
+
+
+def side_by_side(images: Sequence[np.ndarray], gap: int = 8) -> np.ndarray:
+    """(H, W, 3) images next to each other, flush with the top, `gap` pixels apart."""
+    return np.swapaxes(stacked([np.swapaxes(image, 0, 1) for image in images], gap), 0, 1)
+
+
+def grid(images: Sequence[np.ndarray], columns: int, gap: int = 4) -> np.ndarray:
+    """Images in rows of `columns`, with `gap` white pixels between and around them.
+
+    Args:
+        images: (H, W, 3) uint8 each; smaller ones are padded at the right and below to the size of the largest.
+
+    Returns:
+        (rows * (H + gap) + gap, columns * (W + gap) + gap, 3) uint8.
+    """
+    if not images:
+        return np.full((gap, gap, 3), WHITE, np.uint8)
+    height, width = (max(image.shape[axis] for image in images) + gap for axis in (0, 1))
+    columns = max(1, min(columns, len(images)))
+    page = np.full((-(-len(images) // columns) * height + gap, columns * width + gap, 3), WHITE, np.uint8)
+    for number, image in enumerate(images):
+        row, column = divmod(number, columns)
+        top, left = gap + row * height, gap + column * width
+        page[top : top + image.shape[0], left : left + image.shape[1]] = image
+    return page
+
+
+def text_line(text: str, width: int, *, size: int = 14, bold: bool = False, color: str = style.INK) -> np.ndarray:
+    """(H, width, 3) single line of text, ended by three dots where it is too long."""
+    from PIL import Image, ImageDraw
+
+    font = _font(size, bold)
+    if font.getlength(text) > width - 8:
+        while text and font.getlength(text + "...") > width - 8:
+            text = text[:-1]
+        text = text.rstrip() + "..."
+    found = Image.new("RGB", (width, round(size * 1.7)), style.PAPER)
+    ImageDraw.Draw(found).text((4, round(size * 0.3)), text, fill=color, font=font)
+    return np.asarray(found)
+
+
+def paragraph(text: str, width: int, *, size: int = 13, color: str = style.QUIET) -> np.ndarray:
+    """(H, width, 3) text, broken between words."""
+    font, lines = _font(size, False), [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}".strip()
+        if lines[-1] and font.getlength(longer) > width - 8:
+            lines.append(word)
+        else:
+            lines[-1] = longer
+    return stacked([text_line(line, width, size=size, color=color) for line in lines], gap=0)
+
+
+def titled(image: np.ndarray, title: str, text: str = "", *, margin: int = 10) -> np.ndarray:
+    """An image below a bold title and a paragraph that explains it, with a white margin around."""
+    width = max(image.shape[1], NARROWEST)
+    head = [text_line(title, width, size=17, bold=True)] + ([paragraph(text, width)] if text else [])
+    return padded(stacked([*head, image], gap=4), top=margin, bottom=margin, left=margin, right=margin)
+
+
+@cache
+def _font(size: int, bold: bool) -> FreeTypeFont:
+    import matplotlib
+    from PIL import ImageFont
+
+    fonts = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
+    return ImageFont.truetype(fonts / f"DejaVuSans{'-Bold' * bold}.ttf", size)

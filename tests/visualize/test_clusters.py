@@ -1,0 +1,150 @@
+"""Which images are on a contact sheet, in which order, and which are decoded for it; thumbnails and grids."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from deepcluster.engine.run import Run, load_run
+from deepcluster.errors import DeepClusterError
+from deepcluster.visualize.clustered_images import clustered_images
+from deepcluster.visualize.clusters import (
+    Contact,
+    Subset,
+    choose_images,
+    contact,
+    contact_sheet,
+    draw_clusters,
+    largest,
+    majority,
+)
+from deepcluster.visualize.images import grid, thumbnail
+
+from .conftest import rewritten
+
+
+@given(st.lists(st.tuples(st.integers(-1, 3), st.floats(0, 9, width=32)), min_size=1, max_size=40), st.integers(0, 6))
+def test_nearest_come_first_farthest_last_and_none_is_in_both(rows: list[tuple[int, float]], far: int) -> None:
+    assignment = np.array([cluster for cluster, _ in rows])
+    distance = np.array([value for _, value in rows], np.float32)
+    found = contact(2, assignment, distance, images=5, farthest=far)
+    expected = sorted((index for index, row in enumerate(rows) if row[0] == 2), key=lambda i: (distance[i], i))
+    assert found.nearest.tolist() == expected[:5]
+    assert found.farthest.tolist() == (expected[5:][-far:] if far else [])
+    assert found.size == len(expected)
+    if expected:
+        assert found.distance == pytest.approx(float(np.mean(distance[expected])), rel=1e-5)
+    else:
+        assert found.distance is None
+
+
+def test_unknown_distances_are_sorted_last_and_not_averaged() -> None:
+    found = contact(0, np.zeros(3, np.int64), np.array([np.nan, 3.0, 1.0]), images=3)
+    assert found.nearest.tolist() == [2, 1, 0] and found.distance == 2.0
+    without = contact(0, np.zeros(3, np.int64), np.full(3, np.nan), images=2)
+    assert without.nearest.tolist() == [0, 1] and without.distance is None
+
+
+def test_majority_ignores_images_without_label() -> None:
+    assert majority(np.array([1, 1, 0, -1, -1]), ("a", "b")) == ("b", pytest.approx(2 / 3))
+    assert majority(np.array([-1]), ("a",)) == (None, None)
+    assert majority(np.array([4]), ()) == ("class 4", 1.0)
+
+
+def test_largest_clusters_come_first() -> None:
+    assert largest(np.array([1, 2, 2, 0])).tolist() == [1, 2, 0, 3]
+
+
+def test_a_sheet_shows_the_chosen_images_and_reads_no_others(run: Run) -> None:
+    shown = clustered_images(run, "clusters")
+    contacts = choose_images(run, shown, largest(shown.sizes)[:2], images=3, farthest=1)
+    reads: list[int] = []
+
+    def read(index: int) -> np.ndarray:
+        reads.append(int(index))
+        return shown.source.read(int(index))
+
+    page = contact_sheet(contacts, read, side=96, columns=3)
+    expected = [index for each in contacts for index in [*each.nearest, *each.farthest]]
+    assert reads == expected and len(expected) == 8
+    assert page.shape[1] == 3 * 100 + 4
+
+
+def test_clusters_asked_for_get_a_page_each(run: Run) -> None:
+    paths = draw_clusters(run, only=(3, 0), folder=run.folder / "pictures")
+    assert [path.name for path in paths] == ["cluster-0003.png", "cluster-0000.png"]
+    for path in paths:
+        with Image.open(path) as page:
+            page.verify()
+    with pytest.raises(DeepClusterError, match="0 to 4"):
+        draw_clusters(run, only=(5,), folder=run.folder)
+
+
+def test_distances_that_were_not_kept_are_computed_for_the_clusters_shown(run: Run) -> None:
+    assigned = run.assign(run.source()).distance
+    (run.folder / "distance.npy").unlink()
+    shown = clustered_images(run, "clusters")
+    assert shown.distance is None
+    for found in choose_images(run, shown, [1, 3], images=60, farthest=0):
+        members = np.flatnonzero(shown.cluster == found.cluster)
+        assert found.distance == pytest.approx(assigned[members].mean(), abs=1e-4)
+        np.testing.assert_allclose(assigned[found.nearest], np.sort(assigned[members]), atol=1e-4)
+
+
+def test_a_subset_is_a_source(run: Run) -> None:
+    source = run.source()
+    subset = Subset(source, np.array([25, 2]))
+    assert len(subset) == 2 and subset.path(1) == source.path(2)
+    assert subset.read(0)[0, 0, 0] == 25 and subset.labels is not None and subset.labels.tolist() == [1, 0]
+    assert subset.fingerprint() != Subset(source, np.array([2, 25])).fingerprint()
+
+
+def test_a_caption_leaves_out_what_is_not_known() -> None:
+    none = np.array([], np.int64)
+    assert Contact(4, 1, none, none).caption == "cluster 4  ·  1 image"
+    assert Contact(4, 2000, none, none, 0.5, "ant", 0.25).caption.endswith(
+        "2,000 images  ·  ant 25%  ·  mean distance 0.50"
+    )
+
+
+def test_grid_puts_every_image_in_its_place() -> None:
+    images = [np.full((3, 2, 3), shade, np.uint8) for shade in range(1, 6)]
+    page = grid(images, columns=2, gap=1)
+    assert page.shape == (3 * 4 + 1, 2 * 3 + 1, 3)
+    for number in range(5):
+        row, column = divmod(number, 2)
+        assert (page[1 + 4 * row : 4 + 4 * row, 1 + 3 * column : 3 + 3 * column] == number + 1).all()
+    assert (page[9:12, 4:6] == 255).all()
+    assert grid([], 3).dtype == np.uint8
+    assert grid([images[0], np.zeros((5, 4, 3), np.uint8)], 2, gap=0).shape == (5, 8, 3)
+
+
+@pytest.mark.parametrize(("height", "width", "side"), [(8, 8, 32), (40, 90, 32), (90, 40, 32), (1, 7, 4), (32, 32, 32)])
+def test_thumbnail_is_the_central_square(height: int, width: int, side: int) -> None:
+    image = np.zeros((height, width, 3), np.uint8)
+    short = min(height, width)
+    top, left = (height - short) // 2, (width - short) // 2
+    image[top : top + short, left : left + short] = 200
+    thumb = thumbnail(image, side)
+    assert thumb.shape == (side, side, 3) and (thumb == 200).all()
+
+
+def test_thumbnails_of_tiny_images_keep_their_pixels() -> None:
+    image = np.random.default_rng(0).integers(0, 255, (8, 8, 3)).astype(np.uint8)
+    assert np.array_equal(thumbnail(image, 32), image.repeat(4, 0).repeat(4, 1))
+    assert (thumbnail(None, 5) == 232).all()
+
+
+def test_a_sheet_of_images_that_are_gone_is_drawn(run: Run, squares: Path, tmp_path: Path) -> None:
+    page = contact_sheet([Contact(0, 3, np.arange(3), np.array([], np.int64))], lambda index: None)
+    assert (page[-50, 10:90] == 232).all()
+    with pytest.raises(DeepClusterError, match="nowhere"):
+        draw_clusters(rewritten(run, data=str(tmp_path / "nowhere")), folder=tmp_path)
+    with pytest.raises(DeepClusterError, match="no longer holds the images"):
+        draw_clusters(rewritten(run, data=str(squares), source_fingerprint="another"), folder=tmp_path)
+    assert load_run(run.folder, device="cpu").clustered

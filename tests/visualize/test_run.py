@@ -1,0 +1,41 @@
+"""A run that the engine trained, scored: the parts fit together."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from deepcluster.engine.run import Run
+from deepcluster.evaluate.clusters import clusters
+from deepcluster.evaluate.knn import knn
+from deepcluster.visualize.clustered_images import clustered_images
+from deepcluster.visualize.clusters import distances
+
+from .conftest import K, N
+
+
+def test_scores_of_a_run(trained: Run, tmp_path: Path) -> None:
+    near = knn(trained, k=(1, 5), baseline=True)
+    assert near.settings["images_data"] == N  # the torn file is left out
+    assert near.scores["knn1_top1"] > 0.8 and "untrained_knn5_majority_top1" in near.scores
+    own, new = clusters(trained, k="classes"), clusters(trained, trained.source())
+    assert own.settings["images"] == N + 1 and own.settings["images_scored"] == N
+    members = [trained.source().labels[trained.assignment == cluster] for cluster in range(K)]
+    assert own.scores["purity"] == pytest.approx(sum(np.bincount(labels).max() for labels in members) / N)
+    assert new.scores["nmi"] == pytest.approx(own.scores["nmi"])  # the last clustering is of the saved model
+    assert json.loads(own.save(tmp_path).read_text())["scores"] == own.scores
+
+
+def test_the_untrained_network_differs_and_leaves_the_run_unchanged(trained: Run) -> None:
+    before = trained.features(trained.source())
+    other = trained.untrained()
+    assert np.nanmax(np.abs(other.features(trained.source()) - before)) > 1e-3
+    np.testing.assert_array_equal(trained.features(trained.source()), before)
+
+
+def test_computed_distances_match_assign(trained: Run) -> None:
+    found = distances(trained, clustered_images(trained, "clusters"), np.arange(K))
+    np.testing.assert_allclose(found, trained.assign(trained.source()).distance, atol=1e-4)
