@@ -8,10 +8,14 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score
 
-from deepcluster.evaluate.retrieval import ranking
-from deepcluster.evaluate.retrieval.average_precision import precision_at, ranks_of, step_ap, trapezoid_ap
 from deepcluster.evaluate.retrieval.ground_truth import GroundTruth, read_ground_truth
-from deepcluster.evaluate.retrieval.ranking import score_rankings
+from deepcluster.evaluate.retrieval.ranking import (
+    precision_at,
+    relevant_ranks,
+    score_rankings,
+    step_ap,
+    trapezoid_ap,
+)
 
 REAL = ("oxford5k", "paris6k", "roxford5k", "rparis6k", "holidays")
 
@@ -47,7 +51,7 @@ def test_random_rankings_are_those_of_a_walk_and_of_scikit_learn(seed: int) -> N
     similarity = random.permutation(n).astype(np.float32)
     mixed = random.permutation(n)
     positive, ignored = mixed[: 1 + n // 5], mixed[n // 6 : n // 2]  # the two sets overlap
-    ranks = ranks_of(similarity, positive, ignored)
+    ranks = relevant_ranks(similarity, positive, ignored)
     area, steps, firsts = walked(np.argsort(-similarity), set(positive.tolist()), set(ignored.tolist()))
     assert trapezoid_ap(ranks) == pytest.approx(area, abs=1e-12)
     assert step_ap(ranks) == pytest.approx(steps, abs=1e-12)
@@ -59,13 +63,13 @@ def test_random_rankings_are_those_of_a_walk_and_of_scikit_learn(seed: int) -> N
 
 def test_worked_by_hand() -> None:
     # right, wrong, right: (1 + 1) / 2, then (1/2 + 2/3) / 2
-    ranks = ranks_of(np.array([0.9, 0.5, 0.3]), np.array([0, 2]), np.array([], int))
+    ranks = relevant_ranks(np.array([0.9, 0.5, 0.3]), np.array([0, 2]), np.array([], int))
     assert ranks.tolist() == [0, 2]
     assert trapezoid_ap(ranks) == pytest.approx(19 / 24) and step_ap(ranks) == pytest.approx(5 / 6)
     # wrong, right: (0 + 1/2) / 2
     assert trapezoid_ap(np.array([1])) == 0.25 and step_ap(np.array([1])) == 0.5
     # junk before the right image is as if it were not there
-    assert ranks_of(np.array([3.0, 2, 1]), np.array([2]), np.array([0, 1])).tolist() == [0]
+    assert relevant_ranks(np.array([3.0, 2, 1]), np.array([2]), np.array([0, 1])).tolist() == [0]
     # a query with two right images, at 1 and 3: two of the first three, whether 5 or 10 are asked for
     assert [precision_at(np.array([0, 2]), k) for k in (1, 2, 5, 10)] == [1, 0.5, 2 / 3, 2 / 3]
 
@@ -84,7 +88,7 @@ def test_closed_forms() -> None:
 def test_equal_similarities_are_worth_nothing_extra() -> None:
     same = np.zeros(10, np.float32)
     for positive in ([0, 1], [8, 9]):  # however the files are ordered
-        assert ranks_of(same, np.array(positive), np.array([], int)).tolist() == [8, 9]
+        assert relevant_ranks(same, np.array(positive), np.array([], int)).tolist() == [8, 9]
 
 
 def test_no_right_image_is_no_number() -> None:
@@ -104,14 +108,14 @@ def test_rankings_of_real_ground_truth_are_worth_what_they_must_be(name: str, sh
     for ending, (right, junk) in truth.measures.items():
         perfect = np.zeros((n, q), np.float32)
         for query in range(q):
-            perfect[truth.united(right, query), query] = 1
-            perfect[truth.united(junk, query), query] = 2  # junk before everything
+            perfect[truth.union(right, query), query] = 1
+            perfect[truth.union(junk, query), query] = 2  # junk before everything
         assert by_columns(truth, perfect)[0][f"map{ending}"] == 1
         last, singles = by_columns(truth, -perfect)
         expected = []
         for query in range(q):
-            i = np.arange(len(np.setdiff1d(truth.united(right, query), truth.united(junk, query))))
-            wrong = n - len(i) - len(truth.united(junk, query))
+            i = np.arange(len(np.setdiff1d(truth.union(right, query), truth.union(junk, query))))
+            wrong = n - len(i) - len(truth.union(junk, query))
             expected.append(((i / (wrong + i) + (i + 1) / (wrong + i + 1)) / 2).mean() if len(i) else np.nan)
         assert last[f"map{ending}"] == pytest.approx(np.nanmean(expected), rel=1e-9)
         assert len(singles) == q
@@ -125,10 +129,10 @@ def test_random_rankings_of_real_ground_truth(name: str, shared_data: Path) -> N
     for ending, (right, junk) in truth.measures.items():
         aps = []
         for query in range(0, len(truth.queries), 9):
-            positive = set(truth.united(right, query).tolist())
+            positive = set(truth.union(right, query).tolist())
             if positive:
                 order = np.argsort(-similarity[:, query], kind="stable")
-                area, _, firsts = walked(order, positive, set(truth.united(junk, query).tolist()))
+                area, _, firsts = walked(order, positive, set(truth.union(junk, query).tolist()))
                 assert single[query][f"ap{ending}"] == pytest.approx(area, abs=1e-9)
                 if truth.kind == "revisited":
                     assert single[query][f"p10{ending}"] == pytest.approx(firsts[10])
@@ -144,13 +148,12 @@ def small(kind: str = "groups") -> GroundTruth:
     return GroundTruth("small", kind, names, names[:5], None, {"ok": ok, "junk": junk})
 
 
-def test_blocks_change_nothing_and_a_query_without_right_images_is_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_blocks_change_nothing_and_a_query_without_right_images_is_skipped() -> None:
     random = np.random.default_rng(0)
     rows = random.normal(size=(6, 4)).astype(np.float32)
     whole = score_rankings(small(), rows, rows[:5])
-    monkeypatch.setattr(ranking, "SIMILARITIES_AT_ONCE", 7)
-    assert score_rankings(small(), rows, rows[:5]) == whole
-    one = small().among(np.array([True, False, True, True, True, True]), np.array([True, False, True, True, True]))
+    assert score_rankings(small(), rows, rows[:5], block=7) == whole
+    one = small().subset(np.array([True, False, True, True, True, True]), np.array([True, False, True, True, True]))
     found, single = score_rankings(one, rows[[0, 2, 3, 4, 5]], rows[[0, 2, 3, 4]])
     assert np.isnan(single[0]["ap"]) and single[0]["right"] == 0
     assert found["map"] == pytest.approx(np.mean([told["ap"] for told in single[1:]]))

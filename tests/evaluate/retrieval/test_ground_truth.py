@@ -9,7 +9,7 @@ import pytest
 import scipy.io
 
 from deepcluster.errors import DeepClusterError
-from deepcluster.evaluate.retrieval.ground_truth import groups, holidays_by_name, read_ground_truth, rows_of
+from deepcluster.evaluate.retrieval.ground_truth import groups, holidays_by_name, locate_images, read_ground_truth
 
 
 class Named:
@@ -31,7 +31,7 @@ def test_oxford_and_paris(shared_data: Path) -> None:
     for name, n, first in (("oxford5k", 5063, "all_souls_000013"), ("paris6k", 6392, "paris_defense_000605")):
         truth = read_ground_truth(shared_data / "retrieval" / f"gnd_{name}.mat")
         assert (truth.name, truth.kind, len(truth.names), len(truth.queries)) == (name, "classic", n, 55)
-        assert truth.queries[0] == first and not truth.own_left_out
+        assert truth.queries[0] == first and not truth.ignores_own_image
         for query, ok, junk in zip(truth.queries, truth.sets["ok"], truth.sets["junk"], strict=True):
             assert truth.names.index(query) in ok  # by tradition a query counts as found in its own image
             assert not set(ok.tolist()) & set(junk.tolist())
@@ -50,15 +50,15 @@ def test_revisited(shared_data: Path) -> None:
         assert truth.queries[:1] == old.queries[:1] and not set(truth.queries) & set(truth.names)
         assert set(truth.queries) | set(truth.names) == set(old.names)
         easy, hard, junk = (truth.sets[grade] for grade in ("easy", "hard", "junk"))
-        assert truth.united(*[truth.measures["_medium"][0]], 0).tolist() == [*easy[0], *hard[0]]
-        assert truth.united(truth.measures["_hard"][1], 0).tolist() == [*easy[0], *junk[0]]
-        assert truth.united(truth.measures["_easy"][1], 0).tolist() == [*hard[0], *junk[0]]
+        assert truth.union(*[truth.measures["_medium"][0]], 0).tolist() == [*easy[0], *hard[0]]
+        assert truth.union(truth.measures["_hard"][1], 0).tolist() == [*easy[0], *junk[0]]
+        assert truth.union(truth.measures["_easy"][1], 0).tolist() == [*hard[0], *junk[0]]
 
 
 def test_holidays_by_file_and_by_name_are_the_same(shared_data: Path) -> None:
     truth = read_ground_truth(shared_data / "retrieval" / "gnd_holidays.mat")
     assert (truth.kind, len(truth.names), len(truth.queries), truth.boxes) == ("holidays", 1491, 500, None)
-    assert sum(len(ok) for ok in truth.sets["ok"]) == 991 and truth.own_left_out
+    assert sum(len(ok) for ok in truth.sets["ok"]) == 991 and truth.ignores_own_image
     named = holidays_by_name(Named([f"jpg/{name}.jpg" for name in reversed(truth.names)]))  # type: ignore[arg-type]
     assert named.names == truth.names and named.queries == truth.queries
     for grade in ("ok", "junk"):
@@ -96,7 +96,7 @@ def test_written_file_is_read_back(tmp_path: Path) -> None:
     assert [rows.tolist() for rows in truth.sets["ok"]] == [[1, 2], [3]]
     assert [rows.tolist() for rows in truth.sets["junk"]] == [[0], []]
     assert truth.boxes is not None and truth.boxes.tolist() == boxes
-    rest = truth.among(np.array([False, True, True, True]), np.array([True, False]))
+    rest = truth.subset(np.array([False, True, True, True]), np.array([True, False]))
     assert (rest.names, rest.queries) == (tuple("bcd"), ("b",))
     assert [rows.tolist() for rows in rest.sets["ok"]] == [[0, 1]] and rest.sets["junk"][0].tolist() == []
 
@@ -105,7 +105,7 @@ def test_written_file_is_read_back(tmp_path: Path) -> None:
 def test_damaged_files_are_a_sentence(keep: int, tmp_path: Path) -> None:
     file = write_mat(tmp_path / "gnd_toy.mat", names=list("abcd"), queries=[1], ok=[[2]], junk=[[]], bbx=[[0, 0, 5, 5]])
     file.write_bytes(file.read_bytes()[:keep])
-    with pytest.raises(DeepClusterError, match=r"give a whole gnd_oxford5k.mat"):
+    with pytest.raises(DeepClusterError, match=r"give a complete gnd_oxford5k.mat"):
         read_ground_truth(file)
 
 
@@ -143,12 +143,12 @@ def test_groups_by_pattern_and_by_label() -> None:
     assert whole.sets["ok"][2].tolist() == [3, 4]
     labelled = groups(Named(paths, [0, 0, 1, 2, 2, -1]))  # type: ignore[arg-type]
     assert labelled.queries == truth.queries
-    rows, asked = rows_of(labelled, Named(paths))  # type: ignore[arg-type]
+    rows, asked = locate_images(labelled, Named(paths))  # type: ignore[arg-type]
     assert rows.tolist() == list(range(6)) and asked.tolist() == [0, 1, 3, 4]
 
 
 def test_groups_that_are_none_are_a_sentence() -> None:
-    with pytest.raises(DeepClusterError, match="no regular expression"):
+    with pytest.raises(DeepClusterError, match="is not a regular expression"):
         groups(Named(["a", "b"]), "obj(")  # type: ignore[arg-type]
     with pytest.raises(DeepClusterError, match="No two of the 2 images of named, the first of which is a"):
         groups(Named(["a", "b"]), "(.)")  # type: ignore[arg-type]
@@ -161,9 +161,9 @@ def test_images_are_found_by_name_wherever_they_lie(tmp_path: Path) -> None:
         tmp_path / "gnd_toy.mat", names=list("abcd"), queries=[1], ok=[[2, 3]], junk=[[]], bbx=[[0, 0, 5, 5]]
     )
     truth = read_ground_truth(file)
-    rows, asked = rows_of(truth, Named(["z/d.jpg", "y/b.JPG", "q.png", "a.webp"]))  # type: ignore[arg-type]
+    rows, asked = locate_images(truth, Named(["z/d.jpg", "y/b.JPG", "q.png", "a.webp"]))  # type: ignore[arg-type]
     assert rows.tolist() == [3, 1, -1, 0] and asked.tolist() == [1]
     with pytest.raises(DeepClusterError, match="1 of the 1 queries of toy are not in named, the first being b"):
-        rows_of(truth, Named(["a.jpg"]))  # type: ignore[arg-type]
+        locate_images(truth, Named(["a.jpg"]))  # type: ignore[arg-type]
     with pytest.raises(DeepClusterError, match=r"holds the image b of toy twice, as 1/b.jpg and 2/b.jpg"):
-        rows_of(truth, Named(["1/b.jpg", "2/b.jpg"]))  # type: ignore[arg-type]
+        locate_images(truth, Named(["1/b.jpg", "2/b.jpg"]))  # type: ignore[arg-type]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,20 +15,27 @@ import torch
 from PIL import Image
 
 from deepcluster.cli.main import main
+from deepcluster.clustering.whitening import Whitening
+from deepcluster.data.open import open_images
 from deepcluster.engine.run import load_subject
 from deepcluster.engine.subject import Subject
 from deepcluster.errors import DeepClusterError
-from deepcluster.evaluate.retrieval import whiten
-from deepcluster.evaluate.retrieval.describe import Maps, last_map
+from deepcluster.evaluate.retrieval.descriptors import (
+    PooledMaps,
+    compute_descriptors,
+    last_map,
+    learn_whitening,
+    load_descriptor,
+)
 from deepcluster.evaluate.retrieval.ground_truth import GroundTruth
+from deepcluster.evaluate.retrieval.images import ImageSubset
 from deepcluster.evaluate.retrieval.protocol import retrieval
 from deepcluster.evaluate.retrieval.ranking import score_rankings
-from deepcluster.evaluate.retrieval.recipe import Recipe
 from deepcluster.evaluate.retrieval.rmac import aggregate, pooled
-from deepcluster.evaluate.retrieval.use import load_descriptor
-from deepcluster.evaluate.retrieval.whiten import load_whitening
+from deepcluster.evaluate.retrieval.whitening import RunningCovariance, load_whitening
 from deepcluster.models.taps import read_taps
 from deepcluster.models.zoo import build_backbone
+from deepcluster.resume import ResumeFile
 
 from .test_ground_truth import write_mat
 
@@ -63,7 +71,7 @@ def network(folder: Path, name: str = "convnet", size: int = 32) -> Subject:
 
 
 GROUP = r"(thing\d+)_"
-SMALL = Recipe(features="rmac", whiten_on="none", long_side=64)
+SMALL = {"features": "rmac", "whiten_on": "none", "long_side": 64}
 
 
 def look(subject: Subject, picture: Image.Image) -> torch.Tensor:
@@ -83,9 +91,9 @@ def resized(file: Path, long_side: int) -> Image.Image:
 
 def test_rmac_of_a_folder_is_that_of_one_picture_at_a_time(images: Path, others: Path, tmp_path: Path) -> None:
     subject = network(tmp_path / "out")
-    recipe = Recipe(features="rmac", whiten_on=others, long_side=64, dims=24, whiten_images=10)
-    result = retrieval(subject, images, group=GROUP, recipe=recipe)
-    seen = whiten.Covariance()
+    recipe = {"features": "rmac", "whiten_on": others, "long_side": 64, "dims": 24, "whiten_images": 10}
+    result = retrieval(subject, images, group=GROUP, **recipe)
+    seen = RunningCovariance()
     for file in sorted(others.iterdir())[:10]:
         seen.add(pooled(look(subject, resized(file, 64)), "rmac")[0])
     white = seen.whitening(24)
@@ -113,14 +121,14 @@ def test_pool_is_what_command_features_gives(images: Path, tmp_path: Path) -> No
     table /= np.linalg.norm(table, axis=1, keepdims=True)
     np.testing.assert_allclose(np.load(tmp_path / "out" / "retrieval.npy"), table, atol=1e-6)
     assert result.settings["features"].startswith("pool")
-    tapped = retrieval(subject, images, group=GROUP, recipe=Recipe(tap="conv2"))
+    tapped = retrieval(subject, images, group=GROUP, tap="conv2")
     assert tapped.settings["dim"] == 32 and tapped.scores != result.scores
 
 
 @pytest.mark.parametrize("features", ["mac", "spoc", "gem"])
 def test_other_pools_of_maps(features: str, images: Path, tmp_path: Path) -> None:
     subject = network(tmp_path / "out")
-    retrieval(subject, images, group=GROUP, recipe=Recipe(features=features, long_side=48))
+    retrieval(subject, images, group=GROUP, features=features, long_side=48)
     table = np.load(tmp_path / "out" / "retrieval.npy")
     for row, file in zip(table, sorted(images.iterdir()), strict=True):
         np.testing.assert_allclose(row, pooled(look(subject, resized(file, 48)), features)[0, 0], atol=1e-5)
@@ -148,19 +156,17 @@ def test_queries_are_cut_as_asked(images: Path, tmp_path: Path) -> None:
     }
     scores = {}
     for way, picture in ways.items():
-        recipe = Recipe(whiten_on="none", long_side=64, crop_queries=way)
-        result = retrieval(subject, images, ground_truth=file, recipe=recipe)
+        recipe = {"whiten_on": "none", "long_side": 64, "crop_queries": way}
+        result = retrieval(subject, images, ground_truth=file, **recipe)
         queries = np.load(tmp_path / "out" / "retrieval-queries.npy")
         np.testing.assert_allclose(queries[0], aggregate(pooled(look(subject, picture), "rmac"), None)[0], atol=1e-5)
         assert result.settings["queries_cropped"].endswith(way)
         scores[way] = result.scores["map"]
-    whole = retrieval(
-        subject, images, ground_truth=file, recipe=Recipe(whiten_on="none", long_side=64, crop_queries="no")
-    )
+    whole = retrieval(subject, images, ground_truth=file, whiten_on="none", long_side=64, crop_queries="no")
     assert whole.draws[0]["ap"] >= 0.25 and len({*scores.values(), whole.scores["map"]}) == 3
-    usual = retrieval(subject, images, ground_truth=file, recipe=Recipe(whiten_on="none", long_side=64))
+    usual = retrieval(subject, images, ground_truth=file, whiten_on="none", long_side=64)
     assert usual.scores["map"] == scores["resize-then-crop"]
-    pool = retrieval(subject, images, ground_truth=file, recipe=Recipe(features="pool"))
+    pool = retrieval(subject, images, ground_truth=file, features="pool")
     # a picture of another size beside it: lists of one size are resampled together, which rounds otherwise
     table = subject.features([np.array(cut), np.array(large)])
     queries = np.load(tmp_path / "out" / "retrieval-queries.npy")
@@ -172,23 +178,21 @@ def test_missing_and_damaged_images_are_told_and_left_out(images: Path, tmp_path
     file, subject = with_boxes(tmp_path), network(tmp_path / "out")
     (images / "thing0_1.png").unlink()
     (images / "thing1_2.png").write_bytes(b"no picture")
-    result = retrieval(subject, images, ground_truth=file, recipe=SMALL)
+    result = retrieval(subject, images, ground_truth=file, **SMALL)
     assert (result.settings["images"], result.settings["images_missing"], result.settings["images_damaged"]) == (
         18,
         1,
         1,
     )
-    assert (
-        "1 images of the ground truth are missing and 1 cannot be looked at (thing1_2)" in result.settings["left_out"]
-    )
+    assert "1 images of the ground truth are missing and 1 cannot be used (thing1_2)" in result.settings["left_out"]
     assert [one["right"] for one in result.draws] == [3, 3, 4, 4, 4]
     (images / "thing2_0.png").write_bytes(b"no picture")
-    with pytest.raises(DeepClusterError, match="1 queries of toy cannot be looked at, the first being thing2_0"):
-        retrieval(subject, images, ground_truth=file, recipe=SMALL)
+    with pytest.raises(DeepClusterError, match="1 queries of toy cannot be used, the first being thing2_0"):
+        retrieval(subject, images, ground_truth=file, **SMALL)
     (images / "thing2_0.png").unlink()
     with pytest.raises(DeepClusterError, match="1 of the 5 queries of toy are not in"):
-        retrieval(subject, images, ground_truth=file, recipe=SMALL)
-    grouped = retrieval(subject, images, group=GROUP, recipe=SMALL)
+        retrieval(subject, images, ground_truth=file, **SMALL)
+    grouped = retrieval(subject, images, group=GROUP, **SMALL)
     assert grouped.settings["queries"] == 17 and grouped.settings["images_damaged"] == 1
 
 
@@ -197,65 +201,106 @@ class Killed(Exception):
 
 
 class Killing:
-    """A screen whose bar ends the process after so many images."""
+    """Ends the process after so many images; also a screen whose progress bar does so."""
 
     def __init__(self, after: int) -> None:
         self.left = after
-        self.seen = 0
+
+    def advance(self, images: int = 1) -> None:
+        self.left -= images
+        if self.left < 0:
+            raise Killed
 
     @contextlib.contextmanager
     def bar(self, name: str, total: int) -> Iterator[Callable[[int], None]]:
-        def advance(images: int = 1) -> None:
-            self.left -= images
-            self.seen += images
-            if self.left < 0:
-                raise Killed
+        yield self.advance
 
-        yield advance
-
-    def warn(self, line: str) -> None:
+    def say(self, line: str) -> None:
         pass
 
 
-def test_a_killed_call_is_gone_on_with_bit_for_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Maps, "part", 8)
-    monkeypatch.setattr(whiten, "SECONDS", 0.0)
-    images, others = write_images(tmp_path / "a", 9, 4), write_images(tmp_path / "b", 10, 3, seed=1)
-    recipe = Recipe(features="rmac", whiten_on=others, long_side=48, dims=16)
-    whole = retrieval(network(tmp_path / "whole"), images, group=GROUP, recipe=recipe)
-    looked: list[int] = []
-    real = Maps.look
+class Counted(PooledMaps):
+    """Counts the pictures that go through the network."""
 
-    def counted(self: Maps, pictures: np.ndarray) -> Any:
-        looked.append(len(pictures))
-        return real(self, pictures)
+    pictures = 0
 
-    monkeypatch.setattr(Maps, "look", counted)
-    folder = tmp_path / "killed"
-    for after in (19, 30 + 20):  # within the whitening, and within the database
+    def pooled_maps(self, pictures: np.ndarray) -> torch.Tensor | None:
+        self.pictures += len(pictures)
+        return super().pooled_maps(pictures)
+
+
+def test_killed_descriptors_are_resumed_bit_for_bit(tmp_path: Path) -> None:
+    source = open_images(write_images(tmp_path / "a", 9, 4))
+    images = ImageSubset(source, np.arange(len(source)))
+    extractor = Counted(network(tmp_path / "out"), "rmac", long_side=48, block=8)
+
+    def whitening(resume: ResumeFile, advance: Callable[[int], None] = lambda images: None) -> dict[str, torch.Tensor]:
+        work = partial(learn_whitening, extractor, images, 16, resume=resume, advance=advance)
+        return resume.run("whitening", work)
+
+    def table(resume: ResumeFile, advance: Callable[[int], None] = lambda images: None) -> torch.Tensor:
+        white = Whitening().load_state_dict(whitening(resume))
+        work = partial(compute_descriptors, extractor, images, white, resume=resume, advance=advance)
+        return resume.run("database", work)
+
+    expected = table(ResumeFile(tmp_path / "whole.state", "same"))
+    extractor.pictures = 0
+    file = tmp_path / "killed.state"
+    for stage in (whitening, table):
         with pytest.raises(Killed):
-            retrieval(network(folder), images, group=GROUP, recipe=recipe, screen=Killing(after))  # type: ignore[arg-type]
-    again = retrieval(network(folder), images, group=GROUP, recipe=recipe)
-    assert again == whole
+            stage(ResumeFile(file, "same", save_seconds=0), Killing(19).advance)
+    resumed = ResumeFile(file, "same", save_seconds=0)
+    assert torch.equal(table(resumed), expected)
+    assert extractor.pictures <= 2 * (36 + 8)  # finished blocks were not computed again
+    resumed.remove()
+    assert not file.exists()
+
+
+def test_killed_evaluation_is_resumed_and_its_descriptors_are_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images, others = write_images(tmp_path / "a", 9, 4), write_images(tmp_path / "b", 10, 3, seed=1)
+    recipe: dict[str, Any] = {"features": "rmac", "whiten_on": others, "long_side": 48, "dims": 16}
+    whole = retrieval(network(tmp_path / "whole"), images, group=GROUP, **recipe)
+    looked: list[int] = []
+    pooled_maps = PooledMaps.pooled_maps
+
+    def counted(self: PooledMaps, pictures: np.ndarray) -> torch.Tensor | None:
+        looked.append(len(pictures))
+        return pooled_maps(self, pictures)
+
+    monkeypatch.setattr(PooledMaps, "pooled_maps", counted)
+    folder = tmp_path / "killed"
+    with pytest.raises(Killed):  # after the whitening, within the database
+        retrieval(network(folder), images, group=GROUP, screen=Killing(30 + 20), **recipe)
+    before = sum(looked)
+    assert retrieval(network(folder), images, group=GROUP, **recipe) == whole
+    assert sum(looked) - before == 36  # the whitening was not learned again
     assert (folder / "retrieval.npy").read_bytes() == (tmp_path / "whole" / "retrieval.npy").read_bytes()
     for name in ("components", "mean"):
         found, known = (load_whitening(where / "retrieval.safetensors")[0] for where in (folder, tmp_path / "whole"))
         assert torch.equal(getattr(found, name), getattr(known, name))
-    assert sum(looked) < 30 + 36 + 2 * 8  # what was finished was not looked at again
-    kept = {"retrieval.npy", "retrieval.npy.about", "retrieval.safetensors"}
-    assert {path.name for path in folder.iterdir()} == kept
+    assert {path.name for path in folder.iterdir()} == {
+        "retrieval.npy",
+        "retrieval.npy.digest",
+        "retrieval.safetensors",
+    }
     looked.clear()
-    retrieval(network(folder), images, group=GROUP, recipe=recipe, expansion=1)
+    retrieval(network(folder), images, group=GROUP, query_expansion=1, **recipe)
     assert not looked  # the same descriptors again
-    retrieval(network(folder), images, group=GROUP, recipe=Recipe(features="rmac", whiten_on="none", long_side=48))
-    assert sum(looked) == 36  # others are made anew
+    (folder / "retrieval.npy").write_bytes(b"damaged")
+    assert retrieval(network(folder), images, group=GROUP, **recipe) == whole
+    assert sum(looked) == 36
+    looked.clear()
+    retrieval(network(folder), images, group=GROUP, features="rmac", whiten_on="none", long_side=48)
+    assert sum(looked) == 36  # other ones are computed
 
 
 def test_whitening_is_never_learned_on_what_is_searched_unless_asked(images: Path, tmp_path: Path) -> None:
     subject = network(tmp_path / "out")
     with pytest.raises(DeepClusterError, match="the very images that are searched"):
-        retrieval(subject, images, group=GROUP, recipe=Recipe(features="rmac", whiten_on=str(images)))
-    result = retrieval(subject, images, group=GROUP, recipe=Recipe(whiten_on="same", long_side=48))
+        retrieval(subject, images, group=GROUP, features="rmac", whiten_on=str(images))
+    result = retrieval(subject, images, group=GROUP, whiten_on="same", long_side=48)
     assert "the images that are searched" in result.settings["whitening"]
     assert result.settings["features"].startswith("rmac of conv5")
 
@@ -263,8 +308,11 @@ def test_whitening_is_never_learned_on_what_is_searched_unless_asked(images: Pat
 def test_saved_whitening_describes_other_pictures(images: Path, others: Path, tmp_path: Path) -> None:
     subject = network(tmp_path / "out")
     picture = np.array(Image.open(images / "thing1_0.png"))
-    for recipe in (Recipe(whiten_on=others, long_side=48, levels=2), Recipe(features="pool", whiten_on=others, dims=8)):
-        retrieval(subject, images, group=GROUP, recipe=recipe)
+    for recipe in (
+        {"whiten_on": others, "long_side": 48, "levels": 2},
+        {"features": "pool", "whiten_on": others, "dims": 8},
+    ):
+        retrieval(subject, images, group=GROUP, **recipe)
         describe = load_descriptor(subject, tmp_path / "out" / "retrieval.safetensors")
         np.testing.assert_allclose(describe([picture])[0], np.load(tmp_path / "out" / "retrieval.npy")[4], atol=1e-5)
     with pytest.raises(DeepClusterError, match="another network"):
@@ -276,24 +324,24 @@ def test_saved_whitening_describes_other_pictures(images: Path, others: Path, tm
 
 
 @pytest.mark.parametrize(
-    ("recipe", "says"),
+    ("options", "says"),
     [
-        (Recipe(features="rmac"), "give --whiten-on another set"),
-        (Recipe(features="pool", long_side=64), "--long-side is an option of features of maps"),
-        (Recipe(features="mac", levels=2), "--levels is an option of rmac"),
-        (Recipe(features="mac", power=2.0), "--power is an option of gem"),
-        (Recipe(features="mac", dims=2), "--dims is an option of whitened"),
-        (Recipe(features="mac", whiten_on="none", whiten_images=2), "--whiten-images is an option of whitened"),
-        (Recipe(features="mac", crop_queries="no"), "--crop-queries is an option of ground truth with boxes"),
-        (Recipe(features="mac", long_side=0), "--long-side 0 must be above 0"),
-        (Recipe(features="vlad"), "no features 'vlad'"),
-        (Recipe(features="mac", tap="pool"), "has in pool no layer that gives maps"),
-        (Recipe(features="mac", tap="conv9"), "no tap 'conv9'"),
+        ({"features": "rmac"}, "give --whiten-on another set"),
+        ({"features": "pool", "long_side": 64}, "--long-side is an option of features of maps"),
+        ({"features": "mac", "levels": 2}, "--levels is an option of rmac"),
+        ({"features": "mac", "power": 2.0}, "--power is an option of gem"),
+        ({"features": "mac", "dims": 2}, "--dims is an option of whitened"),
+        ({"features": "mac", "whiten_on": "none", "whiten_images": 2}, "--whiten-images is an option of whitened"),
+        ({"features": "mac", "crop_queries": "no"}, "--crop-queries is an option of ground truth with boxes"),
+        ({"features": "mac", "long_side": 0}, "--long-side 0 must be above 0"),
+        ({"features": "vlad"}, "no features 'vlad'"),
+        ({"features": "mac", "tap": "pool"}, "has in pool no layer that gives maps"),
+        ({"features": "mac", "tap": "conv9"}, "no tap 'conv9'"),
     ],
 )
-def test_no_option_is_ignored(recipe: Recipe, says: str, images: Path, tmp_path: Path) -> None:
+def test_no_option_is_ignored(options: dict[str, Any], says: str, images: Path, tmp_path: Path) -> None:
     with pytest.raises(DeepClusterError, match=says):
-        retrieval(network(tmp_path / "out"), images, group=GROUP, recipe=recipe)
+        retrieval(network(tmp_path / "out"), images, group=GROUP, **options)
 
 
 def test_every_option_changes_what_it_is_for(images: Path, others: Path, tmp_path: Path) -> None:
@@ -302,12 +350,11 @@ def test_every_option_changes_what_it_is_for(images: Path, others: Path, tmp_pat
     changes = [{}, {"long_side": 64}, {"dims": 8}, {"whiten_images": 18}, {"levels": 2}, {"tap": "conv4"}]
     tables = []
     for change in changes:
-        retrieval(subject, images, group=GROUP, recipe=Recipe(**(base | change)))  # type: ignore[arg-type]
+        retrieval(subject, images, group=GROUP, **(base | change))  # type: ignore[arg-type]
         tables.append(np.load(tmp_path / "out" / "retrieval.npy").tobytes())
     assert len(set(tables)) == len(changes)
     power = [
-        retrieval(subject, images, group=GROUP, recipe=Recipe(features="gem", long_side=48, power=power)).draws
-        for power in (1.0, 5.0)
+        retrieval(subject, images, group=GROUP, features="gem", long_side=48, power=power).draws for power in (1.0, 5.0)
     ]
     assert power[0] != power[1]
 
@@ -321,7 +368,7 @@ def test_baseline_is_the_untrained_network(images: Path, tmp_path: Path) -> None
     with pytest.raises(DeepClusterError, match="give one of them"):
         retrieval(subject, images, group=GROUP, ground_truth="holidays")
     with pytest.raises(DeepClusterError, match="--query-expansion -1"):
-        retrieval(subject, images, group=GROUP, expansion=-1)
+        retrieval(subject, images, group=GROUP, query_expansion=-1)
 
 
 def test_revisited_scores_from_end_to_end(images: Path, tmp_path: Path) -> None:
@@ -336,7 +383,7 @@ def test_revisited_scores_from_end_to_end(images: Path, tmp_path: Path) -> None:
         for grade, members in (("easy", easy), ("hard", hard), ("junk", junk))
     }
     truth = GroundTruth("toy", "revisited", database, tuple(names[row] for row in rows[::4]), None, sets)
-    result = retrieval(subject, images, ground_truth=truth, recipe=SMALL)
+    result = retrieval(subject, images, ground_truth=truth, **SMALL)
     table = np.load(tmp_path / "out" / "retrieval.npy")
     queries = np.load(tmp_path / "out" / "retrieval-queries.npy")
     assert table.shape[0] == 15 and queries.shape[0] == 5
@@ -355,16 +402,16 @@ def test_last_map_of_each_backbone(name: str, size: int, tap: str) -> None:
 
 @pytest.mark.slow
 def test_networks_of_timm(images: Path, tmp_path: Path) -> None:
-    found = retrieval(network(tmp_path / "out", "timm:test_resnet", 32), images, group=GROUP, recipe=SMALL)
+    found = retrieval(network(tmp_path / "out", "timm:test_resnet", 32), images, group=GROUP, **SMALL)
     assert 0 < found.scores["map"] <= 1
     with pytest.raises(DeepClusterError, match="use --features pool"):
-        retrieval(network(tmp_path / "vit", "timm:test_vit", 32), images, group=GROUP, recipe=SMALL)
+        retrieval(network(tmp_path / "vit", "timm:test_vit", 32), images, group=GROUP, **SMALL)
     assert retrieval(network(tmp_path / "vit", "timm:test_vit", 32), images, group=GROUP).scores["map"] > 0
 
 
 def test_pictures_too_thin_for_the_network_are_left_out(images: Path, tmp_path: Path) -> None:
     Image.fromarray(np.zeros((2, 90, 3), np.uint8)).save(images / "thing0_9.png")
-    result = retrieval(network(tmp_path / "out"), images, group=GROUP, recipe=SMALL)
+    result = retrieval(network(tmp_path / "out"), images, group=GROUP, **SMALL)
     assert result.settings["images_damaged"] == 1 and "thing0_9" in result.settings["left_out"]
 
 
@@ -386,9 +433,7 @@ def test_coil_objects(shared_data: Path, tmp_path: Path) -> None:
     """592 real pictures of 99 objects: far above chance even for random filters, and each a query."""
     coil = str(shared_data / "retrieval" / "coil100-60deg.tar")
     pool = retrieval(network(tmp_path / "pool"), coil, group=r"obj(\d+)__")
-    rmac = retrieval(
-        network(tmp_path / "rmac"), coil, group=r"obj(\d+)__", recipe=Recipe(whiten_on="same", long_side=128)
-    )
+    rmac = retrieval(network(tmp_path / "rmac"), coil, group=r"obj(\d+)__", whiten_on="same", long_side=128)
     for result in (pool, rmac):
         assert result.settings["queries"] == 592 and result.scores["map"] > 0.5
     assert rmac.scores["map"] > pool.scores["map"]

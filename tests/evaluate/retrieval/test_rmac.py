@@ -8,7 +8,7 @@ import torch
 
 from deepcluster.clustering.whitening import Whitening
 from deepcluster.evaluate.retrieval.rmac import aggregate, pooled, region_max, regions
-from deepcluster.evaluate.retrieval.whiten import Covariance
+from deepcluster.evaluate.retrieval.whitening import RunningCovariance
 
 SHAPES = [(1, 1), (2, 2), (1, 7), (2, 5), (13, 13), (12, 16), (16, 12), (48, 64), (64, 48), (64, 20), (9, 64), (33, 32)]
 
@@ -94,7 +94,7 @@ def test_whole_chain_is_numpys(rank: int) -> None:
     random = np.random.default_rng(0)
     mix = random.normal(size=(rank, 12)) * np.geomspace(1, 1e-2, rank)[:, None]
     others = random.normal(size=(300, rank)) @ mix + 0.5
-    seen = Covariance()
+    seen = RunningCovariance()
     for block in np.array_split(others, 7):  # as they come
         seen.add(torch.from_numpy(block))
     assert seen.count == 300
@@ -123,7 +123,7 @@ def test_without_whitening_regions_are_added() -> None:
 def test_small_variances_are_floored_not_silenced() -> None:
     others = np.zeros((50, 3))
     others[:, 0] = np.random.default_rng(0).normal(size=50)
-    seen = Covariance()
+    seen = RunningCovariance()
     seen.add(torch.from_numpy(others))
     white = seen.whitening(3)
     assert white.components[1:].norm(dim=1) == pytest.approx([float(white.variance[0] * 1e-5) ** -0.5] * 2, rel=1e-5)

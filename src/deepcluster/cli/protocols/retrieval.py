@@ -55,14 +55,15 @@ def score(subject: Subject, chosen: Retrieval, screen: Screen) -> Result:
     Raises:
         DeepClusterError: a seed where nothing is drawn, or what the protocol raises.
     """
-    from deepcluster.data.open import must_exist
-    from deepcluster.evaluate.retrieval.protocol import Recipe, retrieval
+    from deepcluster.evaluate.retrieval.protocol import retrieval
 
     if chosen.seed and not (chosen.untrained or chosen.baseline):
         raise DeepClusterError("Nothing is drawn in retrieval but an untrained network: leave out --seed.")
-    for named, words in ((chosen.ground_truth, ("holidays",)), (chosen.whiten_on, ("same", "none"))):
-        must_exist(None if named in words else named)
-    recipe = Recipe(
+    return retrieval(
+        subject,
+        chosen.source,
+        ground_truth=chosen.ground_truth,
+        group=chosen.group,
         features=chosen.features,
         whiten_on=chosen.whiten_on,
         dims=chosen.dims,
@@ -72,14 +73,7 @@ def score(subject: Subject, chosen: Retrieval, screen: Screen) -> Result:
         power=chosen.power,
         tap=chosen.tap,
         crop_queries=chosen.crop_queries,
-    )
-    return retrieval(
-        subject,
-        chosen.source,
-        ground_truth=chosen.ground_truth,
-        group=chosen.group,
-        recipe=recipe,
-        expansion=chosen.query_expansion,
+        query_expansion=chosen.query_expansion,
         baseline=chosen.baseline,
         seed=chosen.seed,
         screen=screen,

@@ -1,13 +1,13 @@
-"""What counts as found: queries, their boxes, and which images are right, or do not count, for each.
+"""Which images are relevant to which query: queries, their boxes, and sets of images.
 
-Read from the MATLAB files of the data sets, from the names of Holidays, or made of groups of images of one thing.
+Read from the MATLAB files of the data sets, from the names of Holidays, or made from groups of images of one thing.
 This file knows neither networks nor rankings.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -19,19 +19,15 @@ from deepcluster.errors import DeepClusterError
 
 Sets = tuple[np.ndarray, ...]
 """For each query int64 indices into the names."""
+Measures = dict[str, tuple[tuple[str, ...], tuple[str, ...]]]
+"""Suffix of the score's name -> sets that are relevant, sets that are ignored."""
 
-MEASURES: dict[str, dict[str, tuple[tuple[str, ...], tuple[str, ...]]]] = {
-    "classic": {"": (("ok",), ("junk",))},
-    "holidays": {"": (("ok",), ("junk",))},
-    "groups": {"": (("ok",), ("junk",))},
-    "revisited": {
-        "_easy": (("easy",), ("hard", "junk")),
-        "_medium": (("easy", "hard"), ("junk",)),
-        "_hard": (("hard",), ("easy", "junk")),
-    },
+REVISITED: Measures = {
+    "_easy": (("easy",), ("hard", "junk")),
+    "_medium": (("easy", "hard"), ("junk",)),
+    "_hard": (("hard",), ("easy", "junk")),
 }
-"""Kind -> ending of the score's name -> sets that are right, sets that do not count. The revisited ones are those of
-Radenović et al., CVPR 2018, §3.3."""
+"""Radenović et al., CVPR 2018, §3.3."""
 
 
 @dataclass(frozen=True)
@@ -40,11 +36,11 @@ class GroundTruth:
 
     Attributes:
         name: of the data set.
-        kind: "classic" (Oxford5k, Paris6k), "revisited", "holidays" or "groups"; a key of `MEASURES`.
-        names: N names, of files without folder and ending; in groups, the paths of the source.
-        queries: Q names of the same sort, which may be in the database or not.
-        boxes: (Q, 4) float64, left, top, right and bottom of what is looked for in each query's image, in pixels;
-            None where whole images are looked for.
+        kind: "classic" (Oxford5k, Paris6k), "revisited", "holidays" or "groups".
+        names: N names, of files without folder and suffix; for groups, the paths of the source.
+        queries: Q names of the same form, which may be in the database or not.
+        boxes: (Q, 4) float64, left, top, right and bottom of the object in each query's image, in pixels; None where
+            whole images are searched for.
         sets: name of a set -> for each query the indices into `names`.
     """
 
@@ -56,21 +52,21 @@ class GroundTruth:
     sets: dict[str, Sets]
 
     @property
-    def measures(self) -> dict[str, tuple[tuple[str, ...], tuple[str, ...]]]:
-        """Ending of a score's name -> sets that are right, sets that do not count."""
-        return MEASURES[self.kind]
+    def measures(self) -> Measures:
+        """What is scored, by suffix of the score's name."""
+        return REVISITED if self.kind == "revisited" else {"": (("ok",), ("junk",))}
 
     @property
-    def own_left_out(self) -> bool:
-        """Whether a query is not looked for in its own image; it is, by tradition, in Oxford5k and Paris6k."""
+    def ignores_own_image(self) -> bool:
+        """Whether a query is not searched in its own image; by tradition it is in Oxford5k and Paris6k."""
         return self.kind in ("holidays", "groups")
 
-    def among(self, keep: np.ndarray, ask: np.ndarray) -> GroundTruth:
-        """The same without some images and queries, which then count nowhere.
+    def subset(self, keep: np.ndarray, ask: np.ndarray) -> GroundTruth:
+        """The same for some of the images and queries.
 
         Args:
-            keep: (N,) bool, the images that are there.
-            ask: (Q,) bool, the queries that are.
+            keep: (N,) bool, the images.
+            ask: (Q,) bool, the queries.
         """
         number = np.cumsum(keep) - 1
         asked = np.flatnonzero(ask)
@@ -85,7 +81,7 @@ class GroundTruth:
             },
         )
 
-    def united(self, sets: Sequence[str], query: int) -> np.ndarray:
+    def union(self, sets: Sequence[str], query: int) -> np.ndarray:
         """(M,) int64 indices of a query in any of these sets."""
         return np.concatenate([self.sets[name][query] for name in sets])
 
@@ -100,171 +96,42 @@ def read_ground_truth(file: str | Path) -> GroundTruth:
     if file.suffix in (".pkl", ".pickle"):
         raise DeepClusterError(
             f"{file} is a pickle, which could run any program and is not opened: give {file.with_suffix('.mat').name},"
-            " which is published beside it and holds the same."
+            " which is published with it and holds the same."
         )
     from scipy.io import loadmat
 
     try:
-        found = loadmat(file)
-        gnd = found["gnd"].reshape(-1)
-        grades = gnd.dtype.names or ()
-        if "easy" in grades:
-            truth = _revisited(file, found, gnd)
-        elif "feature_name" in found:
-            truth = _holidays(file, found, gnd)
-        else:
-            truth = _classic(file, found, gnd)
+        truth = _from_matlab(file.stem.removeprefix("gnd_"), loadmat(file))
         _check(truth)
     except Exception as error:  # SciPy fails on damaged files in as many ways as there are bytes
         why = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise DeepClusterError(
-            f"{file} cannot be read as ground truth of retrieval ({type(error).__name__}: {why}): give a whole"
+            f"{file} cannot be read as ground truth of retrieval ({type(error).__name__}: {why}): give a complete"
             " gnd_oxford5k.mat, gnd_paris6k.mat, gnd_roxford5k.mat, gnd_rparis6k.mat or gnd_holidays.mat."
         ) from error
     return truth
 
 
-def holidays_by_name(source: ImageSource) -> GroundTruth:
-    """The Holidays set by its rule: images 1234xx show one place, and 123400 is the query (Jégou et al., ECCV 2008).
+def _from_matlab(name: str, found: dict[str, Any]) -> GroundTruth:
+    gnd = found["gnd"].reshape(-1)
+    fields = gnd.dtype.names or ()
 
-    Raises:
-        DeepClusterError: the names are no numbers of six digits, or no place has a query and another image.
-    """
-    names = [stem(source.path(row)) for row in range(len(source))]
-    strange = next((name for name in names if not re.fullmatch(r"\d{6}", name)), None)
-    if strange is not None:
-        raise DeepClusterError(
-            f"{source.name} is not the Holidays set, whose images are named like 123400.jpg and not {strange}: give"
-            " --ground-truth a file or --group a pattern."
-        )
-    order = sorted(range(len(names)), key=lambda row: names[row])
-    names = [names[row] for row in order]
-    place: dict[str, list[int]] = {}
-    for index, name in enumerate(names):
-        place.setdefault(name[:4], []).append(index)
-    queries = [members for members in place.values() if names[members[0]].endswith("00") and len(members) > 1]
-    if not queries:
-        raise DeepClusterError(
-            f"{source.name} holds no query of Holidays (a name that ends in 00) with another image of its place: give"
-            " the whole set."
-        )
-    sets = {
-        "ok": tuple(np.array(members[1:]) for members in queries),
-        "junk": tuple(np.array(members[:1]) for members in queries),
-    }
-    return GroundTruth(
-        "holidays", "holidays", tuple(names), tuple(names[members[0]] for members in queries), None, sets
-    )
+    def texts(cells: np.ndarray) -> tuple[str, ...]:
+        return tuple(stem(str(cell.item())) for cell in cells.reshape(-1))
 
+    def sets(*grades: str) -> dict[str, Sets]:  # MATLAB counts from one
+        return {
+            grade: tuple(np.unique(cell.reshape(-1).astype(np.int64)) - 1 for cell in gnd[grade]) for grade in grades
+        }
 
-def groups(source: ImageSource, pattern: str | None = None) -> GroundTruth:
-    """Every image looked for among all others; right are those of its group.
-
-    Args:
-        source: any images; without a pattern its labels, such as one folder for each thing, are the groups.
-        pattern: a regular expression that is searched in the path; the group is what its first parenthesis
-            matches, or all of it. Images it is not found in belong to no group, and are in the way only.
-
-    Raises:
-        DeepClusterError: the pattern is none, there are no labels, or no group has two images.
-    """
-    paths = tuple(source.path(row) for row in range(len(source)))
-    group = _by_labels(source) if pattern is None else _by_pattern(paths, pattern)
-    members: dict[str, list[int]] = {}
-    for index, key in enumerate(group):
-        if key is not None:
-            members.setdefault(key, []).append(index)
-    together = {key: np.array(rows) for key, rows in members.items() if len(rows) > 1}
-    queries = [index for index, key in enumerate(group) if key in together]
-    if not queries:
-        how = f"by {pattern!r}" if pattern is not None else "by label"
-        example = f", the first of which is {paths[0]}" if paths else ""
-        raise DeepClusterError(
-            f"No two of the {len(paths)} images of {source.name}{example}, belong together {how}: give --group a"
-            " pattern whose parenthesis matches the same text for images of the same thing."
-        )
-    sets = {
-        "ok": tuple(together[str(group[index])] for index in queries),
-        "junk": tuple(np.array([index]) for index in queries),
-    }
-    return GroundTruth(source.name, "groups", paths, tuple(paths[index] for index in queries), None, sets)
-
-
-def rows_of(truth: GroundTruth, source: ImageSource) -> tuple[np.ndarray, np.ndarray]:
-    """Where the images of the ground truth are: (N,) and (Q,) int64 indices of the source, -1 = not there.
-
-    Images are known by the names of their files, in whatever folder they lie.
-
-    Raises:
-        DeepClusterError: a query is not there, or two files have the name of one image.
-    """
-    if truth.kind == "groups":
-        number = {path: row for row, path in enumerate(truth.names)}
-        return np.arange(len(truth.names)), np.array([number[path] for path in truth.queries])
-    wanted = {*truth.names, *truth.queries}
-    place: dict[str, int] = {}
-    for row in range(len(source)):
-        name = stem(source.path(row))
-        if name in place:
-            first = source.path(place[name])
-            raise DeepClusterError(
-                f"{source.name} holds the image {name} of {truth.name} twice, as {first} and {source.path(row)}: leave"
-                " one of them out."
-            )
-        if name in wanted:
-            place[name] = row
-    missing = [name for name in truth.queries if name not in place]
-    if missing:
-        raise DeepClusterError(
-            f"{len(missing)} of the {len(truth.queries)} queries of {truth.name} are not in {source.name}, the first"
-            f" being {missing[0]}: give --data the whole set, its files named as in the ground truth."
-        )
-    rows = [np.array([place.get(name, -1) for name in names]) for names in (truth.names, truth.queries)]
-    return rows[0], rows[1]
-
-
-def stem(path: str) -> str:
-    """The name of a file without folder and ending."""
-    return PurePosixPath(path.replace("\\", "/")).stem
-
-
-def _by_labels(source: ImageSource) -> list[str | None]:
-    if source.labels is None or not (source.labels >= 0).any():
-        raise DeepClusterError(
-            f"Nothing says which images of {source.name} show the same thing: give --ground-truth a gnd_....mat,"
-            r" --group a pattern such as 'obj(\d+)__', or a source with one folder for each thing."
-        )
-    return [str(label) if label >= 0 else None for label in source.labels.tolist()]
-
-
-def _by_pattern(paths: Sequence[str], pattern: str) -> list[str | None]:
-    try:
-        expression = re.compile(pattern)
-    except re.error as error:
-        raise DeepClusterError(
-            rf"--group {pattern!r} is no regular expression ({error}): give one such as 'obj(\d+)__'."
-        ) from error
-    found = [expression.search(path) for path in paths]
-    return [None if one is None else one[1 if expression.groups else 0] for one in found]
-
-
-def _classic(file: Path, found: dict[str, Any], gnd: np.ndarray) -> GroundTruth:
-    names = _texts(found["imlist"])
+    if "feature_name" in found:
+        names, queries = texts(found["feature_name"]), texts(found["query_list"][:, 0])
+        return GroundTruth(name, "holidays", names, queries, None, sets("ok", "junk"))
+    names, boxes = texts(found["imlist"]), np.stack([box.reshape(4) for box in gnd["bbx"]]).astype(np.float64)
+    if "easy" in fields:
+        return GroundTruth(name, "revisited", names, texts(found["qimlist"]), boxes, sets("easy", "hard", "junk"))
     queries = tuple(names[int(index) - 1] for index in found["qidx"].reshape(-1))
-    sets = {"ok": _sets(gnd["ok"]), "junk": _sets(gnd["junk"])}
-    return GroundTruth(_set_name(file), "classic", names, queries, _boxes(gnd), sets)
-
-
-def _revisited(file: Path, found: dict[str, Any], gnd: np.ndarray) -> GroundTruth:
-    sets = {grade: _sets(gnd[grade]) for grade in ("easy", "hard", "junk")}
-    names, queries = _texts(found["imlist"]), _texts(found["qimlist"])
-    return GroundTruth(_set_name(file), "revisited", names, queries, _boxes(gnd), sets)
-
-
-def _holidays(file: Path, found: dict[str, Any], gnd: np.ndarray) -> GroundTruth:
-    queries = _texts(found["query_list"][:, 0])
-    sets = {"ok": _sets(gnd["ok"]), "junk": _sets(gnd["junk"])}
-    return GroundTruth(_set_name(file), "holidays", _texts(found["feature_name"]), queries, None, sets)
+    return GroundTruth(name, "classic", names, queries, boxes, sets("ok", "junk"))
 
 
 def _check(truth: GroundTruth) -> None:
@@ -282,18 +149,120 @@ def _check(truth: GroundTruth) -> None:
         raise ValueError("a box is empty")
 
 
-def _texts(cells: np.ndarray) -> tuple[str, ...]:
-    return tuple(stem(str(cell.item())) for cell in cells.reshape(-1))
+def holidays_by_name(source: ImageSource) -> GroundTruth:
+    """The Holidays set by its rule: images 1234xx show one place, and 123400 is the query (Jégou et al., ECCV 2008).
+
+    Raises:
+        DeepClusterError: the names are not numbers of six digits, or no place has a query and another image.
+    """
+    names = sorted(stem(source.path(row)) for row in range(len(source)))
+    strange = next((name for name in names if not re.fullmatch(r"\d{6}", name)), None)
+    if strange is not None:
+        raise DeepClusterError(
+            f"{source.name} is not the Holidays set, whose images are named like 123400.jpg and not {strange}: give"
+            " --ground-truth a file or --group a pattern."
+        )
+    places = [rows for rows in _by_key(name[:4] for name in names).values() if names[rows[0]].endswith("00")]
+    if not places:
+        raise DeepClusterError(
+            f"{source.name} holds no query of Holidays (a name that ends in 00) with another image of its place: give"
+            " the complete set."
+        )
+    sets = {"ok": tuple(rows[1:] for rows in places), "junk": tuple(rows[:1] for rows in places)}
+    return GroundTruth("holidays", "holidays", tuple(names), tuple(names[rows[0]] for rows in places), None, sets)
 
 
-def _sets(cells: np.ndarray) -> Sets:
-    """MATLAB counts from one."""
-    return tuple(np.unique(cell.reshape(-1).astype(np.int64)) - 1 for cell in cells)
+def groups(source: ImageSource, pattern: str | None = None) -> GroundTruth:
+    """Every image as a query among all others; those of its group are relevant.
+
+    Args:
+        source: any images; without a pattern its labels, such as one folder for each thing, are the groups.
+        pattern: a regular expression that is searched in the path; the group is what its first parenthesis
+            matches, or all of the match. Images without a match belong to no group, and are distractors.
+
+    Raises:
+        DeepClusterError: the pattern is invalid, there are no labels, or no group has two images.
+    """
+    paths = tuple(source.path(row) for row in range(len(source)))
+    group = _by_labels(source) if pattern is None else _by_pattern(paths, pattern)
+    members = _by_key(group)
+    queries = [index for index, key in enumerate(group) if key in members]
+    if not queries:
+        how = f"by {pattern!r}" if pattern is not None else "by label"
+        example = f", the first of which is {paths[0]}" if paths else ""
+        raise DeepClusterError(
+            f"No two of the {len(paths)} images of {source.name}{example}, belong together {how}: give --group a"
+            " pattern whose parenthesis matches the same text for images of the same thing."
+        )
+    sets = {
+        "ok": tuple(members[str(group[index])] for index in queries),
+        "junk": tuple(np.array([index]) for index in queries),
+    }
+    return GroundTruth(source.name, "groups", paths, tuple(paths[index] for index in queries), None, sets)
 
 
-def _boxes(gnd: np.ndarray) -> np.ndarray:
-    return np.stack([box.reshape(4) for box in gnd["bbx"]]).astype(np.float64)
+def _by_key(keys: Iterable[str | None]) -> dict[str, np.ndarray]:
+    """Key -> the positions that have it, for keys of at least two positions."""
+    members: dict[str, list[int]] = {}
+    for index, key in enumerate(keys):
+        if key is not None:
+            members.setdefault(key, []).append(index)
+    return {key: np.array(rows) for key, rows in members.items() if len(rows) > 1}
 
 
-def _set_name(file: Path) -> str:
-    return file.stem.removeprefix("gnd_")
+def _by_labels(source: ImageSource) -> list[str | None]:
+    if source.labels is None or not (source.labels >= 0).any():
+        raise DeepClusterError(
+            f"Nothing says which images of {source.name} show the same thing: give --ground-truth a gnd_....mat,"
+            r" --group a pattern such as 'obj(\d+)__', or a source with one folder for each thing."
+        )
+    return [str(label) if label >= 0 else None for label in source.labels.tolist()]
+
+
+def _by_pattern(paths: Sequence[str], pattern: str) -> list[str | None]:
+    try:
+        expression = re.compile(pattern)
+    except re.error as error:
+        raise DeepClusterError(
+            rf"--group {pattern!r} is not a regular expression ({error}): give one such as 'obj(\d+)__'."
+        ) from error
+    found = [expression.search(path) for path in paths]
+    return [None if match is None else match[1 if expression.groups else 0] for match in found]
+
+
+def locate_images(truth: GroundTruth, source: ImageSource) -> tuple[np.ndarray, np.ndarray]:
+    """Where the images and queries of the ground truth are: (N,) and (Q,) int64 indices of the source, -1 = missing.
+
+    Images are identified by the names of their files, in whatever folder they are.
+
+    Raises:
+        DeepClusterError: a query is missing, or two files have the name of one image.
+    """
+    if truth.kind == "groups":
+        number = {path: row for row, path in enumerate(truth.names)}
+        return np.arange(len(truth.names)), np.array([number[path] for path in truth.queries])
+    wanted = {*truth.names, *truth.queries}
+    place: dict[str, int] = {}
+    for row in range(len(source)):
+        name = stem(source.path(row))
+        if name in place:
+            first = source.path(place[name])
+            raise DeepClusterError(
+                f"{source.name} holds the image {name} of {truth.name} twice, as {first} and {source.path(row)}: remove"
+                " one of them."
+            )
+        if name in wanted:
+            place[name] = row
+    missing = [name for name in truth.queries if name not in place]
+    if missing:
+        raise DeepClusterError(
+            f"{len(missing)} of the {len(truth.queries)} queries of {truth.name} are not in {source.name}, the first"
+            f" being {missing[0]}: give --data the complete set, its files named as in the ground truth."
+        )
+    rows = [np.array([place.get(name, -1) for name in names]) for names in (truth.names, truth.queries)]
+    return rows[0], rows[1]
+
+
+def stem(path: str) -> str:
+    """The name of a file without folder and suffix."""
+    return PurePosixPath(path.replace("\\", "/")).stem

@@ -1,40 +1,47 @@
-"""Protocol `retrieval`: every query is looked for among all images, by the dot product of descriptors.
-
-This file strings the others together: ground truth, descriptions, whitening, rankings.
-"""
+"""Protocol `retrieval`: every query is searched among all images, by the dot product of descriptors."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import contextlib
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
-from torch import Tensor
 
-from deepcluster.data.open import open_images
+from deepcluster.clustering.whitening import Whitening
+from deepcluster.data.open import must_exist, open_images
 from deepcluster.data.source import ImageSource
+from deepcluster.digest import digest
 from deepcluster.engine.log import Screen
 from deepcluster.errors import DeepClusterError
 from deepcluster.evaluate.result import Result
-from deepcluster.evaluate.retrieval.describe import Check, Describer
+from deepcluster.evaluate.retrieval.descriptors import (
+    Extractor,
+    NetworkOutput,
+    PooledMaps,
+    compute_descriptors,
+    learn_whitening,
+)
 from deepcluster.evaluate.retrieval.ground_truth import (
     GroundTruth,
     groups,
     holidays_by_name,
+    locate_images,
     read_ground_truth,
-    rows_of,
 )
-from deepcluster.evaluate.retrieval.pictures import Chosen
+from deepcluster.evaluate.retrieval.images import Crop, ImageSubset
 from deepcluster.evaluate.retrieval.ranking import score_rankings
-from deepcluster.evaluate.retrieval.recipe import Recipe, features_said, is_word, rules_said, whitening_said
-from deepcluster.evaluate.retrieval.rmac import aggregate
-from deepcluster.evaluate.retrieval.store import stored_table
-from deepcluster.evaluate.retrieval.whiten import learn_whitening
+from deepcluster.evaluate.retrieval.whitening import load_whitening, save_whitening
+from deepcluster.io import write_atomic, write_text
+from deepcluster.resume import ResumeFile
 
 if TYPE_CHECKING:
-    from deepcluster.clustering.whitening import Whitening
     from deepcluster.engine.subject import Subject
+
+
+Features = Literal["rmac", "mac", "spoc", "gem", "pool"]
 
 
 def retrieval(
@@ -43,192 +50,279 @@ def retrieval(
     *,
     ground_truth: Any = None,
     group: str | None = None,
-    recipe: Recipe | None = None,
-    expansion: int = 0,
+    features: Features | None = None,
+    whiten_on: Any = None,
+    dims: int | None = None,
+    whiten_images: int | None = None,
+    long_side: int | None = None,
+    levels: int | None = None,
+    power: float | None = None,
+    tap: str | None = None,
+    crop_queries: Crop | None = None,
+    query_expansion: int = 0,
     baseline: bool = False,
     seed: int = 0,
     screen: Screen | None = None,
 ) -> Result:
-    """Protocol `retrieval`: mean average precision of ranking all images by similarity to each query.
+    r"""Mean average precision of finding images of the same thing, by R-MAC or pooled features.
 
-    Descriptors are written to `subject.results`/retrieval.npy part by part, and a later call that wants the same ones
-    finds them there; the whitening is retrieval.safetensors.
+    Every query is searched among all images. The descriptors are kept as retrieval.npy, and used again where another
+    evaluation needs the same ones; the whitening is kept as retrieval.safetensors.
 
     Args:
         subject: a run, or any network.
         data: the images, queries among them; None = the training images of a run.
-        ground_truth: a gnd_....mat, "holidays" for the rule of its names, or a `GroundTruth`; None = groups.
-        group: a regular expression whose parenthesis tells the group from a path; None = labels are groups.
-        recipe: how images become descriptors.
-        expansion: add so many of the first found to each query and search again; 0 = search once.
-        baseline: also score the same network as it was before training (`untrained_...`).
-        seed: that the untrained network is drawn with.
-        screen: shows bars; None = silence.
+        ground_truth: gnd_oxford5k.mat, gnd_paris6k.mat, gnd_roxford5k.mat, gnd_rparis6k.mat or gnd_holidays.mat;
+            holidays = by the names of its files. Without it, images of one group are searched by each other.
+        group: regular expression whose parenthesis matches an image's group in its path, such as 'obj(\d+)__'; None =
+            class folders are the groups.
+        features: rmac (the paper's), mac, spoc and gem pool the last feature map; pool is the output as the command
+            features gives it, and the default for groups without `whiten_on`.
+        whiten_on: images to learn the PCA-whitening on, other ones than those of --data; same = those of --data; none.
+        dims: width after whitening; None = 512.
+        whiten_images: how many images of `whiten_on` are used, the first ones; None = 10000.
+        long_side: pixels that the longer side of an image is resized to; None = 1024.
+        levels: levels of regions of rmac; None = 3.
+        power: of gem; None = 3.
+        tap: a layer to read in place of the last feature map, or of the output for pool.
+        crop_queries: what is done with the boxes of queries; None = resize-then-crop, which keeps the size of objects
+            (crop-then-resize for pool).
+        query_expansion: add this many of the first images found to each query and search again.
+        baseline: also score the same network as it was before training.
+        seed: of the untrained network.
+        screen: shows progress; None = silence.
 
     Raises:
         DeepClusterError: queries are missing or cannot be decoded, options do not go together, or the whitening would
-            be learned on the images that are searched without being told so.
+            be learned on the images that are searched without `whiten_on` saying so.
     """
     if ground_truth is not None and group is not None:
         raise DeepClusterError("--ground-truth and --group both say what counts as found: give one of them.")
-    if expansion < 0:
-        raise DeepClusterError(f"--query-expansion {expansion} must be 0 or more images.")
+    if query_expansion < 0:
+        raise DeepClusterError(f"--query-expansion {query_expansion} must be 0 or more images.")
     screen = screen or Screen(quiet=True)
     source = subject.source() if data is None else open_images(data)
-    truth = _truth(source, ground_truth, group)
-    chosen = (recipe or Recipe()).settled(truth)
-    search = _Search(source, truth, chosen, screen)
+    truth = _ground_truth(source, ground_truth, group)
+    whitened = whiten_on is not None and not _is_word(whiten_on, "none")
+    if features is None:
+        features = "pool" if truth.kind == "groups" and not whitened else "rmac"
+    if features == "rmac" and whiten_on is None:
+        raise DeepClusterError(
+            "R-MAC whitens its regions by other images: give --whiten-on another set (for Oxford5k Paris6k, and the"
+            " reverse), or `--whiten-on same` or `--whiten-on none`."
+        )
+    options: dict[str, Any] = {"long_side": long_side, "levels": levels, "power": power}
+    options |= {"dims": dims, "whiten_images": whiten_images, "crop_queries": crop_queries}
+    _check_options(options, features, whitened, truth)
+    make_extractor: Callable[[Subject], Extractor] = partial(NetworkOutput, tap=tap)
+    if features != "pool":
+        pooling: dict[str, Any] = {"long_side": long_side or 1024, "levels": levels or 3, "power": power or 3.0}
+        make_extractor = partial(PooledMaps, pool=features, tap=tap, **pooling)
+    crop = crop_queries or ("crop-then-resize" if features == "pool" else "resize-then-crop")
+    search = _Search(source, truth, crop, screen)
+    if whitened:
+        search.whiten(whiten_on, whiten_images or 10_000, dims or 512)
     scores: dict[str, float] = {}
     draws: list[dict[str, Any]] = []
     settings: dict[str, Any] = {}
     networks = {"": subject, **({"untrained_": subject.untrained(seed)} if baseline else {})}
     for prefix, network in networks.items():
         file = subject.results / ("retrieval-untrained.npy" if prefix else "retrieval.npy")
-        there, database, queries, told = search.described(network, file)
-        found, single = score_rankings(there, database, queries, expansion=expansion, device=subject.device)
+        usable, database, queries, notes = search.describe(make_extractor(network), file)
+        found, single = score_rankings(usable, database, queries, expansion=query_expansion, device=subject.device)
         scores |= {prefix + name: value for name, value in found.items()}
-        draws = draws or single
-        settings = settings or {**told, **rules_said(there, chosen, expansion)}
+        draws, settings = draws or single, settings or notes
+    settings |= _rules(truth, crop, query_expansion)
     if baseline:
         settings["untrained"] = "the same network with the weights it had before training"
     return Result("retrieval", {"data": source.name, **settings}, scores, draws)
 
 
+def _check_options(options: dict[str, Any], features: str, whitened: bool, truth: GroundTruth) -> None:
+    """Refuses options that have no effect here, and values out of range."""
+    if features not in get_args(Features):
+        raise DeepClusterError(f"There are no features {features!r}: choose one of {', '.join(get_args(Features))}.")
+    for name, owner, fits in (
+        ("long_side", "features of maps", features != "pool"),
+        ("levels", "rmac", features == "rmac"),
+        ("power", "gem", features == "gem"),
+        ("dims", "whitened features, of --whiten-on", whitened),
+        ("whiten_images", "whitened features, of --whiten-on", whitened),
+        ("crop_queries", "ground truth with boxes", truth.boxes is not None),
+    ):
+        value, option = options[name], f"--{name.replace('_', '-')}"
+        if value is not None and not fits:
+            raise DeepClusterError(f"{option} is an option of {owner}: leave it out here.")
+        if isinstance(value, (int, float)) and value <= 0:
+            raise DeepClusterError(f"{option} {value} must be above 0.")
+    crop, crops = options["crop_queries"], get_args(Crop)[1:] if features == "pool" else get_args(Crop)
+    if crop not in (None, *crops):
+        raise DeepClusterError(f"--crop-queries {crop} is not one of {', '.join(crops)} for features {features}.")
+
+
+def _ground_truth(source: ImageSource, ground_truth: Any, group: str | None) -> GroundTruth:
+    if ground_truth is None:
+        return groups(source, group)
+    if isinstance(ground_truth, GroundTruth):
+        return ground_truth
+    if _is_word(ground_truth, "holidays"):
+        return holidays_by_name(source)
+    must_exist(str(ground_truth))
+    return read_ground_truth(ground_truth)
+
+
 class _Search:
-    """Images and what is looked for among them; the same for every network.
+    """Images and queries; the same for every network.
 
     Raises:
-        DeepClusterError: queries are missing, or the whitening is to be learned on what is searched.
+        DeepClusterError: queries, or all images, are missing.
     """
 
-    def __init__(self, source: ImageSource, truth: GroundTruth, recipe: Recipe, screen: Screen) -> None:
-        rows, asked = rows_of(truth, source)
+    def __init__(
+        self,
+        source: ImageSource,
+        truth: GroundTruth,
+        crop: Crop,
+        screen: Screen,
+    ) -> None:
+        rows, query_rows = locate_images(truth, source)
         self.missing = int((rows < 0).sum())
         if self.missing == len(rows):
             raise DeepClusterError(f"No image of {truth.name} is in {source.name}: give --data the images of that set.")
-        self.truth = truth.among(rows >= 0, np.ones(len(asked), bool))
-        self.database = Chosen(source, rows[rows >= 0])
-        self.source, self.recipe, self.screen = source, recipe, screen
-        number = {name: place for place, name in enumerate(self.truth.names)}
-        boxes = None if recipe.crop_queries == "no" else truth.boxes
-        self.queries: Chosen | None = None
-        self.places = np.array([number.get(name, -1) for name in truth.queries])
-        if boxes is not None or (self.places < 0).any():
-            self.queries = Chosen(source, asked, boxes)
-        self.others = self._others()
+        self.source, self.screen = source, screen
+        self.whitening_images: ImageSubset | None = None
+        self.dims = 0
+        self.truth = truth.subset(rows >= 0, np.ones(len(query_rows), bool))
+        self.database = ImageSubset(source, rows[rows >= 0])
+        index = {name: position for position, name in enumerate(self.truth.names)}
+        self.query_positions = np.array([index.get(name, -1) for name in truth.queries])
+        self.queries: ImageSubset | None = None  # as rows of the database
+        if (truth.boxes is not None and crop != "no") or (self.query_positions < 0).any():
+            self.queries = ImageSubset(source, query_rows, truth.boxes, crop)
 
-    def _others(self) -> Chosen | None:
-        """The images that a whitening is learned on."""
-        on, limit = self.recipe.whiten_on, self.recipe.whiten_images
-        if on is None:
-            return None
-        if is_word(on, "same"):
-            return Chosen(self.source, self.database.rows[:limit])
+    def whiten(self, on: Any, limit: int, dims: int) -> None:
+        """Has region vectors whitened to `dims` dimensions, as learned on the first `limit` images of `on`.
+
+        Raises:
+            DeepClusterError: these are the images that are searched, without `on` saying so.
+        """
+        self.dims = dims
+        if _is_word(on, "same"):
+            self.whitening_images = ImageSubset(self.source, self.database.rows[:limit])
+            return
         other = open_images(on)
         if other.fingerprint() == self.source.fingerprint():
             raise DeepClusterError(
                 f"The whitening would be learned on {other.name}, the very images that are searched: give --whiten-on"
                 " another set, or say `--whiten-on same`."
             )
-        return Chosen(other, np.arange(min(len(other), limit or len(other))))
+        self.whitening_images = ImageSubset(other, np.arange(min(len(other), limit)))
 
-    def described(self, subject: Subject, file: Path) -> tuple[GroundTruth, np.ndarray, np.ndarray, dict[str, Any]]:
-        """The ground truth of what can be looked at, (N', P) database, (Q', P) queries, and what to tell of them."""
-        feature_network = self.recipe.feature_network(subject)
-        whitening = None if self.others is None else self._whitening(feature_network, self.others, file)
-        table = self._table("database", feature_network, self.database, whitening, file)
-        seen = _seen(table)
-        if not seen.any():
-            raise DeepClusterError(f"No image of {self.source.name} can be looked at: give other images.")
-        if self.queries is None:
-            queries = table[self.places]
-        else:
+    def describe(self, extractor: Extractor, file: Path) -> tuple[GroundTruth, np.ndarray, np.ndarray, dict[str, Any]]:
+        """The ground truth of the usable images, (N', P) database, (Q', P) queries, and notes for the result."""
+        depends_on: list[Any] = [extractor.settings, self.database.fingerprint()]
+        if self.whitening_images is not None:
+            depends_on += [self.whitening_images.fingerprint(), self.dims]
+        resume = ResumeFile(file.with_suffix(".state"), depends_on, say=self.screen.say)
+        whitening = self._whitening(extractor, file.with_suffix(".safetensors"), resume)
+        table = self._table("database", extractor, self.database, whitening, file, resume)
+        usable = np.isfinite(table).all(axis=1)
+        if not usable.any():
+            raise DeepClusterError(f"No image of {self.source.name} can be used: give other images.")
+        queries = table[self.query_positions]
+        if self.queries is not None:
             own = file.with_name(f"{file.stem}-queries.npy")
-            queries = self._table("queries", feature_network, self.queries, whitening, own)
-        known = _seen(queries)
+            queries = self._table("queries", extractor, self.queries, whitening, own, resume)
+        resume.remove()
+        known = np.isfinite(queries).all(axis=1)
         if not known.all() and self.truth.kind != "groups":
             first = self.truth.queries[int(np.flatnonzero(~known)[0])]
             raise DeepClusterError(
-                f"{int((~known).sum())} queries of {self.truth.name} cannot be looked at, the first being {first}: it"
-                " is damaged, or its box lies outside of it or is too small for the network; mend it, raise --long-side"
-                " or take --crop-queries no."
+                f"{int((~known).sum())} queries of {self.truth.name} cannot be used, the first being {first}: it is"
+                " damaged, or its box lies outside of it or is too small for the network; repair it, raise --long-side"
+                " or use --crop-queries no."
             )
-        left_out = [self.truth.names[place] for place in np.flatnonzero(~seen)]
-        if left_out or self.missing:
-            self.screen.warn(_left_out(left_out, self.missing))
-        told: dict[str, Any] = {"images": int(seen.sum()), "queries": int(known.sum()), "dim": table.shape[1]}
-        told |= {"images_missing": self.missing, "images_damaged": len(left_out)}
-        if left_out or self.missing:
-            told["left_out"] = _left_out(left_out, self.missing)
-        told["features"] = features_said(self.recipe, feature_network)
-        if self.others is not None:
-            told["whitening"] = whitening_said(self.others, self.recipe)
-        return self.truth.among(seen, known), table[seen], queries[known], told
+        damaged = [self.truth.names[position] for position in np.flatnonzero(~usable)]
+        notes: dict[str, Any] = {"images": int(usable.sum()), "queries": int(known.sum()), "dim": table.shape[1]}
+        notes |= {"images_missing": self.missing, "images_damaged": len(damaged)}
+        if damaged or self.missing:
+            examples = f" ({', '.join(damaged[:3])}{', ...' if len(damaged) > 3 else ''})" if damaged else ""
+            notes["left_out"] = (
+                f"{self.missing} images of the ground truth are missing and {len(damaged)} cannot be used{examples};"
+                " they are neither searched nor counted as relevant"
+            )
+            self.screen.warn(notes["left_out"])
+        notes["features"] = extractor.summary
+        if self.whitening_images is not None:
+            same = " (the images that are searched)" if self.whitening_images.source is self.source else ""
+            notes["whitening"] = (
+                f"to {self.dims} dimensions at most, learned on the first {len(self.whitening_images)} images of"
+                f" {self.whitening_images.name}{same}"
+            )
+        return self.truth.subset(usable, known), table[usable], queries[known], notes
 
-    def _whitening(self, feature_network: Describer, others: Chosen, file: Path) -> Whitening:
-        with self.screen.bar("whitening", len(others)) as advance:
-
-            def rows(start: int, stop: int) -> Iterator[Tensor]:
-                for _, found in feature_network.rows(others, start, stop, advance):
-                    yield found.flatten(0, 1)
-
-            assert self.recipe.dims
-            identity, count = _identity(feature_network, others), len(others)
-            place = file.with_suffix(".safetensors")
-            return learn_whitening(place, identity, count, feature_network.part, rows, self.recipe.dims, advance)
+    def _whitening(self, extractor: Extractor, file: Path, resume: ResumeFile) -> Whitening | None:
+        """The whitening in `file` if it is that of this extractor and these images, else a new one."""
+        images = self.whitening_images
+        if images is None:
+            return None
+        made_by = {**extractor.settings, "images": images.fingerprint(), "dims": self.dims}
+        with contextlib.suppress(DeepClusterError):  # missing or damaged: learned again
+            whitening, settings = load_whitening(file)
+            if digest(settings) == digest(made_by):
+                return whitening
+        with self.screen.bar("whitening", len(images)) as advance:
+            work = partial(learn_whitening, extractor, images, self.dims, resume=resume, advance=advance)
+            whitening = Whitening().load_state_dict(resume.run("whitening", work))
+        save_whitening(file, whitening, made_by)
+        return whitening
 
     def _table(
-        self, what: str, feature_network: Describer, chosen: Chosen, whitening: Whitening | None, file: Path
+        self,
+        stage: str,
+        extractor: Extractor,
+        images: ImageSubset,
+        whitening: Whitening | None,
+        file: Path,
+        resume: ResumeFile,
     ) -> np.ndarray:
-        """(M, P) descriptors; NaN rows for images that cannot be looked at."""
-        identity = _identity(feature_network, chosen)
-        if self.others is not None:
-            identity["whitening"] = {**_identity(feature_network, self.others), "dims": self.recipe.dims}
-        with self.screen.bar(what, len(chosen)) as advance:
-
-            def describe(start: int, stop: int) -> np.ndarray:
-                return describe_part(feature_network, chosen, whitening, start, stop, advance)
-
-            return np.asarray(stored_table(file, identity, len(chosen), feature_network.part, describe, advance))
-
-
-def describe_part(
-    feature_network: Describer, chosen: Chosen, whitening: Whitening | None, start: int, stop: int, check: Check
-) -> np.ndarray:
-    """(stop - start, P) descriptors of these images; NaN for those that cannot be looked at."""
-    table: np.ndarray | None = None
-    for indices, rows in feature_network.rows(chosen, start, stop, check):
-        found = aggregate(rows, whitening).numpy()
-        if table is None:
-            table = np.full((stop - start, found.shape[1]), np.nan, np.float32)
-        table[np.array(indices) - start] = found
-    return np.full((stop - start, 1), np.nan, np.float32) if table is None else table
+        """(M, P) descriptors, from `file` if they are the same ones, else computed and written there; NaN rows for
+        images that cannot be used."""
+        key = file.with_name(f"{file.name}.digest")
+        wanted = digest(resume.digest, images.fingerprint())
+        with contextlib.suppress(OSError, ValueError, EOFError):  # missing or damaged: computed again
+            if key.read_text(encoding="utf-8") == wanted:
+                return np.asarray(np.load(file, allow_pickle=False))
+        with self.screen.bar(stage, len(images)) as advance:
+            work = partial(compute_descriptors, extractor, images, whitening, resume=resume, advance=advance)
+            table = np.asarray(resume.run(stage, work).numpy())
+        key.unlink(missing_ok=True)  # before the table, so that it never belongs to another one
+        write_atomic(file, partial(_save_array, table))
+        write_text(key, wanted)
+        return table
 
 
-def _truth(source: ImageSource, ground_truth: Any, group: str | None) -> GroundTruth:
-    if ground_truth is None:
-        return groups(source, group)
-    if isinstance(ground_truth, GroundTruth):
-        return ground_truth
-    return holidays_by_name(source) if ground_truth == "holidays" else read_ground_truth(ground_truth)
+def _save_array(table: np.ndarray, file: Path) -> None:
+    with open(file, "wb") as handle:
+        np.save(handle, table, allow_pickle=False)
 
 
-def _identity(feature_network: Describer, chosen: Chosen) -> dict[str, Any]:
-    whole = {
-        name: value for name, value in feature_network.identity.items() if name != "crop" or chosen.boxes is not None
+def _rules(truth: GroundTruth, crop: str, expansion: int) -> dict[str, Any]:
+    """What the scores mean, in sentences."""
+    is_groups = truth.kind == "groups"
+    rule = "mean of the precision at each relevant image" if is_groups else "trapezoid rule, junk removed"
+    rules = {
+        "ground_truth": "groups" if is_groups else f"{truth.name} ({truth.kind})",
+        "average_precision": f"{rule}; among equally similar images the irrelevant ones come first",
     }
-    return {**whole, "images": chosen.fingerprint(), "count": len(chosen)}
+    if truth.ignores_own_image:
+        rules["own_image"] = "a query is not searched in its own image"
+    if truth.boxes is not None:
+        rules["queries_cropped"] = f"boxes: {crop}"
+    found = f"the first {expansion} found are added" if expansion else "none: searched once"
+    return rules | {"query_expansion": found}
 
 
-def _seen(table: np.ndarray) -> np.ndarray:
-    """(M,) bool: the rows that hold a descriptor."""
-    return np.isfinite(table).all(axis=1)
-
-
-def _left_out(damaged: list[str], missing: int) -> str:
-    some = ", ".join(damaged[:3]) + (", ..." if len(damaged) > 3 else "")
-    return (
-        f"{missing} images of the ground truth are missing and {len(damaged)} cannot be looked at"
-        + (f" ({some})" if damaged else "")
-        + "; they are neither searched nor counted as right"
-    )
+def _is_word(value: Any, word: str) -> bool:
+    """Whether an argument that may also be a source is this word."""
+    return isinstance(value, str) and value == word

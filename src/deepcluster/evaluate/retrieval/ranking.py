@@ -1,6 +1,7 @@
-"""Descriptors and ground truth -> average precisions, by dot products in blocks; exact, nothing is approximated.
+"""Average precision of exact rankings by dot products. This file knows neither networks nor files.
 
-This file knows neither networks nor files.
+All measures are computed from the ranks of a query's relevant images, 0 = first, in the ranking without the images that
+are ignored.
 """
 
 from __future__ import annotations
@@ -13,12 +14,74 @@ import torch
 from torch import Tensor
 
 from deepcluster.clustering.whitening import normalize_rows
-from deepcluster.evaluate.retrieval.average_precision import precision_at, ranks_of, step_ap, trapezoid_ap
 from deepcluster.evaluate.retrieval.ground_truth import GroundTruth
 
-SIMILARITIES_AT_ONCE = 1 << 24
-FIRST = (1, 5, 10)
-"""Numbers of first images of which the precision is given."""
+PRECISION_AT = (1, 5, 10)
+"""Numbers of first images whose precision is reported."""
+
+
+def relevant_ranks(similarity: np.ndarray, relevant: np.ndarray, ignored: np.ndarray) -> np.ndarray:
+    """(P,) int64 ascending: the rank of each relevant image by decreasing similarity.
+
+    Ignored images (junk) are removed first, as if they did not exist; an image that is both is ignored. Among equal
+    similarities the irrelevant images come first, so that constant features score nothing, whatever the order of the
+    files.
+
+    Args:
+        similarity: (N,) of the query to each image of the database.
+        relevant: indices of its relevant images.
+        ignored: indices that do not count.
+    """
+    kind = np.zeros(len(similarity), np.int8)
+    kind[relevant] = 1
+    kind[ignored] = 2
+    right = np.sort(similarity[kind == 1])[::-1]
+    wrong = np.sort(similarity[kind == 0])
+    before = len(wrong) - np.searchsorted(wrong, right, side="left")
+    return before.astype(np.int64) + np.arange(len(right))
+
+
+def trapezoid_ap(ranks: np.ndarray) -> float:
+    """Area under precision over recall by the trapezoid rule; NaN without relevant images.
+
+    Each step of recall counts the mean of the precision just before the relevant image and at it, where the precision
+    before the first image of all is 1. This is how the authors of the Oxford buildings compute it (Philbin et al.,
+    CVPR 2007), and after them Holidays and the revisited sets.
+
+    Args:
+        ranks: (P,) ascending, 0 = first.
+    """
+    if not len(ranks):
+        return float("nan")
+    found = np.arange(len(ranks))
+    before = np.where(ranks > 0, found / np.maximum(ranks, 1), 1.0)
+    at = (found + 1) / (ranks + 1)
+    return float((before + at).mean() / 2)
+
+
+def step_ap(ranks: np.ndarray) -> float:
+    """The mean of the precision at each relevant image, as in scikit-learn; NaN without relevant images.
+
+    Args:
+        ranks: (P,) ascending, 0 = first.
+    """
+    return float((np.arange(1, len(ranks) + 1) / (ranks + 1)).mean()) if len(ranks) else float("nan")
+
+
+def precision_at(ranks: np.ndarray, k: int) -> float:
+    """Share of relevant images among the first k, or down to the last relevant one where that comes sooner.
+
+    So a query with fewer than k relevant images can reach 1 (Radenović et al., CVPR 2018, and their published
+    evaluation); NaN without relevant images.
+
+    Args:
+        ranks: (P,) ascending, 0 = first.
+        k: number of first images.
+    """
+    if not len(ranks):
+        return float("nan")
+    first = min(int(ranks[-1]) + 1, k)
+    return float((ranks < first).sum() / first)
 
 
 def score_rankings(
@@ -28,52 +91,55 @@ def score_rankings(
     *,
     expansion: int = 0,
     device: str | torch.device = "cpu",
+    block: int = 1 << 24,
 ) -> tuple[dict[str, float], list[dict[str, Any]]]:
-    """Mean average precision over the queries that have a right image, and the numbers of each query.
+    """Mean average precision over the queries that have a relevant image, and the numbers of each query.
 
-    Average precision is by the trapezoid rule, in groups by steps. In the revisited sets and in groups the precision
-    among the first 1, 5 and 10 is given too.
+    Average precision is by the trapezoid rule, for groups by steps. For the revisited sets and groups the precision
+    among the first 1, 5 and 10 is computed too.
 
     Args:
         truth: N names and Q queries.
         database: (N, P) rows of length one.
         queries: (Q, P) rows of length one.
-        expansion: add so many of the first found to each query, and search again (Chum et al., ICCV 2007).
+        expansion: add this many of the first images to each query, and search again (Chum et al., ICCV 2007).
+        device: where similarities are computed.
+        block: similarities that are computed at once.
 
     Returns:
         name -> fraction of 1, such as map_medium or mp10_medium; and for each query a dict of its name, and the
-        average precision and number of right images by the same endings.
+        average precision and number of relevant images with the same suffixes.
     """
     rows = torch.from_numpy(np.ascontiguousarray(queries, np.float32)).to(device)
     bank = torch.from_numpy(np.ascontiguousarray(database, np.float32)).to(device)
     if expansion:
-        rows = expanded(truth, bank, rows, expansion)
-    precise = step_ap if truth.kind == "groups" else trapezoid_ap
-    firsts = FIRST if truth.kind in ("revisited", "groups") else ()
-    sums: dict[str, list[float]] = {}
+        rows = expand_queries(truth, bank, rows, expansion, block)
+    average_precision = step_ap if truth.kind == "groups" else trapezoid_ap
+    cutoffs = PRECISION_AT if truth.kind in ("revisited", "groups") else ()
+    values: dict[str, list[float]] = {}
     single = []
-    for query, similarity in _similarities(bank, rows):
-        told: dict[str, Any] = {"query": truth.queries[query]}
-        for ending, (right, junk) in truth.measures.items():
-            ranks = ranks_of(similarity, truth.united(right, query), truth.united(junk, query))
-            told |= {f"ap{ending}": precise(ranks), f"right{ending}": len(ranks)}
-            told |= {f"p{k}{ending}": precision_at(ranks, k) for k in firsts}
-        for name, value in told.items():
+    for query, similarity in _similarities(bank, rows, block):
+        entry: dict[str, Any] = {"query": truth.queries[query]}
+        for suffix, (relevant, ignored) in truth.measures.items():
+            ranks = relevant_ranks(similarity, truth.union(relevant, query), truth.union(ignored, query))
+            entry |= {f"ap{suffix}": average_precision(ranks), f"right{suffix}": len(ranks)}
+            entry |= {f"p{k}{suffix}": precision_at(ranks, k) for k in cutoffs}
+        for name, value in entry.items():
             if isinstance(value, float) and np.isfinite(value):
-                sums.setdefault(f"m{name}", []).append(value)
-        single.append(told)
-    names = [f"m{name}{ending}" for ending in truth.measures for name in ("ap", *(f"p{k}" for k in firsts))]
-    return {name: float(np.mean(sums[name])) if name in sums else float("nan") for name in names}, single
+                values.setdefault(f"m{name}", []).append(value)
+        single.append(entry)
+    names = [f"m{name}{suffix}" for suffix in truth.measures for name in ("ap", *(f"p{k}" for k in cutoffs))]
+    return {name: float(np.mean(values[name])) if name in values else float("nan") for name in names}, single
 
 
-def expanded(truth: GroundTruth, database: Tensor, queries: Tensor, count: int) -> Tensor:
+def expand_queries(truth: GroundTruth, database: Tensor, queries: Tensor, count: int, block: int) -> Tensor:
     """(Q, P) means of each query and the `count` rows of the database that are nearest to it, of length one.
 
-    A query that is not looked for in its own image does not find that.
+    A query whose own image is ignored does not find it.
     """
     result = queries.clone()
-    for query, similarity in _similarities(database, queries):
-        if truth.own_left_out:
+    for query, similarity in _similarities(database, queries, block):
+        if truth.ignores_own_image:
             similarity = similarity.copy()
             similarity[truth.sets["junk"][query]] = -np.inf
         found = np.argsort(-similarity, kind="stable")[:count]
@@ -82,10 +148,10 @@ def expanded(truth: GroundTruth, database: Tensor, queries: Tensor, count: int) 
     return normalize_rows(result)
 
 
-def _similarities(database: Tensor, queries: Tensor) -> Iterator[tuple[int, np.ndarray]]:
-    """Each query and its (N,) dot products, made a block of queries at a time."""
-    step = max(1, SIMILARITIES_AT_ONCE // max(1, len(database)))
+def _similarities(database: Tensor, queries: Tensor, block: int) -> Iterator[tuple[int, np.ndarray]]:
+    """Each query and its (N,) dot products, computed for several queries at a time."""
+    step = max(1, block // max(1, len(database)))
     for start in range(0, len(queries), step):
-        block = (queries[start : start + step] @ database.T).cpu().numpy()
-        for offset, similarity in enumerate(block):
+        rows = (queries[start : start + step] @ database.T).cpu().numpy()
+        for offset, similarity in enumerate(rows):
             yield start + offset, similarity

@@ -1,0 +1,289 @@
+"""Images -> region vectors of length one -> one descriptor per image. Knows no ground truth."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from deepcluster.clustering.whitening import Whitening, normalize_rows
+from deepcluster.data.open import open_images
+from deepcluster.digest import digest
+from deepcluster.errors import BadImage, DeepClusterError
+from deepcluster.evaluate.retrieval.images import ImageSubset
+from deepcluster.evaluate.retrieval.rmac import aggregate, pooled
+from deepcluster.evaluate.retrieval.whitening import RunningCovariance, load_whitening
+from deepcluster.models.backbone import Backbone
+from deepcluster.models.taps import read_taps
+from deepcluster.resume import ResumeFile
+
+if TYPE_CHECKING:
+    from deepcluster.data.cache import Pixels
+    from deepcluster.engine.subject import Subject
+
+Advance = Callable[[int], None]
+PIXELS_PER_BATCH = {"cpu": 1 << 20, "cuda": 1 << 23}
+"""By kind of device: one picture of 1024 x 768 on a CPU, whose caches a larger batch leaves."""
+
+
+class Extractor(Protocol):
+    """Makes region vectors of images."""
+
+    settings: dict[str, Any]
+    """All that its vectors depend on, in plain values."""
+    summary: str
+    """How it does it, for the user."""
+    block: int
+    """Images between two points at which work can be resumed."""
+
+    def regions(
+        self, images: ImageSubset, start: int, stop: int, advance: Advance
+    ) -> Iterator[tuple[list[int], Tensor]]:
+        """Indices (B,) and region vectors (B, R, C) of length one of the images start … stop - 1, in batches of any
+        order; images that cannot be decoded are left out. `advance` receives the number of images done."""
+        ...
+
+
+class PooledMaps:
+    """The last feature map of a network, of images at their own aspect ratio, pooled by `rmac.pooled`.
+
+    Args:
+        subject: any network.
+        pool: one of `rmac.POOLS`.
+        tap: the layer whose maps are pooled; None = the last one that has a map, which for AlexNet and VGG is the last
+            convolution after its ReLU and before the last max-pool.
+        long_side: pixels that the longer side of an image is resized to.
+        levels: of R-MAC.
+        power: of GeM.
+        block: images that are decoded together; those of one size go through the network together.
+
+    Raises:
+        DeepClusterError: the tap does not exist or is no map.
+    """
+
+    def __init__(
+        self,
+        subject: Subject,
+        pool: str,
+        *,
+        tap: str | None = None,
+        long_side: int = 1024,
+        levels: int = 3,
+        power: float = 3.0,
+        block: int = 64,
+    ) -> None:
+        self.backbone = subject.backbone.to(subject.device).eval()
+        self.device = torch.device(subject.device)
+        self.tap = last_map(self.backbone, tap)
+        self.pool, self.long_side, self.levels, self.power, self.block = pool, long_side, levels, power, block
+        self.settings = {"features": pool, "tap": self.tap, "long_side": long_side, **_network(self.backbone)}
+        self.settings |= {"levels": levels} if pool == "rmac" else {"power": power} if pool == "gem" else {}
+        how = {
+            "rmac": f"{levels} levels of regions, 40 % overlap",
+            "mac": "maximum",
+            "spoc": "mean",
+            "gem": f"mean of powers of {power:g}",
+        }[pool]
+        self.summary = f"{pool} of {self.tap}: {how}; images with a longer side of {long_side} px"
+
+    def regions(
+        self, images: ImageSubset, start: int, stop: int, advance: Advance
+    ) -> Iterator[tuple[list[int], Tensor]]:
+        """See `Extractor`."""
+
+        def read(index: int) -> np.ndarray | None:
+            try:
+                return images.sized(index, self.long_side)
+            except BadImage:
+                return None
+
+        by_shape: dict[tuple[int, ...], list[tuple[int, np.ndarray]]] = {}
+        with ThreadPoolExecutor(4) as threads:
+            for index, picture in zip(range(start, stop), threads.map(read, range(start, stop)), strict=True):
+                if picture is None:
+                    advance(1)
+                else:
+                    by_shape.setdefault(picture.shape, []).append((index, picture))
+        for (height, width, _), pictures in by_shape.items():
+            size = max(1, PIXELS_PER_BATCH.get(self.device.type, 1 << 20) // (height * width))
+            for first in range(0, len(pictures), size):
+                batch = pictures[first : first + size]
+                vectors = self.pooled_maps(np.stack([picture for _, picture in batch]))
+                if vectors is not None:
+                    yield [index for index, _ in batch], vectors
+                advance(len(batch))
+
+    @torch.inference_mode()
+    def pooled_maps(self, pictures: np.ndarray) -> Tensor | None:
+        """(B, R, C) float32 region vectors on the CPU, of pictures (B, H, W, 3) uint8; None where they are too small or
+        thin for the network to have a map of them.
+
+        Raises:
+            DeepClusterError: the network accepts images of one size only.
+        """
+        images = torch.from_numpy(pictures).to(self.device).permute(0, 3, 1, 2).float().div_(255)
+        mean, std = (
+            torch.tensor(tuple(values), device=self.device).view(3, 1, 1)
+            for values in (self.backbone.mean, self.backbone.std)
+        )
+        try:
+            with read_taps(self.backbone, [self.tap]) as outputs:
+                self.backbone((images - mean) / std)
+        except (RuntimeError, AssertionError) as error:
+            message = str(error)
+            if "too small" in message or "greater than actual input" in message:
+                return None
+            if isinstance(error, AssertionError) or ("size" in message and "memory" not in message):
+                raise DeepClusterError(
+                    f"{self.backbone.name} cannot process an image of {pictures.shape[2]}x{pictures.shape[1]} px"
+                    f" ({(message.splitlines() or ['it accepts one size'])[0]}): use --features pool."
+                ) from error
+            raise
+        maps = outputs[self.tap].float()
+        if getattr(self.backbone.trunk, "output_fmt", "NCHW") == "NHWC":  # some networks of timm
+            maps = maps.permute(0, 3, 1, 2)
+        if not maps.shape[2] or not maps.shape[3]:
+            return None
+        return pooled(maps, self.pool, levels=self.levels, power=self.power).cpu()
+
+
+class NetworkOutput:
+    """The output of a network, or the mean of a layer, as the command `features` gives it, L2-normalized.
+
+    Args:
+        subject: any network.
+        tap: a layer in place of the output.
+    """
+
+    block = 4096  # a multiple of the batch that features are computed in, so that blocks change no bit
+
+    def __init__(self, subject: Subject, tap: str | None = None) -> None:
+        self.subject, self.tap = subject, tap
+        self.settings = {"features": "pool", "tap": tap, "image_size": subject.image_size, **_network(subject.backbone)}
+        output = tap or "the output of the network"
+        self.summary = f"pool: {output}, as the command `features` gives it, L2-normalized"
+        self._decoded: tuple[ImageSubset, Pixels] | None = None
+
+    def regions(
+        self, images: ImageSubset, start: int, stop: int, advance: Advance
+    ) -> Iterator[tuple[list[int], Tensor]]:
+        """See `Extractor`; R = 1."""
+        from deepcluster.data.cache import window
+
+        if self._decoded is None or self._decoded[0] is not images:
+            # The whole source as it is: arrays need no decoding, and decoded images are found in the cache.
+            self._decoded = images, self.subject.pixels(images.source if images.is_complete else images)
+        table = self.subject.features(window(self._decoded[1], start, stop), tap=self.tap, check=advance)
+        good = np.flatnonzero(np.isfinite(table).all(axis=1))
+        if len(good):
+            yield (good + start).tolist(), normalize_rows(torch.from_numpy(table[good]))[:, None]
+
+
+def learn_whitening(
+    extractor: Extractor, images: ImageSubset, dims: int, *, resume: ResumeFile, advance: Advance
+) -> dict[str, Tensor]:
+    """The whitening of the region vectors of some images to at most `dims` dimensions, as its state.
+
+    Raises:
+        DeepClusterError: no image has region vectors.
+    """
+    covariance, done = RunningCovariance(), 0
+    if resume.state is not None:
+        covariance.load_state_dict(resume.state["covariance"])
+        done = resume.state["done"]
+    advance(done)
+    for start in range(done, len(images), extractor.block):
+        stop = min(start + extractor.block, len(images))
+        for _, vectors in extractor.regions(images, start, stop, advance):
+            covariance.add(vectors.flatten(0, 1))
+        if resume.due:
+            resume.save({"done": stop, "covariance": covariance.state_dict()})
+    if not covariance.count:
+        raise DeepClusterError("No image to learn the whitening on can be used: give --whiten-on other images.")
+    return covariance.whitening(dims).state_dict()
+
+
+def compute_descriptors(
+    extractor: Extractor,
+    images: ImageSubset,
+    whitening: Whitening | None,
+    *,
+    resume: ResumeFile | None = None,
+    advance: Advance = lambda images: None,
+) -> Tensor:
+    """(M, P) float32 descriptors of length one; NaN rows for images that cannot be used."""
+    state = (None if resume is None else resume.state) or {"done": 0, "blocks": []}
+    blocks: list[Tensor] = list(state["blocks"])
+    advance(state["done"])
+    for start in range(state["done"], len(images), extractor.block):
+        stop = min(start + extractor.block, len(images))
+        block = torch.full((stop - start, 0), torch.nan)
+        for indices, vectors in extractor.regions(images, start, stop, advance):
+            descriptors = aggregate(vectors, whitening)
+            if not block.shape[1]:
+                block = torch.full((stop - start, descriptors.shape[1]), torch.nan)
+            block[torch.tensor(indices) - start] = descriptors
+        blocks.append(block)
+        if resume is not None and resume.due:
+            resume.save({"done": stop, "blocks": blocks})
+    width = max([block.shape[1] for block in blocks], default=0) or 1
+    # A block without a usable image does not know the width.
+    return torch.cat([block if block.shape[1] else torch.full((len(block), width), torch.nan) for block in blocks])
+
+
+def load_descriptor(subject: Subject, file: str | Path) -> Callable[[Sequence[np.ndarray]], np.ndarray]:
+    """A function from M pictures (H, W, 3) uint8 to the (M, P) descriptors that the protocol computes.
+
+        describe = load_descriptor(dc.load_run("runs/a"), "runs/a/evaluation/retrieval.safetensors")
+        similarity = describe([picture]) @ np.load("runs/a/evaluation/retrieval.npy").T
+
+    Raises:
+        DeepClusterError: the file holds no whitening, or one of another network's region vectors.
+    """
+    whitening, made_by = load_whitening(file)
+    if made_by["weights"] != digest(subject.backbone):
+        raise DeepClusterError(
+            f"The whitening in {file} is for another network than {subject.name}: give the one it was learned with."
+        )
+    extractor: Extractor
+    if made_by["features"] == "pool":
+        extractor = NetworkOutput(subject, made_by["tap"])
+    else:
+        options = {name: made_by[name] for name in ("tap", "long_side", "levels", "power") if name in made_by}
+        extractor = PooledMaps(subject, made_by["features"], **options)
+
+    def describe(pictures: Sequence[np.ndarray]) -> np.ndarray:
+        images = ImageSubset(open_images(list(pictures)), np.arange(len(pictures)))
+        return compute_descriptors(extractor, images, whitening).numpy()
+
+    return describe
+
+
+@torch.inference_mode()
+def last_map(backbone: Backbone, tap: str | None = None) -> str:
+    """The deepest layer that outputs feature maps, or `tap` where it does.
+
+    Raises:
+        DeepClusterError: there is none, or `tap` does not exist or outputs no maps.
+    """
+    side = backbone.image_size
+    device = next(backbone.parameters()).device
+    with read_taps(backbone, backbone.taps if tap is None else [tap]) as outputs:
+        backbone(torch.zeros(1, 3, side, side, device=device))
+        maps = [name for name in backbone.taps if name in outputs and outputs[name].ndim == 4]
+    if not maps:
+        what = "has no layer" if tap is None else f"has in {tap} no layer"
+        raise DeepClusterError(
+            f"{backbone.name} {what} that gives maps, which regions are taken from: use --features pool"
+            + (f", or --tap with one of {', '.join(backbone.taps)}." if tap is not None else ".")
+        )
+    return maps[-1]
+
+
+def _network(backbone: Backbone) -> dict[str, Any]:
+    return {"backbone": backbone.config, "weights": digest(backbone)}
