@@ -15,6 +15,7 @@ from functools import cached_property
 from importlib import import_module
 from os import PathLike
 from pathlib import Path
+from types import UnionType
 from typing import Annotated, Any, Optional, Union, get_args, get_origin
 
 from tyro.conf import Positional, arg
@@ -188,7 +189,8 @@ class _Names(dict[str, Any]):
 def _without_paths(kind: Any) -> Any:
     """`str | os.PathLike[str]`, which is a string on the command line, as `str`."""
     members = [member for member in get_args(kind) if get_origin(member) is not PathLike and member is not Path]
-    return Union[tuple(members)] if str in members else kind  # noqa: UP007
+    is_union = get_origin(kind) in (Union, UnionType)
+    return Union[tuple(members)] if is_union and str in members else kind  # noqa: UP007
 
 
 def _evaluate(node: ast.expr, names: Mapping[str, Any]) -> Any:

@@ -61,7 +61,7 @@ def sentence(box: str, prog: str) -> str:
     elif message.startswith("Missing"):
         missing = [
             {"PATH": "the path", "STR": "the name"}.get(word, word)
-            for word in re.findall(r"^[│ ]+(--[\w.-]+|[A-Z]{2,})", box, re.M)
+            for word in re.findall(r"^[│ ]+(--\w[\w.-]*|[A-Z]{2,})", box, re.M)
             if word != "--help"
         ]
         message = f"{' and '.join(dict.fromkeys(missing)) or 'Something'} must be given"

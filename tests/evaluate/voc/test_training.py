@@ -263,7 +263,7 @@ def test_command_line(tmp_path: Path, shapes: Path, capsys: pytest.CaptureFixtur
     assert (tmp_path / "voc-segmentation.safetensors").is_file()
     for protocol in ("voc-detection", "voc-segmentation"):
         assert main(["evaluate", "convnet", protocol, "--untrained"]) == 2
-        assert "needs a PASCAL VOC set" in capsys.readouterr().err
+        assert "--data must be given" in capsys.readouterr().err
 
 
 @pytest.mark.slow
