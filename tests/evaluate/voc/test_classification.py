@@ -1,9 +1,10 @@
-"""The protocol as a whole: on colors, and on blood cells."""
+"""The protocol `voc-classification` from end to end: on synthetic colors, and on blood cells."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,26 +13,23 @@ from sklearn.metrics import average_precision_score
 from deepcluster.cli.main import main
 from deepcluster.engine.subject import Subject
 from deepcluster.errors import DeepClusterError
-from deepcluster.evaluate.voc import by_svm, svm
-from deepcluster.evaluate.voc.by_svm import SVMs
-from deepcluster.evaluate.voc.by_tuning import FineTuning
+from deepcluster.evaluate.voc.average_precision import classification_aps
 from deepcluster.evaluate.voc.classification import voc_classification
 from deepcluster.evaluate.voc.classifier import load_voc_classifier
 from deepcluster.evaluate.voc.dataset import open_voc
-from deepcluster.evaluate.voc.svm import Machine
 
 from .make import annotation, make_voc
 
 FEW = (1.0, 100.0)
 
 
-def tuning(mode: str = "fc6-8", iterations: int = 30, **options: object) -> FineTuning:
-    changes = (("iterations", iterations), ("batch", 8), ("lr", 0.2))
-    return FineTuning(mode, changes=changes, hidden=16 if mode == "fc6-8" else None, **options)  # type: ignore[arg-type]
+def tuning(mode: str = "fc6-8", iterations: int = 30) -> dict[str, Any]:
+    hidden = 16 if mode == "fc6-8" else None
+    return {"mode": mode, "iterations": iterations, "batch_size": 8, "lr": 0.2, "hidden": hidden}
 
 
-def test_svms_tell_colors_and_can_be_used(subject: Subject, colors: Path) -> None:
-    result = voc_classification(subject, colors, how=SVMs(costs=FEW))
+def test_svms_classify_colors_and_can_be_loaded(subject: Subject, colors: Path) -> None:
+    result = voc_classification(subject, colors, costs=FEW)
     assert result.protocol == "voc-classification" and result.scores["map"] == 1.0
     assert set(result.scores) == {"map", "ap_blue", "ap_green", "ap_red"}
     assert "VOC 2007" in result.settings["ap"] and result.settings["images_train"] == 24
@@ -49,9 +47,9 @@ def test_svms_tell_colors_and_can_be_used(subject: Subject, colors: Path) -> Non
 
 
 def test_several_taps_seeds_and_shots(subject: Subject, colors: Path) -> None:
-    how = SVMs(taps=("conv1", "conv2"), shots=(1, 2), samples=3, costs=FEW)
-    result = voc_classification(subject, colors, how=how, seeds=2, seed=5, ap="sklearn")
-    for tap in how.taps:
+    options: dict[str, Any] = {"taps": ("conv1", "conv2"), "shots": (1, 2), "samples": 3, "costs": FEW}
+    result = voc_classification(subject, colors, **options, seeds=2, seed=5, ap="sklearn")
+    for tap in options["taps"]:
         assert {f"{tap}_map", f"{tap}_map_std", f"{tap}_ap_red", f"{tap}_map_1shot_std"} <= set(result.scores)
     assert [draw["seed"] for draw in result.draws] == [5, 6]
     samples = [value for draw in result.draws for value in draw["conv1_map_2shot_samples"]]
@@ -62,43 +60,20 @@ def test_several_taps_seeds_and_shots(subject: Subject, colors: Path) -> None:
     assert "average pool" in result.settings["features"]
 
 
-def test_svms_go_on_where_they_were_killed(subject: Subject, colors: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(by_svm, "SAVE_SECONDS", -1.0)
-    whole = voc_classification(subject, colors, how=SVMs(costs=FEW))
-    fitted = []
-    real = svm.fit_machine
-
-    def killed(*args: object, **options: object) -> Machine | None:
-        if len(fitted) == 2:
-            raise KeyboardInterrupt
-        fitted.append(0)
-        return real(*args, **options)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(svm, "fit_machine", killed)
-    with pytest.raises(KeyboardInterrupt):
-        voc_classification(subject, colors, how=SVMs(costs=FEW))
-    fitted = []
-    monkeypatch.setattr(svm, "fit_machine", lambda *a, **o: fitted.append(0) or real(*a, **o))
-    again = voc_classification(subject, colors, how=SVMs(costs=FEW))
-    assert len(fitted) == 1 and again.as_dict() == whole.as_dict()
-
-
 @pytest.mark.parametrize("mode", ["fc6-8", "all"])
-def test_fine_tuning_learns_and_its_network_can_be_used(subject: Subject, colors: Path, mode: str) -> None:
-    result = voc_classification(subject, colors, how=tuning(mode, 60, crops="ten"))
+def test_fine_tuning_learns_and_its_network_can_be_loaded(subject: Subject, colors: Path, mode: str) -> None:
+    result = voc_classification(subject, colors, **tuning(mode, 60), crops="ten")
     assert result.scores["map"] > 0.9
     assert result.settings["iterations"] == 60 and result.settings["recipe"] == "deepcluster"
     classifier = load_voc_classifier(subject.results / "voc-classification.safetensors")
     test = open_voc(colors, "test")
     scores, truth = classifier.scores(test.images), test.labels_matrix()
-    from deepcluster.evaluate.voc.average_precision import classification_aps
-
     assert classification_aps(scores, truth).mean() == pytest.approx(result.scores["map"])
     assert [file.name for file in subject.results.iterdir()] == ["voc-classification.safetensors"]
 
 
-def test_fine_tuning_of_two_seeds_stopped_in_the_second(subject: Subject, colors: Path) -> None:
-    whole = voc_classification(subject, colors, how=tuning(iterations=5), seeds=2)
+def test_fine_tuning_killed_in_the_second_of_two_seeds(subject: Subject, colors: Path) -> None:
+    whole = voc_classification(subject, colors, **tuning(iterations=5), seeds=2)
     assert whole.scores["map_std"] >= 0 and len({draw["loss"] for draw in whole.draws}) == 2
     calls: list[int] = []
 
@@ -108,13 +83,13 @@ def test_fine_tuning_of_two_seeds_stopped_in_the_second(subject: Subject, colors
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        voc_classification(subject, colors, how=tuning(iterations=5), seeds=2, check=stop)
+        voc_classification(subject, colors, **tuning(iterations=5), seeds=2, after_step=stop)
     calls.clear()
-    again = voc_classification(subject, colors, how=tuning(iterations=5), seeds=2, check=calls.append)
+    again = voc_classification(subject, colors, **tuning(iterations=5), seeds=2, after_step=calls.append)
     assert len(calls) == 5 and again.as_dict() == whole.as_dict()  # the first seed was done
 
 
-def test_ignored_labels_are_left_out_of_the_score(subject: Subject, tmp_path: Path) -> None:
+def test_unknown_labels_are_left_out_of_the_score(subject: Subject, tmp_path: Path) -> None:
     texts = {
         "a": annotation([("dog", (1, 1, 9, 9), False)]),
         "b": annotation([("cat", (1, 1, 9, 9), False)]),
@@ -123,12 +98,12 @@ def test_ignored_labels_are_left_out_of_the_score(subject: Subject, tmp_path: Pa
     }
     paint = {"a": (250, 0, 0), "b": (0, 0, 250), "c": (120, 0, 130), "d": (255, 0, 0)}
     root = make_voc(tmp_path / "v", {"train": ["a", "b"], "test": ["c", "d"]}, texts, colors=paint)
-    result = voc_classification(subject, root, how=SVMs(costs=(1.0,)), split="train")
+    result = voc_classification(subject, root, costs=(1.0,), split="train")
     assert result.scores["ap_dog"] == 1.0  # d looks more like a dog than c does, but is not counted
     assert result.as_dict()["scores"]["ap_sheep"] is None and result.scores["map"] < 1  # cat: c comes before d
 
 
-def test_sentences(subject: Subject, colors: Path, tmp_path: Path) -> None:
+def test_refuses(subject: Subject, colors: Path, tmp_path: Path) -> None:
     def refused(match: str, **options: object) -> None:
         with pytest.raises(DeepClusterError, match=match):
             voc_classification(subject, colors, **options)  # type: ignore[arg-type]
@@ -136,20 +111,21 @@ def test_sentences(subject: Subject, colors: Path, tmp_path: Path) -> None:
     refused("share 24 images", test_split="trainval")
     refused("share 12 images", split="all")
     refused("no split 'minival'", test_split="minival")
-    refused("no rule 'best'", ap="best")
+    refused("no --ap best", ap="best")
     refused("--seeds 0", seeds=0)
-    refused("--samples", how=SVMs(shots=(0,)))
-    refused("no mode", how=FineTuning("conv"))
-    refused("crops", how=FineTuning(crops="many"))
-    refused("--hidden", how=FineTuning("all", hidden=3))
-    refused("--hidden 0", how=FineTuning(hidden=0))
-    refused("--lr above 0", how=FineTuning(changes=(("lr", -1.0),)))
-    refused("trains batch-norm anyway", how=FineTuning("all", train_batchnorm=True))
+    refused("--samples", shots=(0,))
+    refused("no --mode conv", mode="conv")
+    refused("no --crops many", mode="fc6-8", crops="many")
+    refused("no --recipe caffe", mode="all", recipe="caffe")
+    refused("--hidden", mode="all", hidden=3)
+    refused("--hidden 0", mode="fc6-8", hidden=0)
+    refused("--lr above 0", mode="fc6-8", lr=-1.0)
+    refused("trains batch-norm anyway", mode="all", train_batchnorm=True)
     bare = make_voc(tmp_path / "bare", {"test": ["z"]}, {"z": annotation([])})
     refused("known to show a class", test=bare)
 
 
-def test_the_command(colors: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_command_line(colors: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     given = ["evaluate", "convnet", "voc-classification", "--untrained", "--image-size", "16", "--data", str(colors)]
     given += ["--out", str(tmp_path / "o"), "--json"]
     tune = ["--mode", "fc6-8", "--hidden", "16", "--iterations", "3", "--batch-size", "4", "--crops", "center"]
@@ -160,10 +136,10 @@ def test_the_command(colors: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     assert main([*given, "--taps", "conv1", "--shots", "2", "--samples", "2"]) == 0
     assert {"map", "map_2shot", "map_2shot_std"} <= set(json.loads(capsys.readouterr().out)["scores"])
     for extra, word in (
-        (["--iterations", "3"], "--iterations means nothing"),
-        (["--mode", "all", "--shots", "1"], "--shots means nothing"),
+        (["--iterations", "3"], "--iterations has no meaning"),
+        (["--mode", "all", "--shots", "1"], "--shots has no meaning"),
         (["--samples", "3"], "give --shots"),
-        (["--train-batchnorm"], "--train-batchnorm means nothing"),
+        (["--train-batchnorm"], "--train-batchnorm has no meaning"),
     ):
         assert main([*given, *extra]) == 2
         assert word in capsys.readouterr().err

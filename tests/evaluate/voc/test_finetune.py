@@ -1,17 +1,18 @@
-"""Fine-tuning against a plain loop, against itself stopped and gone on, and piece by piece."""
+"""Fine-tuning against a plain loop, resumed against uninterrupted, and piece by piece."""
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any, get_args
 
 import numpy as np
 import pytest
 import torch
-from torchvision.transforms.v2 import functional as T
 
-from deepcluster.data.augment import augment
-from deepcluster.data.cache import load_pixels
+from deepcluster.data.cache import Pixels, load_pixels
 from deepcluster.data.loader import Loader
 from deepcluster.data.open import open_images
 from deepcluster.data.transforms import RandomViews
@@ -19,17 +20,29 @@ from deepcluster.data.views import ViewGroup
 from deepcluster.engine.log import Screen
 from deepcluster.engine.subject import Subject
 from deepcluster.errors import DeepClusterError
-from deepcluster.evaluate.voc import crops, finetune
 from deepcluster.evaluate.voc.dataset import open_voc
-from deepcluster.evaluate.voc.finetune import ORDER, VIEWS, Recipe, multilabel_loss, recipe_of
-from deepcluster.evaluate.voc.transfer import Transfer
+from deepcluster.evaluate.voc.finetune import (
+    ORDER,
+    RANDOM_CROPS,
+    TEST,
+    VIEWS,
+    Crops,
+    FineTuneMode,
+    FineTuneRecipe,
+    TransferNetwork,
+    finetune,
+    multilabel_loss,
+    recipe_of,
+    summed_logits,
+)
 from deepcluster.models.zoo import build_backbone
 from deepcluster.random import seeded
+from deepcluster.resume import ResumeFile
 
 QUIET = Screen(quiet=True)
 
 
-def test_the_loss_is_a_sum_over_told_labels_over_the_batch() -> None:
+def test_loss_is_the_sum_over_known_labels_divided_by_the_batch() -> None:
     random = np.random.default_rng(0)
     logits, labels = random.normal(size=(5, 4)), random.integers(-1, 2, (5, 4))
     total = 0.0
@@ -46,22 +59,20 @@ def test_recipes_are_those_of_the_published_code() -> None:
     assert (recipe.iterations, recipe.batch, recipe.lr, recipe.step) == (80_000, 16, 0.003, 5_000)
     assert (recipe.momentum, recipe.weight_decay, recipe.clip) == (0.9, 1e-6, 10)
     assert recipe.crop_scale == (0.1, 0.5) and recipe.crop_ratio == (1, 1)
-    assert [recipe.rate(i) for i in (0, 4_999, 5_000, 10_000)] == [0.003, 0.003, 0.0015, 0.00075]
+    assert [recipe.learning_rate(i) for i in (0, 4_999, 5_000, 10_000)] == [0.003, 0.003, 0.0015, 0.00075]
     deeper = {mode: recipe_of("deepercluster", mode) for mode in ("fc6-8", "all")}
     assert [r.weight_decay for r in deeper.values()] == [1e-5, 1e-4] and deeper["all"].iterations == 150_000
     assert [r.step for r in deeper.values()] == [20_000, 10_000] and deeper["all"].draw_top
     assert recipe_of("deepcluster", "all", lr=0.1, batch=None).lr == 0.1
-    with pytest.raises(DeepClusterError, match="no recipe"):
-        recipe_of("caffe", "all")
     with pytest.raises(DeepClusterError, match="give 1 or more"):
         recipe_of("deepcluster", "all", iterations=0)
 
 
-def test_new_layers_of_alexnet_are_drawn_and_the_others_kept() -> None:
+def test_new_layers_of_alexnet_are_random_and_the_others_kept() -> None:
     torch.manual_seed(0)
     backbone = build_backbone("alexnet", image_size=64, sobel="paper").eval()
     before = copy.deepcopy(backbone)
-    network = Transfer(backbone, 20, "fc6-8", draw_top=True).eval()
+    network = TransferNetwork(backbone, 20, "fc6-8", draw_top=True).eval()
     fc6, fc7 = (network.layers[k] for k in (1, 4))  # type: ignore[index]
     for layer in (fc6, fc7, network.top):
         assert layer.weight.std().item() == pytest.approx(0.01, rel=0.02) and (layer.bias == 0.1).all()
@@ -71,20 +82,20 @@ def test_new_layers_of_alexnet_are_drawn_and_the_others_kept() -> None:
     images = torch.randn(2, 3, 64, 64)
     expected = network.top(torch.relu(backbone(images)))  # the backbone's fc6 and fc7 are the new ones
     torch.testing.assert_close(network(images), expected)
-    default = Transfer(copy.deepcopy(before), 20, "fc6-8")
+    default = TransferNetwork(copy.deepcopy(before), 20, "fc6-8")
     assert default.top.weight.abs().max().item() <= 4096**-0.5 and (default.top.bias == 0.1).all()
 
 
-def trained(network: Transfer) -> set[str]:
+def trained(network: TransferNetwork) -> set[str]:
     return {name.split(".")[0] for name, weight in network.named_parameters() if weight.requires_grad}
 
 
-def test_what_is_trained(subject: Subject) -> None:
-    def made(*args: object, **options: object) -> Transfer:
-        return Transfer(copy.deepcopy(subject.backbone), 3, *args, **options)  # type: ignore[arg-type]
+def test_trained_parameters_of_each_mode(subject: Subject) -> None:
+    def made(*args: object, **options: object) -> TransferNetwork:
+        return TransferNetwork(copy.deepcopy(subject.backbone), 3, *args, **options)  # type: ignore[arg-type]
 
     assert trained(made("fc6-8", hidden=8)) == {"layers", "top"}
-    assert trained(made("all")) == {"kept", "top"} and not made("all").frozen
+    assert trained(made("all")) == {"kept", "top"}
     assert made("all").top.in_features == 12 and made("fc6-8", hidden=8).top.in_features == 8
     normal = made("fc6-8", hidden=8, train_batchnorm=True)
     names = [name for name, weight in normal.kept.named_parameters() if weight.requires_grad]
@@ -93,27 +104,35 @@ def test_what_is_trained(subject: Subject) -> None:
     assert network.layers.training and not network.kept.training
 
 
-def prepared(subject: Subject, colors: Path) -> tuple[object, np.ndarray, ViewGroup]:
+def prepared(subject: Subject, colors: Path) -> tuple[Pixels, np.ndarray, ViewGroup]:
     voc = open_voc(colors, "trainval")
     pixels = load_pixels(voc.images, short_side=None, cache_gb=1)
-    return pixels, voc.labels_matrix(), Recipe().views(16, subject.backbone.mean, subject.backbone.std)
+    return pixels, voc.labels_matrix(), FineTuneRecipe().views(subject.backbone)
 
 
-def run(subject: Subject, colors: Path, recipe: Recipe, mode: str, file: Path, **options: object) -> Transfer:
+def run(
+    subject: Subject,
+    colors: Path,
+    recipe: FineTuneRecipe,
+    mode: FineTuneMode,
+    file: Path,
+    after_step: Callable[[int], object] = lambda done: None,
+) -> TransferNetwork:
     pixels, labels, views = prepared(subject, colors)
     torch.manual_seed(4)
-    network = Transfer(copy.deepcopy(subject.backbone), labels.shape[1], mode, hidden=8)
-    given = {"seed": 1, "device": "cpu", "state": file, "key": "k", "screen": QUIET} | options
-    finetune.finetune(network, pixels, labels, recipe, views, **given)  # type: ignore[arg-type]
+    network = TransferNetwork(copy.deepcopy(subject.backbone), labels.shape[1], mode, hidden=8)
+    resume = ResumeFile(file, "settings", save_seconds=0.0)
+    options: dict[str, Any] = {"resume": resume, "screen": QUIET, "after_step": after_step}
+    resume.run("stage", lambda: finetune(network, pixels, labels, recipe, views, seed=1, device="cpu", **options))
     return network
 
 
-def test_training_is_a_plain_loop(subject: Subject, colors: Path, tmp_path: Path) -> None:
-    recipe = Recipe(iterations=7, batch=5, lr=0.5, step=2, weight_decay=0.01, clip=0.3)
+def test_training_matches_a_plain_loop(subject: Subject, colors: Path, tmp_path: Path) -> None:
+    recipe = FineTuneRecipe(iterations=7, batch=5, lr=0.5, step=2, weight_decay=0.01, clip=0.3)
     ours = run(subject, colors, recipe, "all", tmp_path / "s")
     pixels, labels, views = prepared(subject, colors)
     torch.manual_seed(4)
-    network = Transfer(copy.deepcopy(subject.backbone), labels.shape[1], "all", hidden=8).train()
+    network = TransferNetwork(copy.deepcopy(subject.backbone), labels.shape[1], "all", hidden=8).train()
     order = torch.randperm(24, generator=seeded(1, ORDER)).numpy()
     velocity = [torch.zeros_like(weight) for weight in network.parameters()]
     batches = [
@@ -144,51 +163,28 @@ class Stop(Exception):
     pass
 
 
-def test_stopped_and_gone_on_is_the_same_to_the_bit(
-    subject: Subject, colors: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    recipe = Recipe(iterations=11, batch=5, lr=0.1)
-    whole = run(subject, colors, recipe, "fc6-8", tmp_path / "whole")
-    monkeypatch.setattr(finetune, "SAVE_SECONDS", -1.0)  # written after every iteration
-    file = tmp_path / "state"
+def test_killed_and_resumed_is_equal_to_the_bit(subject: Subject, colors: Path, tmp_path: Path) -> None:
+    recipe = FineTuneRecipe(iterations=11, batch=5, lr=0.1)
+    expected = run(subject, colors, recipe, "fc6-8", tmp_path / "uninterrupted")
 
-    def stop(iteration: int) -> None:
-        if iteration == 6:
+    def stop(done: int) -> None:
+        if done == 7:
             raise Stop
 
     with pytest.raises(Stop):
-        run(subject, colors, recipe, "fc6-8", file, check=stop)
-    seen: list[int] = []
-    again = run(subject, colors, recipe, "fc6-8", file, check=seen.append)
-    assert seen == [7, 8, 9, 10]
-    assert all((again.state_dict()[name] == value).all() for name, value in whole.state_dict().items())
-    seen.clear()
-    run(subject, colors, recipe, "fc6-8", file, check=seen.append, key="other settings")
-    assert len(seen) == 11
-    file.write_bytes(b"damaged")
-    seen.clear()
-    run(subject, colors, recipe, "fc6-8", file, check=seen.append)
-    assert len(seen) == 11
+        run(subject, colors, recipe, "fc6-8", tmp_path / "state", stop)
+    calls: list[int] = []
+    again = run(subject, colors, recipe, "fc6-8", tmp_path / "state", calls.append)
+    assert calls == [8, 9, 10, 11]
+    assert all((again.state_dict()[name] == value).all() for name, value in expected.state_dict().items())
 
 
-def test_ten_crops_are_torchvisions() -> None:
-    image = np.random.default_rng(0).integers(0, 256, (300, 256, 3), np.uint8)
-    views = ViewGroup(size=224, crop_scale=None, flip=0.0)
-    expected = T.ten_crop(torch.from_numpy(image).permute(2, 0, 1), [224, 224])
-    mean, std = (torch.tensor(numbers)[:, None, None] for numbers in (views.mean, views.std))
-    theirs = [0, 1, 2, 3, 4, 6, 5, 8, 7, 9]  # torchvision mirrors the image first, so that its corners change places
-    for number in range(10):
-        box, flip = crops.ten_boxes(np.array([[300, 256]]), number)
-        ours = augment([image], crops._still(box, flip), views)[0]
-        torch.testing.assert_close(ours, (expected[theirs[number]] / 255 - mean) / std, atol=1e-5, rtol=1e-5)
-
-
-@pytest.mark.parametrize("kind", crops.KINDS)
-def test_logits_are_summed_over_crops(kind: str) -> None:
+@pytest.mark.parametrize("crops", get_args(Crops))
+def test_logits_are_summed_over_crops(crops: Crops) -> None:
     random = np.random.default_rng(0)
     source = open_images([random.integers(0, 256, (20, 24, 3), np.uint8) for _ in range(3)])
     pixels = load_pixels(source, short_side=None, cache_gb=1)
-    views = Recipe().views(16, (0.5,) * 3, (0.5,) * 3)
+    views = ViewGroup(size=16, crop_scale=(0.1, 0.5), crop_ratio=(1.0, 1.0), mean=(0.5,) * 3, std=(0.5,) * 3)
 
     class Mean(torch.nn.Module):
         def forward(self, images: torch.Tensor) -> torch.Tensor:
@@ -206,16 +202,14 @@ def test_logits_are_summed_over_crops(kind: str) -> None:
         def gather(self, index: np.ndarray) -> list:
             return [None if k == 1 else image for k, image in zip(index, pixels.gather(index), strict=True)]
 
-    scores = crops.summed_logits(Mean(), Missing(), views, 2, kind=kind, seed=5)  # type: ignore[arg-type]
+    scores = summed_logits(Mean(), Missing(), views, 2, crops=crops, seed=5)  # type: ignore[arg-type]
     assert np.isnan(scores[1]).all() and np.isfinite(scores[[0, 2]]).all()
     means = np.stack([np.asarray(source.read(k)).mean((0, 1))[:2] / 127.5 - 1 for k in (0, 2)])
-    np.testing.assert_allclose(scores[[0, 2]] / crops.passes(kind), means, atol=0.25)
-    if kind == "random":
-        loaders = [
-            Loader(pixels, [0, 1, 2], batch_size=64, transform=RandomViews(views), key=(5, crops.TEST, k))
-            for k in range(10)
-        ]
-        slow = sum(next(iter(loader)).views[0].mean((2, 3))[:, :2].double().numpy() for loader in loaders)
+    np.testing.assert_allclose(scores[[0, 2]] / (1 if crops == "center" else 10), means, atol=0.25)
+    if crops == "random":
+        transform = RandomViews(replace(views, count=RANDOM_CROPS))
+        (batch,) = Loader(pixels, [0, 1, 2], batch_size=64, transform=transform, key=(5, TEST))
+        slow = sum(view.mean((2, 3))[:, :2].double().numpy() for view in batch.views)
         np.testing.assert_allclose(scores[[0, 2]], slow[[0, 2]], atol=1e-5)  # type: ignore[index]
-        other = crops.summed_logits(Mean(), pixels, views, 2, kind=kind, seed=6)
+        other = summed_logits(Mean(), pixels, views, 2, crops=crops, seed=6)
         assert (scores[0] != other[0]).all()

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +14,18 @@ from sklearn.model_selection import StratifiedKFold, cross_val_score
 from sklearn.svm import LinearSVC
 
 from deepcluster.errors import DeepClusterError
-from deepcluster.evaluate.voc.svm import COSTS, FALLBACK, few_shots, fit_machine, fit_machines, scores_of
+from deepcluster.evaluate.voc.svm import (
+    COSTS,
+    FALLBACK_COST,
+    ClassSVM,
+    as_plain,
+    few_shots,
+    fit_svm,
+    fit_svms,
+    from_plain,
+    svm_scores,
+)
+from deepcluster.resume import ResumeFile
 
 
 def points(count: int, dim: int) -> tuple[np.ndarray, np.ndarray]:
@@ -21,7 +35,7 @@ def points(count: int, dim: int) -> tuple[np.ndarray, np.ndarray]:
     return x / np.linalg.norm(x, axis=1, keepdims=True), labels
 
 
-def theirs(cost: float, seed: int) -> LinearSVC:
+def sklearn_svm(cost: float, seed: int) -> LinearSVC:
     weight = {1: 2.0, 0: 1.0}
     return LinearSVC(C=cost, dual=True, class_weight=weight, max_iter=2000, tol=1e-6, random_state=seed)
 
@@ -31,21 +45,23 @@ def test_costs_are_those_of_the_benchmark() -> None:
 
 
 @pytest.mark.parametrize("dim", [8, 90])  # primal and dual, without and with the points' span
-def test_the_machine_is_scikit_learns_at_the_cost_of_its_cross_validation(dim: int) -> None:
+def test_svm_matches_sklearn_at_the_cost_of_its_cross_validation(dim: int) -> None:
     x, labels = points(60, dim)
     costs = (0.01, 1.0, 100.0)
     truth = labels[:, 0]
-    machine = fit_machines(x, labels, seed=3, costs=costs)[0]
-    same = fit_machine(x, truth, seed=_first_seed(3), costs=costs)
-    assert machine is not None and same is not None and machine.cost == same.cost
+    svm = fit_svms(x, labels, seed=3, costs=costs)[0]
+    same = fit_svm(x, truth, seed=_first_seed(3), costs=costs)
+    assert svm is not None and same is not None and svm.cost == same.cost
     folds = StratifiedKFold(3, shuffle=True, random_state=_first_seed(3) % 2**32)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
-        aps = [cross_val_score(theirs(c, 0), x, truth, cv=folds, scoring="average_precision").mean() for c in costs]
-        best = theirs(machine.cost, 0).fit(x, truth)
-    assert machine.cost == costs[int(np.argmax(aps))]
-    assert machine.folds_ap == pytest.approx(max(aps), abs=0.02)
-    np.testing.assert_allclose(scores_of([machine], x)[:, 0], best.decision_function(x), atol=0.02)
+        aps = [
+            cross_val_score(sklearn_svm(c, 0), x, truth, cv=folds, scoring="average_precision").mean() for c in costs
+        ]
+        best = sklearn_svm(svm.cost, 0).fit(x, truth)
+    assert svm.cost == costs[int(np.argmax(aps))]
+    assert svm.folds_ap == pytest.approx(max(aps), abs=0.02)
+    np.testing.assert_allclose(svm_scores([svm], x)[:, 0], best.decision_function(x), atol=0.02)
 
 
 def _first_seed(seed: int) -> int:
@@ -55,39 +71,39 @@ def _first_seed(seed: int) -> int:
     return seed_of(seed, FOLD, 0)
 
 
-def test_ignored_images_change_nothing() -> None:
+def test_unknown_labels_are_left_out() -> None:
     x, labels = points(50, 6)
     ignored = labels.copy()
     ignored[::5, 0] = -1
     kept = ignored[:, 0] >= 0
-    a = fit_machine(x, ignored[:, 0], seed=1, costs=(1.0, 10.0))
-    b = fit_machine(x[kept], labels[kept, 0], seed=1, costs=(1.0, 10.0))
-    whole = fit_machine(x, labels[:, 0], seed=1, costs=(1.0, 10.0))
+    a = fit_svm(x, ignored[:, 0], seed=1, costs=(1.0, 10.0))
+    b = fit_svm(x[kept], labels[kept, 0], seed=1, costs=(1.0, 10.0))
+    whole = fit_svm(x, labels[:, 0], seed=1, costs=(1.0, 10.0))
     assert a is not None and b is not None and whole is not None
     assert (a.weight == b.weight).all() and (a.weight != whole.weight).any()
 
 
-def test_too_few_to_choose_and_none_at_all() -> None:
+def test_classes_with_one_or_no_positive() -> None:
     x, _ = points(20, 4)
     one = np.zeros(20, int)
     one[3] = 1
-    machine = fit_machine(x, one, seed=0)
-    assert machine is not None and machine.cost == FALLBACK and np.isnan(machine.folds_ap)
-    assert fit_machine(x, np.zeros(20, int), seed=0) is None
-    both = fit_machines(x, np.stack([one, one * 0], axis=1))
-    assert both[1] is None and (scores_of(both, x)[:, 1] == 0).all()
+    svm = fit_svm(x, one, seed=0)
+    assert svm is not None and svm.cost == FALLBACK_COST and np.isnan(svm.folds_ap)
+    assert fit_svm(x, np.zeros(20, int), seed=0) is None
+    both = fit_svms(x, np.stack([one, one * 0], axis=1))
+    assert both[1] is None and (svm_scores(both, x)[:, 1] == 0).all()
     with pytest.raises(DeepClusterError, match="nothing to learn"):
-        fit_machines(x, np.zeros((20, 2), int))
+        fit_svms(x, np.zeros((20, 2), int))
 
 
-def test_seeds_change_folds_and_equal_seeds_do_not() -> None:
+def test_seeds_change_the_folds() -> None:
     x, labels = points(60, 6)
-    first, again, other = (fit_machines(x, labels, seed=seed, costs=(0.1, 10.0))[1] for seed in (0, 0, 1))
+    first, again, other = (fit_svms(x, labels, seed=seed, costs=(0.1, 10.0))[1] for seed in (0, 0, 1))
     assert first is not None and again is not None and other is not None
     assert (first.weight == again.weight).all() and first.folds_ap == again.folds_ap != other.folds_ap
 
 
-def test_few_shots_draw_so_many_of_each_class() -> None:
+def test_few_shots_draw_the_same_number_of_each_class() -> None:
     labels = np.random.default_rng(0).integers(-1, 2, (200, 4))
     for shots in (1, 4):
         drawn = few_shots(labels, shots, seed=0, sample=0)
@@ -96,3 +112,33 @@ def test_few_shots_draw_so_many_of_each_class() -> None:
     assert (few_shots(labels, 4, 0, 0) == few_shots(labels, 4, 0, 0)).all()
     assert (few_shots(labels, 4, 0, 0) != few_shots(labels, 4, 0, 1)).any()
     assert (few_shots(labels, 500, 0, 0) == labels).all()  # all there are
+
+
+def test_killed_and_resumed_fits_only_the_missing_classes(tmp_path: Path) -> None:
+    x, labels = points(60, 6)
+    expected = fit_svms(x, labels, costs=(0.1, 10.0))
+
+    def fit(after_class: Callable[[int], object]) -> list[ClassSVM | None]:
+        resume = ResumeFile(tmp_path / "svm.state", "settings", save_seconds=0.0)
+        return [from_plain(one) for one in resume.run("seed 0", lambda: run(resume, after_class))]
+
+    def run(resume: ResumeFile, after_class: Callable[[int], object]) -> list[dict[str, Any] | None]:
+        return list(map(as_plain, fit_svms(x, labels, costs=(0.1, 10.0), after_class=after_class, resume=resume)))
+
+    done = 0
+
+    def kill(classes: int) -> None:
+        nonlocal done
+        done += classes
+        if done == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(kill)
+    calls: list[int] = []
+    again = fit(calls.append)
+    assert calls == [2, 1]
+    for one, other in zip(again, expected, strict=True):
+        assert one is not None and other is not None and (one.weight == other.weight).all() and one.cost == other.cost
+    calls.clear()
+    assert len(fit(calls.append)) == 3 and not calls

@@ -1,36 +1,109 @@
 """The protocol `voc-classification`: which of VOC's classes an image shows, by SVMs on fixed features or fine-tuning.
 
-What is trained sees the training split alone; the test split is looked at once, at the end.
+Only the training split is used in training; the test split is scored once, at the end.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal
 
 import numpy as np
-from torch.nn.modules.batchnorm import _BatchNorm
+import torch
 
+from deepcluster.data.cache import load_pixels
+from deepcluster.engine.checkpoint import undisturbed
 from deepcluster.engine.log import Screen
 from deepcluster.engine.subject import Subject
 from deepcluster.errors import DeepClusterError
-from deepcluster.evaluate.result import Result
-from deepcluster.evaluate.voc.average_precision import Rule
-from deepcluster.evaluate.voc.by_svm import SVMs, by_svm
-from deepcluster.evaluate.voc.by_tuning import FineTuning, by_tuning
-from deepcluster.evaluate.voc.crops import KINDS
-from deepcluster.evaluate.voc.dataset import open_voc
-from deepcluster.evaluate.voc.finetune import RECIPES
-from deepcluster.evaluate.voc.transfer import MODES
-from deepcluster.evaluate.voc.work import PROTOCOL, Work
+from deepcluster.evaluate.linear.pooling import OUTPUT, poolings
+from deepcluster.evaluate.result import Result, mean_and_std
+from deepcluster.evaluate.voc.average_precision import Rule, classification_aps, mean_ap
+from deepcluster.evaluate.voc.classifier import PROTOCOL, pooled_features, save_svms
+from deepcluster.evaluate.voc.dataset import VOC, open_voc
+from deepcluster.evaluate.voc.finetune import (
+    BUILD,
+    HIDDEN,
+    RANDOM_CROPS,
+    Crops,
+    FineTuneMode,
+    FineTuneRecipe,
+    RecipeName,
+    TransferNetwork,
+    finetune,
+    recipe_of,
+    summed_logits,
+)
+from deepcluster.evaluate.voc.maps import batch_norms
+from deepcluster.evaluate.voc.network_file import save_tensors
+from deepcluster.evaluate.voc.svm import (
+    COSTS,
+    FALLBACK_COST,
+    FOLDS,
+    MAX_ITER,
+    ClassSVM,
+    as_plain,
+    few_shots,
+    fit_svms,
+    from_plain,
+    svm_scores,
+)
+from deepcluster.evaluate.voc.training import check_choice, load_split
 from deepcluster.models.alexnet import ConvThenLinear
+from deepcluster.random import seed_of
+from deepcluster.resume import ResumeFile
 
-RULE_SAYS = {
+Mode = Literal["svm", "fc6-8", "all"]
+SAMPLES = 5
+SVM_SAVE_SECONDS = 5.0
+"""How often SVMs that are done are saved: with thousands of images each takes minutes."""
+RULES: dict[Rule, str] = {
     "11-point": "11-point interpolated, VOC 2007's own rule",
     "all-point": "area below the interpolated curve, VOC's rule from 2010 on",
-    "sklearn": "scikit-learn's average_precision_score, as the published code of DeepCluster has it",
+    "sklearn": "scikit-learn's average_precision_score, as in the published code of DeepCluster",
 }
+
+
+@dataclass(frozen=True)
+class ClassificationTask:
+    """What both ways of classifying are given.
+
+    Attributes:
+        train, test: the two splits, of N and M images.
+        labels, truth: (N, C) and (M, C) 1, 0 or -1.
+        seeds: of the draws.
+    """
+
+    subject: Subject
+    train: VOC
+    test: VOC
+    labels: np.ndarray
+    truth: np.ndarray
+    ap: Rule
+    seeds: Sequence[int]
+    screen: Screen
+
+    @property
+    def file(self) -> Path:
+        """Of what the first seed trained."""
+        return self.subject.results / f"{PROTOCOL}.safetensors"
+
+    def resume(self, depends_on: Any, save_seconds: float = 300.0) -> ResumeFile:
+        """The file of an evaluation that was stopped."""
+        images = [self.train.images.fingerprint(), self.test.images.fingerprint()]
+        everything = [depends_on, images, self.labels, self.truth, self.ap, self.subject.backbone]
+        file = self.file.with_suffix(".state")
+        return ResumeFile(file, everything, save_seconds=save_seconds, say=self.screen.say)
+
+    def scores(self, scores: np.ndarray, rows: np.ndarray) -> dict[str, float]:
+        """`map` and `ap_CLASS` of (m, C) scores of the test images `rows`."""
+        values = classification_aps(scores, self.truth[rows], self.ap)
+        named = {f"ap_{name}": float(value) for name, value in zip(self.train.classes, values, strict=True)}
+        return {"map": mean_ap(values), **named}
 
 
 def voc_classification(
@@ -38,36 +111,93 @@ def voc_classification(
     data: str | Path,
     test: str | Path | None = None,
     *,
-    how: SVMs | FineTuning | None = None,
     split: str = "trainval",
     test_split: str = "test",
     ap: Rule = "11-point",
+    mode: Mode = "svm",
     seeds: int = 1,
+    taps: tuple[str, ...] | None = None,
+    shots: tuple[int, ...] | None = None,
+    samples: int | None = None,
+    costs: tuple[float, ...] | None = None,
+    recipe: RecipeName | None = None,
+    iterations: int | None = None,
+    batch_size: int | None = None,
+    lr: float | None = None,
+    step: int | None = None,
+    weight_decay: float | None = None,
+    crops: Crops | None = None,
+    train_batchnorm: bool = False,
+    hidden: int | None = None,
     seed: int = 0,
     screen: Screen | None = None,
-    check: Callable[[int], None] = lambda iteration: None,
+    after_step: Callable[[int], object] = lambda done: None,
 ) -> Result:
-    """Mean average precision of classifying a VOC set.
+    """Mean average precision of classifying a PASCAL VOC set, by SVMs on frozen features or by fine-tuning.
 
     Scores are `map` and `ap_CLASS`; with several taps each begins with the tap's name, and with few shots there are
-    `map_NUMBERshot`. What was trained with the first seed is saved as `voc-classification.safetensors` beside the
-    result; `classifier.load_voc_classifier` reads it.
+    `map_NUMBERshot`. What the first seed trained is saved as voc-classification.safetensors beside the result.
 
     Args:
-        data: a VOC set, see `layout.open_voc`.
+        subject: the network to evaluate.
+        data: a VOC set: a folder such as VOCdevkit/VOC2007, or a plain .tar of it.
         test: another VOC set for the test; None = the same.
-        how: `SVMs` or `FineTuning` with their settings; None = `SVMs()`.
-        split, test_split: names of lists in ImageSets/Main.
-        ap: "11-point", "all-point" or "sklearn".
-        seeds: repetitions, with `seed`, `seed` + 1, ...
-        check: called with each iteration of fine-tuning; may raise.
+        split: images to train on: a list of ImageSets/Main, or all = every annotated image.
+        test_split: images to score.
+        ap: 11-point (VOC 2007), all-point (VOC 2010 and later), or sklearn (DeepCluster's published code).
+        mode: svm = linear SVMs on frozen features; fc6-8 = new fully connected layers on frozen ones; all = train
+            everything.
+        seeds: repetitions, for a mean and its standard deviation.
+        taps: svm: layers to read, all = every map; None = the output. Maps are pooled to about 9,000 numbers.
+        shots: svm: also train with this many positives of each class, such as 1 2 4 8 16 32 64 96.
+        samples: svm: draws for each number of shots; None = 5.
+        costs: svm: costs to choose from by cross-validation; None = .5^19 ... .5^4, 1, 10 and 100.
+        recipe: fine-tuning: settings of a paper's published code; None = deepcluster.
+        iterations: fine-tuning: batches; None = the recipe's, as for the options that follow.
+        batch_size: fine-tuning: images in a batch.
+        lr: fine-tuning: learning rate.
+        step: fine-tuning: iterations after which the learning rate is halved, again and again.
+        weight_decay: fine-tuning: weight decay.
+        crops: fine-tuning: crops of each test image; random = 10 draws, ten = corners, center and their mirror images,
+            center = one; None = random.
+        train_batchnorm: fc6-8: train the scales and shifts of batch-norm in the frozen layers.
+        hidden: fc6-8: width of the new layers behind a network without fc6 and fc7; None = 4096.
+        seed: of the first repetition.
+        screen: for progress bars and warnings; None = none.
+        after_step: called with the number of iterations of fine-tuning done; may raise.
 
     Raises:
-        DeepClusterError: no such set, split, layer, rule or recipe, or nothing to score.
-        Interrupted: Ctrl-C while fine-tuning; asked again with the same settings, it goes on.
+        DeepClusterError: no such set, split or layer, settings that exclude each other, or nothing to score.
+        Interrupted: Ctrl-C while fine-tuning; called again with the same settings, it continues to the bit.
     """
-    how = SVMs() if how is None else how
-    _check(subject, how, ap, seeds)
+    check_choice("ap", ap, Rule)
+    check_choice("mode", mode, Mode)
+    if seeds < 1:
+        raise DeepClusterError(f"--seeds {seeds} is not a number of repetitions: give 1 or more.")
+    of_svm = {"--taps": taps, "--shots": shots, "--samples": samples, "--costs": costs}
+    changes = {"iterations": iterations, "batch": batch_size, "lr": lr, "step": step, "weight_decay": weight_decay}
+    of_tuning = {
+        "--recipe": recipe,
+        "--iterations": iterations,
+        "--batch-size": batch_size,
+        "--lr": lr,
+        "--step": step,
+        "--weight-decay": weight_decay,
+        "--crops": crops,
+        "--train-batchnorm": train_batchnorm or None,
+        "--hidden": hidden,
+    }
+    for option, value in (of_tuning if mode == "svm" else of_svm).items():
+        if value is not None:
+            raise DeepClusterError(f"{option} has no meaning with --mode {mode}: leave it out.")
+    if mode == "svm":
+        if samples is not None and not shots:
+            raise DeepClusterError("--samples counts draws of few shots: give --shots, too.")
+        if any(count < 1 for count in (*(shots or ()), SAMPLES if samples is None else samples)):
+            raise DeepClusterError("--shots and --samples count images and draws: give numbers from 1 up.")
+    else:
+        _check_tuning(subject, mode, recipe or "deepcluster", crops or "random", train_batchnorm, hidden)
+        tuning = recipe_of(recipe or "deepcluster", mode, **changes)
     screen = screen or Screen(quiet=True)
     train = open_voc(data, split)
     held = open_voc(data if test is None else test, test_split, classes=train.classes)
@@ -83,12 +213,13 @@ def voc_classification(
             f"--split {split} and --test-split {test_split} share {len(both) or len(train)} images: a test needs images"
             " of its own."
         )
-    work = Work(subject, train, held, labels, truth, ap, screen)
-    numbers = [seed + number for number in range(seeds)]
-    if isinstance(how, SVMs):
-        draws, settings = by_svm(work, how, numbers)
+    task = ClassificationTask(subject, train, held, labels, truth, ap, range(seed, seed + seeds), screen)
+    if mode == "svm":
+        draws, said = _by_svm(task, taps or (OUTPUT,), shots or (), samples or SAMPLES, costs or COSTS)
     else:
-        draws, settings = by_tuning(work, how, numbers, check)
+        layers = {"train_batchnorm": train_batchnorm, "draw_top": tuning.draw_top, "hidden": hidden or HIDDEN}
+        draws, said = _by_tuning(task, mode, tuning, layers, crops or "random", after_step)
+        said["recipe"] = recipe or "deepcluster"
     settings = {
         "data": train.name,
         "split": split,
@@ -98,47 +229,188 @@ def voc_classification(
         "images_test": len(held),
         "classes": list(train.classes),
         "problems": len(train.problems) + len(held.problems),
-        "ap": RULE_SAYS[ap],
-        "labels": "an image is left out for a class all whose objects in it are difficult",
-        **settings,
-        "seeds": numbers,
+        "ap": RULES[ap],
+        "labels": "an image is left out for a class if all its objects of the class are difficult",
+        "mode": mode,
+        **said,
+        "seeds": list(task.seeds),
     }
-    return Result(PROTOCOL, settings, _means(draws), draws)
+    return Result(PROTOCOL, settings, _mean_scores(draws), draws)
 
 
-def _check(subject: Subject, how: SVMs | FineTuning, ap: Rule, seeds: int) -> None:
-    if ap not in get_args(Rule):
-        raise DeepClusterError(f"There is no rule {ap!r} for average precision: use {', '.join(get_args(Rule))}.")
-    if seeds < 1:
-        raise DeepClusterError(f"--seeds {seeds} is no number of repetitions: give 1 or more.")
-    if isinstance(how, SVMs):
-        if how.samples < 1 or any(shots < 1 for shots in how.shots):
-            raise DeepClusterError("--shots and --samples count images and draws: give numbers from 1 up.")
-        return
-    if how.mode not in MODES:
-        raise DeepClusterError(f"There is no mode {how.mode!r}: use svm, {' or '.join(MODES)}.")
-    if how.recipe not in RECIPES or how.crops not in KINDS:
-        raise DeepClusterError(f"Recipes are {', '.join(RECIPES)} and crops {', '.join(KINDS)}: choose of these.")
-    own = isinstance(subject.backbone.trunk, ConvThenLinear)
-    if how.hidden is not None and (own or how.mode == "all"):
+def _check_tuning(
+    subject: Subject, mode: str, recipe: str, crops: str, train_batchnorm: bool, hidden: int | None
+) -> None:
+    check_choice("recipe", recipe, RecipeName)
+    check_choice("crops", crops, Crops)
+    if hidden is not None and (isinstance(subject.backbone.trunk, ConvThenLinear) or mode == "all"):
         raise DeepClusterError("--hidden is the width of layers that are not added here: leave it out.")
-    if how.hidden is not None and how.hidden < 1:
-        raise DeepClusterError(f"--hidden {how.hidden} is no width: give 1 or more.")
-    if how.train_batchnorm:
-        if how.mode == "all":
-            raise DeepClusterError("--mode all trains batch-norm anyway: leave out --train-batchnorm.")
-        if not any(isinstance(layer, _BatchNorm) for layer in subject.backbone.modules()):
-            raise DeepClusterError(f"{subject.name} has no batch-norm: leave out --train-batchnorm.")
+    if hidden is not None and hidden < 1:
+        raise DeepClusterError(f"--hidden {hidden} is not a width: give 1 or more.")
+    if train_batchnorm and mode == "all":
+        raise DeepClusterError("--mode all trains batch-norm anyway: leave out --train-batchnorm.")
+    if train_batchnorm and not batch_norms(subject.backbone):
+        raise DeepClusterError(f"{subject.name} has no batch-norm: leave out --train-batchnorm.")
 
 
-def _means(draws: list[dict[str, Any]]) -> dict[str, float]:
-    """Mean of each score over the draws, with its deviation where there are several; few shots have their own."""
+def _by_svm(
+    task: ClassificationTask, taps: Sequence[str], shots: Sequence[int], samples: int, costs: Sequence[float]
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """One draw for each seed, and settings; saves the SVMs of the first seed."""
+    subject, screen = task.subject, task.screen
+    pools = poolings(subject.backbone, taps)
+    tables = []
+    for voc in (task.train, task.test):
+        # each image is read once, at its full size: nothing is worth keeping
+        pixels = load_pixels(voc.images, short_side=None, cache_gb=0, workers=subject.workers)
+        with screen.bar(f"features of {voc.split}", len(pixels)) as advance:
+            tables.append(pooled_features(subject.backbone, pixels, pools, subject.device, advance))
+    (rows, features), (test_rows, test_features) = tables
+    labels = task.labels[rows]
+    resume = task.resume([list(costs), list(map(str, pools.values())), subject.image_size], SVM_SAVE_SECONDS)
+
+    def fit(tap: str, seed: int) -> list[dict[str, Any] | None]:
+        with screen.bar(f"SVMs of {tap}", labels.shape[1], "classes") as advance:
+            svms = fit_svms(features[tap], labels, seed=seed, costs=costs, after_class=advance, resume=resume)
+        return list(map(as_plain, svms))
+
+    def low_shot(tap: str, seed: int, count: int) -> list[float]:
+        maps = []
+        with screen.bar(f"{count} shots", samples * labels.shape[1], "classes") as advance:
+            for sample in range(samples):
+                drawn = few_shots(labels, count, seed, sample)
+                shown = np.flatnonzero((drawn >= 0).any(axis=1))
+                svms = fit_svms(features[tap][shown], drawn[shown], seed=seed, costs=costs, after_class=advance)
+                maps.append(task.scores(svm_scores(svms, test_features[tap]), test_rows)["map"])
+        return maps
+
+    draws: list[dict[str, Any]] = []
+    first: dict[str, list[ClassSVM | None]] = {}
+    for seed in task.seeds:
+        draw: dict[str, Any] = {"seed": seed}
+        for tap in pools:
+            prefix = f"{tap}_" if len(pools) > 1 else ""
+            plain = resume.run(f"seed {seed}, {tap}", partial(fit, tap, seed))
+            svms = list(map(from_plain, plain))
+            first.setdefault(tap, svms)
+            found = task.scores(svm_scores(svms, test_features[tap]), test_rows)
+            draw |= {prefix + name: value for name, value in found.items()}
+            fitted = {name: svm for name, svm in zip(task.train.classes, svms, strict=True) if svm is not None}
+            draw[f"{prefix}costs"] = {name: svm.cost for name, svm in fitted.items()}
+            draw[f"{prefix}unconverged"] = sum(not svm.converged for svm in fitted.values())
+            for count in shots:
+                stage = f"seed {seed}, {tap}, {samples} x {count} shots"
+                maps = resume.run(stage, partial(low_shot, tap, seed, count))
+                draw[f"{prefix}map_{count}shot"] = float(np.mean(maps))
+                draw[f"{prefix}map_{count}shot_samples"] = maps
+        draws.append(draw)
+    about = {
+        "mode": "svm",
+        "subject": subject.name,
+        "classes": task.train.classes,
+        "poolings": {tap: asdict(pool) for tap, pool in pools.items()},
+        "short_side": None,
+        "costs": {tap: [None if svm is None else svm.cost for svm in row] for tap, row in first.items()},
+    }
+    save_svms(task.file, first, about)
+    resume.remove()
+    settings: dict[str, Any] = {
+        "features": f"{', '.join(f'{tap}: {pool}' for tap, pool in pools.items())}, L2-normalized",
+        "images": f"whole images resized to {subject.image_size} x {subject.image_size}",
+        "classifier": "linear SVM for each class, squared hinge, positives weigh 2, cost by the average precision of"
+        f" {FOLDS} folds of the training split, at most {MAX_ITER} iterations",
+        "costs": list(costs),
+        "shots": list(shots),
+        "images_described": len(rows),
+    }
+    if shots:
+        settings["samples"] = samples
+        settings["low_shot"] = (
+            "k positives and (classes - 1) k negatives of each class, cost by folds where there are 2 positives or"
+            f" more, else {FALLBACK_COST:g}"
+        )
+    return draws, settings
+
+
+def _by_tuning(
+    task: ClassificationTask,
+    mode: FineTuneMode,
+    recipe: FineTuneRecipe,
+    layers: dict[str, Any],
+    crops: Crops,
+    after_step: Callable[[int], object],
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """One draw for each seed, and settings; saves the network of the first seed."""
+    subject, screen, classes = task.subject, task.screen, task.train.classes
+    views = recipe.views(subject.backbone)
+    # the smallest crop that is drawn still has as many pixels as the network sees
+    short_side = int(np.ceil(subject.image_size / np.sqrt(recipe.crop_scale[0])))
+    about = {
+        "mode": mode,
+        "subject": subject.name,
+        "classes": list(classes),
+        "backbone": subject.backbone.config,
+        "layers": layers,
+        "views": asdict(views),
+        "short_side": short_side,
+        "crops": crops,
+    }
+    pixels, held = (load_split(voc, subject, screen, short_side) for voc in (task.train, task.test))
+    resume = task.resume([about, recipe])
+
+    def one_draw(seed: int) -> dict[str, Any]:
+        with undisturbed():
+            torch.manual_seed(seed_of(seed, BUILD))
+            network = TransferNetwork(copy.deepcopy(subject.backbone).cpu(), len(classes), mode, **layers)
+        loss = finetune(
+            network,
+            pixels,
+            task.labels,
+            recipe,
+            views,
+            seed=seed,
+            device=subject.device,
+            resume=resume,
+            screen=screen,
+            after_step=after_step,
+        )
+        with screen.bar("test", len(held)) as advance:
+            logits = summed_logits(
+                network,
+                held,
+                views,
+                len(classes),
+                crops=crops,
+                seed=seed,
+                device=subject.device,
+                after_batch=advance,
+            )
+        good = np.flatnonzero(np.isfinite(logits).all(axis=1))
+        if seed == task.seeds[0]:
+            save_tensors(task.file, PROTOCOL, about, network.state_dict())
+        return {"seed": seed, **task.scores(logits[good], good), "loss": loss}
+
+    draws = [resume.run(f"seed {seed}", partial(one_draw, seed)) for seed in task.seeds]
+    resume.remove()
+    kept = "the kept layers are frozen" if mode == "fc6-8" else "everything is trained"
+    batchnorm = ", but for their batch-norm scales and shifts" if layers["train_batchnorm"] else ""
+    count = {"random": RANDOM_CROPS, "ten": 10, "center": 1}[crops]
+    return draws, {
+        "trained": f"new fully connected layers, {kept}{batchnorm}; batch-norm keeps its statistics",
+        **asdict(recipe),
+        "crops": crops,
+        "tested": f"sum of the logits of {count} {crops} crop(s)",
+        "image_size": subject.image_size,
+        "images_scored": len(held.good),
+    }
+
+
+def _mean_scores(draws: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """Mean of each score over the draws, with its standard deviation where there are several; the samples of few shots
+    count one by one."""
     scores: dict[str, float] = {}
-    for name in draws[0]:
-        if not isinstance(draws[0][name], float) or not ("map" in name or "ap_" in name):
-            continue
-        samples = [value for draw in draws for value in draw.get(f"{name}_samples", [draw[name]])]
-        scores[name] = float(np.mean(samples))
-        if len(samples) > 1:
-            scores[f"{name}_std"] = float(np.std(samples, ddof=1))
+    for name, value in draws[0].items():
+        if isinstance(value, float) and ("map" in name or "ap_" in name):
+            samples = [sample for draw in draws for sample in draw.get(f"{name}_samples", [draw[name]])]
+            scores |= mean_and_std([{name: sample} for sample in samples])
     return scores

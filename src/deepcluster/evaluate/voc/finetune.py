@@ -1,44 +1,124 @@
-"""Fine-tuning for the classes of a VOC set: several classes to an image, each a yes or no.
-
-Every draw comes from a key, so that a training that was stopped goes on to the bit.
+"""Fine-tuning for the classes of a VOC set, several of which an image may show: a backbone with new fully connected
+layers, as in DeepCluster's and DeeperCluster's published evaluations of VOC 2007.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-import time
-import warnings
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from deepcluster.data.cache import Pixels
 from deepcluster.data.loader import Loader
-from deepcluster.data.transforms import RandomViews
+from deepcluster.data.transforms import CenterCrop, RandomViews, TenCrop, Transform
 from deepcluster.data.views import ViewGroup
-from deepcluster.engine.checkpoint import undisturbed
 from deepcluster.engine.log import Screen
-from deepcluster.engine.signals import stop_signals
-from deepcluster.errors import DeepClusterError, Interrupted
-from deepcluster.io import write_atomic
-from deepcluster.random import seed_of, seeded
+from deepcluster.errors import DeepClusterError
+from deepcluster.evaluate.trainer import epochs, train
+from deepcluster.models.alexnet import ConvThenLinear
+from deepcluster.models.backbone import Backbone
+from deepcluster.random import seeded
+from deepcluster.resume import ResumeFile
 from deepcluster.types import Batch
 
-SAVE_SECONDS = 300.0
-"""How often the state is written: what a kill can cost."""
-ORDER, VIEWS, STEP, BUILD = 21, 22, 23, 24
-"""What the keys of random draws are for."""
+HIDDEN = 4096  # fc6 and fc7 of AlexNet
+RANDOM_CROPS = 10
+TEST_BATCH = 16
+"""Test images at a time, of up to ten crops each."""
+ORDER, VIEWS, BUILD, TEST = 21, 22, 24, 31
+"""Purposes of the keys of random draws."""
+
+FineTuneMode = Literal["fc6-8", "all"]
+RecipeName = Literal["deepcluster", "deepercluster"]
+Crops = Literal["random", "ten", "center"]
+
+
+class TransferNetwork(nn.Module):
+    """(B, 3, S, S) -> (B, C) logits: the layers kept of a backbone, then layers that are initialized at random.
+
+    Of AlexNet and VGG the convolutions are kept, and fc6 and fc7 are initialized again with their shapes. Any other
+    network is kept entirely: with mode "fc6-8" fc6 and fc7 of `hidden` units follow its output, with mode "all" the
+    linear layer over classes does.
+
+    Batch-norm of the kept layers always uses the statistics it came with. In mode "fc6-8" nothing of them is trained
+    but, with `train_batchnorm`, batch-norm scales and shifts.
+
+    Args:
+        backbone: changed and kept.
+        classes: C.
+        mode: "fc6-8" or "all".
+        train_batchnorm: see above.
+        hidden: width of fc6 and fc7 where the backbone has none.
+        draw_top: the layer over classes is drawn N(0, .01), too (DeeperCluster); else as torch draws it.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        classes: int,
+        mode: FineTuneMode,
+        *,
+        train_batchnorm: bool = False,
+        hidden: int = HIDDEN,
+        draw_top: bool = False,
+    ) -> None:
+        super().__init__()
+        trunk = backbone.trunk
+        self.sobel = backbone.sobel
+        self.side = 0
+        if isinstance(trunk, ConvThenLinear):
+            self.side = trunk.side
+            self.kept: nn.Module = trunk.features
+            self.layers: nn.Module = trunk.classifier
+            dim, relu = backbone.dim, True
+        elif mode == "fc6-8":
+            self.kept = trunk
+            fc6, fc7 = nn.Linear(backbone.dim, hidden), nn.Linear(hidden, hidden)
+            self.layers = nn.Sequential(nn.Dropout(0.5), fc6, nn.ReLU(inplace=True), nn.Dropout(0.5), fc7)
+            dim, relu = hidden, True
+        else:
+            self.kept, self.layers = trunk, nn.Identity()
+            dim, relu = backbone.dim, backbone.head_relu
+        self.relu = nn.ReLU() if relu else nn.Identity()
+        self.top = nn.Linear(dim, classes)
+        for layer in self.layers.modules():
+            if isinstance(layer, nn.Linear):
+                nn.init.normal_(layer.weight, 0.0, 0.01)
+                nn.init.constant_(layer.bias, 0.1)
+        if draw_top:
+            nn.init.normal_(self.top.weight, 0.0, 0.01)
+        nn.init.constant_(self.top.bias, 0.1)
+        for layer in self.kept.modules():
+            trained = mode == "all" or (train_batchnorm and isinstance(layer, _BatchNorm))
+            for weight in layer.parameters(recurse=False):
+                weight.requires_grad_(trained)
+
+    def train(self, mode: bool = True) -> TransferNetwork:
+        """The new layers, with their dropout, train; the kept ones stay in evaluation mode."""
+        super().train(mode)
+        self.kept.eval()
+        return self
+
+    def forward(self, images: Tensor) -> Tensor:
+        frozen = not any(weight.requires_grad for weight in self.kept.parameters())
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):
+            maps = self.kept(self.sobel(images))
+        if self.side:
+            if maps.shape[2:] != (self.side, self.side):
+                maps = F.adaptive_avg_pool2d(maps, self.side)
+            maps = maps.flatten(1)
+        logits: Tensor = self.top(self.relu(self.layers(maps)))
+        return logits
 
 
 @dataclass(frozen=True)
-class Recipe:
+class FineTuneRecipe:
     """How long and how fast; the defaults are DeepCluster's published evaluation of VOC 2007.
 
     Attributes:
@@ -49,7 +129,7 @@ class Recipe:
         momentum, weight_decay: of SGD.
         clip: the largest norm of the gradient of all weights together.
         crop_scale, crop_ratio: of random crops, in training and in the test.
-        draw_top: see `Transfer`.
+        draw_top: see `TransferNetwork`.
     """
 
     iterations: int = 80_000
@@ -66,42 +146,39 @@ class Recipe:
     def __post_init__(self) -> None:
         if min(self.iterations, self.batch, self.step) < 1:
             raise DeepClusterError(
-                f"Fine-tuning with {self.iterations} iterations, batches of {self.batch} and a step of {self.step} is"
-                " none: give 1 or more of each."
+                f"--iterations {self.iterations}, --batch-size {self.batch} and --step {self.step} train nothing: give"
+                " 1 or more of each."
             )
-
         if not (self.lr > 0 and self.weight_decay >= 0):
             raise DeepClusterError(
-                f"A rate of {self.lr} with a decay of {self.weight_decay} is no training: give --lr above 0 and"
+                f"--lr {self.lr} with --weight-decay {self.weight_decay} cannot train: give --lr above 0 and"
                 " --weight-decay from 0 up."
             )
 
-    def rate(self, iteration: int) -> float:
+    def learning_rate(self, iteration: int) -> float:
         """The learning rate of an iteration, counted from 0."""
         return self.lr * 0.5 ** (iteration // self.step)
 
-    def views(self, size: int, mean: tuple[float, ...], std: tuple[float, ...]) -> ViewGroup:
+    def views(self, backbone: Backbone) -> ViewGroup:
         """Random crops and flips of training and test."""
-        return ViewGroup(size=size, crop_scale=self.crop_scale, crop_ratio=self.crop_ratio, mean=mean, std=std)
+        return ViewGroup(
+            size=backbone.image_size,
+            crop_scale=self.crop_scale,
+            crop_ratio=self.crop_ratio,
+            mean=backbone.mean,
+            std=backbone.std,
+        )
 
 
-RECIPES = ("deepcluster", "deepercluster")
-
-
-def recipe_of(name: str, mode: str, **changes: Any) -> Recipe:
-    """The recipe of a paper's code, with what the user asked for otherwise (None = as it is).
+def recipe_of(name: RecipeName, mode: FineTuneMode, **changes: Any) -> FineTuneRecipe:
+    """The recipe of a paper's code, with changes (None = as it is).
 
     "deepercluster" (arXiv 1905.01278 §4): 150,000 iterations; decay 1e-5 and a step of 20,000 for fc6-8, 1e-4 and
     10,000 for all; usual random crops; every new layer drawn N(0, .01).
-
-    Raises:
-        DeepClusterError: there is no such recipe.
     """
-    if name not in RECIPES:
-        raise DeepClusterError(f"There is no recipe {name!r}: use {' or '.join(RECIPES)}.")
-    recipe = Recipe()
+    recipe = FineTuneRecipe()
     if name == "deepercluster":
-        recipe = Recipe(
+        recipe = FineTuneRecipe(
             iterations=150_000,
             step=20_000 if mode == "fc6-8" else 10_000,
             weight_decay=1e-5 if mode == "fc6-8" else 1e-4,
@@ -113,99 +190,56 @@ def recipe_of(name: str, mode: str, **changes: Any) -> Recipe:
 
 
 def multilabel_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Sum over classes of binary cross-entropy, over the labels that are told, divided by the batch's images.
+    """Sum over classes of binary cross-entropy, over the labels that are known, divided by the batch's images.
 
     Args:
         logits: (B, C).
-        labels: (B, C) 1, 0, or -1 = not told.
+        labels: (B, C) 1, 0, or -1 = unknown.
     """
-    told = labels >= 0
     losses = F.binary_cross_entropy_with_logits(logits, labels.clamp_min(0).float(), reduction="none")
-    return (losses * told).sum() / len(logits)
+    return (losses * (labels >= 0)).sum() / len(logits)
 
 
 def finetune(
     network: nn.Module,
     pixels: Pixels,
     labels: np.ndarray,
-    recipe: Recipe,
+    recipe: FineTuneRecipe,
     views: ViewGroup,
     *,
     seed: int,
     device: str,
-    state: Path,
-    key: str,
+    resume: ResumeFile,
     screen: Screen,
-    check: Callable[[int], None] = lambda iteration: None,
+    after_step: Callable[[int], object] = lambda done: None,
 ) -> float:
-    """Trains `network` in place; goes on where `state` stood if that is of the same `key`.
+    """Trains `network` in place, from the state of the running stage of `resume` on.
 
     Args:
         pixels: N training images.
-        labels: (N, C) 1, 0 or -1; an image without any told label is not shown.
+        labels: (N, C) 1, 0 or -1; an image without any known label is not shown.
         seed: of the order, the views and dropout.
-        state: file that is written every `SAVE_SECONDS` and on Ctrl-C, and removed by whoever is done with it.
-        key: tells states of other trainings apart.
-        check: called with each iteration that is done; may raise.
+        after_step: called with the number of iterations done; may raise.
 
     Returns:
         The mean loss of the last tenth of the iterations.
 
     Raises:
-        Interrupted: Ctrl-C or SIGTERM; the state is written.
-        DeepClusterError: no image has a label.
+        Interrupted: Ctrl-C or SIGTERM; the state is saved.
+        DeepClusterError: no image has a label, or the loss is not finite.
     """
     shown = np.intersect1d(pixels.good, np.flatnonzero((labels >= 0).any(axis=1)))
     if not len(shown):
         raise DeepClusterError(f"No image of {pixels.source.name} can be decoded and has a label.")
     truth = torch.from_numpy(labels.astype(np.int64)).to(device)
-    weights = [weight for weight in network.parameters() if weight.requires_grad]
-    optimizer = torch.optim.SGD(weights, lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay)
-    network.to(device).train()
-    start, losses = _restore(state, key, network, optimizer)
-    saved = time.monotonic()
-    with undisturbed(), stop_signals() as stopped, screen.bar("fine-tuning", recipe.iterations, "batches") as bar:
-        bar.to(start)
-        # One order for all epochs, as the published code has it.
-        order = shown[torch.randperm(len(shown), generator=seeded(seed, ORDER)).numpy()]
-        for iteration, batch in _batches(pixels, order, recipe, views, seed, start, device):
-            for group in optimizer.param_groups:
-                group["lr"] = recipe.rate(iteration)
-            if len(batch.index):
-                torch.manual_seed(seed_of(seed, STEP, iteration))  # dropout
-                loss = multilabel_loss(network(batch.views[0]), truth[batch.index.to(device)])
-                optimizer.zero_grad()
-                loss.backward()
-                nn.utils.clip_grad_norm_(weights, recipe.clip)
-                optimizer.step()
-                if 10 * iteration >= 9 * recipe.iterations:
-                    losses.append(_whole(loss, iteration))
-                elif iteration % 100 == 99:
-                    _whole(loss, iteration)
-            bar()
-            late = time.monotonic() - saved > SAVE_SECONDS
-            if late or stopped():
-                _write(state, key, network, optimizer, iteration + 1, losses)
-                saved = time.monotonic()
-            if stopped():
-                screen.say(f"stopped and saved at iteration {iteration + 1}; the same command goes on from there")
-                raise Interrupted()
-            check(iteration)
-    network.eval()
-    return float(np.mean(losses)) if losses else float("nan")
+    network.to(device)
+    # One order for all epochs, as in the published code.
+    order = shown[torch.randperm(len(shown), generator=seeded(seed, ORDER)).numpy()]
 
-
-def _batches(
-    pixels: Pixels, order: np.ndarray, recipe: Recipe, views: ViewGroup, seed: int, start: int, device: str
-) -> Iterator[tuple[int, Batch]]:
-    """(iteration, batch) from iteration `start` on, epoch after epoch."""
-    each = -(-len(order) // recipe.batch)
-    iteration = start
-    while iteration < recipe.iterations:
-        epoch, first = divmod(iteration, each)
-        loader = Loader(
+    def one_epoch(epoch: int, first: int) -> Loader:
+        return Loader(
             pixels,
-            order[: min(len(order), (first + recipe.iterations - iteration) * recipe.batch)],
+            order,
             batch_size=recipe.batch,
             transform=RandomViews(views),
             key=(seed, VIEWS, epoch),
@@ -213,58 +247,72 @@ def _batches(
             device=device,
             empty=True,
         )
-        for batch in loader:
-            yield iteration, batch
-            iteration += 1
+
+    def loss(batch: Batch, step: int) -> Tensor | None:
+        if not len(batch.index):
+            return None
+        return multilabel_loss(network(batch.views[0]), truth[batch.index.to(device)])
+
+    losses = train(
+        [network],
+        torch.optim.SGD(
+            [weight for weight in network.parameters() if weight.requires_grad],
+            lr=recipe.lr,
+            momentum=recipe.momentum,
+            weight_decay=recipe.weight_decay,
+        ),
+        epochs(one_epoch, -(-len(order) // recipe.batch)),
+        loss,
+        steps=recipe.iterations,
+        learning_rate=lambda step, group: recipe.learning_rate(step),
+        clip=recipe.clip,
+        seed=seed,
+        resume=resume,
+        after_step=after_step,
+        screen=screen,
+        name="fine-tuning",
+    )
+    return float(losses[9 * recipe.iterations // 10 :].nanmean())
 
 
-def _whole(loss: Tensor, iteration: int) -> float:
-    value = loss.item()
-    if not np.isfinite(value):
-        raise DeepClusterError(f"The loss is {value} at iteration {iteration}: take a lower --lr.")
-    return value
+@torch.inference_mode()
+def summed_logits(
+    network: nn.Module,
+    pixels: Pixels,
+    views: ViewGroup,
+    classes: int,
+    *,
+    crops: Crops = "random",
+    seed: int = 0,
+    device: str = "cpu",
+    after_batch: Callable[[int], object] = lambda images: None,
+) -> np.ndarray:
+    """(N, C) float64 logits, summed over the crops of each image; NaN for images that cannot be decoded.
 
-
-def key_of(*parts: Any) -> str:
-    """A short text that is equal for equal plain values."""
-    return hashlib.blake2b(json.dumps(parts, sort_keys=True, default=asdict).encode(), digest_size=12).hexdigest()
-
-
-def _write(
-    file: Path, key: str, network: nn.Module, optimizer: torch.optim.Optimizer, iteration: int, losses: list[float]
-) -> None:
-    state = {
-        "key": key,
-        "iteration": iteration,
-        "losses": losses,
-        "network": network.state_dict(),
-        "optimizer": optimizer.state_dict(),
-    }
-    write_atomic(file, lambda beside: torch.save(state, beside))
-
-
-def _restore(file: Path, key: str, network: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[int, list[float]]:
-    """Puts back what `_write` wrote with this key.
-
-    Returns:
-        The next iteration and the losses so far; 0 and none where there is nothing such.
+    Args:
+        network: (B, 3, S, S) -> (B, C), in evaluation mode.
+        views: size, normalization, and the random crops.
+        crops: "random" = `RANDOM_CROPS` draws of `views`, as in DeepCluster's published evaluation; "ten" = corners
+            and center of the resized image and their mirror images; "center" = the central crop.
+        seed: of the random crops.
+        after_batch: called with the number of images of each batch.
     """
-    found = read_state(file)
-    if found is None or found.get("key") != key:
-        return 0, []
-    network.load_state_dict(found["network"])
-    optimizer.load_state_dict(found["optimizer"])
-    return int(found["iteration"]), list(found["losses"])
-
-
-def read_state(file: Path) -> dict[str, Any] | None:
-    """What is in a file of state; None where there is none or it cannot be read, so that work begins anew."""
-    if not file.is_file():
-        return None
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            found = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception:  # torch fails in many ways on damaged files, and refuses those that want to run code
-        return None
-    return found if isinstance(found, dict) else None
+    transforms: dict[Crops, Transform] = {
+        "random": RandomViews(replace(views, count=RANDOM_CROPS)),
+        "ten": TenCrop(views.size, views.mean, views.std),
+        "center": CenterCrop(views.size, views.mean, views.std),
+    }
+    loader = Loader(
+        pixels,
+        np.arange(len(pixels)),
+        batch_size=TEST_BATCH,
+        transform=transforms[crops],
+        key=(seed, TEST),
+        device=device,
+    )
+    total = np.full((len(pixels), classes), np.nan)
+    for batch in loader:
+        logits = torch.stack([network(view).double() for view in batch.views]).sum(0)
+        total[batch.index.numpy()] = logits.cpu().numpy()
+        after_batch(len(batch.index))
+    return total
