@@ -48,7 +48,7 @@ def chw(image: np.ndarray) -> Tensor:
 def by_torchvision(image: np.ndarray, draws: Draw, k: int, views: ViewGroup) -> Tensor:
     """View k of the draw, one functional call after another; (3, S, S) float in [0, 1]."""
     top, left, height, width = draws.box[k].tolist()
-    x = F.resized_crop(chw(image), top, left, height, width, [views.size, views.size], antialias=True)
+    x: Tensor = F.resized_crop(chw(image), top, left, height, width, [views.size, views.size], antialias=True)
     if draws.flip[k]:
         x = F.horizontal_flip(x)
     x = x.float() / 255
@@ -136,8 +136,7 @@ def test_mean_color_differs_between_draws() -> None:
     draws = draw(views, np.tile(image.shape[:2], (200, 1)), seeded(0))
     means = augment([image] * 200, draws, views).mean((2, 3))
     assert (means.std(0) > 0.15).all()
-    for name in ("brightness", "hue"):
-        one = replace(NOTHING, **{name: 0.4})
+    for one in (replace(NOTHING, brightness=0.4), replace(NOTHING, hue=0.4)):
         means = augment([image] * 50, draw(one, np.tile(image.shape[:2], (50, 1)), seeded(0)), one).mean((2, 3))
         assert means.std(0).max() > 0.02
 

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -31,11 +32,6 @@ def folder(tmp_path: Path) -> Path:
     return root
 
 
-@pytest.fixture
-def on_disk(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cache, "SMALL", 0)
-
-
 def check(pixels: cache.Pixels, folder: Path, short_side: int | None = None) -> None:
     source = open_images(folder)
     index = np.array([3, 7, 0, 19, 3, 12])
@@ -55,40 +51,46 @@ def test_in_memory(folder: Path, short_side: int | None, tmp_path: Path) -> None
     assert isinstance(pixels, StoredPixels) and not (tmp_path / "c").exists()
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_on_disk_and_found_again(
-    folder: Path, on_disk: None, tmp_path: Path, workers: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("deepcluster.data.decode_pool.FEW", 0)
-    monkeypatch.setattr(cache, "CHUNK", 3)
-    seen: list[tuple[int, int]] = []
-    options = {"short_side": 16, "cache_gb": 1, "directory": tmp_path / "c", "workers": workers}
-    pixels = load_pixels(open_images(folder), progress=lambda *at: seen.append(at), **options)
+def test_on_disk_and_found_again(folder: Path, tmp_path: Path) -> None:
+    done: list[tuple[int, int]] = []
+    load = partial(load_pixels, short_side=16, cache_gb=1, small=0, directory=tmp_path / "c")
+    pixels = load(open_images(folder), progress=lambda *at: done.append(at), chunk=3)
     check(pixels, folder, 16)
-    assert seen[-1] == (20, 20) and seen == sorted(seen) and len(seen) == 7
+    assert done[-1] == (20, 20) and done == sorted(done) and len(done) == 7
     (entry,) = (tmp_path / "c" / "pixels").iterdir()
     stamp = (entry / "pixels.bin").stat().st_mtime_ns
-    monkeypatch.setattr(cache, "_write", lambda *_: pytest.fail("decoded again"))
-    check(load_pixels(open_images(folder), **options), folder, 16)
+    check(load(open_images(folder), progress=lambda *_: pytest.fail("decoded again")), folder, 16)
     assert (entry / "pixels.bin").stat().st_mtime_ns == stamp
 
 
-def test_other_images_or_size_are_another_entry(folder: Path, on_disk: None, tmp_path: Path) -> None:
+def test_several_processes_decode_as_one(folder: Path, tmp_path: Path) -> None:
+    paths = [str(folder / f"{k % 20}.png") for k in range(300)]  # enough to be worth decoding processes
+    one, two = (
+        load_pixels(open_images(paths), short_side=None, cache_gb=1, small=0, directory=tmp_path / str(n), workers=n)
+        for n in (1, 2)
+    )
+    assert isinstance(one, StoredPixels) and isinstance(two, StoredPixels) and one.bad == two.bad
+    np.testing.assert_array_equal(one.pixels, two.pixels)
+    np.testing.assert_array_equal(one.sizes, two.sizes)
+
+
+def test_other_images_or_size_are_another_entry(folder: Path, tmp_path: Path) -> None:
     for short_side in (16, 12):
-        load_pixels(open_images(folder), short_side=short_side, cache_gb=1, directory=tmp_path / "c")
+        load_pixels(open_images(folder), short_side=short_side, cache_gb=1, small=0, directory=tmp_path / "c")
     Image.new("RGB", (9, 9)).save(folder / "3.png")
-    pixels = load_pixels(open_images(folder), short_side=16, cache_gb=1, directory=tmp_path / "c")
-    assert pixels.gather(np.array([3]))[0].max() == 0
+    pixels = load_pixels(open_images(folder), short_side=16, cache_gb=1, small=0, directory=tmp_path / "c")
+    (image,) = pixels.gather(np.array([3]))
+    assert image is not None and image.max() == 0
     assert len(list((tmp_path / "c" / "pixels").iterdir())) == 3
 
 
 @pytest.mark.parametrize("damage", ["pixels.bin", "sizes.npy", "meta.json"])
-def test_damaged_entry_is_made_again(folder: Path, on_disk: None, tmp_path: Path, damage: str) -> None:
-    options = {"short_side": None, "cache_gb": 1, "directory": tmp_path / "c"}
-    load_pixels(open_images(folder), **options)
+def test_damaged_entry_is_made_again(folder: Path, tmp_path: Path, damage: str) -> None:
+    load = partial(load_pixels, short_side=None, cache_gb=1, small=0, directory=tmp_path / "c")
+    load(open_images(folder))
     (entry,) = (tmp_path / "c" / "pixels").iterdir()
     os.truncate(entry / damage, 5)
-    check(load_pixels(open_images(folder), **options), folder)
+    check(load(open_images(folder)), folder)
     assert [path.name for path in (tmp_path / "c" / "pixels").iterdir()] == [entry.name]
 
 
@@ -108,7 +110,8 @@ def test_array_is_not_copied(tmp_path: Path) -> None:
     np.testing.assert_array_equal(pixels.gather(np.array([2]))[0], array[2])
     np.save(tmp_path / "a.npy", array)
     small = load_pixels(open_images(array), short_side=4, cache_gb=1)
-    assert small.gather(np.array([0]))[0].shape == (4, 4, 3)
+    (image,) = small.gather(np.array([0]))
+    assert image is not None and image.shape == (4, 4, 3)
     mapped = load_pixels(open_images(tmp_path / "a.npy"), short_side=None, cache_gb=0)
     np.testing.assert_array_equal(mapped.gather(np.array([5]))[0], array[5])
 
@@ -120,20 +123,20 @@ def test_nothing_decodable(tmp_path: Path) -> None:
         load_pixels(open_images(tmp_path), short_side=None, cache_gb=1)
 
 
-def test_unusable_folder_streams_with_a_sentence(folder: Path, on_disk: None, tmp_path: Path) -> None:
+def test_unusable_folder_streams_with_a_sentence(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "c").write_text("a file where the folder should be")
     with pytest.warns(UserWarning, match="DEEPCLUSTER_CACHE"):
-        pixels = load_pixels(open_images(folder), short_side=None, cache_gb=1, directory=tmp_path / "c")
+        pixels = load_pixels(open_images(folder), short_side=None, cache_gb=1, small=0, directory=tmp_path / "c")
     assert isinstance(pixels, StreamedPixels)
 
 
-def test_full_disk_leaves_nothing(folder: Path, on_disk: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_disk_leaves_nothing(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(np, "save", full)
     with pytest.warns(UserWarning, match="No space left"):
-        pixels = load_pixels(open_images(folder), short_side=None, cache_gb=1, directory=tmp_path / "c")
+        pixels = load_pixels(open_images(folder), short_side=None, cache_gb=1, small=0, directory=tmp_path / "c")
     assert isinstance(pixels, StreamedPixels) and list((tmp_path / "c" / "pixels").iterdir()) == []
 
 
@@ -142,23 +145,22 @@ import sys, time
 from pathlib import Path
 from deepcluster.data import cache
 from deepcluster.data.open import open_images
-cache.SMALL, cache.CHUNK = 0, 2
 slow = float(sys.argv[3])
-pixels = cache.load_pixels(open_images(sys.argv[1]), short_side=None, cache_gb=1, directory=Path(sys.argv[2]),
+pixels = cache.load_pixels(open_images(sys.argv[1]), short_side=None, cache_gb=1, small=0, directory=Path(sys.argv[2]),
                            progress=lambda *at: (print(*at, flush=True), time.sleep(slow)))
 print("sum", int(pixels.pixels.astype("int64").sum()), flush=True)
 """
 
 
-def build(folder: Path, target: Path, slow: float) -> subprocess.Popen:
+def build(folder: Path, target: Path, slow: float) -> subprocess.Popen[str]:
     command = [sys.executable, "-c", BUILD, str(folder), str(target), str(slow)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
 
 
 @pytest.mark.slow
-def test_kill_leaves_nothing_half_valid_and_two_may_build_at_once(folder: Path, on_disk: None, tmp_path: Path) -> None:
+def test_kill_leaves_nothing_half_valid_and_two_may_build_at_once(folder: Path, tmp_path: Path) -> None:
     killed = build(folder, tmp_path / "c", 60)
-    assert killed.stdout.readline().startswith("2 ")
+    assert killed.stdout is not None and killed.stdout.readline().startswith("2 ")
     killed.kill()
     killed.wait()
     (left,) = (tmp_path / "c" / "pixels").iterdir()
@@ -168,16 +170,15 @@ def test_kill_leaves_nothing_half_valid_and_two_may_build_at_once(folder: Path, 
     assert sums[0] == sums[1] and sums[0].startswith("sum")
     (entry,) = (tmp_path / "c" / "pixels").iterdir()
     assert not entry.name.startswith(".")
-    check(load_pixels(open_images(folder), short_side=None, cache_gb=1, directory=tmp_path / "c"), folder)
+    check(load_pixels(open_images(folder), short_side=None, cache_gb=1, small=0, directory=tmp_path / "c"), folder)
 
 
-def test_least_recently_used_entry_makes_room(folder: Path, on_disk: None, tmp_path: Path) -> None:
-    options = {"cache_gb": 1, "directory": tmp_path / "c"}
+def test_least_recently_used_entry_makes_room(folder: Path, tmp_path: Path) -> None:
     home = tmp_path / "c" / "pixels"
     made = []
     for short_side in (10, 12, 14):
         before = set(home.iterdir()) if home.exists() else set()
-        load_pixels(open_images(folder), short_side=short_side, **options)
+        load_pixels(open_images(folder), short_side=short_side, cache_gb=1, small=0, directory=tmp_path / "c")
         made += list(set(home.iterdir()) - before)
     for age, entry in zip((300, 900, 600), made, strict=True):
         os.utime(entry / "meta.json", (time.time() - age,) * 2)

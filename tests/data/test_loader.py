@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from deepcluster.data.augment import center_crop
 from deepcluster.data.cache import Pixels, StreamedPixels, load_pixels
 from deepcluster.data.loader import Loader
 from deepcluster.data.open import open_images
-from deepcluster.data.transforms import CenterCrop, RandomCrop, RandomViews, TenCrop
+from deepcluster.data.transforms import CenterCrop, RandomCrop, RandomViews, TenCrop, Transform
 from deepcluster.data.views import ViewGroup
 from deepcluster.distributed import ProcessGroup
 from deepcluster.types import Batch
@@ -60,7 +61,7 @@ def test_covers_the_order_with_plain_views(pixels: Pixels, array: np.ndarray) ->
     assert len(list(Loader(pixels, order, batch_size=8, transform=CenterCrop(12), drop_last=True))) == 6
 
 
-SHARED = {
+SHARED: dict[str, Transform] = {
     "views": RandomViews(replace(GROUP, jitter=0.8, rotate=5), replace(GROUP, size=6, count=1), lighting=0.1),
     "random crop": RandomCrop(8),
     "center crop": CenterCrop(8),
@@ -125,9 +126,9 @@ def test_same_batches_for_any_prefetch_and_again(pixels: Pixels) -> None:
 
 @pytest.mark.parametrize("start", [0, 3, 6, 7])
 def test_start_goes_on_where_it_stood(pixels: Pixels, start: int) -> None:
-    options = {"batch_size": 8, "transform": VIEWS, "key": (5,)}
-    whole = list(Loader(pixels, np.arange(50), **options))
-    rest = Loader(pixels, np.arange(50), start=start, **options)
+    load = partial(Loader, batch_size=8, transform=VIEWS, key=(5,))
+    whole = list(load(pixels, np.arange(50)))
+    rest = load(pixels, np.arange(50), start=start)
     assert len(rest) == 7 - start and same(whole[start:], list(rest))
 
 
@@ -136,10 +137,10 @@ def test_streamed_equals_stored_and_drops_bad_images(folder: Path, workers: int)
     source = open_images(folder)
     stored = load_pixels(source, short_side=None, cache_gb=1)
     streamed = StreamedPixels(source, None, workers)
-    options = {"batch_size": 7, "transform": VIEWS, "key": (5,)}
+    load = partial(Loader, batch_size=7, transform=VIEWS, key=(5,))
     order = np.tile(np.random.default_rng(1).permutation(50), 6)  # enough to be worth decoding processes
-    first, second = list(Loader(stored, order, **options)), list(Loader(streamed, order, **options))
-    assert same(first, second) and same(second, list(Loader(streamed, order, **options)))
+    first, second = list(load(stored, order)), list(load(streamed, order))
+    assert same(first, second) and same(second, list(load(streamed, order)))
     index = torch.cat([batch.index for batch in second])
     assert sorted(index.tolist()) == sorted([k for k in range(50) if k not in (4, 20, 21)] * 6)
     assert set(streamed.bad) == {4, 20, 21} and "not an image" in streamed.bad[4]
@@ -147,11 +148,11 @@ def test_streamed_equals_stored_and_drops_bad_images(folder: Path, workers: int)
 
 
 def test_bad_images_change_no_other_view(folder: Path) -> None:
-    options = {"batch_size": 50, "transform": VIEWS, "key": (5,)}
-    broken = next(iter(Loader(load_pixels(open_images(folder), short_side=None, cache_gb=1), np.arange(50), **options)))
+    load = partial(Loader, batch_size=50, transform=VIEWS, key=(5,))
+    broken = next(iter(load(load_pixels(open_images(folder), short_side=None, cache_gb=1), np.arange(50))))
     for k in (4, 20, 21):
         Image.new("RGB", (13, 14)).save(folder / f"{k}.png")
-    mended = next(iter(Loader(load_pixels(open_images(folder), short_side=None, cache_gb=1), np.arange(50), **options)))
+    mended = next(iter(load(load_pixels(open_images(folder), short_side=None, cache_gb=1), np.arange(50))))
     for one, other in zip(broken.views, mended.views, strict=True):
         torch.testing.assert_close(one, other[broken.index], atol=1e-4, rtol=0)
 

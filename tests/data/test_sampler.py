@@ -57,13 +57,13 @@ SHARES = np.array([0.5, 0.25, 0.1, 0.05, 0.05, 0.025, 0.015, 0.005, 0.003, 0.002
 
 
 def published_by_hand(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """The published procedure in plain words: lists of images, draws, and a look-up in the wrong list."""
+    """The published procedure step by step: lists of images, draws, and a lookup in the wrong list."""
     lists = [np.flatnonzero(labels == k) for k in range(labels.max() + 1)]
     per_cluster = int(len(labels) / len(lists)) + 1
     drawn = np.concatenate([rng.choice(one, per_cluster, replace=len(one) <= per_cluster) for one in lists])
     rng.shuffle(drawn)
     relabelled = np.concatenate(lists)
-    return relabelled[drawn[: len(labels)]]
+    return np.asarray(relabelled[drawn[: len(labels)]])
 
 
 def test_published_gives_the_natural_shares_with_repetition() -> None:

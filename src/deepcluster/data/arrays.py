@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from PIL import Image
 
 from deepcluster.data.decode import shrink, to_rgb
 from deepcluster.data.source import ImageSource
+from deepcluster.digest import digest
 from deepcluster.errors import DeepClusterError
 
 #: Bytes up to which an array's fingerprint reads all of it; beyond, evenly spaced images.
@@ -51,8 +51,9 @@ class Arrays:
     def block(self) -> np.ndarray | None:
         """(N, H, W, 3) uint8 when the pictures lie ready like that, so that no copy need be made; else None."""
         pictures = self.pictures
-        ready = isinstance(pictures, np.ndarray) and pictures.ndim == 4 and pictures.shape[3] == 3
-        return pictures if ready and pictures.flags.c_contiguous else None  # type: ignore[union-attr,return-value]
+        if not isinstance(pictures, np.ndarray) or pictures.ndim != 4 or pictures.shape[3] != 3:
+            return None
+        return pictures if pictures.flags.c_contiguous else None
 
     def __len__(self) -> int:
         return len(self.pictures)
@@ -72,14 +73,10 @@ class Arrays:
         return np.asarray(shrink(to_rgb(Image.fromarray(np.ascontiguousarray(picture))), short_side))
 
     def fingerprint(self) -> str:
-        digest = hashlib.blake2b(f"{len(self)} {self._stamp}".encode(), digest_size=16)
-        total = sum(p.nbytes for p in self.pictures) if isinstance(self.pictures, list) else self.pictures.nbytes  # type: ignore[union-attr]
+        arrays = [self.pictures] if isinstance(self.pictures, np.ndarray) else self.pictures
+        total = sum(array.nbytes for array in arrays)
         step = max(1, -(-total // HASHED))
-        for index in range(0, len(self), step):
-            picture = np.ascontiguousarray(self.pictures[index])
-            digest.update(repr(picture.shape).encode())
-            digest.update(picture.data)
-        return digest.hexdigest()
+        return digest(len(self), self._stamp, *(self.pictures[k] for k in range(0, len(self), step)))
 
 
 def open_digits() -> ImageSource:

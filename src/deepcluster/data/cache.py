@@ -1,4 +1,4 @@
-"""Decode once: `load_pixels` puts a source's pictures into memory or into a memory-mapped file.
+"""Decode once: `load_pixels` puts a source's images into memory or into a memory-mapped file.
 
 What does not fit the budget is decoded on demand instead. A cache entry is written beside its place and
 renamed, so that a kill leaves nothing half valid and two processes may build the same entry at once.
@@ -7,7 +7,6 @@ renamed, so that a kill leaves nothing half valid and two processes may build th
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import shutil
@@ -15,7 +14,7 @@ import socket
 import time
 import uuid
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Protocol
 
@@ -24,12 +23,14 @@ import numpy as np
 from deepcluster.data.cache_folder import cache_folder
 from deepcluster.data.decode_pool import Decoded, decode_batch, decode_batches
 from deepcluster.data.source import ImageSource
+from deepcluster.digest import digest
 from deepcluster.errors import DeepClusterError
 
-#: Bytes up to which pictures simply live in memory.
+#: Bytes up to which decoded images simply live in memory.
 SMALL = 256 << 20
 #: Raised when what is stored changes its form.
 FORMAT = 1
+#: Images decoded at a time.
 CHUNK = 128
 #: Images beyond which a sample without a single good one is taken for all.
 MANY = 100_000
@@ -38,7 +39,7 @@ Progress = Callable[[int, int], None]
 
 
 class Pixels(Protocol):
-    """The pictures of a source, decoded and, where asked, shrunk."""
+    """The images of a source, decoded and, where asked, shrunk."""
 
     source: ImageSource
     bad: dict[int, str]
@@ -54,17 +55,17 @@ class Pixels(Protocol):
         ...
 
     def gather(self, index: np.ndarray) -> list[np.ndarray | None]:
-        """The pictures (h, w, 3) uint8 of these indices; None for a bad one. Not to be written to."""
+        """The images (h, w, 3) uint8 of these indices; None for a bad one. Not to be written to."""
         ...
 
 
 class StoredPixels:
-    """Pictures one after another in one uint8 array, in memory or memory-mapped.
+    """Images one after another in one uint8 array, in memory or memory-mapped.
 
     Args:
         source: where they come from.
         pixels: flat uint8.
-        offsets: (N,) int64, where each picture starts.
+        offsets: (N,) int64, where each image starts.
         sizes: (N, 2) int64 height and width; 0, 0 for a bad one.
         bad: index -> reason.
     """
@@ -92,13 +93,13 @@ class StoredPixels:
 
 
 class StreamedPixels:
-    """Pictures decoded whenever they are asked for; bad ones are found on the way.
+    """Images decoded whenever they are asked for; bad ones are found on the way.
 
     Args:
         source: where they come from.
         short_side: pixels, see `ImageSource.read`.
         workers: decoding processes that a `Loader` may start; 0 = as many as there are cores.
-        image_bytes: about how large a decoded picture is.
+        image_bytes: about how large a decoded image is.
     """
 
     def __init__(
@@ -148,7 +149,7 @@ class Slice:
 
 
 def window(pixels: Pixels, start: int, stop: int) -> Pixels:
-    """The pictures start … stop - 1 as pictures 0 … stop - start - 1, without a copy."""
+    """The images start … stop - 1 as images 0 … stop - start - 1, without a copy."""
     source = Slice(pixels.source, start, stop)
     if isinstance(pixels, StoredPixels):
         bad = {index - start: reason for index, reason in pixels.bad.items() if start <= index < stop}
@@ -164,21 +165,25 @@ def load_pixels(
     cache_gb: float,
     workers: int = 0,
     directory: Path | None = None,
-    progress: Progress | None = None,
+    progress: Progress = lambda done, total: None,
+    small: int = SMALL,
+    chunk: int = CHUNK,
 ) -> Pixels:
-    """The pictures of `source`, decoded once if they fit.
+    """The images of `source`, decoded once if they fit.
 
-    Up to 256 MB live in memory. Up to `cache_gb` go to a file under the cache folder, found again by the next
+    Up to `small` bytes live in memory. Up to `cache_gb` go to a file under the cache folder, found again by the next
     run; the least recently used entries make room there. Beyond, or where the folder cannot be written to,
-    pictures are decoded on demand.
+    images are decoded on demand.
 
     Args:
         source: see `open_images`.
-        short_side: shrink larger pictures to this shorter side, in pixels; None keeps their size.
-        cache_gb: budget of the cache folder in GB (1e9 bytes); 0 = never keep decoded pictures.
+        short_side: shrink larger images to this shorter side, in pixels; None keeps their size.
+        cache_gb: budget of the cache folder in GB (1e9 bytes); 0 = never keep decoded images.
         workers: decoding processes; 0 = as many as there are cores.
         directory: instead of `cache_folder()`.
         progress: called with (images done, N) while decoding.
+        small: bytes of decoded images that are kept in memory and not in a file.
+        chunk: images decoded at a time.
 
     Raises:
         DeepClusterError: not one image of the source can be decoded, or, of a large source, of a sample of it.
@@ -192,10 +197,11 @@ def load_pixels(
     each = max(1.0, estimate / len(source))
     if estimate > budget:
         return StreamedPixels(source, short_side, workers, each)
-    decoded = decode_batches(source, _chunks(source), short_side, workers, each)
-    if estimate <= SMALL:
-        return _checked(_in_memory(source, decoded, progress))
-    entry = folder / _key(source, short_side)
+    chunks = np.array_split(np.arange(len(source)), max(1, -(-len(source) // chunk)))
+    decoded = _counted(decode_batches(source, chunks, short_side, workers, each), len(source), progress)
+    if estimate <= small:
+        return _checked(_in_memory(source, decoded))
+    entry = folder / digest(FORMAT, source.fingerprint(), short_side)
     try:
         found = _open(entry, source)
         if found is None:
@@ -204,14 +210,14 @@ def load_pixels(
             _evict(folder, budget - estimate)
             if shutil.disk_usage(folder).free < estimate * 1.05:
                 raise OSError(f"it has less than {estimate / 1e9:.1f} GB left")
-            _write(entry, source, short_side, decoded, progress)
+            _write(entry, source, short_side, decoded)
             found = _open(entry, source)
         if found is None:
             raise OSError("what was written cannot be read back")
     except OSError as error:
         warnings.warn(
-            f"the image cache {folder} cannot be used ({error.strerror or error}): images are decoded anew each epoch, "
-            "which is slower; point DEEPCLUSTER_CACHE at a folder with room",
+            f"the image cache {folder} cannot be used ({error.strerror or error}): images are decoded again in each "
+            "epoch, which is slower; point DEEPCLUSTER_CACHE at a folder with room",
             stacklevel=2,
         )
         return StreamedPixels(source, short_side, workers, each)
@@ -219,7 +225,7 @@ def load_pixels(
 
 
 def _as_they_are(source: ImageSource, short_side: int | None) -> StoredPixels | None:
-    """A source that is one array of RGB pictures, none to be shrunk, needs no copy."""
+    """A source that is one array of RGB images, none to be shrunk, needs no copy."""
     block: np.ndarray | None = getattr(source, "block", None)
     if block is None or (short_side is not None and min(block.shape[1:3]) > short_side):
         return None
@@ -229,7 +235,7 @@ def _as_they_are(source: ImageSource, short_side: int | None) -> StoredPixels | 
 
 
 def _estimate(source: ImageSource, short_side: int | None) -> int:
-    """Bytes that the decoded pictures will take, from up to 48 of them, evenly spaced."""
+    """Bytes that the decoded images will take, from up to 48 of them, evenly spaced."""
     sample = np.unique(np.linspace(0, len(source) - 1, 48).astype(int))
     decoded = decode_batch(source, sample, short_side)
     good = len(sample) - len(decoded.reasons)
@@ -242,31 +248,25 @@ def _estimate(source: ImageSource, short_side: int | None) -> int:
     return int(decoded.pixels.nbytes / max(good, 1) * len(source) * (1.0 if good == len(source) else 1.1))
 
 
-def _chunks(source: ImageSource) -> list[np.ndarray]:
-    return np.array_split(np.arange(len(source)), max(1, -(-len(source) // CHUNK)))
-
-
-def _in_memory(source: ImageSource, arriving: Iterator[Decoded], progress: Progress | None) -> StoredPixels:
-    parts, sizes, bad = [], [], {}
+def _counted(arriving: Iterable[Decoded], total: int, progress: Progress) -> Iterator[Decoded]:
     done = 0
     for decoded in arriving:
-        parts.append(decoded.pixels)
-        sizes.append(decoded.sizes)
-        bad.update(decoded.reasons)
+        yield decoded
         done += len(decoded.index)
-        if progress:
-            progress(done, len(source))
-    return StoredPixels(source, np.concatenate(parts), *_layout(np.concatenate(sizes)), bad)
+        progress(done, total)
+
+
+def _in_memory(source: ImageSource, arriving: Iterable[Decoded]) -> StoredPixels:
+    parts = list(arriving)
+    bad = {index: reason for part in parts for index, reason in part.reasons.items()}
+    sizes = np.concatenate([part.sizes for part in parts])
+    return StoredPixels(source, np.concatenate([part.pixels for part in parts]), *_layout(sizes), bad)
 
 
 def _layout(sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(offsets, sizes) of pictures that lie one after another."""
+    """(offsets, sizes) of images that lie one after another."""
     lengths = sizes.prod(1) * 3
     return np.cumsum(lengths) - lengths, sizes
-
-
-def _key(source: ImageSource, short_side: int | None) -> str:
-    return hashlib.blake2b(f"{FORMAT} {source.fingerprint()} {short_side}".encode(), digest_size=12).hexdigest()
 
 
 def _open(entry: Path, source: ImageSource) -> StoredPixels | None:
@@ -286,24 +286,19 @@ def _open(entry: Path, source: ImageSource) -> StoredPixels | None:
     return StoredPixels(source, np.asarray(pixels), *_layout(sizes), bad)
 
 
-def _write(
-    entry: Path, source: ImageSource, short_side: int | None, arriving: Iterator[Decoded], progress: Progress | None
-) -> None:
+def _write(entry: Path, source: ImageSource, short_side: int | None, arriving: Iterable[Decoded]) -> None:
     """Decode everything into a folder of our own, then rename it to `entry`."""
     own = entry.parent / f".{entry.name}-{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
     own.mkdir()
     try:
-        sizes, bad = [], {}
-        done = total = 0
+        sizes: list[np.ndarray] = []
+        bad: dict[int, str] = {}
         with open(own / "pixels.bin", "wb") as file:
             for decoded in arriving:
                 file.write(decoded.pixels.data)
-                total += decoded.pixels.nbytes
                 sizes.append(decoded.sizes)
                 bad.update(decoded.reasons)
-                done += len(decoded.index)
-                if progress:
-                    progress(done, len(source))
+            total = file.tell()
         np.save(own / "sizes.npy", np.concatenate(sizes))
         meta = {"source": source.name, "short_side": short_side, "bytes": total, "bad": bad}
         (own / "meta.json").write_text(json.dumps(meta))
@@ -320,19 +315,11 @@ def _write(
 def _sweep(folder: Path) -> None:
     """Remove what killed processes of this machine left behind."""
     for left in folder.glob(f".*-{socket.gethostname()}-*-*"):
-        pid = left.name.split("-")[-2]
-        if pid.isdigit() and not _alive(int(pid)):
-            shutil.rmtree(left, ignore_errors=True)
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        pass
-    return True
+        with contextlib.suppress(ValueError, OSError):  # not a process number; a process of somebody else
+            try:
+                os.kill(int(left.name.split("-")[-2]), 0)
+            except ProcessLookupError:
+                shutil.rmtree(left, ignore_errors=True)
 
 
 def _evict(folder: Path, room: int) -> None:

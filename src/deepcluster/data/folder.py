@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ from deepcluster.data.naming import (
     natural_key,
 )
 from deepcluster.data.source import ImageSource
+from deepcluster.digest import digest
 from deepcluster.errors import BadImage, DeepClusterError
 
 #: Files whose first bytes go into a fingerprint; all go in with their name, size and time.
@@ -60,21 +60,23 @@ class Files:
         return decode(os.path.join(self.root, self.paths[index]), short_side)
 
     def fingerprint(self) -> str:
-        digest = hashlib.blake2b(digest_size=16)
+        states: list[tuple[str, int, int]] = []
         for path in self.paths:
             try:
                 state = os.stat(os.path.join(self.root, path))
-                digest.update(f"{path}\0{state.st_size}\0{state.st_mtime_ns}\n".encode(errors="surrogateescape"))
+                states.append((path, state.st_size, state.st_mtime_ns))
             except OSError:
-                digest.update(f"{path}\0missing\n".encode(errors="surrogateescape"))
+                states.append((path, -1, -1))
         # Sizes and times can coincide between two sets (raw bitmaps, archives with fixed times); contents do not.
-        for k in np.unique(np.linspace(0, len(self) - 1, SAMPLED).astype(int)):
-            try:
-                with open(os.path.join(self.root, self.paths[k]), "rb") as file:
-                    digest.update(file.read(4096))
-            except OSError:
-                digest.update(b"missing")
-        return digest.hexdigest()
+        heads = [self._head(int(k)) for k in np.unique(np.linspace(0, len(self) - 1, SAMPLED).astype(int))]
+        return digest(states, *heads)
+
+    def _head(self, index: int) -> bytes:
+        try:
+            with open(os.path.join(self.root, self.paths[index]), "rb") as file:
+                return file.read(4096)
+        except OSError:
+            return b"missing"
 
 
 def open_folder(name: str) -> ImageSource:
@@ -145,21 +147,26 @@ def open_list_file(name: str) -> ImageSource:
     return source
 
 
-def open_paths(paths: Sequence[str], name: str = "list") -> ImageSource:
-    """A list of image files, or a single one, relative to the working folder."""
+def open_paths(paths: Sequence[str]) -> ImageSource:
+    """A list of image files, relative to the working folder."""
+    if len(paths) == 1:
+        return open_file(paths[0], "list")
     plain = [os.path.expanduser(path) for path in paths]
-    source = Files(name, Path.cwd(), plain)
-    missing = [path for path in plain if not os.path.isfile(path)]
-    if len(missing) == len(plain):
-        raise DeepClusterError(f"none of the {len(plain)} image files given exists, the first being {missing[0]}")
-    if len(plain) == 1:
-        try:
-            source.read(0)
-        except BadImage as error:
-            raise DeepClusterError(
-                f"{plain[0]} cannot be read as an image ({error}): "
-                "give an image, a folder, a .tar, .zip, .json, .npy, .txt or .csv"
-            ) from None
+    if not any(os.path.isfile(path) for path in plain):
+        raise DeepClusterError(f"none of the {len(plain)} image files given exists, the first being {plain[0]}")
+    return Files("list", Path.cwd(), plain)
+
+
+def open_file(path: str, name: str | None = None) -> ImageSource:
+    """A single image file, relative to the working folder."""
+    source = Files(name or path, Path.cwd(), [os.path.expanduser(path)])
+    try:
+        source.read(0)
+    except BadImage as error:
+        raise DeepClusterError(
+            f"{path} cannot be read as an image ({error}): "
+            "give an image, a folder, a .tar, .zip, .json, .npy, .txt or .csv"
+        ) from None
     return source
 
 

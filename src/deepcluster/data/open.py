@@ -1,17 +1,38 @@
-"""`open_images`: opens any image source by its name or from arrays."""
+"""`open_images`: opens any image source, by its name or from what Python holds."""
 
 from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from deepcluster.data import storage
+from deepcluster.data.arrays import open_array, open_digits, open_list, open_npy
+from deepcluster.data.folder import open_file, open_folder, open_list_file, open_paths
+from deepcluster.data.manifest import open_manifest
+from deepcluster.data.shards import open_shards
 from deepcluster.data.source import ImageSource
+from deepcluster.data.torchvision import open_torchvision
 from deepcluster.errors import DeepClusterError
+
+Opener = Callable[[str], ImageSource]
+
+#: Names that begin like this are no paths.
+BY_PREFIX: dict[str, Opener] = {"torchvision:": open_torchvision}
+#: What a file is, by its ending; a file with any other ending is taken for one image.
+BY_ENDING: dict[str, Opener] = {
+    ".tar": open_shards,
+    ".zip": open_shards,
+    ".json": open_manifest,
+    ".txt": open_list_file,
+    ".csv": open_list_file,
+    ".npy": open_npy,
+}
+COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 
 
 def open_images(source: Any) -> ImageSource:
@@ -26,8 +47,6 @@ def open_images(source: Any) -> ImageSource:
     Raises:
         DeepClusterError: there is nothing to open, in one sentence that says what to do.
     """
-    from deepcluster.data import arrays, folder
-
     if isinstance(source, (str, Path)):
         return _open_named(str(source))
     if isinstance(source, ImageSource):
@@ -35,13 +54,13 @@ def open_images(source: Any) -> ImageSource:
     if isinstance(source, np.ndarray) and source.dtype.kind in "US":
         source = source.tolist()
     if hasattr(source, "__array__") and not isinstance(source, (list, tuple)):
-        return arrays.open_array(source, name="array")
+        return open_array(source, name="array")
     if isinstance(source, Sequence):
         if not source:
             raise DeepClusterError("the list of images is empty: give at least one path or array")
         if all(isinstance(item, (str, os.PathLike)) for item in source):
-            return folder.open_paths([os.fspath(item) for item in source])
-        return arrays.open_list(source)
+            return open_paths([os.fspath(item) for item in source])
+        return open_list(source)
     raise DeepClusterError(
         f"cannot read images from a {type(source).__name__}: "
         "give a path, a list of paths or arrays, or an array (N, H, W, C)"
@@ -49,56 +68,46 @@ def open_images(source: Any) -> ImageSource:
 
 
 def must_exist(name: str | None) -> None:
-    """A quick look, before hundreds of megabytes of libraries are loaded, whether a named source is there at all.
+    """Checks, before large libraries are loaded, that a named source is there at all.
 
     Raises:
         DeepClusterError: there is no such file or folder.
     """
-    from deepcluster.data import storage
-
-    if name is None or name == "digits" or name.startswith("torchvision:") or storage.is_url(name):
+    if name is None or name == "digits" or name.startswith(tuple(BY_PREFIX)) or storage.is_url(name):
         return
-    path = Path(name).expanduser()
-    if not path.exists() and not any(mark in name for mark in "*?[{"):
-        raise DeepClusterError(_missing(name, path))
+    if not Path(name).expanduser().exists() and not _is_pattern(name):
+        raise _missing(name)
 
 
 def _open_named(name: str) -> ImageSource:
-    from deepcluster.data import arrays, folder, manifest, shards, storage, torchvision
-
+    for prefix, opener in BY_PREFIX.items():
+        if name.startswith(prefix):
+            return opener(name)
     path = Path(name).expanduser()
-    if name == "digits" and not path.exists():
-        return arrays.open_digits()
-    if name.startswith("torchvision:"):
-        return torchvision.open_torchvision(name)
-    if storage.is_url(name):
-        return shards.open_shards(name)
     if path.is_dir():
-        return folder.open_folder(name)
-    if not path.exists() and any(mark in name for mark in "*?[{"):
-        return shards.open_shards(name)
+        return open_folder(name)
     if not path.exists():
-        raise DeepClusterError(_missing(name, path))
-    kind = path.suffix.lower()
-    if kind in (".tar", ".zip"):
-        return shards.open_shards(name)
-    if name.lower().endswith((".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")):
+        if name == "digits":
+            return open_digits()
+        if storage.is_url(name) or _is_pattern(name):
+            return open_shards(name)
+        raise _missing(name)
+    if name.lower().endswith(COMPRESSED):
         raise DeepClusterError(
             f"{name} is compressed and cannot be read in place: unpack it to a folder, or repack it as a plain .tar"
         )
-    if kind == ".json":
-        return manifest.open_manifest(name)
-    if kind in (".txt", ".csv"):
-        return folder.open_list_file(name)
-    if kind == ".npy":
-        return arrays.open_npy(name)
-    return folder.open_paths([name], name=name)
+    return BY_ENDING.get(path.suffix.lower(), open_file)(name)
 
 
-def _missing(name: str, path: Path) -> str:
+def _is_pattern(name: str) -> bool:
+    return any(mark in name for mark in "*?[{")
+
+
+def _missing(name: str) -> DeepClusterError:
+    path = Path(name).expanduser()
     near = difflib.get_close_matches(name, ["digits"], cutoff=0.7)
     if not near and path.parent.is_dir():
         found = difflib.get_close_matches(path.name, [entry.name for entry in path.parent.iterdir()], 1, 0.7)
         near = [str(path.parent / entry) for entry in found]
     advice = f"did you mean {near[0]}?" if near else "check the path, or see `deepcluster train --help` for sources"
-    return f"there is no file or folder {name}: {advice}"
+    return DeepClusterError(f"there is no file or folder {name}: {advice}")

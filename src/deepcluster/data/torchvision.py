@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import hashlib
 import inspect
 from typing import Any
 from urllib.parse import parse_qsl
@@ -13,6 +12,7 @@ from PIL import Image
 
 from deepcluster.data.decode import shrink, to_rgb
 from deepcluster.data.source import ImageSource
+from deepcluster.digest import digest
 from deepcluster.errors import BadImage, DeepClusterError
 
 
@@ -53,17 +53,17 @@ class TorchvisionSet:
             raise BadImage((str(error).splitlines() or [type(error).__name__])[0][:200]) from None
 
     def fingerprint(self) -> str:
-        digest = hashlib.blake2b(f"{self._stamp} {len(self)}".encode(), digest_size=16)
         content = getattr(self.dataset, "data", None)
         if hasattr(content, "__array__"):
-            digest.update(np.ascontiguousarray(content).data)
-        else:
-            for index in np.unique(np.linspace(0, len(self) - 1, 32).astype(int)):
-                try:
-                    digest.update(np.ascontiguousarray(self.read(int(index))).data)
-                except BadImage as error:
-                    digest.update(str(error).encode())
-        return digest.hexdigest()
+            return digest(self._stamp, len(self), np.asarray(content))
+        sample = np.unique(np.linspace(0, len(self) - 1, 32).astype(int))
+        return digest(self._stamp, len(self), *(self._sample(int(index)) for index in sample))
+
+    def _sample(self, index: int) -> np.ndarray | str:
+        try:
+            return self.read(index)
+        except BadImage as error:
+            return str(error)
 
 
 def open_torchvision(name: str) -> ImageSource:
