@@ -16,8 +16,7 @@ from deepcluster.engine.model import Model
 from deepcluster.engine.run import load_subject
 from deepcluster.engine.subject import Subject
 from deepcluster.errors import DeepClusterError
-from deepcluster.features.feature_file import write_parts, write_table
-from deepcluster.features.table import open_table
+from deepcluster.features.table import open_table, write_parts, write_table
 from deepcluster.models.zoo import build_backbone
 from processes import together
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from deepcluster.data.cache import Pixels
     from deepcluster.engine.log import Bar
     from deepcluster.engine.model import Model
-    from deepcluster.features.feature_file import Describe
+    from deepcluster.features.table import Extractor
 
 
 def features(
@@ -53,9 +53,10 @@ def features(
             raise DeepClusterError(
                 f"{group.size} processes write a table in parts, not one file: give --out a folder, without .npy."
             )
+        from deepcluster.digest import digest
         from deepcluster.engine.log import Screen
         from deepcluster.engine.run import load_subject
-        from deepcluster.features.feature_file import weights_digest, write_parts, write_table
+        from deepcluster.features.table import write_parts, write_table
         from deepcluster.io import write_json
 
         screen = Screen(quiet=not group.is_first, stderr=json)
@@ -72,7 +73,7 @@ def features(
             if one_file:
                 width, bad = write_table(describe, pixels, out)
             else:
-                made = {**about, "weights": weights_digest(backbone), "image_size": backbone.image_size}
+                made = {**about, "weights": digest(backbone), "image_size": backbone.image_size}
                 width, bad = write_parts(
                     describe, pixels, out, made, parts=parts, overwrite=overwrite, skipped=advance, group=group
                 )
@@ -98,14 +99,14 @@ def _check_out(out: Path, one_file: bool, parts: int | None, overwrite: bool) ->
         raise DeepClusterError(f"--parts is {parts}: give 1 or a larger number of files.")
 
 
-def feature_network(model: Model, tap: str | None, device: str, advance: Bar) -> Describe:
+def feature_network(model: Model, tap: str | None, device: str, advance: Bar) -> Extractor:
     """What describes all images of some pixels by `model`, and moves the bar on."""
     import numpy as np
 
     from deepcluster.data.arrays import open_array
     from deepcluster.data.cache import load_pixels
     from deepcluster.features.extract import extract
-    from deepcluster.features.feature_file import BATCH
+    from deepcluster.features.table import BATCH
 
     backbone = model.backbone.to(device)
     size = backbone.image_size

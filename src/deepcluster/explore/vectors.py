@@ -17,8 +17,7 @@ from deepcluster.data.cache import Pixels
 from deepcluster.data.source import ImageSource
 from deepcluster.engine.model import MODEL
 from deepcluster.explore.jobs import Job
-from deepcluster.features.feature_file import write_parts
-from deepcluster.features.parts import open_parts
+from deepcluster.features.table import open_parts, write_parts
 from deepcluster.io import write_atomic, write_json
 
 if TYPE_CHECKING:

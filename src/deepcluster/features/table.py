@@ -1,18 +1,41 @@
-"""Feature tables on disk: an .npy (N, D) and the .json beside it that says what the rows are, or a folder of parts."""
+"""Feature tables on disk: one .npy file (N, D) with a .json beside it, or a folder of parts that is written resumably.
+
+Batches are cut from all rows, decodable or not, at the same rows for one file and for parts: so both are equal bit
+for bit.
+"""
 
 from __future__ import annotations
 
 import json
+import os
+import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from deepcluster.data.cache import Pixels, window
+from deepcluster.distributed import SINGLE, ProcessGroup
 from deepcluster.errors import DeepClusterError
-from deepcluster.features.parts import PartedTable, open_parts
+from deepcluster.io import remove_leftovers, write_json
+
+BATCH = 256
+"""Images per batch; parts begin at multiples of it."""
+PART_ROWS = 1 << 18
+"""Rows of a part unless another number of parts is asked for: 2 GiB of 2048 features."""
+ABOUT = "table.json"
+"""The file that describes a folder of parts, and says whether it is finished."""
+FORMAT, VERSION = "deepcluster table", 1
+IDENTITY = ("format", "version", "weights", "tap", "image_size", "source_fingerprint", "rows", "part_rows")
+"""What a table depends on: parts written with other values belong to another table."""
+
+Extractor = Callable[[Pixels, Path], tuple[np.ndarray, np.ndarray]]
+"""Index (M,) and features (M, D) of the images that can be decoded; may memory-map the features to the file it is
+given."""
 
 
-def open_table(file: Path) -> tuple[np.ndarray | PartedTable, dict[str, Any]]:
+def open_table(file: Path) -> tuple[np.ndarray | TableInParts, dict[str, Any]]:
     """The table, memory-mapped, and what its .json says; an empty dict where there is none.
 
     Args:
@@ -35,3 +58,268 @@ def open_table(file: Path) -> tuple[np.ndarray | PartedTable, dict[str, Any]]:
         raise DeepClusterError(f"{file} is not a table of numbers (N, D): give what `deepcluster features` wrote.")
     beside = file.with_suffix(".json")
     return table, json.loads(beside.read_text()) if beside.is_file() else {}
+
+
+def write_table(extract: Extractor, pixels: Pixels, file: Path) -> tuple[int, list[int]]:
+    """One .npy (N, D) float32 of all images, complete or not at all; rows of bad images are NaN.
+
+    Returns:
+        D, and the rows that are bad.
+    """
+    part = file.with_name(f".{file.name}.part")
+    try:
+        index, features = extract(pixels, part)
+        width = features.shape[1]
+        if not part.exists() or len(index) < len(pixels):
+            complete = file.with_name(f".{file.name}.complete.part")
+            complete.parent.mkdir(parents=True, exist_ok=True)
+            table = np.lib.format.open_memmap(complete, mode="w+", dtype=np.float32, shape=(len(pixels), width))
+            table[np.setdiff1d(np.arange(len(pixels)), index)] = np.nan
+            for start in range(0, len(index), 65536):
+                table[index[start : start + 65536]] = features[start : start + 65536]
+            table.flush()
+            del features
+            os.replace(complete, part)
+        os.replace(part, file)
+    finally:
+        part.unlink(missing_ok=True)
+    return width, np.setdiff1d(np.arange(len(pixels)), index).tolist()
+
+
+def write_parts(
+    extract: Extractor,
+    pixels: Pixels,
+    folder: Path,
+    about: dict[str, Any],
+    *,
+    parts: int | None = None,
+    overwrite: bool = False,
+    skipped: Callable[[int], None] = lambda images: None,
+    group: ProcessGroup = SINGLE,
+) -> tuple[int, list[int]]:
+    """The same table as `write_table` in several files; parts that an interrupted call finished are not made again.
+
+    Args:
+        folder: where the parts go, with `table.json`.
+        about: description of the table; a call continues what another one began if they agree in `IDENTITY`.
+        parts: about how many; None = `PART_ROWS` rows each.
+        overwrite: replace any table that is there.
+        skipped: called with the number of images of the parts that are there already.
+        group: the processes that divide the parts among them; all of them see `folder`.
+
+    Returns:
+        D, and the rows that are bad.
+
+    Raises:
+        DeepClusterError: the folder holds another table or other files.
+    """
+    step = PART_ROWS if parts is None else BATCH * -(-len(pixels) // (BATCH * parts))
+    about = {"format": FORMAT, "version": VERSION, **about, "rows": len(pixels), "part_rows": step}
+    spans = [(start, min(start + step, len(pixels))) for start in range(0, len(pixels), step)]
+    files = [folder / f"part-{start:012d}-{stop:012d}.npy" for start, stop in spans]
+    with group.collective_section():
+        if group.is_first:
+            _prepare(folder, about, overwrite)
+    with group.collective_section():
+        for number in range(group.rank, len(spans), group.size):
+            start, stop = spans[number]
+            if _finished(files[number]) is None:
+                _write_part(extract, window(pixels, start, stop), files[number])
+            else:
+                skipped(stop - start)
+    bad: list[int] = []
+    width = 0
+    for (start, _), file in zip(spans, files, strict=True):
+        finished = _finished(file)
+        if finished is None:  # another process has written it, and it is not here
+            raise DeepClusterError(f"{folder} is not the same folder for all processes: give one on a shared disk.")
+        width = finished[0]
+        bad += [start + row for row in finished[1]]
+    if group.is_first:
+        write_json(folder / ABOUT, {**about, "width": width, "bad": bad, "finished": True})
+    group.barrier()
+    return width, bad
+
+
+def open_parts(folder: Path) -> tuple[TableInParts, dict[str, Any]]:
+    """The finished table in a folder, and its description.
+
+    Raises:
+        DeepClusterError: there is none, it is not finished, or a part is missing or damaged.
+    """
+    about = _read_about(folder)
+    if not about.get("finished"):
+        raise DeepClusterError(
+            f"The feature table {folder} is not finished: the `deepcluster features` command that began it goes on."
+        )
+    parts, rows = [], 0
+    for file in sorted(path for path in folder.iterdir() if re.fullmatch(r"part-\d+-\d+\.npy", path.name)):
+        start, stop = _span(file)
+        try:
+            part = np.load(file, mmap_mode="r", allow_pickle=False)
+        except (ValueError, OSError, EOFError) as error:
+            raise DeepClusterError(f"{file} is damaged ({error}): delete it and give the same command again.") from None
+        if start != rows or part.ndim != 2 or len(part) != stop - start or not part.flags.c_contiguous:
+            raise DeepClusterError(f"{file} does not follow the part before it: write it again with the same command.")
+        parts.append(part)
+        rows = stop
+    if rows != about["rows"] or len({(part.dtype.str, part.shape[1]) for part in parts}) != 1:
+        raise DeepClusterError(
+            f"The feature table {folder} has {rows:,} of its {about['rows']:,} rows, or parts of several kinds: "
+            "write what is missing with the same command."
+        )
+    return TableInParts(parts), about
+
+
+class TableInParts:
+    """An (N, D) table whose rows lie one after another in several .npy files.
+
+    It is indexed like an array, by rows, row ranges and arrays of rows, and gives arrays; `read_rows` reads into
+    memory of the caller's.
+
+    Args:
+        parts: the files in order, memory-mapped, of one width and dtype.
+    """
+
+    ndim = 2
+
+    def __init__(self, parts: Sequence[np.memmap[Any, Any]]) -> None:
+        self._parts = list(parts)
+        self.files = [Path(str(part.filename)) for part in parts]
+        self.ends = np.cumsum([len(part) for part in parts])
+        self.shape = (int(self.ends[-1]), parts[0].shape[1])
+        self.dtype = parts[0].dtype
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return self[:] if dtype is None else self[:].astype(dtype, copy=False)
+
+    def __getitem__(self, rows: Any) -> np.ndarray:
+        if isinstance(rows, slice):
+            start, stop, step = rows.indices(len(self))
+            if step == 1:
+                into = np.empty((max(0, stop - start), self.shape[1]), self.dtype)
+                self.read_rows(start, into)
+                return into
+            rows = np.arange(start, stop, step)
+        rows = np.asarray(rows)
+        np.broadcast_to(0, len(self))[rows]  # refuses what is not a row, as NumPy does
+        if rows.dtype == bool:
+            rows = np.flatnonzero(rows)
+        flat = np.where(rows < 0, rows + len(self), rows).reshape(-1)
+        found = np.empty((len(flat), self.shape[1]), self.dtype)
+        part = np.searchsorted(self.ends, flat, "right")
+        for k in np.unique(part):
+            mine = np.flatnonzero(part == k)
+            found[mine] = self._parts[k][flat[mine] - self._start(k)]
+        return found.reshape(*rows.shape, self.shape[1])
+
+    def read_rows(self, start: int, into: np.ndarray) -> None:
+        """Read rows from `start` on into an array (n, D) of this dtype, past the mapping, so that none stays in memory.
+
+        Raises:
+            DeepClusterError: a file has become shorter since the table was opened.
+        """
+        line = self.shape[1] * self.dtype.itemsize
+        part = int(np.searchsorted(self.ends, start, "right"))
+        while len(into):
+            inside = start - self._start(part)
+            count = min(len(into), len(self._parts[part]) - inside)
+            wanted = into[:count].data.cast("B")
+            with open(self.files[part], "rb", buffering=0) as file:
+                file.seek(self._parts[part].offset + inside * line)
+                while len(wanted):
+                    got = file.readinto(wanted)
+                    if not got:
+                        raise DeepClusterError(f"{self.files[part]} became shorter while it was read; write it again.")
+                    wanted = wanted[got:]
+            into, start, part = into[count:], start + count, part + 1
+
+    def _start(self, part: int) -> int:
+        return int(self.ends[part - 1]) if part else 0
+
+
+def _read_about(folder: Path) -> dict[str, Any]:
+    """The description of the table in a folder.
+
+    Raises:
+        DeepClusterError: the folder holds no table, or its description is damaged.
+    """
+    file = folder / ABOUT
+    if not file.is_file():
+        raise DeepClusterError(
+            f"{folder} holds no feature table (it has no {ABOUT}): `deepcluster features` writes one."
+        )
+    try:
+        about: dict[str, Any] = json.loads(file.read_text())
+        if about["format"] != FORMAT or about["version"] != VERSION:
+            raise ValueError("another format or version")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DeepClusterError(f"{file} is damaged ({error}): write the table again with --overwrite.") from None
+    return about
+
+
+def _prepare(folder: Path, about: dict[str, Any], overwrite: bool) -> None:
+    """Make the folder one of this table, unfinished."""
+    if folder.exists() and not folder.is_dir():
+        raise DeepClusterError(f"{folder} is a file: a table in parts needs a folder as --out.")
+    begun = (folder / ABOUT).exists()
+    if folder.is_dir():
+        other = next((path.name for path in folder.iterdir() if not _is_own(path.name, begun)), None)
+        if other is not None:
+            raise DeepClusterError(
+                f"{folder} holds other files, such as {other}: choose an empty or new folder as --out."
+            )
+        if begun and not overwrite:
+            there = _read_about(folder)
+            for name in IDENTITY:
+                if there.get(name) != about.get(name):
+                    raise DeepClusterError(
+                        f"{folder} was begun with {name.replace('_', ' ')} {there.get(name)}, and now it is"
+                        f" {about.get(name)}: choose another --out, or replace the table with --overwrite."
+                    )
+        remove_leftovers(folder)
+        if overwrite:
+            for path in folder.iterdir():
+                if path.name != ABOUT:  # it identifies the parts until the last one is gone
+                    path.unlink()
+    write_json(folder / ABOUT, {**about, "finished": False})
+
+
+def _is_own(name: str, begun: bool) -> bool:
+    """Whether a file in a table's folder is the table's; parts are only beside a table.json."""
+    leftover = name.startswith(".") and name.endswith(".part")
+    return leftover or (begun and (name == ABOUT or re.fullmatch(r"part-\d{12}-\d{12}\.(npy|json)", name) is not None))
+
+
+def _write_part(extract: Extractor, pixels: Pixels, file: Path) -> None:
+    beside = file.with_name(f".{file.name}.new.part")
+    try:
+        width, bad = write_table(extract, pixels, beside)
+        write_json(file.with_suffix(".json"), {"width": width, "bad": bad})
+        with open(beside, "rb+") as handle:
+            os.fsync(handle.fileno())
+        os.replace(beside, file)  # last: once it is there, all of the part is
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def _finished(file: Path) -> tuple[int, list[int]] | None:
+    """Width and bad rows of a part that is there; None where it has to be made."""
+    try:
+        about = json.loads(file.with_suffix(".json").read_text())
+        table = np.load(file, mmap_mode="r", allow_pickle=False)
+        start, stop = _span(file)
+        if table.shape == (stop - start, about["width"]) and table.dtype == np.float32:
+            return int(about["width"]), list(about["bad"])
+    except (OSError, ValueError, KeyError, TypeError, EOFError):
+        pass
+    return None
+
+
+def _span(file: Path) -> tuple[int, int]:
+    """First row and end of the part that a file's name says."""
+    start, stop = file.stem.split("-")[1:]
+    return int(start), int(stop)

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 ROWS_SHOWN = 500
 """Rows of the table of all clusters; a page with ten thousand would be slow to open."""
+FARTHEST = 6
+"""Images of each cluster that are farthest from its center, folded away at first."""
 PICTURES = {
     "filters": "First-layer filters",
     "activations": "Images found to excite {}",
@@ -46,17 +48,13 @@ MOST_BYTES = 4_000_000
 MOST_BYTES_EACH = 600_000
 
 
-def write_report(
-    run: Run, *, clusters: int = 24, images: int = 12, farthest: int = 6, command: str | None = None
-) -> Path:
+def write_report(run: Run, *, clusters: int = 24, images: int = 12) -> Path:
     """One self-contained page with the curves, pictures and clusters of a run, RUN/report.html.
 
     Args:
         run: a finished, stopped or running run.
         clusters: clusters shown, the largest first.
         images: images shown of each, the nearest to its center first.
-        farthest: farthest images of each, folded away at first.
-        command: the exact command that made the run; None = one with its main settings.
 
     Returns:
         The path of the page.
@@ -81,7 +79,7 @@ def write_report(
         if source is not None:
             numbers = [number for number in largest(counts)[:clusters] if counts[number]]
             shown = ClusteredImages(source, assignment, run.distance, k)
-            cards, unreadable = _cards(run, shown, numbers, images, farthest)
+            cards, unreadable = _cards(run, shown, numbers, images)
             problem = problem or unreadable
         plots = [_plot(draw, counts) for draw in (sizes.draw_sorted, sizes.draw_histogram)] if clustered else []
     curves = [
@@ -112,7 +110,7 @@ def write_report(
         pictures=saved_pictures(folder / "pictures"),
         bad=bad,
         bad_rows=bad_rows,
-        command=command or report_text.command(config, folder),
+        command=report_text.command(config, folder),
         settings=report_text.flat(config.get("settings", {})),
         versions=report_text.flat(config.get("versions", {})),
     )
@@ -172,13 +170,11 @@ def _data_uri(content: bytes, kind: str) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
 
 
-def _cards(
-    run: Run, shown: ClusteredImages, numbers: list[int], images: int, farthest: int
-) -> tuple[list[dict[str, Any]], str]:
+def _cards(run: Run, shown: ClusteredImages, numbers: list[int], images: int) -> tuple[list[dict[str, Any]], str]:
     """A card for each of some clusters, and a sentence where images cannot be read."""
     problem = ""
     try:
-        contacts = choose_images(run, shown, numbers, images=images, farthest=farthest)
+        contacts = choose_images(run, shown, numbers, images=images, farthest=FARTHEST)
     except (DeepClusterError, OSError) as error:
         problem = f"Images stand in the order of the source: {error}"
         unknown = np.full(len(shown.cluster), np.nan)

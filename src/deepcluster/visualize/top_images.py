@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -36,7 +36,7 @@ Score = Literal["mean", "max"]
 def draw_top_images(
     subject: Subject,
     *,
-    data: object = None,
+    data: Any = None,
     taps: tuple[str, ...] = (),
     filters: tuple[int, ...] = (),
     count: int = 12,

@@ -23,16 +23,14 @@ from deepcluster.data.cache import Pixels, load_pixels
 from deepcluster.data.open import open_images
 from deepcluster.errors import DeepClusterError
 from deepcluster.features.block_reader import Rows
-from deepcluster.features.feature_file import weights_digest, write_parts, write_table
-from deepcluster.features.parts import PartedTable, open_parts
-from deepcluster.features.table import open_table
+from deepcluster.features.table import TableInParts, open_parts, open_table, write_parts, write_table
 from deepcluster.models.export import export_backbone
 from deepcluster.models.zoo import build_backbone
 
 N = 700
 
 
-def split(folder: Path, x: np.ndarray, ends: list[int]) -> PartedTable:
+def split(folder: Path, x: np.ndarray, ends: list[int]) -> TableInParts:
     """`x` as a finished table in parts."""
     folder.mkdir()
     for start, stop in zip([0, *ends[:-1]], ends, strict=True):
@@ -40,7 +38,7 @@ def split(folder: Path, x: np.ndarray, ends: list[int]) -> PartedTable:
     about = {"format": "deepcluster table", "version": 1, "rows": len(x), "finished": True}
     (folder / "table.json").write_text(json.dumps(about))
     table, _ = open_table(folder)
-    assert isinstance(table, PartedTable)
+    assert isinstance(table, TableInParts)
     return table
 
 
@@ -50,7 +48,7 @@ def x() -> np.ndarray:
     return (rng.normal(size=(5, 12))[np.arange(N) % 5] + 0.3 * rng.normal(size=(N, 12))).astype(np.float32)
 
 
-def test_it_is_indexed_like_an_array(x: np.ndarray, tmp_path: Path) -> None:
+def test_a_table_in_parts_is_indexed_like_an_array(x: np.ndarray, tmp_path: Path) -> None:
     table = split(tmp_path / "t", x, [1, 300, 301, N])
     assert table.shape == x.shape and table.dtype == x.dtype and len(table) == N and table.ndim == 2
     for rows in (
@@ -65,7 +63,7 @@ def test_it_is_indexed_like_an_array(x: np.ndarray, tmp_path: Path) -> None:
             table[wrong]
 
 
-def test_rows_and_clusterers_take_it_as_they_take_an_array(x: np.ndarray, tmp_path: Path) -> None:
+def test_clusterers_give_the_same_for_parts_and_for_an_array(x: np.ndarray, tmp_path: Path) -> None:
     table = split(tmp_path / "t", x, [1, 300, 301, N])
     rows = Rows(table)
     assert rows.reads_file
@@ -85,7 +83,7 @@ def test_rows_and_clusterers_take_it_as_they_take_an_array(x: np.ndarray, tmp_pa
         np.testing.assert_array_equal(first[1], second[1])
 
 
-def test_other_number_types(x: np.ndarray, tmp_path: Path) -> None:
+def test_parts_of_another_dtype(x: np.ndarray, tmp_path: Path) -> None:
     table = split(tmp_path / "t", x.astype(np.float16), [100, N])
     np.testing.assert_array_equal(Rows(table).block(90, 110), x[90:110].astype(np.float16).astype(np.float32))
 
@@ -126,7 +124,9 @@ def _nothing(folder: Path) -> None:
         (_nothing, "holds no feature table"),
     ],
 )
-def test_damage_gets_one_sentence(harm: Callable[[Path], None], sentence: str, x: np.ndarray, tmp_path: Path) -> None:
+def test_damaged_tables_are_errors_of_one_sentence(
+    harm: Callable[[Path], None], sentence: str, x: np.ndarray, tmp_path: Path
+) -> None:
     split(tmp_path / "t", x, [300, N])
     harm(tmp_path / "t")
     with pytest.raises(DeepClusterError, match=sentence) as caught:
@@ -164,7 +164,7 @@ def words(network: Path, images: Path, *more: object) -> list[str]:
 
 @pytest.mark.parametrize("tap", [None, "conv1"])
 @pytest.mark.parametrize("streamed", [False, True])
-def test_parts_are_the_one_file_bit_for_bit(
+def test_parts_equal_the_one_file_bit_for_bit(
     tap: str | None,
     streamed: bool,
     network: Path,
@@ -214,7 +214,7 @@ def random_features(seed: int) -> Callable[[Pixels, Path], tuple[np.ndarray, np.
     return lambda pixels, file: (np.arange(len(pixels)), rng.normal(size=(len(pixels), 3)).astype(np.float32))
 
 
-def test_finished_parts_are_not_made_again(tmp_path: Path) -> None:
+def test_finished_parts_are_not_written_again(tmp_path: Path) -> None:
     pixels = load_pixels(open_images(np.zeros((1000, 2, 2, 3), np.uint8)), short_side=None, cache_gb=0)
     folder, about = tmp_path / "t", {"weights": "a", "tap": None, "image_size": 2, "source_fingerprint": "s"}
     with pytest.raises(Stop):
@@ -247,7 +247,7 @@ def test_finished_parts_are_not_made_again(tmp_path: Path) -> None:
     assert [len(np.load(file)) for file in table.files] == [512, 488] and said["weights"] == "b"
 
 
-def test_a_folder_of_other_files_is_left_alone(tmp_path: Path) -> None:
+def test_a_folder_of_other_files_is_refused(tmp_path: Path) -> None:
     pixels = load_pixels(open_images(np.zeros((10, 2, 2, 3), np.uint8)), short_side=None, cache_gb=0)
     for name in ("part-000000000000-000000000010.npy", "notes.txt"):
         (tmp_path / name).write_text("mine")
@@ -261,15 +261,7 @@ def test_a_folder_of_other_files_is_left_alone(tmp_path: Path) -> None:
         write_parts(random_features(0), pixels, tmp_path / "f", {})
 
 
-def test_weights_digest_sees_every_value() -> None:
-    network = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.BatchNorm1d(2))
-    first = weights_digest(network)
-    assert weights_digest(network) == first
-    network[1].running_mean[1] += 1
-    assert weights_digest(network) != first
-
-
-def test_the_command(network: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_features_command(network: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(words(network, images, "--out", tmp_path / "f.npy")) == 0
     assert main(words(network, images, "--out", tmp_path / "t", "--parts", 2, "--json")) == 0
     told = json.loads(capsys.readouterr().out.splitlines()[-1])
@@ -297,7 +289,7 @@ def test_the_command(network: Path, images: Path, tmp_path: Path, capsys: pytest
 
 
 @pytest.mark.slow
-def test_a_killed_command_goes_on(network: Path, tmp_path: Path) -> None:
+def test_a_killed_command_resumes(network: Path, tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", np.random.default_rng(0).integers(0, 256, (40_000, 12, 12, 3), dtype=np.uint8))
     line = words(network, tmp_path / "x.npy", "--out", tmp_path / "t", "--parts", 150)
     process = subprocess.Popen([sys.executable, "-m", "deepcluster.cli.main", *line])
