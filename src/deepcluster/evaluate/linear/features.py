@@ -1,0 +1,132 @@
+"""A frozen network's features: named layers, pooled, for batches or for whole splits."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from deepcluster.errors import DeepClusterError
+from deepcluster.evaluate.linear.pooling import OUTPUT
+from deepcluster.evaluate.linear.splits import Split
+from deepcluster.evaluate.linear.views import MakeViews, batches
+from deepcluster.models.backbone import Backbone
+from deepcluster.models.sync_batchnorm import revert_sync_batchnorm
+
+PRECISIONS = {"32": None, "bf16": torch.bfloat16, "16": torch.float16}
+
+
+class _Complete(Exception):
+    """All wanted layers have been computed; those behind them need not be."""
+
+
+class FrozenFeatures:
+    """Taps of a backbone in evaluation mode, each pooled to (B, dim); layers behind the deepest are not computed.
+
+    Args:
+        backbone: left as it is; a copy with batch-norm folded into convolutions does the work.
+        poolings: tap -> pooling, or another function of its activations.
+        device: where to compute.
+        precision: "32", "bf16" or "16", of the backbone alone.
+        modules: tap -> path of a submodule of the trunk, for layers that are not taps.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        poolings: Mapping[str, Callable[[Tensor], Tensor]],
+        device: str | torch.device = "cpu",
+        precision: str = "32",
+        modules: Mapping[str, str] | None = None,
+    ) -> None:
+        self.poolings = dict(poolings)
+        self.device = torch.device(device)
+        self.dtype = PRECISIONS[precision]
+        self.network = fold_batchnorm(backbone).to(self.device).to(memory_format=torch.channels_last)
+        self._pooled: dict[str, Tensor] = {}
+        for tap in self.poolings.keys() - {OUTPUT}:
+            path = (modules or {}).get(tap)
+            layer = self.network.tap_module(tap) if path is None else self.network.trunk.get_submodule(path)
+            layer.register_forward_hook(self._pool_as(tap))
+
+    def _pool_as(self, tap: str) -> Callable[[nn.Module, Any, Tensor], None]:
+        def hook(module: nn.Module, inputs: Any, output: Tensor) -> None:
+            self._pooled[tap] = self.poolings[tap](output)  # at once: the next layer may work in place
+            if len(self._pooled) == len(self.poolings):
+                raise _Complete
+
+        return hook
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor) -> dict[str, Tensor]:
+        """(B, 3, S, S) images, normalized -> tap -> (B, dim) float32."""
+        self._pooled = {}
+        try:
+            with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
+                output = self.network(images)
+            self._pooled[OUTPUT] = self.poolings[OUTPUT](output)
+        except _Complete:
+            pass
+        return {tap: self._pooled[tap].float() for tap in self.poolings}
+
+    def extract(
+        self, split: Split, make: MakeViews, *, check: Callable[[int], object] = lambda images: None
+    ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """One view of every image of a split.
+
+        Returns:
+            (n,) bool, the images that could be decoded, and tap -> (m, dim) float32 features of these.
+
+        Raises:
+            DeepClusterError: none of them can be decoded.
+        """
+        tables: dict[str, np.ndarray] = {}
+        decoded = np.zeros(len(split), bool)
+        filled = 0
+        for rows, views in batches(split, np.arange(len(split)), 256, make, device=self.device):
+            if not len(rows):
+                continue
+            for tap, vectors in self(views[0]).items():
+                table = tables.setdefault(tap, np.empty((len(split), vectors.shape[1]), np.float32))
+                table[filled : filled + len(rows)] = vectors.cpu().numpy()
+            decoded[rows] = True
+            filled += len(rows)
+            check(len(rows))
+        if not filled:
+            raise DeepClusterError(
+                f"No image of {split.pixels.source.name} can be decoded and has a label: give another source."
+            )
+        return decoded, {tap: table[:filled] for tap, table in tables.items()}
+
+
+def fold_batchnorm(backbone: Backbone) -> Backbone:
+    """A frozen copy in evaluation mode with batch-norm folded into convolutions, whose submodules keep their paths.
+
+    Folded where that is safe: where the network can be traced and nothing else reads the convolution.
+    """
+    inference = copy.deepcopy(backbone).eval().requires_grad_(False)
+    revert_sync_batchnorm(inference)
+    trunk = inference.trunk
+    try:
+        graph = torch.fx.symbolic_trace(trunk).graph
+    except Exception:  # tracing fails in as many ways as there are networks
+        return inference
+    modules = dict(trunk.named_modules())
+    called = [node.target for node in graph.nodes if node.op == "call_module"]
+    tapped = [inference.tap_module(tap) for tap in inference.taps]
+    for node in graph.nodes:
+        before = node.args[0] if node.op == "call_module" and node.args else None
+        if not isinstance(before, torch.fx.Node) or before.op != "call_module" or len(before.users) > 1:
+            continue
+        norm, convolution = modules[str(node.target)], modules[str(before.target)]
+        once = called.count(node.target) == 1 and called.count(before.target) == 1
+        ordinary = type(norm) is nn.BatchNorm2d and norm.running_mean is not None and type(convolution) is nn.Conv2d
+        if ordinary and once and not any(module is convolution for module in tapped):
+            trunk.set_submodule(str(before.target), fuse_conv_bn_eval(convolution, norm))
+            trunk.set_submodule(str(node.target), nn.Identity())
+    return inference

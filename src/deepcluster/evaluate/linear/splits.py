@@ -1,0 +1,191 @@
+"""Labeled images divided for a protocol: a training and a test split, folds, and a few images of each class.
+
+Every draw comes from a key (seed, purpose), so that it can be repeated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from deepcluster.data.cache import Pixels
+from deepcluster.data.open import open_images
+from deepcluster.errors import DeepClusterError
+from deepcluster.evaluate.labels import labels_alike, labels_of
+from deepcluster.random import seed_of
+
+if TYPE_CHECKING:
+    from deepcluster.engine.subject import Subject
+
+HOLDOUT, FOLDS, SHOTS = 11, 12, 13
+"""Purposes of keys."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """n labeled images of a source.
+
+    Attributes:
+        pixels: the images of the whole source.
+        index: (n,) int64 ascending, positions in the source.
+        labels: (n,) int64.
+    """
+
+    pixels: Pixels
+    index: np.ndarray
+    labels: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def subset(self, rows: np.ndarray) -> Split:
+        """The images at (m,) ascending rows of this split."""
+        return Split(self.pixels, self.index[rows], self.labels[rows])
+
+    def decodable(self) -> np.ndarray:
+        """(n,) bool: images not known to be undecodable."""
+        return ~np.isin(self.index, np.fromiter(self.pixels.bad, np.int64, len(self.pixels.bad)))
+
+
+@dataclass(frozen=True)
+class LabeledData:
+    """What a protocol learns from and is scored on.
+
+    Attributes:
+        classes: K names; labels are positions in it.
+        unlabeled: number of images without a label, which are left out.
+        test_description: which images the test split holds, in words.
+    """
+
+    train: Split
+    test: Split
+    classes: tuple[str, ...]
+    unlabeled: int
+    test_description: str
+
+    def settings(self) -> dict[str, Any]:
+        """For the result, once all images have been decoded."""
+        bad = sum(int((~split.decodable()).sum()) for split in (self.train, self.test))
+        return {
+            "data": self.train.pixels.source.name,
+            "test": self.test_description,
+            "images_data": int(self.train.decodable().sum()),
+            "images_test": int(self.test.decodable().sum()),
+            "classes": len(self.classes),
+            "left_out": f"{self.unlabeled} images without a label and {bad} that cannot be decoded",
+        }
+
+
+def split_data(
+    subject: Subject,
+    data: Any,
+    test: Any = None,
+    holdout: float | None = None,
+    *,
+    protocol: str = "linear",
+    seed: int = 0,
+) -> LabeledData:
+    """Opens the images and divides them.
+
+    Args:
+        data: labeled images; None = the images of the run.
+        test: labeled test images.
+        holdout: instead of `test`, the share of `data` that is held out, the same of each class.
+
+    Raises:
+        DeepClusterError: no labels, no test images, or a single class.
+    """
+    if (test is None) == (holdout is None):
+        problem = "has no test images" if test is None else "was given both --test and --holdout"
+        raise DeepClusterError(
+            f"Protocol {protocol} {problem}: give --test SOURCE, or --holdout 0.2 for a fifth of the data."
+        )
+    source = subject.source() if data is None else open_images(data)
+    if holdout is not None:
+        if not 0 < holdout < 1:
+            raise DeepClusterError(f"--holdout {holdout:g} is not a share of the images: give one between 0 and 1.")
+        labels = labels_of(source, protocol)
+        every = _labeled(subject.pixels(source), labels)
+        held_out = _held_out(every.labels, holdout, seed)
+        found = LabeledData(
+            every.subset(np.flatnonzero(~held_out)),
+            every.subset(np.flatnonzero(held_out)),
+            _class_names(source.classes, int(labels.max()) + 1),
+            int((labels < 0).sum()),
+            f"{100 * holdout:g} % of each class of {source.name}, held out with seed {seed}",
+        )
+    else:
+        test_source = open_images(test)
+        labels, test_labels, count = labels_alike(source, test_source, protocol)
+        found = LabeledData(
+            _labeled(subject.pixels(source), labels),
+            _labeled(subject.pixels(test_source), test_labels),
+            _class_names(tuple(dict.fromkeys([*source.classes, *test_source.classes])), count),
+            int((labels < 0).sum() + (test_labels < 0).sum()),
+            test_source.name,
+        )
+    for split, name in ((found.train, "training"), (found.test, "test")):
+        if not split.decodable().any():
+            raise DeepClusterError(
+                f"There are no {name} images: none of {split.pixels.source.name} is in that split, has a label and can"
+                " be decoded; give other --data, --test or --holdout."
+            )
+    if len(np.unique(found.train.labels)) < 2:
+        raise DeepClusterError(
+            f"All training images of {source.name} are of one class, so there is nothing to distinguish: give images"
+            " of two classes or more."
+        )
+    return found
+
+
+def _labeled(pixels: Pixels, labels: np.ndarray) -> Split:
+    index = np.flatnonzero(labels >= 0)
+    return Split(pixels, index, labels[index])
+
+
+def _class_names(names: Sequence[str], count: int) -> tuple[str, ...]:
+    return tuple(names) if len(names) == count else tuple(str(number) for number in range(count))
+
+
+def _held_out(labels: np.ndarray, share: float, seed: int) -> np.ndarray:
+    """(N,) bool: that share of each class, rounded, but never all of it."""
+    held_out = np.zeros(len(labels), bool)
+    for _, rows in _shuffled_classes(labels, seed, HOLDOUT):
+        held_out[rows[: min(len(rows) - 1, max(1, round(share * len(rows))))]] = True
+    return held_out
+
+
+def stratified_folds(labels: np.ndarray, folds: int, seed: int) -> np.ndarray:
+    """(N,) int64 fold of each image; each class is spread evenly over the folds, which are of equal size."""
+    fold = np.zeros(len(labels), np.int64)
+    start = 0
+    for _, rows in _shuffled_classes(labels, seed, FOLDS):
+        fold[rows] = (start + np.arange(len(rows))) % folds
+        start += len(rows)  # the next class continues where this one ended, so that folds are of equal size
+    return fold
+
+
+def draw_shots(labels: np.ndarray, shots: int | float, seed: int) -> np.ndarray:
+    """(m,) int64 ascending rows: `shots` images of each class, or that share (a float) and at least one.
+
+    Raises:
+        DeepClusterError: a class has fewer images.
+    """
+    rows = []
+    for label, own in _shuffled_classes(labels, seed, SHOTS):
+        wanted = shots if isinstance(shots, int) else max(1, round(shots * len(own)))
+        if wanted > len(own):
+            raise DeepClusterError(
+                f"{wanted} images of each class were asked for and class {label} has {len(own)}: ask for fewer shots."
+            )
+        rows.append(own[:wanted])
+    return np.sort(np.concatenate(rows))
+
+
+def _shuffled_classes(labels: np.ndarray, seed: int, purpose: int) -> list[tuple[int, np.ndarray]]:
+    """Each class that occurs, and its rows in random order."""
+    order = np.random.default_rng(seed_of(seed, purpose)).permutation(len(labels))
+    return [(int(label), order[labels[order] == label]) for label in np.unique(labels)]
