@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,19 +15,26 @@ from sklearn.linear_model import LogisticRegression
 from deepcluster.cli.main import main
 from deepcluster.clustering.whitening import Whitening
 from deepcluster.data.arrays import Arrays
+from deepcluster.data.loader import Loader
+from deepcluster.data.transforms import RandomCrop, TenCrop
 from deepcluster.engine.model import Model
 from deepcluster.engine.subject import Subject
 from deepcluster.errors import DeepClusterError, Interrupted
-from deepcluster.evaluate.linear import linear as module
+from deepcluster.evaluate.linear import load_probe
+from deepcluster.evaluate.linear.features import FrozenFeatures
+from deepcluster.evaluate.linear.heads import apply_layers, linear_head
 from deepcluster.evaluate.linear.linear import linear
-from deepcluster.evaluate.linear.probe import load_probe
+from deepcluster.evaluate.linear.probe import Probe
+from deepcluster.evaluate.linear.training import ORDER, VIEW
+from deepcluster.evaluate.result import Result
+from deepcluster.models.taps import read_taps
 from deepcluster.models.zoo import build_backbone
 from deepcluster.random import seeded
 
 
-def subject(folder: Path, name: str = "convnet", size: int = 16, **options: object) -> Subject:
+def subject(folder: Path, name: str = "convnet", size: int = 16, **options: Any) -> Subject:
     """A network drawn at random."""
-    options = {"widths": (8, 8, 16), "pools": (1, 2)} | options if name == "convnet" else options
+    options: dict[str, Any] = {"widths": (8, 8, 16), "pools": (1, 2)} | options if name == "convnet" else options
     with torch.random.fork_rng():
         torch.manual_seed(0)
         backbone = build_backbone(name, image_size=size, **options).eval()
@@ -44,7 +52,16 @@ def stripes(count: int, seed: int = 0, classes: int = 3, side: int = 16) -> Arra
     return Arrays(f"stripes {seed}", block.clip(0, 255).astype(np.uint8), labels, names)
 
 
-QUICK = {"taps": ("conv1", "conv3"), "recipe": "quick", "epochs": 3, "batch_size": 16}
+def probe_of(result: Result) -> Probe:
+    """The classifiers that an evaluation saved."""
+    return load_probe(probe_file(result))
+
+
+def probe_file(result: Result) -> Path:
+    return Path(result.settings["trained"].removesuffix(" (load_probe reads it)"))
+
+
+QUICK: dict[str, Any] = {"taps": ("conv1", "conv3"), "recipe": "quick", "epochs": 3, "batch_size": 16}
 
 
 def test_output_is_scikit_learns_logistic_regression(tmp_path: Path) -> None:
@@ -56,7 +73,7 @@ def test_output_is_scikit_learns_logistic_regression(tmp_path: Path) -> None:
     predicted = theirs.predict((asked - mean) / std)
     assert result.scores == {"linear_output_top1": pytest.approx((predicted == test.labels).mean(), abs=1e-9)}
     assert result.scores["linear_output_top1"] > 0.5
-    probe = load_probe(tmp_path / "linear.safetensors")
+    probe = probe_of(result)
     assert (probe.predict(test, net) == predicted).all() and probe.classes == train.classes
     chances = probe.probabilities(test, net)
     np.testing.assert_allclose(chances, theirs.predict_proba((asked - mean) / std), atol=5e-3)
@@ -83,34 +100,25 @@ def test_logistic_regression_of_maps_and_several_seeds(tmp_path: Path) -> None:
 def test_one_step_is_sgd_by_hand(tmp_path: Path) -> None:
     """One epoch of one batch, and a second: rate, momentum, decay and Bottou's schedule, worked out apart."""
     net, train, test = subject(tmp_path, "alexnet", 64), stripes(12, side=64), stripes(9, 1, side=64)
-    linear(
-        net, train, test, taps=("fc6",), recipe="deepcluster", epochs=2, lr=(0.1,), weight_decay=(0.5,), batch_size=12
-    )
-    probe = load_probe(tmp_path / "linear.safetensors")
-    from deepcluster.evaluate.linear.feed import Crops, Feed
-    from deepcluster.evaluate.linear.heads import linear_head
-    from deepcluster.evaluate.linear.parts import Part
-    from deepcluster.evaluate.linear.training import ORDER, VIEW
-    from deepcluster.models.taps import read_taps
-
-    part = Part(net.pixels(train), np.arange(12), train.labels)
+    options: dict[str, Any] = {"epochs": 2, "lr": (0.1,), "weight_decay": (0.5,), "batch_size": 12}
+    probe = probe_of(linear(net, train, test, taps=("fc6",), recipe="deepcluster", **options))
     layer = linear_head(4096, 3, norm=False, seed=0, name="fc6")[0]
     weight, bias = layer.weight.detach().clone(), layer.bias.detach().clone()
     assert float(weight.std()) == pytest.approx(0.01, rel=0.05) and not bias.any()
     speed = [torch.zeros_like(weight), torch.zeros_like(bias)]
     for epoch in range(2):
         order = torch.randperm(12, generator=seeded(0, ORDER, epoch)).numpy()
-        make = Crops(64, net.backbone.mean, net.backbone.std).random
-        ((rows, views),) = Feed(part, order, 12, make, (0, VIEW, epoch))
+        crop = RandomCrop(64, net.backbone.mean, net.backbone.std)
+        (batch,) = Loader(net.pixels(train), order, batch_size=12, transform=crop, key=(0, VIEW, epoch))
         with torch.no_grad(), read_taps(net.backbone, "fc6") as seen:
-            net.backbone(views[0])
-        x, truth = seen["fc6"], F.one_hot(torch.from_numpy(train.labels[rows]), 3)
+            net.backbone(batch.views[0])
+        x, truth = seen["fc6"], F.one_hot(torch.from_numpy(train.labels)[batch.index], 3)
         error = (F.linear(x, weight, bias).softmax(1) - truth) / 12
         rate = 0.1 / (1 + 0.1 * 0.5 * epoch) ** 0.5
         for value, moved, gradient in ((weight, speed[0], error.T @ x), (bias, speed[1], error.sum(0))):
             moved.mul_(0.9).add_(gradient + 0.5 * value)
             value.sub_(rate * moved)
-    ((found, found_bias),) = probe.trained["fc6"].layers
+    ((found, found_bias),) = probe.classifiers["fc6"].layers
     torch.testing.assert_close(found, weight, rtol=1e-3, atol=1e-5)
     torch.testing.assert_close(found_bias, bias, rtol=1e-3, atol=1e-5)
 
@@ -119,18 +127,18 @@ def test_taps_together_are_taps_alone_and_the_network_is_left_alone(tmp_path: Pa
     net, train, test = subject(tmp_path), stripes(90), stripes(60, 1)
     before = {name: value.clone() for name, value in net.backbone.state_dict().items()}
     both = linear(net, train, test, **QUICK)
-    layers = load_probe(tmp_path / "linear.safetensors").trained["conv3"].layers
+    layers = probe_of(both).classifiers["conv3"].layers
     alone = linear(net, train, test, **(QUICK | {"taps": ("conv3",)}))
     assert alone.scores["linear_conv3_top1"] == both.scores["linear_conv3_top1"] > 0.4
-    torch.testing.assert_close(load_probe(tmp_path / "linear.safetensors").trained["conv3"].layers, layers)
+    torch.testing.assert_close(probe_of(alone).classifiers["conv3"].layers, layers)
     assert all(torch.equal(value, before[name]) for name, value in net.backbone.state_dict().items())
-    assert not net.backbone.training and not (tmp_path / "linear.state").exists()
+    assert not net.backbone.training and not list(tmp_path.glob("*.state"))
 
 
 def test_saved_probe_gives_the_score(tmp_path: Path) -> None:
     net, train, test = subject(tmp_path), stripes(90, classes=7), stripes(63, 1, classes=7)
     result = linear(net, train, test, **QUICK)
-    probe = load_probe(tmp_path / "linear.safetensors")
+    probe = probe_of(result)
     assert probe.taps == ("conv1", "conv3")
     for tap in probe.taps:
         chances = probe.probabilities(test, net, tap)
@@ -142,63 +150,73 @@ def test_saved_probe_gives_the_score(tmp_path: Path) -> None:
     with pytest.raises(DeepClusterError, match="no classifier of 'conv2'"):
         probe.predict(test, net, "conv2")
     (tmp_path / "other.safetensors").write_bytes(b"nothing")
-    with pytest.raises(DeepClusterError, match="no probe"):
+    with pytest.raises(DeepClusterError, match="not a probe"):
         load_probe(tmp_path / "other.safetensors")
 
 
 def test_ten_crops_average_softmax(tmp_path: Path) -> None:
     net, train, test = subject(tmp_path), stripes(60), stripes(30, 1)
     result = linear(net, train, test, crops=10, **(QUICK | {"taps": ("conv3",)}))
-    probe = load_probe(tmp_path / "linear.safetensors")
-    from deepcluster.evaluate.linear.feed import Crops
-    from deepcluster.evaluate.linear.frozen import Frozen
-    from deepcluster.evaluate.linear.heads import apply
-
-    own = probe.trained["conv3"]
-    views = Crops(16, net.backbone.mean, net.backbone.std).ten(list(test.pictures), seeded(0), torch.device("cpu"))
-    frozen = Frozen(net.backbone, {"conv3": own.pooling})
-    mean = sum(apply(own.layers, frozen(view)["conv3"]).softmax(1) for view in views) / 10
+    probe = probe_of(result)
+    own = probe.classifiers["conv3"]
+    views = TenCrop(16, net.backbone.mean, net.backbone.std)(list(test.pictures), seeded(0))
+    frozen = FrozenFeatures(net.backbone, {"conv3": own.pooling})
+    mean = sum(apply_layers(own.layers, frozen(view)["conv3"]).softmax(1) for view in views) / 10
     right = (mean.argmax(1).numpy() == test.labels).mean()
     assert result.scores["linear_conv3_top1"] == pytest.approx(right)
     assert "ten crops" in result.settings["test_crops"]
 
 
 class Stop:
-    """Ends an evaluation after so many epochs."""
+    """Ends an evaluation after so many steps in all."""
 
     def __init__(self, after: int) -> None:
         self.left = after
 
-    def __call__(self) -> None:
+    def __call__(self, done: int) -> None:
         self.left -= 1
         if not self.left:
             raise Interrupted("enough")
 
 
-@pytest.mark.parametrize("after", [2, 4, 5])
-def test_stopped_evaluations_go_on_to_the_bit(tmp_path: Path, after: int) -> None:
+@pytest.mark.parametrize("after", [3, 7, 10, 16])
+def test_stopped_evaluation_continues_to_the_bit(tmp_path: Path, after: int) -> None:
     train, test = stripes(60), stripes(30, 1)
     more = QUICK | {"lr": (0.1, 0.01), "cross_validate": True, "folds": 2, "epochs": 2, "report": "best-epoch"}
-    whole = linear(subject(tmp_path / "whole"), train, test, **more)
+    undisturbed = linear(subject(tmp_path / "whole"), train, test, **more)
     with pytest.raises(Interrupted):
-        linear(subject(tmp_path / "parts"), train, test, pause=Stop(after), **more)
-    assert (tmp_path / "parts" / "linear.state").exists()
-    epochs: list[int] = []
-    rest = linear(subject(tmp_path / "parts"), train, test, pause=lambda: epochs.append(1), **more)
-    assert len(epochs) == 6 - after  # two folds and one training of two epochs, less those that were done
-    assert rest.scores == whole.scores and rest.settings["held_out"] == whole.settings["held_out"]
-    files = [(tmp_path / name / "linear.safetensors").read_bytes() for name in ("whole", "parts")]
-    assert files[0] == files[1] and not (tmp_path / "parts" / "linear.state").exists()
+        linear(subject(tmp_path / "parts"), train, test, after_step=Stop(after), **more)
+    (state,) = (tmp_path / "parts").glob("linear-*.state")
+    steps: list[int] = []
+    rest = linear(subject(tmp_path / "parts"), train, test, after_step=steps.append, **more)
+    # Two folds of 2 epochs of 2 steps, then 2 epochs of 4 steps; the state is saved after each epoch.
+    saved = max(end for end in (0, 2, 4, 6, 8, 12, 16) if end <= after)
+    assert len(steps) == 16 - saved
+    assert rest.scores == undisturbed.scores and rest.settings["held_out"] == undisturbed.settings["held_out"]
+    assert probe_file(rest).read_bytes() == probe_file(undisturbed).read_bytes() and not state.exists()
 
 
-def test_other_settings_begin_anew(tmp_path: Path) -> None:
+def test_other_settings_have_files_of_their_own(tmp_path: Path) -> None:
+    net, train, test = subject(tmp_path), stripes(60), stripes(30, 1)
+    results = [linear(net, train, test, **QUICK), linear(net, train, test, **(QUICK | {"seed": 4}))]
+    untrained = net.untrained(3)
+    untrained.results = net.results
+    results.append(linear(untrained, train, test, **QUICK))
+    assert len({probe_file(result) for result in results}) == 3
+    assert (probe_of(results[0]).predict(test, net) == test.labels).mean() == results[0].scores["linear_conv3_top1"]
+    again = linear(net, train, test, **QUICK)
+    assert probe_file(again) == probe_file(results[0])
+
+
+def test_other_settings_start_over_and_a_damaged_state_is_refused(tmp_path: Path) -> None:
     train, test = stripes(60), stripes(30, 1)
     with pytest.raises(Interrupted):
-        linear(subject(tmp_path), train, test, pause=Stop(1), **QUICK)
-    epochs: list[int] = []
-    linear(subject(tmp_path), train, test, pause=lambda: epochs.append(1), **(QUICK | {"seed": 4}))
-    assert len(epochs) == 3
-    (tmp_path / "linear.state").write_bytes(b"broken")
+        linear(subject(tmp_path), train, test, after_step=Stop(5), **QUICK)
+    steps: list[int] = []
+    linear(subject(tmp_path), train, test, after_step=steps.append, **(QUICK | {"seed": 4}))
+    assert steps == list(range(1, 13))
+    (state,) = tmp_path.glob("linear-*.state")  # of the evaluation that was stopped
+    state.write_bytes(b"broken")
     with pytest.raises(DeepClusterError, match="damaged"):
         linear(subject(tmp_path), train, test, **QUICK)
 
@@ -237,25 +255,25 @@ def test_best_epoch_is_said_and_is_the_best(tmp_path: Path) -> None:
         (QUICK | {"cross_validate": True}, "nothing to choose"),
         (QUICK | {"cross_validate": True, "lr": (0.1, 0.2), "folds": 40}, "too few for 40 folds"),
         (QUICK | {"recipe": "deepercluster", "taps": ("output",)}, "none for 'output'"),
-        ({"recipe": "best"}, "no recipe 'best'"),
-        ({"crops": 3}, "central crop"),
+        ({"recipe": "best"}, "--recipe 'best' does not exist"),
+        ({"crops": 3}, "--crops 3"),
         ({"report": "first"}, "best-epoch"),
         ({"seeds": 0}, "--seeds 0"),
         ({"folds": 1}, "--folds 1"),
         ({"precision": "8"}, "precision"),
     ],
 )
-def test_what_makes_no_sense_is_refused(tmp_path: Path, options: dict, sentence: str) -> None:
+def test_what_makes_no_sense_is_refused(tmp_path: Path, options: dict[str, Any], sentence: str) -> None:
     with pytest.raises(DeepClusterError, match=sentence):
         linear(subject(tmp_path), stripes(60), stripes(30, 1), **options)
 
 
 def test_precision_changes_the_frozen_network_alone(tmp_path: Path) -> None:
     net, train, test = subject(tmp_path), stripes(60), stripes(30, 1)
-    linear(net, train, test, **QUICK)
-    exact = load_probe(tmp_path / "linear.safetensors").trained["conv3"].layers[0][0]
-    linear(net, train, test, precision="bf16", **QUICK)
-    rough = load_probe(tmp_path / "linear.safetensors").trained["conv3"].layers[0][0]
+    exact, rough = (
+        probe_of(linear(net, train, test, precision=precision, **QUICK)).classifiers["conv3"].layers[0][0]
+        for precision in ("32", "bf16")
+    )
     assert rough.dtype == torch.float32 and 0 < (exact - rough).abs().max() < 0.1
 
 
@@ -278,7 +296,7 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     said = json.loads(capsys.readouterr().out)
     assert said["scores"].keys() == {f"linear_conv{k}_top{n}" for k in (3, 5) for n in (1, 5)}
     assert json.loads((tmp_path / "linear.json").read_text()) == said
-    assert (tmp_path / "linear.safetensors").exists() and module.__doc__
+    assert len(list(tmp_path.glob("linear-*.safetensors"))) == 1
 
 
 @pytest.mark.slow

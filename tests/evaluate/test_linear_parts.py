@@ -1,28 +1,25 @@
-"""What probes are made of: the division of images, views, pools, frozen layers, recipes."""
+"""What probes are made of: splits, poolings, frozen features, recipes."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
-from torchvision.transforms import v2
 
 from deepcluster.clustering.whitening import Whitening
 from deepcluster.data.arrays import Arrays
 from deepcluster.engine.model import Model
 from deepcluster.engine.subject import Subject
 from deepcluster.errors import BadImage, DeepClusterError
-from deepcluster.evaluate.linear.feed import Crops, Feed
-from deepcluster.evaluate.linear.frozen import Frozen, folded_in_place
-from deepcluster.evaluate.linear.parts import Part, divide, few, folds_of
+from deepcluster.evaluate.linear.features import FrozenFeatures, fold_batchnorm
 from deepcluster.evaluate.linear.pooling import VGG16, poolings
-from deepcluster.evaluate.linear.recipes import LINEAR, MLP, Recipe, change, usual
+from deepcluster.evaluate.linear.recipes import LINEAR, MLP, Recipe, default_recipe, length, override
+from deepcluster.evaluate.linear.splits import draw_shots, split_data, stratified_folds
 from deepcluster.models.taps import read_taps
 from deepcluster.models.zoo import build_backbone
-from deepcluster.random import seeded
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -31,7 +28,7 @@ def pictures(count: int, side: int = 32, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (count, side, side, 3), dtype=np.uint8)
 
 
-def subject(name: str = "convnet", size: int = 32, **options: object) -> Subject:
+def subject(name: str = "convnet", size: int = 32, **options: Any) -> Subject:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         backbone = build_backbone(name, image_size=size, **options).eval()
@@ -50,28 +47,29 @@ class Broken(Arrays):
         return super().read(index, short_side)
 
 
-# --- division
+# --- splits
 
 
 def test_holdout_takes_the_same_share_of_each_class() -> None:
     labels = np.repeat([0, 1, 2, -1], [50, 20, 2, 9])
     source = Arrays("set", pictures(len(labels)), labels, ("a", "b", "c"))
-    exam = divide(subject(), source, holdout=0.2)
-    assert np.bincount(exam.test.labels).tolist() == [10, 4, 1]
-    assert np.bincount(exam.train.labels).tolist() == [40, 16, 1]
-    assert not set(exam.train.index) & set(exam.test.index)
-    assert (labels[exam.train.index] == exam.train.labels).all() and (labels[exam.test.index] == exam.test.labels).all()
-    assert exam.unlabelled == 9 and "held out with seed 0" in exam.said
-    again, other = divide(subject(), source, holdout=0.2), divide(subject(), source, holdout=0.2, seed=1)
-    assert (again.test.index == exam.test.index).all() and (other.test.index != exam.test.index).any()
+    found = split_data(subject(), source, holdout=0.2)
+    assert np.bincount(found.test.labels).tolist() == [10, 4, 1]
+    assert np.bincount(found.train.labels).tolist() == [40, 16, 1]
+    assert not set(found.train.index) & set(found.test.index)
+    for split in (found.train, found.test):
+        assert (labels[split.index] == split.labels).all()
+    assert found.unlabeled == 9 and "held out with seed 0" in found.test_description
+    again, other = split_data(subject(), source, holdout=0.2), split_data(subject(), source, holdout=0.2, seed=1)
+    assert (again.test.index == found.test.index).all() and (other.test.index != found.test.index).any()
 
 
 def test_test_classes_are_matched_by_name_and_losses_are_counted() -> None:
     train = Broken("train", pictures(20), np.arange(20) % 2, ("ant", "bee"))
     test = Arrays("test", pictures(6), np.array([0, 0, 1, 1, -1, 2]), ("bee", "ant", "cat"))
-    exam = divide(subject(), train, test)
-    assert exam.names == ("ant", "bee", "cat") and exam.test.labels.tolist() == [1, 1, 0, 0, 2]
-    said = exam.settings()
+    found = split_data(subject(), train, test)
+    assert found.classes == ("ant", "bee", "cat") and found.test.labels.tolist() == [1, 1, 0, 0, 2]
+    said = found.settings()
     assert said["images_data"] == 18 and said["images_test"] == 5
     assert said["left_out"] == "1 images without a label and 2 that cannot be decoded"
 
@@ -82,93 +80,37 @@ def test_test_classes_are_matched_by_name_and_losses_are_counted() -> None:
         (np.zeros(10, int), {"holdout": 0.5}, "of one class"),
         (np.arange(10) % 2, {}, "no test images"),
         (np.arange(10) % 2, {"holdout": 0.5, "test": "x"}, "both"),
-        (np.arange(10) % 2, {"holdout": 1.5}, "no share"),
+        (np.arange(10) % 2, {"holdout": 1.5}, "not a share"),
         (np.arange(10), {"holdout": 0.5}, "no test images"),  # one image a class: none can be held out
         (None, {"holdout": 0.5}, "has none"),
     ],
 )
-def test_what_cannot_be_divided(labels: np.ndarray | None, options: dict, sentence: str) -> None:
+def test_images_that_cannot_be_split_are_refused(
+    labels: np.ndarray | None, options: dict[str, Any], sentence: str
+) -> None:
     source = Arrays("set", pictures(10), labels, tuple("abcdefghij"))
     with pytest.raises(DeepClusterError, match=sentence):
-        divide(subject(), source, options.get("test"), options.get("holdout"))
+        split_data(subject(), source, options.get("test"), options.get("holdout"))
 
 
 def test_folds_and_few_are_even() -> None:
     labels = np.random.default_rng(0).integers(0, 5, 203)
-    fold = folds_of(labels, 4, 0)
+    fold = stratified_folds(labels, 4, 0)
     for label in range(5):
         sizes = np.bincount(fold[labels == label], minlength=4)
         assert sizes.max() - sizes.min() <= 1
     assert np.ptp(np.bincount(fold)) <= 1
-    rows = few(labels, 7, 0)
+    rows = draw_shots(labels, 7, 0)
     assert np.bincount(labels[rows]).tolist() == [7] * 5 and len(set(rows)) == 35
-    assert rows.tolist() != few(labels, 7, 1).tolist()
-    share = few(labels, 0.1, 0)
+    assert rows.tolist() != draw_shots(labels, 7, 1).tolist()
+    share = draw_shots(labels, 0.1, 0)
     assert np.bincount(labels[share]).tolist() == [round(0.1 * n) for n in np.bincount(labels)]
-    assert np.bincount(labels[few(labels, 0.001, 0)]).tolist() == [1] * 5
+    assert np.bincount(labels[draw_shots(labels, 0.001, 0)]).tolist() == [1] * 5
     with pytest.raises(DeepClusterError, match="ask for fewer shots"):
-        few(labels, 200, 0)
+        draw_shots(labels, 200, 0)
 
 
-# --- views
-
-
-def test_ten_crops_are_torchvisions() -> None:
-    crops = Crops(96, MEAN, STD)
-    images = [pictures(1, 130, k)[0][: 130 - 9 * k] for k in range(3)]
-    views = crops.ten(images, seeded(0), torch.device("cpu"))
-    resize, ten = v2.Resize(crops.short, antialias=True), v2.TenCrop(96)
-    for row, image in enumerate(images):
-        theirs = ten(resize(torch.from_numpy(image.transpose(2, 0, 1))))
-        for view, their in zip(views, theirs, strict=True):
-            their = v2.functional.normalize(their / 255, list(MEAN), list(STD))
-            torch.testing.assert_close(view[row], their, atol=1e-5, rtol=1e-5)
-
-
-@pytest.mark.parametrize("size", [72, 32])
-def test_random_crops_are_crops_of_the_resized_square(size: int) -> None:
-    crops = Crops(size, MEAN, STD)
-    images = [pictures(1, size + 20, k)[0] for k in range(24)]
-    (views,) = crops.random(images, seeded(5), torch.device("cpu"))
-    assert views.shape == (24, 3, size, size)
-    short, edge = (size, size // 8) if size <= 64 else (crops.short, 0)
-    places, turned = set(), 0
-    for image, view in zip(images, views, strict=True):
-        square = v2.functional.resize(torch.from_numpy(image.transpose(2, 0, 1)), [short, short], antialias=True)
-        square = v2.functional.normalize(F.pad(square, (edge,) * 4) / 255, list(MEAN), list(STD))
-        found = [
-            (top, left, flip)
-            for top in range(square.shape[1] - size + 1)
-            for left in range(square.shape[2] - size + 1)
-            for flip, whole in ((False, view), (True, view.flip(2)))
-            # resized by another way, pixels may differ by one of 255
-            if (square[:, top : top + size, left : left + size] - whole).abs().max() < 0.04
-        ]
-        assert len(found) == 1
-        places.add(found[0][:2])
-        turned += found[0][2]
-    assert len(places) > 12 and 5 < turned < 19
-
-
-def test_feed_leaves_out_bad_images_and_draws_the_same_for_all_others() -> None:
-    source = Broken("set", pictures(12), np.arange(12) % 2, ("a", "b"))
-    whole = Arrays("set", pictures(12), np.arange(12) % 2, ("a", "b"))
-    of = subject()
-    make = Crops(32, MEAN, STD).resized(color=0.4)
-    order = np.random.default_rng(0).permutation(12)
-    seen = {}
-    for each in (source, whole):
-        part = Part(of.pixels(each), np.arange(12), np.zeros(12, np.int64))
-        found = {}
-        for rows, views in Feed(part, order, 5, make, (1, 2)):
-            found |= {int(row): view for row, view in zip(rows, views[0], strict=True)}
-        seen[each is source] = found
-    assert sorted(seen[True]) == [k for k in range(12) if k not in Broken.bad]
-    for row, view in seen[True].items():
-        assert torch.equal(view, seen[False][row])
-
-
-# --- pools and frozen layers
+# --- poolings and frozen features
 
 
 def test_dimensions_are_the_papers() -> None:
@@ -240,7 +182,7 @@ def test_frozen_layers_are_the_networks_own(name: str, size: int, taps: tuple[st
             module.bias.data.uniform_(-0.5, 0.5)
     backbone.eval()
     pools = poolings(backbone, taps)
-    frozen = Frozen(backbone, pools)
+    frozen = FrozenFeatures(backbone, pools)
     images = torch.randn(4, 3, size, size)
     inner = [tap for tap in taps if tap != "output"]
     seen = {}
@@ -260,10 +202,10 @@ def test_frozen_layers_are_the_networks_own(name: str, size: int, taps: tuple[st
 
 def test_batch_norm_is_folded_and_deeper_layers_are_not_computed() -> None:
     backbone = build_backbone("resnet18", image_size=32).eval()
-    inference = folded_in_place(backbone)
+    inference = fold_batchnorm(backbone)
     assert not [m for m in inference.modules() if isinstance(m, torch.nn.BatchNorm2d)]
     assert [m for m in backbone.modules() if isinstance(m, torch.nn.BatchNorm2d)]
-    frozen = Frozen(backbone, poolings(backbone, ["layer1"]))
+    frozen = FrozenFeatures(backbone, poolings(backbone, ["layer1"]))
     frozen(torch.zeros(1, 3, 32, 32))
     calls: list[int] = []
     frozen.network.trunk.layer2.register_forward_hook(lambda *_: calls.append(1))
@@ -285,18 +227,18 @@ def test_recipes_are_the_papers() -> None:
     steps = LINEAR["openselfsup"]
     assert [steps.factor(e * 10, 900, 10, 0.01, 0) for e in (29, 30, 59, 60)] == pytest.approx([1, 0.1, 0.1, 0.01])
     voc = MLP["deepcluster"]
-    assert voc.length(313) == (256, 80_000) and voc.factor(9999, 80_000, 313, 0.003, 0) == 0.5
+    assert length(voc, 5000) == (80_000, 313) and voc.factor(9999, 80_000, 313, 0.003, 0) == 0.5
 
 
 def test_values_take_the_place_of_a_recipes_own() -> None:
-    changed = change(LINEAR["openselfsup"], epochs=9, lr=[0.1, 0.2])
-    assert changed.milestones == (3, 6) and changed.lr == [0.1, 0.2] and "with changed epochs, lr" in changed.said()
-    assert change(LINEAR["deepercluster"], lr=(0.5,)).rates("conv3") == (0.5,)
-    assert change(MLP["deepcluster"], epochs=2).length(10) == (2, 20)
-    assert change(Recipe("own", 6), schedule="step").milestones == (2, 4)
-    assert change(LINEAR["quick"]) is LINEAR["quick"]
+    changed = override(LINEAR["openselfsup"], epochs=9, lr=[0.1, 0.2])
+    assert changed.milestones == (3, 6) and changed.lr == (0.1, 0.2) and "with changed epochs, lr" in str(changed)
+    assert override(LINEAR["deepercluster"], lr=(0.5,)).rates("conv3") == (0.5,)
+    assert length(override(MLP["deepcluster"], epochs=2), 160) == (20, 10)
+    assert override(Recipe("own", 6), schedule="step").milestones == (2, 4)
+    assert override(LINEAR["quick"]) is LINEAR["quick"]
     for values in ({"epochs": 0}, {"batch_size": 0}, {"lr": ()}, {"lr": (0.0,)}, {"schedule": "linear"}):
         with pytest.raises(DeepClusterError):
-            change(LINEAR["quick"], **values)
-    assert usual(build_backbone("convnet", image_size=32)) == "quick"
-    assert usual(build_backbone("resnet18", image_size=128)) == "openselfsup"
+            override(LINEAR["quick"], **values)
+    assert default_recipe(build_backbone("convnet", image_size=32)) == "quick"
+    assert default_recipe(build_backbone("resnet18", image_size=128)) == "openselfsup"

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import normalize
 from sklearn.svm import LinearSVC
@@ -16,11 +18,17 @@ from deepcluster.cli.main import main
 from deepcluster.data.arrays import Arrays
 from deepcluster.engine.run import load_subject
 from deepcluster.errors import DeepClusterError, Interrupted
-from deepcluster.evaluate.linear.low_shot import Tuned, low_shot
-from deepcluster.evaluate.linear.probe import load_probe
-from deepcluster.evaluate.linear.recipes import SEMI
+from deepcluster.evaluate.linear.low_shot import FineTuned, low_shot
+from deepcluster.evaluate.linear.recipes import SEMI_SUPERVISED
+from deepcluster.evaluate.linear.training import Learner
+from deepcluster.evaluate.result import Result
 
-from .test_linear import Stop, stripes, subject
+from .test_linear import Stop, probe_file, probe_of, stripes, subject
+
+
+def backbone_file(result: Result) -> Path:
+    file = probe_file(result)
+    return file.with_stem(f"{file.stem}-backbone")
 
 
 @pytest.mark.parametrize("classifier", ["logistic", "svm"])
@@ -41,7 +49,7 @@ def test_each_draw_is_scikit_learns(tmp_path: Path, classifier: str) -> None:
     assert result.scores["shots_8_top1"] == pytest.approx(np.mean(values))
     assert result.scores["shots_8_top1_std"] == pytest.approx(np.std(values, ddof=1))
     assert list(result.scores) == ["shots_2_top1", "shots_2_top1_std", "shots_8_top1", "shots_8_top1_std"]
-    probe = load_probe(tmp_path / "low-shot.safetensors")
+    probe = probe_of(result)
     assert (probe.predict(test, net) == test.labels).mean() == pytest.approx(values[0])
 
 
@@ -69,43 +77,45 @@ def test_share_of_the_labels_is_of_each_class(tmp_path: Path) -> None:
 def test_fine_tuning_trains_the_whole_network(tmp_path: Path) -> None:
     net, train, test = subject(tmp_path), stripes(90), stripes(60, 1)
     before = {name: value.clone() for name, value in net.backbone.state_dict().items()}
-    options = {"fraction": (0.5,), "fine_tune": True, "draws": 1, "epochs": 6, "batch_size": 8, "lr": 0.05}
+    options: dict[str, Any] = {
+        "fraction": (0.5,),
+        "fine_tune": True,
+        "draws": 1,
+        "epochs": 6,
+        "batch_size": 8,
+        "lr": 0.05,
+    }
     result = low_shot(net, train, test, **options)
     assert result.scores["fine_tuned_0.5_top1"] > 0.6 and len(result.draws) == 1
     assert all(torch.equal(value, before[name]) for name, value in net.backbone.state_dict().items())
-    tuned = load_subject(tmp_path / "low-shot-backbone.safetensors", device="cpu")
+    tuned = load_subject(backbone_file(result), device="cpu")
     moved = [not torch.equal(v, before[n]) for n, v in tuned.backbone.state_dict().items() if n.endswith("weight")]
     assert all(moved)
-    probe = load_probe(tmp_path / "low-shot.safetensors")
+    probe = probe_of(result)
     assert (probe.predict(test, tuned) == test.labels).mean() == result.draws[0]["fine_tuned_0.5_top1"]
     assert "the new layer is 10 times" in result.settings["fine_tuning"]
 
 
 def test_rates_of_fine_tuning(tmp_path: Path) -> None:
-    from deepcluster.evaluate.linear.training import Learner
-
-    network = Tuned(subject(tmp_path).backbone, 3, 0)
-    groups = Learner("network", network, 0.01, 5e-4, (("head", 100.0),)).groups(0)
-    assert [(group["times"], len(group["params"])) for group in groups] == [(1.0, 9), (100.0, 2)]
-    assert (SEMI.epochs, SEMI.batch_size, SEMI.weight_decay) == (20, 256, (5e-4,))
-    assert [SEMI.factor(e * 7, 140, 7, 0.01, 0) for e in (11, 12, 16)] == pytest.approx([1, 0.2, 0.04])
+    network = FineTuned(subject(tmp_path).backbone, 3, 0)
+    groups = Learner("network", network, 0.01, 5e-4, ("head", 100.0)).parameter_groups()
+    assert [(group["multiplier"], len(group["params"])) for group in groups] == [(1.0, 9), (100.0, 2)]
+    assert (SEMI_SUPERVISED.epochs, SEMI_SUPERVISED.batch_size, SEMI_SUPERVISED.weight_decay) == (20, 256, (5e-4,))
+    assert [SEMI_SUPERVISED.factor(e * 7, 140, 7, 0.01, 0) for e in (11, 12, 16)] == pytest.approx([1, 0.2, 0.04])
 
 
 def test_stopped_fine_tuning_goes_on_to_the_bit(tmp_path: Path) -> None:
     train, test = stripes(60), stripes(30, 1)
-    options = {"fraction": (0.3,), "fine_tune": True, "draws": 2, "epochs": 2, "batch_size": 8}
-    whole = low_shot(subject(tmp_path / "whole"), train, test, **options)
-    for after in (1, 2):
+    options: dict[str, Any] = {"fraction": (0.3,), "fine_tune": True, "draws": 2, "epochs": 2, "batch_size": 8}
+    undisturbed = low_shot(subject(tmp_path / "whole"), train, test, **options)
+    for after in (4, 5, 3):  # of 2 draws of 2 epochs of 3 steps
         with pytest.raises(Interrupted):
-            low_shot(subject(tmp_path / "parts"), train, test, pause=Stop(after), **options)
+            low_shot(subject(tmp_path / "parts"), train, test, after_step=Stop(after), **options)
     rest = low_shot(subject(tmp_path / "parts"), train, test, **options)
-    assert rest.scores == whole.scores
-    for name in ("low-shot.safetensors", "low-shot-backbone.safetensors"):
-        one, other = ((tmp_path / place / name) for place in ("whole", "parts"))
-        from safetensors.torch import load_file
-
-        tensors = load_file(one), load_file(other)
-        assert all(torch.equal(value, tensors[1][key]) for key, value in tensors[0].items())
+    assert rest.scores == undisturbed.scores
+    for file_of in (probe_file, backbone_file):
+        one, other = load_file(file_of(undisturbed)), load_file(file_of(rest))
+        assert all(torch.equal(value, other[key]) for key, value in one.items())
 
 
 @pytest.mark.parametrize(
@@ -120,11 +130,11 @@ def test_stopped_fine_tuning_goes_on_to_the_bit(tmp_path: Path) -> None:
         ({"fraction": (0.1,), "c": 1.0}, "--c is of"),
         ({"fraction": (0.1,), "fine_tune": True, "classifier": "svm"}, "leave out --classifier"),
         ({"fraction": (0.1,), "fine_tune": True, "precision": "16"}, "bf16 or 32"),
-        ({"classifier": "forest"}, "logistic or svm"),
+        ({"classifier": "forest"}, "choose one of logistic, svm"),
         ({"tap": "all"}, "one layer"),
     ],
 )
-def test_what_makes_no_sense_is_refused(tmp_path: Path, options: dict, sentence: str) -> None:
+def test_what_makes_no_sense_is_refused(tmp_path: Path, options: dict[str, Any], sentence: str) -> None:
     with pytest.raises(DeepClusterError, match=sentence):
         low_shot(subject(tmp_path), stripes(90), stripes(30, 1), **options)
 

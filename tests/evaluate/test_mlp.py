@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,14 +12,13 @@ import torch
 
 from deepcluster.cli.main import main
 from deepcluster.errors import DeepClusterError, Interrupted
-from deepcluster.evaluate.linear.heads import apply, layers_of
-from deepcluster.evaluate.linear.mlp import fully_connected, mlp, perceptron
-from deepcluster.evaluate.linear.probe import load_probe
+from deepcluster.evaluate.linear.heads import apply_layers, fully_connected, layers_of, perceptron
+from deepcluster.evaluate.linear.mlp import mlp
 from deepcluster.models.zoo import build_backbone
 
-from .test_linear import Stop, stripes, subject
+from .test_linear import Stop, probe_file, probe_of, stripes, subject
 
-SMALL = {"epochs": 3, "batch_size": 16, "hidden": 32}
+SMALL: dict[str, Any] = {"epochs": 3, "batch_size": 16, "hidden": 32}
 
 
 def test_layers_begin_as_the_paper_has_them() -> None:
@@ -40,13 +40,13 @@ def test_what_is_saved_is_what_was_trained() -> None:
             head(torch.randn(50, 6) * 3 + 1)  # statistics of its own
         head.eval()
         x = torch.randn(7, 6)
-        torch.testing.assert_close(apply(layers_of(head), x), head(x), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(apply_layers(layers_of(head), x), head(x), rtol=1e-4, atol=1e-5)
         between = torch.nn.Sequential(
             torch.nn.Linear(6, 4), torch.nn.BatchNorm1d(4), torch.nn.ReLU(), torch.nn.Linear(4, 2)
         )
         between(torch.randn(50, 6))
         between.eval()
-        torch.testing.assert_close(apply(layers_of(between), x), between(x), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(apply_layers(layers_of(between), x), between(x), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.slow
@@ -54,12 +54,12 @@ def test_alexnet_keeps_its_convolutions(tmp_path: Path) -> None:
     net, train, test = subject(tmp_path, "alexnet", 64), stripes(24, side=64), stripes(12, 1, side=64)
     before = {name: value.clone() for name, value in net.backbone.state_dict().items()}
     result = mlp(net, train, test, epochs=1, batch_size=12, crops=1)
-    assert "fc6 and fc7 drawn anew" in result.settings["layers"] and list(result.scores) == ["mlp_top1"]
+    assert "new fc6 and fc7" in result.settings["layers"] and list(result.scores) == ["mlp_top1"]
     assert all(torch.equal(value, before[name]) for name, value in net.backbone.state_dict().items())
-    probe = load_probe(tmp_path / "mlp.safetensors")
+    probe = probe_of(result)
     assert (probe.predict(test, net) == test.labels).mean() == result.scores["mlp_top1"]
     # the layers read the flattened last map
-    own = probe.trained["features"]
+    own = probe.classifiers["features"]
     with torch.no_grad():
         maps = net.backbone.trunk.features(torch.randn(2, 3, 64, 64))
     assert torch.equal(own.pooling(maps), maps.flatten(1)) and len(own.layers) == 3
@@ -69,24 +69,22 @@ def test_other_networks_get_hidden_layers_and_learn(tmp_path: Path) -> None:
     net, train, test = subject(tmp_path), stripes(90), stripes(60, 1)
     result = mlp(net, train, test, epochs=6, batch_size=16, hidden=64, seeds=2, lr=0.1)
     assert result.scores["mlp_top1"] > 0.6 and "mlp_top1_std" in result.scores and len(result.draws) == 2
-    assert len(load_probe(tmp_path / "mlp.safetensors").trained["output"].layers) == 3
-    mlp(net, train, test, depth=1, **SMALL)
-    assert len(load_probe(tmp_path / "mlp.safetensors").trained["output"].layers) == 2
+    assert len(probe_of(result).classifiers["output"].layers) == 3
+    assert len(probe_of(mlp(net, train, test, depth=1, **SMALL)).classifiers["output"].layers) == 2
 
 
-def test_dropout_is_drawn_again_after_a_stop(tmp_path: Path) -> None:
+def test_dropout_is_the_same_after_a_stop(tmp_path: Path) -> None:
     train, test = stripes(60), stripes(30, 1)
-    mlp(subject(tmp_path / "whole"), train, test, **SMALL)
+    undisturbed = mlp(subject(tmp_path / "whole"), train, test, **SMALL)
     with pytest.raises(Interrupted):
-        mlp(subject(tmp_path / "parts"), train, test, pause=Stop(2), **SMALL)
-    torch.rand(17)  # the global generator stands elsewhere
-    mlp(subject(tmp_path / "parts"), train, test, **SMALL)
-    files = [(tmp_path / name / "mlp.safetensors").read_bytes() for name in ("whole", "parts")]
-    assert files[0] == files[1]
+        mlp(subject(tmp_path / "parts"), train, test, after_step=Stop(6), **SMALL)
+    torch.rand(17)  # the state of the global generator does not matter
+    rest = mlp(subject(tmp_path / "parts"), train, test, **SMALL)
+    assert probe_file(rest).read_bytes() == probe_file(undisturbed).read_bytes()
 
 
 @pytest.mark.parametrize("options", [{"depth": 0}, {"hidden": 0}, {"recipe": "paper"}, {"epochs": 0}])
-def test_what_makes_no_sense_is_refused(tmp_path: Path, options: dict) -> None:
+def test_what_makes_no_sense_is_refused(tmp_path: Path, options: dict[str, Any]) -> None:
     with pytest.raises(DeepClusterError):
         mlp(subject(tmp_path), stripes(60), stripes(30, 1), **options)
 

@@ -113,7 +113,7 @@ def command(arguments: list[str]) -> None:
             result = sys.modules[type(chosen).__module__].score(subject, chosen, screen)
         else:
             result = protocol.call(
-                values, subject=subject, run=subject, screen=screen, seen=_confusion_figure(subject, screen)
+                values, subject=subject, run=subject, screen=screen, on_assignment=_confusion_figure(subject, screen)
             )
         if not group.is_first:
             return

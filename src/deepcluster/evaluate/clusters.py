@@ -1,14 +1,13 @@
-"""Do the clusters agree with labels nobody showed them? NMI, AMI, ARI, matched accuracy and purity.
+"""Protocol `clusters`: agreement of clusters with labels, by NMI, AMI, ARI, matched accuracy and purity.
 
-Two questions, kept apart by the names of their scores: the run's own clusters (`nmi`, ...), and its
-features clustered anew into any number of clusters (`k10_nmi`, ...). This file does not know how a
-cluster comes about.
+The names of the scores say what was clustered: `nmi`, ... are of the run's own clusters, `k10_nmi`, ... of its features
+in a new clustering.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -20,7 +19,7 @@ from deepcluster.data.open import open_images
 from deepcluster.engine.log import Screen
 from deepcluster.errors import DeepClusterError
 from deepcluster.evaluate.labels import labels_alike, labels_of
-from deepcluster.evaluate.result import Result
+from deepcluster.evaluate.result import Result, mean_and_std
 
 if TYPE_CHECKING:
     from deepcluster.data.source import ImageSource
@@ -31,9 +30,9 @@ WIDTH = 256
 
 
 def score_assignment(assignment: np.ndarray, labels: np.ndarray) -> Iterator[tuple[str, float]]:
-    """Yield (name, fraction of 1) for N images that have both a cluster and a label.
+    """Yields (name, fraction of 1) for N images that have both a cluster and a label.
 
-    `nmi` has the geometric mean of the entropies below the line, as in arXiv 1807.05520 §4.1. `accuracy`
+    `nmi` divides by the geometric mean of the entropies, as in arXiv 1807.05520 §4.1. `accuracy`
     matches clusters to classes one to one, by the Hungarian method; with more clusters than classes, every
     image of a cluster left over counts as wrong. `purity` gives each cluster its most frequent class, so it
     rises with the number of clusters by itself.
@@ -65,7 +64,7 @@ def evaluate_clusters(
     test: np.ndarray | None = None,
     test_labels: np.ndarray | None = None,
 ) -> list[dict[str, Any]]:
-    """Cluster features anew into `k` clusters, once per draw, and score every draw against labels.
+    """Clusters features into `k` clusters, once per draw, and scores every draw against labels.
 
     Args:
         features: (N, D) float32, already in the space to cluster in; rows with NaN are left out.
@@ -103,37 +102,37 @@ def evaluate_clusters(
 
 
 def clusters(
-    run: Any,
+    subject: Any,
     data: Any = None,
     test: Any = None,
     *,
-    k: int | str | None = None,
+    k: int | Literal["classes"] | None = None,
     draws: int = 1,
     seed: int = 0,
     n_init: int = 10,
     screen: Screen | None = None,
-    seen: Callable[[np.ndarray, np.ndarray, Sequence[str]], None] = lambda assignment, labels, names: None,
+    on_assignment: Callable[[np.ndarray, np.ndarray, Sequence[str]], object] = lambda assignment, labels, names: None,
 ) -> Result:
-    """Protocol `clusters`: a run's clusters of labelled images, and features clustered anew.
+    """NMI, AMI, ARI, matched accuracy and purity of a run's clusters against labels that training never saw.
+
+    A network without clusters of its own has its features clustered.
 
     Args:
-        run: a run; or any network (`engine.subject.Subject`), which has no clusters of its own: its features are
-            clustered anew.
-        data: labelled images to score; None = the training images with the assignment training ended with.
-        test: labelled images that took no part in anything: each goes to its nearest center, and clusters stand for
-            the classes that `data` gives them (`test_...`).
-        k: also cluster the whitened features into this many clusters; "classes" = as many as there are classes.
-        draws: repetitions of that, each with its own seed; the scores are their mean and deviation.
-        seed: of the first draw.
-        n_init: k-means++ starts of a draw.
+        subject: a run, or any network; see `engine.subject`.
+        data: labeled images to score; None = the images of the run, with the assignment at the end of training.
+        test: labeled images that take no part in clustering or matching. None = all is compared on the same images.
+        k: also cluster the whitened features into this many clusters; classes = as many as there are classes.
+        draws: repetitions of that, each with its own seed; the scores are their mean and standard deviation.
+        seed: seed of the first draw.
+        n_init: k-means++ starts of a draw; the one with the lowest objective counts.
         screen: shows a bar while features are computed; None = silence.
-        seen: called with the run's clusters (N,), the classes (N,) and their names, for whoever draws them.
+        on_assignment: called with the run's clusters (N,), the classes (N,) and their names, for whoever draws them.
 
     Raises:
         DeepClusterError: the images have no labels, or `k` does not fit them.
     """
-    k = k if run.clustered or k else "classes"
-    source = run.source() if data is None else open_images(data)
+    k = k if subject.clustered or k else "classes"
+    source = subject.source() if data is None else open_images(data)
     asked = None if test is None else open_images(test)
     if asked is None:
         labels, answers, names = labels_of(source, "clusters"), None, list(source.classes)
@@ -141,7 +140,7 @@ def clusters(
         labels, answers, _ = labels_alike(source, asked, "clusters")
         names = list(dict.fromkeys([*source.classes, *asked.classes]))
     if draws < 1:
-        raise DeepClusterError(f"draws={draws} is no number of repetitions: give 1 or more.")
+        raise DeepClusterError(f"draws={draws} is not a number of repetitions: give 1 or more.")
     screen = screen or Screen(quiet=True)
     classes = len(np.unique(labels[labels >= 0]))
     found: dict[str, float] = {}
@@ -153,27 +152,27 @@ def clusters(
         "nmi": "geometric mean of the two entropies",
     }
     details: dict[str, list[dict[str, Any]]] = {}
-    if run.clustered:
-        own = np.asarray(run.assignment) if data is None else _assigned(run, source, screen)
+    if subject.clustered:
+        own = np.asarray(subject.assignment) if data is None else _assigned(subject, source, screen)
         found |= dict(score_assignment(own, labels))
         known = (own >= 0) & (labels >= 0)
         settings |= {
             "images_scored": int(known.sum()),
-            "clusters": len(run.centroids),
+            "clusters": len(subject.centroids),
             "clusters_used": len(np.unique(own[known])),
             "assignment": "as training left it" if data is None else "nearest centroid of the saved model",
-            "accuracy": matching(len(run.centroids), classes),
+            "accuracy": matching(len(subject.centroids), classes),
         }
         names = names or [str(number) for number in range(int(labels.max()) + 1)]
         details["classes"] = class_table(own, labels, names)
-        seen(own, labels, names)
+        on_assignment(own, labels, names)
         if asked is not None:
             assert answers is not None
-            found |= score_test((own, labels), (_assigned(run, asked, screen), answers))
+            found |= score_test((own, labels), (_assigned(subject, asked, screen), answers))
     drawn: list[dict[str, Any]] = []
     if k is not None:
         count = _count(k, classes)
-        table, tested = _tables(run, source, asked, count, screen)
+        table, tested = _tables(subject, source, asked, count, screen)
         drawn = evaluate_clusters(
             table, labels, k=count, draws=draws, seed=seed, n_init=n_init, test=tested, test_labels=answers
         )
@@ -181,16 +180,13 @@ def clusters(
             "k": count,
             "draws": draws,
             "seed": seed,
-            "anew": f"k-means++ on the {table.shape[1]} leading whitened directions, best of {n_init} starts,"
+            "k_means": f"k-means++ on the {table.shape[1]} leading whitened directions, best of {n_init} starts,"
             f" mean of {draws} draws",
             f"k{count}_accuracy": matching(count, classes),
         }
-        for name in [name for name in drawn[0] if name.removeprefix("test_") in SCORES]:
-            values = np.array([draw[name] for draw in drawn])
-            told = f"test_k{count}_{name[5:]}" if name.startswith("test_") else f"k{count}_{name}"
-            found[told] = float(values.mean())
-            if draws > 1:
-                found[f"{told}_std"] = float(values.std(ddof=1))
+        scores = [{name: draw[name] for name in draw if name.removeprefix("test_") in SCORES} for draw in drawn]
+        for name, value in mean_and_std(scores).items():
+            found[f"test_k{count}_{name[5:]}" if name.startswith("test_") else f"k{count}_{name}"] = value
     if asked is not None:
         settings["test_accuracy"] = "clusters stand for the classes that the other images match them with"
     return Result("clusters", settings, found, drawn, details)
@@ -199,7 +195,7 @@ def clusters(
 def score_test(
     known: tuple[np.ndarray, np.ndarray], test: tuple[np.ndarray, np.ndarray]
 ) -> Iterator[tuple[str, float]]:
-    """Yield ("test_...", fraction of 1) of clusters and labels of images that the clusters were not made from.
+    """Yields ("test_...", fraction of 1) of clusters and labels of images that the clusters were not made from.
 
     Args:
         known: (N,) cluster and (N,) class of the images that say which cluster stands for which class: one to one
@@ -237,41 +233,41 @@ def contingency(assignment: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray,
 
 
 def class_table(assignment: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> list[dict[str, Any]]:
-    """How each class fares when each cluster stands for its most frequent class: one row a class.
+    """Precision and recall of each class when each cluster stands for its most frequent class: one row per class.
 
-    Each row says `class`, `images`, `clusters` (that stand for it), `found` (share of its images that lie in those),
-    `pure` (share of the images in those that are of it; nan without such a cluster) and `taken_for`, the class whose
+    Each row has `class`, `images`, `clusters` (that stand for it), `found` (share of its images that are in those),
+    `pure` (share of the images in those that are of it; NaN without such a cluster) and `taken_for`, the class whose
     clusters have most of the images that were not found.
     """
     pair = (assignment >= 0) & (labels >= 0)
     table, _, columns = contingency(assignment[pair], labels[pair])
     owner = table.argmax(1)
-    told = np.zeros((len(columns), len(columns)), np.int64)  # (class, class that the image's cluster stands for)
-    np.add.at(told.T, owner, table)
+    counts = np.zeros((len(columns), len(columns)), np.int64)  # (class, class that the image's cluster stands for)
+    np.add.at(counts.T, owner, table)
     rows = []
     for at, label in enumerate(columns):
-        lost = np.where(np.arange(len(columns)) == at, 0, told[at])
-        inside = told[:, at].sum()
+        lost = np.where(np.arange(len(columns)) == at, 0, counts[at])
+        inside = counts[:, at].sum()
         rows.append(
             {
                 "class": names[label],
-                "images": int(told[at].sum()),
+                "images": int(counts[at].sum()),
                 "clusters": int((owner == at).sum()),
-                "found": float(told[at, at] / told[at].sum()),
-                "pure": float(told[at, at] / inside) if inside else float("nan"),
+                "found": float(counts[at, at] / counts[at].sum()),
+                "pure": float(counts[at, at] / inside) if inside else float("nan"),
                 "taken_for": names[columns[lost.argmax()]] if lost.any() else "",
             }
         )
     return rows
 
 
-def _assigned(run: Any, source: ImageSource, screen: Screen) -> np.ndarray:
+def _assigned(subject: Any, source: ImageSource, screen: Screen) -> np.ndarray:
     with screen.bar("assigning", len(source)) as advance:
-        return run.assign(source, check=advance).cluster
+        return subject.assign(source, check=advance).cluster
 
 
 def _tables(
-    run: Any, source: ImageSource, test: ImageSource | None, count: int, screen: Screen
+    subject: Any, source: ImageSource, test: ImageSource | None, count: int, screen: Screen
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """Whitened features to cluster, and those of the test images; whitened as the run does, or, where it does not
     (ODC, a network alone), by the first."""
@@ -279,10 +275,10 @@ def _tables(
     for images in (source, test):
         if images is not None:
             with screen.bar("features", len(images)) as advance:
-                tables.append(run.features(images, check=advance))
+                tables.append(subject.features(images, check=advance))
     embed: Callable[[np.ndarray], Any]
-    if run.clustered and run.model.whitening is not None:
-        embed = run.embed
+    if subject.clustered and subject.model.whitening is not None:
+        embed = subject.embed
     else:
         usable = tables[0][np.isfinite(tables[0]).all(axis=1)]
         embed = Whitening(min(WIDTH, *usable.shape)).fit(usable).transform
@@ -316,4 +312,4 @@ def _count(k: int | str, classes: int) -> int:
     try:
         return int(k)
     except ValueError:
-        raise DeepClusterError(f"k={k!r} is no number of clusters: give a number, or 'classes'.") from None
+        raise DeepClusterError(f"k={k!r} is not a number of clusters: give a number, or 'classes'.") from None

@@ -1,7 +1,4 @@
-"""Protocol `knn`: the k nearest training images by cosine vote on a run's images; nothing is trained.
-
-The search itself is `features/neighbors.py`. This file knows nothing of clusters.
-"""
+"""Protocol `knn`: the k nearest training images vote on the class of an image; nothing is trained."""
 
 from __future__ import annotations
 
@@ -27,28 +24,29 @@ if TYPE_CHECKING:
 
 
 def knn(
-    run: Subject,
+    subject: Subject,
     data: Any = None,
     test: Any = None,
     *,
     k: Sequence[int] = (20,),
+    temperature: float = 0.07,
     tap: str | None = None,
     whitened: bool = False,
-    temperature: float = 0.07,
     baseline: bool = False,
     device: str | torch.device | None = None,
     screen: Screen | None = None,
 ) -> Result:
-    """Protocol `knn`: top-1 accuracy of the k nearest training images, by cosine of the backbone's output.
+    """Top-1 accuracy of the nearest training images, by cosine of the backbone's output.
 
     Args:
-        run: a run, or any network; see `engine.subject`.
-        data: labelled images to look neighbors up in; None = the training images.
-        test: labelled images to classify; None = each image of `data` by all the others.
-        k: numbers of neighbors, such as (1, 5, 20, 200).
-        tap: a layer to read instead of the output.
-        whitened: use features after the run's whitening instead of raw ones.
-        baseline: also score the same network as it was before training (`untrained_...`).
+        subject: a run, or any network; see `engine.subject`.
+        data: labeled images to look neighbors up in; None = the images of the run.
+        test: labeled images to classify. None = each image of the data by all others.
+        k: numbers of neighbors, such as 1 5 20 200.
+        temperature: of the softmax of cosines that weighs the votes; the score with one vote each is given, too.
+        tap: layer to read. None = the output.
+        whitened: use the features after the run's whitening.
+        baseline: also score the same network as it was before training.
         device: where to search; None = where the run computes.
         screen: shows a bar while features are computed; None = silence.
 
@@ -59,8 +57,8 @@ def knn(
         raise DeepClusterError("The run's whitening fits the backbone's output alone: give either a tap or whitened.")
     counts = tuple(sorted(set(k)))
     if not counts or counts[0] < 1:
-        raise DeepClusterError(f"k={tuple(k)} names no number of neighbors: give numbers from 1 up.")
-    bank = run.source() if data is None else open_images(data)
+        raise DeepClusterError(f"k={tuple(k)} is not a number of neighbors: give numbers from 1 up.")
+    bank = subject.source() if data is None else open_images(data)
     queries = None if test is None else open_images(test)
     if queries is None:
         labels = labels_of(bank, "knn")
@@ -69,18 +67,18 @@ def knn(
         labels, answers, classes = labels_alike(bank, queries, "knn")
 
     screen = screen or Screen(quiet=True)
-    pixels = run.pixels(bank)
-    asked = None if queries is None else run.pixels(queries)
+    pixels = subject.pixels(bank)
+    asked = None if queries is None else subject.pixels(queries)
     found: dict[str, float] = {}
-    described: dict[str, Any] = {}
-    networks = {"untrained_": run.untrained()} if baseline else {}
-    for prefix, network in {"": run, **networks}.items():
-        table, kept = _described(network, pixels, labels, tap, screen)
-        tested, truth = (None, None) if asked is None else _described(network, asked, answers, tap, screen)
+    counted: dict[str, Any] = {}
+    networks = {"untrained_": subject.untrained()} if baseline else {}
+    for prefix, network in {"": subject, **networks}.items():
+        table, kept = _features(network, pixels, labels, tap, screen)
+        tested, truth = (None, None) if asked is None else _features(network, asked, answers, tap, screen)
         if whitened:
             # a whitening fits one network: the untrained one gets its own, of the same width
-            width = len(run.whitening.components)
-            whitening = Whitening(width).fit(table) if prefix else run.whitening
+            width = len(subject.whitening.components)
+            whitening = Whitening(width).fit(table) if prefix else subject.whitening
             table = whitening.transform(table)
             tested = None if tested is None else whitening.transform(tested)
         pairs = score_features(
@@ -91,15 +89,15 @@ def knn(
             k=counts,
             classes=classes,
             temperature=temperature,
-            device=device or run.device,
+            device=device or subject.device,
         )
         found |= {prefix + name: value for name, value in pairs}
-        described = {"images_data": len(table), "images_test": len(table if tested is None else tested)}
-        described["dim"] = table.shape[1]
+        counted = {"images_data": len(table), "images_test": len(table if tested is None else tested)}
+        counted["dim"] = table.shape[1]
     settings = {
         "data": bank.name,
         "test": "each image by all the others (leave one out)" if queries is None else queries.name,
-        **described,
+        **counted,
         "k": list(counts),
         "features": (tap or "output") + (", whitened by the run" if whitened else "") + ", L2-normalized",
         "votes": f"top1: softmax of cosine / {temperature:g}; majority_top1: one vote each",
@@ -111,13 +109,13 @@ def knn(
     return Result("knn", settings, found)
 
 
-def _described(
-    run: Subject, pixels: Pixels, labels: np.ndarray | None, tap: str | None, screen: Screen
+def _features(
+    subject: Subject, pixels: Pixels, labels: np.ndarray | None, tap: str | None, screen: Screen
 ) -> tuple[np.ndarray, np.ndarray]:
     """(N', D) features and (N',) labels of the images that can be decoded and have a label."""
     assert labels is not None
     with screen.bar("features", len(pixels)) as advance:
-        features = run.features(pixels, tap=tap, check=advance)
+        features = subject.features(pixels, tap=tap, check=advance)
     usable = np.isfinite(features).all(axis=1) & (labels >= 0)
     if not usable.any():
         name = pixels.source.name

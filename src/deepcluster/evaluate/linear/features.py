@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from deepcluster.data.loader import Loader
+from deepcluster.data.transforms import CenterCrop, Transform
+from deepcluster.engine.log import Screen
 from deepcluster.errors import DeepClusterError
-from deepcluster.evaluate.linear.pooling import OUTPUT
+from deepcluster.evaluate.linear.pooling import OUTPUT, Pooling
 from deepcluster.evaluate.linear.splits import Split
-from deepcluster.evaluate.linear.views import MakeViews, batches
 from deepcluster.models.backbone import Backbone
 from deepcluster.models.sync_batchnorm import revert_sync_batchnorm
+
+if TYPE_CHECKING:
+    from deepcluster.engine.subject import Subject
 
 PRECISIONS = {"32": None, "bf16": torch.bfloat16, "16": torch.float16}
 
@@ -75,7 +80,7 @@ class FrozenFeatures:
         return {tap: self._pooled[tap].float() for tap in self.poolings}
 
     def extract(
-        self, split: Split, make: MakeViews, *, check: Callable[[int], object] = lambda images: None
+        self, split: Split, transform: Transform, *, check: Callable[[int], object] = lambda images: None
     ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         """One view of every image of a split.
 
@@ -88,20 +93,35 @@ class FrozenFeatures:
         tables: dict[str, np.ndarray] = {}
         decoded = np.zeros(len(split), bool)
         filled = 0
-        for rows, views in batches(split, np.arange(len(split)), 256, make, device=self.device):
-            if not len(rows):
-                continue
-            for tap, vectors in self(views[0]).items():
-                table = tables.setdefault(tap, np.empty((len(split), vectors.shape[1]), np.float32))
-                table[filled : filled + len(rows)] = vectors.cpu().numpy()
-            decoded[rows] = True
-            filled += len(rows)
-            check(len(rows))
+        for batch in Loader(split.pixels, split.index, batch_size=256, transform=transform, device=self.device):
+            for tap, vectors in self(batch.views[0]).items():
+                if tap not in tables:
+                    tables[tap] = np.empty((len(split), vectors.shape[1]), np.float32)
+                tables[tap][filled : filled + len(vectors)] = vectors.cpu().numpy()
+            decoded[batch.first + batch.position.numpy()] = True
+            filled += len(batch.index)
+            check(len(batch.index))
         if not filled:
             raise DeepClusterError(
                 f"No image of {split.pixels.source.name} can be decoded and has a label: give another source."
             )
         return decoded, {tap: table[:filled] for tap, table in tables.items()}
+
+
+def extract_splits(
+    subject: Subject, tap: str, pooling: Pooling, splits: list[Split], precision: str, screen: Screen
+) -> list[tuple[Tensor, Tensor]]:
+    """(m, dim) features of the central crop and (m,) labels of the decodable images of each split, on the device."""
+    backbone = subject.backbone
+    frozen = FrozenFeatures(backbone, {tap: pooling}, subject.device, precision)
+    crop = CenterCrop(backbone.image_size, backbone.mean, backbone.std)
+    found = []
+    with screen.bar(f"features {tap}", sum(map(len, splits))) as bar:
+        for split in splits:
+            decoded, tables = frozen.extract(split, crop, check=bar)
+            pair = torch.from_numpy(tables[tap]), torch.from_numpy(split.labels[decoded])
+            found.append((pair[0].to(subject.device), pair[1].to(subject.device)))
+    return found
 
 
 def fold_batchnorm(backbone: Backbone) -> Backbone:

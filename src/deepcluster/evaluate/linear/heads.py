@@ -1,41 +1,75 @@
-"""Classifiers: how they begin, and what is left of them when they are used: linear layers with ReLUs between.
-
-This file does not know how they are trained.
-"""
+"""Classifiers to train, and the linear layers that are left of them when they are used."""
 
 from __future__ import annotations
 
+import math
 import zlib
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from deepcluster.models.backbone import Backbone
 from deepcluster.random import seeded
 
-BEGIN = 31
-"""What a key is for."""
+INIT = 31
+"""Purpose of a key."""
 STD = 0.01
+"""Standard deviation of new layers, as in the papers' code."""
+FC_BIAS = 0.1
+"""Biases of new fully connected layers, as in DeepCluster's evaluation on VOC."""
+DROPOUT = 0.5
 
 Layers = list[tuple[Tensor, Tensor]]
 """Weights (out, in) and biases (out,) of linear layers; a ReLU stands between each two."""
 
 
 def linear_head(dim: int, classes: int, *, norm: bool, seed: int, name: str) -> nn.Sequential:
-    """(B, dim) -> (B, classes): perhaps batch-norm without scale and shift, then one layer, N(0, .01).
+    """(B, dim) -> (B, classes): one linear layer, after batch-norm without scale and shift where `norm` says so.
 
-    What is drawn depends on seed and name alone, so that a layer's probe is the same alone and among others.
+    The weights depend on seed and name alone, so that a layer's probe is the same alone and among others.
     """
-    layer = nn.utils.skip_init(nn.Linear, dim, classes)
-    draw_(layer, seed, name, bias=0.0)
+    layer = init_normal(dim, classes, seed, name)
     return nn.Sequential(nn.BatchNorm1d(dim, affine=False), layer) if norm else nn.Sequential(layer)
 
 
+def perceptron(dim: int, widths: Sequence[int], classes: int, seed: int) -> nn.Sequential:
+    """Batch-norm without scale and shift, then hidden layers with ReLU and dropout, then a top layer."""
+    layers: list[nn.Module] = [nn.BatchNorm1d(dim, affine=False)]
+    for number, width in enumerate(widths):
+        hidden = init_normal(dim, width, seed, f"hidden {number}", std=math.sqrt(2 / dim))
+        layers += [hidden, nn.ReLU(), nn.Dropout(DROPOUT)]
+        dim = width
+    return nn.Sequential(*layers, init_normal(dim, classes, seed, "top"))
+
+
 @torch.no_grad()
-def draw_(layer: nn.Linear, seed: int, name: str, *, bias: float, std: float = STD) -> nn.Linear:
-    """Weights N(0, std) of a key, every bias the same."""
-    generator = seeded(seed, BEGIN, zlib.crc32(name.encode()))
+def fully_connected(backbone: Backbone, classes: int, seed: int) -> nn.Sequential:
+    """New fc6, fc7 and top layer of AlexNet or VGG-16; the top layer has torch's usual initial weights."""
+    layers: list[nn.Module] = []
+    width = 0
+    trunk: Any = backbone.trunk
+    for number, layer in enumerate(trunk.classifier):
+        if isinstance(layer, nn.Linear):
+            layers.append(init_normal(layer.in_features, layer.out_features, seed, f"fc {number}", bias=FC_BIAS))
+            width = layer.out_features
+        else:
+            layers.append(nn.Dropout(layer.p) if isinstance(layer, nn.Dropout) else nn.ReLU())
+    top = nn.Linear(width, classes, device="meta").to_empty(device="cpu")
+    bound = 1 / math.sqrt(width)
+    top.weight.uniform_(-bound, bound, generator=seeded(seed, INIT, 0))
+    top.bias.fill_(FC_BIAS)
+    return nn.Sequential(*layers, nn.ReLU(), top)
+
+
+@torch.no_grad()
+def init_normal(dim: int, out: int, seed: int, name: str, *, bias: float = 0.0, std: float = STD) -> nn.Linear:
+    """A linear layer with weights N(0, std), drawn from seed and name, and equal biases."""
+    layer = nn.Linear(dim, out, device="meta").to_empty(device="cpu")
+    generator = seeded(seed, INIT, zlib.crc32(name.encode()))
     layer.weight.copy_(torch.randn(layer.weight.shape, generator=generator) * std)
     layer.bias.fill_(bias)
     return layer
@@ -43,12 +77,12 @@ def draw_(layer: nn.Linear, seed: int, name: str, *, bias: float, std: float = S
 
 @torch.no_grad()
 def layers_of(head: nn.Module) -> Layers:
-    """The layers of a trained sequence of linear layers, ReLUs, dropout and batch-norm, which is folded into them."""
+    """The layers of a trained sequence of linear layers, ReLUs and dropout, with batch-norm folded into them."""
     layers: Layers = []
     before: tuple[Tensor, Tensor] | None = None
     for module in head.modules():
         if isinstance(module, _BatchNorm):
-            scale, shift = _affine(module)
+            scale, shift = _scale_and_shift(module)
             if layers:
                 weight, bias = layers[-1]
                 layers[-1] = (scale[:, None] * weight, scale * bias + shift)
@@ -63,8 +97,8 @@ def layers_of(head: nn.Module) -> Layers:
     return [(weight.float().cpu(), bias.float().cpu()) for weight, bias in layers]
 
 
-def _affine(norm: _BatchNorm) -> tuple[Tensor, Tensor]:
-    """Scale and shift of a batch-norm in evaluation mode, float64."""
+def _scale_and_shift(norm: _BatchNorm) -> tuple[Tensor, Tensor]:
+    """Of a batch-norm in evaluation mode, float64."""
     assert norm.running_mean is not None and norm.running_var is not None
     scale = (norm.running_var.double() + norm.eps).rsqrt()
     if norm.weight is not None:
@@ -73,7 +107,7 @@ def _affine(norm: _BatchNorm) -> tuple[Tensor, Tensor]:
     return scale, shift if norm.bias is None else shift + norm.bias.double()
 
 
-def apply(layers: Layers, vectors: Tensor) -> Tensor:
+def apply_layers(layers: Layers, vectors: Tensor) -> Tensor:
     """(B, K) logits of (B, dim) vectors."""
     for number, (weight, bias) in enumerate(layers):
         vectors = F.linear(F.relu(vectors) if number else vectors, weight.to(vectors.device), bias.to(vectors.device))

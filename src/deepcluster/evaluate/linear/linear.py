@@ -1,38 +1,44 @@
-"""Protocol `linear`: linear classifiers on frozen layers, one or all of them in one pass over the images.
-
-`--taps output` alone is a logistic regression on features computed once; other taps, or a recipe, are the papers'
-probes by SGD. This file says which, and in which order; it trains nothing itself.
-"""
+"""Protocol `linear`: linear classifiers on frozen layers, one or all of them in one pass over the images."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from deepcluster.data.transforms import CenterCrop
 from deepcluster.engine.log import Screen
 from deepcluster.errors import DeepClusterError
-from deepcluster.evaluate.linear import cached, recipes
-from deepcluster.evaluate.linear.frozen import Frozen
-from deepcluster.evaluate.linear.frozen import cached as cached_features
-from deepcluster.evaluate.linear.heads import Layers, linear_head
-from deepcluster.evaluate.linear.parts import Part, divide, folds_of
+from deepcluster.evaluate.linear.context import (
+    Evaluation,
+    Precision,
+    Report,
+    check_choice,
+    check_common,
+    train_draws,
+)
+from deepcluster.evaluate.linear.features import FrozenFeatures, extract_splits
+from deepcluster.evaluate.linear.heads import linear_head
+from deepcluster.evaluate.linear.logistic import DECAYS, cross_validated_fit, top_accuracies
 from deepcluster.evaluate.linear.pooling import OUTPUT, Pooling, poolings
-from deepcluster.evaluate.linear.probe import Trained
-from deepcluster.evaluate.linear.recipes import LINEAR, Recipe
-from deepcluster.evaluate.linear.stages import Stages
-from deepcluster.evaluate.linear.training import Learner, Training, judge
-from deepcluster.evaluate.linear.work import Work, check_common, train_seeds
+from deepcluster.evaluate.linear.probe import Classifier
+from deepcluster.evaluate.linear.recipes import LINEAR, Recipe, Schedule, default_recipe, override
+from deepcluster.evaluate.linear.splits import Split, split_data, stratified_folds
+from deepcluster.evaluate.linear.training import Learner, accuracy, train_learners
 from deepcluster.evaluate.result import Result
+from deepcluster.resume import ResumeFile
 
 if TYPE_CHECKING:
     from deepcluster.engine.subject import Subject
 
 LOGISTIC = "logistic"
-FOLDS = 5
 NO_NORM = ("alexnet", "vgg16")
 """Networks whose papers read the layers as they are; all others get a batch-norm without scale and shift first."""
+
+Options = dict[str, list[tuple[float, float]]]
+"""Tap -> learning rates and weight decays to choose from."""
 
 
 def linear(
@@ -42,75 +48,146 @@ def linear(
     *,
     holdout: float | None = None,
     taps: Sequence[str] = (OUTPUT,),
-    recipe: str | None = None,
+    recipe: Literal["logistic", "deepcluster", "deepercluster", "deepercluster-places", "openselfsup", "quick"]
+    | None = None,
     epochs: int | None = None,
     lr: Sequence[float] | None = None,
     weight_decay: Sequence[float] | None = None,
     batch_size: int | None = None,
-    schedule: str | None = None,
-    crops: int = 1,
-    report: str = "last",
+    schedule: Schedule | None = None,
+    crops: Literal[1, 10] = 1,
+    report: Report = "last",
     cross_validate: bool = False,
-    folds: int = FOLDS,
+    folds: int = 5,
     seeds: int = 1,
     seed: int = 0,
-    precision: str = "32",
+    precision: Precision = "32",
     screen: Screen | None = None,
-    pause: Callable[[], None] = lambda: None,
+    after_step: Callable[[int], object] = lambda done: None,
 ) -> Result:
-    """Protocol `linear`: top-1 and top-5 accuracy of a linear classifier on each tap.
+    """Accuracy of linear classifiers on frozen layers: the output, or all layers in one pass over the images.
+
+    The output alone gets a logistic regression on features that are computed once; layers get the papers' probes,
+    trained by SGD. The network is left as it is. A stopped evaluation continues where it was.
 
     Args:
-        subject: a network; see `engine.subject`. It is left as it is.
-        data: labelled training images; None = the images of the run.
-        test: labelled test images, or `holdout`, the share of `data` that is held out for it.
-        taps: layers, "output", or "all" alone.
-        recipe: "logistic" (the default of the output alone), or a name of `recipes.LINEAR`; None = what the papers
-            have for this network.
-        epochs, lr, weight_decay, batch_size, schedule: in place of the recipe's own.
-        crops: 1 = the central crop of a test image; 10 = softmax averaged over ten.
-        report: "last" epoch, or "best-epoch", the one the test set likes best.
-        cross_validate: choose among several values of `lr` and `weight_decay` by `folds` folds of the training images.
-        seeds: repetitions, with seeds from `seed` on.
-        precision: "32", "bf16" or "16", of the frozen network.
-        screen: shows bars and a line an epoch; None = silence.
-        pause: called after each epoch, when its state is on disk; may raise to stop.
+        subject: the network; see `engine.subject`.
+        data: labeled training images; None = the images of the run.
+        test: labeled test images.
+        holdout: instead of `test`: share of the data to hold out, the same of each class.
+        taps: layers to read: names, output, or all alone for every layer that gives a map or a sequence.
+        recipe: how to train. None = logistic for the output alone; for layers what the papers have for this network,
+            and quick, our own, for other networks and small images.
+        epochs: passes over the training images. None = as the recipe has it.
+        lr: learning rate, or several for `cross_validate` to choose from. None = the recipe's.
+        weight_decay: weight decay, or several for `cross_validate` to choose from; logistic always chooses. None = the
+            recipe's.
+        batch_size: images of a step. None = the recipe's.
+        schedule: how the learning rate falls. None = the recipe's.
+        crops: crops of a test image, over which softmax is averaged.
+        report: the epoch to score. best-epoch is the papers' habit, where the test set chooses: optimistic.
+        cross_validate: choose among several values of `lr` and `weight_decay` by folds of the training images.
+        folds: number of these folds.
+        seeds: repetitions.
+        seed: seed of the first repetition, and of the holdout.
+        precision: floating-point type of the frozen network.
+        screen: shows bars and a line per epoch; None = silence.
+        after_step: called with the number of steps done, after each; may raise to stop.
 
     Raises:
         DeepClusterError: labels, test images or classes are missing, or options do not go together.
     """
     screen = screen or Screen(quiet=True)
     taps = tuple(dict.fromkeys(taps))
-    name = recipe or (LOGISTIC if taps == (OUTPUT,) else recipes.usual(subject.backbone))
-    if name != LOGISTIC and name not in LINEAR:
-        raise DeepClusterError(f"There is no recipe {name!r}: choose one of {', '.join([LOGISTIC, *LINEAR])}.")
+    name = recipe or (LOGISTIC if taps == (OUTPUT,) else default_recipe(subject.backbone))
+    check_choice("recipe", name, (LOGISTIC, *LINEAR))
     check_common(crops, report, seeds, folds, precision)
-    steps = {"epochs": epochs, "lr": lr, "batch_size": batch_size, "schedule": schedule}
+    changes = {"epochs": epochs, "lr": lr, "batch_size": batch_size, "schedule": schedule}
     if name == LOGISTIC:
-        _refuse_steps(steps, crops, report)
+        given = [option for option, value in changes.items() if value is not None]
+        given += ["crops"] * (crops != 1) + ["report"] * (report != "last")
+        if given:
+            raise DeepClusterError(
+                f"--{given[0].replace('_', '-')} has no meaning for a logistic regression on features computed once:"
+                f" give --recipe {'|'.join(LINEAR)} for probes that are trained step by step."
+            )
     pools = poolings(subject.backbone, taps)
-    exam = divide(subject, data, test, holdout, seed=seed)
-    work = Work(subject, exam, "linear", seeds, seed, precision, screen, pause, crops=crops, report=report)
+    divided = split_data(subject, data, test, holdout, seed=seed)
+    evaluation = Evaluation(
+        "linear",
+        subject,
+        divided,
+        seeds,
+        seed,
+        precision,
+        screen,
+        crops,
+        "" if name == LOGISTIC else report,
+        after_step,
+    )
     if name == LOGISTIC:
-        work.report = ""
-        return _logistic(work, pools, weight_decay, folds, cross_validate)
-    chosen = recipes.change(LINEAR[name], **steps, weight_decay=weight_decay)
-    _check_choice(chosen, list(pools), cross_validate)
-    return _by_steps(work, pools, chosen, folds, cross_validate)
+        return _logistic(evaluation, pools, weight_decay, folds, cross_validate)
+    return _sgd(evaluation, pools, override(LINEAR[name], **changes, weight_decay=weight_decay), folds, cross_validate)
 
 
-def _refuse_steps(steps: Mapping[str, Any], crops: int, report: str) -> None:
-    given = [name for name, value in steps.items() if value is not None]
-    given += ["crops"] * (crops != 1) + ["report"] * (report != "last")
-    if given:
-        raise DeepClusterError(
-            f"--{given[0].replace('_', '-')} has no meaning for a logistic regression on features computed once: give"
-            f" --recipe {'|'.join(LINEAR)} for probes that are trained step by step."
+def _describe(pools: Mapping[str, Pooling]) -> str:
+    return "; ".join(f"{tap} {pooling}" for tap, pooling in pools.items())
+
+
+# --- logistic regression on features that are computed once
+
+
+def _logistic(
+    evaluation: Evaluation,
+    pools: Mapping[str, Pooling],
+    weight_decay: Sequence[float] | None,
+    folds: int,
+    cross_validate: bool,
+) -> Result:
+    decays = tuple(sorted(set(DECAYS if weight_decay is None else weight_decay), reverse=True))
+    if not decays or min(decays) <= 0:
+        raise DeepClusterError("--weight-decay must be above 0 for a logistic regression, whose weights it bounds.")
+    if cross_validate and len(decays) == 1:
+        raise DeepClusterError("--cross-validate has nothing to choose: give several values of --weight-decay.")
+    several = f"chosen from {', '.join(f'{decay:g}' for decay in decays)} by {folds} folds of the training images"
+    evaluation.start(
+        {
+            "recipe": "multinomial logistic regression by L-BFGS on standardized features of the central crop, computed"
+            " once",
+            "weight_decay": f"{several if len(decays) > 1 else f'{decays[0]:g}'}; scikit-learn's C ="
+            " 1 / (decay x images)",
+            "features": _describe(pools),
+        }
+    )
+    data = evaluation.data
+    draws: list[dict[str, Any]] = [{"seed": evaluation.seed + number} for number in range(evaluation.seeds)]
+    classifiers: dict[str, Classifier] = {}
+    chosen: dict[str, Any] = {}
+    for tap, pooling in pools.items():
+        (known, labels), (asked, answers) = extract_splits(
+            evaluation.subject, tap, pooling, [data.train, data.test], evaluation.precision, evaluation.screen
         )
+        for draw in draws:
+            fit = cross_validated_fit(known, labels, len(data.classes), decays=decays, folds=folds, seed=draw["seed"])
+            draw |= evaluation.scores(f"linear_{tap}", *top_accuracies(fit.scores(asked), answers))
+            classifiers.setdefault(tap, Classifier(pooling, [(fit.weight, fit.bias)]))
+            chosen.setdefault(tap, []).append({"weight_decay": fit.decay, "held_out_accuracy": fit.tried})
+    evaluation.settings["chosen"] = chosen
+    evaluation.save(classifiers)
+    return evaluation.result(draws)
 
 
-def _check_choice(recipe: Recipe, taps: list[str], cross_validate: bool) -> None:
-    several = any(len(recipe.rates(tap)) * len(recipe.weight_decay) > 1 for tap in taps)
+# --- the papers' probes
+
+
+def _sgd(
+    evaluation: Evaluation, pools: Mapping[str, Pooling], recipe: Recipe, folds: int, cross_validate: bool
+) -> Result:
+    subject, data = evaluation.subject, evaluation.data
+    options: Options = {
+        tap: [(lr, decay) for lr in recipe.rates(tap) for decay in recipe.weight_decay] for tap in pools
+    }
+    several = any(len(own) > 1 for own in options.values())
     if several and not cross_validate:
         raise DeepClusterError(
             "Several learning rates or weight decays were given and nothing to choose by, which the test set must not"
@@ -118,140 +195,83 @@ def _check_choice(recipe: Recipe, taps: list[str], cross_validate: bool) -> None
         )
     if cross_validate and not several:
         raise DeepClusterError("--cross-validate has nothing to choose: give several values, such as --lr 0.1 0.01.")
-    missing = [tap for tap in taps if recipe.lr_of and tap not in dict(recipe.lr_of)]
+    missing = [tap for tap in pools if recipe.lr_of and tap not in dict(recipe.lr_of)]
     if missing:
         raise DeepClusterError(
             f"This recipe has learning rates for VGG-16's convolutions alone and none for {missing[0]!r}: give --lr."
         )
-
-
-# --- logistic regression on features computed once
-
-
-def _logistic(
-    work: Work, pools: Mapping[str, Pooling], decays: Sequence[float] | None, folds: int, cross_validate: bool
-) -> Result:
-    subject, exam = work.subject, work.exam
-    grid = tuple(sorted(set(cached.DECAYS if decays is None else decays), reverse=True))
-    if not grid or min(grid) <= 0:
-        raise DeepClusterError("--weight-decay must be above 0 for a logistic regression, whose weights it bounds.")
-    if cross_validate and len(grid) == 1:
-        raise DeepClusterError("--cross-validate has nothing to choose: give several values of --weight-decay.")
-    draws: list[dict[str, Any]] = [{"seed": work.seed + number} for number in range(work.seeds)]
-    trained: dict[str, Trained] = {}
-    chosen: dict[str, Any] = {}
-    for tap, pooling in pools.items():
-        with work.screen.bar(f"features {tap}", len(exam.train) + len(exam.test)) as advance:
-            (known, labels), (asked, answers) = cached_features(
-                subject.backbone,
-                tap,
-                pooling,
-                [exam.train, exam.test],
-                work.views.center,
-                subject.device,
-                work.precision,
-                advance,
-            )
-        for draw in draws:
-            found = cached.fit(known, labels, exam.classes, decays=grid, folds=folds, seed=draw["seed"])
-            top1, top5 = cached.accuracies(found.scores(asked), answers)
-            draw |= work.scores(f"linear_{tap}", top1, top5)
-            if draw is draws[0]:
-                trained[tap] = Trained(pooling, [(found.weight, found.bias)])
-            chosen.setdefault(tap, []).append({"weight_decay": found.decay, "held_out_accuracy": found.tried})
-    choice = (
-        f"chosen from {', '.join(f'{decay:g}' for decay in grid)} by {folds} folds of the training images"
-        if len(grid) > 1
-        else f"{grid[0]:g}"
-    )
-    settings = {
-        "recipe": "multinomial logistic regression by L-BFGS on standardized features of the plain view, computed once",
-        "weight_decay": f"{choice}; scikit-learn's C = 1 / (decay x images)",
-        "features": _list(pools),
-        "chosen": chosen,
-    }
-    work.save(trained, settings)
-    return work.result(draws, settings)
-
-
-# --- the papers' probes
-
-
-def _by_steps(work: Work, pools: Mapping[str, Pooling], recipe: Recipe, folds: int, cross_validate: bool) -> Result:
-    exam = work.exam
-    norm = recipe.norm or work.subject.backbone.name not in NO_NORM
-    frozen = Frozen(work.subject.backbone, pools, work.subject.device, work.precision)
-    settings: dict[str, Any] = {
-        "recipe": recipe.said(),
-        "features": _list(pools) + ("; batch-norm without scale and shift" if norm else ""),
-    }
-    stages = work.stages(settings, folds, cross_validate)
+    smallest = int(np.bincount(data.train.labels)[np.unique(data.train.labels)].min())
+    if cross_validate and smallest < folds:
+        raise DeepClusterError(f"A class has {smallest} images, too few for {folds} folds: give fewer --folds.")
+    norm = recipe.norm or subject.backbone.name not in NO_NORM
+    features = _describe(pools) + ("; batch-norm without scale and shift" if norm else "")
+    evaluation.start({"recipe": str(recipe), "features": features}, folds, cross_validate)
+    resume = evaluation.resume_file()
+    frozen = FrozenFeatures(subject.backbone, pools, subject.device, evaluation.precision)
 
     def learner(tap: str, lr: float, decay: float, seed: int) -> Learner:
-        return Learner(tap, linear_head(pools[tap].dim, exam.classes, norm=norm, seed=seed, name=tap), lr, decay)
+        head = linear_head(pools[tap].dim, len(data.classes), norm=norm, seed=seed, name=tap)
+        return Learner(tap, head, lr, decay)
 
-    def training(learners: list[Learner], part: Part, seed: int) -> Training:
-        make = recipe.make(work.views)
-        return Training(learners, frozen, part, make, recipe, seed=seed, device=work.subject.device)
-
-    options = {tap: [(lr, decay) for lr in recipe.rates(tap) for decay in recipe.weight_decay] for tap in pools}
     if cross_validate:
-        smallest = int(np.bincount(exam.train.labels)[np.unique(exam.train.labels)].min())
-        if smallest < folds:
-            raise DeepClusterError(f"A class has {smallest} images, too few for {folds} folds: give fewer --folds.")
-        options, settings["held_out"] = _choose(work, stages, frozen, options, learner, training, folds)
-        settings["chosen"] = f"lr and weight decay by {folds} folds of the training images: " + ", ".join(
+        options, held_out = _choose(evaluation, resume, frozen, options, learner, recipe, folds)
+        evaluation.settings["held_out"] = held_out
+        evaluation.settings["chosen"] = f"lr and weight decay by {folds} folds of the training images: " + ", ".join(
             f"{tap} {lr:g} and {decay:g}" for tap, ((lr, decay),) in options.items()
         )
-
-    def begin(seed: int) -> Training:
-        return training([learner(tap, *options[tap][0], seed) for tap in pools], exam.train, seed)
-
-    def layers(heads: Sequence[Layers]) -> dict[str, Trained]:
-        return {tap: Trained(pools[tap], own) for tap, own in zip(pools, heads, strict=True)}
-
-    draws = train_seeds(
-        work, stages, begin, frozen, lambda heads: work.save(layers(heads), settings), "linear_{}".format
+    draws = train_draws(
+        evaluation,
+        resume,
+        lambda seed: [learner(tap, *options[tap][0], seed) for tap in pools],
+        frozen,
+        recipe,
+        lambda tap, layers: Classifier(pools[tap], layers),
+        lambda tap: f"linear_{tap}",
     )
-    stages.finished()
-    return work.result(draws, settings)
+    return evaluation.result(draws)
 
 
 def _choose(
-    work: Work,
-    stages: Stages,
-    frozen: Frozen,
-    options: Mapping[str, list[tuple[float, float]]],
+    evaluation: Evaluation,
+    resume: ResumeFile,
+    frozen: FrozenFeatures,
+    options: Options,
     learner: Callable[[str, float, float, int], Learner],
-    training: Callable[[list[Learner], Part, int], Training],
+    recipe: Recipe,
     folds: int,
-) -> tuple[dict[str, list[tuple[float, float]]], dict[str, dict[str, float]]]:
+) -> tuple[Options, dict[str, dict[str, float]]]:
     """The best rate and decay of each tap, and the held-out accuracy of all; each fold trains all of them at once."""
-    fold = folds_of(work.exam.train.labels, folds, work.seed)
+    train, backbone, device = evaluation.data.train, evaluation.subject.backbone, evaluation.subject.device
+    fold = stratified_folds(train.labels, folds, evaluation.seed)
     flat = [(tap, lr, decay) for tap, own in options.items() for lr, decay in own]
-    found = np.zeros((folds, len(flat)))
+
+    def train_fold(number: int, kept: Split, held_out: Split) -> list[float]:
+        learners = [learner(*option, evaluation.seed) for option in flat]
+        train_learners(
+            learners,
+            frozen,
+            kept,
+            recipe.transform(backbone),
+            recipe,
+            seed=evaluation.seed,
+            device=device,
+            resume=resume,
+            screen=evaluation.screen,
+            name=f"fold {number + 1} of {folds}",
+            after_step=evaluation.after_step,
+        )
+        crop = CenterCrop(backbone.image_size, backbone.mean, backbone.std)
+        return [top1 for top1, _ in accuracy(learners, frozen, held_out, crop, device=device)]
+
+    found = []
     for number in range(folds):
-        held = work.exam.train.of(np.flatnonzero(fold == number))
-        rest = work.exam.train.of(np.flatnonzero(fold != number))
-
-        def begin(rest: Part = rest) -> Training:
-            return training([learner(*option, work.seed) for option in flat], rest, work.seed)
-
-        def finish(trained: Training, held: Part = held) -> list[float]:
-            judged = judge(trained.learners, frozen, held, work.views.center, device=work.subject.device)
-            return [top1 for top1, _ in judged]
-
-        found[number] = stages.run(f"fold {number + 1} of {folds}", begin, finish)
-    means = found.mean(0)
-    best: dict[str, list[tuple[float, float]]] = {}
-    said: dict[str, dict[str, float]] = {}
-    for tap in options:
-        own = [place for place, option in enumerate(flat) if option[0] == tap]
-        place = own[int(np.argmax(means[own]))]
-        best[tap] = [flat[place][1:]]
-        said[tap] = {f"lr {flat[k][1]:g}, weight decay {flat[k][2]:g}": float(means[k]) for k in own}
-    return best, said
-
-
-def _list(pools: Mapping[str, Pooling]) -> str:
-    return "; ".join(f"{tap} {pooling}" for tap, pooling in pools.items())
+        kept, held_out = (train.subset(np.flatnonzero(rows)) for rows in (fold != number, fold == number))
+        found.append(resume.run(f"fold {number}", partial(train_fold, number, kept, held_out)))
+    accuracies = dict(zip(flat, np.mean(found, 0).tolist(), strict=True))
+    best: Options = {}
+    held: dict[str, dict[str, float]] = {}
+    for tap, own in options.items():
+        means = {(lr, decay): accuracies[tap, lr, decay] for lr, decay in own}
+        best[tap] = [max(means, key=means.__getitem__)]
+        held[tap] = {f"lr {lr:g}, weight decay {decay:g}": mean for (lr, decay), mean in means.items()}
+    return best, held

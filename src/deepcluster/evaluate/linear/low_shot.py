@@ -1,15 +1,15 @@
 """Protocol `low-shot`: what a network's features are worth with few labels.
 
 k images of each class, or a share of all labels, drawn several times: a linear classifier on features computed once,
-or the whole network fine-tuned. This file draws and counts; it trains nothing itself.
+or the whole network fine-tuned.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -18,31 +18,30 @@ from torch import Tensor, nn
 
 from deepcluster.engine.log import Screen
 from deepcluster.errors import DeepClusterError
-from deepcluster.evaluate.linear import cached, recipes
-from deepcluster.evaluate.linear.classifier import Problems
-from deepcluster.evaluate.linear.frozen import PRECISIONS
-from deepcluster.evaluate.linear.frozen import cached as cached_features
+from deepcluster.evaluate.linear.context import Evaluation, Precision, check_choice, check_common
+from deepcluster.evaluate.linear.features import PRECISIONS, extract_splits
 from deepcluster.evaluate.linear.heads import layers_of, linear_head
-from deepcluster.evaluate.linear.parts import Exam, Part, divide, few
+from deepcluster.evaluate.linear.logistic import LOSSES, Solver, cross_validated_fit, top_accuracies
 from deepcluster.evaluate.linear.pooling import OUTPUT, poolings
-from deepcluster.evaluate.linear.probe import Probe, Trained, digest
-from deepcluster.evaluate.linear.recipes import SEMI, Recipe
-from deepcluster.evaluate.linear.stages import Stages
-from deepcluster.evaluate.linear.training import Learner, Training, judge
-from deepcluster.evaluate.linear.work import Work, check_common
-from deepcluster.evaluate.result import Result
+from deepcluster.evaluate.linear.probe import Classifier, network_digest
+from deepcluster.evaluate.linear.recipes import SEMI_SUPERVISED, Recipe, Schedule, override
+from deepcluster.evaluate.linear.splits import LabeledData, Split, draw_shots, split_data
+from deepcluster.evaluate.linear.training import Learner, accuracy, train_learners
+from deepcluster.evaluate.result import Result, mean_and_std
 from deepcluster.models.backbone import Backbone
 from deepcluster.models.export import export_backbone
 from deepcluster.models.sync_batchnorm import revert_sync_batchnorm
+from deepcluster.resume import ResumeFile
 
 if TYPE_CHECKING:
     from deepcluster.engine.subject import Subject
 
 SHOTS = (1, 2, 4, 8, 16)
-LOSSES = {"logistic": "softmax", "svm": "squared hinge"}
 HEAD_MULTIPLIER = 10.0
-"""The middle of the three that OpenSelfSup's benchmark tries; so is the rate of `recipes.SEMI`."""
-WHOLE = "network"
+"""The middle of the three that OpenSelfSup's benchmark tries; so is the learning rate of `SEMI_SUPERVISED`."""
+CLASSIFIERS = {"logistic": "logistic regression", "svm": "linear SVM (squared hinge, one against the rest)"}
+NETWORK = "network"
+"""The tap of a learner that is the whole network."""
 
 
 def low_shot(
@@ -54,7 +53,7 @@ def low_shot(
     shots: Sequence[int] | None = None,
     fraction: Sequence[float] | None = None,
     draws: int = 5,
-    classifier: str = "logistic",
+    classifier: Literal["logistic", "svm"] = "logistic",
     c: float | None = None,
     tap: str = OUTPUT,
     fine_tune: bool = False,
@@ -63,76 +62,102 @@ def low_shot(
     lr: float | None = None,
     weight_decay: float | None = None,
     batch_size: int | None = None,
-    schedule: str | None = None,
+    schedule: Schedule | None = None,
     seed: int = 0,
-    precision: str = "32",
+    precision: Precision = "32",
     screen: Screen | None = None,
-    pause: Callable[[], None] = lambda: None,
+    after_step: Callable[[int], object] = lambda done: None,
 ) -> Result:
-    """Protocol `low-shot`: top-1 and top-5 accuracy with few labels, mean and deviation over the draws.
+    """Accuracy with few labels: k images of each class or a share of the labels, drawn several times.
+
+    The network is left as it is. A stopped fine-tuning continues where it was.
 
     Args:
-        subject: a network; it is left as it is.
-        data, test, holdout: as for `linear`; labels are drawn from the training part.
-        shots: images of each class; 1 2 4 8 16 where no fraction is asked for either.
-        fraction: shares of the labels, of each class alike, at least one image of each.
-        draws: how often each number is drawn; the d-th draw of k images is among the d-th of 2 k.
-        classifier: "logistic" or "svm".
-        c: scikit-learn's C of the classifier of `shots`, on L2-normalized features; 1 by default.
-        tap: a layer to read in place of the output.
-        fine_tune: for `fraction`: train the whole network, too, from the subject's weights.
-        head_multiplier, epochs, lr, weight_decay, batch_size, schedule: of the fine-tuning.
-
-    All others are as for `linear`.
+        subject: the network; see `engine.subject`.
+        data: labeled images to draw from; None = the images of the run.
+        test: labeled test images.
+        holdout: instead of `test`: share of the data to hold out, the same of each class.
+        shots: numbers of images of each class. None = 1 2 4 8 16, or none where `fraction` is given.
+        fraction: shares of the labels, such as 0.01 0.1; of each class alike, at least one image.
+        draws: how often each number or share is drawn. The first draw of k images is part of the first of 2 k.
+        classifier: kind of classifier on features that are computed once.
+        c: scikit-learn's C of the classifier of `shots`, on L2-normalized features. None = 1.
+        tap: layer to read.
+        fine_tune: train the whole network on each `fraction`, starting from the weights it has.
+        head_multiplier: fine-tuning: how many times the network's learning rate the new layer has. None = 10.
+        epochs: fine-tuning: passes over the drawn images. None = 20.
+        lr: fine-tuning: learning rate. None = 0.01.
+        weight_decay: fine-tuning: weight decay. None = 0.0005.
+        batch_size: fine-tuning: images of a step. None = 256.
+        schedule: fine-tuning: how the learning rate falls. None = to a fifth at 3/5 and at 4/5 of the epochs.
+        seed: seed of the first draw, and of the holdout.
+        precision: floating-point type of the network.
+        screen: shows bars and a line per epoch; None = silence.
+        after_step: called with the number of steps done, after each; may raise to stop.
 
     Raises:
         DeepClusterError: a class has too few images, or options do not go together.
     """
     check_common(1, "last", 1, 2, precision)
+    check_choice("classifier", classifier, CLASSIFIERS)
     if draws < 1:
         raise DeepClusterError(f"--draws {draws} is too few: give 1 or more.")
     shares = tuple(sorted(float(share) for share in fraction or ()))
     counts = tuple(sorted(shots)) if shots is not None else (() if shares else SHOTS)
-    steps = {"epochs": epochs, "lr": lr, "weight_decay": weight_decay, "batch_size": batch_size, "schedule": schedule}
-    _check(counts, shares, classifier, c, tap, fine_tune, {**steps, "head_multiplier": head_multiplier}, precision)
-    exam = divide(subject, data, test, holdout, protocol="low-shot", seed=seed)
-    if counts:
-        _enough(exam, max(counts))
-    screen = screen or Screen(quiet=True)
-    work = Work(subject, exam, "low-shot", draws, seed, precision, screen, pause, report="")
-    found: list[dict[str, Any]] = []
-    settings: dict[str, Any] = {"draws": draws, "drawing": "each image once, the same number or share of each class"}
-    if counts or not fine_tune:
-        found += _on_features(work, counts, () if fine_tune else shares, classifier, c or 1.0, tap, settings)
-    if fine_tune:
-        tuples = {name: (value,) for name, value in (("lr", lr), ("weight_decay", weight_decay)) if value is not None}
-        recipe = recipes.change(SEMI, **(steps | {"lr": None, "weight_decay": None} | tuples))
-        multiple = HEAD_MULTIPLIER if head_multiplier is None else head_multiplier
-        settings["fine_tuning"] = f"{recipe.said()}; the rate of the new layer is {multiple:g} times that"
-        found += _fine_tuned(work, shares, recipe, multiple, settings)
-    return _result(work, found, settings)
-
-
-def _check(
-    counts: Sequence[int],
-    shares: Sequence[float],
-    classifier: str,
-    c: float | None,
-    tap: str,
-    fine_tune: bool,
-    steps: dict[str, Any],
-    precision: str,
-) -> None:
-    """Raises: DeepClusterError: options that make no sense, alone or together."""
     if any(count < 1 for count in counts):
         raise DeepClusterError(f"--shots {' '.join(map(str, counts))} must be numbers of images from 1 up.")
     if any(not 0 < share <= 1 for share in shares):
         raise DeepClusterError("--fraction must be shares of the labels, above 0 and at most 1.")
-    if classifier not in LOSSES:
-        raise DeepClusterError(f"There is no classifier {classifier!r}: choose logistic or svm.")
     if c is not None and (c <= 0 or not counts):
         raise DeepClusterError("--c is of the classifier of --shots, and above 0; that of --fraction is chosen.")
-    given = [name for name, value in steps.items() if value is not None]
+    changes = {"epochs": epochs, "lr": lr, "weight_decay": weight_decay, "batch_size": batch_size, "schedule": schedule}
+    _check_fine_tuning(
+        fine_tune, counts, shares, classifier, tap, {**changes, "head_multiplier": head_multiplier}, precision
+    )
+    divided = split_data(subject, data, test, holdout, protocol="low-shot", seed=seed)
+    _check_class_sizes(divided, max(counts, default=0))
+    screen = screen or Screen(quiet=True)
+    evaluation = Evaluation("low-shot", subject, divided, draws, seed, precision, screen, after_step=after_step)
+    del evaluation.settings["seeds"]
+    settings = {"draws": draws, "drawing": "each image once, the same number or share of each class"}
+    on_features = (*counts, *(() if fine_tune else shares))
+    if on_features:
+        pools = poolings(subject.backbone, [tap])
+        if len(pools) != 1:
+            raise DeepClusterError("--tap needs the name of one layer.")
+        settings["features"] = f"{tap} {pools[tap]} of the central crop, computed once"
+        if counts:
+            settings["shots"] = f"{CLASSIFIERS[classifier]} on L2-normalized features, C = {c or 1:g}"
+        if shares and not fine_tune:
+            settings["fractions"] = (
+                f"{CLASSIFIERS[classifier]} on standardized features; decay chosen by folds of the drawn labels"
+            )
+    recipe = override(SEMI_SUPERVISED, **changes)
+    multiplier = HEAD_MULTIPLIER if head_multiplier is None else head_multiplier
+    if fine_tune:
+        settings["fine_tuning"] = f"{recipe}; the learning rate of the new layer is {multiplier:g} times that"
+    evaluation.start(settings, counts, shares)
+    found = _on_features(evaluation, on_features, LOSSES[classifier], c or 1.0, tap) if on_features else []
+    if fine_tune:
+        found += _fine_tuned(evaluation, shares, recipe, multiplier)
+    scores: dict[str, float] = {}
+    for name in dict.fromkeys(draw["of"] for draw in found):
+        alike = [draw for draw in found if draw["of"] == name]
+        scores |= mean_and_std([{k: v for k, v in draw.items() if k.startswith(f"{name}_top")} for draw in alike])
+    return Result("low-shot", evaluation.all_settings(), scores, found)
+
+
+def _check_fine_tuning(
+    fine_tune: bool,
+    counts: Sequence[int],
+    shares: Sequence[float],
+    classifier: str,
+    tap: str,
+    options: Mapping[str, Any],
+    precision: str,
+) -> None:
+    """Raises: DeepClusterError: options that do not go together."""
+    given = [name for name, value in options.items() if value is not None]
     if given and not fine_tune:
         raise DeepClusterError(
             f"--{given[0].replace('_', '-')} is of the fine-tuning: add --fine-tune or leave it out."
@@ -145,77 +170,56 @@ def _check(
         raise DeepClusterError("--fine-tune has no 16-bit floating-point training: use --precision bf16 or 32.")
 
 
-def _enough(exam: Exam, count: int) -> None:
+def _check_class_sizes(data: LabeledData, count: int) -> None:
     """Raises: DeepClusterError: a class has fewer training images that can be decoded."""
-    labels = exam.train.labels[exam.train.seen()]
-    sizes = np.bincount(labels)[np.unique(labels)]
+    present, sizes = np.unique(data.train.labels[data.train.decodable()], return_counts=True)
     if sizes.min() < count:
-        name = exam.names[int(np.unique(labels)[sizes.argmin()])]
+        name = data.classes[int(present[sizes.argmin()])]
         raise DeepClusterError(
             f"{count} images of each class were asked for and {name!r} has {sizes.min()}: ask for fewer --shots."
         )
 
 
+def _draw(
+    evaluation: Evaluation, name: str, number: int, images: np.ndarray, top: tuple[float, float]
+) -> dict[str, Any]:
+    """One draw, as the result lists it."""
+    seed, scores = evaluation.seed + number, evaluation.scores(name, *top)
+    return {"of": name, "draw": number, "seed": seed, "images": images.tolist(), **scores}
+
+
 def _on_features(
-    work: Work,
-    counts: Sequence[int],
-    shares: Sequence[float],
-    classifier: str,
-    c: float,
-    tap: str,
-    settings: dict[str, Any],
+    evaluation: Evaluation, wanted: Sequence[int | float], loss: str, c: float, tap: str
 ) -> list[dict[str, Any]]:
-    """The draws, and the first one's classifier for the largest number saved."""
-    subject, exam = work.subject, work.exam
-    pools = poolings(subject.backbone, [tap])
-    if len(pools) != 1:
-        raise DeepClusterError("--tap needs the name of one layer.")
-    ((tap, pooling),) = pools.items()
-    with work.screen.bar("features", len(exam.train) + len(exam.test)) as advance:
-        known, asked = cached_features(
-            subject.backbone,
-            tap,
-            pooling,
-            [exam.train, exam.test],
-            work.views.center,
-            subject.device,
-            work.precision,
-            advance,
-        )
-    index = exam.train.index[exam.train.seen()]
-    labels = known[1].cpu().numpy()
-    settings["features"] = f"{tap} {pooling} of the plain view, computed once"
-    what = {"logistic": "logistic regression", "svm": "linear SVM (squared hinge, one against the rest)"}[classifier]
-    if counts:
-        settings["shots"] = f"{what} on L2-normalized features, C = {c:g}"
-    if shares:
-        settings["fractions"] = f"{what} on standardized features; decay chosen by folds of the labels that are drawn"
+    """The draws; the first one's classifier for the largest share, or number, is saved."""
+    subject, data, classes = evaluation.subject, evaluation.data, len(evaluation.data.classes)
+    pooling = poolings(subject.backbone, [tap])[tap]
+    (known, labels), (asked, answers) = extract_splits(
+        subject, tap, pooling, [data.train, data.test], evaluation.precision, evaluation.screen
+    )
+    index = data.train.index[data.train.decodable()]
     found = []
-    for wanted in (*counts, *shares):
-        for number in range(work.seeds):
-            rows = few(labels, wanted, work.seed + number)
-            places = torch.from_numpy(rows).to(known[0].device)
-            x, y = known[0][places], known[1][places]
-            if isinstance(wanted, int):
-                weight, bias = _shot(F.normalize(x, dim=1), y, exam.classes, LOSSES[classifier], c)
-                scores = torch.addmm(bias, F.normalize(asked[0], dim=1), weight.T)
+    for size in wanted:
+        for number in range(evaluation.seeds):
+            rows = draw_shots(labels.cpu().numpy(), size, evaluation.seed + number)
+            places = torch.from_numpy(rows).to(known.device)
+            x, y = known[places], labels[places]
+            if isinstance(size, int):
+                name = f"shots_{size}"
+                fit = Solver(F.normalize(x, dim=1), y, classes, loss).fit(1 / (c * len(x)), tolerance=1e-6)
+                weight, bias = fit.weight[0].T.contiguous(), fit.bias[0]
+                scores = torch.addmm(bias, F.normalize(asked, dim=1), weight.T)
             else:
-                fit = cached.fit(x, y, exam.classes, seed=work.seed + number, loss=LOSSES[classifier])
-                weight, bias, scores = fit.weight, fit.bias, fit.scores(asked[0])
-            found.append(_draw(work, _name(wanted), number, index[rows], cached.accuracies(scores, asked[1])))
-            if number == 0:  # the last that is kept is of the largest share, or number
-                trained = Trained(pooling, [(weight, bias)], unit=isinstance(wanted, int))
-        work.save({tap: trained}, settings)
+                name = f"fraction_{size:g}"
+                best = cross_validated_fit(x, y, classes, seed=evaluation.seed + number, loss=loss)
+                weight, bias, scores = best.weight, best.bias, best.scores(asked)
+            found.append(_draw(evaluation, name, number, index[rows], top_accuracies(scores, answers)))
+            if number == 0 and size == wanted[-1]:
+                evaluation.save({tap: Classifier(pooling, [(weight, bias)], unit=isinstance(size, int))})
     return found
 
 
-def _shot(x: Tensor, y: Tensor, classes: int, loss: str, c: float) -> tuple[Tensor, Tensor]:
-    """(K, D) weights and (K,) biases."""
-    fit = Problems(x, y, classes, loss).fit(1 / (c * len(x)), tolerance=1e-6)
-    return fit.weight[0].T.contiguous(), fit.bias[0]
-
-
-class Tuned(nn.Module):
+class FineTuned(nn.Module):
     """A whole network with a new last layer: images (B, 3, S, S) -> (B, K) logits."""
 
     def __init__(self, backbone: Backbone, classes: int, seed: int) -> None:
@@ -225,80 +229,66 @@ class Tuned(nn.Module):
         self.head = linear_head(backbone.dim, classes, norm=False, seed=seed, name="head")
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.head(self.backbone(images))
+        logits: Tensor = self.head(self.backbone(images))
+        return logits
 
 
 def _fine_tuned(
-    work: Work, shares: Sequence[float], recipe: Recipe, multiple: float, settings: dict[str, Any]
+    evaluation: Evaluation, shares: Sequence[float], recipe: Recipe, multiplier: float
 ) -> list[dict[str, Any]]:
     """The draws; the first one's network for the largest share is saved, with its last layer as a probe of it."""
-    exam = work.exam
-    stages: Stages = work.stages(settings["fine_tuning"], shares)
-    seen = exam.train.of(exam.train.seen().nonzero()[0])
+    resume = evaluation.resume_file()
+    train = evaluation.data.train.subset(np.flatnonzero(evaluation.data.train.decodable()))
     found = []
     for share in shares:
-        for number in range(work.seeds):
-            part = seen.of(few(seen.labels, share, work.seed + number))
+        for number in range(evaluation.seeds):
+            drawn = train.subset(draw_shots(train.labels, share, evaluation.seed + number))
+            stage = f"{share:g} of the labels, draw {number + 1}"
             save = share == max(shares) and number == 0
-            top1, top5 = stages.run(
-                f"{share:g} of the labels, draw {number + 1}",
-                partial(_training, work, part, recipe, multiple, work.seed + number),
-                partial(_judged, work, save, settings),
-            )
-            found.append(_draw(work, f"fine_tuned_{share:g}", number, part.index, (top1, top5)))
-    stages.finished()
+            one = partial(_fine_tune, evaluation, resume, stage, drawn, recipe, multiplier, number, save)
+            top1, top5 = resume.run(stage, one)
+            found.append(_draw(evaluation, f"fine_tuned_{share:g}", number, drawn.index, (top1, top5)))
+    resume.remove()
     return found
 
 
-def _training(work: Work, part: Part, recipe: Recipe, multiple: float, seed: int) -> Training:
-    network = Tuned(work.subject.backbone, work.exam.classes, seed)
-    learner = Learner(WHOLE, network, recipe.lr[0], recipe.weight_decay[0], (("head", multiple),))
-    return Training(
-        [learner],
-        lambda images: {WHOLE: images},
-        part,
-        recipe.make(work.views),
+def _fine_tune(
+    evaluation: Evaluation,
+    resume: ResumeFile,
+    name: str,
+    drawn: Split,
+    recipe: Recipe,
+    multiplier: float,
+    number: int,
+    save: bool,
+) -> list[float]:
+    """Top-1 and top-5 accuracy of one fine-tuned network."""
+    subject, data, seed = evaluation.subject, evaluation.data, evaluation.seed + number
+    network = FineTuned(subject.backbone, len(data.classes), seed)
+    learners = [Learner(NETWORK, network, recipe.lr[0], recipe.weight_decay[0], ("head", multiplier))]
+
+    def read(images: Tensor) -> dict[str, Tensor]:
+        return {NETWORK: images}
+
+    train_learners(
+        learners,
+        read,
+        drawn,
+        recipe.transform(subject.backbone),
         recipe,
         seed=seed,
-        device=work.subject.device,
-        autocast=PRECISIONS[work.precision],
+        device=subject.device,
+        resume=resume,
+        screen=evaluation.screen,
+        name=name,
+        autocast=PRECISIONS[evaluation.precision],
+        after_step=evaluation.after_step,
     )
-
-
-def _judged(work: Work, save: bool, settings: dict[str, Any], training: Training) -> list[float]:
-    with work.screen.bar("test", len(work.exam.test)) as advance:
-        (pair,) = judge(
-            training.learners,
-            training.describe,
-            work.exam.test,
-            work.test_view,
-            device=work.subject.device,
-            check=advance,
-        )
+    with evaluation.screen.bar("test", len(data.test)) as bar:
+        (top,) = accuracy(learners, read, data.test, evaluation.test_transform, device=subject.device, check=bar)
     if save:
-        network: Any = training.learners[0].head
         backbone = network.backbone.eval()
-        export_backbone(backbone, "safetensors", work.file.with_name("low-shot-backbone.safetensors"))
-        trained = {OUTPUT: Trained(poolings(backbone, [OUTPUT])[OUTPUT], layers_of(network.head))}
-        Probe(trained, work.exam.names, digest(backbone), {**work.said(), **settings}).save(work.file)
-    return list(pair)
-
-
-def _name(wanted: int | float) -> str:
-    return f"shots_{wanted}" if isinstance(wanted, int) else f"fraction_{wanted:g}"
-
-
-def _draw(work: Work, name: str, number: int, images: Any, accuracy: tuple[float, float]) -> dict[str, Any]:
-    """One draw, as it is listed."""
-    scores = work.scores(name, *accuracy)
-    return {"of": name, "draw": number, "seed": work.seed + number, "images": images.tolist(), **scores}
-
-
-def _result(work: Work, found: list[dict[str, Any]], settings: dict[str, Any]) -> Result:
-    scores: dict[str, float] = {}
-    for name in dict.fromkeys(draw["of"] for draw in found):
-        own = [{k: v for k, v in draw.items() if k.startswith(f"{name}_top")} for draw in found if draw["of"] == name]
-        scores |= cached.spread(own)
-    said = {name: value for name, value in work.said().items() if name != "seeds"}
-    whole = {**work.exam.settings(), **said, **settings, "trained": f"{work.file} (load_probe reads it)"}
-    return Result(work.protocol, whole, scores, found)
+        export_backbone(backbone, "safetensors", evaluation.file.with_stem(f"{evaluation.file.stem}-backbone"))
+        pooling = poolings(backbone, [OUTPUT])[OUTPUT]
+        evaluation.save({OUTPUT: Classifier(pooling, layers_of(network.head))}, network_digest(backbone))
+    return list(top)

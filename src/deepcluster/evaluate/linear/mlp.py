@@ -1,40 +1,41 @@
-"""Protocol `mlp`: fully connected layers trained anew on frozen convolutions.
+"""Protocol `mlp`: fully connected layers trained on frozen convolutions.
 
 The papers do this with AlexNet's and VGG-16's own fc6 and fc7 (arXiv 1807.05520 §4.3, on VOC); other networks get
-hidden layers on their output. This file trains nothing itself.
+hidden layers on their output.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Literal
 
-import torch
 from torch import nn
 
 from deepcluster.engine.log import Screen
 from deepcluster.errors import DeepClusterError
-from deepcluster.evaluate.linear import recipes
-from deepcluster.evaluate.linear.frozen import Frozen
-from deepcluster.evaluate.linear.heads import BEGIN, draw_
-from deepcluster.evaluate.linear.parts import divide
-from deepcluster.evaluate.linear.pooling import OUTPUT, Pooling, has_fully_connected
-from deepcluster.evaluate.linear.probe import Trained
-from deepcluster.evaluate.linear.recipes import MLP
-from deepcluster.evaluate.linear.training import Learner, Training
-from deepcluster.evaluate.linear.work import Work, check_common, train_seeds
+from deepcluster.evaluate.linear.context import (
+    Evaluation,
+    Precision,
+    Report,
+    check_choice,
+    check_common,
+    train_draws,
+)
+from deepcluster.evaluate.linear.features import FrozenFeatures
+from deepcluster.evaluate.linear.heads import DROPOUT, fully_connected, perceptron
+from deepcluster.evaluate.linear.pooling import OUTPUT, Pooling
+from deepcluster.evaluate.linear.probe import Classifier
+from deepcluster.evaluate.linear.recipes import MLP, Schedule, override
+from deepcluster.evaluate.linear.splits import split_data
+from deepcluster.evaluate.linear.training import Learner
 from deepcluster.evaluate.result import Result
 from deepcluster.models.backbone import Backbone
-from deepcluster.random import seeded
 
 if TYPE_CHECKING:
     from deepcluster.engine.subject import Subject
 
-DEPTH, HIDDEN, DROPOUT = 2, 1024, 0.5
-BIAS = 0.1
-"""Of all fully connected layers, as DeepCluster's evaluation on VOC begins."""
 FEATURES = "features"
+"""The submodule of AlexNet's and VGG-16's trunk that holds the convolutions."""
 
 
 def mlp(
@@ -43,92 +44,98 @@ def mlp(
     test: Any = None,
     *,
     holdout: float | None = None,
-    recipe: str = "quick",
+    recipe: Literal["quick", "deepcluster"] = "quick",
     depth: int | None = None,
     hidden: int | None = None,
     epochs: int | None = None,
     lr: float | None = None,
     weight_decay: float | None = None,
     batch_size: int | None = None,
-    schedule: str | None = None,
-    crops: int = 1,
-    report: str = "last",
+    schedule: Schedule | None = None,
+    crops: Literal[1, 10] = 1,
+    report: Report = "last",
     seeds: int = 1,
     seed: int = 0,
-    precision: str = "32",
+    precision: Precision = "32",
     screen: Screen | None = None,
-    pause: Callable[[], None] = lambda: None,
+    after_step: Callable[[int], object] = lambda done: None,
 ) -> Result:
-    """Protocol `mlp`: accuracy of fully connected layers on frozen convolutions.
+    """Accuracy of new fully connected layers on frozen convolutions.
+
+    AlexNet and VGG-16 keep their convolutions and get new fc6 and fc7; other networks get hidden layers on their
+    output. The network is left as it is. A stopped evaluation continues where it was.
 
     Args:
-        subject: a network; AlexNet and VGG-16 keep their convolutions and get fc6 and fc7 anew; of others the output
-            is read.
-        recipe: a name of `recipes.MLP`.
-        depth, hidden: number and width of the hidden layers, for other networks; 2 and 1024 by default.
-        epochs, lr, weight_decay, batch_size, schedule: in place of the recipe's own.
-
-    All others are as for `linear`.
+        subject: the network; see `engine.subject`.
+        data: labeled training images; None = the images of the run.
+        test: labeled test images.
+        holdout: instead of `test`: share of the data to hold out, the same of each class.
+        recipe: how to train. deepcluster is the paper's on VOC, 80,000 steps of 16 images; quick is our own.
+        depth: number of hidden layers, for networks without fully connected layers of their own. None = 2.
+        hidden: width of these layers. None = 1024.
+        epochs: passes over the training images. None = as the recipe has it.
+        lr: learning rate. None = the recipe's.
+        weight_decay: weight decay. None = the recipe's.
+        batch_size: images of a step. None = the recipe's.
+        schedule: how the learning rate falls. None = the recipe's.
+        crops: crops of a test image, over which softmax is averaged.
+        report: the epoch to score. best-epoch is the papers' habit, where the test set chooses: optimistic.
+        seeds: repetitions.
+        seed: seed of the first repetition, and of the holdout.
+        precision: floating-point type of the frozen network.
+        screen: shows bars and a line per epoch; None = silence.
+        after_step: called with the number of steps done, after each; may raise to stop.
 
     Raises:
         DeepClusterError: labels, test images or classes are missing, or options do not go together.
     """
-    if recipe not in MLP:
-        raise DeepClusterError(f"There is no recipe {recipe!r} for mlp: choose one of {', '.join(MLP)}.")
+    check_choice("recipe", recipe, MLP)
     check_common(crops, report, seeds, 2, precision)
-    own = has_fully_connected(subject.backbone)
-    if own and (depth is not None or hidden is not None):
+    backbone = subject.backbone
+    own_layers = isinstance(getattr(backbone.trunk, "classifier", None), nn.Sequential) and backbone.name in (
+        "alexnet",
+        "vgg16",
+    )
+    if own_layers and (depth is not None or hidden is not None):
         raise DeepClusterError(
-            f"{subject.backbone.name} has fully connected layers of its own, which are drawn anew: leave out --depth"
+            f"{backbone.name} has fully connected layers of its own, which are replaced by new ones: leave out --depth"
             " and --hidden."
         )
-    depth, hidden = DEPTH if depth is None else depth, HIDDEN if hidden is None else hidden
+    depth, hidden = 2 if depth is None else depth, 1024 if hidden is None else hidden
     if depth < 1 or hidden < 1:
         raise DeepClusterError("--depth and --hidden must be 1 or more: protocol linear has no hidden layer.")
-    chosen = recipes.change(
-        MLP[recipe],
-        epochs=epochs,
-        lr=None if lr is None else (lr,),
-        weight_decay=None if weight_decay is None else (weight_decay,),
-        batch_size=batch_size,
-        schedule=schedule,
+    chosen = override(
+        MLP[recipe], epochs=epochs, lr=lr, weight_decay=weight_decay, batch_size=batch_size, schedule=schedule
     )
-    exam = divide(subject, data, test, holdout, protocol="mlp", seed=seed)
+    divided = split_data(subject, data, test, holdout, protocol="mlp", seed=seed)
     screen = screen or Screen(quiet=True)
-    work = Work(subject, exam, "mlp", seeds, seed, precision, screen, pause, crops=crops, report=report)
-    backbone, tap = subject.backbone, FEATURES if own else OUTPUT
-    pooling = last_map(backbone) if own else Pooling("none", backbone.dim)
-    modules = {FEATURES: FEATURES} if own else {}
-    frozen = Frozen(backbone, {tap: pooling}, subject.device, precision, modules)
-    settings = {
-        "recipe": chosen.said(),
-        "layers": "fc6 and fc7 drawn anew, N(0, .01), biases .1, and a new top layer; dropout as in the network"
-        if own
-        else f"{depth} hidden layers of {hidden} with dropout {DROPOUT:g} on the normalized output",
-        "features": f"{'convolutions' if own else 'output'} in evaluation mode, {pooling}",
-    }
-    stages = work.stages(settings)
+    evaluation = Evaluation("mlp", subject, divided, seeds, seed, precision, screen, crops, report, after_step)
+    tap = FEATURES if own_layers else OUTPUT
+    modules = {FEATURES: FEATURES} if own_layers else {}
+    pooling = last_map(backbone) if own_layers else Pooling("none", backbone.dim)
+    layers = f"{depth} hidden layers of {hidden} with dropout {DROPOUT:g} on the normalized output"
+    if own_layers:
+        layers = "new fc6 and fc7, N(0, .01), biases .1, and a new top layer; dropout as in the network"
+    features = f"{'convolutions' if own_layers else 'output'} in evaluation mode, {pooling}"
+    evaluation.start({"recipe": str(chosen), "layers": layers, "features": features})
+    classes, widths = len(divided.classes), [hidden] * depth
 
-    def begin(seed: int) -> Training:
-        head = (
-            fully_connected(backbone, exam.classes, seed)
-            if own
-            else perceptron(backbone.dim, [hidden] * depth, exam.classes, seed)
+    def learners_of(seed: int) -> list[Learner]:
+        new = (
+            fully_connected(backbone, classes, seed) if own_layers else perceptron(backbone.dim, widths, classes, seed)
         )
-        learner = Learner(tap, head, chosen.lr[0], chosen.weight_decay[0])
-        make = chosen.make(work.views)
-        return Training([learner], frozen, exam.train, make, chosen, seed=seed, device=subject.device)
+        return [Learner(tap, new, chosen.lr[0], chosen.weight_decay[0])]
 
-    draws = train_seeds(
-        work,
-        stages,
-        begin,
-        frozen,
-        lambda heads: work.save({tap: Trained(pooling, heads[0], module=modules.get(tap, ""))}, settings),
+    draws = train_draws(
+        evaluation,
+        evaluation.resume_file(),
+        learners_of,
+        FrozenFeatures(backbone, {tap: pooling}, subject.device, precision, modules),
+        chosen,
+        lambda tap, layers: Classifier(pooling, layers, module=modules.get(tap, "")),
         lambda tap: "mlp",
     )
-    stages.finished()
-    return work.result(draws, settings)
+    return evaluation.result(draws)
 
 
 def last_map(backbone: Backbone) -> Pooling:
@@ -136,35 +143,3 @@ def last_map(backbone: Backbone) -> Pooling:
     trunk: Any = backbone.trunk
     width = next(layer for layer in trunk.classifier if isinstance(layer, nn.Linear)).in_features
     return Pooling("adaptive", width, side=trunk.side)
-
-
-@torch.no_grad()
-def fully_connected(backbone: Backbone, classes: int, seed: int) -> nn.Sequential:
-    """fc6, fc7 and a top layer. The top layer begins as torch begins linear layers, but for its bias."""
-    layers: list[nn.Module] = []
-    width = 0
-    trunk: Any = backbone.trunk
-    for number, layer in enumerate(trunk.classifier):
-        if isinstance(layer, nn.Linear):
-            fresh = nn.utils.skip_init(nn.Linear, layer.in_features, layer.out_features)
-            layers.append(draw_(fresh, seed, f"fc {number}", bias=BIAS))
-            width = layer.out_features
-        else:
-            layers.append(nn.Dropout(layer.p) if isinstance(layer, nn.Dropout) else nn.ReLU())
-    top = nn.utils.skip_init(nn.Linear, width, classes)
-    bound = 1 / math.sqrt(width)
-    top.weight.uniform_(-bound, bound, generator=seeded(seed, BEGIN, 0))
-    top.bias.fill_(BIAS)
-    return nn.Sequential(*layers, nn.ReLU(), top)
-
-
-def perceptron(dim: int, widths: Sequence[int], classes: int, seed: int) -> nn.Sequential:
-    """Batch-norm without scale and shift, then hidden layers with ReLU and dropout, then a top layer."""
-    layers: list[nn.Module] = [nn.BatchNorm1d(dim, affine=False)]
-    for number, width in enumerate(widths):
-        layer = nn.utils.skip_init(nn.Linear, dim, width)
-        draw_(layer, seed, f"hidden {number}", bias=0.0, std=math.sqrt(2 / dim))
-        layers += [layer, nn.ReLU(), nn.Dropout(DROPOUT)]
-        dim = width
-    top = nn.utils.skip_init(nn.Linear, dim, classes)
-    return nn.Sequential(*layers, draw_(top, seed, "top", bias=0.0))

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from deepcluster.errors import DeepClusterError
 from deepcluster.models.backbone import Backbone
@@ -146,11 +146,3 @@ def _table(backbone: Backbone) -> Mapping[str, tuple[int, int, int]]:
     if backbone.name.rpartition(":")[2] in RESNETS:
         return RESNET
     return own.get(backbone.name, {})
-
-
-def has_fully_connected(backbone: Backbone) -> bool:
-    """AlexNet and VGG: convolutions, then layers over all of the last map."""
-    return isinstance(getattr(backbone.trunk, "classifier", None), nn.Sequential) and backbone.name in (
-        "alexnet",
-        "vgg16",
-    )

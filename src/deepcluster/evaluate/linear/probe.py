@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -12,34 +11,32 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 
+from deepcluster.data.transforms import CenterCrop
+from deepcluster.digest import digest
 from deepcluster.errors import DeepClusterError
-from deepcluster.evaluate.linear.feed import Crops
-from deepcluster.evaluate.linear.frozen import Frozen
-from deepcluster.evaluate.linear.heads import Layers, apply
-from deepcluster.evaluate.linear.parts import Part
+from deepcluster.evaluate.linear.features import FrozenFeatures
+from deepcluster.evaluate.linear.heads import Layers, apply_layers
 from deepcluster.evaluate.linear.pooling import Pooling
+from deepcluster.evaluate.linear.splits import Split
 from deepcluster.io import write_atomic
 from deepcluster.models.backbone import Backbone
 
 if TYPE_CHECKING:
     from deepcluster.engine.subject import Subject
 
-
 KIND = "deepcluster probe"
 """The metadata entry that tells such a file from others."""
 
 
 @dataclass(frozen=True)
-class Trained:
-    """One classifier and what it reads.
+class Classifier:
+    """One trained classifier and what it reads.
 
     Attributes:
         pooling: of the tap's activations.
-        layers: of the classifier.
-        unit: vectors are L2-normalized first.
-        module: path of the layer within the trunk, where it is no tap.
+        unit: features are L2-normalized first.
+        module: path of the layer within the trunk, where it is not a tap.
     """
 
     pooling: Pooling
@@ -52,85 +49,93 @@ class Probe:
     """The classifiers of a probe file.
 
     Attributes:
-        taps: the layers they read, in the order of depth.
-        classes: names; predictions are places in it.
+        classifiers: tap -> classifier, in the order of depth.
+        classes: names; predictions are positions in it.
+        weights: digest of the network that they were trained on.
         settings: of the evaluation that trained them.
     """
 
     def __init__(
-        self, trained: Mapping[str, Trained], classes: tuple[str, ...], weights: str, settings: Mapping[str, Any]
+        self, classifiers: Mapping[str, Classifier], classes: tuple[str, ...], weights: str, settings: Mapping[str, Any]
     ) -> None:
-        self.trained = dict(trained)
-        self.taps = tuple(trained)
+        self.classifiers = dict(classifiers)
         self.classes = classes
         self.weights = weights
         self.settings = dict(settings)
+
+    @property
+    def taps(self) -> tuple[str, ...]:
+        """The layers that have a classifier."""
+        return tuple(self.classifiers)
 
     def predict(self, images: Any, subject: Subject, tap: str | None = None) -> np.ndarray:
         """(N,) int64 class of each image; -1 for images that cannot be decoded.
 
         Args:
             images: whatever `open_images` takes.
-            subject: the network that the probe was trained on; see `engine.runs.load_subject`.
+            subject: the network that the probe was trained on; see `engine.run.load_subject`.
             tap: which of the classifiers; None = the deepest.
 
         Raises:
             DeepClusterError: another network, or no such classifier.
         """
-        chances = self.probabilities(images, subject, tap)
-        return np.where(np.isfinite(chances[:, 0]), chances.argmax(1), -1)
+        probabilities = self.probabilities(images, subject, tap)
+        return np.where(np.isfinite(probabilities[:, 0]), probabilities.argmax(1), -1)
 
     def probabilities(
         self,
         images: Any,
         subject: Subject,
         tap: str | None = None,
-        check: Callable[[int], None] = lambda images: None,
+        check: Callable[[int], object] = lambda images: None,
     ) -> np.ndarray:
         """(N, K) float32 softmax of the scores; NaN for images that cannot be decoded. See `predict`."""
         tap = tap or self.taps[-1]
-        if tap not in self.trained:
+        if tap not in self.classifiers:
             raise DeepClusterError(f"This probe has no classifier of {tap!r}; it has {', '.join(self.taps)}.")
-        if digest(subject.backbone) != self.weights:
+        if network_digest(subject.backbone) != self.weights:
             raise DeepClusterError(
                 f"{subject.name} is not the network that this probe was trained on: give"
                 f" {self.settings.get('subject', 'that one')} with the weights it had."
             )
-        own = self.trained[tap]
+        own = self.classifiers[tap]
         pixels = images if hasattr(images, "gather") else subject.pixels(images)
-        everything = Part(pixels, np.arange(len(pixels)), np.zeros(len(pixels), np.int64))
+        split = Split(pixels, np.arange(len(pixels)), np.zeros(len(pixels), np.int64))
         modules = {tap: own.module} if own.module else {}
-        frozen = Frozen(subject.backbone, {tap: own.pooling}, subject.device, modules=modules)
-        crops = Crops(subject.image_size, subject.backbone.mean, subject.backbone.std)
-        kept, tables = frozen.describe(everything, crops.center, check=check)
+        frozen = FrozenFeatures(subject.backbone, {tap: own.pooling}, subject.device, modules=modules)
+        crop = CenterCrop(subject.image_size, subject.backbone.mean, subject.backbone.std)
+        decoded, tables = frozen.extract(split, crop, check=check)
         out = np.full((len(pixels), len(self.classes)), np.nan, np.float32)
-        out[kept] = torch.cat([self._scores(own, part) for part in torch.from_numpy(tables[tap]).split(8192)]).numpy()
+        vectors = torch.from_numpy(tables[tap])
+        out[decoded] = apply_layers(own.layers, F.normalize(vectors, dim=1) if own.unit else vectors).softmax(1).numpy()
         return out
 
-    def _scores(self, own: Trained, vectors: Tensor) -> Tensor:
-        return apply(own.layers, F.normalize(vectors, dim=1) if own.unit else vectors).softmax(1)
-
     def save(self, file: Path) -> Path:
-        """One safetensors file, whole or not at all."""
+        """Writes one safetensors file, atomically."""
         from safetensors.torch import save_file
 
         tensors = {}
-        for tap, own in self.trained.items():
+        for tap, own in self.classifiers.items():
             for number, (weight, bias) in enumerate(own.layers):
                 tensors[f"{tap}/{number}.weight"] = weight.detach().cpu().contiguous()
                 tensors[f"{tap}/{number}.bias"] = bias.detach().cpu().contiguous()
-        heads = [[tap, own.pooling.as_dict(), own.unit, own.module] for tap, own in self.trained.items()]
-        notes = {"heads": heads, "classes": self.classes, "weights": self.weights, "settings": self.settings}
-        # One entry alone: safetensors writes several in random order, and equal probes should be equal files.
-        text = {KIND: json.dumps(notes, default=str)}
-        return write_atomic(file, lambda beside: save_file(tensors, beside, text))
+        heads = [[tap, own.pooling.as_dict(), own.unit, own.module] for tap, own in self.classifiers.items()]
+        about = {"heads": heads, "classes": self.classes, "weights": self.weights, "settings": self.settings}
+        # A single entry: safetensors writes several in random order, and equal probes should be equal files.
+        metadata = {KIND: json.dumps(about, default=str)}
+        return write_atomic(file, lambda part: save_file(tensors, part, metadata))
+
+
+def network_digest(backbone: Backbone) -> str:
+    """Equal for networks of the same settings and weights."""
+    return digest(backbone.config, backbone)
 
 
 def load_probe(file: str | Path) -> Probe:
-    """The probes that `deepcluster evaluate RUN linear|mlp|low-shot` left beside their result.
+    """The probes that `deepcluster evaluate RUN linear|mlp|low-shot` saved next to their result.
 
     Raises:
-        DeepClusterError: the file is missing or is no such file.
+        DeepClusterError: the file is missing or is not such a file.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -139,25 +144,16 @@ def load_probe(file: str | Path) -> Probe:
             text = (handle.metadata() or {}).get(KIND)
             if text is None:
                 raise ValueError("it holds something else")
-            notes = json.loads(text)
-            trained = {}
-            for tap, pooling, unit, module in notes["heads"]:
-                count = sum(name.startswith(f"{tap}/") and name.endswith(".weight") for name in handle.keys())  # noqa: SIM118
-                layers = [
-                    (handle.get_tensor(f"{tap}/{k}.weight"), handle.get_tensor(f"{tap}/{k}.bias")) for k in range(count)
-                ]
-                trained[tap] = Trained(Pooling(**pooling), layers, unit, module)
-            return Probe(trained, tuple(notes["classes"]), notes["weights"], notes["settings"])
+            about = json.loads(text)
+            tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118
+        classifiers = {}
+        for tap, pooling, unit, module in about["heads"]:
+            count = sum(name.startswith(f"{tap}/") and name.endswith(".weight") for name in tensors)
+            layers = [(tensors[f"{tap}/{number}.weight"], tensors[f"{tap}/{number}.bias"]) for number in range(count)]
+            classifiers[tap] = Classifier(Pooling(**pooling), layers, unit, module)
+        return Probe(classifiers, tuple(about["classes"]), about["weights"], about["settings"])
     except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
         raise DeepClusterError(
-            f"{file} is no probe that deepcluster saved ({error}): give the .safetensors beside an evaluation's result."
+            f"{file} is not a probe that deepcluster saved ({error}): give the .safetensors file next to an"
+            " evaluation's result."
         ) from error
-
-
-def digest(backbone: Backbone) -> str:
-    """Of all weights: equal for equal networks."""
-    sum_ = hashlib.blake2b(json.dumps(backbone.config, sort_keys=True, default=str).encode(), digest_size=16)
-    for name, tensor in sorted(backbone.state_dict().items()):
-        sum_.update(name.encode())
-        sum_.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return sum_.hexdigest()

@@ -1,26 +1,29 @@
-"""How probes are trained: the papers' recipes as values, and the learning rate as a function of the step."""
+"""How probes are trained: the papers' recipes as values."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
+from deepcluster.data.transforms import CenterCrop, RandomCrop, RandomViews, Transform
+from deepcluster.data.views import ViewGroup
 from deepcluster.engine.schedules import factor
 from deepcluster.errors import DeepClusterError
-from deepcluster.evaluate.linear.feed import Crops, Make
 from deepcluster.models.backbone import Backbone
 from deepcluster.models.resnet import RESNETS
 
-SCHEDULES = ("bottou", "step", "cosine", "constant", "halving")
+Schedule = Literal["bottou", "step", "cosine", "constant", "halving"]
 VIEWS = {
     "random": "random crop of the central square, flip",
     "resized": "random resized crop, flip",
     "color": "random resized crop, flip, color jitter 0.4, color noise along principal axes",
-    "close": "random crop of 10-50 % of the area, square, flip",
+    "close": "random square crop of 10-50 % of the area, flip",
     "center": "the central crop alone",
 }
+HALVING = 5000
+"""Steps after which the schedule "halving" halves the learning rate (DeepCluster's evaluation on VOC)."""
 
 
 @dataclass(frozen=True)
@@ -28,18 +31,17 @@ class Recipe:
     """SGD with momentum.
 
     Attributes:
-        about: where it is from, or that it is our own.
+        about: the source of the recipe.
         epochs: passes over the training images; 0 = as many as `iterations` need.
-        lr: rate at the beginning; several are chosen from.
-        lr_of: tap -> rate, where the layers have their own.
-        weight_decay: several are chosen from.
+        lr, weight_decay: several are chosen from by cross-validation.
+        lr_of: (tap, learning rate) pairs, where the layers have their own.
         schedule: "bottou" lr / sqrt(1 + lr decay t), "step" times `drop` at each of `milestones`, "cosine" to 0,
-            "constant", "halving" every 5000 steps.
-        milestones: epochs, for a recipe of `epochs` epochs; they stretch where that number is changed.
+            "constant", or "halving" every 5000 steps.
+        milestones: epochs.
         views: one of `VIEWS`.
         norm: batch-norm without scale and shift stands before the classifier even where the paper's network has none.
         clip: largest norm of each classifier's gradient; 0 = any.
-        iterations: in place of epochs.
+        iterations: instead of epochs.
     """
 
     about: str
@@ -50,7 +52,7 @@ class Recipe:
     batch_size: int = 256
     momentum: float = 0.9
     nesterov: bool = False
-    schedule: str = "bottou"
+    schedule: Schedule = "bottou"
     milestones: tuple[float, ...] = ()
     drop: float = 0.1
     views: str = "resized"
@@ -59,54 +61,48 @@ class Recipe:
     iterations: int = 0
 
     def rates(self, tap: str) -> tuple[float, ...]:
-        """Learning rates to be tried for a tap."""
+        """Learning rates to try for a tap."""
         own = dict(self.lr_of)
         return (own[tap],) if tap in own else self.lr
 
-    def length(self, steps_per_epoch: int) -> tuple[int, int]:
-        """Epochs and optimizer steps."""
-        steps = self.iterations or self.epochs * steps_per_epoch
-        return math.ceil(steps / steps_per_epoch), steps
-
-    def make(self, crops: Crops) -> Make:
-        """The function that makes training views."""
-        if self.views == "random":
-            return crops.random
-        if self.views == "center":
-            return crops.center
-        if self.views == "close":
-            return crops.resized(scale=(0.1, 0.5), ratio=(1.0, 1.0))
-        return crops.resized(color=0.4 if self.views == "color" else 0.0)
+    def transform(self, backbone: Backbone) -> Transform:
+        """Makes training views for a network."""
+        size, mean, std = backbone.image_size, backbone.mean, backbone.std
+        if self.views in ("random", "center"):
+            return (RandomCrop if self.views == "random" else CenterCrop)(size, mean, std)
+        scale, ratio = ((0.1, 0.5), (1.0, 1.0)) if self.views == "close" else ((0.08, 1.0), (3 / 4, 4 / 3))
+        color, lighting = (0.4, 0.1) if self.views == "color" else (0.0, 0.0)
+        group = ViewGroup(
+            size, crop_scale=scale, crop_ratio=ratio, brightness=color, contrast=color, saturation=color, mean=mean,
+            std=std,
+        )  # fmt: skip
+        return RandomViews(group, lighting=lighting)
 
     def factor(self, step: int, steps: int, steps_per_epoch: int, lr: float, decay: float) -> float:
-        """What the rate is multiplied with at a step."""
+        """What the learning rate `lr` is multiplied with at a step."""
         if self.schedule == "halving":
-            return 0.5 ** (step // HALVING)
+            return float(0.5 ** (step // HALVING))
         if self.schedule == "step":
-            return self.drop ** sum(step >= edge * steps_per_epoch for edge in self.milestones)
+            return float(self.drop ** sum(step >= edge * steps_per_epoch for edge in self.milestones))
         return factor(self.schedule, step, steps=steps, steps_per_epoch=steps_per_epoch, lr=lr, weight_decay=decay)
 
-    def said(self) -> str:
-        """In words, for the result."""
+    def __str__(self) -> str:
         length = f"{self.iterations} iterations" if self.iterations else f"{self.epochs} epochs"
-        rate = {"bottou": "lr / sqrt(1 + lr decay t)", "halving": f"halved every {HALVING} iterations"}
-        fall = rate.get(self.schedule, self.schedule)
-        if self.schedule == "step":
-            fall = f"x {self.drop:g} at epochs {', '.join(f'{edge:g}' for edge in self.milestones)}"
-        rates = "per layer " + ", ".join(f"{tap} {lr:g}" for tap, lr in self.lr_of) if self.lr_of else _list(self.lr)
-        momentum = f"momentum {self.momentum:g}{' (Nesterov)' if self.nesterov else ''}"
+        schedule = {
+            "bottou": "lr / sqrt(1 + lr decay t)",
+            "halving": f"halved every {HALVING} iterations",
+            "step": f"x {self.drop:g} at epochs {', '.join(f'{edge:g}' for edge in self.milestones)}",
+        }.get(self.schedule, self.schedule)
+        rates = "per layer " + ", ".join(f"{tap} {lr:g}" for tap, lr in self.lr_of) if self.lr_of else _or(self.lr)
         return (
-            f"{self.about}: SGD, {momentum}, {length} of batches of {self.batch_size}, lr {rates} {fall}, weight decay"
-            f" {_list(self.weight_decay)}; views: {VIEWS[self.views]}"
-            + (f"; gradients clipped at {self.clip:g}" if self.clip else "")
+            f"{self.about}: SGD, momentum {self.momentum:g}{' (Nesterov)' if self.nesterov else ''}, {length} of"
+            f" batches of {self.batch_size}, lr {rates} {schedule}, weight decay {_or(self.weight_decay)}; views:"
+            f" {VIEWS[self.views]}" + (f"; gradients clipped at {self.clip:g}" if self.clip else "")
         )
 
 
-def _list(values: tuple[float, ...]) -> str:
+def _or(values: tuple[float, ...]) -> str:
     return " or ".join(f"{value:g}" for value in values)
-
-
-HALVING = 5000
 
 
 def _by_depth(*rates: float) -> tuple[tuple[str, float], ...]:
@@ -148,25 +144,27 @@ MLP = {
 }  # fmt: skip
 """Recipes of fully connected layers on frozen convolutions."""
 
-SEMI = Recipe(
+SEMI_SUPERVISED = Recipe(
     "OpenSelfSup's semi-supervised benchmark", 20, lr=(0.01,), weight_decay=(5e-4,), schedule="step",
     milestones=(12, 16), drop=0.2, views="resized",
 )  # fmt: skip
 """Fine-tuning of a whole network with few labels."""
 
 
-def usual(backbone: Backbone) -> str:
+def default_recipe(backbone: Backbone) -> str:
     """The recipe that the papers have for a network."""
-    own = {"alexnet": "deepcluster", "vgg16": "deepercluster"}
     if backbone.image_size < 128:
         return "quick"
     if backbone.name.rpartition(":")[2] in RESNETS:
         return "openselfsup"
-    return own.get(backbone.name, "quick")
+    return {"alexnet": "deepcluster", "vgg16": "deepercluster"}.get(backbone.name, "quick")
 
 
-def change(recipe: Recipe, **values: Any) -> Recipe:
-    """The recipe with the values that are not None in place of its own.
+def override(recipe: Recipe, **values: Any) -> Recipe:
+    """The recipe with those values that are not None instead of its own.
+
+    Args:
+        values: epochs, lr, weight_decay, batch_size or schedule; lr and weight_decay as a number or several.
 
     Raises:
         DeepClusterError: a value that makes no sense.
@@ -174,26 +172,30 @@ def change(recipe: Recipe, **values: Any) -> Recipe:
     given = {name: value for name, value in values.items() if value is not None}
     if not given:
         return recipe
-    for name, least in (("epochs", 1), ("batch_size", 1)):
-        if given.get(name, least) < least:
-            raise DeepClusterError(f"--{name.replace('_', '-')} {given[name]} is too few: give {least} or more.")
-    for name in ("lr", "weight_decay"):
-        if name in given and (not given[name] or min(given[name]) < 0 or (name == "lr" and min(given[name]) == 0)):
-            raise DeepClusterError(f"--{name.replace('_', '-')} {given[name]} must be numbers above 0.")
-    if given.get("schedule", "step") not in SCHEDULES:
-        raise DeepClusterError(f"There is no schedule {given['schedule']!r}: choose one of {', '.join(SCHEDULES)}.")
+    changed = ", ".join(sorted(name.replace("_", " ") for name in given))
+    for name in ("epochs", "batch_size"):
+        if given.get(name, 1) < 1:
+            raise DeepClusterError(f"--{name.replace('_', '-')} {given[name]} is too few: give 1 or more.")
+    for name in given.keys() & {"lr", "weight_decay"}:
+        own = given[name]
+        given[name] = own = (own,) if isinstance(own, (int, float)) else tuple(own)
+        if not own or min(own) < 0 or (name == "lr" and min(own) == 0):
+            raise DeepClusterError(f"--{name.replace('_', '-')} {_or(own)} must be numbers above 0.")
+    if given.get("schedule", recipe.schedule) not in get_args(Schedule):
+        raise DeepClusterError(f"There is no schedule {given['schedule']!r}: choose one of {get_args(Schedule)}.")
     if "lr" in given:
         given["lr_of"] = ()
     if "epochs" in given:
         given["iterations"] = 0
-        if recipe.epochs:  # drops of the rate keep their place in the whole
+        if recipe.epochs:  # the drops of the rate keep their place in the training
             given["milestones"] = tuple(edge * given["epochs"] / recipe.epochs for edge in recipe.milestones)
-    changed = dataclasses.replace(recipe, **given)
-    if changed.schedule == "step" and not changed.milestones:
-        changed = dataclasses.replace(changed, milestones=(changed.epochs / 3, 2 * changed.epochs / 3))
-    return dataclasses.replace(changed, about=f"{changed.about}, with changed {', '.join(sorted(values_said(given)))}")
+    new = dataclasses.replace(recipe, about=f"{recipe.about}, with changed {changed}", **given)
+    if new.schedule == "step" and not new.milestones:
+        new = dataclasses.replace(new, milestones=(new.epochs / 3, 2 * new.epochs / 3))
+    return new
 
 
-def values_said(given: dict[str, Any]) -> set[str]:
-    """Names of changed values as a user knows them."""
-    return {name.replace("_", " ") for name in given if name not in ("lr_of", "iterations", "milestones")}
+def length(recipe: Recipe, images: int) -> tuple[int, int]:
+    """Optimizer steps in all, and in an epoch."""
+    steps_per_epoch = math.ceil(images / recipe.batch_size)
+    return recipe.iterations or recipe.epochs * steps_per_epoch, steps_per_epoch
