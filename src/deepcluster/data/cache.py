@@ -14,7 +14,7 @@ import socket
 import time
 import uuid
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -58,6 +58,10 @@ class Pixels(Protocol):
         """The images (h, w, 3) uint8 of these indices; None for a bad one. Not to be written to."""
         ...
 
+    def gather_all(self, batches: Sequence[np.ndarray]) -> Iterator[list[np.ndarray | None]]:
+        """`gather` of one batch of indices after another."""
+        ...
+
 
 class StoredPixels:
     """Images one after another in one uint8 array, in memory or memory-mapped.
@@ -91,6 +95,9 @@ class StoredPixels:
             for start, (height, width) in zip(self.offsets[index].tolist(), self.sizes[index].tolist(), strict=True)
         ]
 
+    def gather_all(self, batches: Sequence[np.ndarray]) -> Iterator[list[np.ndarray | None]]:
+        return map(self.gather, batches)
+
 
 class StreamedPixels:
     """Images decoded whenever they are asked for; bad ones are found on the way.
@@ -98,7 +105,7 @@ class StreamedPixels:
     Args:
         source: where they come from.
         short_side: pixels, see `ImageSource.read`.
-        workers: decoding processes that a `Loader` may start; 0 = as many as there are cores.
+        workers: decoding processes that `gather_all` may start; 0 = as many as there are cores.
         image_bytes: about how large a decoded image is.
     """
 
@@ -124,6 +131,11 @@ class StreamedPixels:
         decoded = decode_batch(self.source, np.asarray(index), self.short_side)
         self.bad.update(decoded.reasons)
         return decoded.images()
+
+    def gather_all(self, batches: Sequence[np.ndarray]) -> Iterator[list[np.ndarray | None]]:
+        for decoded in decode_batches(self.source, batches, self.short_side, self.workers, self.image_bytes):
+            self.bad.update(decoded.reasons)
+            yield decoded.images()
 
 
 class Slice:

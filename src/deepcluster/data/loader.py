@@ -15,8 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from deepcluster.data.cache import Pixels, StreamedPixels
-from deepcluster.data.decode_pool import decode_batches
+from deepcluster.data.cache import Pixels
 from deepcluster.data.transforms import Transform
 from deepcluster.distributed import SINGLE, ProcessGroup
 from deepcluster.random import seeded
@@ -86,19 +85,9 @@ class Loader:
                     yield batch
 
     def _make(self) -> Generator[Batch, None, None]:
-        for number, (index, images) in enumerate(self._images(), self.start):
-            yield self._batch(number, index, images)
-
-    def _images(self) -> Iterator[tuple[np.ndarray, list[np.ndarray | None]]]:
-        batches = [index[slice(*self.group.row_range(len(index), 1))] for index in self.batches[self.start :]]
-        pixels = self.pixels
-        if not isinstance(pixels, StreamedPixels):
-            for index in batches:
-                yield index, pixels.gather(index)
-            return
-        for decoded in decode_batches(pixels.source, batches, pixels.short_side, pixels.workers, pixels.image_bytes):
-            pixels.bad.update(decoded.reasons)
-            yield decoded.index, decoded.images()
+        parts = [index[slice(*self.group.row_range(len(index), 1))] for index in self.batches[self.start :]]
+        for number, images in enumerate(self.pixels.gather_all(parts)):
+            yield self._batch(self.start + number, parts[number], images)
 
     def _batch(self, number: int, index: np.ndarray, images: list[np.ndarray | None]) -> Batch:
         """This process's part of batch `number`; images that cannot be decoded are left out."""
@@ -120,7 +109,7 @@ _END = object()
 
 
 def prefetched(items: Iterator[Batch], depth: int) -> Generator[Batch, None, None]:
-    """`items`, made up to `depth` ahead by a thread, which ends when they do, fail, or nobody asks any more."""
+    """`items`, made up to `depth` ahead by a thread, which ends when they do, fail, or are no longer asked for."""
     ready: queue.Queue[Any] = queue.Queue(depth)
     stop, started = threading.Event(), threading.Event()
     threads = torch.get_num_threads()
@@ -135,8 +124,8 @@ def prefetched(items: Iterator[Batch], depth: int) -> Generator[Batch, None, Non
         return False
 
     def work() -> None:
-        # One core for this thread's tensor work: the others train. The number is a thread's own, but is also
-        # what threads born later start from, so the caller sets it back.
+        # One core for this thread's tensor work: the others train. The number belongs to this thread, but threads
+        # started later inherit it, so the caller sets it back.
         torch.set_num_threads(1)
         started.set()
         try:

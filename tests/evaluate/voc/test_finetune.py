@@ -202,6 +202,9 @@ def test_logits_are_summed_over_crops(crops: Crops) -> None:
         def gather(self, index: np.ndarray) -> list:
             return [None if k == 1 else image for k, image in zip(index, pixels.gather(index), strict=True)]
 
+        def gather_all(self, batches: list[np.ndarray]) -> Iterator[list]:
+            return map(self.gather, batches)
+
     scores = summed_logits(Mean(), Missing(), views, 2, crops=crops, seed=5)  # type: ignore[arg-type]
     assert np.isnan(scores[1]).all() and np.isfinite(scores[[0, 2]]).all()
     means = np.stack([np.asarray(source.read(k)).mean((0, 1))[:2] / 127.5 - 1 for k in (0, 2)])
