@@ -1,8 +1,9 @@
-"""What `deepcluster doctor` hands back: the findings, on the screen and as JSON."""
+"""Runs all checks on a run folder, and prints what they found on the screen or as JSON."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,26 +11,46 @@ from typing import TYPE_CHECKING, Any
 from deepcluster.engine.log import Screen
 from deepcluster.engine.run import Run
 from deepcluster.errors import DeepClusterError
-from deepcluster.evaluate.doctor.collect import SAMPLE, collect
-from deepcluster.evaluate.doctor.examine import examine
-from deepcluster.evaluate.doctor.findings import Finding, Severity
-from deepcluster.evaluate.doctor.number_of_clusters import how_many, suggested_k
+from deepcluster.evaluate.doctor import checks_clusters as clusters
+from deepcluster.evaluate.doctor import checks_curves as curves
+from deepcluster.evaluate.doctor import checks_integrity as integrity
+from deepcluster.evaluate.doctor import checks_network as network
+from deepcluster.evaluate.doctor.collect import SAMPLE, RunDiagnostics, collect
+from deepcluster.evaluate.doctor.findings import SEVERITIES, Finding, Severity, how_many, suggested_k
 from deepcluster.io import write_text
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
+
+CHECKS: tuple[Callable[[RunDiagnostics], Iterable[Finding]], ...] = (
+    integrity.check_files,
+    network.check_weights,
+    network.check_views,
+    curves.check_loss,
+    clusters.check_number_of_clusters,
+    clusters.check_cluster_sizes,
+    network.check_features,
+    curves.check_stability,
+    curves.check_labels,
+    integrity.check_images,
+    integrity.check_time,
+    integrity.check_length,
+)
+"""All checks. Of two findings of the same severity the likelier cause comes first."""
 
 COLORS: dict[Severity, str] = {"bad": "bold red", "warning": "yellow", "note": "cyan", "ok": "green"}
 
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """The findings about one run, worst first.
+    """The findings about one run.
 
     Attributes:
+        run: its folder.
+        findings: worst first.
         how_many: the answer to "how many clusters?".
         suggested_k: the number in it; None without images.
-        missing: what could not be looked at, and why.
+        missing: what could not be examined, and why.
     """
 
     run: str
@@ -46,28 +67,20 @@ class Diagnosis:
         change = self.findings[0].change
         return f"Nothing is wrong. {change}" if self.findings[0].severity == "note" else change
 
-    def as_dict(self) -> dict[str, Any]:
-        """Plain JSON values."""
-        return {**asdict(self), "first": self.first}
-
     def json(self) -> str:
         """One JSON object."""
-        return json.dumps(self.as_dict(), indent=2, ensure_ascii=False, allow_nan=False)
+        return json.dumps({**asdict(self), "first": self.first}, indent=2, ensure_ascii=False, allow_nan=False)
 
     def save(self, folder: Path | str) -> Path:
-        """Writes `folder/evaluation/doctor.json`, whole or not at all.
+        """Writes `folder/evaluation/doctor.json` atomically.
 
         Raises:
             DeepClusterError: the folder cannot be written.
         """
-        file = Path(folder) / "evaluation" / "doctor.json"
-        try:
-            return write_text(file, self.json() + "\n")
-        except OSError as error:
-            raise DeepClusterError(f"{file} cannot be written ({error.strerror or error}): make room there.") from error
+        return write_text(Path(folder) / "evaluation" / "doctor.json", self.json() + "\n")
 
     def table(self) -> RenderableType:
-        """For the terminal: a line that sums up, each finding with its meaning and cure, and what to try first."""
+        """For the terminal: a summary, each finding with its meaning and remedy, and what to try first."""
         from rich.console import Group
         from rich.padding import Padding
         from rich.table import Table
@@ -78,8 +91,7 @@ class Diagnosis:
         rows.add_column()
         for finding in self.findings:
             text = Text(finding.seen, style="bold")
-            text.append(f"\n{finding.meaning}", style="not bold")
-            text.append(f"\n→ {finding.change}", style="not bold")
+            text.append(f"\n{finding.meaning}\n→ {finding.change}", style="not bold")
             rows.add_row(Text(finding.severity, style=COLORS[finding.severity]), Padding(text, (0, 0, 1, 0)))
         rest = Text("How many clusters? ", style="bold")
         rest.append(self.how_many, style="not bold")
@@ -87,9 +99,9 @@ class Diagnosis:
         rest.append(self.first, style="not bold")
         for sentence in self.missing:
             rest.append(f"\n{sentence}", style="not bold dim")
-        return Group(Text(self._sum(), style="bold"), Text(), *([rows] if self.findings else []), rest)
+        return Group(Text(self._summary(), style="bold"), Text(), *([rows] if self.findings else []), rest)
 
-    def _sum(self) -> str:
+    def _summary(self) -> str:
         """One line about all findings."""
         count = {name: sum(finding.severity == name for finding in self.findings) for name in COLORS}
         parts = [f"{count[name]} {name}" for name in COLORS if count[name] and name != "ok"]
@@ -98,20 +110,28 @@ class Diagnosis:
         return f"{self.run}: {', '.join(parts)}" if parts else f"{self.run} looks healthy."
 
 
+def run_checks(run: RunDiagnostics) -> list[Finding]:
+    """What all checks find, worst first; good signs are left out where something is bad."""
+    found = [finding for check in CHECKS for finding in check(run)]
+    if any(finding.severity == "bad" for finding in found):
+        found = [finding for finding in found if finding.severity != "ok"]
+    return sorted(found, key=lambda finding: SEVERITIES.index(finding.severity))
+
+
 def diagnose(run: Run, data: Any = None, *, sample: int = SAMPLE, screen: Screen | None = None) -> Diagnosis:
     """Examines a run folder.
 
     Args:
         run: finished, stopped or broken.
-        data: the training images where they are now; None = where they were.
-        sample: at most so many images are looked at in views; 0 = none.
-        screen: shows a bar meanwhile; None = silence.
+        data: the training images, where they have moved; None = where they were.
+        sample: how many images are examined in augmented views, at most; 0 = none.
+        screen: shows a progress bar; None = silence.
 
     Raises:
         DeepClusterError: `data` is given and cannot be opened or holds another number of images; `sample` is negative.
     """
     if sample < 0:
-        raise DeepClusterError(f"{sample} is no number of images to look at: give --images 0 or more.")
-    facts = collect(run, data, sample=sample, screen=screen)
-    k = suggested_k(facts) if facts.good > 1 else None
-    return Diagnosis(str(run.folder), examine(facts), how_many(facts), k, list(facts.missing))
+        raise DeepClusterError(f"--images is {sample}: give 0 images or more.")
+    found = collect(run, data, sample=sample, screen=screen)
+    k = suggested_k(found) if found.decodable > 1 else None
+    return Diagnosis(found.folder, run_checks(found), how_many(found), k, found.missing)

@@ -1,4 +1,4 @@
-"""What a check of the doctor hands back, and the words in which it advises: options that this very run has.
+"""`Finding`, the result of a check, and advice in terms of options that this run has.
 
 This file knows settings and commands, and no check.
 """
@@ -10,22 +10,25 @@ import shlex
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from deepcluster import config
+import numpy as np
+
+from deepcluster.clustering.metrics import size_stats
 from deepcluster.evaluate.doctor.collect import RunDiagnostics
 
 Severity = Literal["bad", "warning", "note", "ok"]
 SEVERITIES: tuple[Severity, ...] = ("bad", "warning", "note", "ok")
-"""From worst to best. bad: what comes out is of no use; warning: it would be better otherwise; note: worth knowing;
+"""From worst to best. bad: the result is of no use; warning: it would be better otherwise; note: worth knowing;
 ok: a good sign."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that a check saw.
+    """What one check found.
 
     Attributes:
         check: name of the check.
-        seen: what there is, with its number.
+        severity: one of `SEVERITIES`.
+        seen: the observation, with its number.
         meaning: what that says about the run.
         change: what to do, with our own options.
         values: the numbers behind it.
@@ -39,78 +42,147 @@ class Finding:
     values: dict[str, Any] = field(default_factory=dict)
 
 
-OF_KMEANS = ("iterations", "init", "spherical", "backend")
-"""Settings of DeepCluster that only its k-means follows."""
+KMEANS_OPTIONS = ("k", "iterations", "init", "spherical", "backend")
+"""Settings that have no effect where the algorithm is not k-means."""
+SIGMA_STEP = 1.5
+"""PIC: a factor for sigma that changes the number of clusters and not its order of magnitude."""
 
 
-def has(facts: RunDiagnostics, option: str) -> bool:
+def has_option(run: RunDiagnostics, option: str) -> bool:
     """Whether the run's method has an option such as `method.init` and follows it."""
     group, _, name = option.replace("-", "_").partition(".")
     if group != "method":
         return True
-    kind = config.METHODS.get(facts.setting("method.name", "deepcluster"), config.DeepClusterParams)
-    if name == "k" or name in OF_KMEANS:
-        return hasattr(kind(), name) and facts.algorithm == "kmeans"
-    return hasattr(kind(), name)
+    return name in run.setting("method", {}) and (run.algorithm == "kmeans" or name not in KMEANS_OPTIONS)
 
 
-def ways_out(facts: RunDiagnostics, *parts: str) -> str:
-    """Several ways out in one sentence; those that are empty or name an option that the run has not are left out.
-    Where none is left, a look at the clusters is what remains."""
+def alternatives(run: RunDiagnostics, *parts: str) -> str:
+    """Several remedies in one sentence, without those that are empty or name an option that the run does not have.
+    Where none is left, the advice is to look at the clusters."""
     fitting = [
-        part for part in parts if part and all(has(facts, name) for name in re.findall(r"--(method\.[\w-]+)", part))
+        part
+        for part in parts
+        if part and all(has_option(run, name) for name in re.findall(r"--(method\.[\w-]+)", part))
     ]
-    if not fitting:
-        return f"See what the clusters share: {report(facts)}"
-    text = ", or ".join(fitting)
-    return text[:1].upper() + text[1:] + "."
+    return capitalize(", or ".join(fitting)) + "." if fitting else f"See what the clusters share: {report(run)}"
 
 
-def ask_for(facts: RunDiagnostics, k: int) -> str:
-    """Advice to use about K clusters, but not under twice as many as there are classes; none if that is not fewer."""
-    k = max(2, rounded(k), 2 * (facts.classes or 1))
-    return f"ask for fewer clusters: {clusters(facts, k)}" if k < (facts.k or 0) else ""
+def fewer_clusters(run: RunDiagnostics, k: int) -> str:
+    """Advice to use about K clusters, at least two for each class; empty if that is not fewer than now."""
+    k = max(2, round_down(k), 2 * (run.classes or 1))
+    return f"ask for fewer clusters: {clusters_option(run, k)}" if k < run.k else ""
 
 
-def fewer(facts: RunDiagnostics, divisor: int) -> str:
-    """Advice to use a fraction of the run's clusters."""
-    return ask_for(facts, (facts.k or 0) // divisor)
-
-
-SIGMA_STEP = 1.5
-"""PIC: a factor for sigma that changes the number of clusters and not its order."""
-
-
-def clusters(facts: RunDiagnostics, k: int) -> str:
-    """How about K clusters are had; PIC and clusterers of one's own find their number by other settings."""
-    if facts.algorithm == "kmeans":
+def clusters_option(run: RunDiagnostics, k: int) -> str:
+    """The option that gives about K clusters; PIC and custom clusterers find their number by other settings."""
+    if run.algorithm == "kmeans":
         return f"--method.k {k}"
-    if facts.algorithm == "pic":
-        factor = SIGMA_STEP if k < (facts.k or 0) else 1 / SIGMA_STEP
-        return f"--method.sigma {facts.setting('method.sigma', 0.2) * factor:.2g}"
-    return "in the settings of the clusterer that was handed over"
+    if run.algorithm == "pic":
+        factor = SIGMA_STEP if k < run.k else 1 / SIGMA_STEP
+        return f"--method.sigma {run.setting('method.sigma', 0.2) * factor:.2g}"
+    return "in the settings of the custom clusterer"
 
 
-def rate(facts: RunDiagnostics, factor: float, *, head: bool = False) -> str:
-    """A learning rate of the run, changed, as it is typed."""
-    value = facts.setting("optimizer.lr", 0.05)
-    if head:
-        value = facts.setting("method.head_lr", value)
-    return f"{value * factor:.1g}"
+def rate(run: RunDiagnostics, factor: float) -> str:
+    """The backbone's learning rate times a factor, as an option."""
+    return f"--optimizer.lr {run.setting('optimizer.lr', 0.05) * factor:.1g}"
 
 
-def rounded(k: int) -> int:
-    """Two leading digits, downward."""
-    step = 10 ** max(0, len(str(k)) - 2)
+def head_rate(run: RunDiagnostics, factor: float) -> str:
+    """The classifier's learning rate times a factor, as an option; by default it is the backbone's."""
+    return f"--method.head-lr {run.setting('method.head_lr', run.setting('optimizer.lr', 0.05)) * factor:.1g}"
+
+
+def rates(run: RunDiagnostics, factor: float) -> str:
+    """Both learning rates times a factor, as options."""
+    return rate(run, factor) + (f" {head_rate(run, factor)}" if has_option(run, "method.head_lr") else "")
+
+
+def report(run: RunDiagnostics) -> str:
+    """The command that writes the run's report."""
+    return f"deepcluster report {shlex.quote(run.folder)}"
+
+
+def resume(run: RunDiagnostics, epochs: int | None = None) -> str:
+    """The command that resumes the run, for another number of epochs if one is given."""
+    longer = "" if epochs is None else f" --epochs {epochs}"
+    return f"deepcluster train --resume {shlex.quote(run.folder)}{longer}"
+
+
+def capitalize(text: str) -> str:
+    """With a capital first letter; the rest stays."""
+    return text[:1].upper() + text[1:]
+
+
+def round_down(k: int) -> int:
+    """To two leading digits."""
+    step: int = 10 ** max(0, len(str(k)) - 2)
     return k // step * step
 
 
-def report(facts: RunDiagnostics) -> str:
-    """The command that draws the run's page."""
-    return f"deepcluster report {shlex.quote(facts.folder)}"
+# How many clusters a run should have (arXiv 1807.05520 §4.1, figure 2c).
+
+MIN_IMAGES = 10
+"""Images a cluster should have: with fewer, half of its images change or come by chance, and the classifier memorizes
+images. The paper has 128 (1.28 M images, K = 10,000); our CIFAR-10 preset goes down to 10."""
+NO_GROUP = 2
+"""Below two images per cluster there is nothing to group."""
+USUAL_IMAGES = 100
+"""About the paper's 128 images per cluster, where the number of classes is unknown."""
+OVER_SEGMENTATION = 10
+"""Best K over the number of classes: 10,000 for ImageNet's 1,000 (§4.1, figure 2c)."""
 
 
-def resume(facts: RunDiagnostics, epochs: int | None = None) -> str:
-    """The command that goes on with the run, to another length if one is given."""
-    longer = "" if epochs is None else f" --epochs {epochs}"
-    return f"deepcluster train --resume {shlex.quote(facts.folder)}{longer}"
+def max_clusters(run: RunDiagnostics) -> int:
+    """The largest K with `MIN_IMAGES` images per cluster."""
+    return int(max(2, run.decodable // MIN_IMAGES))
+
+
+def suggested_k(run: RunDiagnostics) -> int:
+    """A K to try: ten times the classes if there are labels, else a hundred images per cluster; never fewer than ten
+    images per cluster, unless the classes themselves have fewer."""
+    limit = max_clusters(run)
+    if run.classes and run.classes > 1:
+        k = min(OVER_SEGMENTATION * run.classes, limit)
+        if k <= run.classes:  # labels as fine as this leave no room for ten images each
+            return max(2, min(2 * run.classes, run.decodable // NO_GROUP))
+        return round_down(k)
+    return min(limit, round_down(max(2, run.decodable // USUAL_IMAGES)))
+
+
+def how_many(run: RunDiagnostics) -> str:
+    """Answers "how many clusters?" for this run's images, with the reasons."""
+    if run.decodable < 2:
+        return "How many clusters cannot be said without images."
+    k, limit = suggested_k(run), max_clusters(run)
+    why = "ten times the classes you expect works best (figure 2c); not knowing them, about a hundred images each"
+    if run.classes and run.classes > 1:
+        why = (
+            f"{run.classes:,} classes are labelled, and more clusters than classes work best: ten times as many in the"
+            " paper (figure 2c)"
+        )
+    why += f"; above {round_down(limit):,} clusters would have fewer than {MIN_IMAGES} images"
+    if run.rotation_only:
+        return (
+            "This run predicts rotations and has no clusters. A method with clusters could start from its weights; for"
+            f" {run.decodable:,} images try {k:,} there: {why}."
+        )
+    tried = {
+        "kmeans": f"--method.k {k}",
+        "pic": f"about {k:,} clusters, of which PIC finds fewer by a larger --method.sigma",
+    }.get(run.algorithm, f"about {k:,} clusters, which the custom clusterer determines")
+    current = ""
+    if run.sizes is not None and run.k:
+        low = run.classes + 1 if run.classes and run.classes > 1 else max(2, k // 10)
+        fits = low <= run.k <= max(limit, k)
+        verdict = "change it" if not fits else "a good number" if k / 3 <= run.k <= 3 * k else "it can work"
+        current = f" This run has {run.k:,}, as even as {effective(run.sizes):,.0f} equal ones: {verdict}."
+    return f"For {run.decodable:,} images try {tried}: {why}.{current}"
+
+
+def effective(sizes: np.ndarray) -> float:
+    """exp of the entropy of (K,) cluster sizes: the number of equal clusters that would be as even."""
+    used = sizes[sizes > 0]
+    if len(used) < 2:
+        return float(len(used))
+    return float(len(used) ** size_stats(np.repeat(np.arange(len(used)), used), len(used))["size_entropy"])

@@ -1,0 +1,123 @@
+"""Do augmented views of an image stay in its cluster? Separates weak views from strong ones, and color from shape.
+
+Measured with a trained model on a few hundred images; nothing here judges the result.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from deepcluster.clustering.whitening import Whitening
+from deepcluster.data.augment import augment, center_crop
+from deepcluster.data.color import LUMA
+from deepcluster.data.views import ViewGroup, draw
+from deepcluster.engine.model import Model
+from deepcluster.models.backbone import Backbone
+from deepcluster.random import seeded
+
+BATCH = 64
+
+
+@dataclass(frozen=True)
+class ViewAgreement:
+    """Where the views of M images are; all but `images` are fractions of 1.
+
+    Attributes:
+        images: M.
+        kept: random views that are in the cluster of their plain image.
+        chance: what `kept` would be with the views' clusters permuted at random.
+        passed: centroids that are nearer to a view than its plain image's own, on average; .5 is chance.
+        gray_kept: plain images that stay in their cluster without color.
+        recognized: views whose nearest plain image, to the network before training, is their own.
+    """
+
+    images: int
+    kept: float
+    chance: float
+    passed: float
+    gray_kept: float
+    recognized: float
+
+    def as_dict(self) -> dict[str, float]:
+        return asdict(self)
+
+
+@torch.inference_mode()
+def measure(
+    model: Model,
+    initial: Backbone,
+    pictures: Sequence[np.ndarray],
+    views: ViewGroup,
+    *,
+    seed: int = 0,
+    device: str = "cpu",
+    check: Callable[[int], None] = lambda images: None,
+) -> ViewAgreement:
+    """Compares each picture as it is with one random view of it, and with itself without color.
+
+    Args:
+        model: backbone, embedding and (K, D) centroids of a run.
+        initial: the same backbone before its first step.
+        pictures: M arrays (H, W, 3) uint8.
+        views: the augmentation that the run was trained with.
+        seed: of the random views.
+        check: called with the number of pictures after each batch.
+    """
+    backbone, initial, size = model.backbone.to(device).eval(), initial.to(device).eval(), model.backbone.image_size
+    parts: dict[str, list[np.ndarray]] = defaultdict(list)
+    for start in range(0, len(pictures), BATCH):
+        batch = pictures[start : start + BATCH]
+        shapes = np.array([picture.shape[:2] for picture in batch])
+        images = center_crop(batch, size, device, views.mean, views.std)
+        augmented = augment(batch, draw(views, shapes, seeded(seed, start)), views, device)
+        gray = center_crop([without_color(picture) for picture in batch], size, device, views.mean, views.std)
+        for name, network, x in (
+            ("plain", backbone, images),
+            ("view", backbone, augmented),
+            ("gray", backbone, gray),
+            ("plain before", initial, images),
+            ("view before", initial, augmented),
+        ):
+            parts[name].append(network(x).float().cpu().numpy())
+        check(len(batch))
+    features = {name: np.concatenate(tables) for name, tables in parts.items()}
+    own, view, gray_cluster = (_distances(model, features[name]).argmin(1) for name in ("plain", "view", "gray"))
+    distance = _distances(model, features["view"])
+    nearer = (distance < distance.gather(1, own[:, None])).float().sum(1) / max(1, distance.shape[1] - 1)
+    share, view_share = (torch.bincount(found, minlength=distance.shape[1]) / len(own) for found in (own, view))
+    return ViewAgreement(
+        images=len(pictures),
+        kept=(view == own).float().mean().item(),
+        chance=(share * view_share).sum().item(),
+        passed=nearer.mean().item(),
+        gray_kept=(gray_cluster == own).float().mean().item(),
+        recognized=recognized(features["plain before"], features["view before"], model.centroids.shape[1]),
+    )
+
+
+def recognized(images: np.ndarray, views: np.ndarray, width: int) -> float:
+    """Share of (M, D) view features whose nearest row of (M, D) image features is their own.
+
+    Compared as the run compares features: whitened to `width` directions of the images, L2-normalized.
+    """
+    whitening = Whitening(width).fit(images)
+    near, far = (torch.as_tensor(np.asarray(whitening.transform(table))) for table in (images, views))
+    found = torch.cdist(far, near).argmin(1)
+    return (found == torch.arange(len(found))).float().mean().item()
+
+
+def without_color(picture: np.ndarray) -> np.ndarray:
+    """(H, W, 3) uint8 with its luma in all three channels."""
+    luma = np.rint(picture @ np.array(LUMA)).clip(0, 255).astype(np.uint8)
+    return np.repeat(luma[..., None], 3, axis=2)
+
+
+def _distances(model: Model, features: np.ndarray) -> Tensor:
+    """(M, K) Euclidean, from (M, D) features to the centroids."""
+    return torch.cdist(torch.as_tensor(model.embed(features)), model.centroids.float())
