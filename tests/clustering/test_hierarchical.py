@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deepcluster.clustering import redistribute as dealing
+from deepcluster.clustering.assign import nearest_centroids
 from deepcluster.clustering.hierarchical import HierarchicalKMeans, levels_for, nearest_in_tree, seed_for
-from deepcluster.clustering.kmeans import KMeans, nearest_centroids
+from deepcluster.clustering.kmeans import KMeans
 from deepcluster.errors import DeepClusterError
 from deepcluster.random import seeded
 
@@ -181,7 +182,7 @@ def test_mistakes_get_a_sentence(arguments: dict[str, Any], words: str) -> None:
 
 def test_trees_that_are_none_get_a_sentence() -> None:
     x, tops, leaves = np.zeros((3, 2)), np.zeros((2, 2)), np.zeros((4, 2))
-    with pytest.raises(DeepClusterError, match="call fit first"):
+    with pytest.raises(DeepClusterError, match="is not fitted yet"):
         HierarchicalKMeans(2).predict(x)
     with pytest.raises(DeepClusterError, match="are no tree"):
         nearest_in_tree(x, [tops, np.zeros((3, 2))])

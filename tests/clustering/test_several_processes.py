@@ -12,9 +12,8 @@ from hypothesis import strategies as st
 
 from deepcluster.clustering.exact_sum import Total, round_, unit_for
 from deepcluster.clustering.hierarchical import HierarchicalKMeans
-from deepcluster.clustering.init import distinct
-from deepcluster.clustering.kmeans import KMeans
-from deepcluster.clustering.lloyd import Points
+from deepcluster.clustering.kmeans import KMeans, distinct
+from deepcluster.clustering.points import Points
 from deepcluster.clustering.whitening import Whitening
 from deepcluster.distributed import SINGLE, ProcessGroup
 from deepcluster.errors import DeepClusterError
@@ -81,10 +80,10 @@ def _whitening(group: ProcessGroup) -> dict[str, list[np.ndarray]]:
         x = make().astype(np.float32)
         first, last = group.row_range(len(x))
         fitted = Whitening(**arguments, group=group).fit(x[first:last].copy())
-        assert fitted.transform(x[first:last]).shape == (last - first, len(fitted.components))
-        once = [fitted.mean.numpy(), fitted.components.numpy(), fitted.variance.numpy()]
+        assert fitted.transform(x[first:last]).shape == (last - first, len(fitted.components_))
+        once = [fitted.mean_.numpy(), fitted.components_.numpy(), fitted.explained_variance_.numpy()]
         again = fitted.partial_fit(x[first:last] * 2 + 1)
-        results[name] = [*once, again.mean.numpy(), again.components.numpy()]
+        results[name] = [*once, again.mean_.numpy(), again.components_.numpy()]
     return results
 
 
@@ -158,7 +157,7 @@ def test_whitening_of_rows_far_from_the_sample() -> None:
     fitted = Whitening(6, l2=False).fit(x)
     centered = x.astype(np.float32).astype(np.float64) - x.astype(np.float32).mean(0, dtype=np.float64)
     variance = np.linalg.eigvalsh(centered.T @ centered / len(x))[::-1]
-    np.testing.assert_allclose(fitted.variance, variance, rtol=1e-6)
+    np.testing.assert_allclose(fitted.explained_variance_, variance, rtol=1e-6)
 
 
 def _mistakes(group: ProcessGroup) -> list[str]:
@@ -194,7 +193,7 @@ def test_a_mistake_of_one_is_told_to_all() -> None:
         "Row 57 of the features holds NaN",
         "The features of all processes are empty",
         "4 and 5 columns",
-        "must be a table",
+        "Expected 2D array",
         "in one process, not in 2",
     ]
     for said, words in zip(first, expected, strict=True):

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deepcluster.clustering import whitening as room
+from deepcluster.clustering.eigen import krylov_directions
 from deepcluster.clustering.whitening import Whitening
 from deepcluster.errors import DeepClusterError
 
@@ -75,7 +76,7 @@ def test_few_directions_of_many_equal_the_direct_solution(rank: int) -> None:
     directions = np.linalg.qr(rng.normal(size=(dim, dim)))[0]
     spectrum = np.where(np.arange(dim) < rank, np.geomspace(1, 0.02, dim), 0)
     covariance = torch.from_numpy((directions * spectrum) @ directions.T)
-    values, found = room.krylov_directions(covariance, count)
+    values, found = krylov_directions(covariance, count)
     torch.testing.assert_close(values, torch.from_numpy(spectrum[:count]), atol=1e-8, rtol=1e-6)
     torch.testing.assert_close(found @ found.T, torch.eye(count, dtype=torch.float64), atol=1e-10, rtol=0)
     alive = min(rank, count)
@@ -89,12 +90,12 @@ def test_parts_give_what_the_whole_gives(tmp_path: Path) -> None:
     parts = Whitening(10)
     for part in np.split(x, [1, 50, 1700]):
         parts.partial_fit(part)
-    np.testing.assert_allclose(parts.components, whole.components, atol=1e-3)
+    np.testing.assert_allclose(parts.components_, whole.components_, atol=1e-3)
     path = tmp_path / "x.npy"
     np.save(path, x)
     mapped = np.load(path, mmap_mode="r")
     file = Whitening(10).fit(mapped)
-    assert torch.equal(file.components, whole.components)
+    assert torch.equal(file.components_, whole.components_)
     out = np.lib.format.open_memmap(tmp_path / "z.npy", "w+", np.float32, (3000, 10))
     assert file.transform(mapped, out=out) is out
     np.testing.assert_array_equal(np.load(tmp_path / "z.npy"), whole.transform(x))
@@ -103,8 +104,8 @@ def test_parts_give_what_the_whole_gives(tmp_path: Path) -> None:
 def test_signs_are_settled() -> None:
     x = table()
     one, turned = Whitening(10).fit(x), Whitening(10).fit(x[::-1].copy())
-    np.testing.assert_allclose(one.components, turned.components, atol=1e-3)
-    peak = one.components.gather(1, one.components.abs().argmax(1, keepdim=True))
+    np.testing.assert_allclose(one.components_, turned.components_, atol=1e-3)
+    peak = one.components_.gather(1, one.components_.abs().argmax(1, keepdim=True))
     assert (peak > 0).all()
 
 
@@ -114,7 +115,7 @@ def test_directions_without_variance_give_zero() -> None:
     padded = np.concatenate([x, x[:, :3], np.full((400, 4), 7, np.float32), x[:, :2] * 1e-7], axis=1)
     white = Whitening(12, l2=False).fit(padded)
     assert np.isfinite(white.transform(padded)).all()
-    assert int((white.components.abs().sum(1) > 0).sum()) == 6
+    assert int((white.components_.abs().sum(1) > 0).sum()) == 6
     assert (white.transform(padded)[:, 6:] == 0).all()
     angle = (full @ full.T) - (lambda z: z @ z.T)(Whitening(12).fit_transform(padded))
     assert np.abs(angle).max() < 1e-2  # the same geometry, up to a rotation
@@ -172,12 +173,12 @@ def test_rows_of_bad_images() -> None:
 
 
 def test_mistakes_get_a_sentence() -> None:
-    with pytest.raises(DeepClusterError, match="call fit first"):
+    with pytest.raises(DeepClusterError, match="is not fitted yet"):
         Whitening().transform(table())
     fitted = Whitening(4).fit(table())
-    with pytest.raises(DeepClusterError, match="7 columns but the whitening was fitted on 24"):
+    with pytest.raises(DeepClusterError, match="X has 7 features, but Whitening is expecting 24"):
         fitted.transform(table(10, 7))
-    with pytest.raises(DeepClusterError, match="7 columns but the whitening saw 24"):
+    with pytest.raises(DeepClusterError, match="X has 7 features, but Whitening is expecting 24"):
         fitted.partial_fit(table(10, 7))
     with pytest.raises(DeepClusterError, match="out must be of shape"):
         fitted.transform(table(), out=np.zeros((3, 4), np.float32))

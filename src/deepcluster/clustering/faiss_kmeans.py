@@ -6,17 +6,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from deepcluster.clustering.lloyd import Points, Solution
+from deepcluster.clustering.points import Points
 from deepcluster.errors import DeepClusterError
 from deepcluster.features.parallel import members
 
 
-def faiss_lloyd(points: Points, centroids: Tensor, *, max_iter: int, seed: int) -> Solution:
-    """Like `lloyd`, by `faiss.Kmeans` on the CPU, from the given centroids and without subsampling."""
+def faiss_lloyd(points: Points, centroids: Tensor, *, max_iter: int, seed: int) -> tuple[Tensor, list[float]]:
+    """Like `kmeans.lloyd`, by `faiss.Kmeans` on the CPU, from the given centroids and without subsampling."""
     try:
         import faiss
     except ImportError as error:
         raise DeepClusterError("backend='faiss' needs faiss; install faiss-cpu or take backend='torch'.") from error
+    if points.weight is not None:
+        raise DeepClusterError("backend='faiss' takes no sample_weight; take backend='torch'.")
     x = np.concatenate([block.cpu().numpy() for _, block in points.blocks()])
     run = faiss.Kmeans(
         points.dim,
@@ -34,5 +36,4 @@ def faiss_lloyd(points: Points, centroids: Tensor, *, max_iter: int, seed: int) 
     finally:
         faiss.omp_set_num_threads(before)
     found = torch.from_numpy(np.asarray(run.centroids, np.float32).reshape(len(centroids), points.dim))
-    objectives = [] if run.obj is None else run.obj.tolist()
-    return Solution(found.to(points.device), objectives)
+    return found.to(points.device), [] if run.obj is None else run.obj.tolist()

@@ -7,7 +7,7 @@ compared with m + k / m centroids instead of k.
 from __future__ import annotations
 
 import math
-import secrets
+import warnings
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -15,13 +15,16 @@ from typing import Any
 
 import numpy as np
 import torch
+from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin
+from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor
 
-from deepcluster.clustering.grammar import Clusterer
-from deepcluster.clustering.kmeans import KMeans, distances, require_rows
-from deepcluster.clustering.lloyd import Points, assign, sizes_of, total_of
+from deepcluster.clustering.assign import distances, nearest, require_finite
+from deepcluster.clustering.kmeans import KMeans, require_rows
+from deepcluster.clustering.points import Points
 from deepcluster.clustering.redistribute import Deal, room_for
-from deepcluster.clustering.row_partition import agreed, common_seed, shard_of
+from deepcluster.clustering.row_partition import common_seed, shard_of
+from deepcluster.clustering.validation import read_table, seed_from
 from deepcluster.distributed import SINGLE, ProcessGroup
 from deepcluster.errors import DeepClusterError
 from deepcluster.features.block_reader import Picked, Rows, in_kind
@@ -29,7 +32,7 @@ from deepcluster.features.parallel import team
 from deepcluster.random import seed_of
 
 
-class HierarchicalKMeans(Clusterer):
+class HierarchicalKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, BaseEstimator):
     """k-means in two or more levels, each super-cluster cut into as many clusters as any other.
 
     Cluster `label` lies in super-cluster `label // (n_clusters // m)` of m. A new row goes down greedily: to the
@@ -46,8 +49,7 @@ class HierarchicalKMeans(Clusterer):
             of K that is nearest to its square root in ratio, the lower of two; where K is a prime that is 1.
         max_iter: largest number of rounds of each k-means (the paper: 10).
         init: "random" or "k-means++", where each k-means begins.
-        spherical, tol, n_init, chunk, precision, device: as in `KMeans`.
-        random_state: seed; the same seed gives the same result. None = different every time.
+        spherical, tol, n_init, random_state, chunk, precision, device: as in `KMeans`.
         scratch: a folder for the rows of a super-cluster that are more than 2 GiB; None = the system's.
         group: the processes that cluster together, each with its own rows of one table, as in `KMeans`. The rows of
             each super-cluster are dealt out to all of them anew, so that all work on it wherever its rows lie.
@@ -58,7 +60,9 @@ class HierarchicalKMeans(Clusterer):
         levels_: the centroids of each level, (prod(branches[: i + 1]), D) float32, the last being (K, D).
         counts_: rows of `fit` in each of them, (prod(branches[: i + 1]),) int64, of all processes.
         inertia_: sum of squared distances of the rows to the centroids of their clusters.
+        n_iter_: most iterations of any of the k-means.
         n_features_in_: D.
+        feature_names_in_: (D,) names of the columns, where X is a data frame.
     """
 
     cluster_centers_: Any
@@ -66,6 +70,7 @@ class HierarchicalKMeans(Clusterer):
     levels_: list[Any]
     counts_: list[Any]
     inertia_: float
+    n_iter_: int
     n_features_in_: int
 
     def __init__(
@@ -77,13 +82,13 @@ class HierarchicalKMeans(Clusterer):
         init: str = "random",
         spherical: bool = False,
         tol: float = 0.0,
-        n_init: int = 1,
-        random_state: int | None = None,
+        n_init: int | str = 1,
+        random_state: Any = None,
         chunk: int | None = None,
         precision: str = "auto",
         device: torch.device | str | None = None,
         scratch: str | Path | None = None,
-        group: ProcessGroup = SINGLE,
+        group: ProcessGroup | None = None,
     ):
         self.n_clusters = n_clusters
         self.branches = branches
@@ -99,41 +104,40 @@ class HierarchicalKMeans(Clusterer):
         self.scratch = scratch
         self.group = group
 
-    def fit(self, x: Any, y: None = None) -> HierarchicalKMeans:
-        """Cluster the rows of x (N, D).
+    def fit(self, X: Any, y: None = None) -> HierarchicalKMeans:
+        """Cluster the rows of X (N, D).
 
         Raises:
             DeepClusterError: branches that do not divide n_clusters, fewer rows than clusters, a row with NaN or
-                infinity, x or an argument of the wrong kind; on all processes alike.
+                infinity, X or an argument of the wrong kind; on all processes alike.
         """
-        self._k_means(self.n_clusters, 0).check()
+        self._k_means(self.n_clusters, 0).check_arguments()
         if not isinstance(self.init, str):
             raise DeepClusterError("init must be 'random' or 'k-means++': centroids cannot be given for each branch.")
         children = levels_for(self.n_clusters, self.branches)
-        with team():
-            return self._fit(x, children)
-
-    def _fit(self, x: Any, children: list[int]) -> HierarchicalKMeans:
-        rows = agreed(self.group, lambda: Rows(x, self.device, empty=not self.group.is_single))
-        require_rows(shard_of(rows, self.group).total, self.n_clusters)
-        seed = secrets.randbits(31) if self.random_state is None else int(self.random_state)
-        tree = _Tree(children, rows, common_seed(self.group, seed))
-        label = self._grow(tree, x, rows, 0, 0)
-        self._levels, self._counts, self.inertia_ = tree.levels, tree.counts, tree.inertia
-        self.labels_ = in_kind(label, x)
-        self.levels_ = [in_kind(level, x) for level in tree.levels]
-        self.counts_ = [in_kind(counts, x) for counts in tree.counts]
+        group = self.group or SINGLE
+        with team(), warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)  # of one branch: its empty clusters have a count of 0
+            with group.collective_section():
+                rows = read_table(self, X, reset=True)
+            require_rows(shard_of(rows, group).total, self.n_clusters)
+            tree = _Tree(children, rows, common_seed(group, seed_from(self.random_state)))
+            label = self._grow(tree, rows, 0, 0)
+        self._levels, self._counts = tree.levels, tree.counts
+        self.inertia_, self.n_iter_ = tree.inertia, tree.n_iter
+        self.labels_ = in_kind(label, X)
+        self.levels_ = [in_kind(level, X) for level in tree.levels]
+        self.counts_ = [in_kind(counts, X) for counts in tree.counts]
         self.cluster_centers_ = self.levels_[-1]
-        self.n_features_in_ = rows.dim
         return self
 
-    def _grow(self, tree: _Tree, x: Any, rows: Rows, depth: int, node: int) -> Tensor:
-        """Cut the rows of a node, which are those of x, down to the last level.
+    def _grow(self, tree: _Tree, rows: Rows, depth: int, node: int) -> Tensor:
+        """Cut the rows of a node down to the last level.
 
         Returns:
             (N,) int64, the clusters of this process's rows, counted from the node's first.
         """
-        label, inertia = self._cut(tree, x, rows, depth, node)
+        label, inertia = self._cut(tree, rows, depth, node)
         if depth + 1 == len(tree.children):
             tree.inertia += inertia
             return label
@@ -142,35 +146,36 @@ class HierarchicalKMeans(Clusterer):
         for child in range(tree.children[depth]):
             index = (label == child).nonzero()[:, 0]
             below = node * tree.children[depth] + child
-            deal = Deal(self.group, len(index))
+            deal = Deal(self.group or SINGLE, len(index))
             if deal.total == 0:
                 tree.fill(depth + 1, below)
                 continue
             with room_for(deal.n, rows, self.scratch) as table:
                 deal.rows(rows, index, table)
                 part = Rows(table, rows.device, empty=True)
-                found = self._grow(tree, table, part, depth + 1, below)
+                found = self._grow(tree, part, depth + 1, below)
                 del part
             result[index] = child * width + deal.back(found)
         return result
 
-    def _cut(self, tree: _Tree, x: Any, rows: Rows, depth: int, node: int) -> tuple[Tensor, float]:
+    def _cut(self, tree: _Tree, rows: Rows, depth: int, node: int) -> tuple[Tensor, float]:
         """k-means of a node's rows: (N,) labels of this process's and the sum of squared distances of all."""
-        shard = shard_of(rows, self.group)
+        shard = shard_of(rows, self.group or SINGLE)
         k = min(tree.children[depth], shard.total)
-        run = self._k_means(k, seed_for(tree.seed, depth, node)).fit(x)
+        run = self._k_means(k, seed_for(tree.seed, depth, node)).fit(rows.x)
+        tree.n_iter = max(tree.n_iter, run.n_iter_)
         points = Points(rows, self.spherical, self.chunk, shard=shard)
         label, inertia = torch.as_tensor(run.labels_, device=rows.device), run.inertia_
         centroids = torch.as_tensor(run.cluster_centers_, device=rows.device)
         alive = torch.arange(k, device=rows.device)
         while True:
-            sizes = sizes_of(points, label, k)
+            sizes = shard.group.sum_(points.counts(label, k)).long()
             if (sizes[alive] > 0).all():
                 break
             # rounding of products depends on which centroids there are: go down as later rows will
             alive = (sizes > 0).nonzero()[:, 0]
-            label, squared = assign(points, centroids[alive])
-            label, inertia = alive[label], total_of(points, squared)
+            label, squared = nearest(points, centroids[alive])
+            label, inertia = alive[label], points.total(squared)
         tree.put(depth, node, centroids, sizes)
         return label, inertia
 
@@ -178,34 +183,35 @@ class HierarchicalKMeans(Clusterer):
         shared = ("max_iter", "init", "spherical", "tol", "n_init", "chunk", "precision", "device", "group")
         return KMeans(k, random_state=seed, **{name: getattr(self, name) for name in shared})
 
-    def predict(self, x: Any) -> Any:
-        """(N,) int64, the cluster of each row of x (N, D), going down greedily."""
-        rows = self._rows(x)
+    def predict(self, X: Any) -> Any:
+        """(N,) int64, the cluster of each row of X (N, D), going down greedily."""
+        return in_kind(self._descended(X)[0], X)
+
+    def transform(self, X: Any, out: Any = None) -> Any:
+        """(N, K) float32 Euclidean distances of the rows of X (N, D) to the last level's centroids."""
+        rows = read_table(self, X)
+        return distances(Points(rows, self.spherical, self.chunk), self._levels[-1].to(rows.device), X, out)
+
+    def score(self, X: Any, y: None = None) -> float:
+        """Minus the sum of squared distances of the rows of X (N, D) to the centroids of their clusters."""
+        squared = self._descended(X)[1]
+        return -float(squared.sum(dtype=torch.float64))
+
+    def _descended(self, X: Any) -> tuple[Tensor, Tensor]:
+        rows = read_table(self, X)
         with team():
-            return in_kind(_descend(rows, self._levels, self._counts, self.spherical)[0], x)
+            labels, squared = _descend(rows, self._levels, self._counts, self.spherical)
+        require_finite(squared)
+        return labels, squared
 
-    def transform(self, x: Any, out: Any = None) -> Any:
-        """(N, K) float32 Euclidean distances of the rows of x (N, D) to the last level's centroids."""
-        rows = self._rows(x)
-        return distances(Points(rows, self.spherical, self.chunk), self._levels[-1].to(rows.device), x, out)
+    @property
+    def _n_features_out(self) -> int:
+        return len(self.cluster_centers_)
 
-    def fit_transform(self, x: Any, y: None = None) -> Any:
-        """`fit`, then `transform`, of the same rows."""
-        return self.fit(x).transform(x)
-
-    def __repr__(self) -> str:
-        return f"HierarchicalKMeans(n_clusters={self.n_clusters}, branches={self.branches}, max_iter={self.max_iter})"
-
-    def _rows(self, x: Any) -> Rows:
-        if not hasattr(self, "_levels"):
-            raise DeepClusterError("This HierarchicalKMeans has not been fitted; call fit first.")
-        rows = Rows(x, self.device, empty=not self.group.is_single)
-        if rows.dim != self.n_features_in_:
-            raise DeepClusterError(
-                f"These features have {rows.dim} columns but the clusters have {self.n_features_in_}; "
-                "use the same network, tap and whitening."
-            )
-        return rows
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.transformer_tags.preserves_dtype = ["float32"]
+        return tags
 
 
 class _Tree:
@@ -218,7 +224,7 @@ class _Tree:
     """
 
     def __init__(self, children: list[int], like: Rows, seed: int):
-        self.children, self.seed, self.inertia = children, seed, 0.0
+        self.children, self.seed, self.inertia, self.n_iter = children, seed, 0.0, 0
         nodes = [math.prod(children[: depth + 1]) for depth in range(len(children))]
         self.levels = [torch.zeros(count, like.dim, device=like.device) for count in nodes]
         self.counts = [torch.zeros(count, dtype=torch.int64, device=like.device) for count in nodes]
@@ -310,14 +316,14 @@ def _descend(rows: Rows, levels: Sequence[Tensor], counts: Sequence[Tensor], sph
         children = len(level) // nodes
         order = label.argsort(stable=True)
         last = torch.bincount(label, minlength=nodes).cumsum(0).tolist()
-        for node in label.unique().tolist():
+        for node in torch.unique(label).tolist():
             index = order[last[node - 1] if node else 0 : last[node]]
             own = slice(node * children, (node + 1) * children)
             alive = (count[own] > 0).nonzero()[:, 0].to(rows.device)
             if not len(alive):
                 raise DeepClusterError(f"Branch {node} of {nodes} has no centroid that counts; save the tree again.")
             some = rows if nodes == 1 else Picked(rows, index)
-            found, squared[index] = assign(Points(some, spherical), level[own].to(rows.device)[alive])
+            found, squared[index] = nearest(Points(some, spherical), level[own].to(rows.device)[alive])
             label[index] = node * children + alive[found]
         nodes = len(level)
     return label, squared

@@ -1,85 +1,91 @@
-"""k-means under scikit-learn's names, on any device, for tables larger than memory.
+"""k-means on any device, for tables larger than memory: arguments, initialization, Lloyd's iterations, empty clusters.
 
-This is the public class: arguments, checks and results. The work is in seeding.py, lloyd.py and nearest.py.
+One iteration is one step (assign.py): (points, centroids) -> labels, and sums and counts of the clusters, of all
+processes. What reads top to bottom here is `fit`, then what it calls, in the order of the calls.
 """
 
 from __future__ import annotations
 
-import secrets
+import math
+import warnings
 from typing import Any
 
-import numpy as np
 import torch
+from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin
+from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor
 
 from deepcluster.clustering import assign_int8
-from deepcluster.clustering.exact_sum import unit_for
-from deepcluster.clustering.grammar import Clusterer
-from deepcluster.clustering.init import plus_plus, random_rows
-from deepcluster.clustering.lloyd import (
-    BLOCK_NUMBERS,
-    Moments,
-    Points,
-    Solution,
-    assign,
-    lloyd,
-    moments,
-    settle,
-    total_of,
+from deepcluster.clustering.assign import (
+    Assignment,
+    AssignStep,
+    Step,
+    cluster_means,
+    distances,
+    means_of,
+    nearest,
+    require_finite,
 )
-from deepcluster.clustering.nearest import Plain, Search
-from deepcluster.clustering.row_partition import agreed, common_seed, shard_of
-from deepcluster.distributed import SINGLE, ProcessGroup
+from deepcluster.clustering.points import Points
+from deepcluster.clustering.row_partition import common_seed, shard_of
+from deepcluster.clustering.validation import check_choices, check_counts, read_table, read_weights, seed_from
+from deepcluster.clustering.whitening import normalize_rows
+from deepcluster.distributed import ALIGN, SINGLE, ProcessGroup
 from deepcluster.errors import DeepClusterError
-from deepcluster.features.block_reader import Rows, in_kind, write_rows
-from deepcluster.features.parallel import team
+from deepcluster.features.block_reader import Rows, in_kind
+from deepcluster.features.parallel import over_spans, team
 from deepcluster.random import seeded
 
-SCREEN_FROM = 256  # clusters from which 8-bit products save more than they cost
-EXACT = "donot_use_mm_for_euclid_dist"
+INT8_FROM = 256  # clusters from which 8-bit products save more than they cost
+SPLIT = 1 / 1024  # how far the two halves of a split cluster are moved apart, as in faiss
+SHUFFLED = 1 << 24  # rows up to which all are shuffled for a draw of some
+SEED_ROWS = 1 << 17  # rows, or 16 per cluster, among which k-means++ chooses
 
 
-class KMeans(Clusterer):
-    """Lloyd's k-means as in the paper (arXiv 1807.05520 §3.3).
+class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, BaseEstimator):
+    """Lloyd's k-means as in the paper (arXiv 1807.05520 §3.3), a scikit-learn estimator.
 
-    Rows are read in blocks, so x may be a `numpy.memmap` of a file larger than memory, and N x K
+    Rows are read in blocks, so X may be a `numpy.memmap` of a file larger than memory, and N x K
     distances are never held. After the last update every row is assigned once more, in float32, to the
-    final centroids: `labels_` always equals `predict(x)`, and `inertia_` belongs to both.
+    final centroids: `labels_` always equals `predict(X)`, and `inertia_` belongs to both.
 
     Args:
         n_clusters: K.
-        max_iter: largest number of rounds of assignment and update.
-        init: "random" (K different rows), "k-means++" (drawn in growing batches), or a (K, D) array or
+        max_iter: largest number of iterations.
+        init: "random" (K different rows), "k-means++" (greedy, as in scikit-learn), or a (K, D) array or
             tensor of centroids to start from, such as those of the last clustering.
-        spherical: cluster by angle; rows are taken at unit length and centroids are kept at it.
-        tol: stop when the objective falls by no more than this part of itself in a round; 0 = stop only
+        spherical: cluster by angle; rows are scaled to unit length and so are centroids.
+        tol: stop when the objective falls by no more than this part of itself in an iteration; 0 = stop only
             when no row changes its cluster.
-        n_init: runs from different starts, the best of which is kept; 1 for an array as `init`.
-        random_state: seed; the same seed gives the same result. None = different every time.
+        n_init: runs from different starts, the best of which is kept; "auto" = 10 of "random" and 1 of
+            "k-means++"; always 1 where `init` is an array.
+        random_state: int (the same seed gives the same result), `numpy.random.RandomState`, or None = NumPy's
+            global one.
         chunk: rows per reading from disk, in multiples of 1,024; None = 64 MiB of them. It changes no result.
         precision: of the products in the iterations. "float32"; "bfloat16", for devices with units for
-            it; "int8" screens by 8-bit products and decides close cases in float32 (CPUs with VNNI);
+            it; "int8" uses 8-bit products and decides close cases in float32 (CPUs with VNNI);
             "auto" takes int8 where it pays and float32 elsewhere. The final assignment is always float32.
-        device: where to compute; None = where x is (arrays: the CPU).
-        backend: "torch", or "faiss" (float32, on the CPU, in memory).
+        device: where to compute; None = where X is (arrays: the CPU).
+        backend: "torch", or "faiss" (float32, on the CPU, in memory, without weights).
         empty: "split" gives an empty cluster half of another one after each update, and at the end the
             farthest point; "keep" leaves its centroid where it is.
         group: the processes that cluster together. All call `fit`, each with its own rows of one table: those of
             process 0 come first, and a process may have none. Centroids, inertia and objectives are then those
             of the whole table and the same on every process, `labels_` are those of the process's own rows, and
-            `predict` and `transform` concern nobody else. Where shares begin at multiples of 1,024 rows, as
-            `ProcessGroup.row_range` cuts them, the result does not depend on the number of processes, to the last bit
-            on CPUs.
+            `predict`, `transform` and `score` concern nobody else. Where each process's rows begin at a multiple of
+            1,024, as `ProcessGroup.row_range` cuts them, the result does not depend on the number of processes, to
+            the last bit on CPUs. None = one process.
 
     Attributes:
         cluster_centers_: (K, D) float32.
         labels_: (N,) int64.
-        inertia_: sum of squared distances of the rows to their centroids (spherical: of unit rows).
-        n_iter_: rounds done.
-        objectives_: the objective at each round's assignment, before its update.
+        inertia_: (weighted) sum of squared distances of the rows to their centroids (spherical: of unit rows).
+        n_iter_: iterations done.
+        objectives_: the objective at each iteration's assignment, before its update.
         n_features_in_: D.
+        feature_names_in_: (D,) names of the columns, where X is a data frame.
 
-    Tensors in give tensors out, on the same device; arrays in give arrays out.
+    Tensors in give tensors out, on the same device; arrays and data frames in give arrays out.
     """
 
     cluster_centers_: Any
@@ -97,14 +103,14 @@ class KMeans(Clusterer):
         init: Any = "random",
         spherical: bool = False,
         tol: float = 0.0,
-        n_init: int = 1,
-        random_state: int | None = None,
+        n_init: int | str = 1,
+        random_state: Any = None,
         chunk: int | None = None,
         precision: str = "auto",
         device: torch.device | str | None = None,
         backend: str = "torch",
         empty: str = "split",
-        group: ProcessGroup = SINGLE,
+        group: ProcessGroup | None = None,
     ):
         self.n_clusters = n_clusters
         self.max_iter = max_iter
@@ -120,106 +126,63 @@ class KMeans(Clusterer):
         self.empty = empty
         self.group = group
 
-    def fit(self, x: Any, y: None = None) -> KMeans:
-        """Cluster the rows of x (N, D).
+    def fit(self, X: Any, y: None = None, sample_weight: Any = None) -> KMeans:
+        """Cluster the rows of X (N, D).
+
+        Args:
+            sample_weight: (N,) weights; an integer weight counts like as many equal rows, 0 like none.
 
         Raises:
-            DeepClusterError: fewer rows than clusters, a row with NaN or infinity, x or an argument of
+            DeepClusterError: fewer rows than clusters, a row with NaN or infinity, X or an argument of
                 the wrong kind; on all processes alike.
         """
-        self.check()
+        self.check_arguments()
         with team():
-            return self._fit(x)
-
-    def _fit(self, x: Any) -> KMeans:
-        rows = agreed(self.group, lambda: Rows(x, self.device, empty=not self.group.is_single))
-        shard = shard_of(rows, self.group)
-        require_rows(shard.total, self.n_clusters)
-        seen = points = Points(rows, self.spherical, self.chunk, shard=shard)
-        facts = moments(points)
-        unit = unit_for(facts.peak, shard.total)
-        # products lose the digits that a large common offset takes: work about the mean where it is large
-        if not self.spherical and float(facts.mean.square().sum()) * shard.total > facts.square / 2:
-            points = points.about(facts.mean.float())
-            facts = moments(points)
-        given = None if isinstance(self.init, str) else self._given_centroids(points)
-        self.inertia_ = float("inf")
-        for run in range(1 if given is not None else self.n_init):
-            once = self._run(points, facts, given, run)
-            if points.offset is not None:
-                once.centroids = once.centroids + points.offset
-            centroids, assignment, distance = settle(seen, once.centroids, self.empty == "split", unit)
-            inertia = total_of(seen, distance)
-            if inertia < self.inertia_:
-                self.inertia_, solution, label, self._centroids = inertia, once, assignment, centroids
-        self.cluster_centers_ = in_kind(self._centroids, x)
-        self.labels_ = in_kind(label, x)
-        self.objectives_ = solution.objectives
-        self.n_iter_ = len(solution.objectives)
-        self.n_features_in_ = rows.dim
+            original = self._read_points(X, sample_weight)
+            points, moments = original, original.moments
+            # products lose the digits that a large common offset takes: work about the mean where it is large
+            if not self.spherical and float(moments.mean.square().sum()) * moments.weight > moments.square / 2:
+                points = original.about(moments.mean.float())
+            seed = common_seed(points.shard.group, seed_from(self.random_state))
+            self.inertia_ = math.inf
+            for run in range(self._runs()):
+                generator = seeded(seed, run)
+                start = self._initial_centroids(points, generator)
+                centroids, objectives = self._iterate(points, start, generator)
+                if points.offset is not None:
+                    centroids = centroids + points.offset
+                centroids, labels, squared = settle(original, centroids, self.empty == "split")
+                inertia = original.total(squared)
+                if inertia < self.inertia_:
+                    self.inertia_, self.objectives_, self._centroids, best = inertia, objectives, centroids, labels
+        self.labels_, self.cluster_centers_ = in_kind(best, X), in_kind(self._centroids, X)
+        self.n_iter_ = len(self.objectives_)
+        if self.empty == "split":
+            self._warn_of_empty(original, best)
         return self
 
-    def _run(self, points: Points, facts: Moments, given: Tensor | None, run: int) -> Solution:
-        seed = common_seed(self.group, secrets.randbits(31) if self.random_state is None else int(self.random_state))
-        generator = seeded(seed, run)
-        start = given
-        if start is None:
-            start = (plus_plus if self.init == "k-means++" else random_rows)(points, self.n_clusters, generator)
-        if self.backend == "faiss":
-            from deepcluster.clustering.faiss_kmeans import faiss_lloyd
+    def _read_points(self, X: Any, sample_weight: Any) -> Points:
+        group = self.group or SINGLE
+        with group.collective_section():
+            rows = read_table(self, X, reset=True)
+            weight = read_weights(sample_weight, rows)
+        shard = shard_of(rows, group)
+        require_rows(shard.total, self.n_clusters)
+        points = Points(rows, self.spherical, self.chunk, shard=shard, weight=weight)
+        if points.heaviest == 0:
+            raise DeepClusterError("Sample weights must contain at least one non-zero number.")
+        return points
 
-            return faiss_lloyd(points, start, max_iter=self.max_iter, seed=seed)
-        return lloyd(
-            points,
-            start,
-            self._search(points, facts),
-            facts=facts,
-            max_iter=self.max_iter,
-            tol=self.tol,
-            split_empty=self.empty == "split",
-            generator=generator,
-        )
+    def _runs(self) -> int:
+        if not isinstance(self.init, str):
+            return 1
+        if self.n_init == "auto":
+            return 10 if self.init == "random" else 1
+        return int(self.n_init)
 
-    def _search(self, points: Points, facts: Moments) -> Search:
-        """`precision`, resolved for these points."""
-        screened = self.precision == "int8"
-        if self.precision == "auto":
-            screened = points.device.type == "cpu" and self.n_clusters >= SCREEN_FROM
-            screened = screened and not self.group.any(not assign_int8.supported())
-        if screened:
-            return assign_int8.Screen(points, square=facts.square, peak=facts.peak, longest=facts.longest)
-        return Plain(half=self.precision == "bfloat16")
-
-    def predict(self, x: Any) -> Any:
-        """(N,) int64, the nearest centroid of each row of x (N, D)."""
-        points = self._points(x)
-        with team():
-            return in_kind(assign(points, self._centroids)[0], x)
-
-    def transform(self, x: Any, out: Any = None) -> Any:
-        """(N, K) float32 Euclidean distances of the rows of x (N, D) to the centroids, into `out` if given."""
-        return distances(self._points(x), self._centroids, x, out)
-
-    def fit_transform(self, x: Any, y: None = None) -> Any:
-        """`fit`, then `transform`, of the same rows."""
-        return self.fit(x).transform(x)
-
-    def __repr__(self) -> str:
-        return f"KMeans(n_clusters={self.n_clusters}, max_iter={self.max_iter}, spherical={self.spherical})"
-
-    def _points(self, x: Any) -> Points:
-        if not hasattr(self, "_centroids"):
-            raise DeepClusterError("This KMeans has not been fitted; call fit first.")
-        rows = Rows(x, self.device, empty=not self.group.is_single)
-        if rows.dim != self.n_features_in_:
-            raise DeepClusterError(
-                f"These features have {rows.dim} columns but the clusters have {self.n_features_in_}; "
-                "use the same network, tap and whitening."
-            )
-        self._centroids = self._centroids.to(rows.device)
-        return Points(rows, self.spherical, self.chunk)
-
-    def _given_centroids(self, points: Points) -> Tensor:
+    def _initial_centroids(self, points: Points, generator: torch.Generator) -> Tensor:
+        if isinstance(self.init, str):
+            return (greedy_plus_plus if self.init == "k-means++" else random_rows)(points, self.n_clusters, generator)
         given = Rows(self.init, points.device, name="init centroids")
         if (given.n, given.dim) != (self.n_clusters, points.dim):
             raise DeepClusterError(
@@ -231,27 +194,88 @@ class KMeans(Clusterer):
             raise DeepClusterError("init centroids hold NaN or infinity; give finite ones or init='random'.")
         return centroids.clone()
 
-    def check(self) -> None:
+    def _iterate(self, points: Points, start: Tensor, generator: torch.Generator) -> tuple[Tensor, list[float]]:
+        """Centroids and objectives of one run."""
+        if self.backend == "faiss":
+            from deepcluster.clustering.faiss_kmeans import faiss_lloyd
+
+            return faiss_lloyd(points, start, max_iter=self.max_iter, seed=generator.initial_seed() & 0x7FFFFFFF)
+        split_empty = self.empty == "split"
+        step = self._step(points)
+        return lloyd(
+            points, start, step, max_iter=self.max_iter, tol=self.tol, split_empty=split_empty, generator=generator
+        )
+
+    def _step(self, points: Points) -> Step:
+        """The step of this `precision`."""
+        int8 = self.precision == "int8"
+        if self.precision == "auto":
+            int8 = points.device.type == "cpu" and self.n_clusters >= INT8_FROM
+            int8 = int8 and not points.shard.group.any(not assign_int8.supported())
+        if int8:
+            return assign_int8.Int8AssignStep(points, self.n_clusters)
+        return AssignStep(points, self.n_clusters, half=self.precision == "bfloat16")
+
+    def _warn_of_empty(self, points: Points, labels: Tensor) -> None:
+        found = int((points.shard.group.sum_(points.counts(labels, self.n_clusters)) > 0).sum())
+        if found < self.n_clusters and points.shard.group.is_first:
+            warnings.warn(
+                f"Number of distinct clusters ({found}) found smaller than n_clusters ({self.n_clusters}): there are "
+                "fewer distinct rows than clusters.",
+                ConvergenceWarning,
+                stacklevel=3,
+            )
+
+    def predict(self, X: Any) -> Any:
+        """(N,) int64, the nearest centroid of each row of X (N, D)."""
+        points = self._fitted_points(X)
+        with team():
+            labels, squared = nearest(points, self._centroids)
+        require_finite(squared)
+        return in_kind(labels, X)
+
+    def transform(self, X: Any, out: Any = None) -> Any:
+        """(N, K) float32 Euclidean distances of the rows of X (N, D) to the centroids, into `out` if given."""
+        return distances(self._fitted_points(X), self._centroids, X, out)
+
+    def score(self, X: Any, y: None = None, sample_weight: Any = None) -> float:
+        """Minus the (weighted) sum of squared distances of the rows of X (N, D) to their nearest centroids."""
+        points = self._fitted_points(X, sample_weight)
+        with team():
+            squared = nearest(points, self._centroids)[1]
+        require_finite(squared)
+        return -points.total(squared)
+
+    def _fitted_points(self, X: Any, sample_weight: Any = None) -> Points:
+        rows = read_table(self, X)
+        self._centroids = self._centroids.to(rows.device)
+        return Points(rows, self.spherical, self.chunk, weight=read_weights(sample_weight, rows))
+
+    @property
+    def _n_features_out(self) -> int:
+        return len(self.cluster_centers_)
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.transformer_tags.preserves_dtype = ["float32"]
+        return tags
+
+    def check_arguments(self) -> None:
         """Raises DeepClusterError where an argument cannot be."""
-        for name, least in (("n_clusters", 1), ("max_iter", 1), ("n_init", 1)):
-            value = getattr(self, name)
-            if not isinstance(value, (int, np.integer)) or value < least:
-                raise DeepClusterError(f"{name} must be a whole number of at least {least}, not {value!r}.")
-        choices = {
-            "precision": ("auto", "float32", "bfloat16", "int8"),
-            "backend": ("torch", "faiss"),
-            "empty": ("split", "keep"),
-        }
-        if isinstance(self.init, str):
-            choices["init"] = ("random", "k-means++")
-        for name, allowed in choices.items():
-            if getattr(self, name) not in allowed:
-                raise DeepClusterError(f"{name} must be one of {', '.join(allowed)}, not {getattr(self, name)!r}.")
+        check_counts(self, "n_clusters", "max_iter", *(["n_init"] if self.n_init != "auto" else []))
+        check_choices(
+            self,
+            precision=("auto", "float32", "bfloat16", "int8"),
+            backend=("torch", "faiss"),
+            empty=("split", "keep"),
+            **({"init": ("random", "k-means++")} if isinstance(self.init, str) else {}),
+        )
         if not self.tol >= 0:
             raise DeepClusterError(f"tol must be 0 or more, not {self.tol}.")
-        if self.backend == "faiss" and not self.group.is_single:
+        group = self.group or SINGLE
+        if self.backend == "faiss" and not group.is_single:
             raise DeepClusterError(
-                f"backend='faiss' clusters in one process, not in {self.group.size}; take backend='torch'."
+                f"backend='faiss' clusters in one process, not in {group.size}; take backend='torch'."
             )
 
 
@@ -259,37 +283,175 @@ def require_rows(rows: int, clusters: int) -> None:
     """Raises DeepClusterError where there are fewer rows than clusters."""
     if rows < clusters:
         raise DeepClusterError(
-            f"{rows} rows cannot make {clusters} clusters; ask for at most {rows} clusters or give more rows."
+            f"{rows} rows cannot make {clusters} clusters (n_samples={rows}); ask for at most {rows} clusters or give "
+            "more rows."
         )
 
 
-def distances(points: Points, centroids: Tensor, x: Any, out: Any = None) -> Any:
-    """(N, K) float32 Euclidean distances of the points, which are the rows of x, into `out` if given."""
-    shape = (points.n, len(centroids))
-    result = torch.empty(shape, device=points.device) if out is None else out
-    if tuple(result.shape) != shape:
-        raise DeepClusterError(f"out must be of shape {shape}, not {tuple(result.shape)}.")
-    points.step = max(1, min(points.step, BLOCK_NUMBERS // len(centroids)))
-    for start, block in points.blocks():
-        # differences, not products: a distance near zero keeps its digits
-        write_rows(result, start, torch.cdist(block, centroids, compute_mode=EXACT))
-    return in_kind(result, x) if out is None else out
+# Initialization: draws are among the rows of all processes and the same on each.
 
 
-def nearest_centroids(x: Any, centroids: Any, *, spherical: bool = False, device: Any = None) -> tuple[Any, Any]:
-    """The cluster of each row of x (N, D) among given centroids (K, D), such as those a run has saved.
+def random_rows(points: Points, k: int, generator: torch.Generator) -> Tensor:
+    """(K, D) points at K different positions, as in faiss and the paper; heavy ones are likelier where weights are."""
+    if points.weight is None:
+        return points.take(distinct(points.shard.total, k, generator))
+    weight = points.shard.group.gather(points.weight).cpu()
+    # the largest of log(u) / w are a draw without replacement (Efraimidis and Spirakis 2006)
+    keys = torch.rand(len(weight), generator=generator, dtype=torch.float64).log() / weight
+    return points.take(keys.topk(k).indices)
+
+
+def distinct(n: int, k: int, generator: torch.Generator) -> Tensor:
+    """(k,) different integers below n, each as likely as any other, in random order."""
+    if n <= SHUFFLED or k > n // 4:
+        return torch.randperm(n, generator=generator)[:k]
+    drawn: dict[int, None] = {}  # a hundred million numbers are too many to shuffle for a few
+    while len(drawn) < k:
+        drawn.update(dict.fromkeys(torch.randint(n, (k - len(drawn),), generator=generator).tolist()))
+    return torch.tensor(list(drawn))
+
+
+def greedy_plus_plus(points: Points, k: int, generator: torch.Generator) -> Tensor:
+    """(K, D) points by greedy k-means++ (Arthur and Vassilvitskii 2007), as scikit-learn chooses them.
+
+    Of 2 + ln K candidates, drawn in proportion to the squared distance to the points chosen before, the one is chosen
+    that lowers the sum of these distances most. Every choice reads all points, so they are taken into memory: all of
+    them, or of more than 131,072 (or 16 per cluster) a uniform sample. All processes choose by the same sample.
+    """
+    total, trials = points.shard.total, 2 + int(math.log(k))
+    sample = max(SEED_ROWS, 16 * k)
+    index = torch.arange(total) if total <= sample else distinct(total, sample, generator)
+    x = points.take(index)
+    weight = torch.ones(len(x), dtype=torch.float64, device=x.device)
+    if points.weight is not None:
+        weight = points.shard.group.gather(points.weight)[index.to(x.device)]
+    norms = x.square().sum(1, keepdim=True)
+
+    def reach(candidates: Tensor, closest: Tensor) -> tuple[Tensor, Tensor]:
+        """(S, C) squared distance of each point to its closest if a candidate was chosen, and (C,) weighted sums."""
+        reached = torch.empty(len(x), len(candidates), device=x.device)
+        columns, bias = x[candidates].T, norms[candidates].T
+
+        def measure(first: int, last: int) -> Tensor:
+            squared = torch.addmm(norms[first:last] + bias, x[first:last], columns, alpha=-2).clamp_min_(0)
+            reached[first:last] = torch.minimum(squared, closest[first:last, None])
+            return weight[first:last] @ reached[first:last].double()
+
+        return reached, torch.stack(over_spans(measure, len(x), ALIGN)).sum(0)
+
+    closest = torch.full((len(x),), torch.inf, device=x.device)
+    chance = weight
+    chosen: list[int] = []
+    while len(chosen) < k:
+        cumulative = chance.cpu().cumsum(0)
+        if not cumulative[-1] > 0:  # fewer distinct points than clusters: repeat some
+            chosen += distinct(len(x), k - len(chosen), generator).tolist()
+            break
+        drawn = torch.rand(trials if chosen else 1, generator=generator, dtype=torch.float64) * cumulative[-1]
+        candidates = torch.searchsorted(cumulative, drawn, right=True).clamp_max(len(x) - 1).to(x.device)
+        reached, potential = reach(candidates, closest)
+        best = int(potential.argmin())
+        chosen.append(int(candidates[best]))
+        closest = reached[:, best].clone()
+        closest[chosen[-1]] = 0  # rounding may leave a trace of distance to itself
+        chance = closest.double() * weight
+    return x[torch.tensor(chosen, device=x.device)]
+
+
+def lloyd(
+    points: Points,
+    centroids: Tensor,
+    step: Step,
+    *,
+    max_iter: int,
+    tol: float,
+    split_empty: bool,
+    generator: torch.Generator,
+) -> tuple[Tensor, list[float]]:
+    """At most `max_iter` iterations of assignment and update from the given (K, D) centroids.
+
+    Stops early when no point changes its cluster, or when the objective fell by at most tol times itself.
 
     Returns:
-        (N,) int64 positions of the nearest centroids and (N,) float32 Euclidean distances to them, as
-        tensors where x is one, else as arrays; the same clusters as `KMeans.predict` gives.
+        (K, D) centroids, and the objective at each assignment.
     """
-    points = Points(Rows(x, device), spherical)
-    given = Rows(centroids, points.device, name="centroids")
-    if given.dim != points.dim:
-        raise DeepClusterError(
-            f"These features have {points.dim} columns but the centroids have {given.dim}; use the network, "
-            "tap and whitening the centroids were made with."
-        )
-    with team():
-        label, squared = assign(points, given.block(0, given.n))
-    return in_kind(label, x), in_kind(squared.sqrt_(), x)
+    objectives: list[float] = []
+    for _ in range(max_iter):
+        found = step(centroids)
+        objectives.append(objective(found, centroids, points.moments.square))
+        if found.converged:
+            break
+        centroids = means_of(found.sums, found.counts, centroids)
+        if split_empty:
+            centroids = split(centroids, found.counts, generator)
+        if points.spherical:
+            centroids = normalize_rows(centroids)
+        if tol > 0 and len(objectives) > 1:
+            last, now = objectives[-2:]
+            if points.shard.group.any(last - now <= tol * last):
+                break
+    return centroids, objectives
+
+
+def objective(found: Assignment, centroids: Tensor, square: float) -> float:
+    """Sum of squared distances of points to their centroids, from sums alone: |x|^2 - 2 x.c + |c|^2."""
+    c = centroids.double()
+    cross, own = float((found.sums * c).sum()), float((found.counts * c.square().sum(1)).sum())
+    return max(0.0, square - 2 * cross + own)
+
+
+def split(centroids: Tensor, counts: Tensor, generator: torch.Generator) -> Tensor:
+    """Give every empty cluster half of another one, as the paper does (arXiv 1807.05520 §3.3).
+
+    A donor is drawn with probability in proportion to its count less one; the empty cluster takes a copy
+    of its centroid, and both are moved apart by 1/1024 of every coordinate, in alternating directions.
+    No cluster gives twice before all that can have given once.
+    """
+    centroids, left = centroids.clone(), counts.cpu().double()
+    empty = (left == 0).nonzero()[:, 0]
+    apart = torch.full((centroids.shape[1],), SPLIT, device=centroids.device)
+    apart[1::2] *= -1
+    while len(empty):
+        chance = (left - 1).clamp_min(0)
+        if not chance.any():  # weights below 1
+            break
+        donors = torch.multinomial(chance, min(len(empty), int((chance > 0).sum())), generator=generator)
+        now, empty = empty[: len(donors)], empty[len(donors) :]
+        left[now] = (left[donors] / 2).floor()
+        left[donors] -= left[now]
+        copy = centroids[donors]
+        centroids[now], centroids[donors] = copy * (1 + apart), copy * (1 - apart)
+    return centroids
+
+
+def settle(points: Points, centroids: Tensor, fill_empty: bool, rounds: int = 10) -> tuple[Tensor, Tensor, Tensor]:
+    """The final assignment, consistent with the centroids that are returned with it.
+
+    The paper's splitting acts within iterations only, so clusters can be empty at the end. Where
+    `fill_empty`, each then gets for centroid the point that lies farthest from its own, one point per
+    cluster, and all centroids move to the means once more, both of which can only lower the objective; a
+    cluster stays empty only where fewer distinct points than clusters are left.
+
+    Returns:
+        (K, D) centroids, (N,) labels and (N,) squared distances of this process's points.
+    """
+    labels, squared = nearest(points, centroids)
+    for _ in range(rounds if fill_empty else 0):
+        empty = (points.shard.group.sum_(points.counts(labels, len(centroids))) == 0).nonzero()[:, 0]
+        if not len(empty):
+            break
+        far = squared if points.weight is None else squared * (points.weight > 0)
+        index, distance = points.shard.largest(far, len(empty))
+        taken = points.take(index)
+        # rounding leaves a distance of about 1e-7 of a point's length between it and an equal centroid
+        taken = taken[distance > 1e-12 * taken.square().sum(1)]
+        if not len(taken):
+            break
+        centroids = centroids.clone()
+        centroids[empty[: len(taken)]] = taken
+        labels, _ = nearest(points, centroids)
+        centroids = cluster_means(points, labels, centroids, points.moments.unit)
+        if points.spherical:
+            centroids = normalize_rows(centroids)
+        labels, squared = nearest(points, centroids)
+    return centroids, labels, squared

@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from deepcluster.clustering.lloyd import BLOCK_NUMBERS, Points, moments
-from deepcluster.clustering.nearest import GPU_SCORES
+from deepcluster.clustering.assign import GPU_SCORES
+from deepcluster.clustering.points import BLOCK_NUMBERS, Points
 from deepcluster.errors import DeepClusterError
 from deepcluster.features.block_reader import Rows, in_kind
 from deepcluster.features.parallel import members, over_spans, team
@@ -129,7 +129,7 @@ class _Search:
     def __init__(self, rows: Rows, k: int, *, alone: bool, backend: str):
         self.rows, self.k, self.alone, self.backend = rows, k, alone, backend
         self.step = max(256, BLOCK_NUMBERS // rows.dim)
-        facts = moments(Points(rows))
+        facts = Points(rows).moments
         # products lose the digits that a large common offset takes: work about the mean where it is large
         about = float(facts.mean.square().sum()) * rows.n > facts.square / 2
         self.offset = facts.mean.float() if about else None
@@ -144,7 +144,7 @@ class _Search:
     def __call__(self, asked: Rows) -> tuple[Tensor, Tensor]:
         """(Q, k) positions and (Q, k) squared distances."""
         if not self.alone:
-            moments(Points(asked))  # finds NaN and infinity
+            _ = Points(asked).moments  # finds NaN and infinity
         index = torch.empty(asked.n, self.k, dtype=torch.int64, device=self.rows.device)
         squared = torch.empty(asked.n, self.k, device=self.rows.device)
         candidates = self._by_faiss if self.backend == "faiss" else self._by_products

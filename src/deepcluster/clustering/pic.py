@@ -37,10 +37,12 @@ from typing import Any
 import numpy as np
 import torch
 from scipy import sparse
+from sklearn.base import BaseEstimator, ClusterMixin
 
-from deepcluster.clustering.centers import group_means, own_distances
-from deepcluster.clustering.grammar import Clusterer
+from deepcluster.clustering.assign import group_means, squared_distances
 from deepcluster.clustering.neighbors import nearest_rows
+from deepcluster.clustering.points import Points
+from deepcluster.clustering.validation import check_choices, check_counts, read_table
 from deepcluster.errors import DeepClusterError
 from deepcluster.features.block_reader import Rows, in_kind
 from deepcluster.features.parallel import team
@@ -48,7 +50,7 @@ from deepcluster.features.parallel import team
 ROUNDING = 2.0**-43  # part of a height by which two that are equal may differ after 200 rounds in float64
 
 
-class PIC(Clusterer):
+class PIC(ClusterMixin, BaseEstimator):
     """Power iteration clustering as in the appendix of arXiv 1807.05520, or as in its published code.
 
     Rows are taken as they are; the paper whitens and L2-normalizes them first (`Whitening`). The search
@@ -78,6 +80,7 @@ class PIC(Clusterer):
         inertia_: sum of squared distances of the rows to their cluster's mean.
         n_iter_: rounds done.
         n_features_in_: D.
+        feature_names_in_: (D,) names of the columns, where X is a data frame.
 
     Tensors in give tensors out, on the same device; arrays in give arrays out.
     """
@@ -115,15 +118,16 @@ class PIC(Clusterer):
         self.backend = backend
         self.device = device
 
-    def fit(self, x: Any, y: None = None) -> PIC:
-        """Cluster the rows of x (N, D), which `predict` keeps a reference to.
+    def fit(self, X: Any, y: None = None) -> PIC:
+        """Cluster the rows of X (N, D), which `predict` keeps a reference to.
 
         Raises:
-            DeepClusterError: no more rows than neighbors, a row with NaN or infinity, x or an argument of
+            DeepClusterError: no more rows than neighbors, a row with NaN or infinity, X or an argument of
                 the wrong kind.
         """
         self._check_arguments()
-        near, squared = nearest_rows(x, self.n_neighbors, backend=self.backend, device=self.device)
+        rows = read_table(self, X, reset=True, min_samples=2)
+        near, squared = nearest_rows(rows.x, self.n_neighbors, backend=self.backend, device=self.device)
         near, squared = (each.cpu().numpy() if isinstance(each, torch.Tensor) else each for each in (near, squared))
         graph, scale = weights(near, squared, self.sigma)
         both_ways = symmetric(graph)
@@ -135,57 +139,41 @@ class PIC(Clusterer):
         if self.join_singletons:
             label = joined(label, near)
         label, order = by_size(label)
-        self._keep(x, label)
-        self.roots_ = in_kind(torch.from_numpy(summit[order]), x)
-        self.heights_ = in_kind(torch.from_numpy(height), x)
-        self.stationary_ = in_kind(torch.from_numpy(base + scale * height), x)
+        self._keep(X, rows, label)
+        self.roots_ = in_kind(torch.from_numpy(summit[order]), X)
+        self.heights_ = in_kind(torch.from_numpy(height), X)
+        self.stationary_ = in_kind(torch.from_numpy(base + scale * height), X)
         return self
 
-    def _keep(self, x: Any, label: np.ndarray) -> None:
+    def _keep(self, X: Any, rows: Rows, label: np.ndarray) -> None:
         """The clusters, with what follows from them and the rows."""
-        rows = Rows(x, self.device)
         own = torch.from_numpy(label).to(rows.device)
         self.n_clusters_ = int(label.max()) + 1
         with team():
             centers = group_means(rows, own, self.n_clusters_)
-            self.inertia_ = float(own_distances(rows, own, centers).sum(dtype=torch.float64))
-        self._x, self._label = x, own
-        self.labels_ = in_kind(own, x)
-        self.cluster_centers_ = in_kind(centers, x)
-        self.n_features_in_ = rows.dim
+            self.inertia_ = float(squared_distances(Points(rows), own, centers).sum(dtype=torch.float64))
+        self._rows, self._label = rows.x, own
+        self.labels_ = in_kind(own, X)
+        self.cluster_centers_ = in_kind(centers, X)
 
-    def predict(self, x: Any) -> Any:
-        """(N,) int64, the cluster of the fitted row nearest to each row of x (N, D).
+    def predict(self, X: Any) -> Any:
+        """(N,) int64, the cluster of the fitted row nearest to each row of X (N, D).
 
         A row that equals several fitted ones gets the cluster of the first of them.
         """
-        if not hasattr(self, "_x"):
-            raise DeepClusterError("This PIC has not been fitted; call fit first.")
-        if Rows(x).dim != self.n_features_in_:
-            raise DeepClusterError(
-                f"These features have {Rows(x).dim} columns but the clusters have {self.n_features_in_}; "
-                "use the same network, tap and whitening."
-            )
-        nearest, _ = nearest_rows(self._x, 1, queries=x, backend=self.backend, device=self.device)
-        return in_kind(self._label[torch.as_tensor(nearest, device=self._label.device)[:, 0]], x)
-
-    def __repr__(self) -> str:
-        return f"PIC(n_neighbors={self.n_neighbors}, sigma={self.sigma}, alpha={self.alpha}, version={self.version!r})"
+        asked = read_table(self, X)
+        near, _ = nearest_rows(self._rows, 1, queries=asked.x, backend=self.backend, device=self.device)
+        return in_kind(self._label[torch.as_tensor(near, device=self._label.device)[:, 0]], X)
 
     def _check_arguments(self) -> None:
-        for name in ("n_neighbors", "max_iter"):
-            value = getattr(self, name)
-            if not isinstance(value, (int, np.integer)) or value < 1:
-                raise DeepClusterError(f"{name} must be a whole number of at least 1, not {value!r}.")
+        check_counts(self, "n_neighbors", "max_iter")
         if not 0 < self.sigma < np.inf:
             raise DeepClusterError(f"sigma must be more than 0, not {self.sigma}.")
         if not 0 < self.alpha < 1:
             raise DeepClusterError(f"alpha must lie between 0 and 1, not {self.alpha}.")
         if not self.tol >= 0:
             raise DeepClusterError(f"tol must be 0 or more, not {self.tol}.")
-        for name, allowed in (("version", ("paper", "published")), ("backend", ("torch", "faiss"))):
-            if getattr(self, name) not in allowed:
-                raise DeepClusterError(f"{name} must be one of {', '.join(allowed)}, not {getattr(self, name)!r}.")
+        check_choices(self, version=("paper", "published"), backend=("torch", "faiss"))
 
 
 def weights(near: np.ndarray, squared: np.ndarray, sigma: float) -> tuple[sparse.csr_array, float]:

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from deepcluster.clustering.centers import group_means, own_distances
+from deepcluster.clustering.assign import group_means, squared_distances
+from deepcluster.clustering.points import Points
 from deepcluster.clustering.whitening import Whitening
 from deepcluster.distributed import SINGLE, ProcessGroup
 from deepcluster.errors import DeepClusterError
@@ -58,7 +59,7 @@ def cluster_table(
             rows[start : start + 65536] = table[own[start : start + 65536]]
     if whiten:
         whitening = Whitening(whiten, group=group).fit(rows)
-        z = _scratch_table(scratch / "whitened.npy", len(own), len(whitening.components))
+        z = _scratch_table(scratch / "whitened.npy", len(own), len(whitening.components_))
         whitening.transform(rows, out=z)
         rows = z
     cluster, distance = np.full(len(table), -1, np.int64), np.full(len(table), np.nan, np.float32)
@@ -95,7 +96,7 @@ def _distances(rows: np.ndarray, label: np.ndarray, centers: Any) -> np.ndarray:
     else:
         middle = group_means(table, own, k)
     with team():
-        return own_distances(table, own, middle).sqrt_().numpy()
+        return squared_distances(Points(table), own, middle).sqrt_().numpy()
 
 
 def _finite_rows(table: np.ndarray, group: ProcessGroup) -> np.ndarray:

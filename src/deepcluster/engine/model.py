@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from deepcluster.clustering.assign import nearest_centroids
 from deepcluster.clustering.hierarchical import nearest_in_tree
-from deepcluster.clustering.kmeans import nearest_centroids
 from deepcluster.clustering.whitening import Whitening
 from deepcluster.data.cache import Pixels
 from deepcluster.distributed import SINGLE, ProcessGroup

@@ -77,7 +77,7 @@ def knn(
         tested, truth = (None, None) if asked is None else _features(network, asked, answers, tap, screen)
         if whitened:
             # a whitening fits one network: the untrained one gets its own, of the same width
-            width = len(subject.whitening.components)
+            width = len(subject.whitening.components_)
             whitening = Whitening(width).fit(table) if prefix else subject.whitening
             table = whitening.transform(table)
             tested = None if tested is None else whitening.transform(tested)

@@ -26,8 +26,9 @@ from scipy.optimize import nnls
 from torch import Tensor, nn
 
 from deepcluster.clustering import assign_int8
+from deepcluster.clustering.eigen import main_directions
 from deepcluster.clustering.kmeans import KMeans
-from deepcluster.clustering.whitening import Whitening, main_directions
+from deepcluster.clustering.whitening import Whitening
 from deepcluster.config import TrainRun
 from deepcluster.data.cache import StoredPixels
 from deepcluster.data.loader import Loader

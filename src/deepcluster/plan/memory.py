@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from deepcluster.clustering.lloyd import BLOCK_NUMBERS
-from deepcluster.clustering.nearest import GPU_SCORES
+from deepcluster.clustering.assign import GPU_SCORES
+from deepcluster.clustering.points import BLOCK_NUMBERS
 from deepcluster.features.extract import IN_MEMORY
 from deepcluster.plan.job import Job
 

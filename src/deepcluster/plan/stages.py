@@ -8,8 +8,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
-from deepcluster.clustering.kmeans import SCREEN_FROM
-from deepcluster.clustering.whitening import EXACT_DIM
+from deepcluster.clustering.eigen import EXACT_DIM
+from deepcluster.clustering.kmeans import INT8_FROM
 from deepcluster.distributed import MESSAGE
 from deepcluster.features.extract import IN_MEMORY
 from deepcluster.plan.constants import Constants, worth
@@ -246,7 +246,7 @@ def kmeans_seconds(
         per_cluster: rows of all processes for each cluster; None = these alone.
     """
     last = rows * c.plain.seconds(k, width)
-    if c.screened is not None and k >= SCREEN_FROM:
+    if c.screened is not None and k >= INT8_FROM:
         search = rows * c.screened.seconds(k, width) * worth(c, rounds, per_cluster or rows / k) + last
     else:
         search = last * (rounds + 1)

@@ -277,7 +277,7 @@ def embedding(model: Model) -> Callable[[Tensor], Tensor]:
 
     def embed(features: Tensor) -> Tensor:
         if isinstance(model.whitening, Whitening):
-            mean, components = model.whitening.mean.to(features), model.whitening.components.to(features)
+            mean, components = model.whitening.mean_.to(features), model.whitening.components_.to(features)
             whitened = (features - mean) @ components.T
             return torch.nn.functional.normalize(whitened, dim=1) if model.whitening.l2 else whitened
         assert model.neck is not None

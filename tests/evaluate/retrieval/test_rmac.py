@@ -126,6 +126,7 @@ def test_small_variances_are_floored_not_silenced() -> None:
     seen = RunningCovariance()
     seen.add(torch.from_numpy(others))
     white = seen.whitening(3)
-    assert white.components[1:].norm(dim=1) == pytest.approx([float(white.variance[0] * 1e-5) ** -0.5] * 2, rel=1e-5)
+    least = float(white.explained_variance_[0] * 1e-5)
+    assert white.components_[1:].norm(dim=1) == pytest.approx([least**-0.5] * 2, rel=1e-5)
     ours = Whitening(3).fit(others)
-    assert not ours.components[1:].any()  # clustering's way
+    assert not ours.components_[1:].any()  # clustering's way

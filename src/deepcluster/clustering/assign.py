@@ -1,0 +1,355 @@
+"""One step of k-means: (points, centroids) -> labels, and sums and counts of the clusters.
+
+The nearest centroid is the one of largest score x.c - |c|^2 / 2. On a CPU the scores of 512 rows and 1,024 centroids
+are computed at a time, few enough to stay in a core's own cache, and reduced there; N x K scores are never held. The
+same step by 8-bit products is in assign_int8.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from deepcluster.clustering.exact_sum import round_, unit_for
+from deepcluster.clustering.points import BLOCK_NUMBERS, Points
+from deepcluster.distributed import ALIGN
+from deepcluster.errors import DeepClusterError
+from deepcluster.features.block_reader import Rows, in_kind, write_rows
+from deepcluster.features.parallel import members, over_spans, team
+
+ROWS = 512  # rows and
+WIDTH = 1024  # centroids of a tile of scores on a CPU: 2 MiB
+SPAN = 4096  # rows that one thread takes at a time
+LANES = 32  # a tile's columns are reduced in this many interleaved groups, which vectorizes
+GPU_SCORES = 1 << 27  # scores held at once on an accelerator: 512 MiB
+SUMMED = 512  # rows that are converted to float64 at a time: they stay in a core's own cache
+EXACT = "donot_use_mm_for_euclid_dist"
+
+
+@dataclass
+class Assignment:
+    """What a step finds.
+
+    Attributes:
+        labels: (N,) int64, the cluster of each point of this process.
+        sums: (K, D) float64, weighted sums of the points of each cluster, of all processes.
+        counts: (K,) float64, number of points of each cluster, or their weight, of all processes.
+        converged: whether no point of any process has changed its cluster since the last step.
+    """
+
+    labels: Tensor
+    sums: Tensor
+    counts: Tensor
+    converged: bool
+
+
+class Step(Protocol):
+    """The step over the points of one run of k-means, of which it may remember what earlier calls told."""
+
+    def __call__(self, centroids: Tensor) -> Assignment: ...
+
+
+class AssignStep:
+    """The step by float32 or bfloat16 products, on a CPU or a GPU.
+
+    Args:
+        points: those of this process.
+        k: clusters.
+        half: take the products in bfloat16; see `NearestSearch`.
+    """
+
+    def __init__(self, points: Points, k: int, half: bool = False):
+        self.half = half
+        self.clusters = ClusterSums(points, k)
+
+    def __call__(self, centroids: Tensor) -> Assignment:
+        total = self.clusters.update(NearestSearch(centroids, self.half))
+        return Assignment(self.clusters.labels, total.sums, total.counts, float(total.moved) == 0)
+
+
+class NearestSearch:
+    """Nearest of fixed centroids by float32 or bfloat16 products.
+
+    bfloat16 rounds rows and centroids to 8 bits of mantissa and sums their products in float32: fast
+    where the device has such units, and the same numbers without the speed on a CPU that has none.
+
+    Args:
+        centroids: (K, D) float32.
+        half: take the products in bfloat16.
+    """
+
+    def __init__(self, centroids: Tensor, half: bool = False):
+        self.k = len(centroids)
+        self.half = half
+        self.on_cpu = centroids.device.type == "cpu"
+        if half:
+            centroids = centroids.bfloat16() if not self.on_cpu else centroids.bfloat16().float()
+        self.bias = centroids.float().square().sum(1) / -2
+        self.columns = centroids.T
+        # products of a few rows are rounded in another way than those of many: few rows are padded, so that a row's
+        # cluster does not depend on which others are asked for with it
+        self.least = min(ROWS, 16 + centroids.shape[1] // 16)
+        if self.on_cpu:
+            self.tiles = [_tile(centroids[i : i + WIDTH], self.bias[i : i + WIDTH]) for i in range(0, self.k, WIDTH)]
+
+    def __call__(self, block: Tensor, start: int = 0) -> Tensor:
+        """(B,) int64, the nearest centroid of each row of block (B, D); `start` is not needed here."""
+        if self.half:
+            block = block.bfloat16() if not self.on_cpu else block.bfloat16().float()
+        label = torch.zeros(len(block), dtype=torch.int64, device=block.device)
+        if self.on_cpu:
+
+            def find(first: int, last: int) -> None:
+                self._find_on_cpu(block[first:last], label[first:last])
+
+            over_spans(find, len(block), SPAN)
+            return label
+        step = max(1, GPU_SCORES // self.k)
+        for i in range(0, len(block), step):
+            label[i : i + step] = self._find(block[i : i + step])
+        return label
+
+    def _find(self, part: Tensor) -> Tensor:
+        if self.half:
+            scores = torch.mm(part, self.columns, out_dtype=torch.float32)
+        else:
+            scores = part @ self.columns
+        return scores.add_(self.bias).argmax(1)
+
+    def _find_on_cpu(self, block: Tensor, label: Tensor) -> None:
+        if len(block) < self.least:
+            padded = torch.zeros(self.least, dtype=torch.int64)
+            self._find_on_cpu(torch.nn.functional.pad(block, (0, 0, 0, self.least - len(block))), padded)
+            label.copy_(padded[: len(label)])
+            return
+        buffer = torch.empty(min(ROWS, len(block)) * self.tiles[0][0].shape[1])
+        for i in range(0, len(block), ROWS):
+            if i > 0 and len(block) - i < self.least:
+                self._find_on_cpu(block[i:], label[i:])
+                return
+            part, answer = block[i : i + ROWS], label[i : i + ROWS]
+            best = torch.full((len(part),), -torch.inf)
+            for tile, (columns, bias) in enumerate(self.tiles):
+                width = columns.shape[1]
+                scores = buffer[: len(part) * width].view(len(part), width)
+                torch.mm(part, columns, out=scores).add_(bias)
+                value, where = largest(scores)
+                answer.copy_(torch.where(value > best, where + tile * WIDTH, answer))
+                torch.maximum(best, value, out=best)
+
+
+def largest(scores: Tensor) -> tuple[Tensor, Tensor]:
+    """The largest entry of each row and its column, for a number of columns divisible by LANES.
+
+    `Tensor.max(1)` looks at one entry at a time; here whole lanes are compared, and only the lane that
+    holds the largest entry is searched.
+    """
+    folded = scores.view(len(scores), -1, LANES)
+    value, lane = folded.amax(1).max(1)
+    member = folded.gather(2, lane[:, None, None].expand(-1, folded.shape[1], 1))[..., 0].argmax(1)
+    return value, member * LANES + lane
+
+
+def _tile(centroids: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    """(D, W) columns and (W,) bias, padded with centroids that nothing is nearest to."""
+    padding = -len(centroids) % LANES
+    centroids = torch.nn.functional.pad(centroids, (0, 0, 0, padding))
+    return centroids.T, torch.nn.functional.pad(bias, (0, padding), value=-torch.inf)
+
+
+class Tally:
+    """What the processes sum after a step, in one message.
+
+    Attributes:
+        flat: (K * D + K + 1 + extra,) float64; the others are views of its parts.
+        sums: (K, D) of the points in each cluster.
+        counts: (K,) points in each, or their weight.
+        moved: (1,) points that changed their cluster.
+        extra: (extra,) what an implementation of the step wants summed, too.
+    """
+
+    def __init__(self, k: int, dim: int, extra: int = 0, device: torch.device | None = None):
+        self.flat = torch.zeros(k * dim + k + 1 + extra, dtype=torch.float64, device=device)
+        sums, self.counts, self.moved, self.extra = torch.split(self.flat, [k * dim, k, 1, extra])
+        self.sums = sums.view(k, dim)
+
+
+class ClusterSums:
+    """Labels and sums of clusters from step to step: only points that changed their cluster are added anew.
+
+    Sums are exact (exact_sum.py), so a point that is subtracted leaves no trace, and neither the order of additions nor
+    the number of processes matters.
+
+    Args:
+        points: those of this process.
+        k: clusters.
+        extra: numbers to be summed over processes besides.
+    """
+
+    def __init__(self, points: Points, k: int, extra: int = 0):
+        self.points, self.k, self.extra = points, k, extra
+        self.unit = points.moments.unit
+        self.labels = torch.full((points.n,), -1, dtype=torch.int64, device=points.device)
+        self.own = Tally(k, points.dim, extra, points.device)
+
+    def update(self, find: Callable[[Tensor, int], Tensor], extra: Callable[[], Tensor] | None = None) -> Tally:
+        """Assign every point by `find(block, start)` and return the tally of all processes; collective.
+
+        Args:
+            extra: gives this process's (extra,) numbers, after its points were assigned.
+        """
+        points, own, moved = self.points, self.own, 0
+        for start, block in points.blocks():
+            found, before = find(block, start), self.labels[start : start + len(block)]
+            moved += self._move(block, before, found, points.weights(start, len(block)))
+            before.copy_(found)
+        own.counts.copy_(points.counts(self.labels, self.k))
+        own.moved.fill_(moved)
+        if extra is not None:
+            own.extra.copy_(extra())
+        if points.shard.group.is_single:
+            return own
+        total = Tally(self.k, points.dim, self.extra, points.device)
+        points.shard.group.sum_(total.flat.copy_(own.flat))
+        return total
+
+    def _move(self, block: Tensor, before: Tensor, found: Tensor, weight: Tensor | None) -> int:
+        """Move the rows of a block that changed clusters from one sum to another; returns how many did."""
+        sums, unit = self.own.sums, self.unit
+        if int(before[0]) < 0:  # the first step
+            add_sums(sums, block, found, unit, weight)
+            return len(block)
+        changed = (found != before).nonzero()[:, 0]
+        if len(changed):
+            rows, weight = block[changed], None if weight is None else weight[changed]
+            add_sums(sums, rows, found[changed], unit, weight)
+            add_sums(sums, rows, before[changed], unit, weight, sign=-1)
+        return len(changed)
+
+
+def add_sums(
+    sums: Tensor, block: Tensor, labels: Tensor, unit: float, weight: Tensor | None = None, sign: int = 1
+) -> None:
+    """Add sign times the weighted rows of a block (B, D) to the (K, D) float64 sums of their clusters, exactly.
+
+    Rows are rounded to `unit` first; with a unit from `unit_for` nothing is lost in the additions.
+    """
+    if block.device.type != "cpu":
+        rows = block.double() if weight is None else block.double() * weight[:, None]
+        sums.index_add_(0, labels, round_(rows, unit), alpha=sign)
+        return
+
+    def add(first: int, last: int) -> None:  # these columns, which are one thread's
+        into = sums[:, first:last]
+        buffer = torch.empty(min(SUMMED, len(block)), last - first, dtype=torch.float64)
+        for start in range(0, len(block), SUMMED):
+            own = labels[start : start + SUMMED]
+            exact = buffer[: len(own)].copy_(block[start : start + SUMMED, first:last])
+            if weight is not None:
+                exact.mul_(weight[start : start + SUMMED, None])
+            into.index_add_(0, own, round_(exact, unit), alpha=sign)
+
+    over_spans(add, block.shape[1], -(-block.shape[1] // members()))
+
+
+def cluster_means(points: Points, labels: Tensor, centroids: Tensor, unit: float) -> Tensor:
+    """(K, D) float32 means of all processes' points by their labels (N,); an empty cluster keeps its centroid."""
+    k = len(centroids)
+    own = Tally(k, points.dim, device=points.device)
+    for start, block in points.blocks():
+        add_sums(own.sums, block, labels[start : start + len(block)], unit, points.weights(start, len(block)))
+    own.counts.copy_(points.counts(labels, k))
+    points.shard.group.sum_(own.flat)
+    return means_of(own.sums, own.counts, centroids)
+
+
+def group_means(rows: Rows, labels: Tensor, k: int) -> Tensor:
+    """(K, D) float32 means of the rows (N, D) by any labels (N,); -1 = in no group; zero where a group is empty."""
+    peak = 0.0
+    for start, block in rows.blocks():
+        if len(grouped := block[labels[start : start + len(block)] >= 0]):
+            peak = max(peak, float(grouped.abs().max()))
+    zeros = torch.zeros(k + 1, rows.dim, device=rows.device)
+    return cluster_means(Points(rows), torch.where(labels < 0, k, labels), zeros, unit_for(peak, rows.n))[:k]
+
+
+def means_of(sums: Tensor, counts: Tensor, centroids: Tensor) -> Tensor:
+    """(K, D) float32 means from sums and counts; an empty cluster keeps its centroid."""
+    filled = counts > 0
+    return torch.where(filled[:, None], (sums / torch.where(filled, counts, 1.0)[:, None]).float(), centroids)
+
+
+def nearest(points: Points, centroids: Tensor) -> tuple[Tensor, Tensor]:
+    """(N,) int64 nearest centroid of each point of this process and (N,) squared distance to it, float32 throughout."""
+    mean = centroids.mean(0)
+    if mean.square().sum() > centroids.square().sum(1).mean() / 2:
+        # float32 products would lose the digits that a large common offset takes
+        points, centroids = points.about(mean), centroids - mean
+    find = NearestSearch(centroids)
+    labels = torch.empty(points.n, dtype=torch.int64, device=points.device)
+    squared = torch.empty(points.n, device=points.device)
+    for start, block in points.blocks():
+        labels[start : start + len(block)] = find(block)
+        _measure(block, labels, centroids, start, squared)
+    return labels, squared
+
+
+def squared_distances(points: Points, labels: Tensor, centroids: Tensor) -> Tensor:
+    """(N,) float32 squared distances of the points to centroids[labels]; NaN where the label is -1."""
+    squared = torch.empty(points.n, device=points.device)
+    for start, block in points.blocks():
+        _measure(block, labels, centroids, start, squared)
+    return squared.masked_fill_(labels < 0, torch.nan)
+
+
+def _measure(block: Tensor, labels: Tensor, centroids: Tensor, start: int, squared: Tensor) -> None:
+    def measure(first: int, last: int) -> None:
+        own = centroids[labels[start + first : start + last].clamp_min(0)]
+        squared[start + first : start + last] = (block[first:last] - own).square_().sum(1)
+
+    over_spans(measure, len(block), ALIGN)
+
+
+def distances(points: Points, centroids: Tensor, x: Any, out: Any = None) -> Any:
+    """(N, K) float32 Euclidean distances of the points, which are the rows of x, into `out` if given."""
+    shape = (points.n, len(centroids))
+    result = torch.empty(shape, device=points.device) if out is None else out
+    if tuple(result.shape) != shape:
+        raise DeepClusterError(f"out must be of shape {shape}, not {tuple(result.shape)}.")
+    points.step = max(1, min(points.step, BLOCK_NUMBERS // len(centroids)))
+    for start, block in points.blocks():
+        # differences, not products: a distance near zero keeps its digits
+        measured = torch.cdist(block, centroids, compute_mode=EXACT)
+        require_finite(measured[:, 0], start)
+        write_rows(result, start, measured)
+    return in_kind(result, x) if out is None else out
+
+
+def require_finite(measured: Tensor, start: int = 0) -> None:
+    """Raises DeepClusterError where a distance (B,), of rows from `start` on, says that its row is not finite."""
+    bad = (~torch.isfinite(measured)).nonzero()
+    if len(bad):
+        raise DeepClusterError(f"Row {start + int(bad[0, 0])} of the features holds NaN or infinity; leave it out.")
+
+
+def nearest_centroids(x: Any, centroids: Any, *, spherical: bool = False, device: Any = None) -> tuple[Any, Any]:
+    """The cluster of each row of x (N, D) among given centroids (K, D), such as those a run has saved.
+
+    Returns:
+        (N,) int64 positions of the nearest centroids and (N,) float32 Euclidean distances to them, as
+        tensors where x is one, else as arrays; the same clusters as `KMeans.predict` gives.
+    """
+    points = Points(Rows(x, device), spherical)
+    given = Rows(centroids, points.device, name="centroids")
+    if given.dim != points.dim:
+        raise DeepClusterError(
+            f"These features have {points.dim} columns but the centroids have {given.dim}; use the network, "
+            "tap and whitening the centroids were made with."
+        )
+    with team():
+        labels, squared = nearest(points, given.block(0, given.n))
+    return in_kind(labels, x), in_kind(squared.sqrt_(), x)

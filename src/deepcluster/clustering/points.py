@@ -1,0 +1,171 @@
+"""The points of k-means: rows that come in blocks, of unit length or about an offset, weighted or not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from deepcluster.clustering.exact_sum import Total, round_, unit_for
+from deepcluster.clustering.row_partition import Shard, shard_of
+from deepcluster.clustering.whitening import normalize_rows
+from deepcluster.distributed import ALIGN
+from deepcluster.errors import DeepClusterError
+from deepcluster.features.block_reader import Picked, Rows
+from deepcluster.features.parallel import over_spans
+
+BLOCK_NUMBERS = 1 << 24  # numbers in a block (64 MiB)
+
+
+@dataclass
+class Moments:
+    """What one pass over the points of all processes tells of them.
+
+    Attributes:
+        weight: number of points, or the sum of their weights.
+        mean: (D,) float64, weighted.
+        square: weighted sum of squared norms.
+        peak: largest magnitude of a coordinate.
+        longest: largest norm.
+        unit: what coordinates are rounded to so that sums over clusters are exact; see exact_sum.py.
+    """
+
+    weight: float
+    mean: Tensor
+    square: float
+    peak: float
+    longest: float
+    unit: float
+
+
+class Points:
+    """The rows that k-means clusters.
+
+    Args:
+        rows: those of this process.
+        spherical: scale each row to unit length.
+        chunk: rows of a block, in multiples of 1,024; None = 64 MiB of them.
+        offset: (D,) what is subtracted from each row.
+        shard: where the rows lie among those of all processes; None = there are no others.
+        weight: (N,) float64 weights; None = 1 for every row.
+    """
+
+    def __init__(
+        self,
+        rows: Rows | Picked,
+        spherical: bool = False,
+        chunk: int | None = None,
+        *,
+        offset: Tensor | None = None,
+        shard: Shard | None = None,
+        weight: Tensor | None = None,
+    ):
+        self.rows, self.spherical, self.chunk, self.offset = rows, spherical, chunk, offset
+        self.shard = shard or shard_of(rows)
+        self.n, self.dim, self.device = rows.n, rows.dim, rows.device
+        self.step = max(ALIGN, (chunk or BLOCK_NUMBERS // rows.dim) // ALIGN * ALIGN)
+        self.heaviest = 1.0
+        if weight is not None:
+            # rounded, so that their sums are exact, too
+            self.heaviest = float(self.shard.group.max_(weight.max()[None] if len(weight) else weight.new_zeros(1)))
+            weight = round_(weight.to(self.device, torch.float64), unit_for(self.heaviest, self.shard.total))
+        self.weight = weight
+
+    def about(self, offset: Tensor | None) -> Points:
+        """The same points with `offset` subtracted from each."""
+        return Points(self.rows, self.spherical, self.chunk, offset=offset, shard=self.shard, weight=self.weight)
+
+    def blocks(self) -> Iterator[tuple[int, Tensor]]:
+        """(first row, (B, D) block) pairs of this process; a block is valid until the next one is read."""
+        for start, block in self.rows.blocks(self.step):
+            yield start, self._transformed(block)
+
+    def take(self, index: Tensor) -> Tensor:
+        """(len(index), D) points by their positions among those of all processes; collective."""
+        return self._transformed(self.shard.take(self.rows, index))
+
+    def weights(self, start: int, count: int) -> Tensor | None:
+        """(count,) weights of the points from `start` on; None = 1 for each."""
+        return None if self.weight is None else self.weight[start : start + count]
+
+    def counts(self, labels: Tensor, k: int) -> Tensor:
+        """(K,) float64 number of this process's points in each cluster by their labels (N,), or their weight."""
+        return torch.bincount(labels, self.weight, minlength=k).double()
+
+    def total(self, values: Tensor) -> float:
+        """Weighted sum over all processes of `values` (N,) float32 of their points; collective."""
+        if self.weight is not None:
+            values = values * self.weight
+        partial = [part.sum(dtype=torch.float64)[None] for part in torch.split(values, ALIGN)]
+        total = Total(1, values.device)
+        if partial:
+            total.add(torch.stack(partial))
+        self.shard.group.sum_(total.digits)
+        return float(total.value())
+
+    @cached_property
+    def moments(self) -> Moments:
+        """The moments of all processes' points; collective on first use.
+
+        Raises:
+            DeepClusterError: a point holds NaN or infinity; on all processes.
+        """
+        with self.shard.group.collective_section():
+            total, greatest = self._own_moments()
+        self.shard.group.sum_(total.digits)
+        self.shard.group.max_(greatest)
+        *sums, square, weight = total.value()
+        peak, longest = greatest.tolist()
+        unit = unit_for(peak * self.heaviest, self.shard.total)
+        return Moments(float(weight), torch.stack(sums) / weight, float(square), peak, longest, unit)
+
+    def _own_moments(self) -> tuple[Total, Tensor]:
+        """Sums of coordinates, squared norms and weights, and (2,) the largest coordinate and norm, of this process."""
+        total, greatest = Total(self.dim + 2, self.device), [0.0, 0.0]
+        for start, block in self.blocks():
+
+            def measure(
+                first: int, last: int, start: int = start, block: Tensor = block
+            ) -> tuple[Tensor, float, float]:
+                return _moments(block[first:last], self.weights(start + first, last - first))
+
+            sums, peaks, lengths = zip(*over_spans(measure, len(block), ALIGN), strict=True)
+            added = torch.stack(sums)
+            if not torch.isfinite(added).all():
+                bad = (~torch.isfinite(block).all(1)).nonzero()
+                if len(bad):
+                    raise DeepClusterError(
+                        f"Row {self.shard.first + start + int(bad[0, 0])} of the features holds NaN or infinity; leave "
+                        "out such rows before clustering."
+                    )
+                raise DeepClusterError("The features are too large for float32 sums of squares; scale them down.")
+            total.add(added)
+            greatest = [max(greatest[0], *peaks), max(greatest[1], *lengths)]
+        return total, torch.tensor(greatest, dtype=torch.float64, device=self.device)
+
+    def _transformed(self, block: Tensor) -> Tensor:
+        if not self.spherical and self.offset is None:
+            return block
+        result = torch.empty_like(block)
+
+        def transform(first: int, last: int) -> None:
+            part = normalize_rows(block[first:last]) if self.spherical else block[first:last]
+            result[first:last] = part if self.offset is None else part - self.offset
+
+        over_spans(transform, len(block), ALIGN if block.device.type == "cpu" else len(block))
+        return result
+
+
+def _moments(block: Tensor, weight: Tensor | None) -> tuple[Tensor, float, float]:
+    """(D + 2,) float64 sums of coordinates, squared norms and weights; largest magnitude; largest norm."""
+    low, high = block.aminmax()
+    squares = torch.linalg.vector_norm(block, dim=1).double().square()
+    # NaN passes through the sum, whatever the maximum makes of it
+    if weight is None:
+        sums, square, count = block.sum(0, dtype=torch.float64), squares.sum(), squares.new_tensor(len(block))
+    else:
+        sums, square, count = weight @ block.double(), weight @ squares, weight.sum()
+    return torch.cat([sums, square[None], count[None]]), max(float(high), -float(low)), float(squares.max().sqrt())

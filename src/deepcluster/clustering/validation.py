@@ -1,0 +1,102 @@
+"""What all estimators check of the tables they are given, by scikit-learn's rules.
+
+scikit-learn turns whatever it validates into an array in memory. Tensors, memory-mapped files and tables that read
+their own rows stay what they are; of these only names and number of columns are checked here, the rest by `Rows`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import sklearn.exceptions
+import torch
+from sklearn.utils import check_random_state
+from sklearn.utils.validation import check_is_fitted, validate_data
+from torch import Tensor
+
+from deepcluster.distributed import SINGLE
+from deepcluster.errors import DeepClusterError
+from deepcluster.features.block_reader import Rows
+
+
+class NotFittedError(DeepClusterError, sklearn.exceptions.NotFittedError):
+    """An estimator is used before `fit`."""
+
+
+def require_fitted(estimator: Any) -> None:
+    """Raises NotFittedError before `fit`."""
+    try:
+        check_is_fitted(estimator)
+    except sklearn.exceptions.NotFittedError as error:
+        raise NotFittedError(str(error)) from None
+
+
+def read_table(estimator: Any, X: Any, *, reset: bool = False, min_samples: int = 1) -> Rows:
+    """X (N, D) as rows on the estimator's device; a process of several may have none.
+
+    Args:
+        reset: X is what the estimator is fitted to: remember its number and names of columns. False: compare them.
+        min_samples: fewest rows, where the estimator works in one process.
+
+    Raises:
+        DeepClusterError: X is not a table of real numbers, or its columns are not those of `fit`.
+        TypeError: X is sparse, or holds objects that are no numbers.
+        NotFittedError: `reset` is False and the estimator has not been fitted.
+    """
+    if not reset:
+        require_fitted(estimator)
+    several = not (getattr(estimator, "group", None) or SINGLE).is_single
+    stays = isinstance(X, (Tensor, np.memmap)) or hasattr(X, "read_rows")
+    rows = Rows(X, estimator.device, empty=several) if stays else None
+    try:
+        X = validate_data(
+            estimator,
+            X,
+            reset=reset,
+            skip_check_array=stays,
+            ensure_all_finite=False,
+            ensure_min_samples=0 if several else min_samples,
+        )
+    except ValueError as error:
+        raise DeepClusterError(str(error)) from error
+    return rows or Rows(X, estimator.device, empty=several)
+
+
+def read_weights(sample_weight: Any, rows: Rows) -> Tensor | None:
+    """(N,) float64 weights of the rows; None = 1 for each.
+
+    Raises:
+        DeepClusterError: they are not one finite number of at least 0 for each row.
+    """
+    if sample_weight is None:
+        return None
+    weight = torch.as_tensor(sample_weight if isinstance(sample_weight, Tensor) else np.array(sample_weight))
+    weight = weight.to(rows.device, torch.float64)
+    if weight.shape != (rows.n,):
+        raise DeepClusterError(f"sample_weight must be of shape {(rows.n,)}, not {tuple(weight.shape)}.")
+    if not torch.isfinite(weight).all() or (weight < 0).any():
+        raise DeepClusterError("sample_weight must hold finite numbers of at least 0.")
+    return weight
+
+
+def seed_from(random_state: Any) -> int:
+    """A seed below 2^31: an int is its own, a `RandomState` or None (NumPy's global one) draws one."""
+    if isinstance(random_state, (int, np.integer)):
+        return int(random_state)
+    return int(check_random_state(random_state).randint(2**31 - 1))
+
+
+def check_counts(estimator: Any, *names: str) -> None:
+    """Raises DeepClusterError unless each named argument is an integer of at least 1."""
+    for name in names:
+        value = getattr(estimator, name)
+        if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or value < 1:
+            raise DeepClusterError(f"{name} must be an integer of at least 1, not {value!r}.")
+
+
+def check_choices(estimator: Any, **choices: tuple[str, ...]) -> None:
+    """Raises DeepClusterError unless each named argument is one of its choices."""
+    for name, allowed in choices.items():
+        if getattr(estimator, name) not in allowed:
+            raise DeepClusterError(f"{name} must be one of {', '.join(allowed)}, not {getattr(estimator, name)!r}.")

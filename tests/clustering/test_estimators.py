@@ -1,0 +1,196 @@
+"""The estimators under scikit-learn's own checks, in its pipelines, and with data frames."""
+
+from __future__ import annotations
+
+import pickle
+from typing import Any
+
+import numpy as np
+import pytest
+import sklearn
+import torch
+from sklearn.base import clone
+from sklearn.exceptions import ConvergenceWarning, NotFittedError
+from sklearn.pipeline import make_pipeline
+from sklearn.utils.estimator_checks import parametrize_with_checks
+
+from deepcluster.clustering import PIC, HierarchicalKMeans, KMeans, Whitening
+from deepcluster.errors import DeepClusterError
+
+ESTIMATORS = [KMeans(random_state=0), HierarchicalKMeans(random_state=0), PIC(), Whitening()]
+
+
+def blobs(n: int = 300, d: int = 6, groups: int = 8, seed: int = 0, spread: float = 0.3) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    return (rng.normal(size=(groups, d))[rng.integers(groups, size=n)] + spread * rng.normal(size=(n, d))).astype("f4")
+
+
+def expected_failures(estimator: Any) -> dict[str, str]:
+    if isinstance(estimator, KMeans):
+        why = "init='random' draws rows by their position, so repeated rows start elsewhere than weighted ones"
+        return {"check_sample_weight_equivalence_on_dense_data": why}
+    if isinstance(estimator, Whitening):
+        return {"check_estimators_nan_inf": "rows of images that cannot be decoded are NaN and stay NaN in transform"}
+    return {}
+
+
+@parametrize_with_checks([KMeans(), HierarchicalKMeans(), PIC(), Whitening()], expected_failed_checks=expected_failures)
+def test_scikit_learn_checks(estimator: Any, check: Any) -> None:
+    check(estimator)
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS, ids=lambda each: type(each).__name__)
+def test_unfitted_estimators_raise_not_fitted(estimator: Any) -> None:
+    method = estimator.transform if isinstance(estimator, Whitening) else estimator.predict
+    with pytest.raises(NotFittedError, match="is not fitted yet") as caught:
+        method(blobs())
+    assert isinstance(caught.value, DeepClusterError) and isinstance(caught.value, ValueError)
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS, ids=lambda each: type(each).__name__)
+def test_copies_and_pickles_predict_alike(estimator: Any) -> None:
+    x = blobs()
+    fitted = clone(estimator).fit(x)
+    again = pickle.loads(pickle.dumps(fitted))
+    method = "transform" if isinstance(estimator, Whitening) else "predict"
+    np.testing.assert_array_equal(getattr(again, method)(x), getattr(fitted, method)(x))
+    assert fitted.n_features_in_ == 6 and clone(fitted).get_params() == fitted.get_params()
+
+
+@pytest.mark.parametrize("library", ["pandas", "polars"])
+def test_data_frames_in_and_out(library: str) -> None:
+    frames = pytest.importorskip(library)
+    x = blobs().astype(np.float64)
+    frame = frames.DataFrame({f"column {i}": x[:, i] for i in range(6)})
+    pipeline = make_pipeline(Whitening(3), KMeans(4, random_state=0)).set_output(transform=library)
+    out = pipeline.fit(frame).transform(frame)
+    assert isinstance(out, frames.DataFrame) and list(out.columns) == [f"kmeans{i}" for i in range(4)]
+    np.testing.assert_array_equal(pipeline.predict(frame), pipeline[-1].labels_)
+    names = [f"column {i}" for i in range(6)]
+    for estimator in ESTIMATORS:
+        fitted = clone(estimator).fit(frame)
+        np.testing.assert_array_equal(fitted.feature_names_in_, names)
+        with pytest.raises(DeepClusterError, match="feature names should match"):
+            (fitted.transform if isinstance(fitted, Whitening) else fitted.predict)(frame[names[::-1]])
+    assert list(Whitening(2).fit(frame).get_feature_names_out()) == ["whitening0", "whitening1"]
+    np.testing.assert_array_equal(
+        KMeans(4, random_state=0).fit_predict(frame), KMeans(4, random_state=0).fit_predict(x)
+    )
+
+
+def test_tables_that_are_not_arrays_stay_what_they_are(tmp_path: Any) -> None:
+    """A tensor, a file and a table that reads its own rows are never turned into an array in memory."""
+    x = blobs()
+
+    class Lazy:
+        shape, dtype, ndim = x.shape, x.dtype, 2
+
+        def read_rows(self, start: int, into: np.ndarray) -> None:
+            into[:] = x[start : start + len(into)]
+
+        def __array__(self, *_: Any, **__: Any) -> np.ndarray:
+            raise AssertionError("converted to an array")
+
+    expected = KMeans(4, random_state=0).fit(x)
+    lazy = KMeans(4, random_state=0).fit(Lazy())
+    np.testing.assert_array_equal(lazy.labels_, expected.labels_)
+    np.testing.assert_array_equal(lazy.predict(Lazy()), expected.labels_)
+    np.testing.assert_array_equal(Whitening(3).fit(x).transform(Lazy()), Whitening(3).fit_transform(x))
+
+
+def test_integer_weights_equal_repeated_rows() -> None:
+    x, rng = blobs(400, 5), np.random.default_rng(1)
+    weight = rng.integers(0, 4, 400)
+    run = {"init": x[weight > 0][:12], "max_iter": 30}
+    for more in ({}, {"spherical": True}, {"precision": "int8"}):
+        weighted = KMeans(12, **run, **more).fit(x, sample_weight=weight)
+        repeated = KMeans(12, **run, **more).fit(np.repeat(x, weight, axis=0))
+        np.testing.assert_allclose(weighted.cluster_centers_, repeated.cluster_centers_, atol=1e-5)
+        np.testing.assert_array_equal(np.repeat(weighted.labels_, weight), repeated.labels_)
+        assert weighted.inertia_ == pytest.approx(repeated.inertia_, rel=1e-5)
+        assert weighted.score(x, sample_weight=weight) == pytest.approx(-weighted.inertia_, rel=1e-6)
+    even, plain = KMeans(12, **run).fit(x, sample_weight=np.full(400, 0.5)), KMeans(12, **run).fit(x)
+    np.testing.assert_allclose(even.cluster_centers_, plain.cluster_centers_, atol=1e-5)
+    assert even.inertia_ == pytest.approx(plain.inertia_ / 2, rel=1e-5)
+
+
+@pytest.mark.parametrize("init", ["random", "k-means++"])
+def test_rows_of_no_weight_are_no_centroids(init: str) -> None:
+    x = blobs(200, 3)
+    x[100:] += 100
+    weight = np.repeat([1.0, 0.0], 100)
+    run = KMeans(9, init=init, random_state=0).fit(x, sample_weight=weight)
+    assert np.abs(run.cluster_centers_).max() < 50
+    assert run.inertia_ == pytest.approx(-run.score(x[:100]), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("weight", "words"),
+    [
+        (np.ones(3), "must be of shape"),
+        (np.ones((300, 1)), "must be of shape"),
+        (-np.ones(300), "at least 0"),
+        (np.full(300, np.nan), "finite"),
+        (np.zeros(300), "at least one non-zero"),
+    ],
+)
+def test_impossible_weights_are_refused(weight: np.ndarray, words: str) -> None:
+    with pytest.raises(DeepClusterError, match=words):
+        KMeans(2).fit(blobs(), sample_weight=weight)
+
+
+def test_random_state_takes_what_scikit_learn_takes() -> None:
+    x = blobs()
+    by_state = [KMeans(5, random_state=np.random.RandomState(3)).fit(x).cluster_centers_ for _ in range(2)]
+    np.testing.assert_array_equal(*by_state)
+    state = np.random.RandomState(3)
+    first, second = (KMeans(40, random_state=state).fit(x).labels_ for _ in range(2))
+    assert not np.array_equal(first, second)
+    with pytest.raises(ValueError, match="cannot be used to seed"):
+        KMeans(2, random_state="seed").fit(x)
+
+
+def test_n_init_auto_is_ten_random_starts_or_one_of_another_kind() -> None:
+    x = blobs(500, 3, 12, spread=0.1)
+    auto = KMeans(12, random_state=0, n_init="auto").fit(x)
+    assert auto.inertia_ == KMeans(12, random_state=0, n_init=10).fit(x).inertia_
+    plus = KMeans(12, init="k-means++", random_state=0, n_init="auto").fit(x)
+    assert plus.inertia_ == KMeans(12, init="k-means++", random_state=0).fit(x).inertia_
+    with pytest.raises(DeepClusterError, match="n_init must be an integer"):
+        KMeans(2, n_init="many").fit(x)
+
+
+def test_fewer_distinct_rows_than_clusters_warn() -> None:
+    x = np.repeat(blobs(5), 10, axis=0)
+    with pytest.warns(ConvergenceWarning, match=r"distinct clusters \(5\) found smaller than n_clusters \(8\)"):
+        KMeans(8, random_state=0).fit(x)
+
+
+def test_score_is_minus_the_inertia() -> None:
+    x = blobs()
+    for estimator in (KMeans(5, random_state=0), HierarchicalKMeans(6, branches=(2,), random_state=0)):
+        fitted = estimator.fit(x)
+        assert fitted.score(x) == pytest.approx(-fitted.inertia_, rel=1e-5)
+    assert isinstance(fitted.score(torch.from_numpy(x)), float)
+
+
+def test_greedy_k_means_plus_plus_reaches_the_inertia_of_scikit_learn() -> None:
+    """Over 20 sets of blobs, relative to the best known inertia of each."""
+    from sklearn.cluster import KMeans as Reference
+
+    ours, theirs = [], []
+    for seed in range(20):
+        x = blobs(600, 4, 25, seed=seed, spread=0.05)
+        mine = [KMeans(25, init="k-means++", random_state=s, max_iter=100).fit(x).inertia_ for s in range(3)]
+        peer = [Reference(25, n_init=1, random_state=s, max_iter=100).fit(x).inertia_ for s in range(3)]
+        best = min(*mine, *peer, Reference(25, n_init=20, random_state=9).fit(x).inertia_)
+        ours.append(np.mean(mine) / best)
+        theirs.append(np.mean(peer) / best)
+    assert np.mean(ours) < 1.25
+    assert np.mean(ours) < 1.1 * np.mean(theirs)
+
+
+def test_output_of_tensors_stays_tensors_under_default_output() -> None:
+    x = torch.from_numpy(blobs())
+    with sklearn.config_context(transform_output="default"):
+        assert isinstance(make_pipeline(Whitening(3), KMeans(4)).fit(x).transform(x), torch.Tensor)
