@@ -214,7 +214,7 @@ def _measure_features(found: RunDiagnostics, model: Model) -> None:
     found.not_finite += _not_finite(tensors | {"centroids": model.centroids})
     if model.whitening is None:  # online methods do not whiten
         return
-    size = model.whitening.components.abs()
+    size = model.whitening.components_.abs()
     # A constant feature has no weight in any direction, except for the rounding of the eigenvectors.
     found.features, found.features_dead = size.shape[1], int((size.amax(0) <= 1e-6 * size.max()).sum())
     found.directions, found.directions_alive = size.shape[0], int((size.amax(1) > 0).sum())
