@@ -37,6 +37,8 @@ def mistake(capsys: pytest.CaptureFixture[str], *words: object) -> str:
         ((*TRAIN, "--epochs", "many"), "--epochs takes a number, not 'many'."),
         ((*TRAIN, "--optimizer.lr", "fast"), "--optimizer.lr takes a number, not 'fast'."),
         (("train", "tiny-odc", *TRAIN[2:], "--method.reassign", "-3"), "There is no option --method.reassign. "),
+        (("evaluate", "x", "knn", "--seed", "3"), "Protocol knn draws nothing at random here: leave out --seed."),
+        (("evaluate", "x", "retrieval", "--seed", "3"), "Protocol retrieval draws nothing at random here"),
         (("assign", "x", "y", "--data", "digits", "--out", "z.csv"), "Unexpected argument: y."),
         (("knn", "x"), "Did you mean `deepcluster evaluate RUN knn`?"),
         (("export", "MISSING.pth.tar", "--out", "x.safetensors"), "There is no MISSING.pth.tar: give a run folder, or"),

@@ -9,10 +9,12 @@ from json import dumps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from deepcluster.config import nearest
 from deepcluster.distributed import SINGLE, ProcessGroup, current
 from deepcluster.errors import DeepClusterError
 
 if TYPE_CHECKING:
+    from deepcluster.cli.options import Function
     from deepcluster.engine.log import Screen
 
 
@@ -50,3 +52,38 @@ def show(screen: Screen, as_json: bool, values: Mapping[str, Any], sentence: str
         print(dumps(values))
     else:
         screen.say(sentence)
+
+
+def take_name(
+    arguments: list[str], functions: Mapping[str, Function], command: str, kind: str, usage: str
+) -> tuple[str | None, list[str]]:
+    """The second positional argument, such as a protocol, and the arguments without it.
+
+    Prints the list of names, and returns None, if the help is asked for without a name.
+
+    Args:
+        arguments: the command line after the command.
+        functions: what can be named, and the function that it calls.
+        command: for messages: "deepcluster evaluate".
+        kind: for messages: what is named.
+        usage: for the help: the most important options.
+
+    Raises:
+        DeepClusterError: the name is missing or unknown.
+    """
+    words = [word for word in arguments if not word.startswith("-")]
+    name = words[1] if len(words) > 1 else ""
+    if name in functions:
+        position = arguments.index(name, arguments.index(words[0]) + 1)
+        return name, arguments[:position] + arguments[position + 1 :]
+    if "-h" in arguments or "--help" in arguments:
+        print(f"usage: {command} RUN|BACKBONE {kind.upper()} {usage}\n\n{kind}s:")
+        for each, function in functions.items():
+            print(f"  {each:<20}{function.summary}")
+        print(f"\n`{command} RUN {kind.upper()} --help` lists the options of a {kind}.")
+        return None, arguments
+    if not name:
+        raise DeepClusterError(f"The {kind} is missing: {command} RUN {'|'.join(list(functions)[:3])}|... {usage}")
+    raise DeepClusterError(
+        f"There is no {kind} {name!r}.{nearest(name, list(functions))} `{command} --help` lists them."
+    )

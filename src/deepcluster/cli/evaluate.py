@@ -11,10 +11,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deepcluster.cli.common import several_processes
+from deepcluster.cli.common import several_processes, take_name
 from deepcluster.cli.options import Function, parse_options
 from deepcluster.cli.parse import parse
-from deepcluster.config import nearest
 from deepcluster.data.open import must_exist
 from deepcluster.errors import DeepClusterError
 
@@ -40,8 +39,6 @@ LEGACY = {
     "linear": "Linear",
     "low-shot": "LowShot",
     "mlp": "Mlp",
-    "voc-classification": "VOCClassification",
-    "retrieval": "Retrieval",
 }
 """Protocols whose options are still in cli/protocols."""
 DISTRIBUTED = ("clusters", "knn")
@@ -81,14 +78,16 @@ LOAD = Function(f"{__name__}:load")
 
 def command(arguments: list[str]) -> None:
     """Evaluates, prints the table, and writes PROTOCOL.json into the run's evaluation folder."""
-    arguments = _backbone_first(arguments)
-    words = [word for word in arguments if not word.startswith("-")]
-    name = words[1] if len(words) > 1 else ""
-    if name not in PROTOCOLS:
-        _no_protocol(name, arguments)
+    functions = {
+        name: Function(f"deepcluster.evaluate.{target}", ("subject", "run", "screen", "device"))
+        for name, target in PROTOCOLS.items()
+    }
+    name, arguments = take_name(
+        _backbone_first(arguments), functions, "deepcluster evaluate", "protocol", "--data S [--test S2]"
+    )
+    if name is None:
         return
-    arguments.remove(name)
-    protocol = _protocol(name)
+    protocol = functions[name]
     chosen: Any = None
     if name in LEGACY:
         arguments.insert(1, name)
@@ -99,6 +98,12 @@ def command(arguments: list[str]) -> None:
     must_exist(values["data"])
     for option, other in IMAGES.items():
         must_exist(None if values.get(option) in other else values.get(option))
+    if (
+        values["seed"]
+        and not values["untrained"]
+        and not ("seed" in protocol.parameters and values.get("baseline", True))
+    ):
+        raise DeepClusterError(f"Protocol {name} draws nothing at random here: leave out --seed.")
     with several_processes() as group:
         if not group.is_single and name not in DISTRIBUTED:
             raise DeepClusterError(
@@ -123,16 +128,6 @@ def command(arguments: list[str]) -> None:
     else:
         screen.console.print(result.table())
         screen.say(f"{file} holds them with all settings")
-
-
-def _protocol(name: str) -> Function:
-    return Function(f"deepcluster.evaluate.{PROTOCOLS[name]}", injected=("subject", "run", "screen", "device"))
-
-
-def _summary(name: str) -> str:
-    if name in LEGACY:
-        return " ".join((_legacy(name).__doc__ or "").split()).partition(". ")[0]
-    return _protocol(name).summary
 
 
 def _legacy(name: str) -> Any:
@@ -168,22 +163,3 @@ def _backbone_first(arguments: list[str]) -> list[str]:
         if word.startswith("--backbone="):
             return [word.partition("=")[2], *arguments[:position], *arguments[position + 1 :]]
     return list(arguments)
-
-
-def _no_protocol(name: str, arguments: list[str]) -> None:
-    """Prints the list of protocols if it is asked for.
-
-    Raises:
-        DeepClusterError: the protocol is missing or unknown.
-    """
-    if "-h" in arguments or "--help" in arguments:
-        print("usage: deepcluster evaluate RUN|BACKBONE PROTOCOL --data S [--test S2] [--json]\n\nprotocols:")
-        for each in PROTOCOLS:
-            print(f"  {each:<20}{_summary(each)}")
-        print("\n`deepcluster evaluate RUN PROTOCOL --help` lists a protocol's options.")
-    elif not name:
-        raise DeepClusterError("The protocol is missing: deepcluster evaluate RUN clusters|knn|... --data S.")
-    else:
-        raise DeepClusterError(
-            f"There is no protocol {name!r}.{nearest(name, list(PROTOCOLS))} `deepcluster evaluate --help` lists them."
-        )

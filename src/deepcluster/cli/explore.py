@@ -24,7 +24,6 @@ def explore(
         data: the training images, if they have moved, or other images, which are first assigned to the run's clusters.
         port: port on 127.0.0.1; 0 = any free port.
         open: open the page in a browser.
-        device: where features are computed: auto, cpu, cuda or mps.
         export: do not serve a page, but write the clusters with all edits to this .csv file, .json file (in the format
             of COCO), or new folder with a folder of links for each cluster.
     """

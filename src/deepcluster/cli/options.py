@@ -24,7 +24,7 @@ from deepcluster.cli.parse import parse
 
 ROOT = Path(__file__).parents[2]
 SHARED_HELP = {
-    "device": "auto, cpu, cuda or mps.",
+    "device": "Where to compute: auto, cpu, cuda or mps.",
     "json": "Print one JSON object to standard output.",
     "seed": "Seed of all random draws; repetitions use the numbers that follow it.",
 }
@@ -88,7 +88,7 @@ class Function:
             kind = _without_paths(_evaluate(written, names))
             if value is None:
                 kind = Optional[kind]  # noqa: UP045
-            kind = Annotated[kind, arg(help=texts[item.arg])]
+            kind = Annotated[kind, arg(help=_capitalized(texts[item.arg], kind))]
             field = dataclasses.field(default=value, kw_only=item.arg not in positional)
             kind = Positional[kind] if item.arg in positional else kind  # type: ignore[misc, valid-type]
             found[item.arg] = (kind, field)
@@ -109,7 +109,7 @@ class Function:
         entries = re.findall(r"^ {4}(\w+(?:, \w+)*): (.*(?:\n {5}.*)*)", section[1] if section else "", re.MULTILINE)
         for names, text in entries:
             text = re.sub(r"`(\w+)`", self._as_option, " ".join(text.split()))
-            texts |= dict.fromkeys(names.split(", "), text[:1].upper() + text[1:])
+            texts |= dict.fromkeys(names.split(", "), text)
         return texts
 
     def _as_option(self, word: re.Match[str]) -> str:
@@ -165,7 +165,7 @@ class _Names(dict[str, Any]):
     """The names a module binds at its top level, evaluated when they are used; modules of this package are parsed."""
 
     def __init__(self, module: str) -> None:
-        super().__init__(Sequence=_Tuple, Any=str)
+        super().__init__(Sequence=_Tuple, Any=str, object=str)
         self.tree = _syntax_tree(module)
 
     def __missing__(self, name: str) -> Any:
@@ -184,6 +184,12 @@ class _Names(dict[str, Any]):
                         self[name] = _evaluate(node.value, self)
                         return self[name]
         raise KeyError(name)
+
+
+def _capitalized(text: str, kind: Any) -> str:
+    """The text with its first letter in upper case, unless it begins with a choice, a value or a file name."""
+    first = re.match(r"([a-z]+(?:-[a-z]+)*)(?![\w:-]| =|\S*[_.]\w)", text)
+    return text if first is None or f"'{first[1]}'" in repr(kind) else text[0].upper() + text[1:]
 
 
 def _without_paths(kind: Any) -> Any:

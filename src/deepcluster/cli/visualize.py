@@ -1,75 +1,95 @@
-"""`deepcluster visualize RUN WHAT`. What each picture takes is in cli/pictures."""
+"""`deepcluster visualize RUN|BACKBONE PICTURE`.
+
+The options of a picture are the parameters of its function in `visualize`.
+"""
 
 from __future__ import annotations
 
-import inspect
-import json
-from importlib import import_module
-from typing import Any
+from json import dumps
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from deepcluster.cli.parse import parse
-from deepcluster.config import nearest
+from deepcluster.cli.common import take_name
+from deepcluster.cli.options import Function, parse_options
 from deepcluster.data.open import must_exist
-from deepcluster.errors import DeepClusterError
 
-PICTURES = {
-    "filters": "Filters",
-    "activations": "Activations",
-    "top-images": "TopImages",
-    "neighbors": "Neighbors",
-    "clusters": "ClusterSheets",
-    "sizes": "Sizes",
-    "purity": "Purity",
-    "confusion": "Confusion",
-    "history": "History",
-    "map": "Map",
-    "compare": "Compare",
+if TYPE_CHECKING:
+    from deepcluster.engine.subject import Subject
+
+ANY_NETWORK = ("untrained", "image_size", "seed")
+PICTURES: dict[str, tuple[str, ...]] = {
+    "filters": ANY_NETWORK,
+    "activations": ANY_NETWORK,
+    "top-images": ANY_NETWORK,
+    "neighbors": ("image_size",),
+    "clusters": (),
+    "sizes": (),
+    "purity": (),
+    "confusion": (),
+    "history": (),
+    "map": ANY_NETWORK,
+    "compare": ("image_size",),
 }
-"""Name -> the class of its options; each has its own file in cli/pictures with a function `draw`."""
+"""Each picture NAME is `deepcluster.visualize.NAME:draw_NAME`. The values are the options of `load` that it has; those
+without any are pictures of runs alone."""
+
+
+def load(
+    model: str,
+    /,
+    *,
+    untrained: bool = False,
+    image_size: int | None = None,
+    seed: int = 0,
+    out: Path | None = None,
+    device: str = "auto",
+    json: bool = False,
+) -> Subject:
+    """Opens the network to draw; its parameters are the options that pictures share.
+
+    Args:
+        model: a run folder; for some pictures also a file of weights or a backbone (timm:NAME, torchvision:NAME, or
+            with --untrained alexnet, vgg16, convnet).
+        untrained: draw the same network with random weights.
+        image_size: for a backbone by name: side of its input images in pixels; None = the size its weights were
+            trained at.
+        out: folder for the PNG files; None = RUN/pictures, or evaluations/NAME/pictures for a network that is not a
+            run.
+    """
+    from deepcluster.engine.run import load_subject
+
+    return load_subject(model, device=device, image_size=image_size, untrained=untrained, seed=seed)
 
 
 def command(arguments: list[str]) -> None:
-    """Draws, and says where the pictures are."""
-    words = [word for word in arguments if not word.startswith("-")]
-    what = words[1] if len(words) > 1 else ""
-    if what not in PICTURES:
-        _no_picture(what, arguments)
+    """Draws the picture and prints the paths of its files."""
+    functions = {name: _draw(name) for name in PICTURES}
+    name, arguments = take_name(arguments, functions, "deepcluster visualize", "picture", "[--data S] [--out FOLDER]")
+    if name is None:
         return
-    _, options = _module(what)
-    chosen: Any = parse(options, arguments, prog=f"deepcluster visualize RUN {what}")
-    must_exist(getattr(chosen, "source", None))
+    draw, opening = functions[name], Function(f"{__name__}:load", set(ANY_NETWORK) - set(PICTURES[name]))
+    values = parse_options([draw, opening], arguments, prog=f"deepcluster visualize RUN {name}")
+    must_exist(values.get("data"))
+    model = Path(values["model"])
+    size = {"image_size": None} if name == "compare" and _has_size(model) else {}
     from deepcluster.engine.log import Screen
 
-    screen = Screen(stderr=chosen.json)
-    subject, name = chosen.load(), what.replace("-", "_")
-    draw = getattr(import_module(f"deepcluster.visualize.{name}"), f"draw_{name}")
-    given = vars(chosen) | {"data": getattr(chosen, "source", None), "screen": screen, "folder": chosen.folder(subject)}
-    picture_options = list(inspect.signature(draw).parameters)[1:]
-    files = draw(subject, **{option: given[option] for option in picture_options})
-    if chosen.json:
-        print(json.dumps({"pictures": [str(file) for file in files]}))
+    screen = Screen(stderr=values["json"])
+    subject = opening.call(values | size)
+    folder = values["out"] or getattr(subject, "folder", subject.results) / "pictures"
+    files = draw.call(values, subject=subject, run=subject, screen=screen, folder=folder)
+    if values["json"]:
+        print(dumps({"pictures": [str(file) for file in files]}))
     else:
         for file in files:
             screen.say(str(file))
 
 
-def _module(what: str) -> tuple[Any, Any]:
-    module = import_module(f"deepcluster.cli.pictures.{what.replace('-', '_')}")
-    return module, getattr(module, PICTURES[what])
+def _draw(name: str) -> Function:
+    module = name.replace("-", "_")
+    return Function(f"deepcluster.visualize.{module}:draw_{module}", ("subject", "run", "screen", "folder"))
 
 
-def _no_picture(what: str, arguments: list[str]) -> None:
-    """The list of pictures, or one sentence."""
-    asked = "-h" in arguments or "--help" in arguments
-    if asked or not what:
-        print("usage: deepcluster visualize RUN|BACKBONE WHAT [--data S] [--out FOLDER]\n\npictures:")
-        for name in PICTURES:
-            about = " ".join((_module(name)[1].__doc__ or "").split()).rstrip(".")
-            print(f"  {name:<14}{about}")
-        print("\n`deepcluster visualize RUN WHAT --help` lists a picture's options.")
-        if asked:
-            return
-        raise DeepClusterError("The picture is missing: deepcluster visualize RUN filters|clusters|history|...")
-    raise DeepClusterError(
-        f"There is no picture {what!r}.{nearest(what, list(PICTURES))} `deepcluster visualize --help` lists them."
-    )
+def _has_size(model: Path) -> bool:
+    """Whether the size of the input images is saved with the network; --image-size of compare is then for the other."""
+    return (model / "run.json").is_file() or model.is_file()
