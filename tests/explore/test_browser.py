@@ -209,7 +209,7 @@ def test_images_are_selected_moved_and_exported(page: Any, site: Site, explorer:
     page.select_option("#export-kind", "folders")
     page.get_by_role("button", name="Export", exact=True).click()
     page.locator("dialog code").filter(has_text="folders").wait_for()
-    links = [path for path in (explorer.place / "exports" / "folders").rglob("*") if path.is_symlink()]
+    links = [path for path in (explorer.folder / "exports" / "folders").rglob("*") if path.is_symlink()]
     assert len(links) == int((explorer.groups.group >= 0).sum())
     page.get_by_role("button", name="Close").last.click()
     page.get_by_role("button", name="Clear").click()

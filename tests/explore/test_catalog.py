@@ -30,7 +30,7 @@ def scene(n: int = 300, k: int = 9, seed: int = 0) -> tuple[Catalog, Vectors, np
     distance[[7, 70]] = np.nan
     catalog = Catalog(Groups(found), distance, lambda: centers.astype(np.float32))
     labels = draw.integers(-1, 3, n)
-    catalog.label(labels, ("ant", "bee"))
+    catalog.set_labels(labels, ("ant", "bee"))
     return catalog, Vectors(rows, np.array([7, 70])), labels
 
 
@@ -56,7 +56,7 @@ def check_table(catalog: Catalog, labels: np.ndarray) -> None:
 def test_table_is_what_counting_gives_before_and_after_edits() -> None:
     catalog, vectors, labels = scene()
     check_table(catalog, labels)
-    catalog.see(vectors)
+    catalog.set_vectors(vectors)
     edits = (
         {"op": "merge", "clusters": [0, 1]},
         {"op": "move", "images": [3, 7, 9], "to": 2},
@@ -65,7 +65,7 @@ def test_table_is_what_counting_gives_before_and_after_edits() -> None:
     back = []
     for edit in edits:
         back.append(catalog.groups.apply(catalog.groups.plan(edit)))
-        catalog.changed(catalog.groups.touched)
+        catalog.update(catalog.groups.touched)
         check_table(catalog, labels)
         for number in set(catalog.groups.group.tolist()) - {-1}:
             members = catalog.groups.members(number)
@@ -76,7 +76,7 @@ def test_table_is_what_counting_gives_before_and_after_edits() -> None:
                 np.testing.assert_allclose(catalog.own[members], expected, rtol=1e-4, atol=1e-5)
     for patch in reversed(back):
         catalog.groups.apply(patch)
-        catalog.changed(catalog.groups.touched)
+        catalog.update(catalog.groups.touched)
     np.testing.assert_array_equal(catalog.own, catalog.distance)
     assert not any(catalog.row(int(number))["edited"] for number in catalog.table().number)
 
@@ -85,13 +85,13 @@ def test_table_is_what_counting_gives_before_and_after_edits() -> None:
 def test_many_changed_clusters_are_what_one_after_the_other_gives(seen: bool) -> None:
     catalog, vectors, labels = scene(600, 40)
     if seen:
-        catalog.see(vectors)
+        catalog.set_vectors(vectors)
     draw = np.random.default_rng(2)
     centers = catalog._centroids()
     for _ in range(4):
         images = draw.choice(600, 60, replace=False).tolist()
         catalog.groups.apply(catalog.groups.plan({"op": "move", "images": images, "to": None}))
-        catalog.changed(catalog.groups.touched)
+        catalog.update(catalog.groups.touched)
         check_table(catalog, labels)
         groups, own = catalog.groups, catalog.distance.copy()
         numbers = np.unique(groups.group[groups.group >= 0])
@@ -121,9 +121,9 @@ def test_thousands_of_changed_clusters_take_no_longer_than_a_few() -> None:
         work()
         return time.perf_counter() - start
 
-    one = min(seconds(lambda: catalog.changed({3})) for _ in range(3)) + 0.001
-    assert seconds(lambda: catalog.changed(set(range(5001)))) < 300 * one
-    assert seconds(catalog._all_centers) < 300 * one
+    one = min(seconds(lambda: catalog.update({3})) for _ in range(3)) + 0.001
+    assert seconds(lambda: catalog.update(set(range(5001)))) < 300 * one
+    assert seconds(catalog._visible_centers) < 300 * one
 
 
 def test_nearest_clusters_are_those_of_the_whole_matrix() -> None:

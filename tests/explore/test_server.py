@@ -157,7 +157,8 @@ def test_a_photo_finds_its_cluster(site: Site, explorer: Explorer, photos: Path)
     content = (photos / explorer.source.path(index)).read_bytes()
     status, found = site.post("/api/photo", content)
     assert status == 200 and found["cluster"]["id"] == explorer.groups.group[index]
-    assert found["distance"] == pytest.approx(float(explorer.catalog.distance[index]), abs=1e-3)
+    # the kept distance is of the training, whose features may have been computed in bfloat16
+    assert found["distance"] == pytest.approx(float(explorer.catalog.distance[index]), abs=0.05)
     assert found["neighbors"]["images"][0]["similarity"] == pytest.approx(1, abs=1e-3)
     other = next(row["id"] for row in explorer.catalog.rows()["rows"] if row["id"] not in (-1, found["cluster"]["id"]))
     site.post("/api/edits", {"op": "merge", "clusters": [found["cluster"]["id"], other], "into": other})
@@ -243,7 +244,7 @@ def test_other_images_are_assigned_and_kept_apart(run: Run, photos: Path, tmp_pa
     assert again.groups.selected.tolist() == [False, True] + [False] * 7
     again.close()
     moved = open_explorer(run, str(photos))  # the run's own images, given by their path
-    assert moved.place == run.folder / "explore" and not moved.groups.selected.any()
+    assert moved.folder == run.folder / "explore" and not moved.groups.selected.any()
     moved.close()
 
 

@@ -30,7 +30,7 @@ def explore(
     must_exist(data)
     from deepcluster.engine.log import Screen
     from deepcluster.engine.run import load_run
-    from deepcluster.explore.explorer import alone, open_explorer
+    from deepcluster.explore.explorer import exclusive, open_explorer
     from deepcluster.explore.server import export_once, listen, serve
 
     screen = Screen()
@@ -40,7 +40,7 @@ def explore(
         screen.say(f"{export}: {what} of {images:,} images")
         return
     listening = listen(port)
-    with listening, alone(loaded.folder):
+    with listening, exclusive(loaded.folder):
         explorer = open_explorer(loaded, data, screen)
         address = f"http://127.0.0.1:{listening.getsockname()[1]}/"
 
@@ -52,4 +52,4 @@ def explore(
                 webbrowser.open(address)
 
         serve(explorer, listening, started)
-    screen.say(f"stopped; edits are in {explorer.place / 'edits.jsonl'}" if explorer.journal.done else "stopped")
+    screen.say(f"stopped; edits are in {explorer.folder / 'edits.jsonl'}" if explorer.journal.done else "stopped")

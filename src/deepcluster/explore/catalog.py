@@ -1,7 +1,7 @@
-"""What the page shows of the clusters as they stand: the table, members by distance, neighbors of clusters, outliers.
+"""The clusters in their current state for the page: table, members by distance, nearest clusters, outliers.
 
-Everything is an array of N or K numbers, so that a page of a million images is a matter of milliseconds. This file does
-not know images, requests, or where edits are kept.
+Everything is an array of N or K numbers, so that a page of a million images takes milliseconds. This file does not
+know images, requests, or where edits are kept.
 """
 
 from __future__ import annotations
@@ -70,28 +70,26 @@ class Catalog:
         self.version = 0
         self._centroids = centroids
         self._moved: dict[int, np.ndarray | None] = {}
-        self._table: tuple[int, Table] | None = None
-        self._cover: tuple[int, np.ndarray] | None = None
-        self._kept: tuple[int, np.ndarray, np.ndarray, np.ndarray] | None = None
+        self._cache: dict[str, tuple[int, Any]] = {}
 
-    def label(self, labels: np.ndarray | None, classes: tuple[str, ...]) -> None:
-        """Takes (N,) labels, -1 = none, for purity and for search."""
+    def set_labels(self, labels: np.ndarray | None, classes: tuple[str, ...]) -> None:
+        """Take (N,) labels, -1 = none, for purity and for search."""
         if labels is not None and len(labels) == len(self.groups) and (np.asarray(labels) >= 0).any():
             self.labels, self.classes = np.asarray(labels, np.int64), classes
         self.version += 1
 
-    def see(self, vectors: Vectors) -> None:
-        """Takes vectors, with which the centers of changed clusters are exact."""
+    def set_vectors(self, vectors: Vectors) -> None:
+        """Take vectors, with which the centers of changed clusters are exact."""
         self.vectors = vectors
-        self.look()
+        self.refresh()
 
-    def look(self) -> None:
-        """Looks again at all clusters that are not as they were found."""
+    def refresh(self) -> None:
+        """Measure again all clusters that are not as they were found."""
         changed = self.groups.group != self.groups.original
-        self.changed(set(self.groups.group[changed].tolist()) | set(self.groups.original[changed].tolist()))
+        self.update(set(self.groups.group[changed].tolist()) | set(self.groups.original[changed].tolist()))
 
-    def changed(self, groups: set[int]) -> None:
-        """Looks again at clusters whose images have changed, at all of them in one pass over the images."""
+    def update(self, groups: set[int]) -> None:
+        """Measure again clusters whose images have changed, all of them in one pass over the images."""
         self.version += 1
         numbers = np.asarray(sorted(groups - {-1}), np.int64)
         if not len(numbers):
@@ -113,7 +111,7 @@ class Catalog:
             self.own[bad[(home >= 0) & ~as_found[home]]] = np.nan
 
     def _members_of(self, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(M,) images of the groups `numbers`, by group and then ascending, and the place of each one's group."""
+        """(M,) images of the groups `numbers`, by group and then ascending, and the index of each one's group."""
         slot = _slots(self.groups.group, numbers)
         members = np.flatnonzero(slot >= 0)
         members = members[np.argsort(slot[members], kind="stable")]
@@ -121,9 +119,14 @@ class Catalog:
 
     def table(self) -> Table:
         """All groups that have images."""
-        if self._table is None or self._table[0] != self.version:
-            self._table = (self.version, self._count())
-        return self._table[1]
+        found: Table = self._cached("table", self._count)
+        return found
+
+    def _cached(self, name: str, compute: Callable[[], Any]) -> Any:
+        """What `compute` gives, computed once for each version."""
+        if self._cache.get(name, (None,))[0] != self.version:
+            self._cache[name] = (self.version, compute())
+        return self._cache[name][1]
 
     def rows(
         self,
@@ -146,10 +149,7 @@ class Catalog:
             DeepClusterError: there is no such order.
         """
         table = self.table()
-        keep = np.ones(len(table.number), bool)
-        if not hidden and self.groups.hidden:
-            keep &= ~np.isin(table.number, list(self.groups.hidden))
-        chosen = np.flatnonzero(keep)
+        chosen = np.flatnonzero(hidden | self._visible(table.number))
         words = search.casefold().split()
         if words:
             texts = (self._text(table, int(row)) for row in chosen)
@@ -196,7 +196,7 @@ class Catalog:
     def nearest(self, groups: list[int], count: int = 8) -> dict[int, list[tuple[int, float]]]:
         """The groups whose centers are nearest to those of `groups`, nearest first, with the distance; hidden ones are
         left out."""
-        numbers, centers, squared = self._all_centers()
+        numbers, centers, squared = self._cached("centers", self._visible_centers)
         found: dict[int, list[tuple[int, float]]] = {group: [] for group in groups}
         asked = [group for group in groups if group >= 0]
         if not asked or not len(numbers):
@@ -211,42 +211,40 @@ class Catalog:
             found[group] = [(int(numbers[k]), float(np.sqrt(max(row[k], 0)))) for k in best if np.isfinite(row[k])]
         return found
 
-    def _all_centers(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _visible(self, numbers: np.ndarray) -> np.ndarray:
+        """Which of the groups `numbers` are not hidden."""
+        return np.isin(numbers, list(self.groups.hidden), invert=True)
+
+    def _visible_centers(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(M,) groups that are not hidden, their (M, P) centers, and the (M,) squared lengths of those."""
-        if self._kept is None or self._kept[0] != self.version:
-            table = self.table()
-            numbers = table.number[table.number >= 0]
-            numbers = numbers[~np.isin(numbers, list(self.groups.hidden))]
-            centers = self._centers(numbers)
-            self._kept = (self.version, numbers, centers, (centers**2).sum(1))
-        return self._kept[1:]
+        numbers = self.table().number
+        numbers = numbers[(numbers >= 0) & self._visible(numbers)]
+        centers = self._centers(numbers)
+        return numbers, centers, (centers**2).sum(1)
 
     def cover(self, group: int) -> int:
-        """The image that stands for a group: the one nearest to its center."""
-        return int(self._covers()[self._row(group)])
+        """The image that represents a group: the one nearest to its center."""
+        return int(self._cached("covers", self._covers)[self._row(group)])
 
     def _covers(self) -> np.ndarray:
         """(G,) int64, the image nearest to the center of each group, found for all of them in one pass."""
-        if self._cover is None or self._cover[0] != self.version:
-            group = self.groups.group + 1
-            order = np.argsort(np.where(np.isfinite(self.own), self.own, np.inf), kind="stable")
-            # written back to front, so that the nearest is written last
-            first = np.zeros(int(group.max(initial=0)) + 1, np.int64)
-            first[group[order[::-1]]] = order[::-1]
-            self._cover = (self.version, first[self.table().number + 1])
-        return self._cover[1]
+        group = self.groups.group + 1
+        order = np.argsort(np.where(np.isfinite(self.own), self.own, np.inf), kind="stable")
+        # written back to front, so that the nearest is written last
+        first = np.zeros(int(group.max(initial=0)) + 1, np.int64)
+        first[group[order[::-1]]] = order[::-1]
+        return first[self.table().number + 1]
 
     def outliers(self, offset: int = 0, limit: int = 100) -> dict[str, Any]:
-        """Images farther from their center than others of their cluster are, the strangest first.
+        """Images farther from their center than others of their cluster are, the most extreme first.
 
         The score is the distance over the cluster's mean distance; clusters of one image, and hidden ones, have none.
         """
         table = self.table()
         group = self.groups.group
         mean = np.full(int(group.max(initial=0)) + 2, np.nan, np.float32)
-        fine = (table.size > 2) & (table.number >= 0)
-        fine &= ~np.isin(table.number, list(self.groups.hidden))
-        mean[table.number[fine]] = table.distance[fine]
+        usable = (table.size > 2) & (table.number >= 0) & self._visible(table.number)
+        mean[table.number[usable]] = table.distance[usable]
         with np.errstate(divide="ignore", invalid="ignore"):
             score = self.own / mean[group]  # the last place, at -1, stays unknown
         known = np.flatnonzero(np.isfinite(score))
@@ -287,7 +285,7 @@ class Catalog:
             return None
         return self.classes[label] if label < len(self.classes) else f"class {label}"
 
-    def heirs(self, cluster: int, vector: np.ndarray) -> int:
+    def current_group(self, cluster: int, vector: np.ndarray) -> int:
         """The group that a new image of the found `cluster`, at (P,) `vector`, belongs to after all edits."""
         now = np.unique(self.groups.group[self.groups.original == cluster])
         now = now[now >= 0]

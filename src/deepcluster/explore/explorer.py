@@ -1,4 +1,4 @@
-"""Everything the page asks for, put together: a run, its images, its edits, and what is computed behind it."""
+"""Everything the page asks for: a run, its images, its edits, and what is computed in the background."""
 
 from __future__ import annotations
 
@@ -48,14 +48,14 @@ class Pending(Exception):
 
 
 class Explorer:
-    """One run, open for wandering and mending.
+    """One run, open for browsing and editing.
 
     Args:
         run: the run.
         source: images to show in place of those the run was trained on, which are opened when they are needed.
         assignment: (N,) clusters of `source`; None = the run's own.
         distance: (N,) distances that go with them.
-        place: where edits, vectors and thumbnails are kept; None = RUN/explore.
+        folder: where edits, vectors and thumbnails are kept; None = RUN/explore.
     """
 
     def __init__(
@@ -64,10 +64,10 @@ class Explorer:
         source: ImageSource | None = None,
         assignment: np.ndarray | None = None,
         distance: np.ndarray | None = None,
-        place: Path | None = None,
+        folder: Path | None = None,
     ) -> None:
         self.run = run
-        self.place = place or run.folder / "explore"
+        self.folder = folder or run.folder / "explore"
         if assignment is None:
             assignment, distance = run.assignment, run.distance
         self.lock = threading.RLock()
@@ -75,17 +75,17 @@ class Explorer:
         if distance is not None and len(distance) != len(assignment):
             distance = None
         self.catalog = Catalog(self.groups, distance, self._centroids)
-        self.journal = Journal(self.place / "edits.jsonl", self.groups)
+        self.journal = Journal(self.folder / "edits.jsonl", self.groups)
         self._centers: np.ndarray | None = None
-        self.catalog.look()
+        self.catalog.refresh()
         self.notices: list[str] = []
-        self._own_images = place is None
+        self._own_images = folder is None
         if self.journal.set_aside is not None:
             self.notices.append(f"Edits of an earlier clustering were put aside as {self.journal.set_aside.name}.")
-        self.thumbs = Thumbs(self.place / "thumbs", self._waited_source)
+        self.thumbs = Thumbs(self.folder / "thumbs", self._waited_source)
         self.jobs: dict[str, Job] = {
             "images": Job("opening the images", lambda job: self._open(source), self._opened),
-            "vectors": Job("describing images", self._describe, self._described),
+            "vectors": Job("computing features", self._describe, self._described),
             "duplicates": Job("looking for near-duplicates", self._twins),
             "export": Job("exporting", lambda job: None),
             **{f"map {name}": Job("laying out the map", self._layout(name)) for name in layout.LAYOUTS},
@@ -95,7 +95,7 @@ class Explorer:
     @property
     def mark(self) -> str:
         """Stands in addresses of thumbnails, so that a browser never shows those of another run."""
-        own = "" if self._own_images else self.place.name
+        own = "" if self._own_images else self.folder.name
         return f"{self.run.config['source_fingerprint'][:12]}{own}"
 
     @property
@@ -109,12 +109,12 @@ class Explorer:
         return self._need("images")
 
     def close(self) -> None:
-        """Ends what is going on; finished parts are kept."""
+        """Stop the background jobs; finished parts are kept."""
         for job in self.jobs.values():
             job.stop()
 
     def state(self) -> dict[str, Any]:
-        """What the page shows around everything."""
+        """What the page shows around all views."""
         with self.lock:
             images, table = self.jobs["images"], self.catalog.table()
             return {
@@ -133,7 +133,7 @@ class Explorer:
             }
 
     def edit(self, edit: Mapping[str, Any]) -> None:
-        """Makes an edit, kept and undoable; `{"op": "split", "cluster", "into"}` finds the parts itself.
+        """Make an edit, kept and undoable; `{"op": "split", "cluster", "into"}` finds the parts itself.
 
         Raises:
             Pending: a split needs vectors, which are being computed.
@@ -143,23 +143,23 @@ class Explorer:
             edit = {"op": "split", "cluster": edit.get("cluster"), "parts": self._parts(edit)}
         with self.lock:
             self.journal.do(edit)
-            self.catalog.changed(self.groups.touched)
+            self.catalog.update(self.groups.touched)
 
-    def undo(self, known: int | None = None) -> str:
-        """Takes the last edit back, in words; see `Journal.undo`."""
+    def undo(self, revision: int | None = None) -> str:
+        """Undo the last edit and return it in words; see `Journal.undo`."""
         with self.lock:
-            words = self.journal.undo(known)
-            self.catalog.changed(self.groups.touched)
+            words = self.journal.undo(revision)
+            self.catalog.update(self.groups.touched)
             return words
 
-    def redo(self, known: int | None = None) -> str:
-        """Makes the last undone edit again, in words; see `Journal.undo`."""
+    def redo(self, revision: int | None = None) -> str:
+        """Redo the last undone edit and return it in words; see `Journal.undo`."""
         with self.lock:
-            words = self.journal.redo(known)
-            self.catalog.changed(self.groups.touched)
+            words = self.journal.redo(revision)
+            self.catalog.update(self.groups.touched)
             return words
 
-    def paths(self, page: dict[str, Any]) -> dict[str, Any]:
+    def with_paths(self, page: dict[str, Any]) -> dict[str, Any]:
         """The page of images with their paths, where the images are open."""
         images = self.jobs["images"]
         for one in page["images"]:
@@ -172,10 +172,10 @@ class Explorer:
             found = self.catalog.image(index)
             found["name"] = self.groups.name(found["cluster"])
         found["reason"] = self.thumbs.read(index, 8)[1]
-        return self.paths({"images": [found]})["images"][0]
+        return self.with_paths({"images": [found]})["images"][0]
 
     def neighbors(self, index: int, count: int) -> dict[str, Any]:
-        """The images most like image `index`.
+        """The images most similar to image `index`.
 
         Raises:
             Pending: vectors are being computed.
@@ -183,10 +183,10 @@ class Explorer:
         table = self.vectors()
         if index in table.bad:
             return {"total": 0, "images": []}
-        return self._alike(*table.nearest(table.rows[index], count, but=index))
+        return self._similar(*table.nearest(table.rows[index], count, but=index))
 
     def photo(self, content: bytes, count: int) -> dict[str, Any]:
-        """The cluster of a picture that is none of the images, and the images most like it.
+        """The cluster of a picture that is none of the images, and the images most similar to it.
 
         Raises:
             DeepClusterError: it is no picture.
@@ -201,7 +201,7 @@ class Explorer:
         clusters, distance = model.nearest(features)
         vector = np.asarray(model.embed(features))[0]
         with self.lock:
-            cluster = self.catalog.heirs(int(clusters[0]), vector)
+            cluster = self.catalog.current_group(int(clusters[0]), vector)
             empty = not (self.groups.group == cluster).any()
             found = {
                 "cluster": None if empty else self.catalog.row(cluster),
@@ -210,12 +210,12 @@ class Explorer:
                 "neighbors": None,
             }
         try:
-            found["neighbors"] = self._alike(*self.vectors().nearest(vector, count))
+            found["neighbors"] = self._similar(*self.vectors().nearest(vector, count))
         except Pending as pending:
             found["pending"] = pending.job.as_dict()
         return found
 
-    def place_of(self, name: str) -> np.ndarray:
+    def map_positions(self, name: str) -> np.ndarray:
         """(N, 2) int16 of a layout of the map.
 
         Raises:
@@ -239,7 +239,7 @@ class Explorer:
         for page, group in zip(pages, groups[offset : offset + limit], strict=True):
             page["similarity"] = round(float(found.similarity[group].max()), 4)
             page["ids"] = group.tolist()  # all of them, of which `images` are the first
-            self.paths(page)
+            self.with_paths(page)
         return {"total": len(groups), "images": int(sum(map(len, groups))), "groups": pages}
 
     def history(self) -> dict[str, Any]:
@@ -259,15 +259,15 @@ class Explorer:
         return {"epoch": epoch, "known": found is not None, **(history.sizes(found, last) if found is not None else {})}
 
     def export(self, kind: str, selection: bool) -> Path:
-        """Begins to write `EXPORTS[kind]` under the run's folder `explore/exports`; returns where it will be.
+        """Begin to write `EXPORTS[kind]` under the run's folder `explore/exports`; returns where it will be.
 
         Raises:
-            DeepClusterError: there is no such form, or another export is going on.
+            DeepClusterError: there is no such form, or another export is running.
         """
         if kind not in EXPORTS:
             raise DeepClusterError(f"There is no export as {kind!r}: choose one of {', '.join(EXPORTS)}.")
-        out, source = self.place / "exports" / EXPORTS[kind], self.source
-        with self.lock:  # what is exported is what is seen now, whatever is edited meanwhile
+        out, source = self.folder / "exports" / EXPORTS[kind], self.source
+        with self.lock:  # what is exported is the state of now, whatever is edited meanwhile
             now = Groups(self.groups.original)
             now.group, now.names = self.groups.group.copy(), dict(self.groups.names)
             now.hidden, now.selected = set(self.groups.hidden), self.groups.selected.copy()
@@ -281,7 +281,7 @@ class Explorer:
 
         with self.lock:  # of two that are asked for at once, one is refused
             if self.jobs["export"].state == "running":
-                raise DeepClusterError("Another export is going on: wait until it is done.")
+                raise DeepClusterError("Another export is running: wait until it is done.")
             self.jobs["export"] = Job("exporting", write).start()
         return out
 
@@ -320,8 +320,8 @@ class Explorer:
 
     def _opened(self, source: ImageSource) -> None:
         with self.lock:
-            self.catalog.label(source.labels, tuple(map(exports.plain_text, source.classes)))
-        if self.journal.done and any(self.place.glob("vectors-*.npy")):
+            self.catalog.set_labels(source.labels, tuple(map(exports.plain_text, source.classes)))
+        if self.journal.done and any(self.folder.glob("vectors-*.npy")):
             self.jobs["vectors"].start()  # of edited clusters, centers and distances are those of their images
 
     def _waited_source(self) -> ImageSource | None:
@@ -330,11 +330,11 @@ class Explorer:
     def _describe(self, job: Job) -> Vectors:
         source = self.jobs["images"].wait()
         mark = source.fingerprint()
-        return vectors.make(self.run, source, self.place, mark, job)
+        return vectors.make(self.run, source, self.folder, mark, job)
 
     def _described(self, found: Vectors) -> None:
         with self.lock:
-            self.catalog.see(found)
+            self.catalog.set_vectors(found)
 
     def _waited_vectors(self, job: Job) -> Vectors:
         """The vectors, for a job that needs them; it tells their progress as its own meanwhile."""
@@ -350,7 +350,7 @@ class Explorer:
         def work(job: Job) -> np.ndarray:
             table = self._waited_vectors(job)
             mark = vectors.identity(self.run, self.jobs["images"].result.fingerprint())
-            file = self.place / f"map-{name}-{mark}.npy"
+            file = self.folder / f"map-{name}-{mark}.npy"
             try:
                 kept = np.load(file, allow_pickle=False)
                 if kept.shape == (len(table), 2) and kept.dtype == np.int16:
@@ -385,12 +385,12 @@ class Explorer:
         order = np.argsort(-np.bincount(part, minlength=into), kind="stable")
         return [members[part == one].tolist() for one in order[1:] if (part == one).any()]
 
-    def _alike(self, index: np.ndarray, similarity: np.ndarray) -> dict[str, Any]:
+    def _similar(self, index: np.ndarray, similarity: np.ndarray) -> dict[str, Any]:
         with self.lock:
             page = self.catalog.page(index, 0, len(index))
         for one, value in zip(page["images"], similarity, strict=True):
             one["similarity"] = round(float(value), 4)
-        return self.paths(page)
+        return self.with_paths(page)
 
     def _centroids(self) -> np.ndarray:
         """(K, P) centers alone: the network is loaded when something is put through it, and not before."""
@@ -400,8 +400,8 @@ class Explorer:
 
 
 @contextlib.contextmanager
-def alone(folder: Path) -> Iterator[None]:
-    """Keeps a second explorer from editing the same run.
+def exclusive(folder: Path) -> Iterator[None]:
+    """Keep a second explorer from editing the same run.
 
     Raises:
         DeepClusterError: there is one already.
@@ -419,7 +419,7 @@ def alone(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise DeepClusterError(f"{folder} is being explored already: use that page, or stop it first.") from None
+            raise DeepClusterError(f"{folder} is open in another explorer: use that page, or stop it first.") from None
         except OSError:
             pass  # a network file system without locks
         yield
@@ -431,31 +431,33 @@ def open_explorer(run: Run, data: str | None = None, screen: Screen | None = Non
     Other images are put through the network first, once; their edits are kept apart.
     """
     if not run.clustered:
-        raise DeepClusterError(f"{run.folder} tells turns apart and has no clusters to explore: explore another run.")
+        raise DeepClusterError(
+            f"{run.folder} predicts rotations alone and has no clusters to explore: explore another run."
+        )
     if data is None:
         return Explorer(run)
     source = open_images(data)
     mark = source.fingerprint()
     if mark == run.config["source_fingerprint"]:
         return Explorer(run, source)
-    place = run.folder / "explore" / f"other-{mark[:12]}-{vectors.identity(run, mark)}"
-    kept = place / "assigned.json"
+    folder = run.folder / "explore" / f"other-{mark[:12]}-{vectors.identity(run, mark)}"
+    kept = folder / "assigned.json"
     if not kept.is_file():
         pixels = run.pixels(source)
         with (screen or Screen(quiet=True)).bar("assigning", len(pixels)) as bar:
             found = run.assign(pixels, check=bar)
-        _save(place / "distance.npy", found.distance)
-        _save(place / "assignment.npy", found.cluster)
+        _save(folder / "distance.npy", found.distance)
+        _save(folder / "assignment.npy", found.cluster)
         write_json(kept, {"images": len(source), "source": source.name})
     if json.loads(kept.read_text())["images"] != len(source):
-        raise DeepClusterError(f"{place} is damaged: delete it and give the same command again.")
-    assignment, distance = (np.load(place / f"{name}.npy", allow_pickle=False) for name in ("assignment", "distance"))
-    return Explorer(run, source, assignment, distance, place)
+        raise DeepClusterError(f"{folder} is damaged: delete it and give the same command again.")
+    assignment, distance = (np.load(folder / f"{name}.npy", allow_pickle=False) for name in ("assignment", "distance"))
+    return Explorer(run, source, assignment, distance, folder)
 
 
 def _where(error: str) -> str:
     """The error, with the explorer's own way out where it has none."""
-    return error if "--data" in error else f"{error}. If they have moved, start again with --data PLACE."
+    return error if "--data" in error else f"{error}. If they have moved, start again with --data FOLDER."
 
 
 def _centroids_of(file: Path) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""How a run came to its clusters: the curves, and the cluster sizes of epochs whose clusters were kept."""
+"""The history of a run: the cluster sizes of epochs whose checkpoints were kept."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from deepcluster.errors import DeepClusterError
 POINTS = 240
 """Points of the curve of sizes."""
 
-NAMES = ("assignments", "assignment", "told")
+NAMES = ("assignments", "assignment", "assignment_at_refresh", "told")
 """Where methods keep their clusters in a checkpoint."""
 
 

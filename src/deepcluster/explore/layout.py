@@ -1,7 +1,7 @@
-"""Where images stand on the map: two numbers for each, as int16.
+"""Positions of images on the map: two numbers for each, as int16.
 
-`axes` are the two main directions of the vectors. `neighborhoods` lays out some thousand landmarks by t-SNE (van der
-Maaten and Hinton 2008) and puts every other image between the landmarks most like it, which takes any number of images.
+`axes` are the first two principal components. `neighborhoods` lays out some thousand landmarks by t-SNE (van der Maaten
+and Hinton 2008) and puts every other image between its most similar landmarks, which takes any number of images.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from deepcluster.explore.vectors import BLOCK, Vectors
 LANDMARKS = 2500
 SEED = 0
 NEAREST = 4
-"""Landmarks that an image stands between."""
+"""Landmarks that an image lies between."""
 SAMPLE = 100_000
 """Images from which the main directions are computed."""
 ALIKE = 1e-5
@@ -32,22 +32,19 @@ def axes(vectors: Vectors, tell: Tell = lambda done, total: None) -> np.ndarray:
     sample = vectors.rows[_some(good, SAMPLE)].astype(np.float64)
     if len(sample) < 2:
         return np.zeros((len(vectors), 2), np.int16)
-    middle = sample.mean(0)
-    _, _, directions = np.linalg.svd(np.cov(sample - middle, rowvar=False).reshape(len(middle), -1))
-    directions = directions[:2]
-    biggest = np.abs(directions).argmax(1)
-    directions = directions * np.sign(directions[np.arange(len(directions)), biggest])[:, None]
-    place = np.zeros((len(vectors), 2), np.float32)
+    from sklearn.decomposition import PCA
+
+    pca = PCA(min(2, sample.shape[1]), svd_solver="covariance_eigh").fit(sample)
+    position = np.zeros((len(vectors), 2), np.float32)
     for start in range(0, len(vectors), BLOCK):
         part = slice(start, start + BLOCK)
-        found = (vectors.rows[part] - middle) @ directions.T
-        place[part, : found.shape[1]] = found
+        position[part, : pca.n_components_] = pca.transform(vectors.rows[part])
         tell(start, len(vectors))
-    return _whole(place, vectors)
+    return _scaled(position, vectors)
 
 
 def neighborhoods(vectors: Vectors, tell: Tell = lambda done, total: None, landmarks: int = LANDMARKS) -> np.ndarray:
-    """(N, 2) int16 by t-SNE of `landmarks` images; all others stand between those they are most like."""
+    """(N, 2) int16 by t-SNE of `landmarks` images; all others lie between those they are most similar to."""
     good = _good(vectors)
     if len(good) < 5:
         return axes(vectors, tell)
@@ -55,12 +52,12 @@ def neighborhoods(vectors: Vectors, tell: Tell = lambda done, total: None, landm
 
     chosen = _some(good, landmarks)
     bank = np.asarray(vectors.rows[chosen])
-    if np.ptp(bank, axis=0).max() < ALIKE:  # t-SNE's start would be nothing by nothing
+    if np.ptp(bank, axis=0).max() < ALIKE:  # t-SNE's start would be 0 / 0
         return axes(vectors, tell)
     perplexity = min(30.0, (len(chosen) - 1) / 4)
     fixed = TSNE(perplexity=perplexity, init="pca", random_state=SEED, n_jobs=1).fit_transform(bank.astype(np.float64))
     fixed = fixed.astype(np.float32)
-    place = np.zeros((len(vectors), 2), np.float32)
+    position = np.zeros((len(vectors), 2), np.float32)
     generator = np.random.default_rng(SEED)
     spread = 0.004 * float(np.ptp(fixed))
     near = min(NEAREST, len(chosen))
@@ -73,10 +70,10 @@ def neighborhoods(vectors: Vectors, tell: Tell = lambda done, total: None, landm
         weight /= weight.sum(1, keepdims=True)
         found = (weight[..., None] * fixed[best]).sum(1)
         # so that images between the same landmarks do not hide each other
-        place[start : start + step] = found + generator.normal(scale=spread, size=found.shape)
+        position[start : start + step] = found + generator.normal(scale=spread, size=found.shape)
         tell(start, len(vectors))
-    place[chosen] = fixed
-    return _whole(place, vectors)
+    position[chosen] = fixed
+    return _scaled(position, vectors)
 
 
 LAYOUTS = {"neighborhoods": neighborhoods, "axes": axes}
@@ -93,12 +90,11 @@ def _some(index: np.ndarray, count: int) -> np.ndarray:
     return np.sort(np.random.default_rng(SEED).choice(index, count, replace=False))
 
 
-def _whole(place: np.ndarray, vectors: Vectors) -> np.ndarray:
-    """As int16 about the middle, one scale for both axes."""
-    good = np.ones(len(place), bool)
-    good[vectors.bad] = False
-    if good.any():
-        low, high = place[good].min(0), place[good].max(0)
-        place = (place - (low + high) / 2) * (EDGE / max(float((high - low).max()) / 2, ALIKE))
-    place[~good] = 0
-    return np.rint(np.clip(place, -EDGE, EDGE)).astype("<i2")
+def _scaled(position: np.ndarray, vectors: Vectors) -> np.ndarray:
+    """Positions as int16 about the middle, one scale for both axes."""
+    good = _good(vectors)
+    if len(good):
+        low, high = position[good].min(0), position[good].max(0)
+        position = (position - (low + high) / 2) * (EDGE / max(float((high - low).max()) / 2, ALIKE))
+    position[vectors.bad] = 0
+    return np.rint(np.clip(position, -EDGE, EDGE)).astype("<i2")

@@ -52,7 +52,7 @@ class Thumbs:
         self._put(file, found)
         return found
 
-    def whole(self, index: int) -> bytes | None:
+    def full(self, index: int) -> bytes | None:
         """Image `index` as it is, shrunk where it is large; None where it cannot be read."""
         picture = self.read(index, WHOLE)[0]
         return None if picture is None else _encoded(picture, 88)

@@ -1,4 +1,4 @@
-"""What a reviewer broke: images swapped under a run, names of no encoding, links through links, images all alike."""
+"""Unusual inputs: images swapped under a run, names of no encoding, links through links, equal images, failing jobs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from deepcluster.explore import exports, layout
 from deepcluster.explore.explorer import Explorer, open_explorer
 from deepcluster.explore.jobs import Job
 from deepcluster.explore.vectors import Vectors, unit_rows
-from deepcluster.visualize import contact_sheets as contact
+from deepcluster.visualize.clusters import draw_clusters
 from explore.browse import served
 from explore.conftest import write_images
 from restarts import settings
@@ -33,7 +33,7 @@ def own(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_an_image_more_and_one_less_are_not_passed_off(own: Path, tmp_path: Path) -> None:
+def test_images_that_were_exchanged_are_refused(own: Path, tmp_path: Path) -> None:
     shutil.copytree(own, tmp_path / "own")
     run = load_run(tmp_path / "own/run", device="cpu")
     run.config["data"] = str(tmp_path / "own/photos")
@@ -44,7 +44,7 @@ def test_an_image_more_and_one_less_are_not_passed_off(own: Path, tmp_path: Path
     with pytest.raises(DeepClusterError, match="no longer holds the images"):
         explorer.export("csv", False)
     with pytest.raises(DeepClusterError, match="no longer holds the images"):
-        contact.clusters_of(run)
+        draw_clusters(run, folder=tmp_path)
     explorer.close()
     other = open_explorer(run, str(tmp_path / "own/photos"))  # assigned anew
     other.jobs["images"].wait(60)
@@ -63,7 +63,7 @@ def test_names_of_no_encoding_are_shown(own: Path) -> None:
     explorer.close()
 
 
-def test_links_lead_to_the_images_also_through_links(own: Path, tmp_path: Path) -> None:
+def test_exported_links_are_valid_through_linked_folders(own: Path, tmp_path: Path) -> None:
     (tmp_path / "deep/er/disk").mkdir(parents=True)
     (tmp_path / "short").symlink_to(tmp_path / "deep/er/disk")
     explorer = Explorer(load_run(own / "run", device="cpu"))
@@ -76,13 +76,13 @@ def test_links_lead_to_the_images_also_through_links(own: Path, tmp_path: Path) 
 
 @pytest.mark.parametrize("name", list(layout.LAYOUTS))
 @pytest.mark.parametrize("images", [1, 2, 30])
-def test_images_that_are_all_alike_stand_in_one_place(name: str, images: int) -> None:
+def test_equal_images_share_one_position(name: str, images: int) -> None:
     rows = unit_rows(np.ones((images, 6), np.float32))
     place = layout.LAYOUTS[name](Vectors(rows, np.zeros(0, np.int64)))
     assert place.shape == (images, 2) and np.abs(place).max() < 1000
 
 
-def test_a_job_that_breaks_is_told_of_and_tried_again() -> None:
+def test_a_job_that_fails_reports_the_error_and_can_be_retried() -> None:
     tries: list[int] = []
 
     def work(job: Job) -> str:
