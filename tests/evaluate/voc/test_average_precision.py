@@ -155,7 +155,7 @@ def test_detection_matches_a_box_by_box_evaluation(rule: DetectionRule, inclusiv
         for _ in range(int(random.integers(1, 9))):
             n, m = int(random.integers(0, 5)), int(random.integers(0, 9))
             boxes, hard = random_boxes(random, n), random.random(n) < 0.3
-            truth.append(Objects(boxes, random.integers(0, 3, n), hard, np.zeros(n, bool), (30, 30)))
+            truth.append(Objects(boxes, random.integers(0, 3, n), hard, (30, 30)))
             found = random_boxes(random, m)
             near = min(n, m)
             found[:near] = boxes[:near] + random.integers(-1, 2, (near, 4))  # so that some do meet
@@ -203,7 +203,7 @@ def test_iou_is_that_of_vocs_inclusive_numbers() -> None:
 
 def test_no_detections_and_no_objects() -> None:
     none = Detections(np.zeros((0, 4)), np.zeros(0, int), np.zeros(0))
-    one = Objects(np.array([[0, 0, 5, 5.0]]), np.array([0]), np.array([False]), np.array([False]), (9, 9))
+    one = Objects(np.array([[0, 0, 5, 5.0]]), np.array([0]), np.array([False]), (9, 9))
     values = detection_aps([none], [one], 2)
     assert values[0] == 0 and np.isnan(values[1])
     exact = Detections(one.boxes, one.labels, np.ones(1))

@@ -33,7 +33,7 @@ def tiny(tmp_path: Path) -> Path:
     return make_voc(tmp_path / "VOCdevkit" / "VOC2007", SPLITS, ANNOTATIONS)
 
 
-def test_boxes_count_from_zero_and_end_before_their_last_pixel(tiny: Path) -> None:
+def test_boxes_count_from_zero_with_exclusive_ends(tiny: Path) -> None:
     first, second = open_voc(tiny, "train").objects
     assert first.boxes.tolist() == [[0, 1, 10, 20], [4, 4, 40, 30]]
     assert first.difficult.tolist() == [False, True] and second.difficult.tolist() == [True, False]
@@ -41,7 +41,7 @@ def test_boxes_count_from_zero_and_end_before_their_last_pixel(tiny: Path) -> No
     assert first.size == (30, 40) and first.boxes.dtype == np.float32
 
 
-def test_labels_are_left_out_where_every_object_is_difficult(tiny: Path) -> None:
+def test_labels_are_unknown_where_every_object_is_difficult(tiny: Path) -> None:
     voc = open_voc(tiny, "trainval")  # no such list: train and val
     matrix = voc.labels_matrix()
     assert voc.ids == ("a", "b", "c", "d") and voc.classes == VOC_CLASSES
@@ -51,30 +51,27 @@ def test_labels_are_left_out_where_every_object_is_difficult(tiny: Path) -> None
     assert np.abs(matrix).sum() == 4
 
 
-def test_lists_of_classes_agree_with_annotations_and_come_first(tiny: Path) -> None:
+def test_class_lists_agree_with_annotations_and_take_precedence(tiny: Path) -> None:
     lists = tiny / "ImageSets/Main"
     for split in ("train", "val"):
         voc = open_voc(tiny, split)
-        truth = voc.labels_matrix("annotations")
-        with pytest.raises(DeepClusterError, match=f"aeroplane_{split}.txt"):
-            voc.labels_matrix("lists")
+        truth = voc.labels_matrix()  # there are no lists of classes yet: from the annotations
         for column, name in enumerate(VOC_CLASSES):
             words = {1: " 1", 0: "-1", -1: " 0"}
             lines = [f"{image} {words[int(value)]}" for image, value in zip(voc.ids, truth[:, column], strict=True)]
             (lists / f"{name}_{split}.txt").write_text("\n".join(lines) + "\n")
         again = open_voc(tiny, split)
         assert again.ids == voc.ids  # dog_train.txt is no split
-        assert (again.labels_matrix("lists") == truth).all() and (again.labels_matrix() == truth).all()
+        assert (again.labels_matrix() == truth).all()
     (lists / "dog_train.txt").write_text("a -1\nb 1\nb what\n")
     changed = open_voc(tiny, "train")
     assert changed.labels_matrix()[:, VOC_CLASSES.index("dog")].tolist() == [0, 1]
-    assert changed.labels_matrix("annotations")[:, VOC_CLASSES.index("dog")].tolist() == [1, 1]
     assert [problem.file for problem in changed.problems] == ["ImageSets/Main/dog_train.txt"]
     with pytest.raises(DeepClusterError, match="it has train, val, all"):
         open_voc(tiny, "test")
 
 
-def test_folder_above_tar_and_tars_read_the_same(tiny: Path, tmp_path: Path) -> None:
+def test_folder_parent_folder_and_tar_read_the_same(tiny: Path, tmp_path: Path) -> None:
     tar = as_tar(tiny, tmp_path / "set.tar", "VOCdevkit/VOC2007")
     for place in (tiny, tiny.parent, tiny.parent.parent, tar, tmp_path / "s{e,e}t.tar"):
         voc = open_voc(place, "train")
@@ -92,7 +89,7 @@ def test_folder_above_tar_and_tars_read_the_same(tiny: Path, tmp_path: Path) -> 
     assert open_voc(tiny, "train").images.fingerprint() != before
 
 
-def test_two_tars_are_one_set(tiny: Path, tmp_path: Path) -> None:
+def test_two_tar_files_are_one_set(tiny: Path, tmp_path: Path) -> None:
     test = make_voc(tmp_path / "other", {"test": ["e"]}, {"e": annotation([("cow", (1, 1, 5, 5), False)])})
     as_tar(tiny, tmp_path / "VOCtrainval.tar", "VOCdevkit/VOC2007")
     as_tar(test, tmp_path / "VOCtest.tar", "VOCdevkit/VOC2007")
@@ -102,7 +99,7 @@ def test_two_tars_are_one_set(tiny: Path, tmp_path: Path) -> None:
         open_voc(tmp_path / "VOCtest.tar", "train")
 
 
-def test_what_is_broken_is_told_and_survived(tmp_path: Path) -> None:
+def test_broken_parts_are_reported_and_left_out(tmp_path: Path) -> None:
     texts = {
         "good": annotation([("dog", (1, 1, 9, 9), False)]),
         "flat": annotation([("cat", (5, 5, 5, 9), False), ("dog", (1, 1, 2, 2), False)]),
@@ -133,13 +130,12 @@ def test_what_is_broken_is_told_and_survived(tmp_path: Path) -> None:
     labels = dict(zip(names, voc.labels_matrix().tolist(), strict=True))
     assert labels["flat"] == [1, 1]  # a broken box still says that there is a cat
     assert labels["cut"] == labels["lonely"] == [-1, -1] and labels["stranger"] == [0, 0]
-    assert voc.annotated.tolist() == [name not in ("cut", "entity", "other", "lonely") for name in names]
     assert "and 11 more" in voc.summary()
     pixels = load_pixels(voc.images, short_side=None, cache_gb=1)
     assert sorted(pixels.bad) == [names.index("other"), names.index("absent")]
 
 
-def test_sentences_about_what_is_no_set(tiny: Path, tmp_path: Path) -> None:
+def test_refuses_what_is_not_a_set(tiny: Path, tmp_path: Path) -> None:
     with pytest.raises(DeepClusterError, match="There is no VOC set"):
         open_voc(tmp_path / "nothing", "train")
     (tmp_path / "empty").mkdir()
@@ -158,7 +154,7 @@ def test_sentences_about_what_is_no_set(tiny: Path, tmp_path: Path) -> None:
         open_voc(tiny, "train")
 
 
-def test_a_tar_that_is_cut_short_gives_what_it_has(tiny: Path, tmp_path: Path) -> None:
+def test_truncated_tar_gives_what_it_has(tiny: Path, tmp_path: Path) -> None:
     whole = as_tar(tiny, tmp_path / "set.tar", "V")
     with tarfile.open(whole) as archive:
         last = archive.getmember("V/JPEGImages/b.jpg")

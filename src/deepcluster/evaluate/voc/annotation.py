@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 import xml.etree.ElementTree as ElementTree
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,34 +20,28 @@ VOID = 255
 
 
 @dataclass(frozen=True)
-class AnnotatedObject:
-    """One object of an annotation.
-
-    Attributes:
-        name: of its class.
-        box: x1, y1, x2, y2 in pixels counted from 0, x2 and y2 exclusive; None where the box is broken.
-        difficult, truncated: VOC's marks.
-    """
-
-    name: str
-    box: tuple[float, float, float, float] | None
-    difficult: bool
-    truncated: bool
-
-
-@dataclass(frozen=True)
 class Annotation:
-    """The content of one annotation file.
+    """The n objects of one annotation file, in order.
 
     Attributes:
-        objects: in order.
+        names: n class names.
+        boxes: (n, 4) float32, see `Objects`; NaN where the box is broken.
+        difficult: (n,) bool.
         size: height and width of the image as annotated; (0, 0) where the file does not say.
         problems: one reason for each thing that was broken and left out.
     """
 
-    objects: tuple[AnnotatedObject, ...] = ()
-    size: tuple[int, int] = (0, 0)
-    problems: tuple[str, ...] = ()
+    names: list[str]
+    boxes: np.ndarray
+    difficult: np.ndarray
+    size: tuple[int, int]
+    problems: list[str]
+
+    def objects(self, classes: Sequence[str]) -> Objects:
+        """Those with a box whose class is one of `classes`."""
+        labels = np.array([classes.index(name) if name in classes else -1 for name in self.names], np.int64)
+        usable = (labels >= 0) & np.isfinite(self.boxes).all(axis=1)
+        return Objects(self.boxes[usable], labels[usable], self.difficult[usable], self.size)
 
 
 @dataclass(frozen=True)
@@ -59,14 +54,12 @@ class Objects:
             which VOC's own code writes as xmax - xmin + 1. torchvision has the same convention.
         labels: (n,) int64, positions in `VOC.classes`.
         difficult: (n,) bool, objects that count neither as found nor as missed.
-        truncated: (n,) bool, objects that reach beyond the image.
         size: height and width of the image as annotated; (0, 0) where the file does not say.
     """
 
     boxes: np.ndarray
     labels: np.ndarray
     difficult: np.ndarray
-    truncated: np.ndarray
     size: tuple[int, int]
 
     def __len__(self) -> int:
@@ -89,7 +82,10 @@ def parse_annotation(data: bytes) -> Annotation:
         raise BadImage(f"is not an annotation (it begins with <{root.tag}>)")
     height, width = (_integer(root.findtext(f"size/{side}")) for side in ("height", "width"))
     size = (height, width) if height > 0 and width > 0 else (0, 0)
-    objects, problems = [], []
+    names: list[str] = []
+    boxes: list[tuple[float, ...]] = []
+    difficult: list[bool] = []
+    problems: list[str] = []
     for number, element in enumerate(root.findall("object"), start=1):
         name = (element.findtext("name") or "").strip()
         if not name:
@@ -101,24 +97,14 @@ def parse_annotation(data: bytes) -> Annotation:
                 problems.append(f"object {number} ({name}) has a box that reaches outside its image; it is clipped")
         except ValueError as error:
             problems.append(f"object {number} ({name}) {error}; its box is left out")
-            box = None
-        objects.append(AnnotatedObject(name, box, _flag(element, "difficult"), _flag(element, "truncated")))
-    return Annotation(tuple(objects), size, tuple(problems))
+            box = (math.nan,) * 4
+        names.append(name)
+        boxes.append(box)
+        difficult.append((element.findtext("difficult") or "").strip().lower() in ("1", "true"))
+    return Annotation(names, np.array(boxes, np.float32).reshape(-1, 4), np.array(difficult, bool), size, problems)
 
 
-def usable_objects(annotation: Annotation, number: dict[str, int]) -> Objects:
-    """The objects with a box whose class has a number."""
-    kept = [one for one in annotation.objects if one.box is not None and one.name in number]
-    return Objects(
-        boxes=np.array([one.box for one in kept], np.float32).reshape(-1, 4),
-        labels=np.array([number[one.name] for one in kept], np.int64),
-        difficult=np.array([one.difficult for one in kept], bool),
-        truncated=np.array([one.truncated for one in kept], bool),
-        size=annotation.size,
-    )
-
-
-def _box(element: ElementTree.Element | None, size: tuple[int, int]) -> tuple[tuple[float, float, float, float], bool]:
+def _box(element: ElementTree.Element | None, size: tuple[int, int]) -> tuple[tuple[float, ...], bool]:
     """x1, y1, x2, y2 within the image, and whether much was clipped. Raises: ValueError: why there is no such box."""
     if element is None:
         raise ValueError("has no box")
@@ -138,10 +124,6 @@ def _box(element: ElementTree.Element | None, size: tuple[int, int]) -> tuple[tu
         raise ValueError(f"has a box outside its image ({', '.join(texts)})")
     clipped = x1 < -TOLERANCE or y1 < -TOLERANCE or x2 > width + TOLERANCE or y2 > height + TOLERANCE
     return (max(x1, 0), max(y1, 0), min(x2, width), min(y2, height)), clipped
-
-
-def _flag(element: ElementTree.Element, name: str) -> bool:
-    return (element.findtext(name) or "").strip().lower() in ("1", "true")
 
 
 def _integer(text: str | None) -> int:
@@ -168,7 +150,7 @@ def read_mask(data: bytes) -> np.ndarray:
     codes = voc_palette().astype(np.int64) @ (65536, 256, 1)
     order = np.argsort(codes)
     wanted = colors.astype(np.int64) @ (65536, 256, 1)
-    mask = order[np.searchsorted(codes, wanted, sorter=order).clip(max=255)]
+    mask: np.ndarray = order[np.searchsorted(codes, wanted, sorter=order).clip(max=255)]
     if (codes[mask] != wanted).any():
         raise BadImage("its mask has colors that are not in VOC's palette")
     return mask.astype(np.uint8)

@@ -170,7 +170,8 @@ def match(
 
 def _box_iou(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
     """Intersection over union of (m, 4) and (n, 4) boxes, in double precision: an IoU of just 1/2 counts."""
-    return box_iou(*(torch.from_numpy(np.asarray(one, np.float64)) for one in (boxes, others))).numpy()
+    iou: np.ndarray = box_iou(*(torch.from_numpy(np.asarray(one, np.float64)) for one in (boxes, others))).numpy()
+    return iou
 
 
 def _ranked_ap(right: np.ndarray, positives: int, rule: str) -> float:

@@ -23,7 +23,6 @@ from deepcluster.evaluate.voc.annotation import (
     Objects,
     parse_annotation,
     read_mask,
-    usable_objects,
 )
 from deepcluster.evaluate.voc.files import VOCFiles, open_files
 
@@ -108,52 +107,30 @@ class VOC:
     def __len__(self) -> int:
         return len(self.ids)
 
-    def __repr__(self) -> str:
-        return f"VOC({self.name!r}, {self.split!r}, {len(self)} images, {len(self.classes)} classes)"
-
     @cached_property
     def objects(self) -> list[Objects]:
-        """Objects of each of the N images; none where there is no readable annotation (see `annotated`)."""
-        number = {name: position for position, name in enumerate(self.classes)}
-        return [usable_objects(one or Annotation(), number) for one in self._annotations]
+        """Objects of each of the N images; none where there is no readable annotation."""
+        none = Objects(np.zeros((0, 4), np.float32), np.zeros(0, np.int64), np.zeros(0, bool), (0, 0))
+        return [none if one is None else one.objects(self.classes) for one in self._annotations]
 
-    @property
-    def annotated(self) -> np.ndarray:
-        """(N,) bool, images whose annotation could be read: only there no object means that there is none."""
-        return np.array([one is not None for one in self._annotations], bool)
-
-    def labels_matrix(self, origin: Literal["auto", "lists", "annotations"] = "auto") -> np.ndarray:
+    def labels_matrix(self) -> np.ndarray:
         """(N, C) int8: 1 = the image shows the class, 0 = not, -1 = unknown, to be left out for that class.
 
-        -1 stands where all objects of the class are difficult, as VOC defines it, and where an annotation is missing.
-
-        Args:
-            origin: "lists" = ImageSets/Main/CLASS_SPLIT.txt, "annotations" = Annotations; "auto" = the lists for
-                the classes that have one, the annotations for all others.
-
-        Raises:
-            DeepClusterError: there are no such lists, or they cannot be read.
+        They come from ImageSets/Main/CLASS_SPLIT.txt for the classes that have such a list, from the annotations for
+        all others. -1 stands where all objects of the class are difficult, as VOC defines it, and where an annotation
+        is missing.
         """
-        lists = set() if origin == "annotations" else set(self._files.list_folder("ImageSets/Main"))
-        listed = [name for name in self.classes if f"{name}_{self.split}.txt" in lists]
-        missing = [name for name in self.classes if name not in listed]
-        if origin == "lists" and missing:
-            raise DeepClusterError(
-                f"{self.name} has no ImageSets/Main/{missing[0]}_{self.split}.txt: use origin annotations."
-            )
-        number = {name: position for position, name in enumerate(self.classes)}
         matrix = np.full((len(self), len(self.classes)), -1, np.int8)
-        if missing:
-            columns = [number[name] for name in missing]
-            for row, annotation in zip(matrix, self._annotations, strict=True):
+        lists = self._files.list_folder("ImageSets/Main")
+        for column, name in enumerate(self.classes):
+            if f"{name}_{self.split}.txt" in lists:
+                values = self._class_list(f"ImageSets/Main/{name}_{self.split}.txt")
+                matrix[:, column] = [values.get(image, -1) for image in self.ids]
+                continue
+            for row, annotation in enumerate(self._annotations):
                 if annotation is not None:
-                    row[columns] = 0
-                    for one in annotation.objects:
-                        if one.name in missing:  # a clear object outweighs difficult ones
-                            row[number[one.name]] = 1 if not one.difficult else row[number[one.name]] or -1
-        for name in listed:
-            values = self._class_list(f"ImageSets/Main/{name}_{self.split}.txt")
-            matrix[:, number[name]] = [values.get(image, -1) for image in self.ids]
+                    difficult = annotation.difficult[[one == name for one in annotation.names]]
+                    matrix[row, column] = 0 if not len(difficult) else -1 if difficult.all() else 1
         return matrix
 
     def mask(self, index: int) -> np.ndarray:
@@ -193,7 +170,7 @@ class VOC:
                 self._report(file, f"{error}; the image has no labels")
                 found.append(None)
                 continue
-            unknown = sorted({one.name for one in annotation.objects} - set(self.classes))
+            unknown = sorted(set(annotation.names) - set(self.classes))
             for reason in (
                 *annotation.problems,
                 *(f"{one!r} is none of the classes; it is left out" for one in unknown),
@@ -252,7 +229,7 @@ class VOC:
                     annotation = parse_annotation(self._files.read(f"Annotations/{name}.xml"))
                 except BadImage:
                     continue  # reported when its image is read
-                named |= {one.name for one in annotation.objects}
+                named |= set(annotation.names)
         if named <= set(VOC_CLASSES) and (named or self.kind == "segmentation"):
             return VOC_CLASSES
         if not named:

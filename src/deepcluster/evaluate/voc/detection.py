@@ -15,13 +15,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from deepcluster.data.cache import Pixels
 from deepcluster.engine.checkpoint import undisturbed
 from deepcluster.engine.log import Screen
 from deepcluster.errors import DeepClusterError
-from deepcluster.evaluate.result import Result, mean_and_std
+from deepcluster.evaluate.result import Result
 from deepcluster.evaluate.voc.average_precision import DetectionRule, Detections, detection_aps, mean_ap
-from deepcluster.evaluate.voc.dataset import VOC, open_voc
+from deepcluster.evaluate.voc.dataset import open_voc
 from deepcluster.evaluate.voc.detector import (
     Detector,
     DetectorConfig,
@@ -32,17 +31,14 @@ from deepcluster.evaluate.voc.detector import (
 from deepcluster.evaluate.voc.maps import freeze_batch_norms
 from deepcluster.evaluate.voc.proposals import read_proposals
 from deepcluster.evaluate.voc.training import (
-    BUILD,
+    Examples,
     SGDConfig,
     Trained,
-    calibrated_copy,
     check_choice,
-    load_split,
-    read_image,
-    train_draws,
+    train_and_score,
 )
 from deepcluster.models.alexnet import ConvThenLinear
-from deepcluster.random import seed_of, seeded
+from deepcluster.random import seeded
 
 if TYPE_CHECKING:
     from deepcluster.engine.subject import Subject
@@ -57,43 +53,6 @@ PAPERS: dict[Head, SGDConfig] = {
     # arXiv 1504.08083 §2.3 and §4.1
     "fast": SGDConfig(40_000, 2, 0.001, (30_000,)),
 }
-
-
-@dataclasses.dataclass(frozen=True)
-class DetectionImages:
-    """Images of a split, with the objects and proposals on them as tensors on `device`.
-
-    Attributes:
-        proposals: (P, 4) of each image, or None where the detector proposes regions itself.
-    """
-
-    voc: VOC
-    pixels: Pixels
-    proposals: list[np.ndarray] | None
-    device: str
-
-    def image(self, index: int) -> Tensor | None:
-        """(3, H, W) in [0, 1]; None where it cannot be decoded."""
-        image = read_image(self.pixels, index, self.device)
-        return None if image is None else image.float() / 255
-
-    def regions(self, index: int) -> Tensor | None:
-        """(P, 4) proposals, if any were given."""
-        return None if self.proposals is None else torch.from_numpy(self.proposals[index]).to(self.device)
-
-    def target(self, index: int) -> dict[str, Tensor]:
-        """The objects that are not difficult, labels from 1."""
-        objects = self.voc.objects[index]
-        return {
-            "boxes": torch.from_numpy(objects.boxes[~objects.difficult]).to(self.device),
-            "labels": torch.from_numpy(objects.labels[~objects.difficult] + 1).to(self.device),
-        }
-
-    def trainable(self) -> list[int]:
-        """Images that can be decoded and show an object that is not difficult: a detector learns from those (arXiv
-        1504.08083, its code)."""
-        shown = [index for index, objects in enumerate(self.voc.objects) if (~objects.difficult).any()]
-        return [index for index in shown if self.image(index) is not None]
 
 
 def voc_detection(
@@ -191,65 +150,45 @@ def voc_detection(
     given = [read_proposals(proposals, voc.ids) if head == "fast" else None for voc in sets]
     with undisturbed():
         build_detector(subject.backbone, sets[0].classes, config)  # refuses now what it would refuse later
-    learned, tested = (
-        DetectionImages(voc, load_split(voc, subject, screen), boxes, subject.device)
-        for voc, boxes in zip(sets, given, strict=True)
-    )
-    images = learned.trainable()
+    learned, tested = (Examples(voc, subject, screen) for voc in sets)
+    # a detector learns from images with an object that is not difficult (arXiv 1504.08083, its code)
+    shown = [index for index, objects in enumerate(learned.voc.objects) if (~objects.difficult).any()]
+    images = [index for index in shown if learned.image(index) is not None]
     if not images:
         raise DeepClusterError(f"No image of split {split} of {learned.voc.name} has an object to learn from.")
+    name = "Fast R-CNN on given regions" if head == "fast" else "Faster R-CNN"
+    weights = "every weight is trained" if train == "all" else "the convolutions before the regions are frozen"
     settings = {
-        "data": str(data),
-        "split": split,
-        "test": str(test or data),
-        "test_split": test_split,
-        "images_data": len(images),
-        "images_test": len(tested.voc),
-        "classes": list(learned.voc.classes),
         **dataclasses.asdict(config),
-        **dataclasses.asdict(sgd),
-        "train": train,
         "flip": flip,
         "proposals": [str(file) for file in proposals],
         "ap": ap,
-        "seed": seed,
-        "draws": draws,
-        "backbone": subject.backbone.config,
         "fc6_fc7": "start as the backbone's" if keeps_fully_connected(subject.backbone, config) else "random",
     }
 
-    def build(seed: int) -> Detector:
-        with undisturbed():
-            torch.manual_seed(seed_of(seed, BUILD))
-            backbone = calibrated_copy(subject, learned.pixels, images, seed)
-            detector = build_detector(backbone, learned.voc.classes, config).to(subject.device)
-        detector.maps.requires_grad_(train == "all")
+    def build(backbone: Backbone) -> Detector:
+        detector = build_detector(backbone, learned.voc.classes, config)
         freeze_batch_norms(detector)
         return detector
 
-    finished = train_draws(
+    return train_and_score(
         "voc-detection",
+        f"{name}, {weights}, batch-norm frozen; AP by VOC's {ap} rule at IoU 1/2, difficult objects not counted",
         subject,
-        [settings, learned.voc.images.fingerprint(), tested.voc.images.fingerprint()],
+        learned,
+        tested,
         images,
         sgd,
+        settings,
+        trained=train,
         draws=draws,
         seed=seed,
         screen=screen,
         build=build,
-        loss=lambda detector, seed, batch: _loss(detector, learned, seed if flip else None, batch),
-        score=lambda detector: _score(detector, tested, ap, screen),
+        loss=lambda detector, seed, batch: _loss(detector, learned, given[0], seed if flip else None, batch),
+        score=lambda detector: _score(detector, tested, given[1], ap, screen),
         save=save_detector,
     )
-    settings["left_out"] = {
-        part.voc.images.path(index): reason for part in (learned, tested) for index, reason in part.pixels.bad.items()
-    }
-    name = "Fast R-CNN on given regions" if head == "fast" else "Faster R-CNN"
-    weights = "every weight is trained" if train == "all" else "the convolutions before the regions are frozen"
-    settings["protocol"] = (
-        f"{name}, {weights}, batch-norm frozen; AP by VOC's {ap} rule at IoU 1/2, difficult objects not counted"
-    )
-    return Result("voc-detection", settings, mean_and_std(finished), finished if draws > 1 else [])
 
 
 def _check(backbone: Backbone, config: DetectorConfig, proposals: Sequence[Any], draws: int) -> None:
@@ -269,26 +208,47 @@ def _check(backbone: Backbone, config: DetectorConfig, proposals: Sequence[Any],
         raise DeepClusterError("Draws, sizes, anchors and regions are counted from 1: raise the one that is less.")
 
 
+Proposals = list[np.ndarray] | None
+"""(P, 4) boxes of each image of a split; None where the detector proposes regions itself."""
+
+
+def _inputs(examples: Examples, proposals: Proposals, index: int) -> tuple[Tensor, Tensor | None] | None:
+    """(3, H, W) in [0, 1], and (P, 4) proposals; None where the image cannot be decoded."""
+    image = examples.image(index)
+    if image is None:
+        return None
+    regions = None if proposals is None else torch.from_numpy(proposals[index]).to(image.device)
+    return image.float() / 255, regions
+
+
 def _loss(
-    detector: Detector, examples: DetectionImages, flip_seed: int | None, batch: Sequence[tuple[int, int]]
+    detector: Detector,
+    examples: Examples,
+    proposals: Proposals,
+    flip_seed: int | None,
+    batch: Sequence[tuple[int, int]],
 ) -> Tensor | None:
     """The sum of the losses of (image, epoch) pairs; with a seed half of the images are mirrored."""
     images, targets, regions = [], [], []
     for index, epoch in batch:
-        image, target, proposed = examples.image(index), examples.target(index), examples.regions(index)
-        if image is None:
+        inputs = _inputs(examples, proposals, index)
+        if inputs is None:
             continue
+        image, proposed = inputs
+        objects = examples.voc.objects[index]
+        clear = ~objects.difficult
+        boxes = torch.from_numpy(objects.boxes[clear]).to(image.device)
+        labels = torch.from_numpy(objects.labels[clear] + 1).to(image.device)  # 0 is the background
         if flip_seed is not None and int(torch.randint(2, (), generator=seeded(flip_seed, FLIP, index, epoch))):
             width = image.shape[2]
-            image = image.flip(2)
-            target["boxes"] = mirror_boxes(target["boxes"], width)
+            image, boxes = image.flip(2), mirror_boxes(boxes, width)
             proposed = None if proposed is None else mirror_boxes(proposed, width)
         images.append(image)
-        targets.append(target)
+        targets.append({"boxes": boxes, "labels": labels})
         regions.append(proposed)
     if not images:
         return None
-    losses = detector(images, targets, None if examples.proposals is None else regions)
+    losses = detector(images, targets, None if proposals is None else regions)
     return torch.stack(list(losses.values())).sum()
 
 
@@ -299,15 +259,18 @@ def mirror_boxes(boxes: Tensor, width: int) -> Tensor:
 
 
 @torch.no_grad()
-def _score(detector: Detector, examples: DetectionImages, rule: DetectionRule, screen: Screen) -> dict[str, float]:
+def _score(
+    detector: Detector, examples: Examples, proposals: Proposals, rule: DetectionRule, screen: Screen
+) -> dict[str, float]:
     """`map` and ap_CLASS on all images of a split; objects on images that cannot be decoded do not count."""
     found, truth = [], []
     with screen.bar("test images", len(examples.voc)) as bar:
         for index, objects in enumerate(examples.voc.objects):
-            image, regions = examples.image(index), examples.regions(index)
+            inputs = _inputs(examples, proposals, index)
             bar()
-            if image is None:
+            if inputs is None:
                 continue
+            image, regions = inputs
             (output,) = detector([image], None, None if regions is None else [regions])
             boxes, labels, scores = (output[name].cpu().numpy() for name in ("boxes", "labels", "scores"))
             found.append(Detections(boxes, labels - 1, scores))

@@ -134,9 +134,11 @@ class RegionPool(nn.Module):
         stride, first = self.grid.stride, self.grid.first
         if self.kind == "max":
             shift = boxes[0].new_tensor([-first, -first, -first - 1, -first - 1])
-            return roi_pool(cells, [box + shift for box in boxes], self.side, 1 / stride)
+            pooled: Tensor = roi_pool(cells, [box + shift for box in boxes], self.side, 1 / stride)
+            return pooled
         moved = [box + (stride / 2 - 0.5 - first) for box in boxes]
-        return roi_align(cells, moved, self.side, 1 / stride, sampling_ratio=2, aligned=True)
+        aligned: Tensor = roi_align(cells, moved, self.side, 1 / stride, sampling_ratio=2, aligned=True)
+        return aligned
 
 
 class Pyramid(nn.Module):

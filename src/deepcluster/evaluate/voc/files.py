@@ -8,12 +8,11 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import tarfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from deepcluster.data import storage
+from deepcluster.data import archive, storage
 from deepcluster.errors import BadImage, DeepClusterError
 
 FOLDERS = ("Annotations", "ImageSets", "JPEGImages", "SegmentationClass")
@@ -22,10 +21,10 @@ FOLDERS = ("Annotations", "ImageSets", "JPEGImages", "SegmentationClass")
 
 @dataclass(frozen=True)
 class Entry:
-    """Where the content of one file is: `length` bytes from byte `offset` of `place`, a path or URL."""
+    """Where the content of one file is: `length` bytes of the file `place`, or of a member of the archive `place`."""
 
     place: str
-    offset: int
+    offset: int | None
     length: int
     stamp: str
 
@@ -56,13 +55,12 @@ class VOCFiles:
         entry = self._entries.get(path)
         if entry is None:
             raise BadImage("there is no such file")
+        if entry.offset is not None:
+            return archive.read_member(entry.place, entry.offset, entry.length)
         try:
-            data = storage.read_range(entry.place, entry.offset, entry.length)
+            return storage.read_range(entry.place, 0, entry.length)
         except OSError as error:
             raise BadImage(error.strerror or str(error)) from None
-        if len(data) < entry.length:
-            raise BadImage("cut off: the file ends before its content does")
-        return data
 
     def fingerprint(self, paths: Sequence[str | None]) -> str:
         """Hex digest of the names, places and modification times of files, in this order."""
@@ -89,7 +87,7 @@ def open_files(source: str | os.PathLike[str]) -> VOCFiles:
         raise DeepClusterError(f"There is no VOC set {name}: give the folder VOC2007 or a .tar that holds it.")
     members: dict[str, Entry] = {}
     for place in storage.expand(name):
-        members |= _scan_tar(place)
+        members |= _scan_archive(place)
     root = _only_root(name, _roots_among(members))
     prefix = f"{root}/" if root else ""
     return VOCFiles(name, {path[len(prefix) :]: at for path, at in members.items() if path.startswith(prefix)})
@@ -150,26 +148,18 @@ def _scan_folder(root: Path) -> dict[str, Entry]:
     for place in places:
         with contextlib.suppress(OSError):  # a broken link: its image is reported as missing
             size, stamp = storage.stat(place)
-            found[Path(place).relative_to(root).as_posix()] = Entry(place, 0, size, stamp)
+            found[Path(place).relative_to(root).as_posix()] = Entry(place, None, size, stamp)
     return found
 
 
-def _scan_tar(place: str) -> dict[str, Entry]:
-    """Every plain file of an uncompressed tar file; of one that is cut short, those before the cut."""
-    found: dict[str, Entry] = {}
-    try:
-        stamp = str(storage.stat(place))
-        with storage.open_stream(place) as stream, tarfile.open(fileobj=stream, mode="r:") as archive:
-            for member in archive:
-                archive.members = []  # type: ignore[attr-defined]  # else every header stays in memory
-                if member.isreg() and not member.issparse():
-                    found[member.name.removeprefix("./")] = Entry(place, member.offset_data, member.size, stamp)
-    except OSError as error:
-        raise DeepClusterError(f"{place} cannot be read ({error.strerror or error}): check its name.") from error
-    except (tarfile.TarError, EOFError, ValueError) as error:
-        if not found:
-            raise DeepClusterError(
-                f"{place} is neither a folder nor an uncompressed tar file ({error}): unpack it, or repack it as a"
-                " plain .tar."
-            ) from error
-    return found
+def _scan_archive(place: str) -> dict[str, Entry]:
+    """Every plain file of an archive; of one that is cut short, those before the cut."""
+    advice = "unpack it, or repack it as a plain .tar"
+    if archive.find_format(place) is None:
+        raise DeepClusterError(f"{place} is neither a folder nor a .tar file: {advice}.")
+    members = archive.scan(place, lambda name: True)
+    if not members.names:
+        raise DeepClusterError(f"{place} {members.trouble or 'is empty'}: {advice}.")
+    stamp = str(storage.stat(place))
+    places = zip(members.names, members.offsets.tolist(), members.lengths.tolist(), strict=True)
+    return {name: Entry(place, offset, length, stamp) for name, offset, length in places}

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,28 +16,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from deepcluster.data.cache import Pixels
 from deepcluster.engine.checkpoint import undisturbed
 from deepcluster.engine.log import Screen
 from deepcluster.errors import BadImage, DeepClusterError
-from deepcluster.evaluate.result import Result, mean_and_std
+from deepcluster.evaluate.result import Result
 from deepcluster.evaluate.voc.annotation import VOID
-from deepcluster.evaluate.voc.dataset import VOC, open_voc
-from deepcluster.evaluate.voc.maps import freeze_batch_norms
+from deepcluster.evaluate.voc.dataset import open_voc
 from deepcluster.evaluate.voc.segmenter import Segmenter, build_segmenter, save_segmenter
 from deepcluster.evaluate.voc.training import (
-    BUILD,
+    Examples,
     SGDConfig,
     Trained,
-    calibrated_copy,
     check_choice,
-    load_split,
     normalize,
-    read_image,
-    train_draws,
+    train_and_score,
 )
 from deepcluster.models.alexnet import ConvThenLinear
-from deepcluster.random import seed_of, seeded
+from deepcluster.random import seeded
 
 if TYPE_CHECKING:
     from deepcluster.engine.subject import Subject
@@ -53,54 +48,6 @@ class CropConfig:
     crop: int = 480
     scale: tuple[float, float] = (0.5, 1.5)
     flip: bool = True
-
-
-@dataclass(frozen=True)
-class SegmentationImages:
-    """Images of a split with their masks, as tensors on `device`.
-
-    Attributes:
-        bad: index -> reason, of those that could not be read with their masks.
-    """
-
-    voc: VOC
-    pixels: Pixels
-    device: str
-    bad: dict[int, str] = field(default_factory=dict)
-
-    def read(self, index: int) -> tuple[Tensor, Tensor] | None:
-        """(3, H, W) and (H, W), both uint8; None, and a reason in `bad`, where one of them cannot be read."""
-        image = read_image(self.pixels, index, self.device)
-        try:
-            if image is None:
-                raise BadImage(self.pixels.bad[index])
-            mask = self.voc.mask(index)
-            if image.shape[1:] != mask.shape:
-                raise BadImage(f"its mask has {mask.shape} pixels and not {tuple(image.shape[1:])}")
-        except BadImage as error:
-            self.bad[index] = str(error)
-            return None
-        return image, torch.from_numpy(mask).to(image.device)
-
-    def trainable(self, screen: Screen) -> list[int]:
-        """The images that can be read with their masks.
-
-        Raises:
-            DeepClusterError: there is none.
-        """
-        found = []
-        with screen.bar("masks", len(self.voc)) as bar:
-            for index in range(len(self.voc)):
-                if self.read(index) is not None:
-                    found.append(index)
-                bar()
-        if not found:
-            index, reason = next(iter(self.bad.items()))
-            raise DeepClusterError(
-                f"No image of {self.voc.images.name} can be read with its mask ({self.voc.ids[index]}: {reason}): check"
-                " that the set has its SegmentationClass."
-            )
-        return found
 
 
 def voc_segmentation(
@@ -169,65 +116,60 @@ def voc_segmentation(
     test_voc = open_voc(test or data, test_split, "segmentation", voc.classes)
     with undisturbed():  # refuses now what it would refuse later
         finest = build_segmenter(subject.backbone, voc.classes, stride=stride, redraw=redraw).maps.maps[0].grid.stride
-    learned, tested = (
-        SegmentationImages(part, load_split(part, subject, screen), subject.device) for part in (voc, test_voc)
-    )
-    images = learned.trainable(screen)
-    settings = {
-        "data": str(data),
-        "split": split,
-        "test": str(test or data),
-        "test_split": test_split,
-        "images_data": len(images),
-        "images_test": len(test_voc),
-        "classes": list(voc.classes),
-        "stride": finest,
-        "redraw": redraw,
-        **dataclasses.asdict(crops),
-        **dataclasses.asdict(sgd),
-        "train": train,
-        "seed": seed,
-        "draws": draws,
-        "backbone": subject.backbone.config,
-    }
-
-    def build(seed: int) -> Segmenter:
-        with undisturbed():
-            torch.manual_seed(seed_of(seed, BUILD))
-            backbone = calibrated_copy(subject, learned.pixels, images, seed)
-            segmenter = build_segmenter(backbone, voc.classes, stride=stride, redraw=redraw).to(subject.device)
-        segmenter.maps.requires_grad_(train == "all")
-        freeze_batch_norms(segmenter.maps)
-        return segmenter
-
-    finished = train_draws(
+    learned, tested = (Examples(part, subject, screen) for part in (voc, test_voc))
+    with screen.bar("masks", len(voc)) as bar:
+        images = []
+        for index in range(len(voc)):
+            if _with_mask(learned, index) is not None:
+                images.append(index)
+            bar()
+    if not images:
+        index, reason = next(iter(learned.bad.items()))
+        raise DeepClusterError(
+            f"No image of {voc.images.name} can be read with its mask ({voc.ids[index]}: {reason}): check that the set"
+            " has its SegmentationClass."
+        )
+    settings = {"stride": finest, "redraw": redraw, **dataclasses.asdict(crops)}
+    weights = "every weight is trained" if train == "all" else "the convolutions are frozen"
+    return train_and_score(
         "voc-segmentation",
+        f"a fully convolutional network with scores of stride {finest}, {weights}, batch-norm frozen; IoU of each class"
+        " over all pixels of all test images, void left out; classes nowhere present are left out of the mean",
         subject,
-        [settings, voc.images.fingerprint(), test_voc.images.fingerprint()],
+        learned,
+        tested,
         images,
         sgd,
+        settings,
+        trained=train,
         draws=draws,
         seed=seed,
         screen=screen,
-        build=build,
+        build=lambda backbone: build_segmenter(backbone, voc.classes, stride=stride, redraw=redraw),
         loss=lambda segmenter, seed, batch: _loss(segmenter, learned, crops, seed, batch),
         score=lambda segmenter: _score(segmenter, tested, screen),
         save=save_segmenter,
     )
-    settings["left_out"] = {
-        part.voc.images.path(index): reason for part in (learned, tested) for index, reason in part.bad.items()
-    }
-    weights = "every weight is trained" if train == "all" else "the convolutions are frozen"
-    settings["protocol"] = (
-        f"a fully convolutional network with scores of stride {finest}, {weights}, batch-norm frozen; IoU of each class"
-        " over all pixels of all test images, void left out; classes nowhere present are left out of the mean"
-    )
-    return Result("voc-segmentation", settings, mean_and_std(finished), finished if draws > 1 else [])
+
+
+def _with_mask(examples: Examples, index: int) -> tuple[Tensor, Tensor] | None:
+    """(3, H, W) and (H, W), both uint8; None, and a reason in `bad`, where one of them cannot be read."""
+    image = examples.image(index)
+    if image is None:
+        return None
+    try:
+        mask = examples.voc.mask(index)
+        if image.shape[1:] != mask.shape:
+            raise BadImage(f"its mask has {mask.shape} pixels and not {tuple(image.shape[1:])}")
+    except BadImage as error:
+        examples.bad[index] = str(error)
+        return None
+    return image, torch.from_numpy(mask).to(image.device)
 
 
 def _loss(
     segmenter: Segmenter,
-    examples: SegmentationImages,
+    examples: Examples,
     crops: CropConfig,
     seed: int,
     batch: Sequence[tuple[int, int]],
@@ -235,7 +177,7 @@ def _loss(
     """Mean cross-entropy of the pixels that are not void, of (image, epoch) pairs."""
     images, masks = [], []
     for index, epoch in batch:
-        pair = examples.read(index)
+        pair = _with_mask(examples, index)
         if pair is not None:
             image, mask = random_crop(*pair, crops, segmenter.mean, segmenter.std, seeded(seed, CROP, index, epoch))
             images.append(image)
@@ -286,13 +228,13 @@ def _window(side: int, size: int, generator: torch.Generator) -> tuple[slice, sl
 
 
 @torch.no_grad()
-def _score(segmenter: Segmenter, examples: SegmentationImages, screen: Screen) -> dict[str, float]:
+def _score(segmenter: Segmenter, examples: Examples, screen: Screen) -> dict[str, float]:
     """`miou`, `pixel_accuracy` and iou_CLASS over all pixels of a split, each image whole and at its own size."""
     names = ["background", *segmenter.classes]
     counts = np.zeros((len(names), len(names)), np.int64)
     with screen.bar("test images", len(examples.voc)) as bar:
         for index in range(len(examples.voc)):
-            pair = examples.read(index)
+            pair = _with_mask(examples, index)
             if pair is not None:
                 image, mask = pair
                 guess = segmenter(normalize(image[None], segmenter.mean, segmenter.std))[0].argmax(0)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Generator, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
@@ -18,12 +18,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from deepcluster.data.cache import Pixels, load_pixels
+from deepcluster.engine.checkpoint import undisturbed
 from deepcluster.engine.log import Screen
 from deepcluster.errors import DeepClusterError
+from deepcluster.evaluate.result import Result, mean_and_std
 from deepcluster.evaluate.trainer import train
 from deepcluster.evaluate.voc.dataset import VOC
-from deepcluster.evaluate.voc.maps import calibrate_batch_norms, trainable_copy
-from deepcluster.random import seeded
+from deepcluster.evaluate.voc.maps import calibrate_batch_norms, freeze_batch_norms, trainable_copy
+from deepcluster.random import seed_of, seeded
 from deepcluster.resume import ResumeFile
 
 if TYPE_CHECKING:
@@ -97,10 +99,22 @@ def load_split(voc: VOC, subject: Subject, screen: Screen, short_side: int | Non
         )
 
 
-def read_image(pixels: Pixels, index: int, device: str) -> Tensor | None:
-    """(3, H, W) uint8; None where the image is missing or broken."""
-    (image,) = pixels.gather(np.array([index]))
-    return None if image is None else torch.from_numpy(image.copy()).to(device).permute(2, 0, 1)
+class Examples:
+    """Images of a split as tensors, decoded once where there is room to keep them.
+
+    Attributes:
+        bad: index -> reason, of the images that are left out.
+    """
+
+    def __init__(self, voc: VOC, subject: Subject, screen: Screen) -> None:
+        self.voc, self.device = voc, subject.device
+        self.pixels = load_split(voc, subject, screen)
+        self.bad = self.pixels.bad
+
+    def image(self, index: int) -> Tensor | None:
+        """(3, H, W) uint8; None where it is missing or broken."""
+        (image,) = self.pixels.gather(np.array([index]))
+        return None if image is None else torch.from_numpy(image.copy()).to(self.device).permute(2, 0, 1)
 
 
 def normalize(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
@@ -109,13 +123,13 @@ def normalize(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Te
     return (values - values.new_tensor(mean)[:, None, None]) / values.new_tensor(std)[:, None, None]
 
 
-def calibrated_copy(subject: Subject, pixels: Pixels, images: Sequence[int], seed: int) -> Backbone:
+def calibrated_copy(subject: Subject, examples: Examples, images: Sequence[int], seed: int) -> Backbone:
     """A copy of the subject's backbone on its device; batch-norm that was never trained has the statistics of some of
     the images, see `calibrate_batch_norms`."""
     backbone = trainable_copy(subject.backbone).to(subject.device)
     size = (backbone.image_size, backbone.image_size)
     order = torch.randperm(len(images), generator=seeded(seed, CALIBRATION)).tolist()
-    chosen = (read_image(pixels, images[position], subject.device) for position in order[:CALIBRATION])
+    chosen = (examples.image(images[position]) for position in order[:CALIBRATION])
     resized = [
         F.interpolate(normalize(image[None], backbone.mean, backbone.std), size, mode="bilinear", antialias=True)
         for image in chosen
@@ -142,49 +156,73 @@ def shuffled_batches(
         yield list(itertools.islice(pairs, batch))
 
 
-def train_draws(
+def train_and_score(
     protocol: str,
+    sentence: str,
     subject: Subject,
-    depends_on: Any,
+    learned: Examples,
+    tested: Examples,
     images: Sequence[int],
-    config: SGDConfig,
+    sgd: SGDConfig,
+    settings: dict[str, Any],
     *,
+    trained: Trained,
     draws: int,
     seed: int,
     screen: Screen,
-    build: Callable[[int], Network],
+    build: Callable[[Backbone], Network],
     loss: Callable[[Network, int, list[tuple[int, int]]], Tensor | None],
     score: Callable[[Network], dict[str, float]],
     save: Callable[[Network, Path], object],
-) -> list[dict[str, float]]:
+) -> Result:
     """Trains, scores and saves one network for each of the seeds that follow `seed`; killed, it continues to the bit.
 
     Args:
-        depends_on: all that the scores depend on, but the backbone's weights.
+        protocol, sentence: its name and, in words, what is scored.
         images: indices of training images.
-        build: seed -> network before training.
+        settings: all else that the scores depend on.
+        trained: what is trained; the rest of `Network.maps` is frozen.
+        build: backbone -> network before training.
         loss: network, seed and (image, epoch) pairs -> loss, if there is one.
         score: scores of a trained network.
         save: network, file.
-
-    Returns:
-        The scores of each draw.
 
     Raises:
         DeepClusterError: the loss is not finite, or the file of the stopped evaluation is damaged.
         Interrupted: Ctrl-C; the state is saved.
     """
-    resume = ResumeFile(subject.results / f"{protocol}.state", [depends_on, subject.backbone], say=screen.say)
+    settings = {
+        "data": learned.voc.name,
+        "split": learned.voc.split,
+        "test": tested.voc.name,
+        "test_split": tested.voc.split,
+        "images_data": len(images),
+        "images_test": len(tested.voc),
+        "classes": list(learned.voc.classes),
+        **settings,
+        **asdict(sgd),
+        "train": trained,
+        "seed": seed,
+        "draws": draws,
+        "backbone": subject.backbone.config,
+    }
+    fingerprints = [part.voc.images.fingerprint() for part in (learned, tested)]
+    file = subject.results / f"{protocol}.state"
+    resume = ResumeFile(file, [settings, fingerprints, subject.backbone], say=screen.say)
 
     def one_draw(draw: int) -> dict[str, float]:
-        network = build(seed + draw)
+        with undisturbed():
+            torch.manual_seed(seed_of(seed + draw, BUILD))
+            network = build(calibrated_copy(subject, learned, images, seed + draw)).to(subject.device)
+        network.get_submodule("maps").requires_grad_(trained == "all")
+        freeze_batch_norms(network.get_submodule("maps"))
         train(
             [network],
-            config.optimizer(network),
-            partial(shuffled_batches, images, config.batch, seed + draw),
+            sgd.optimizer(network),
+            partial(shuffled_batches, images, sgd.batch, seed + draw),
             lambda batch, step: loss(network, seed + draw, batch),
-            steps=config.iterations,
-            learning_rate=lambda step, group: config.learning_rate(step) * group["factor"],
+            steps=sgd.iterations,
+            learning_rate=lambda step, group: sgd.learning_rate(step) * group["factor"],
             seed=seed + draw,
             resume=resume,
             screen=screen,
@@ -196,4 +234,8 @@ def train_draws(
 
     finished = [resume.run(f"draw {draw}", partial(one_draw, draw)) for draw in range(draws)]
     resume.remove()
-    return finished
+    settings["left_out"] = {
+        part.voc.images.path(index): reason for part in (learned, tested) for index, reason in part.bad.items()
+    }
+    settings["protocol"] = sentence
+    return Result(protocol, settings, mean_and_std(finished), finished if draws > 1 else [])
