@@ -159,7 +159,7 @@ def test_ten_crops_average_softmax(tmp_path: Path) -> None:
     result = linear(net, train, test, crops=10, **(QUICK | {"taps": ("conv3",)}))
     probe = probe_of(result)
     own = probe.classifiers["conv3"]
-    views = TenCrop(16, net.backbone.mean, net.backbone.std)(list(test.pictures), seeded(0))
+    views = TenCrop(16, net.backbone.mean, net.backbone.std)(list(test.images), seeded(0))
     frozen = FrozenFeatures(net.backbone, {"conv3": own.pooling})
     mean = sum(apply_layers(own.layers, frozen(view)["conv3"]).softmax(1) for view in views) / 10
     right = (mean.argmax(1).numpy() == test.labels).mean()

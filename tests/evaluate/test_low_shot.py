@@ -67,7 +67,7 @@ def test_share_of_the_labels_is_of_each_class(tmp_path: Path) -> None:
     net, test = subject(tmp_path), stripes(30, 1)
     whole = stripes(120)
     rows = np.concatenate([np.flatnonzero(whole.labels == k)[:n] for k, n in enumerate((40, 20, 3))])
-    train = Arrays("uneven", whole.pictures[rows], whole.labels[rows], whole.classes)
+    train = Arrays("uneven", whole.images[rows], whole.labels[rows], whole.classes)
     result = low_shot(net, train, test, fraction=(0.1, 0.5), draws=2)
     sizes = {draw["of"]: np.bincount(train.labels[draw["images"]]).tolist() for draw in result.draws}
     assert sizes == {"fraction_0.1": [4, 2, 1], "fraction_0.5": [20, 10, 2]}

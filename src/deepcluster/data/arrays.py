@@ -19,11 +19,11 @@ HASHED = 1 << 30
 
 
 class Arrays:
-    """An `ImageSource` over uint8 pictures in memory or in a memory-mapped file.
+    """An `ImageSource` over uint8 images in memory or in a memory-mapped file.
 
     Args:
         name: as the user wrote the source.
-        pictures: (N, H, W), (N, H, W, C) or a list of (H, W[, C]), uint8, C in {1, 3, 4}.
+        images: (N, H, W), (N, H, W, C) or a list of (H, W[, C]), uint8, C in {1, 3, 4}.
         labels: (N,) int64 or None.
         classes: class names.
         prefix: what `path` puts before the four-digit index.
@@ -33,7 +33,7 @@ class Arrays:
     def __init__(
         self,
         name: str,
-        pictures: np.ndarray | Sequence[np.ndarray],
+        images: np.ndarray | Sequence[np.ndarray],
         labels: np.ndarray | None = None,
         classes: tuple[str, ...] = (),
         *,
@@ -41,7 +41,7 @@ class Arrays:
         stamp: str = "",
     ) -> None:
         self.name = name
-        self.pictures = pictures
+        self.images = images
         self.labels = labels
         self.classes = classes
         self._prefix = name if prefix is None else prefix
@@ -49,34 +49,34 @@ class Arrays:
 
     @property
     def block(self) -> np.ndarray | None:
-        """(N, H, W, 3) uint8 when the pictures lie ready like that, so that no copy need be made; else None."""
-        pictures = self.pictures
-        if not isinstance(pictures, np.ndarray) or pictures.ndim != 4 or pictures.shape[3] != 3:
+        """(N, H, W, 3) uint8 when the images lie ready like that, so that no copy need be made; else None."""
+        images = self.images
+        if not isinstance(images, np.ndarray) or images.ndim != 4 or images.shape[3] != 3:
             return None
-        return pictures if pictures.flags.c_contiguous else None
+        return images if images.flags.c_contiguous else None
 
     def __len__(self) -> int:
-        return len(self.pictures)
+        return len(self.images)
 
     def path(self, index: int) -> str:
         return f"{self._prefix}/{index:04d}"
 
     def read(self, index: int, short_side: int | None = None) -> np.ndarray:
-        picture = np.asarray(self.pictures[index])
-        if picture.ndim == 3 and picture.shape[2] == 1:
-            picture = picture[..., 0]
-        large = short_side is not None and min(picture.shape[:2]) > short_side
-        if picture.ndim == 3 and picture.shape[2] == 3 and not large:
-            return picture
-        if picture.ndim == 2 and not large:
-            return np.repeat(picture[..., None], 3, 2)
-        return np.asarray(shrink(to_rgb(Image.fromarray(np.ascontiguousarray(picture))), short_side))
+        image = np.asarray(self.images[index])
+        if image.ndim == 3 and image.shape[2] == 1:
+            image = image[..., 0]
+        large = short_side is not None and min(image.shape[:2]) > short_side
+        if image.ndim == 3 and image.shape[2] == 3 and not large:
+            return image
+        if image.ndim == 2 and not large:
+            return np.repeat(image[..., None], 3, 2)
+        return np.asarray(shrink(to_rgb(Image.fromarray(np.ascontiguousarray(image))), short_side))
 
     def fingerprint(self) -> str:
-        arrays = [self.pictures] if isinstance(self.pictures, np.ndarray) else self.pictures
+        arrays = [self.images] if isinstance(self.images, np.ndarray) else self.images
         total = sum(array.nbytes for array in arrays)
         step = max(1, -(-total // HASHED))
-        return digest(len(self), self._stamp, *(self.pictures[k] for k in range(0, len(self), step)))
+        return digest(len(self), self._stamp, *(self.images[k] for k in range(0, len(self), step)))
 
 
 def open_digits() -> ImageSource:
@@ -94,26 +94,26 @@ def open_npy(name: str) -> ImageSource:
     file = Path(name).expanduser()
     try:
         # Copy-on-write rather than read-only: torch warns at every read-only array it is shown.
-        pictures = np.load(file, mmap_mode="c", allow_pickle=False)
+        images = np.load(file, mmap_mode="c", allow_pickle=False)
     except (ValueError, OSError, EOFError) as error:
         raise DeepClusterError(
             f"{name} cannot be read as a NumPy array ({error}): save uint8 images (N, H, W[, C]) with numpy.save"
         ) from None
     state = file.stat()
-    _check(pictures, name)
-    return Arrays(name, pictures, prefix=file.stem, stamp=f"{state.st_size} {state.st_mtime_ns}")
+    _check(images, name)
+    return Arrays(name, images, prefix=file.stem, stamp=f"{state.st_size} {state.st_mtime_ns}")
 
 
 def open_array(array: Any, name: str) -> ImageSource:
     """An array or tensor (N, H, W[, C]): uint8, bool, or float in [0, 1]."""
-    pictures = _as_uint8(np.asarray(array), name)
-    _check(pictures, name)
-    return Arrays(name, pictures)
+    images = _as_uint8(np.asarray(array), name)
+    _check(images, name)
+    return Arrays(name, images)
 
 
 def open_list(items: Sequence[Any]) -> ImageSource:
     """A list of arrays or Pillow images, each of its own size (H, W[, C])."""
-    pictures = []
+    images = []
     for k, item in enumerate(items):
         array = np.asarray(to_rgb(item)) if isinstance(item, Image.Image) else np.asarray(item)
         if array.dtype.kind in "OUS":
@@ -122,8 +122,8 @@ def open_list(items: Sequence[Any]) -> ImageSource:
             )
         array = _as_uint8(array, f"item {k} of the list of images")
         _check(array[None], f"item {k} of the list of images", one=True)
-        pictures.append(array)
-    return Arrays("list", pictures)
+        images.append(array)
+    return Arrays("list", images)
 
 
 def _as_uint8(array: np.ndarray, name: str) -> np.ndarray:
@@ -140,17 +140,17 @@ def _as_uint8(array: np.ndarray, name: str) -> np.ndarray:
     return array
 
 
-def _check(pictures: np.ndarray, name: str, one: bool = False) -> None:
+def _check(images: np.ndarray, name: str, one: bool = False) -> None:
     """One sentence when (N, H, W[, C]) uint8 is not what there is."""
     wanted = "(H, W) or (H, W, C)" if one else "(N, H, W) or (N, H, W, C)"
-    shape = tuple(pictures.shape[1:] if one else pictures.shape)
-    if pictures.dtype != np.uint8:
-        raise DeepClusterError(f"{name} holds {pictures.dtype} values: images must be uint8, 0 … 255")
-    if pictures.ndim == 4 and pictures.shape[3] not in (1, 3, 4) and pictures.shape[1] in (1, 3):
+    shape = tuple(images.shape[1:] if one else images.shape)
+    if images.dtype != np.uint8:
+        raise DeepClusterError(f"{name} holds {images.dtype} values: images must be uint8, 0 … 255")
+    if images.ndim == 4 and images.shape[3] not in (1, 3, 4) and images.shape[1] in (1, 3):
         raise DeepClusterError(f"{name} has shape {shape}, channels first: move them last, {wanted}")
-    if not one and pictures.ndim == 3 and pictures.shape[2] in (1, 3, 4):
+    if not one and images.ndim == 3 and images.shape[2] in (1, 3, 4):
         raise DeepClusterError(f"{name} has shape {shape}, which looks like a single image: give {wanted}")
-    if pictures.ndim not in (3, 4) or (pictures.ndim == 4 and pictures.shape[3] not in (1, 3, 4)):
+    if images.ndim not in (3, 4) or (images.ndim == 4 and images.shape[3] not in (1, 3, 4)):
         raise DeepClusterError(f"{name} has shape {shape}: images must be {wanted} with C = 1, 3 or 4")
-    if 0 in pictures.shape:
+    if 0 in images.shape:
         raise DeepClusterError(f"{name} has shape {shape}: there is no image in it")

@@ -1,6 +1,6 @@
-"""A batch of pictures in, a batch of views out: crop, flip, affine, color, blur, normalize.
+"""A batch of images in, a batch of views out: crop, flip, affine, color, blur, normalize.
 
-Pictures become float late, and are worked on in blocks that fit a core's cache. For the same draw every step
+Images become float late, and are worked on in blocks that fit a core's cache. For the same draw every step
 equals torchvision's functional one. This file knows nothing of sources, caches or epochs.
 """
 
@@ -17,7 +17,7 @@ from deepcluster.data.color import Recolor
 from deepcluster.data.resample import crop_resize, resize_center
 from deepcluster.data.views import BLOCK, IMAGENET_MEAN, IMAGENET_STD, Draw, ViewGroup
 
-#: Float values that a block of pictures may have so that it stays in a core's cache.
+#: Float values that a block of images may have so that it stays in a core's cache.
 CACHED = 150_000
 #: Edge of torchvision's blur kernel as a share of the view, as in SimCLR (arXiv 2002.05709, appendix A).
 BLUR_KERNEL = 0.1
@@ -115,7 +115,7 @@ def _normalize(x: Tensor, out: Tensor, mean: Sequence[float], std: Sequence[floa
 
 
 def affine(x: Tensor, numbers: np.ndarray) -> Tensor:
-    """Rotate, shift, zoom and shear each picture about its center, bilinear, black outside.
+    """Rotate, shift, zoom and shear each image about its center, bilinear, black outside.
 
     Args:
         x: (n, 3, S, S) float32.
@@ -130,14 +130,14 @@ def affine(x: Tensor, numbers: np.ndarray) -> Tensor:
     inverse = np.stack([d, -b, -c, a], 1) / scale[:, None]
     theta = np.zeros((len(x), 2, 3))
     theta[:, :, :2] = inverse.reshape(-1, 2, 2)
-    shift = np.stack([right, down], 1) * (2 / size)  # in the grid's units: the picture spans -1 … 1
+    shift = np.stack([right, down], 1) * (2 / size)  # in the grid's units: the image spans -1 … 1
     theta[:, :, 2] = -np.einsum("nij,nj->ni", theta[:, :, :2], shift)
     grid = F.affine_grid(torch.from_numpy(theta).float().to(x.device), list(x.shape), align_corners=False)
     return F.grid_sample(x, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
 
 
 def blur(x: Tensor, sigma: float) -> Tensor:
-    """Gaussian blur of one picture (3, S, S) with `sigma` in pixels, edges reflected."""
+    """Gaussian blur of one image (3, S, S) with `sigma` in pixels, edges reflected."""
     size = x.shape[-1]
     radius = min(max(1, round(size * BLUR_KERNEL / 2)), size - 1)
     steps = torch.arange(-radius, radius + 1, dtype=torch.float32, device=x.device)

@@ -1,6 +1,6 @@
 """Color jitter of many images at once, equal to torchvision's `adjust_*` functions for the same factors.
 
-Pictures are float planes in 0 … 255 and change in place. Scratch space is made once, since fresh memory costs
+Images are float planes in 0 … 255 and change in place. Scratch space is made once, since fresh memory costs
 more than the arithmetic.
 """
 
@@ -17,11 +17,11 @@ LUMA = (0.2989, 0.587, 0.114)
 
 
 class Recolor:
-    """Changes blocks of pictures on one device.
+    """Changes blocks of images on one device.
 
     Args:
-        images: most pictures in a block.
-        pixels: of each picture.
+        images: most images in a block.
+        pixels: of each image.
         device: where they lie.
     """
 
@@ -61,7 +61,7 @@ class Recolor:
         flat.mul_(factor[:, None, None]).add_(luma[:, None]).clamp_(0, 255)
 
     def gray_(self, x: Tensor, chosen: np.ndarray) -> None:
-        """All three channels of the `chosen` (n,) bool pictures become luma."""
+        """All three channels of the `chosen` (n,) bool images become luma."""
         rows = torch.from_numpy(np.flatnonzero(chosen)).to(x.device)
         if len(rows):
             flat = x.view(len(x), 3, -1)

@@ -1,4 +1,4 @@
-"""Bytes in, picture out: (H, W, 3) uint8 RGB as a person would see it, or `BadImage` with a reason.
+"""Bytes in, image out: (H, W, 3) uint8 RGB as a person would see it, or `BadImage` with a reason.
 
 This file knows image formats; it knows nothing of folders, indices or caches.
 """
@@ -14,13 +14,13 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 
 from deepcluster.errors import BadImage
 
-#: Formats that are pictures; left out are those that run other programs (EPS) or are documents.
+#: Formats that are images; left out are those that run other programs (EPS) or are documents.
 FORMATS = (
     "JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "MPO", "JPEG2000", "AVIF", "TGA", "ICO", "PCX", "SGI", "DDS",
 )  # fmt: skip
 
 ORIENTATION = 0x0112  # EXIF tag
-#: EXIF orientation -> how the stored picture is turned so that it stands upright.
+#: EXIF orientation -> how the stored image is turned so that it stands upright.
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -33,11 +33,11 @@ UPRIGHT = {
 
 
 def decode(data: bytes | str | Path, short_side: int | None = None) -> np.ndarray:
-    """The picture in `data`: (H, W, 3) uint8 RGB, upright, on white where it is transparent.
+    """The image in `data`: (H, W, 3) uint8 RGB, upright, on white where it is transparent.
 
     Args:
         data: the bytes of a file, or its path.
-        short_side: in pixels; a larger picture is shrunk so that its shorter side has this length
+        short_side: in pixels; a larger image is shrunk so that its shorter side has this length
             (antialiased), a smaller one is left alone.
 
     Raises:
@@ -92,14 +92,14 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return picture.transpose(UPRIGHT[orientation]) if orientation in UPRIGHT else picture
 
 
-def shrink(picture: Image.Image, short_side: int | None) -> Image.Image:
-    """`picture`, shrunk (antialiased bilinear) to a shorter side of `short_side` pixels; never enlarged."""
-    width, height = picture.size
+def shrink(image: Image.Image, short_side: int | None) -> Image.Image:
+    """`image`, shrunk (antialiased bilinear) to a shorter side of `short_side` pixels; never enlarged."""
+    width, height = image.size
     if short_side is None or min(width, height) <= short_side:
-        return picture
+        return image
     scale = short_side / min(width, height)
     size = (max(short_side, round(width * scale)), max(short_side, round(height * scale)))
-    return picture.resize(size, Image.Resampling.BILINEAR)
+    return image.resize(size, Image.Resampling.BILINEAR)
 
 
 def _by_range(values: np.ndarray) -> np.ndarray:
@@ -118,7 +118,7 @@ def _by_range(values: np.ndarray) -> np.ndarray:
 def _orientation(image: Image.Image) -> int:
     try:
         return int(image.getexif().get(ORIENTATION, 1))
-    except Exception:  # a damaged EXIF block says nothing about the picture
+    except Exception:  # a damaged EXIF block says nothing about the image
         return 1
 
 
@@ -142,7 +142,7 @@ def _check_whole(image: Image.Image, stream: _Watched) -> None:
 def _grey_tail(image: Image.Image, data: bytes) -> bool:
     """Whether a JPEG ends in the mid-grey rows that libjpeg paints, without an error, for data it lacks.
 
-    A picture may end in that very grey by right. Then its last bytes code grey, and taking them away changes
+    An image may end in that very grey by right. Then its last bytes code grey, and taking them away changes
     nothing above; where data is missing, the last bytes code the last good part, and taking them away changes
     that. The rows must be enough to hold a whole row of blocks.
     """

@@ -1,7 +1,7 @@
-"""Crop, flip and resize many pictures to one size: antialiased bilinear, as torchvision resizes.
+"""Crop, flip and resize many images to one size: antialiased bilinear, as torchvision resizes.
 
-Two ways give the same pixels. Torch's uint8 resize takes one picture at a time, and is best on a CPU for all but
-tiny ones. Two matrix products take a whole batch, and are best for tiny pictures and on a GPU.
+Two ways give the same pixels. Torch's uint8 resize takes one image at a time, and is best on a CPU for all but
+tiny ones. Two matrix products take a whole batch, and are best for tiny images and on a GPU.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from torch import Tensor
 _resize: Any = torch._C._nn._upsample_bilinear2d_aa
 
 #: Longest side up to which a CPU resamples by products. Measured on one core, a random crop and flip to the size of
-#: the picture: 32 px 18 against 33 microseconds, 64 px about even, 112 px 270 against 110.
+#: the image: 32 px 18 against 33 microseconds, 64 px about even, 112 px 270 against 110.
 TINY = 48
-#: Pictures multiplied at a time on a CPU, so that they stay in its cache.
+#: Images multiplied at a time on a CPU, so that they stay in its cache.
 GROUP = 64
 
 
@@ -71,7 +71,7 @@ def resize_center(images: Sequence[np.ndarray], short: int, size: int, device: t
         box = np.concatenate([np.zeros_like(shapes), shapes], axis=1)
         return _by_products(images, box, np.zeros(len(images), bool), targets, corner, size, device)
     out = torch.empty((len(images), size, size, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
-    whole: dict[tuple[int, int], Tensor] = {}  # fresh memory for each resize would cost more than the resize
+    buffers: dict[tuple[int, int], Tensor] = {}  # fresh memory for each resize would cost more than the resize
     for k, (image, (height, width), (top, left)) in enumerate(
         zip(images, targets.tolist(), corner.tolist(), strict=True)
     ):
@@ -79,9 +79,9 @@ def resize_center(images: Sequence[np.ndarray], short: int, size: int, device: t
         if (height, width) == (size, size):
             _resize(_as_batch(image), [size, size], False, out=place)
             continue
-        if (height, width) not in whole:
-            whole[height, width] = torch.empty((1, height, width, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
-        resized = _resize(_as_batch(image), [height, width], False, out=whole[height, width])
+        if (height, width) not in buffers:
+            buffers[height, width] = torch.empty((1, height, width, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
+        resized = _resize(_as_batch(image), [height, width], False, out=buffers[height, width])
         place.copy_(resized[:, :, top : top + size, left : left + size])
     return out
 
@@ -104,17 +104,17 @@ def _by_products(
     size: int,
     device: torch.device,
 ) -> Tensor:
-    """Rows · picture · columns: a resize is linear in both directions, and a flip turns the columns round.
+    """Rows · image · columns: a resize is linear in both directions, and a flip reverses the columns.
 
     Each crop `box` (B, 4) is resized to `targets` (B, 2), of which `size` pixels from `corner` (B, 2) on are
-    computed. The weights of pixels outside the crop are zero, so that no picture need be cut.
+    computed. The weights of pixels outside the crop are zero, so that no image needs to be cut.
     """
-    if len({image.shape for image in images}) > 1:  # pictures of several sizes: cut, and padded to one block
+    if len({image.shape for image in images}) > 1:  # images of several sizes: cut, and padded to one block
         images, box = _padded(images, box), np.concatenate([np.zeros_like(box[:, :2]), box[:, 2:]], axis=1)
     block = torch.from_numpy(np.stack(images))
     # (5, B, 2): first pixel and pixels of the crop, pixels of the whole result, first of these that is wanted, flip
-    turned = np.stack([np.zeros_like(flip), flip], axis=1)
-    numbers = torch.from_numpy(np.stack([box[:, :2], box[:, 2:], targets, corner, turned])).float()
+    reverse = np.stack([np.zeros_like(flip), flip], axis=1)
+    numbers = torch.from_numpy(np.stack([box[:, :2], box[:, 2:], targets, corner, reverse])).float()
     if device.type == "cuda":
         block, numbers = (tensor.pin_memory().to(device, non_blocking=True) for tensor in (block, numbers))
     count, height, width, _ = block.shape
@@ -130,11 +130,11 @@ def _by_products(
         )
     )
     for first in range(0, count, step):
-        pictures = block[first : first + step].view(-1, height, width * 3).float()
-        b = len(pictures)
+        values = block[first : first + step].view(-1, height, width * 3).float()
+        b = len(values)
         _weights(numbers[:, first : first + step, 0], rows[:b], over=2)
         _weights(numbers[:, first : first + step, 1], columns[:b], over=1)
-        torch.bmm(rows[:b], pictures, out=shrunk[:b])
+        torch.bmm(rows[:b], values, out=shrunk[:b])
         planes[:b].copy_(shrunk[:b].view(b, size, width, 3).permute(0, 3, 1, 2))
         torch.bmm(planes[:b].view(b, 3 * size, width), columns[:b], out=out[first : first + step])
     return out.view(count, 3, size, size)
@@ -157,14 +157,14 @@ def _weights(numbers: Tensor, out: Tensor, over: int) -> None:
         out: (B, pixels wanted, pixels of a line), or with these two exchanged; float32, overwritten.
         over: the dimension of `out` that counts pixels of the line; weights sum to one over it.
     """
-    start, taken, target, wanted, turned = numbers[:, :, None].unbind()
+    start, taken, target, wanted, reverse = numbers[:, :, None].unbind()
     pixel = torch.arange(out.shape[over], device=out.device) + 0.5
     steps = torch.arange(out.shape[3 - over], device=out.device)
-    steps = torch.where(turned > 0, steps.flip(0), steps)  # (B, wanted)
+    steps = torch.where(reverse > 0, steps.flip(0), steps)  # (B, wanted)
     scale = taken / target
     support = scale.clamp_min(1)
     centers = (start + (wanted + steps + 0.5) * scale) / support
-    # In units of the triangle's half width; pixels outside the part lie out of everybody's reach.
+    # In units of the triangle's half width; pixels outside the part get no weight.
     pixels = torch.where((pixel > start) & (pixel < start + taken), pixel / support, 1e6)  # (B, pixels)
     torch.sub(pixels.unsqueeze(3 - over), centers.unsqueeze(over), out=out)
     out.abs_().sub_(1).clamp_max_(0)  # minus the weights: the sign goes with the division

@@ -1,7 +1,7 @@
-"""Which images an epoch shows, and in which order.
+"""The order in which an epoch shows images.
 
-A clustering may put most images into few clusters; drawing uniformly over clusters keeps the network from
-telling only those apart (arXiv 1807.05520 §3.3, "trivial parametrization").
+When most images are in few clusters, a network may learn to predict only those: the "trivial parametrization" of
+arXiv 1807.05520 §3.3. Sampling uniformly over the clusters prevents it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def epoch_order(assignment: np.ndarray | Tensor, length: int, policy: str, gener
         policy: `uniform`: each non-empty cluster equally often (counts differ by one at most), within a
             cluster without repetition until all its images have been shown, then again (§3.3).
             `images`: each image equally often, counts differing by one at most.
-            `published`: what the authors' code does in effect, see `_published`.
+            `published`: what the published code does in effect, see `_published`.
         generator: source of the draw, on the CPU.
 
     Returns:
@@ -40,7 +40,7 @@ def epoch_order(assignment: np.ndarray | Tensor, length: int, policy: str, gener
     if not len(good):
         raise DeepClusterError("no image can be drawn: none has a cluster")
     if policy == "images":
-        return good[_cycled(len(good), length, generator)]
+        return good[_permutations(len(good), length, generator)]
     # Images sorted by cluster, then by index; each cluster is a slice of them.
     by_cluster = good[torch.argsort(labels[good], stable=True)]
     sizes = torch.unique_consecutive(labels[by_cluster], return_counts=True)[1]
@@ -50,24 +50,25 @@ def epoch_order(assignment: np.ndarray | Tensor, length: int, policy: str, gener
 
 
 def _uniform(by_cluster: Tensor, sizes: Tensor, length: int, generator: torch.Generator) -> Tensor:
+    """Equally many images of each cluster, in random order."""
     clusters = len(sizes)
     shares = torch.full((clusters,), length // clusters)
     shares[torch.randperm(clusters, generator=generator)[: length % clusters]] += 1
     starts = torch.cumsum(sizes, 0) - sizes
     drawn = [
-        start + _cycled(size, share, generator)
+        start + _permutations(size, share, generator)
         for start, size, share in zip(starts.tolist(), sizes.tolist(), shares.tolist(), strict=True)
     ]
     return by_cluster[torch.cat(drawn)[torch.randperm(length, generator=generator)]]
 
 
 def _published(good: Tensor, by_cluster: Tensor, sizes: Tensor, length: int, generator: torch.Generator) -> Tensor:
-    """The authors' sampler, reproduced from its description, index slip included.
+    """The published sampler, reproduced from its description with its indexing error.
 
-    It draws int(length / m) + 1 images of each of m non-empty clusters, with repetition iff the cluster is not
-    larger than that, shuffles and cuts to `length`, all in terms of original positions. The data set it indexes,
-    though, lists the images cluster by cluster. So the picture fetched is not the one drawn, and pictures come
-    in their natural shares of clusters, some of them many times.
+    It draws int(length / m) + 1 images of each of m non-empty clusters, with replacement if the cluster is not larger
+    than that, shuffles, and cuts to `length`, all in terms of positions in the original data set. But the data set it
+    indexes lists the images cluster by cluster. So other images are fetched than were drawn: clusters keep their
+    natural shares, and some images are repeated many times.
     """
     position = torch.searchsorted(good, by_cluster)  # original positions, bad images left out
     each = length // len(sizes) + 1
@@ -82,8 +83,8 @@ def _published(good: Tensor, by_cluster: Tensor, sizes: Tensor, length: int, gen
     return by_cluster[pool]
 
 
-def _cycled(size: int, length: int, generator: torch.Generator) -> Tensor:
-    """(length,) of 0 … size-1, one permutation after another."""
+def _permutations(size: int, length: int, generator: torch.Generator) -> Tensor:
+    """(length,) numbers of 0 … size-1, one random permutation after another."""
     rounds = -(-length // size)
     order = [torch.randperm(size, generator=generator) for _ in range(rounds)]
     return torch.cat(order)[:length] if order else torch.zeros(0, dtype=torch.int64)

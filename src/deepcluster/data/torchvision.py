@@ -17,7 +17,7 @@ from deepcluster.errors import BadImage, DeepClusterError
 
 
 class TorchvisionSet:
-    """An `ImageSource` over a map-style torchvision data set whose items are (picture, target, …).
+    """An `ImageSource` over a map-style torchvision data set whose items are (image, target, …).
 
     Args:
         name: as the user wrote the source.

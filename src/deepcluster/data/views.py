@@ -7,7 +7,7 @@ distributions. No pixel is touched here.
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -45,7 +45,7 @@ class ViewGroup:
     contrast: float = 0.0
     saturation: float = 0.0
     hue: float = 0.0
-    """Turn of the color circle, drawn from ± this, at most 0.5."""
+    """Shift of the hue, drawn from ± this share of the color circle, at most 0.5."""
     jitter: float = 1.0
     """Probability that brightness, contrast, saturation and hue vary at all."""
     gray: float = 0.0
@@ -66,7 +66,7 @@ class ViewGroup:
     def __post_init__(self) -> None:
         for name in ("flip", "jitter", "gray", "blur"):
             if not 0 <= getattr(self, name) <= 1:
-                raise DeepClusterError(f"views: {name}={getattr(self, name)} is no probability: give 0 to 1")
+                raise DeepClusterError(f"views: {name}={getattr(self, name)} is not a probability: give 0 to 1")
         if not 0 <= self.hue <= 0.5:
             raise DeepClusterError(f"views: hue={self.hue} is out of range: give 0 to 0.5")
         if self.size < 1 or self.count < 1:
@@ -92,7 +92,7 @@ class Draw:
     Attributes:
         box: (B, 4) int64 top, left, height, width of the crop, in pixels of the image.
         flip: (B,) bool.
-        factors: (B, 4) float32 factors of brightness, contrast and saturation, and the turn of hue; 1, 1, 1, 0
+        factors: (B, 4) float32 factors of brightness, contrast and saturation, and the shift of hue; 1, 1, 1, 0
             leaves an image alone.
         orders: (ceil(B / BLOCK), 4) int64, the order in which these follow each other, for each block of images.
         gray: (B,) bool.
@@ -115,17 +115,8 @@ class Draw:
 
     def part(self, first: int, last: int) -> Draw:
         """Those of images `first` to `last`, exclusive, of the batch."""
-        rows = slice(first, last)
-        return Draw(
-            self.box[rows],
-            self.flip[rows],
-            self.factors[rows],
-            self.orders,
-            self.gray[rows],
-            self.sigma[rows],
-            self.affine[rows],
-            first,
-        )
+        per_image = ("box", "flip", "factors", "gray", "sigma", "affine")
+        return replace(self, first=first, **{name: getattr(self, name)[first:last] for name in per_image})
 
 
 def draw(group: ViewGroup, sizes: np.ndarray, generator: torch.Generator) -> Draw:
@@ -177,9 +168,8 @@ def draw(group: ViewGroup, sizes: np.ndarray, generator: torch.Generator) -> Dra
 def _boxes(group: ViewGroup, sizes: np.ndarray, random: np.ndarray) -> np.ndarray:
     """Crops (B, 4) as torchvision's RandomResizedCrop draws them: ten tries, then the largest central one."""
     height, width = sizes[:, 0], sizes[:, 1]
-    whole = np.stack([np.zeros_like(height), np.zeros_like(width), height, width], axis=1)
     if group.crop_scale is None:
-        return whole
+        return np.stack([np.zeros_like(height), np.zeros_like(width), height, width], axis=1)
     low, high = np.log(group.crop_ratio)
     area = (height * width)[:, None] * (
         group.crop_scale[0] + (group.crop_scale[1] - group.crop_scale[0]) * random[:, :10]
