@@ -18,9 +18,9 @@ from deepcluster.cli.main import main
 from deepcluster.data.arrays import Arrays
 from deepcluster.engine.run import load_subject
 from deepcluster.errors import DeepClusterError, Interrupted
+from deepcluster.evaluate.linear.context import Learner
 from deepcluster.evaluate.linear.low_shot import FineTuned, low_shot
 from deepcluster.evaluate.linear.recipes import SEMI_SUPERVISED
-from deepcluster.evaluate.linear.training import Learner
 from deepcluster.evaluate.result import Result
 
 from .test_linear import Stop, probe_file, probe_of, stripes, subject

@@ -1,28 +1,41 @@
-"""What the protocols of this folder share: settings, file names, and training and scoring with several seeds."""
+"""What the protocols of this folder share: training several classifiers in one pass over the images, their accuracy,
+repetitions with several seeds, settings and files."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, MutableMapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from deepcluster.data.transforms import CenterCrop, TenCrop, Transform
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from deepcluster.data.loader import Loader
+from deepcluster.data.transforms import CenterCrop, TenCrop
 from deepcluster.digest import digest
 from deepcluster.engine.log import Screen
 from deepcluster.errors import DeepClusterError
 from deepcluster.evaluate.linear.features import PRECISIONS
 from deepcluster.evaluate.linear.heads import Layers, layers_of
+from deepcluster.evaluate.linear.logistic import count_hits
 from deepcluster.evaluate.linear.probe import Classifier, Probe, network_digest
-from deepcluster.evaluate.linear.recipes import Recipe
-from deepcluster.evaluate.linear.splits import LabeledData
-from deepcluster.evaluate.linear.training import Learner, Read, accuracy, train_learners
+from deepcluster.evaluate.linear.recipes import Recipe, length
+from deepcluster.evaluate.linear.splits import LabeledData, Split
 from deepcluster.evaluate.result import Result, mean_and_std
+from deepcluster.evaluate.trainer import epochs, train
+from deepcluster.random import seeded
 from deepcluster.resume import ResumeFile
+from deepcluster.types import Batch
 
 if TYPE_CHECKING:
     from deepcluster.engine.subject import Subject
+
+ORDER, VIEW = 21, 22
+"""Purposes of keys (seed, purpose, epoch)."""
 
 Precision = Literal["32", "bf16", "16"]
 Report = Literal["last", "best-epoch"]
@@ -30,6 +43,36 @@ REPORTS = {
     "last": "after the last epoch",
     "best-epoch": "after the epoch that the TEST set likes best, the papers' habit: optimistic",
 }
+
+Read = Callable[[Tensor], Mapping[str, Tensor]]
+"""(B, 3, S, S) images -> tap -> what the heads of that tap take."""
+
+
+@dataclass
+class Learner:
+    """One classifier to train.
+
+    Attributes:
+        tap: what it reads.
+        head: (B, ...) -> (B, K) logits.
+        multiplier: (beginning of parameter names, factor of their learning rate).
+    """
+
+    tap: str
+    head: nn.Module
+    lr: float
+    weight_decay: float
+    multiplier: tuple[str, float] = ("", 1.0)
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """For an optimizer; `base_lr` and `multiplier` are for the schedule."""
+        prefix, factor = self.multiplier
+        groups: dict[float, list[nn.Parameter]] = {}
+        for name, parameter in self.head.named_parameters():
+            if parameter.requires_grad:
+                groups.setdefault(factor if name.startswith(prefix) else 1.0, []).append(parameter)
+        common = {"base_lr": self.lr, "weight_decay": self.weight_decay}
+        return [{"params": own, "multiplier": factor, **common} for factor, own in groups.items()]
 
 
 @dataclass
@@ -41,7 +84,8 @@ class Evaluation:
         crops, report: see `linear`; report "" where there are no epochs.
         after_step: see `trainer.train`.
         settings: what the result says about how it was made.
-        key: digest of all that the scores depend on, once `start` was called.
+        file: of the trained classifiers; evaluations with other settings, weights or images have other files.
+        resume: the unfinished trainings.
     """
 
     protocol: str
@@ -55,7 +99,8 @@ class Evaluation:
     report: str = ""
     after_step: Callable[[int], object] = lambda done: None
     settings: dict[str, Any] = field(init=False)
-    key: str = field(init=False)
+    file: Path = field(init=False)
+    resume: ResumeFile = field(init=False)
 
     def __post_init__(self) -> None:
         crops = "ten crops of the resized image, softmax averaged" if self.crops == 10 else "the central crop"
@@ -68,30 +113,189 @@ class Evaluation:
             "precision": self.precision,
         }
 
-    @property
-    def test_transform(self) -> Transform:
-        """Makes the views that test images are scored on."""
-        backbone = self.subject.backbone
-        return (TenCrop if self.crops == 10 else CenterCrop)(backbone.image_size, backbone.mean, backbone.std)
-
-    @property
-    def file(self) -> Path:
-        """Of the trained classifiers; evaluations with other settings, weights or images have other files."""
-        return Path(self.subject.results) / f"{self.protocol}-{self.key[:8]}.safetensors"
-
     def start(self, settings: Mapping[str, Any], *depends_on: Any) -> None:
-        """Adds the protocol's own settings, and settles the key.
+        """Adds the protocol's own settings, and settles the names of the files.
 
         Args:
             depends_on: what the scores depend on besides the settings.
         """
         self.settings |= settings
         splits = [[s.pixels.source.fingerprint(), s.index, s.labels] for s in (self.data.train, self.data.test)]
-        self.key = digest(self.settings, splits, network_digest(self.subject.backbone), self.subject.device, depends_on)
+        weights = network_digest(self.subject.backbone)
+        key = digest(self.settings, splits, weights, self.subject.device, depends_on)
+        self.file = Path(self.subject.results) / f"{self.protocol}-{key[:8]}.safetensors"
+        self.resume = ResumeFile(self.file.with_suffix(".state"), key, say=self.screen.say)
 
-    def resume_file(self) -> ResumeFile:
-        """Holds the unfinished trainings."""
-        return ResumeFile(self.file.with_suffix(".state"), self.key, say=self.screen.say)
+    def train(
+        self,
+        learners: list[Learner],
+        read: Read,
+        split: Split,
+        recipe: Recipe,
+        *,
+        seed: int,
+        name: str,
+        autocast: torch.dtype | None = None,
+        notes: MutableMapping[str, Any] | None = None,
+        after_epoch: Callable[[int], object] = lambda done: None,
+    ) -> None:
+        """Trains the learners' heads in place, in one pass over the images, each as if it were alone.
+
+        Args:
+            read: what the heads take; heads that train a whole network take the images.
+            recipe: but for learning rates and weight decays, which are the learners'.
+            seed: of order, views and dropout.
+            name, autocast, notes, after_epoch: see `trainer.train`.
+        """
+        device = self.subject.device
+        heads = [learner.head.to(device) for learner in learners]
+        steps, steps_per_epoch = length(recipe, len(split))
+        optimizer = torch.optim.SGD(
+            [group for learner in learners for group in learner.parameter_groups()],
+            lr=0.0,
+            momentum=recipe.momentum,
+            nesterov=recipe.nesterov,
+        )
+        transform = recipe.transform(self.subject.backbone)
+        labels = _labels_by_index(split, device)
+        # Batch-norm over vectors needs two of them.
+        fewest = 2 if any(isinstance(module, _BatchNorm) for head in heads for module in head.modules()) else 1
+
+        def load(epoch: int, first: int) -> Loader:
+            order = torch.randperm(len(split), generator=seeded(seed, ORDER, epoch)).numpy()
+            return Loader(
+                split.pixels,
+                split.index[order],
+                batch_size=recipe.batch_size,
+                transform=transform,
+                key=(seed, VIEW, epoch),
+                start=first,
+                device=device,
+                empty=True,
+            )
+
+        def loss(batch: Batch, step: int) -> Tensor | None:
+            if len(batch.index) < fewest:
+                return None
+            inputs, targets = read(batch.views[0]), labels[batch.index.to(device)]
+            losses = [F.cross_entropy(learner.head(inputs[learner.tap]), targets) for learner in learners]
+            # The heads share no parameter, so the gradient of the sum is each one's own.
+            return torch.stack([own.float() for own in losses]).sum()
+
+        def learning_rate(step: int, group: Mapping[str, Any]) -> float:
+            lr, decay = float(group["base_lr"]), float(group["weight_decay"])
+            return lr * float(group["multiplier"]) * recipe.factor(step, steps, steps_per_epoch, lr, decay)
+
+        train(
+            heads,
+            optimizer,
+            epochs(load, steps_per_epoch),
+            loss,
+            steps=steps,
+            steps_per_epoch=steps_per_epoch,
+            learning_rate=learning_rate,
+            clip=recipe.clip,
+            autocast=autocast,
+            seed=seed,
+            resume=self.resume,
+            notes=notes,
+            after_step=self.after_step,
+            after_epoch=after_epoch,
+            screen=self.screen,
+            name=name,
+        )
+
+    @torch.no_grad()
+    def accuracy(self, learners: list[Learner], read: Read, split: Split | None = None) -> list[list[float]]:
+        """Top-1 and top-5 accuracy of each learner; softmax is averaged over the crops of an image.
+
+        Args:
+            split: images to score on, by their central crops; None = the test images, as the settings have it.
+        """
+        backbone, device = self.subject.backbone, self.subject.device
+        crop = TenCrop if split is None and self.crops == 10 else CenterCrop
+        split = split or self.data.test
+        loader = Loader(
+            split.pixels,
+            split.index,
+            batch_size=256,
+            transform=crop(backbone.image_size, backbone.mean, backbone.std),
+            device=device,
+        )
+        labels = _labels_by_index(split, device)
+        hits = torch.zeros(len(learners), 2, dtype=torch.float64)
+        images = 0
+        for learner in learners:
+            learner.head.eval()
+        with self.screen.bar("test", len(split)) as bar:
+            for batch in loader:
+                scores = [torch.zeros((), device=device)] * len(learners)
+                for view in batch.views:
+                    inputs = read(view)
+                    for number, learner in enumerate(learners):
+                        scores[number] = scores[number] + learner.head(inputs[learner.tap]).float().softmax(1)
+                targets = labels[batch.index.to(device)]
+                hits += torch.tensor([count_hits(own, targets) for own in scores])
+                images += len(targets)
+                bar(len(targets))
+        return [[top1 / images, top5 / images] for top1, top5 in hits.tolist()]
+
+    def train_draws(
+        self,
+        learners_of: Callable[[int], list[Learner]],
+        read: Read,
+        recipe: Recipe,
+        classifier_of: Callable[[str, Layers], Classifier],
+        score_name: Callable[[str], str],
+    ) -> Result:
+        """Trains with each seed and scores on the test images; the classifiers of the first seed are saved.
+
+        Args:
+            learners_of: seed -> untrained learners.
+            classifier_of: tap, trained layers -> what is saved.
+            score_name: tap -> the name of its scores.
+        """
+        draws = []
+        for seed in range(self.seed, self.seed + self.seeds):
+            draw: dict[str, Any] = {"seed": seed}
+            work = partial(self._train_draw, seed, learners_of, read, recipe, classifier_of)
+            for tap, (top1, top5), epoch in self.resume.run(f"seed {seed}", work):
+                draw |= self.scores(score_name(tap), top1, top5)
+                if epoch is not None:
+                    draw[f"{score_name(tap)}_epoch"] = epoch
+            draws.append(draw)
+        self.resume.remove()
+        return self.result(draws)
+
+    def _train_draw(
+        self,
+        seed: int,
+        learners_of: Callable[[int], list[Learner]],
+        read: Read,
+        recipe: Recipe,
+        classifier_of: Callable[[str, Layers], Classifier],
+    ) -> list[list[Any]]:
+        """Of each learner: tap, scores, and the best epoch where that is what is scored."""
+        learners = learners_of(seed)
+        notes: dict[str, Any] = {}
+
+        def score(epoch: int | None) -> list[Any]:
+            scores = self.accuracy(learners, read)
+            return [[own, layers_of(learner.head), epoch] for own, learner in zip(scores, learners, strict=True)]
+
+        def keep_best(epoch: int) -> None:
+            if self.report == "best-epoch":
+                new = score(epoch)
+                pairs = zip(new, notes.get("best", new), strict=True)
+                notes["best"] = [a if a[0][0] > b[0][0] else b for a, b in pairs]
+
+        self.train(
+            learners, read, self.data.train, recipe, seed=seed, name=f"seed {seed}", notes=notes, after_epoch=keep_best
+        )
+        found = {learner.tap: own for learner, own in zip(learners, notes.get("best") or score(None), strict=True)}
+        if seed == self.seed:
+            self.save({tap: classifier_of(tap, layers) for tap, (_, layers, _) in found.items()})
+        return [[tap, scores, epoch] for tap, (scores, _, epoch) in found.items()]
 
     def save(self, classifiers: Mapping[str, Classifier], weights: str | None = None) -> None:
         """Writes the classifiers; `weights` is the digest of their network, where that is not the subject's."""
@@ -112,6 +316,13 @@ class Evaluation:
         return {**self.data.settings(), **self.settings, "trained": f"{self.file} (load_probe reads it)"}
 
 
+def _labels_by_index(split: Split, device: str | torch.device) -> Tensor:
+    """(N,) int64 labels of all images of the source; only those of the split mean anything."""
+    labels = torch.zeros(len(split.pixels), dtype=torch.int64)
+    labels[torch.from_numpy(split.index)] = torch.from_numpy(split.labels)
+    return labels.to(device)
+
+
 def check_choice(option: str, value: Any, choices: Collection[Any]) -> None:
     """Raises: DeepClusterError: the value of an option is none of its choices."""
     if value not in choices:
@@ -127,74 +338,3 @@ def check_common(crops: int, report: str, seeds: int, folds: int, precision: str
         raise DeepClusterError(f"--seeds {seeds} is too few: give 1 or more.")
     if folds < 2:
         raise DeepClusterError(f"--folds {folds} leaves nothing to learn from: give 2 or more.")
-
-
-def train_draws(
-    evaluation: Evaluation,
-    resume: ResumeFile,
-    learners_of: Callable[[int], list[Learner]],
-    read: Read,
-    recipe: Recipe,
-    classifier_of: Callable[[str, Layers], Classifier],
-    score_name: Callable[[str], str],
-) -> list[dict[str, Any]]:
-    """Trains with each seed and scores on the test images; the classifiers of the first seed are saved.
-
-    Args:
-        learners_of: seed -> untrained learners.
-        classifier_of: tap, trained layers -> what is saved.
-        score_name: tap -> the name of its scores.
-
-    Returns:
-        One mapping for each seed: the scores and, where the best epoch is reported, which it was.
-    """
-    data, screen, device = evaluation.data, evaluation.screen, evaluation.subject.device
-
-    def score(learners: list[Learner]) -> list[list[float]]:
-        with screen.bar("test", len(data.test)) as bar:
-            scores = accuracy(learners, read, data.test, evaluation.test_transform, device=device, check=bar)
-        return [list(pair) for pair in scores]
-
-    def train_seed(seed: int) -> list[Any]:
-        learners = learners_of(seed)
-        notes: dict[str, Any] = {}
-
-        def current(epoch: int | None) -> list[Any]:
-            """Of each learner: scores, layers, epoch."""
-            return [[own, layers_of(one.head), epoch] for own, one in zip(score(learners), learners, strict=True)]
-
-        def keep_best(epoch: int) -> None:
-            new = current(epoch)
-            notes["best"] = [a if a[0][0] > b[0][0] else b for a, b in zip(new, notes.get("best", new), strict=True)]
-
-        train_learners(
-            learners,
-            read,
-            data.train,
-            recipe.transform(evaluation.subject.backbone),
-            recipe,
-            seed=seed,
-            device=device,
-            resume=resume,
-            screen=screen,
-            name=f"seed {seed}",
-            notes=notes,
-            after_epoch=keep_best if evaluation.report == "best-epoch" else lambda done: None,
-            after_step=evaluation.after_step,
-        )
-        found = notes.get("best") or current(None)
-        taps = [learner.tap for learner in learners]
-        if seed == evaluation.seed:
-            evaluation.save({tap: classifier_of(tap, layers) for tap, (_, layers, _) in zip(taps, found, strict=True)})
-        return [[tap, own, epoch] for tap, (own, _, epoch) in zip(taps, found, strict=True)]
-
-    draws = []
-    for seed in range(evaluation.seed, evaluation.seed + evaluation.seeds):
-        draw: dict[str, Any] = {"seed": seed}
-        for tap, (top1, top5), epoch in resume.run(f"seed {seed}", partial(train_seed, seed)):
-            draw |= evaluation.scores(score_name(tap), top1, top5)
-            if epoch is not None:
-                draw[f"{score_name(tap)}_epoch"] = epoch
-        draws.append(draw)
-    resume.remove()
-    return draws

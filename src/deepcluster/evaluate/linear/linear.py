@@ -8,27 +8,17 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from deepcluster.data.transforms import CenterCrop
 from deepcluster.engine.log import Screen
 from deepcluster.errors import DeepClusterError
-from deepcluster.evaluate.linear.context import (
-    Evaluation,
-    Precision,
-    Report,
-    check_choice,
-    check_common,
-    train_draws,
-)
+from deepcluster.evaluate.linear.context import Evaluation, Learner, Precision, Report, check_choice, check_common
 from deepcluster.evaluate.linear.features import FrozenFeatures, extract_splits
 from deepcluster.evaluate.linear.heads import linear_head
 from deepcluster.evaluate.linear.logistic import DECAYS, cross_validated_fit, top_accuracies
 from deepcluster.evaluate.linear.pooling import OUTPUT, Pooling, poolings
 from deepcluster.evaluate.linear.probe import Classifier
 from deepcluster.evaluate.linear.recipes import LINEAR, Recipe, Schedule, default_recipe, override
-from deepcluster.evaluate.linear.splits import Split, split_data, stratified_folds
-from deepcluster.evaluate.linear.training import Learner, accuracy, train_learners
+from deepcluster.evaluate.linear.splits import split_data, stratified_folds
 from deepcluster.evaluate.result import Result
-from deepcluster.resume import ResumeFile
 
 if TYPE_CHECKING:
     from deepcluster.engine.subject import Subject
@@ -206,7 +196,6 @@ def _sgd(
     norm = recipe.norm or subject.backbone.name not in NO_NORM
     features = _describe(pools) + ("; batch-norm without scale and shift" if norm else "")
     evaluation.start({"recipe": str(recipe), "features": features}, folds, cross_validate)
-    resume = evaluation.resume_file()
     frozen = FrozenFeatures(subject.backbone, pools, subject.device, evaluation.precision)
 
     def learner(tap: str, lr: float, decay: float, seed: int) -> Learner:
@@ -214,26 +203,22 @@ def _sgd(
         return Learner(tap, head, lr, decay)
 
     if cross_validate:
-        options, held_out = _choose(evaluation, resume, frozen, options, learner, recipe, folds)
+        options, held_out = _choose(evaluation, frozen, options, learner, recipe, folds)
         evaluation.settings["held_out"] = held_out
         evaluation.settings["chosen"] = f"lr and weight decay by {folds} folds of the training images: " + ", ".join(
             f"{tap} {lr:g} and {decay:g}" for tap, ((lr, decay),) in options.items()
         )
-    draws = train_draws(
-        evaluation,
-        resume,
+    return evaluation.train_draws(
         lambda seed: [learner(tap, *options[tap][0], seed) for tap in pools],
         frozen,
         recipe,
         lambda tap, layers: Classifier(pools[tap], layers),
-        lambda tap: f"linear_{tap}",
+        "linear_{}".format,
     )
-    return evaluation.result(draws)
 
 
 def _choose(
     evaluation: Evaluation,
-    resume: ResumeFile,
     frozen: FrozenFeatures,
     options: Options,
     learner: Callable[[str, float, float, int], Learner],
@@ -241,32 +226,17 @@ def _choose(
     folds: int,
 ) -> tuple[Options, dict[str, dict[str, float]]]:
     """The best rate and decay of each tap, and the held-out accuracy of all; each fold trains all of them at once."""
-    train, backbone, device = evaluation.data.train, evaluation.subject.backbone, evaluation.subject.device
-    fold = stratified_folds(train.labels, folds, evaluation.seed)
+    train, seed = evaluation.data.train, evaluation.seed
+    fold = stratified_folds(train.labels, folds, seed)
     flat = [(tap, lr, decay) for tap, own in options.items() for lr, decay in own]
 
-    def train_fold(number: int, kept: Split, held_out: Split) -> list[float]:
-        learners = [learner(*option, evaluation.seed) for option in flat]
-        train_learners(
-            learners,
-            frozen,
-            kept,
-            recipe.transform(backbone),
-            recipe,
-            seed=evaluation.seed,
-            device=device,
-            resume=resume,
-            screen=evaluation.screen,
-            name=f"fold {number + 1} of {folds}",
-            after_step=evaluation.after_step,
-        )
-        crop = CenterCrop(backbone.image_size, backbone.mean, backbone.std)
-        return [top1 for top1, _ in accuracy(learners, frozen, held_out, crop, device=device)]
-
-    found = []
-    for number in range(folds):
+    def train_fold(number: int) -> list[float]:
+        learners = [learner(*option, seed) for option in flat]
         kept, held_out = (train.subset(np.flatnonzero(rows)) for rows in (fold != number, fold == number))
-        found.append(resume.run(f"fold {number}", partial(train_fold, number, kept, held_out)))
+        evaluation.train(learners, frozen, kept, recipe, seed=seed, name=f"fold {number + 1} of {folds}")
+        return [top1 for top1, _ in evaluation.accuracy(learners, frozen, held_out)]
+
+    found = [evaluation.resume.run(f"fold {number}", partial(train_fold, number)) for number in range(folds)]
     accuracies = dict(zip(flat, np.mean(found, 0).tolist(), strict=True))
     best: Options = {}
     held: dict[str, dict[str, float]] = {}

@@ -17,7 +17,6 @@ from torch import Tensor
 
 from deepcluster.evaluate.linear.lbfgs import minimize
 from deepcluster.evaluate.linear.splits import stratified_folds
-from deepcluster.evaluate.linear.training import count_hits
 
 LOSSES = {"logistic": "softmax", "svm": "squared hinge"}
 DECAYS = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
@@ -281,3 +280,9 @@ def top_accuracies(scores: Tensor, labels: Tensor) -> tuple[float, float]:
     """Top-1 and top-5 accuracy of (M, K) scores."""
     top1, top5 = count_hits(scores, labels)
     return top1 / len(labels), top5 / len(labels)
+
+
+def count_hits(scores: Tensor, labels: Tensor) -> tuple[int, int]:
+    """How many of (M, K) scores have their label first, and how many have it among the first five."""
+    first = scores.topk(min(5, scores.shape[1]), dim=1).indices == labels[:, None]
+    return int(first[:, 0].sum()), int(first.any(1).sum())

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from deepcluster.engine.log import Screen
 from deepcluster.errors import DeepClusterError
-from deepcluster.evaluate.linear.context import Evaluation, Precision, check_choice, check_common
+from deepcluster.evaluate.linear.context import Evaluation, Learner, Precision, check_choice, check_common
 from deepcluster.evaluate.linear.features import PRECISIONS, extract_splits
 from deepcluster.evaluate.linear.heads import layers_of, linear_head
 from deepcluster.evaluate.linear.logistic import LOSSES, Solver, cross_validated_fit, top_accuracies
@@ -26,12 +26,10 @@ from deepcluster.evaluate.linear.pooling import OUTPUT, poolings
 from deepcluster.evaluate.linear.probe import Classifier, network_digest
 from deepcluster.evaluate.linear.recipes import SEMI_SUPERVISED, Recipe, Schedule, override
 from deepcluster.evaluate.linear.splits import LabeledData, Split, draw_shots, split_data
-from deepcluster.evaluate.linear.training import Learner, accuracy, train_learners
 from deepcluster.evaluate.result import Result, mean_and_std
 from deepcluster.models.backbone import Backbone
 from deepcluster.models.export import export_backbone
 from deepcluster.models.sync_batchnorm import revert_sync_batchnorm
-from deepcluster.resume import ResumeFile
 
 if TYPE_CHECKING:
     from deepcluster.engine.subject import Subject
@@ -180,9 +178,7 @@ def _check_class_sizes(data: LabeledData, count: int) -> None:
         )
 
 
-def _draw(
-    evaluation: Evaluation, name: str, number: int, images: np.ndarray, top: tuple[float, float]
-) -> dict[str, Any]:
+def _draw(evaluation: Evaluation, name: str, number: int, images: np.ndarray, top: Sequence[float]) -> dict[str, Any]:
     """One draw, as the result lists it."""
     seed, scores = evaluation.seed + number, evaluation.scores(name, *top)
     return {"of": name, "draw": number, "seed": seed, "images": images.tolist(), **scores}
@@ -237,58 +233,37 @@ def _fine_tuned(
     evaluation: Evaluation, shares: Sequence[float], recipe: Recipe, multiplier: float
 ) -> list[dict[str, Any]]:
     """The draws; the first one's network for the largest share is saved, with its last layer as a probe of it."""
-    resume = evaluation.resume_file()
     train = evaluation.data.train.subset(np.flatnonzero(evaluation.data.train.decodable()))
     found = []
     for share in shares:
         for number in range(evaluation.seeds):
             drawn = train.subset(draw_shots(train.labels, share, evaluation.seed + number))
-            stage = f"{share:g} of the labels, draw {number + 1}"
+            name = f"{share:g} of the labels, draw {number + 1}"
             save = share == max(shares) and number == 0
-            one = partial(_fine_tune, evaluation, resume, stage, drawn, recipe, multiplier, number, save)
-            top1, top5 = resume.run(stage, one)
-            found.append(_draw(evaluation, f"fine_tuned_{share:g}", number, drawn.index, (top1, top5)))
-    resume.remove()
+            work = partial(_fine_tune, evaluation, name, drawn, recipe, multiplier, evaluation.seed + number, save)
+            found.append(
+                _draw(evaluation, f"fine_tuned_{share:g}", number, drawn.index, evaluation.resume.run(name, work))
+            )
+    evaluation.resume.remove()
     return found
 
 
 def _fine_tune(
-    evaluation: Evaluation,
-    resume: ResumeFile,
-    name: str,
-    drawn: Split,
-    recipe: Recipe,
-    multiplier: float,
-    number: int,
-    save: bool,
+    evaluation: Evaluation, name: str, drawn: Split, recipe: Recipe, multiplier: float, seed: int, save: bool
 ) -> list[float]:
     """Top-1 and top-5 accuracy of one fine-tuned network."""
-    subject, data, seed = evaluation.subject, evaluation.data, evaluation.seed + number
-    network = FineTuned(subject.backbone, len(data.classes), seed)
+    network = FineTuned(evaluation.subject.backbone, len(evaluation.data.classes), seed)
     learners = [Learner(NETWORK, network, recipe.lr[0], recipe.weight_decay[0], ("head", multiplier))]
 
     def read(images: Tensor) -> dict[str, Tensor]:
         return {NETWORK: images}
 
-    train_learners(
-        learners,
-        read,
-        drawn,
-        recipe.transform(subject.backbone),
-        recipe,
-        seed=seed,
-        device=subject.device,
-        resume=resume,
-        screen=evaluation.screen,
-        name=name,
-        autocast=PRECISIONS[evaluation.precision],
-        after_step=evaluation.after_step,
-    )
-    with evaluation.screen.bar("test", len(data.test)) as bar:
-        (top,) = accuracy(learners, read, data.test, evaluation.test_transform, device=subject.device, check=bar)
+    autocast = PRECISIONS[evaluation.precision]
+    evaluation.train(learners, read, drawn, recipe, seed=seed, name=name, autocast=autocast)
+    (top,) = evaluation.accuracy(learners, read)
     if save:
         backbone = network.backbone.eval()
         export_backbone(backbone, "safetensors", evaluation.file.with_stem(f"{evaluation.file.stem}-backbone"))
         pooling = poolings(backbone, [OUTPUT])[OUTPUT]
         evaluation.save({OUTPUT: Classifier(pooling, layers_of(network.head))}, network_digest(backbone))
-    return list(top)
+    return top

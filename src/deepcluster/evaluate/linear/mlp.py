@@ -13,21 +13,13 @@ from torch import nn
 
 from deepcluster.engine.log import Screen
 from deepcluster.errors import DeepClusterError
-from deepcluster.evaluate.linear.context import (
-    Evaluation,
-    Precision,
-    Report,
-    check_choice,
-    check_common,
-    train_draws,
-)
+from deepcluster.evaluate.linear.context import Evaluation, Learner, Precision, Report, check_choice, check_common
 from deepcluster.evaluate.linear.features import FrozenFeatures
 from deepcluster.evaluate.linear.heads import DROPOUT, fully_connected, perceptron
 from deepcluster.evaluate.linear.pooling import OUTPUT, Pooling
 from deepcluster.evaluate.linear.probe import Classifier
 from deepcluster.evaluate.linear.recipes import MLP, Schedule, override
 from deepcluster.evaluate.linear.splits import split_data
-from deepcluster.evaluate.linear.training import Learner
 from deepcluster.evaluate.result import Result
 from deepcluster.models.backbone import Backbone
 
@@ -126,16 +118,13 @@ def mlp(
         )
         return [Learner(tap, new, chosen.lr[0], chosen.weight_decay[0])]
 
-    draws = train_draws(
-        evaluation,
-        evaluation.resume_file(),
+    return evaluation.train_draws(
         learners_of,
         FrozenFeatures(backbone, {tap: pooling}, subject.device, precision, modules),
         chosen,
         lambda tap, layers: Classifier(pooling, layers, module=modules.get(tap, "")),
         lambda tap: "mlp",
     )
-    return evaluation.result(draws)
 
 
 def last_map(backbone: Backbone) -> Pooling:
