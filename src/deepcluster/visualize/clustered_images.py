@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from deepcluster.engine.health import rotation_only
 from deepcluster.engine.log import Screen
 from deepcluster.errors import BadImage, DeepClusterError
 
@@ -91,7 +90,7 @@ def require_clusters(subject: Subject, what: str) -> Run:
     """
     run = require_run(subject, what)
     if not run.clustered:
-        why = "predicts rotations alone and has no clusters" if rotation_only(run.config) else "has no clusters"
+        why = "has no clusters" if run.params.finds_clusters else "predicts rotations alone and has no clusters"
         raise DeepClusterError(f"{run.name} {why}, and `visualize {what}` draws them: give another run.")
     return run
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from deepcluster.engine.health import rotation_only, turns_of
+from deepcluster.config import params_of
 from deepcluster.errors import DeepClusterError
 from deepcluster.io import write_text
 from deepcluster.visualize import history, report_text, sizes, style
@@ -84,7 +84,7 @@ def write_report(run: Run, *, clusters: int = 24, images: int = 12) -> Path:
         plots = [_plot(draw, counts) for draw in (sizes.draw_sorted, sizes.draw_histogram)] if clustered else []
     curves = [
         style.svg(history.panel_figure([(panel, panel.curves(metrics))]))
-        for panel in history.panels(metrics, k, clustered, turns_of(config))
+        for panel in history.panels(metrics, k, clustered, params_of(config).rotations_predicted)
     ]
     template = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
@@ -206,7 +206,7 @@ def _cards(run: Run, shown: ClusteredImages, numbers: list[int], images: int) ->
 def _clusters(run: Run) -> tuple[np.ndarray | None, int]:
     """Assignment and K; None and the K asked for where nothing has been clustered yet."""
     try:
-        if rotation_only(run.config):
+        if not params_of(run.config).finds_clusters:
             return None, 1
         return np.asarray(run.assignment), len(run.centroids)
     except DeepClusterError:
@@ -233,7 +233,7 @@ def _source(run: Run, assignment: np.ndarray | None) -> tuple[ImageSource | None
 def _lead(config: dict[str, Any], epochs: int, counts: np.ndarray | None) -> str:
     """The run in one sentence."""
     done = f"after {epochs:,} epoch{'s' * (epochs != 1)}"
-    if rotation_only(config):
+    if not params_of(config).finds_clusters:
         return f"{config.get('images', 'All')} images, {done}; a run that predicts rotations alone and has no clusters."
     if counts is None:
         return f"{config.get('images', 'All')} images, not clustered yet, {done}."
