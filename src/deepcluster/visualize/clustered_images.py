@@ -29,13 +29,13 @@ class ClusteredImages:
     Attributes:
         source: the images.
         cluster: (N,) int64, -1 = none.
-        distance: (N,) float32 to the own center, NaN = unknown; None where nothing is known of any.
+        distance: (N,) float32 to the own center, NaN = unknown.
         k: number of clusters, empty ones included.
     """
 
     source: ImageSource
     cluster: np.ndarray
-    distance: np.ndarray | None
+    distance: np.ndarray
     k: int
 
     @property
@@ -60,11 +60,17 @@ def clustered_images(subject: Subject, what: str, data: Any = None, screen: Scre
     if data is None:
         source, assignment = run.source(), np.asarray(run.assignment)
         check_training_images(run, source, len(assignment))
-        return ClusteredImages(source, assignment, run.distance, k)
+        return ClusteredImages(source, assignment, known_distance(run), k)
     pixels = run.pixels(data)
     with (screen or SILENT).bar("images", len(pixels)) as bar:
         found = run.assign(pixels, bar)
     return ClusteredImages(pixels.source, np.asarray(found.cluster), np.asarray(found.distance), k)
+
+
+def known_distance(run: Run) -> np.ndarray:
+    """(N,) distance of the training images to their centers; NaN where the run has not kept it."""
+    kept = run.distance
+    return np.full(len(run.assignment), np.nan, np.float32) if kept is None else kept
 
 
 def require_run(subject: Subject, what: str) -> Run:

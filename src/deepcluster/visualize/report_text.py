@@ -67,7 +67,7 @@ def key_figures(
 
 
 def summary(config: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]], sizes: np.ndarray | None) -> list[str]:
-    """What the figures and curves say, in a few sentences; what the run does not know is not spoken of."""
+    """What the figures and curves say, in a few sentences; what is not known is left out."""
     said: list[str] = []
 
     def course(name: str) -> list[float]:
