@@ -7,7 +7,6 @@ import shutil
 import threading
 import time
 import uuid
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
@@ -18,7 +17,14 @@ import numpy as np
 
 from deepcluster.data import storage
 from deepcluster.data.archive import find_format, format_of, scan
-from deepcluster.data.manifest import Manifest, open_tables, read_manifest, relative, write_manifest
+from deepcluster.data.manifest import (
+    Manifest,
+    open_index,
+    open_labels,
+    read_manifest,
+    relative,
+    write_manifest,
+)
 from deepcluster.data.naming import labels_from_parents, natural_key
 from deepcluster.data.shards import ShardList, index_file, read_members, row_type, write_members
 from deepcluster.digest import digest
@@ -133,28 +139,34 @@ def named(patterns: Sequence[str]) -> list[str]:
     Raises:
         DeepClusterError: nothing matches, a name is not a shard's, a shard is named twice.
     """
-    words: list[str] = []
+    found: list[str] = []
     for pattern in patterns:
-        is_list = pattern.endswith(".txt") and not storage.is_url(pattern)
-        words += _listed(Path(pattern).expanduser()) if is_list else [pattern]
-    found = [place for word in words for place in storage.expand(word)]
+        if pattern.endswith(".txt") and not storage.is_url(pattern):
+            found += _listed(Path(pattern).expanduser())
+        else:
+            found += storage.expand(pattern)
     wrong = next((place for place in found if find_format(place) is None), None)
     if wrong is not None:
         raise DeepClusterError(f"{wrong} is no .tar or .zip file: shards are, and a .txt file may list them")
-    twice = next((place for place, count in Counter(found).items() if count > 1), None)
-    if twice is not None:
+    if len(set(found)) < len(found):
+        seen: set[str] = set()
+        twice = next(place for place in found if place in seen or seen.add(place))  # type: ignore[func-returns-value]
         raise DeepClusterError(f"the shard {twice} is named twice: name each once")
     return found
 
 
 def _listed(file: Path) -> list[str]:
-    """The patterns in a list, whose paths start at its folder."""
+    """The shards of a list, whose paths start at its folder."""
     try:
         lines = [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
         raise DeepClusterError(f"the list of shards {file} cannot be read ({error}): give a text file") from None
     words = [line for line in lines if line and not line.startswith("#")]
-    return [word if storage.is_url(word) else os.path.join(file.parent, word) for word in words]
+    return [
+        place
+        for word in words
+        for place in storage.expand(word if storage.is_url(word) else os.path.join(file.parent, word))
+    ]
 
 
 def _earlier(out: Path, labels: bool) -> _Earlier | None:
@@ -163,7 +175,8 @@ def _earlier(out: Path, labels: bool) -> _Earlier | None:
         return None
     try:
         manifest = read_manifest(out)
-        table, known = open_tables(out, manifest)
+        table = open_index(out, manifest)
+        known = open_labels(out, manifest, len(table)) if manifest.labels else None
     except DeepClusterError:
         if b'"deepcluster manifest"' not in out.read_bytes()[:4096]:
             raise  # another file, which is not to be replaced

@@ -5,7 +5,6 @@ Loaded with `weights_only`, so a file that wants to run code is refused.
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import random
 import warnings
@@ -16,11 +15,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from lightning_fabric import Fabric
 
 from deepcluster.errors import DeepClusterError
 from deepcluster.io import write_atomic
-from deepcluster.methods.base import Method
+from deepcluster.methods.method import Method
 
 
 def random_state() -> dict[str, Any]:
@@ -53,7 +51,7 @@ def set_random_state(state: Mapping[str, Any]) -> None:
 
 
 @contextmanager
-def preserve_random_state() -> Iterator[None]:
+def undisturbed() -> Iterator[None]:
     """Whatever is drawn inside leaves every global generator as it was."""
     before = random_state()
     try:
@@ -62,17 +60,25 @@ def preserve_random_state() -> Iterator[None]:
         set_random_state(before)
 
 
-def save(file: Path, method: Method, optimizer: torch.optim.Optimizer, progress: Any, fabric: Fabric) -> None:
-    """Writes weights, per-image state, optimizers, progress (a dataclass) and random generators as one file, which is
-    the same for any number of processes; the first one writes it."""
+def save(
+    file: Path,
+    method: Method,
+    optimizer: torch.optim.Optimizer,
+    progress: Mapping[str, Any],
+    precision: Mapping[str, Any],
+) -> None:
+    """Writes weights, per-image state, optimizers, progress and generators as one file, which is the same for any
+    number of processes; the first one writes it."""
     state = {
         "method": method.full_state_dict(),
         "optimizers": {"backbone": optimizer.state_dict(), **method.full_optimizer_states()},
-        "progress": dataclasses.asdict(progress),
-        "precision": dict(fabric.strategy.precision.state_dict()),
+        "progress": dict(progress),
+        "precision": dict(precision),
         "random": random_state(),
     }
-    with method.group.collective_section():  # nobody ends, or goes on, while the first one writes
+    with (
+        method.group.collective_section()
+    ):  # a process that went on, or ended, would have the launcher end the one that writes
         if method.group.is_first:
             write_atomic(file, lambda beside: torch.save(state, beside))
 

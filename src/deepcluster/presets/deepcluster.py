@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from deepcluster.config import BackboneParams, DataParams, OptimizerParams, TrainRun
-from deepcluster.methods.params import DeepClusterParams
+from deepcluster.config import BackboneParams, DataParams, DeepClusterParams, OptimizerParams, TrainRun
 from deepcluster.presets.preset import Preset
 
 ALEXNET = Preset(

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 import torch
 
+from deepcluster.clustering.whitening import Whitening
 from deepcluster.engine.model import Model
 from deepcluster.engine.subject import Subject
 from deepcluster.models.zoo import build_backbone
 
-from .make import annotation, make_voc
+from .make import Object, annotation, make_voc
 
 COLORS = {"red": (220, 40, 40), "green": (40, 200, 60), "blue": (40, 60, 220)}
 
@@ -21,15 +22,18 @@ COLORS = {"red": (220, 40, 40), "green": (40, 200, 60), "blue": (40, 60, 220)}
 def colors(tmp_path: Path) -> Path:
     """24 images to train on and 12 to test, of three classes; every sixth has a difficult object of another."""
     random = np.random.default_rng(0)
-    texts, painted, splits = {}, {}, {"trainval": [], "test": []}
+    texts: dict[str, str] = {}
+    painted: dict[str, tuple[int, int, int]] = {}
+    splits: dict[str, list[str]] = {"trainval": [], "test": []}
     for number in range(36):
         name = f"{number:06d}"
         color = list(COLORS)[number % 3]
-        objects = [(color, (2, 2, 20, 20), False)]
+        objects: list[Object] = [(color, (2, 2, 20, 20), False)]
         if number % 6 == 5:
             objects.append((list(COLORS)[(number + 1) % 3], (5, 5, 9, 9), True))
         texts[name] = annotation(objects)
-        painted[name] = tuple(int(v) for v in np.array(COLORS[color]) + random.integers(-20, 20, 3))
+        red, green, blue = (np.array(COLORS[color]) + random.integers(-20, 20, 3)).tolist()
+        painted[name] = (red, green, blue)
         splits["trainval" if number < 24 else "test"].append(name)
     return make_voc(tmp_path / "colors", splits, texts, colors=painted)
 
@@ -42,4 +46,6 @@ def subject(tmp_path: Path) -> Subject:
     for layer in backbone.modules():  # else batch-norm would do nothing
         if isinstance(layer, torch.nn.BatchNorm2d):
             torch.nn.init.uniform_(layer.running_mean, -0.1, 0.1)  # type: ignore[arg-type]
-    return Subject("convnet, drawn", Model(backbone, torch.zeros(0, backbone.dim)), "cpu", tmp_path / "out")
+    return Subject(
+        "convnet, drawn", Model(backbone, Whitening(), torch.zeros(0, backbone.dim)), "cpu", tmp_path / "out"
+    )

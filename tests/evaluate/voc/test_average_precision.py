@@ -100,7 +100,7 @@ def test_classes_without_positives_are_left_out_of_the_mean() -> None:
     assert values[0] == 1 and np.isnan(values[1]) and mean_ap(values) == 1
     assert np.isnan(mean_ap(np.array([np.nan])))
     with pytest.raises(DeepClusterError, match="no rule 'best'"):
-        classification_ap(scores[:, 0], labels[:, 0], "best")
+        classification_ap(scores[:, 0], labels[:, 0], "best")  # type: ignore[arg-type]
     with pytest.raises(DeepClusterError, match="not finite"):
         classification_ap(np.array([np.nan, 1]), np.array([0, 1]))
 
@@ -111,7 +111,7 @@ def slow_iou(a: np.ndarray, b: np.ndarray, one: float) -> float:
     if width <= 0 or height <= 0:
         return 0.0
     areas = [(c[2] - c[0] + one) * (c[3] - c[1] + one) for c in (a, b)]
-    return width * height / (areas[0] + areas[1] - width * height)
+    return float(width * height / (areas[0] + areas[1] - width * height))
 
 
 def slow_detection(predicted: list[Detections], truth: list[Objects], label: int, rule: str, one: float) -> float:
@@ -209,4 +209,4 @@ def test_no_detections_and_no_objects() -> None:
     exact = Detections(one.boxes, one.labels, np.ones(1))
     assert detection_aps([exact], [one], 2)[0] == detection_aps([exact], [one], 2, rule="all-point")[0] == 1
     with pytest.raises(DeepClusterError, match="no rule"):
-        detection_aps([exact], [one], 2, rule="sklearn")
+        detection_aps([exact], [one], 2, rule="sklearn")  # type: ignore[arg-type]

@@ -148,7 +148,7 @@ def test_refuses_what_is_not_a_set(tiny: Path, tmp_path: Path) -> None:
     with pytest.raises(DeepClusterError, match=r"uncompressed tar"):
         open_voc(tmp_path / "x.tar", "train")
     with pytest.raises(DeepClusterError, match="no kind"):
-        open_voc(tiny, "train", "faces")
+        open_voc(tiny, "train", "faces")  # type: ignore[arg-type]
     shutil.rmtree(tiny / "JPEGImages")
     with pytest.raises(DeepClusterError, match="None of the 2 images"):
         open_voc(tiny, "train")

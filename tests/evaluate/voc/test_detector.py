@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -100,7 +101,7 @@ def test_fc6_and_fc7_start_as_the_backbones_where_they_fit() -> None:
     detector = build_detector(fitting, CLASSES, plan).eval()
     region = torch.randn(2, 256, 6, 6)
     with torch.no_grad():
-        expected = F.relu(fitting.trunk.classifier(region.flatten(1)))
+        expected = F.relu(fitting.trunk.get_submodule("classifier")(region.flatten(1)))
         torch.testing.assert_close(detector.heads.box_head(region), expected)
     assert build_detector(small, CLASSES, plan).heads.box_head[1].in_features == 256 * 36
     assert (
@@ -119,10 +120,11 @@ def test_fc6_and_fc7_start_as_the_backbones_where_they_fit() -> None:
         ("resnet18", {"stem": "imagenet", "sobel": "paper"}, {"fpn": True, "regions": 8}),
     ],
 )
-def test_every_network_trains_and_detects(tmp_path: Path, name: str, options: dict, plan: dict) -> None:
-    detector = build_detector(
-        built(name, 64, **options), CLASSES, DetectorConfig(**({"pool": "align", "min_size": 64} | plan))
-    )
+def test_every_network_trains_and_detects(
+    tmp_path: Path, name: str, options: dict[str, Any], plan: dict[str, Any]
+) -> None:
+    config: dict[str, Any] = {"pool": "align", "min_size": 64} | plan
+    detector = build_detector(built(name, 64, **options), CLASSES, DetectorConfig(**config))
     if detector.rpn is not None:  # fewer regions, for speed
         detector.rpn._pre_nms_top_n = detector.rpn._post_nms_top_n = {"training": 30, "testing": 12}
     images = [torch.rand(3, 50, 64), torch.rand(3, 70, 60)]

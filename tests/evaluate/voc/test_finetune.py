@@ -143,14 +143,13 @@ def test_training_matches_a_plain_loop(subject: Subject, colors: Path, tmp_path:
     assert [len(batch.index) for batch in batches[:5]] == [5, 5, 5, 5, 4]  # the same order in every epoch
     assert batches[0].index.tolist() == batches[5].index.tolist()
     for iteration, batch in enumerate(batches[:7]):
-        network.zero_grad()
-        multilabel_loss(network(batch.views[0]), torch.from_numpy(labels[batch.index].astype(int))).backward()
-        grads = [weight.grad for weight in network.parameters()]
-        norm = torch.sqrt(sum((g**2).sum() for g in grads))  # type: ignore[arg-type,operator]
+        loss = multilabel_loss(network(batch.views[0]), torch.from_numpy(labels[batch.index].astype(int)))
+        grads = torch.autograd.grad(loss, list(network.parameters()))
+        norm = torch.stack([(g**2).sum() for g in grads]).sum().sqrt()
         scale = min(1.0, 0.3 / (float(norm) + 1e-6))
         with torch.no_grad():
             for weight, grad, speed in zip(network.parameters(), grads, velocity, strict=True):
-                speed.mul_(0.9).add_(grad * scale + 0.01 * weight)  # type: ignore[operator]
+                speed.mul_(0.9).add_(grad * scale + 0.01 * weight)
                 weight.sub_(0.5 * 0.5 ** (iteration // 2) * speed)
     for name, value in network.state_dict().items():
         torch.testing.assert_close(ours.state_dict()[name], value, rtol=1e-4, atol=1e-5)
@@ -199,10 +198,10 @@ def test_logits_are_summed_over_crops(crops: Crops) -> None:
         def __len__(self) -> int:
             return 3
 
-        def gather(self, index: np.ndarray) -> list:
+        def gather(self, index: np.ndarray) -> list[np.ndarray | None]:
             return [None if k == 1 else image for k, image in zip(index, pixels.gather(index), strict=True)]
 
-        def gather_all(self, batches: list[np.ndarray]) -> Iterator[list]:
+        def gather_all(self, batches: list[np.ndarray]) -> Iterator[list[np.ndarray | None]]:
             return map(self.gather, batches)
 
     scores = summed_logits(Mean(), Missing(), views, 2, crops=crops, seed=5)  # type: ignore[arg-type]

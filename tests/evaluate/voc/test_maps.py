@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -39,7 +41,7 @@ def fields(maps: FeatureMaps, level: int, height: int, width: int) -> tuple[list
     columns = torch.arange(width)
     images[columns, :, :, columns] = float("nan")
     with torch.no_grad():
-        table = torch.cat([maps(part)[level].isnan().any(1).any(1) for part in images.split(16)]).numpy()
+        table = torch.cat([maps(part)[level].isnan().any(1).any(1) for part in torch.split(images, 16)]).numpy()
     whole = [
         cell for cell in range(table.shape[1]) if not table[0, cell] and not table[-1, cell] and table[:, cell].any()
     ]
@@ -57,7 +59,7 @@ def fields(maps: FeatureMaps, level: int, height: int, width: int) -> tuple[list
         ("alexnet", {}, 15, 120),
     ],
 )
-def test_cells_lie_where_the_network_looks(name: str, options: dict, height: int, width: int) -> None:
+def test_grids_match_the_receptive_fields(name: str, options: dict[str, Any], height: int, width: int) -> None:
     backbone = built(name, 63 if name == "alexnet" else 32, **options)
     maps = sequential_maps(backbone, drop_last_pool=True) or resnet_maps(backbone, ["layer1", "layer2"])
     assert maps is not None
@@ -87,7 +89,8 @@ def test_grids_of_the_paper_networks() -> None:
         sequential_maps(built("vgg16", 32), drop_last_pool=False, strides=[64])
 
 
-def test_parts_are_the_backbone() -> None:
+def test_parts_compose_to_the_backbone() -> None:
+    torch.manual_seed(0)
     images = torch.randn(2, 3, 64, 64)
     backbone = built("resnet18", stem="small")
     maps = resnet_maps(backbone, LAYERS)
@@ -105,7 +108,7 @@ def test_parts_are_the_backbone() -> None:
         torch.testing.assert_close(whole(images)[-1].mean((2, 3)), convnet(images))
 
 
-def test_any_network_with_a_map() -> None:
+def test_tapped_map_of_other_networks() -> None:
     network = built("timm:mobilenetv3_small_050", 64)
     maps = tapped_map(network)
     stride = maps.maps[0].grid.stride
@@ -123,14 +126,15 @@ def test_any_network_with_a_map() -> None:
         pytest.param("resnet50", 2, marks=pytest.mark.slow),
     ],
 )
-def test_without_strides_the_old_cells_are_what_they_were(name: str, halvings: int) -> None:
+def test_dilation_keeps_the_cells_of_the_strided_map(name: str, halvings: int) -> None:
     backbone = built(name, stem="small")
+    trunk: Any = backbone.trunk
+    torch.manual_seed(0)
     image = torch.randn(1, 3, 16, 16)
     with torch.no_grad():
-        before = backbone.trunk.layer4(backbone.trunk.layer3(backbone.trunk.layer2(backbone.trunk.layer1(
-            backbone.trunk.relu(backbone.trunk.bn1(backbone.trunk.conv1(image)))
-        ))))  # fmt: skip
-        dilate([backbone.trunk.layer2, backbone.trunk.layer3, backbone.trunk.layer4], halvings)
+        stem = trunk.relu(trunk.bn1(trunk.conv1(image)))
+        before = trunk.layer4(trunk.layer3(trunk.layer2(trunk.layer1(stem))))
+        dilate([trunk.layer2, trunk.layer3, trunk.layer4], halvings)
         maps = resnet_maps(backbone, ["layer4"])
         assert maps
         after = maps(image)[0]
@@ -139,10 +143,11 @@ def test_without_strides_the_old_cells_are_what_they_were(name: str, halvings: i
         after[..., :: 2**halvings, :: 2**halvings], before, rtol=1e-4, atol=1e-4 * float(before.max())
     )
     with pytest.raises(DeepClusterError, match="raise --stride"):
-        dilate([backbone.trunk.layer4], 2)
+        dilate([trunk.layer4], 2)
 
 
-def test_interpolation_is_torchs_where_cells_tile_the_image() -> None:
+def test_interpolation_matches_torch_where_cells_tile_the_image() -> None:
+    torch.manual_seed(0)
     scores = torch.randn(1, 1, 5, 7)
     theirs = F.interpolate(scores, (40, 56), mode="bilinear", align_corners=False)
     grid = Grid(8, 3.5)
@@ -152,7 +157,7 @@ def test_interpolation_is_torchs_where_cells_tile_the_image() -> None:
 
 
 @pytest.mark.parametrize("cells", [1, 2, 9])
-def test_interpolation_is_numpys_for_any_grid(cells: int) -> None:
+def test_interpolation_matches_numpy_for_any_grid(cells: int) -> None:
     values = np.random.default_rng(0).normal(size=cells)
     grid = Grid(16, 15.0)
     ours = interpolation(100, Grid(2, 0.5), cells, grid) @ torch.from_numpy(values).float()
@@ -160,8 +165,9 @@ def test_interpolation_is_numpys_for_any_grid(cells: int) -> None:
     np.testing.assert_allclose(ours, theirs, atol=1e-5)
 
 
-def test_statistics_are_measured_only_where_there_are_none() -> None:
+def test_only_untrained_batch_norms_are_calibrated() -> None:
     network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 5, 1), nn.BatchNorm2d(5)).eval()
+    torch.manual_seed(0)
     images = torch.randn(8, 3, 10, 10) * 3 + 1
     assert calibrate_batch_norms(network, images)
     with torch.no_grad():
@@ -176,13 +182,13 @@ def test_statistics_are_measured_only_where_there_are_none() -> None:
     assert not network[1].training and network[1].momentum == 0.1
 
 
-def test_a_file_without_counters_has_statistics_all_the_same() -> None:
+def test_statistics_without_a_counter_are_kept() -> None:
     norm = nn.BatchNorm2d(2).eval()
     norm.running_mean = Tensor([1.0, 2.0])
     assert not calibrate_batch_norms(norm, torch.randn(4, 2, 3, 3)) and norm.running_mean.tolist() == [1.0, 2.0]
 
 
-def test_a_copy_leaves_the_subject_alone() -> None:
+def test_a_trainable_copy_leaves_the_original_unchanged() -> None:
     backbone = built("convnet")
     copied = trainable_copy(backbone)
     freeze_batch_norms(copied)

@@ -60,7 +60,6 @@ def test_svm_matches_sklearn_at_the_cost_of_its_cross_validation(dim: int) -> No
         ]
         best = sklearn_svm(svm.cost, 0).fit(x, truth)
     assert svm.cost == costs[int(np.argmax(aps))]
-    assert svm.folds_ap == pytest.approx(max(aps), abs=0.02)
     np.testing.assert_allclose(svm_scores([svm], x)[:, 0], best.decision_function(x), atol=0.02)
 
 
@@ -88,7 +87,7 @@ def test_classes_with_one_or_no_positive() -> None:
     one = np.zeros(20, int)
     one[3] = 1
     svm = fit_svm(x, one, seed=0)
-    assert svm is not None and svm.cost == FALLBACK_COST and np.isnan(svm.folds_ap)
+    assert svm is not None and svm.cost == FALLBACK_COST
     assert fit_svm(x, np.zeros(20, int), seed=0) is None
     both = fit_svms(x, np.stack([one, one * 0], axis=1))
     assert both[1] is None and (svm_scores(both, x)[:, 1] == 0).all()
@@ -98,9 +97,11 @@ def test_classes_with_one_or_no_positive() -> None:
 
 def test_seeds_change_the_folds() -> None:
     x, labels = points(60, 6)
-    first, again, other = (fit_svms(x, labels, seed=seed, costs=(0.1, 10.0))[1] for seed in (0, 0, 1))
-    assert first is not None and again is not None and other is not None
-    assert (first.weight == again.weight).all() and first.folds_ap == again.folds_ap != other.folds_ap
+
+    def costs(seed: int) -> tuple[float, ...]:
+        return tuple(svm.cost for svm in fit_svms(x, labels, seed=seed) if svm is not None)
+
+    assert costs(0) == costs(0) and len({costs(seed) for seed in range(4)}) > 1
 
 
 def test_few_shots_draw_the_same_number_of_each_class() -> None:

@@ -66,17 +66,24 @@ def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def subject(results: Path, name: str = "convnet", **options: Any) -> Subject:
     torch.manual_seed(3)
     backbone = build_backbone(name, image_size=32, **({"widths": (16, 16, 24), "pools": (1, 2)} | options)).eval()
-    return Subject("net", Model(backbone, torch.zeros(0, backbone.dim)), "cpu", results)
+    return Subject("net", Model(backbone, None, torch.zeros(0, backbone.dim)), "cpu", results)
 
 
 def detect(results: Path, data: Path, iterations: int = 4, **more: Any) -> Result:
-    values = {"split": "train", "test_split": "val", "iterations": iterations, "batch": 2, "lr": 0.01, **SMALL}
+    values: dict[str, Any] = {
+        "split": "train",
+        "test_split": "val",
+        "iterations": iterations,
+        "batch": 2,
+        "lr": 0.01,
+        **SMALL,
+    }
     values |= {"anchors": (12, 20)} | more
     return voc_detection(subject(results), data, **values)
 
 
 def segment(results: Path, data: Path, iterations: int = 4, **more: Any) -> Result:
-    values = {"crop": 40, "scale": (0.8, 1.2), "iterations": iterations, "batch": 4, "lr": 0.05} | more
+    values: dict[str, Any] = {"crop": 40, "scale": (0.8, 1.2), "iterations": iterations, "batch": 4, "lr": 0.05} | more
     return voc_segmentation(subject(results), data, **values)
 
 
@@ -152,7 +159,7 @@ def test_segmentation_learns_and_frozen_convolutions_do_not_change(tmp_path: Pat
     assert frozen.settings["train"] == "fc6-8" and "convolutions are frozen" in frozen.settings["protocol"]
     kept = load_file(tmp_path / "fc/voc-segmentation.safetensors")
     moved = load_file(tmp_path / "all/voc-segmentation.safetensors")
-    begun = subject(tmp_path).backbone.trunk.features.state_dict()
+    begun = subject(tmp_path).backbone.trunk.get_submodule("features").state_dict()
     key = "maps.parts.0.0.0.weight"
     assert torch.equal(kept[key], begun["0.0.weight"]) and not torch.equal(moved[key], begun["0.0.weight"])
 
@@ -168,12 +175,13 @@ def test_fast_rcnn_on_given_regions_with_frozen_convolutions(tmp_path: Path, sha
         corners = random.integers(0, SIDE - 12, (12, 2))
         noise = np.concatenate([corners, corners + random.integers(8, 12, (12, 2))], 1)
         regions[file.stem] = np.concatenate([[true], noise]).astype(np.float32)
-    np.savez(tmp_path / "p.npz", **regions)
-    more = {"head": "fast", "anchors": (), "train": "fc6-8", "proposals": (tmp_path / "p.npz",)}
+    np.savez(tmp_path / "p.npz", **regions)  # type: ignore[arg-type]
+    more: dict[str, Any] = {"head": "fast", "anchors": (), "train": "fc6-8", "proposals": (tmp_path / "p.npz",)}
     result = detect(tmp_path, shapes, 60, **more)
     assert result.scores["map"] > 0.5
     kept = load_file(tmp_path / "voc-detection.safetensors")
-    assert torch.equal(kept["maps.parts.0.0.0.weight"], subject(tmp_path).backbone.trunk.features[0][0].weight)
+    expected = subject(tmp_path).backbone.trunk.get_parameter("features.0.0.weight")
+    assert torch.equal(kept["maps.parts.0.0.0.weight"], expected)
     assert not any(key.startswith("rpn.") for key in kept)
 
 
@@ -192,7 +200,7 @@ def test_fast_rcnn_on_given_regions_with_frozen_convolutions(tmp_path: Path, sha
         ("has no split 'test'", {"test_split": "test"}),
     ],
 )
-def test_detection_refuses(tmp_path: Path, shapes: Path, words: str, more: dict) -> None:
+def test_detection_refuses(tmp_path: Path, shapes: Path, words: str, more: dict[str, Any]) -> None:
     with pytest.raises(DeepClusterError, match=words):
         detect(tmp_path, shapes, **more)
 
@@ -209,7 +217,7 @@ def test_detection_refuses(tmp_path: Path, shapes: Path, words: str, more: dict)
         ("trains nothing", {"iterations": 0}),
     ],
 )
-def test_segmentation_refuses(tmp_path: Path, shapes: Path, words: str, more: dict) -> None:
+def test_segmentation_refuses(tmp_path: Path, shapes: Path, words: str, more: dict[str, Any]) -> None:
     with pytest.raises(DeepClusterError, match=words):
         segment(tmp_path, shapes, **more)
 
@@ -270,7 +278,7 @@ def test_command_line(tmp_path: Path, shapes: Path, capsys: pytest.CaptureFixtur
 def test_blood_cells_are_detected(tmp_path: Path, shared_data: Path) -> None:
     """364 microscope images (BCCD), from random weights, at 192 px: minutes on one core."""
     net = subject(tmp_path, widths=(16, 32, 64, 128, 128), pools=(1, 3, 5))
-    sizes = {"min_size": 192, "max_size": 384, "anchors": (16, 32, 64), "regions": 64}
+    sizes: dict[str, Any] = {"min_size": 192, "max_size": 384, "anchors": (16, 32, 64), "regions": 64}
     data = shared_data / "voc/bccd.tar"
     result = voc_detection(net, data, split="train", iterations=300, batch=2, lr=0.01, **sizes)
     assert result.scores["ap_WBC"] > 0.7 and result.scores["ap_RBC"] > 0.5 and result.scores["map"] > 0.4
@@ -278,6 +286,13 @@ def test_blood_cells_are_detected(tmp_path: Path, shared_data: Path) -> None:
 
 @pytest.mark.slow
 def test_three_images_of_voc_are_memorized(tmp_path: Path, shared_data: Path) -> None:
-    values = {"split": "all", "test_split": "all", "crop": 160, "scale": (1.0, 1.0), "batch": 3, "lr": 0.05}
+    values: dict[str, Any] = {
+        "split": "all",
+        "test_split": "all",
+        "crop": 160,
+        "scale": (1.0, 1.0),
+        "batch": 3,
+        "lr": 0.05,
+    }
     result = voc_segmentation(subject(tmp_path), shared_data / "voc/voc2011-sample.tar", iterations=150, **values)
     assert result.scores["pixel_accuracy"] > 0.6  # background alone is 0.53

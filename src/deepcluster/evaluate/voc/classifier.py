@@ -6,6 +6,7 @@ An SVM's file holds its weights and needs the backbone it was trained on; a fine
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,24 +14,22 @@ import numpy as np
 import torch
 
 from deepcluster.data.cache import Pixels, load_pixels
-from deepcluster.data.loader import Loader
 from deepcluster.data.open import open_images
 from deepcluster.data.transforms import RandomViews
 from deepcluster.data.views import ViewGroup
-from deepcluster.engine.checkpoint import preserve_random_state
-from deepcluster.engine.fabric import pick_device
-from deepcluster.engine.subject import CACHE_GB, Subject
+from deepcluster.engine.checkpoint import undisturbed
+from deepcluster.engine.subject import CACHE_GB, Subject, pick_device
 from deepcluster.errors import DeepClusterError
-from deepcluster.evaluate.linear.pooling import OUTPUT, Pooling
+from deepcluster.evaluate.linear.features import FrozenFeatures
+from deepcluster.evaluate.linear.pooling import Pooling
+from deepcluster.evaluate.linear.splits import Split
 from deepcluster.evaluate.voc.finetune import TransferNetwork, summed_logits
 from deepcluster.evaluate.voc.network_file import read_tensors, save_tensors
 from deepcluster.evaluate.voc.svm import ClassSVM
 from deepcluster.models.backbone import Backbone
-from deepcluster.models.taps import read_taps
 from deepcluster.models.zoo import build_backbone
 
 PROTOCOL = "voc-classification"
-BATCH = 128
 EPSILON = 1e-5  # of the L2 normalization, as in OpenSelfSup's benchmark
 
 
@@ -46,23 +45,17 @@ def pooled_features(
     Returns:
         (M,) int64 ascending, the images that can be decoded, and for each tap (M, D) float32.
     """
-    resized = RandomViews(
-        ViewGroup(size=backbone.image_size, crop_scale=None, flip=0.0, mean=backbone.mean, std=backbone.std)
-    )
-    loader = Loader(pixels, np.arange(len(pixels)), batch_size=BATCH, transform=resized, device=device)
-    index: list[np.ndarray] = []
-    features: dict[str, list[np.ndarray]] = {tap: [] for tap in poolings}
-    backbone.to(device).eval()
-    with torch.inference_mode(), read_taps(backbone, [tap for tap in poolings if tap != OUTPUT]) as activations:
-        for batch in loader:
-            output = backbone(batch.views[0])
-            for tap, pooling in poolings.items():
-                vectors = pooling(output if tap == OUTPUT else activations[tap])
-                vectors = vectors / (vectors.norm(dim=1, keepdim=True) + EPSILON)
-                features[tap].append(vectors.cpu().numpy())
-            index.append(batch.index.numpy())
-            after_batch(len(batch.index))
-    return np.concatenate(index), {tap: np.concatenate(rows) for tap, rows in features.items()}
+    resized = ViewGroup(size=backbone.image_size, crop_scale=None, flip=0.0, mean=backbone.mean, std=backbone.std)
+    frozen = FrozenFeatures(backbone, {tap: partial(_normalized, pooling) for tap, pooling in poolings.items()}, device)
+    split = Split(pixels, np.arange(len(pixels)), np.full(len(pixels), -1))
+    decoded, tables = frozen.extract(split, RandomViews(resized), check=after_batch)
+    return np.flatnonzero(decoded), tables
+
+
+def _normalized(pooling: Pooling, activations: torch.Tensor) -> torch.Tensor:
+    vectors = pooling(activations)
+    normalized: torch.Tensor = vectors / (vectors.norm(dim=1, keepdim=True) + EPSILON)
+    return normalized
 
 
 def save_svms(file: Path, svms: Mapping[str, Sequence[ClassSVM | None]], about: Mapping[str, Any]) -> Path:
@@ -92,7 +85,7 @@ class VOCClassifier:
         self._tensors, self._subject = tensors, subject
         self._network: TransferNetwork | None = None
         if subject is None:
-            with preserve_random_state():
+            with undisturbed():
                 backbone = build_backbone(**about["backbone"])
                 network = TransferNetwork(backbone, len(self.classes), about["mode"], **about["layers"])
             network.load_state_dict(tensors)

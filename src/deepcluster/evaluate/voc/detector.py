@@ -6,7 +6,6 @@ Networks alone: how they are trained and scored is in detection.py.
 from __future__ import annotations
 
 import dataclasses
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +21,7 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform, res
 from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign, box_iou, roi_align, roi_pool
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
-from deepcluster.engine.checkpoint import preserve_random_state
+from deepcluster.engine.checkpoint import undisturbed
 from deepcluster.errors import DeepClusterError
 from deepcluster.evaluate.voc.maps import (
     LAYERS,
@@ -141,18 +140,6 @@ class RegionPool(nn.Module):
         return aligned
 
 
-class Pyramid(nn.Module):
-    """The four maps of a ResNet and one more, all of `PYRAMID_WIDTH` channels."""
-
-    def __init__(self, channels: Sequence[int]) -> None:
-        super().__init__()
-        self.network = FeaturePyramidNetwork(list(channels), PYRAMID_WIDTH, LastLevelMaxPool())
-
-    def forward(self, maps: Sequence[Tensor]) -> dict[str, Tensor]:
-        outputs: dict[str, Tensor] = self.network(OrderedDict((str(level), cells) for level, cells in enumerate(maps)))
-        return outputs
-
-
 def near_objects(boxes: Tensor, truth: Tensor) -> Tensor:
     """Those of the boxes (P, 4) whose IoU with the truth (G, 4) is `BACKGROUND[0]` or more; all where none's is."""
     if not len(truth) or not len(boxes):
@@ -162,13 +149,11 @@ def near_objects(boxes: Tensor, truth: Tensor) -> Tensor:
 
 
 class Detector(nn.Module):
-    """Images -> boxes with class and score, or, while training, the losses.
+    """Images -> boxes with class and score, or, while training, the losses; `build_detector` puts its parts together.
 
     Args:
         backbone: config of the backbone, as `build_backbone` takes it.
         classes: names; class c has the label c + 1, and 0 is background.
-        config: what it is made of.
-        maps, pyramid, rpn, heads, transform: the parts; `build_detector` puts them together.
     """
 
     def __init__(
@@ -178,7 +163,7 @@ class Detector(nn.Module):
         config: DetectorConfig,
         *,
         maps: FeatureMaps,
-        pyramid: Pyramid | None,
+        pyramid: FeaturePyramidNetwork | None,
         rpn: RegionProposalNetwork | None,
         heads: RoIHeads,
         transform: GeneralizedRCNNTransform,
@@ -214,7 +199,9 @@ class Detector(nn.Module):
         self.transform.min_size = (self.config.min_sizes if self.training else ()) or (self.config.min_size,)
         batch, given = self.transform(list(images), given)
         outputs = self.maps(batch.tensors)
-        maps = {"0": outputs[-1]} if self.pyramid is None else self.pyramid(outputs)
+        maps = {str(level): cells for level, cells in enumerate(outputs)}
+        if self.pyramid is not None:
+            maps = self.pyramid(maps)
         losses: dict[str, Tensor] = {}
         if self.rpn is not None:
             regions, losses = self.rpn(batch, maps, given)
@@ -313,7 +300,7 @@ def _region_proposal_network(maps: FeatureMaps, config: DetectorConfig) -> Regio
     )
 
 
-Parts = tuple[FeatureMaps, Pyramid | None, nn.Module, int, nn.Module]
+Parts = tuple[FeatureMaps, FeaturePyramidNetwork | None, nn.Module, int, nn.Module]
 """Maps, the pyramid on them, the head of regions and its width, the pooling of regions."""
 
 
@@ -341,7 +328,7 @@ def _pyramid(backbone: Backbone) -> Parts:
     maps = resnet_maps(backbone, LAYERS)
     if maps is None:
         raise DeepClusterError(f"{backbone.name} has no layer1 to layer4 to build a pyramid on: leave out --fpn.")
-    pyramid = Pyramid([one.channels for one in maps.maps])
+    pyramid = FeaturePyramidNetwork([one.channels for one in maps.maps], PYRAMID_WIDTH, LastLevelMaxPool())
     pool = MultiScaleRoIAlign([str(level) for level in range(len(LAYERS))], 7, 2)
     return maps, pyramid, TwoMLPHead(PYRAMID_WIDTH * 7**2, 1024), 1024, pool
 
@@ -389,7 +376,7 @@ def load_detector(file: Path | str, device: str = "cpu") -> Detector:
         DeepClusterError: the file is missing, damaged, or not a detector.
     """
     about, tensors = read_tensors(file, "detector")
-    with preserve_random_state():
+    with undisturbed():
         backbone = build_backbone(**about["backbone"])
         detector = build_detector(backbone, about["classes"], DetectorConfig(**about["config"]))
     detector.load_state_dict(tensors)

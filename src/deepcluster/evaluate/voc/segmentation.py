@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from deepcluster.engine.checkpoint import preserve_random_state
+from deepcluster.engine.checkpoint import undisturbed
 from deepcluster.engine.log import Screen
 from deepcluster.errors import BadImage, DeepClusterError
 from deepcluster.evaluate.result import Result
@@ -114,7 +114,7 @@ def voc_segmentation(
     screen = screen or Screen(quiet=True)
     voc = open_voc(data, split, "segmentation")
     test_voc = open_voc(test or data, test_split, "segmentation", voc.classes)
-    with preserve_random_state():  # refuses now what it would refuse later
+    with undisturbed():  # refuses now what it would refuse later
         finest = build_segmenter(subject.backbone, voc.classes, stride=stride, redraw=redraw).maps.maps[0].grid.stride
     learned, tested = (Examples(part, subject, screen) for part in (voc, test_voc))
     with screen.bar("masks", len(voc)) as bar:

@@ -39,14 +39,12 @@ class ClassSVM:
         weight: (D,) float64.
         bias: as named.
         cost: C, chosen by cross-validation, or `FALLBACK_COST`.
-        folds_ap: mean average precision over the folds at that cost; NaN where it was not chosen.
         converged: whether liblinear met its tolerance within `MAX_ITER` iterations.
     """
 
     weight: np.ndarray
     bias: float
     cost: float
-    folds_ap: float
     converged: bool
 
 
@@ -125,17 +123,16 @@ def fit_svm(features: np.ndarray, labels: np.ndarray, *, seed: int, costs: Seque
         max_iter=MAX_ITER,
         random_state=seed % 2**31,
     )
-    folds_ap = float("nan")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # counted instead
         if len(costs) > 1 and fewest >= 2:
             folds = StratifiedKFold(min(FOLDS, fewest), shuffle=True, random_state=seed % 2**32)
             # of costs that score the same the first is taken, which is the smallest
-            search = GridSearchCV(svm, {"C": list(costs)}, scoring="average_precision", cv=folds).fit(x, positive)
-            svm, folds_ap = search.best_estimator_, float(search.best_score_)
+            search = GridSearchCV(svm, {"C": list(costs)}, scoring="average_precision", cv=folds)
+            svm = search.fit(x, positive).best_estimator_
         else:
             svm.fit(x, positive)
-    return ClassSVM(svm.coef_[0], float(svm.intercept_[0]), float(svm.C), folds_ap, bool(svm.n_iter_ < MAX_ITER))
+    return ClassSVM(svm.coef_[0], float(svm.intercept_[0]), float(svm.C), bool(svm.n_iter_ < MAX_ITER))
 
 
 def svm_scores(svms: Sequence[ClassSVM | None], features: np.ndarray) -> np.ndarray:
