@@ -161,12 +161,12 @@ def test_undo_in_a_window_that_does_not_know_of_an_edit(page: Any, site: Site, e
     one = site.get("/api/clusters?limit=1")["rows"][0]["id"]
     page.locator(".cell .tick").first.click()
     state(site, lambda now: now["selected"] == 1)
-    page.wait_for_function("document.getElementById('undo').title.startsWith('undo: select')")
+    page.locator("#undo[title^='undo: select']").wait_for()
     site.post("/api/edits", {"op": "rename", "cluster": one, "name": "elsewhere"})
     page.click("#undo")
     page.locator("#toast").filter(has_text="another window").wait_for()
     assert explorer.groups.name(one) == "elsewhere"
-    page.wait_for_function("document.getElementById('undo').title.startsWith('undo: rename')")
+    page.locator("#undo[title^='undo: rename']").wait_for()
     page.click("#undo")
     page.locator("#toast").filter(has_text=f"Undone: rename cluster {one}").wait_for()
     assert state(site, lambda now: now["undo"].startswith("select"))["selected"] == 1

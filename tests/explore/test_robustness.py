@@ -95,7 +95,7 @@ def test_a_job_that_fails_reports_the_error_and_can_be_retried() -> None:
     with pytest.raises(DeepClusterError, match="KeyError: 'lost'"):
         job.wait(10)
     assert job.start().state == "failed"  # by itself it is not tried again
-    job.forget()
+    job.reset()
     assert job.start().wait(10) == "found"
 
 

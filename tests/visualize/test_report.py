@@ -151,7 +151,7 @@ def test_a_run_without_labels_in_one_cluster_interrupted_in_its_second_epoch(run
     words = report(lone).words()
     assert "purity" not in words and "NMI with labels" not in words and "main class" not in words
     assert "61 images in 1 cluster, after 1 epoch" in words and "One cluster holds 61 of 61 images" in words
-    assert "stands at 1 of 2 epochs" in words and "--resume" in words
+    assert "has finished 1 of 2 epochs" in words and "--resume" in words
 
 
 def test_a_run_killed_before_its_first_clustering(run: Run) -> None:

@@ -1,1 +1,1 @@
-"""Wander through a run's clusters in a browser, and mend them: a read model, a journal of edits, a local server."""
+"""Browse and edit a run's clusters: a catalog of clusters, a journal of edits, a local web server."""

@@ -233,7 +233,8 @@ class Catalog:
         # written back to front, so that the nearest is written last
         first = np.zeros(int(group.max(initial=0)) + 1, np.int64)
         first[group[order[::-1]]] = order[::-1]
-        return first[self.table().number + 1]
+        result: np.ndarray = first[self.table().number + 1]
+        return result
 
     def outliers(self, offset: int = 0, limit: int = 100) -> dict[str, Any]:
         """Images farther from their center than others of their cluster are, the most extreme first.
@@ -376,14 +377,15 @@ class Catalog:
         # Images of the same group and the same origin are added up: as many terms as pairs of these are left.
         pairs = csr_matrix((ones, (order[slot[fine]], first[fine])), shape=(len(numbers), len(centroids)))
         total = np.asarray(pairs.sum(1))
-        return np.asarray(pairs @ centroids) / np.maximum(total, 1)
+        result: np.ndarray = np.asarray(pairs @ centroids) / np.maximum(total, 1)
+        return result
 
     def _measure(self, members: np.ndarray) -> np.ndarray | None:
         """The center of a changed group by its vectors, to which its images' distances are taken; None without."""
         if self.vectors is None or not len(members):
             return None
         step = max(1, len(members) // SAMPLE)
-        center = np.asarray(self.vectors.rows[members[::step]]).mean(0)
+        center: np.ndarray = np.asarray(self.vectors.rows[members[::step]]).mean(0)
         for start in range(0, len(members), 65536):
             part = members[start : start + 65536]
             self.own[part] = np.linalg.norm(self.vectors.rows[part] - center, axis=1)
@@ -394,7 +396,8 @@ def _slots(group: np.ndarray, numbers: np.ndarray) -> np.ndarray:
     """The place of each of N groups in ascending `numbers`; -1 = it is none of them."""
     table = np.full(max(int(group.max(initial=-1)), int(numbers.max(initial=-1))) + 2, -1, np.int64)
     table[numbers] = np.arange(len(numbers))
-    return table[group]  # a group of -1 finds the last place, which stays -1
+    result: np.ndarray = table[group]  # a group of -1 finds the last place, which stays -1
+    return result
 
 
 def _number(value: Any) -> float | None:

@@ -1,4 +1,4 @@
-"""Near-duplicates: images whose vectors almost agree. They share a cluster, so pairs are sought within clusters."""
+"""Near-duplicates: images with nearly equal vectors. They share a cluster, so pairs are searched within clusters."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ AT_ONCE = 1 << 22
 
 @dataclass(frozen=True)
 class Twins:
-    """The image of the same cluster most like each image.
+    """The most similar image of the same cluster, for each image.
 
     Attributes:
         partner: (N,) int64; -1 = none.
@@ -26,7 +26,7 @@ class Twins:
     similarity: np.ndarray
 
     def groups(self, least: float) -> list[np.ndarray]:
-        """Images that are linked by a similarity of at least `least`, in groups of two or more, the most alike
+        """Images that are linked by a similarity of at least `least`, in groups of two or more, the most similar
         first."""
         from scipy.sparse import coo_matrix
         from scipy.sparse.csgraph import connected_components

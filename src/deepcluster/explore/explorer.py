@@ -40,7 +40,7 @@ SPLIT_SEED = 0
 
 
 class Pending(Exception):
-    """What was asked for is being computed; the job says how far it is."""
+    """The result is still being computed; the job has its progress."""
 
     def __init__(self, job: Job) -> None:
         super().__init__(job.title)
@@ -106,7 +106,8 @@ class Explorer:
             Pending: they are being opened.
             DeepClusterError: they are not there any more.
         """
-        return self._need("images")
+        result: ImageSource = self._need("images")
+        return result
 
     def close(self) -> None:
         """Stop the background jobs; finished parts are kept."""
@@ -172,7 +173,8 @@ class Explorer:
             found = self.catalog.image(index)
             found["name"] = self.groups.name(found["cluster"])
         found["reason"] = self.thumbs.read(index, 8)[1]
-        return self.with_paths({"images": [found]})["images"][0]
+        result: dict[str, Any] = self.with_paths({"images": [found]})["images"][0]
+        return result
 
     def neighbors(self, index: int, count: int) -> dict[str, Any]:
         """The images most similar to image `index`.
@@ -224,7 +226,8 @@ class Explorer:
         """
         if name not in layout.LAYOUTS:
             raise DeepClusterError(f"There is no map {name!r}: choose one of {', '.join(layout.LAYOUTS)}.")
-        return self._need(f"map {name}")
+        result: np.ndarray = self._need(f"map {name}")
+        return result
 
     def near_duplicates(self, least: float, offset: int, limit: int) -> dict[str, Any]:
         """Groups of images whose vectors have a cosine of at least `least`.
@@ -279,7 +282,7 @@ class Explorer:
             what, images = exports.write(out, now, source, only, job.tell)
             return {"kind": kind, "what": what, "images": images, "path": str(out)}
 
-        with self.lock:  # of two that are asked for at once, one is refused
+        with self.lock:  # of two simultaneous requests, one is refused
             if self.jobs["export"].state == "running":
                 raise DeepClusterError("Another export is running: wait until it is done.")
             self.jobs["export"] = Job("exporting", write).start()
@@ -291,18 +294,19 @@ class Explorer:
         Raises:
             Pending: they are being computed.
         """
-        return self._need("vectors")
+        result: Vectors = self._need("vectors")
+        return result
 
     def _need(self, name: str) -> Any:
         job = self.jobs[name].start()
         if job.state != "done":
-            job.wait(0.15)  # what takes an instant needs no second question
+            job.wait(0.15)  # what takes an instant needs no second request
         if not job.ready:
             try:
                 job.wait(0)
             except DeepClusterError:
                 if name != "images":
-                    job.forget()  # said once, and tried again when it is asked for again: a disk may have been full
+                    job.reset()  # reported once, and retried with the next request: a disk may have been full
                 raise
             raise Pending(job)
         return job.result
@@ -325,7 +329,8 @@ class Explorer:
             self.jobs["vectors"].start()  # of edited clusters, centers and distances are those of their images
 
     def _waited_source(self) -> ImageSource | None:
-        return self.jobs["images"].wait(120)
+        result: ImageSource | None = self.jobs["images"].wait(120)
+        return result
 
     def _describe(self, job: Job) -> Vectors:
         source = self.jobs["images"].wait()
@@ -344,7 +349,8 @@ class Explorer:
             before.wait(0.2)
             job.tell(before.count, before.total, before.stage)
             before.start()  # it may have been stopped before it was ready
-        return before.result
+        result: Vectors = before.result
+        return result
 
     def _layout(self, name: str) -> Any:
         def work(job: Job) -> np.ndarray:
@@ -352,7 +358,7 @@ class Explorer:
             mark = vectors.identity(self.run, self.jobs["images"].result.fingerprint())
             file = self.folder / f"map-{name}-{mark}.npy"
             try:
-                kept = np.load(file, allow_pickle=False)
+                kept: np.ndarray = np.load(file, allow_pickle=False)
                 if kept.shape == (len(table), 2) and kept.dtype == np.int16:
                     return kept
             except (OSError, ValueError, EOFError):
@@ -465,7 +471,8 @@ def _centroids_of(file: Path) -> np.ndarray:
 
     try:
         with safe_open(file, "np") as handle:
-            return handle.get_tensor("centroids").astype(np.float32)
+            result: np.ndarray = handle.get_tensor("centroids").astype(np.float32)
+            return result
     except (SafetensorError, OSError) as error:
         raise DeepClusterError(f"{file} is not a model that deepcluster saved: {error}.") from error
 

@@ -1,4 +1,4 @@
-"""Clusters as others read them: a table, folders of links, or COCO's form of labels. Images are never touched.
+"""Exports of clusters: a table, folders of links, or COCO annotations. Images are never touched.
 
 Hidden clusters are left out of all three.
 """
@@ -76,7 +76,7 @@ def write_links(
             f"The folder {folder} lies among the images, where its links would count as images: choose one outside."
         )
     if place.exists() and (not place.is_dir() or any(place.iterdir())):
-        raise DeepClusterError(f"{folder} is there already and holds something: choose a new folder.")
+        raise DeepClusterError(f"{folder} exists and is not empty: choose a new folder.")
     index = shown(groups, only)
     index = index[groups.group[index] >= 0]
     there, root = Path(os.path.realpath(place.parent)) / place.name, os.path.realpath(images)
@@ -90,7 +90,7 @@ def write_links(
                 made[group] = beside / folder_name(group, groups)
                 made[group].mkdir()
             file = os.path.join(root, source.path(image))
-            # as seen from where the folder will really be: .. of a folder reached by a link is not where one came from
+            # relative to the folder's real path: behind a symbolic link, .. is not the folder one came from
             target = os.path.relpath(file, there / made[group].name)
             os.symlink(target, made[group] / link_name(image, source.path(image)))
             if done % 1024 == 0:

@@ -1,6 +1,6 @@
-"""The clusters as a person edits them: every edit is a patch, and every patch has an inverse.
+"""Clusters that a person edits: every edit is a patch, and every patch has an inverse.
 
-This file knows numbers and names only; it does not know where edits are kept or who asks for them.
+This file knows numbers and names only; it does not know where edits are stored or requested.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Groups:
         group: (N,) int64, the group of each image now.
         selected: (N,) bool.
         names: group -> name given by a person.
-        hidden: groups that are put aside.
+        hidden: groups that are not shown.
         next: the number that the next new group will get.
         touched: groups whose images the last patch changed.
     """
@@ -74,7 +74,7 @@ class Groups:
         return self.names.get(group) or (f"cluster {group}" if group >= 0 else "no cluster")
 
     def apply(self, patch: Patch) -> Patch:
-        """Sets what `patch` says; returns the patch that sets it back."""
+        """Apply `patch` and return its inverse."""
         back = Patch(after=self.next if patch.after is not None else None)
         self.touched = set()
         if patch.group is not None:
@@ -99,7 +99,7 @@ class Groups:
         return back
 
     def plan(self, edit: Mapping[str, Any]) -> Patch:
-        """What an edit comes to, as things stand.
+        """The patch that an edit means for the current groups.
 
         Args:
             edit: `{"op": "rename", "cluster", "name"}`, `{"op": "merge", "clusters", "into"}`,
@@ -137,14 +137,14 @@ class Groups:
             raise DeepClusterError(f"Cluster {into!r} is not among those to be merged: choose one of them to stay.")
         patch = self._gone([one for one in clusters if one != into], into)
         if into in self.hidden and not self.hidden.issuperset(clusters):
-            patch.hidden[into] = False  # what was seen is not lost from sight
+            patch.hidden[into] = False  # a visible cluster does not become hidden
         if into not in self.names:
             named = [self.names[one] for one in clusters if one in self.names]
             patch.names |= {into: named[0]} if named else {}
         return patch
 
     def _gone(self, clusters: list[int], into: int) -> Patch:
-        """All images of `clusters` go `into` another; what is empty has neither name nor curtain."""
+        """All images of `clusters` go `into` another; an empty group is neither named nor hidden."""
         index = np.flatnonzero(np.isin(self.group, clusters))
         return Patch(
             (index, np.full(len(index), into)),
@@ -257,7 +257,7 @@ def _count(items: Iterable[Any], noun: str) -> str:
 
 def _truth(value: Any) -> bool:
     if not isinstance(value, bool):
-        raise DeepClusterError("An edit that switches needs true or false.")
+        raise DeepClusterError("This edit needs true or false.")
     return value
 
 

@@ -1,6 +1,6 @@
-"""Who may ask: this machine's browser, on this page, and for changes only with the page's token.
+"""Access control: requests of this machine's browser from this page only; changes need the page's token.
 
-A page of another site cannot reach the explorer by a name of its own (Host), cannot send it anything (Origin, token),
+A page of another site cannot reach the explorer under another name (Host), cannot send it anything (Origin, token),
 and cannot show what it serves (headers).
 """
 
@@ -36,7 +36,7 @@ class Guard:
     """Wraps an application; see the file's docstring.
 
     Args:
-        app: what is asked if all is well.
+        app: receives the requests that are allowed.
         token: what every request but GET and HEAD must carry as `X-Token`.
     """
 
@@ -72,21 +72,21 @@ class Guard:
         await self.app(scope, receive, armed)
 
     def refusal(self, method: str, path: str, headers: Headers) -> tuple[int, str] | None:
-        """Status and reason if a request is not to be answered."""
+        """Status and reason if a request is refused."""
         host = headers.get("host", "")
         if host.rpartition(":")[0] not in HOSTS and host not in HOSTS:
             return 421, "This server answers to 127.0.0.1 and localhost only."
         origin = headers.get("origin")
         if origin is not None and origin != f"http://{host}":
-            return 403, "Requests of other pages are refused."
+            return 403, "Requests from other pages are refused."
         if path != "/" and headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none"):
-            return 403, "Requests of other pages are refused."
+            return 403, "Requests from other pages are refused."
         if method not in ("GET", "HEAD"):
             if not secrets.compare_digest(headers.get("x-token", "").encode(), self.token.encode()):
-                return 403, "The page is of an earlier start of the explorer: load it again."
+                return 403, "The page is from an earlier start of the explorer: reload it."
             length = headers.get("content-length", "")
             if not length.isdigit():
-                return 411, "The length of the request must be told."
+                return 411, "The request must state its length."
             if int(length) > LONGEST:
-                return 413, f"That is too large: at most {LONGEST >> 20} MiB are taken."
+                return 413, f"The request is too large: at most {LONGEST >> 20} MiB are accepted."
         return None

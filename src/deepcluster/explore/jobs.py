@@ -1,4 +1,4 @@
-"""Long steps that go on behind the page: each has a name, a progress, and a result or a sentence."""
+"""Background jobs: each has a title, a progress, and a result or an error message."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from deepcluster.errors import DeepClusterError
 
 
 class Stopped(Exception):
-    """The explorer is being closed: whoever works ends here."""
+    """The explorer is being closed: the job ends here."""
 
 
 class Job:
-    """One step in a thread of its own, begun when it is first needed.
+    """A computation in its own thread, started when it is first needed.
 
     Args:
         title: what the page calls it.
-        work: does it; is handed the job, whose `tell` it calls now and then.
-        done: called with the result before it can be seen.
+        work: computes the result; gets the job, whose `tell` it calls now and then.
+        done: called with the result before it becomes available.
     """
 
     def __init__(self, title: str, work: Callable[[Job], Any], done: Callable[[Any], None] = lambda result: None):
@@ -35,7 +35,7 @@ class Job:
         self._thread: threading.Thread | None = None
 
     def start(self, *, again: bool = False) -> Job:
-        """Begins it, where it has not been begun; `again` begins one that is over anew."""
+        """Start it, unless it was started before; `again` restarts a job that has ended."""
         with self._lock:
             if self.state == "waiting" or (self.state in ("done", "failed") and again):
                 self.state, self.error, self.count, self.total = "running", "", 0, 0
@@ -46,14 +46,14 @@ class Job:
 
     @property
     def ready(self) -> bool:
-        """Whether the result is there."""
+        """Whether the result is available."""
         return self.state == "done"
 
     def tell(self, count: int, total: int, stage: str | None = None) -> None:
-        """Says how far it is.
+        """Report progress.
 
         Raises:
-            Stopped: it is to end.
+            Stopped: the job must end.
         """
         self.count, self.total = int(count), int(total)
         self.stage = stage or self.stage
@@ -61,24 +61,24 @@ class Job:
             raise Stopped
 
     def wait(self, seconds: float | None = None) -> Any:
-        """The result, as soon as it is there; None where it is not in time.
+        """The result, as soon as it is available; None if that takes longer.
 
         Raises:
-            DeepClusterError: it failed, for the reason that this says.
+            DeepClusterError: the job failed; the message is the reason.
         """
         self._ended.wait(seconds)
         if self.state == "failed":
             raise DeepClusterError(self.error)
         return self.result
 
-    def forget(self) -> None:
-        """Makes a failed one wait to be begun again."""
+    def reset(self) -> None:
+        """Let a failed job be started again."""
         with self._lock:
             if self.state == "failed":
                 self.state = "waiting"
 
     def stop(self, seconds: float = 5.0) -> None:
-        """Asks it to end, and waits a little for that."""
+        """Ask it to end, and wait a little for that."""
         self._stop.set()
         if self._thread is not None:
             self._thread.join(seconds)
@@ -97,7 +97,7 @@ class Job:
             self.state = "done"
         except Stopped:
             self.state = "waiting"
-        except Exception as error:  # whatever it is, the page must not wait for ever
+        except Exception as error:  # whatever it is, the page must not wait forever
             self.error = " ".join(str(error).split()) or type(error).__name__
             if not isinstance(error, (DeepClusterError, OSError, MemoryError)):
                 self.error = f"{type(error).__name__}: {self.error}"

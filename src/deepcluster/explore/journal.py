@@ -1,4 +1,4 @@
-"""Edits kept as an append-only file, so that all of them can be undone, also after a restart or a kill.
+"""Edits in an append-only file, so that all of them can be undone, also after a restart or a kill.
 
 The file has one JSON object a line: what it is of, then `{"do": edit}`, `{"undo": true}` and `{"redo": true}` in the
 order they happened. A last line that was cut short by a kill is dropped.
@@ -7,7 +7,6 @@ order they happened. A last line that was cut short by a kill is dropped.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -15,8 +14,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from deepcluster.digest import digest
 from deepcluster.errors import DeepClusterError
 from deepcluster.explore.groups import Groups, Patch, describe
 from deepcluster.io import write_text
@@ -25,14 +23,8 @@ FORMAT = "deepcluster edits"
 VERSION = 1
 
 
-def digest(assignment: np.ndarray) -> str:
-    """Hex digest of (N,) clusters: edits are of these and of no others."""
-    whole = np.ascontiguousarray(assignment, dtype="<i8")
-    return hashlib.blake2b(whole.data, digest_size=12).hexdigest()
-
-
 class ChangedMeanwhile(DeepClusterError):
-    """An undo or a redo is not of the edits that who asked for it knows."""
+    """The edit to undo or redo is not the one that the page knows as the last."""
 
 
 class Journal:
@@ -56,22 +48,22 @@ class Journal:
         self.undone: list[tuple[Mapping[str, Any], Patch]] = []
         self.revision = 0
         self.set_aside: Path | None = None
-        self._mark = digest(groups.original)
+        self._mark = digest(groups.original.astype("<i8"))  # edits apply to these clusters and to no others
         self._size = 0
         self._read()
 
     @property
     def can_undo(self) -> str | None:
-        """What the next undo takes back, in words."""
+        """What the next undo would undo, in words."""
         return describe(self.done[-1][0]) if self.done else None
 
     @property
     def can_redo(self) -> str | None:
-        """What the next redo does again, in words."""
+        """What the next redo would redo, in words."""
         return describe(self.undone[-1][0]) if self.undone else None
 
     def do(self, edit: Mapping[str, Any]) -> None:
-        """Makes an edit and writes it down.
+        """Make an edit and store it.
 
         Raises:
             DeepClusterError: it does not fit the clusters, or cannot be written; then nothing has changed.
@@ -87,10 +79,10 @@ class Journal:
         self.revision += 1
 
     def undo(self, known: int | None = None) -> str:
-        """Takes the last edit back; returns it in words.
+        """Undo the last edit and return it in words.
 
         Args:
-            known: the revision that is to be taken back; None = whichever is the last.
+            known: the revision to undo; None = the last one, whichever it is.
 
         Raises:
             ChangedMeanwhile: there were edits since the revision `known`.
@@ -106,7 +98,7 @@ class Journal:
         return words
 
     def redo(self, known: int | None = None) -> str:
-        """Makes the last undone edit again; as `undo`."""
+        """Redo the last undone edit; as `undo`."""
         self._check(known)
         if not self.undone:
             raise DeepClusterError("There is no edit to redo.")
@@ -119,8 +111,8 @@ class Journal:
     def _check(self, known: int | None) -> None:
         if known is not None and known != self.revision:
             raise ChangedMeanwhile(
-                "Something was changed in another window, or just now: see what is to be undone or done again, and"
-                " press once more."
+                "Something was changed in another window, or just now: look at what would be undone or redone, and"
+                " press again."
             )
 
     def _undo(self) -> None:
@@ -137,7 +129,9 @@ class Journal:
         except FileNotFoundError:
             return
         except OSError as error:
-            raise DeepClusterError(f"The edits {self.file} cannot be read ({error.strerror}): mend that.") from error
+            raise DeepClusterError(
+                f"The edits {self.file} cannot be read ({error.strerror}): check the file and its permissions."
+            ) from error
         whole = text[: text.rfind(b"\n") + 1]  # a kill may have cut the last line short
         lines = whole.splitlines()
         if not lines:
@@ -150,7 +144,7 @@ class Journal:
         if not known:
             raise self._damaged(1, "it does not say that it holds edits")
         if head.get("assignment") != self._mark:
-            self._put_aside()
+            self._set_aside()
             return
         for number, line in enumerate(lines[1:], 2):
             try:
@@ -168,7 +162,7 @@ class Journal:
         elif row.get("redo") is True:
             self._redo()
         else:
-            raise ValueError("it is no edit")
+            raise ValueError("it is not an edit")
 
     def _damaged(self, number: int, why: str) -> DeepClusterError:
         return DeepClusterError(
@@ -176,8 +170,8 @@ class Journal:
             " the file away to begin without edits."
         )
 
-    def _put_aside(self) -> None:
-        """The run was trained on since: its clusters are others, to which these edits say nothing."""
+    def _set_aside(self) -> None:
+        """The run was trained further: these edits are of its earlier clusters."""
         count = 1
         while (aside := self.file.with_name(f"{self.file.stem}-earlier-{count}.jsonl")).exists():
             count += 1

@@ -30,7 +30,7 @@ def axes(vectors: Vectors, tell: Tell = lambda done, total: None) -> np.ndarray:
     """(N, 2) int16, the coordinates along the first two principal directions; bad images in the middle."""
     good = _good(vectors)
     sample = vectors.rows[_some(good, SAMPLE)].astype(np.float64)
-    if len(sample) < 2:
+    if len(sample) < 2 or np.ptp(sample, axis=0).max() < ALIKE:
         return np.zeros((len(vectors), 2), np.int16)
     from sklearn.decomposition import PCA
 
@@ -97,4 +97,5 @@ def _scaled(position: np.ndarray, vectors: Vectors) -> np.ndarray:
         low, high = position[good].min(0), position[good].max(0)
         position = (position - (low + high) / 2) * (EDGE / max(float((high - low).max()) / 2, ALIKE))
     position[vectors.bad] = 0
-    return np.rint(np.clip(position, -EDGE, EDGE)).astype("<i2")
+    result: np.ndarray = np.rint(np.clip(position, -EDGE, EDGE)).astype("<i2")
+    return result

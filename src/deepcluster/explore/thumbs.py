@@ -68,7 +68,7 @@ class Thumbs:
             return None, " ".join(str(error).split()) or type(error).__name__
 
     def _put(self, file: Path, content: bytes) -> None:
-        """Written beside and renamed; without a flush to disk, since it can be made again."""
+        """Write to a temporary file and rename it; without fsync, since a thumbnail can be made again."""
         beside = file.with_name(f".{file.name}.{threading.get_ident()}.part")
         try:
             file.parent.mkdir(parents=True, exist_ok=True)

@@ -1,11 +1,10 @@
-"""A unit vector for every image, in the space of the centroids: computed once, kept beside the run, memory-mapped.
+"""A unit vector for every image, in the space of the centroids: computed once, kept in the run folder, memory-mapped.
 
-They are made in parts, of which the finished ones outlive a kill, and then put into one file.
+They are written in parts, so that a killed job resumes, and then put into one file.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -15,6 +14,7 @@ import numpy as np
 
 from deepcluster.data.cache import Pixels
 from deepcluster.data.source import ImageSource
+from deepcluster.digest import digest
 from deepcluster.engine.model import MODEL
 from deepcluster.explore.jobs import Job
 from deepcluster.features.table import open_parts, write_parts
@@ -73,11 +73,7 @@ class Vectors:
 
 def identity(run: Run, fingerprint: str) -> str:
     """What vectors depend on, as a hex digest: the run's model and the images."""
-    mark = hashlib.blake2b(fingerprint.encode(), digest_size=6)
-    with open(run.folder / MODEL, "rb") as handle:
-        while chunk := handle.read(1 << 20):
-            mark.update(chunk)
-    return mark.hexdigest()
+    return digest(fingerprint, (run.folder / MODEL).read_bytes())[:12]
 
 
 def find(folder: Path, mark: str) -> Vectors | None:
@@ -96,7 +92,7 @@ def make(run: Run, source: ImageSource, folder: Path, fingerprint: str, job: Job
     Args:
         folder: where they are kept.
         fingerprint: of the source.
-        job: is told how far it is, and may end it; what is done by then is kept.
+        job: gets the progress, and may stop the computation; finished parts are kept.
     """
     mark = identity(run, fingerprint)
     found = find(folder, mark)
@@ -110,7 +106,7 @@ def make(run: Run, source: ImageSource, folder: Path, fingerprint: str, job: Job
     def ahead(images: int) -> None:
         nonlocal done
         done += images
-        job.tell(done, len(source), "describing images")
+        job.tell(done, len(source), "computing features")
 
     def describe(part: Pixels, file: Path) -> tuple[np.ndarray, np.ndarray]:
         index, features = run.model.features(part, device=run.device, check=ahead)
@@ -160,4 +156,5 @@ def unit_rows(rows: np.ndarray) -> np.ndarray:
 
 
 def _unit(vector: np.ndarray) -> np.ndarray:
-    return unit_rows(np.asarray(vector, np.float32)[None])[0]
+    result: np.ndarray = unit_rows(np.asarray(vector, np.float32)[None])[0]
+    return result

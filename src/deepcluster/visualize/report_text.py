@@ -125,7 +125,7 @@ def remarks(
     epochs = config.get("settings", {}).get("epochs")
     if epochs and len(metrics) < epochs:
         warn(
-            f"this run stands at {len(metrics):,} of {epochs:,} epochs: go on with "
+            f"this run has finished {len(metrics):,} of {epochs:,} epochs: resume it by "
             f"`deepcluster train --resume {shlex.quote(str(folder))}`."
         )
     if sizes is not None:
@@ -207,7 +207,7 @@ def seconds_of(line: Mapping[str, Any]) -> float:
 
 
 def _last(metrics: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """The last number of every key: some are known only in epochs that cluster anew."""
+    """The last number of every key: some are known only in epochs that recluster."""
     found: dict[str, float] = {}
     for line in metrics:
         found |= {name: value for name, value in line.items() if _number(value)}
