@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from deepcluster.clustering.neighbors import nearest_rows
 from deepcluster.clustering.pic import PIC, ROUNDING, follow, iterate, symmetric, uphill, weights
+from deepcluster.features.knn import nearest_rows
 from kmeans import cifar_features, mixture
 
 

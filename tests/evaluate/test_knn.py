@@ -12,7 +12,6 @@ from sklearn.neighbors import KNeighborsClassifier
 
 from deepcluster.errors import DeepClusterError
 from deepcluster.evaluate.knn import knn, knn_predict, nearest, score_features
-from deepcluster.features import neighbors
 
 from .conftest import FakeRun, Source, blobs
 
@@ -45,18 +44,8 @@ def test_softmax_does_not_overflow_at_a_low_temperature() -> None:
     assert knn_predict(bank, np.array([1, 0, 0]), bank[:1], 3, 2, temperature=1e-4).tolist() == [1]
 
 
-def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    bank, queries = (torch.from_numpy(blobs(50, seed)[0]) for seed in (0, 1))
-    whole = nearest(bank, queries, 7)
-    monkeypatch.setattr(neighbors, "SIMILARITIES_AT_ONCE", 130)
-    parts = nearest(bank, queries, 7)
-    assert torch.equal(whole[1], parts[1])
-    np.testing.assert_allclose(whole[0], parts[0], rtol=1e-5)
-
-
-def test_leave_one_out_never_finds_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_leave_one_out_never_finds_itself() -> None:
     bank, labels, _ = blobs(50, 0, spread=5)
-    monkeypatch.setattr(neighbors, "SIMILARITIES_AT_ONCE", 160)  # several chunks
     _, rows = nearest(torch.from_numpy(bank), torch.from_numpy(bank), 5, leave_one_out=True)
     assert not (rows == torch.arange(50)[:, None]).any()
     scored = dict(score_features(bank, labels, None, None, k=(5,), classes=3))

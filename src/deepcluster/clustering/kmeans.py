@@ -29,10 +29,9 @@ from deepcluster.clustering.assign import (
 from deepcluster.clustering.points import Points
 from deepcluster.clustering.row_partition import common_seed, shard_of
 from deepcluster.clustering.validation import check_choices, check_counts, read_table, read_weights, seed_from
-from deepcluster.clustering.whitening import normalize_rows
 from deepcluster.distributed import ALIGN, SINGLE, ProcessGroup
 from deepcluster.errors import DeepClusterError
-from deepcluster.features.block_reader import Rows, in_kind
+from deepcluster.features.block_reader import Rows, in_kind, normalize_rows
 from deepcluster.features.parallel import over_spans, team
 from deepcluster.random import seeded
 

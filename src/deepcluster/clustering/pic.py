@@ -40,11 +40,11 @@ from scipy import sparse
 from sklearn.base import BaseEstimator, ClusterMixin
 
 from deepcluster.clustering.assign import group_means, squared_distances
-from deepcluster.clustering.neighbors import nearest_rows
 from deepcluster.clustering.points import Points
 from deepcluster.clustering.validation import check_choices, check_counts, read_table
 from deepcluster.errors import DeepClusterError
 from deepcluster.features.block_reader import Rows, in_kind
+from deepcluster.features.knn import nearest_rows
 from deepcluster.features.parallel import team
 
 ROUNDING = 2.0**-43  # part of a height by which two that are equal may differ after 200 rounds in float64

@@ -11,10 +11,9 @@ from torch import Tensor
 
 from deepcluster.clustering.exact_sum import Total, round_, unit_for
 from deepcluster.clustering.row_partition import Shard, shard_of
-from deepcluster.clustering.whitening import normalize_rows
 from deepcluster.distributed import ALIGN
 from deepcluster.errors import DeepClusterError
-from deepcluster.features.block_reader import Picked, Rows
+from deepcluster.features.block_reader import Picked, Rows, normalize_rows
 from deepcluster.features.parallel import over_spans
 
 BLOCK_NUMBERS = 1 << 24  # numbers in a block (64 MiB)

@@ -18,7 +18,7 @@ from deepcluster.clustering.row_partition import Shard, shard_of
 from deepcluster.clustering.validation import check_counts, read_table, require_fitted
 from deepcluster.distributed import ALIGN, SINGLE, ProcessGroup
 from deepcluster.errors import DeepClusterError
-from deepcluster.features.block_reader import Rows, in_kind, write_rows
+from deepcluster.features.block_reader import Rows, in_kind, normalize_rows, write_rows
 
 SAMPLE = 1024  # rows from which the mean and the size of the covariance are guessed
 HEADROOM = 2.0**10  # how far the guess may be too small before all rows are read again
@@ -242,12 +242,3 @@ def _products(centered: Tensor) -> tuple[Tensor, Tensor]:
     """(D, D) float64 sum of outer products and (D,) sum of the rows (B, D) float64."""
     factor = centered.float() if centered.shape[1] > EXACT_DIM else centered
     return (factor.T @ factor).double(), centered.sum(0)
-
-
-def normalize_rows(x: Tensor) -> Tensor:
-    """Rows of length one; a row of zeros stays one of zeros."""
-    # the largest magnitude goes out first: squares of very small or very large numbers leave float32
-    peak = x.abs().amax(1, keepdim=True)
-    x = x / torch.where(peak > 0, peak, 1.0)
-    length = torch.linalg.vector_norm(x, dim=1, keepdim=True)
-    return x / torch.where(length > 0, length, 1.0)

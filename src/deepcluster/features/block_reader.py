@@ -150,6 +150,15 @@ def in_kind(values: Tensor, like: Any) -> Any:
     return values.to(like.device) if isinstance(like, Tensor) else values.cpu().numpy()
 
 
+def normalize_rows(x: Tensor) -> Tensor:
+    """Rows of length one; a row of zeros stays one of zeros."""
+    # the largest magnitude goes out first: squares of very small or very large numbers leave float32
+    peak = x.abs().amax(1, keepdim=True)
+    x = x / torch.where(peak > 0, peak, 1.0)
+    length = torch.linalg.vector_norm(x, dim=1, keepdim=True)
+    return x / torch.where(length > 0, length, 1.0)
+
+
 def _float32(part: np.ndarray) -> Tensor:
     part = np.ascontiguousarray(part, dtype=np.float32)
     if not part.flags.writeable:  # torch warns about read-only memory, which nobody here writes to

@@ -1,7 +1,4 @@
-"""k nearest rows of a table by cosine, and what their labels say: the quickest honest score of features.
-
-Nothing is trained. This file does not know how features come about, nor anything of images or clusters.
-"""
+"""Classification by the labels of the k nearest rows by cosine: a score of features without training."""
 
 from __future__ import annotations
 
@@ -10,11 +7,9 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from deepcluster.errors import DeepClusterError
-
-SIMILARITIES_AT_ONCE = 2**25  # 128 MiB of float32: bounds the memory for any number of images
+from deepcluster.features.knn import nearest_rows
 
 
 def nearest(
@@ -28,7 +23,7 @@ def nearest(
         leave_one_out: the queries are the bank itself; no row is its own neighbor.
 
     Returns:
-        (M, k) float32 similarity in [-1, 1], falling, and (M, k) int64 rows of the bank.
+        (M, k) float32 similarity in [-1, 1], descending, and (M, k) int64 rows of the bank.
 
     Raises:
         DeepClusterError: the bank has fewer than `k` rows.
@@ -36,18 +31,9 @@ def nearest(
     available = len(bank) - leave_one_out
     if not 1 <= k <= available:
         raise DeepClusterError(f"k={k} neighbors cannot be found among {available} images: choose 1 to {available}.")
-    columns = functional.normalize(bank.to(device, torch.float32), dim=1).T.contiguous()
-    step = max(1, SIMILARITIES_AT_ONCE // len(bank))
-    similarity = torch.empty(len(queries), k)
-    rows = torch.empty(len(queries), k, dtype=torch.int64)
-    for start in range(0, len(queries), step):
-        part = slice(start, min(start + step, len(queries)))
-        near = functional.normalize(queries[part].to(device, torch.float32), dim=1) @ columns
-        if leave_one_out:
-            near[torch.arange(len(near)), torch.arange(part.start, part.stop)] = -torch.inf
-        value, row = near.topk(k, dim=1)
-        similarity[part], rows[part] = value.cpu(), row.cpu()
-    return similarity, rows
+    asked = None if leave_one_out else queries
+    rows, squared = nearest_rows(bank, k, queries=asked, metric="cosine", device=device)
+    return 1 - squared.cpu() / 2, rows.cpu()
 
 
 def vote(
@@ -68,7 +54,7 @@ def vote(
     elif weights == "uniform":
         ballots = torch.ones_like(similarity, dtype=torch.float64)
     else:
-        raise DeepClusterError(f"weights={weights!r} is no way to vote: choose softmax or uniform.")
+        raise DeepClusterError(f"weights must be softmax or uniform, not {weights!r}.")
     urn = torch.zeros(len(ballots), classes, dtype=torch.float64)
     return urn.scatter_add_(1, neighbor_labels, ballots).argmax(dim=1)
 

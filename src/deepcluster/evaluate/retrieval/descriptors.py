@@ -11,13 +11,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from deepcluster.clustering.whitening import Whitening, normalize_rows
+from deepcluster.clustering.whitening import Whitening
 from deepcluster.data.open import open_images
 from deepcluster.digest import digest
 from deepcluster.errors import BadImage, DeepClusterError
 from deepcluster.evaluate.retrieval.images import ImageSubset
 from deepcluster.evaluate.retrieval.rmac import aggregate, pooled
 from deepcluster.evaluate.retrieval.whitening import RunningCovariance, load_whitening
+from deepcluster.features.block_reader import normalize_rows
 from deepcluster.models.backbone import Backbone
 from deepcluster.models.taps import read_taps
 from deepcluster.resume import ResumeFile

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from deepcluster.clustering.whitening import normalize_rows
 from deepcluster.evaluate.retrieval.ground_truth import GroundTruth
+from deepcluster.features.block_reader import normalize_rows
 
 PRECISION_AT = (1, 5, 10)
 """Numbers of first images whose precision is reported."""

@@ -8,7 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from deepcluster.clustering.whitening import Whitening, normalize_rows
+from deepcluster.clustering.whitening import Whitening
+from deepcluster.features.block_reader import normalize_rows
 
 OVERLAP = 0.4
 """Share of a region that the next one along the longer side covers as well, as nearly as may be (§4.2)."""

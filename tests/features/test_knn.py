@@ -10,9 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deepcluster.clustering import neighbors
-from deepcluster.clustering.neighbors import nearest_rows
 from deepcluster.errors import DeepClusterError
+from deepcluster.features.knn import nearest_rows
 
 BACKENDS = ["torch", "faiss"]
 
@@ -51,10 +50,9 @@ def tables() -> dict[str, np.ndarray]:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("name", tables())
-def test_equals_all_distances_sorted(name: str, backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(neighbors, "TILE_WIDTH", 1024)
+def test_equals_all_distances_sorted(name: str, backend: str) -> None:
     x = tables()[name]
-    index, squared = nearest_rows(x, 5, backend=backend)
+    index, squared = nearest_rows(x, 5, backend=backend, tile_width=1024)
     expected, distance = oracle(x, 5)
     np.testing.assert_array_equal(index, expected)
     np.testing.assert_array_equal(squared, distance.astype(np.float32))
@@ -92,26 +90,41 @@ def test_queries_find_themselves(backend: str) -> None:
         nearest_rows(x, 701, queries=queries)
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("queries", [False, True])
+def test_cosine_equals_all_similarities_sorted(backend: str, queries: bool) -> None:
+    rng = np.random.default_rng(5)
+    x = unit(500, 9) * rng.uniform(0.01, 100, (500, 1)).astype(np.float32)
+    asked = unit(60, 9, 1) * 7 if queries else None
+    index, squared = nearest_rows(x, 5, queries=asked, metric="cosine", backend=backend)
+    exact = x.astype(np.float64) / np.linalg.norm(x.astype(np.float64), axis=1, keepdims=True)
+    wanted = exact if asked is None else asked.astype(np.float64) / 7
+    similarity = wanted @ exact.T
+    if asked is None:
+        np.fill_diagonal(similarity, -np.inf)
+    np.testing.assert_array_equal(index, np.argsort(-similarity, axis=1, kind="stable")[:, :5])
+    np.testing.assert_allclose(1 - squared / 2, np.take_along_axis(similarity, index, 1), atol=1e-6)
+
+
 def test_same_distances_as_scikit_learn() -> None:
     from sklearn.neighbors import NearestNeighbors
 
     x = unit(1200, 32)
     theirs, index = NearestNeighbors(n_neighbors=8, algorithm="brute").fit(x.astype(np.float64)).kneighbors()
-    ours, squared = neighbors.nearest_rows(x, 8)
+    ours, squared = nearest_rows(x, 8)
     np.testing.assert_array_equal(ours, index)
     np.testing.assert_allclose(np.sqrt(squared), theirs, rtol=1e-6)
 
 
-def test_blocks_and_threads_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_blocks_and_threads_change_nothing() -> None:
     x = np.concatenate([unit(1400, 20), unit(1400, 20)[:300], np.zeros((40, 20), np.float32)])
     whole = nearest_rows(x, 6)
     before = torch.get_num_threads()
     try:
         for threads, block in ((3, 1 << 24), (1, 20 * 1100), (2, 20 * 257)):
             torch.set_num_threads(threads)
-            monkeypatch.setattr(neighbors, "BLOCK_NUMBERS", block)
-            monkeypatch.setattr(neighbors, "TILE_WIDTH", 1024)
-            for one, other in zip(whole, nearest_rows(x, 6), strict=True):
+            found = nearest_rows(x, 6, block_numbers=block, tile_width=1024)
+            for one, other in zip(whole, found, strict=True):
                 np.testing.assert_array_equal(one, other)
     finally:
         torch.set_num_threads(before)
@@ -130,13 +143,11 @@ def test_a_rough_product_is_found_out() -> None:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_a_file_is_searched_like_the_same_rows_in_memory(
-    tmp_path: Path, backend: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(neighbors, "BLOCK_NUMBERS", 256 * 24)
+def test_a_file_is_searched_like_the_same_rows_in_memory(tmp_path: Path, backend: str) -> None:
     x = np.concatenate([unit(800, 24), unit(800, 24)[:100]])
     np.save(tmp_path / "x.npy", x)
-    memory, file = nearest_rows(x, 5, backend=backend), nearest_rows(np.load(tmp_path / "x.npy", mmap_mode="r"), 5)
+    memory = nearest_rows(x, 5, backend=backend)
+    file = nearest_rows(np.load(tmp_path / "x.npy", mmap_mode="r"), 5, backend=backend, block_numbers=256 * 24)
     for one, other in zip(memory, file, strict=True):
         np.testing.assert_array_equal(one, other)
 
@@ -157,7 +168,8 @@ def test_kinds_in_are_kinds_out() -> None:
         ({"k": 0}, np.ones((4, 2)), "at least 1, not 0"),
         ({"backend": "annoy"}, np.ones((4, 2)), "backend must be one of"),
         ({}, np.array([[0, 0], [np.nan, 1]]), "Row 1 of the features holds NaN"),
-        ({"queries": np.array([[np.inf, 0]])}, np.ones((4, 2)), "Row 0 of the features holds NaN"),
+        ({"queries": np.array([[np.inf, 0]])}, np.ones((4, 2)), "Row 0 of the queries holds NaN"),
+        ({"metric": "manhattan"}, np.ones((4, 2)), "metric must be one of"),
         ({}, np.ones((1, 2)), "1 rows have no more than 0 neighbors"),
         ({}, np.ones(4), "must be a table"),
     ],

@@ -1,4 +1,4 @@
-"""The k nearest rows of each row, exactly, without ever holding N x N distances.
+"""The k nearest rows of each row by Euclidean distance or cosine, exactly, without ever holding N x N distances.
 
 Products in float32 choose a few candidates more than asked for; their distances are then taken by
 differences in float64, so that near-duplicates keep their order. What rounding can have hidden is known:
@@ -17,12 +17,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from deepcluster.clustering.assign import GPU_SCORES
-from deepcluster.clustering.points import BLOCK_NUMBERS, Points
 from deepcluster.errors import DeepClusterError
-from deepcluster.features.block_reader import Rows, in_kind
+from deepcluster.features.block_reader import Rows, in_kind, normalize_rows
 from deepcluster.features.parallel import members, over_spans, team
 
+BLOCK_NUMBERS = 1 << 24  # numbers in a block (64 MiB)
+GPU_SCORES = 1 << 27  # scores held at once on an accelerator: 512 MiB
 TILE_ROWS = 256  # rows and
 TILE_WIDTH = 8192  # columns of a tile of scores on a CPU: 8 MiB, the fastest of those tried
 GROUP = 16  # columns that are first reduced to their largest score
@@ -37,8 +37,11 @@ def nearest_rows(
     k: int,
     *,
     queries: Any = None,
+    metric: str = "euclidean",
     backend: str = "torch",
     device: torch.device | str | None = None,
+    block_numbers: int = BLOCK_NUMBERS,
+    tile_width: int = TILE_WIDTH,
 ) -> tuple[Any, Any]:
     """The k nearest rows of x (N, D) to each row of x, or to each of `queries` (Q, D).
 
@@ -46,8 +49,10 @@ def nearest_rows(
         x: array, memory-mapped array, tensor or nested sequence; read in blocks.
         k: how many.
         queries: None = the rows of x themselves, and then no row is a neighbor of itself.
+        metric: "euclidean", or "cosine": rows are compared at unit length, and |a - b|^2 = 2 - 2 cos(a, b).
         backend: what looks for candidates: "torch", or "faiss" (IndexFlatL2 on the CPU, all rows in memory).
         device: where to compute; None = where x is (arrays: the CPU).
+        block_numbers, tile_width: numbers read at once, and columns of a tile of scores; they change no result.
 
     Returns:
         (N, k) int64 positions in x, nearest first, equally near ones by position, and (N, k) float32
@@ -58,8 +63,10 @@ def nearest_rows(
     """
     if backend not in ("torch", "faiss"):
         raise DeepClusterError(f"backend must be one of torch, faiss, not {backend!r}.")
+    if metric not in ("euclidean", "cosine"):
+        raise DeepClusterError(f"metric must be one of euclidean, cosine, not {metric!r}.")
     if not isinstance(k, (int, np.integer)) or isinstance(k, bool) or k < 1:
-        raise DeepClusterError(f"The number of neighbors must be a whole number of at least 1, not {k!r}.")
+        raise DeepClusterError(f"The number of neighbors must be an integer of at least 1, not {k!r}.")
     rows = Rows(x, device)
     # a second reader of the same rows: a block is valid only until its reader's next one
     asked = Rows(x, rows.device) if queries is None else Rows(queries, rows.device, name="queries")
@@ -75,7 +82,15 @@ def nearest_rows(
             "more rows."
         )
     with team():
-        search = _Search(rows, int(k), alone=queries is None, backend=backend)
+        search = _Search(
+            rows,
+            int(k),
+            leave_one_out=queries is None,
+            unit=metric == "cosine",
+            backend=backend,
+            step=max(256, block_numbers // rows.dim),
+            tile_width=tile_width,
+        )
         index, squared = search(asked)
     like = x if queries is None else queries
     return in_kind(index, like), in_kind(squared, like)
@@ -123,16 +138,22 @@ class _Search:
     The score of row x for query q is q.x - |x|^2 / 2: the largest belongs to the nearest.
 
     Args:
-        alone: the queries are the rows themselves, each looking for others.
+        leave_one_out: the queries are the rows themselves, none of which is its own neighbor.
+        unit: compare rows at unit length.
+        step: rows of a block.
+        tile_width: columns of a tile of scores on a CPU.
     """
 
-    def __init__(self, rows: Rows, k: int, *, alone: bool, backend: str):
-        self.rows, self.k, self.alone, self.backend = rows, k, alone, backend
-        self.step = max(256, BLOCK_NUMBERS // rows.dim)
-        facts = Points(rows).moments
+    def __init__(
+        self, rows: Rows, k: int, *, leave_one_out: bool, unit: bool, backend: str, step: int, tile_width: int
+    ):
+        self.rows, self.k, self.leave_one_out, self.unit, self.backend = rows, k, leave_one_out, unit, backend
+        self.step, self.tile_width = step, tile_width
+        self.offset: Tensor | None = None
+        mean, square = self._mean(rows)
         # products lose the digits that a large common offset takes: work about the mean where it is large
-        about = float(facts.mean.square().sum()) * rows.n > facts.square / 2
-        self.offset = facts.mean.float() if about else None
+        if float(mean.square().sum()) * rows.n > square / 2:
+            self.offset = mean.float()
         self.bias = torch.empty(rows.n, device=rows.device)
         longest = 0.0
         for start, _, centered in self._blocks(rows):
@@ -143,13 +164,13 @@ class _Search:
 
     def __call__(self, asked: Rows) -> tuple[Tensor, Tensor]:
         """(Q, k) positions and (Q, k) squared distances."""
-        if not self.alone:
-            _ = Points(asked).moments  # finds NaN and infinity
+        if not self.leave_one_out:
+            self._mean(asked)  # finds NaN and infinity
         index = torch.empty(asked.n, self.k, dtype=torch.int64, device=self.rows.device)
         squared = torch.empty(asked.n, self.k, device=self.rows.device)
         candidates = self._by_faiss if self.backend == "faiss" else self._by_products
         self.faiss_index = self._fill_faiss() if self.backend == "faiss" else None
-        count = min(self.k + SPARE, self.rows.n - self.alone)
+        count = min(self.k + SPARE, self.rows.n - self.leave_one_out)
         for start, raw, centered in self._blocks(asked):
             best = candidates(centered, start, count)
             found, distance = self._measured(raw, best)
@@ -166,10 +187,34 @@ class _Search:
             index[start : start + len(raw)], squared[start : start + len(raw)] = found, distance.float()
         return index, squared
 
+    def _mean(self, rows: Rows) -> tuple[Tensor, float]:
+        """(D,) float64 mean of the rows and the sum of their squared norms.
+
+        Raises:
+            DeepClusterError: a row holds NaN or infinity.
+        """
+        total, square = torch.zeros(rows.dim, dtype=torch.float64, device=rows.device), 0.0
+        for start, raw, _ in self._blocks(rows):
+            norms = _squared_norms(raw)
+            bad = (~torch.isfinite(norms)).nonzero()
+            if len(bad):
+                raise DeepClusterError(
+                    f"Row {start + int(bad[0, 0])} of the {rows.name} holds NaN or infinity; leave out such rows."
+                )
+            total += raw.sum(0, dtype=torch.float64)
+            square += float(norms.sum())
+        return total / rows.n, square
+
     def _blocks(self, rows: Rows) -> Iterator[tuple[int, Tensor, Tensor]]:
-        """(first row, rows as they are, rows about the offset)."""
-        for start, raw in rows.blocks(self.step):
+        """(first row, rows as they are compared, rows about the offset)."""
+        for start, block in rows.blocks(self.step):
+            raw = normalize_rows(block) if self.unit else block
             yield start, raw, raw if self.offset is None else raw - self.offset
+
+    def _take(self, index: Tensor) -> Tensor:
+        """(M, D) rows at `index` (M,) as they are compared."""
+        taken = self.rows.take(index)
+        return normalize_rows(taken) if self.unit else taken
 
     def _doubt(self, norm: Tensor) -> Tensor:
         """(Q,) bound on the error of squared distances by products, for queries of squared norm `norm`.
@@ -199,7 +244,7 @@ class _Search:
         self, block: Tensor, begin: int, end: int, start: int, columns: Tensor, first: int
     ) -> Iterator[tuple[slice, Tensor, int]]:
         """(rows of the block, their (R, W) scores, first column) for the block's rows from `begin` to `end`."""
-        high, wide = TILE_ROWS, TILE_WIDTH
+        high, wide = TILE_ROWS, self.tile_width
         if block.device.type != "cpu":
             wide = min(len(columns), 1 << 16)
             high = max(1, GPU_SCORES // wide)
@@ -211,9 +256,9 @@ class _Search:
                 tile = columns[left : left + wide]
                 scores = buffer[: len(part) * len(tile)].view(len(part), len(tile))
                 torch.mm(part, tile.T, out=scores).add_(self.bias[first + left : first + left + len(tile)])
-                if self.alone:
+                if self.leave_one_out:
                     own = torch.arange(top, rows.stop, device=block.device) + start
-                    _forget_own(scores, own, first + left)
+                    _mask_own(scores, own, first + left)
                 yield rows, scores, first + left
 
     def _fill_faiss(self) -> Any:
@@ -234,12 +279,12 @@ class _Search:
         before = faiss.omp_get_max_threads()
         faiss.omp_set_num_threads(members())
         try:
-            squared, found = self.faiss_index.search(block.cpu().numpy(), count + self.alone)
+            squared, found = self.faiss_index.search(block.cpu().numpy(), count + self.leave_one_out)
         finally:
             faiss.omp_set_num_threads(before)
         score = (_squared_norms(block)[:, None] - torch.from_numpy(squared).to(block.device)).float() / 2
         where = torch.from_numpy(found).to(block.device)
-        if not self.alone:
+        if not self.leave_one_out:
             return _Best(score, where)
         own = torch.arange(start, start + len(block), device=block.device)[:, None]
         itself = where == own
@@ -253,7 +298,7 @@ class _Search:
         def measure(begin: int, end: int) -> tuple[Tensor, Tensor]:
             where = best.where[begin:end].sort(1).values
             query = torch.arange(begin, end, device=raw.device).repeat_interleave(count)
-            distance = _squared_distances(raw[query], self.rows.take(where.flatten())).view(where.shape)
+            distance = _squared_distances(raw[query], self._take(where.flatten())).view(where.shape)
             distance, place = distance.sort(dim=1, stable=True)
             return where.gather(1, place)[:, : self.k], distance[:, : self.k]
 
@@ -281,12 +326,12 @@ class _Search:
                 while left < len(columns) and len(rows := nearest.open()):
                     scores = centered[rows] @ moved[left : left + wide].T
                     scores += self.bias[first + left : first + left + scores.shape[1]]
-                    if self.alone:
-                        _forget_own(scores, own[rows], first + left)
+                    if self.leave_one_out:
+                        _mask_own(scores, own[rows], first + left)
                     row, column = (scores.double() >= threshold[rows, None]).nonzero(as_tuple=True)
                     row, column = rows[row], column + left
                     nearest.add(row, column + first, _pair_distances(raw, row, columns, column))
-                    left, wide = left + wide, min(2 * wide, TILE_WIDTH)
+                    left, wide = left + wide, min(2 * wide, self.tile_width)
 
             over_spans(decide, len(kept), 1)
         found, distance = zip(*(nearest.result() for nearest in kept), strict=True)
@@ -341,8 +386,8 @@ def _pair_distances(a: Tensor, row: Tensor, b: Tensor, column: Tensor) -> Tensor
     return torch.cat([_squared_distances(a[i], b[j]) for i, j in parts])
 
 
-def _forget_own(scores: Tensor, own: Tensor, first: int) -> None:
-    """Rows of scores (R, W), whose columns begin at `first`, do not see their own columns `own` (R,)."""
+def _mask_own(scores: Tensor, own: Tensor, first: int) -> None:
+    """Set the scores (R, W) of rows, whose columns begin at `first`, for their own columns `own` (R,) to -inf."""
     column = own - first
     here = ((column >= 0) & (column < scores.shape[1])).nonzero()[:, 0]
     scores[here, column[here]] = -torch.inf
