@@ -10,10 +10,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deepcluster.clustering import whitening as room
-from deepcluster.clustering.eigen import krylov_directions
+from deepcluster.clustering.covariance import krylov_directions, mean_and_scatter
+from deepcluster.clustering.row_partition import shard_of
 from deepcluster.clustering.whitening import Whitening
 from deepcluster.errors import DeepClusterError
+from deepcluster.features.block_reader import Rows
 
 
 def table(n: int = 500, d: int = 24, seed: int = 0) -> np.ndarray:
@@ -61,11 +62,15 @@ def test_white_means_unit_covariance() -> None:
     np.testing.assert_allclose(np.linalg.norm(Whitening(8).fit_transform(x), axis=1), 1, atol=1e-5)
 
 
-def test_wide_features_take_the_float32_products(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("exact_dim", "tolerance"), [(1024, 1e-12), (8, 1e-5)])
+def test_covariance_equals_numpy(exact_dim: int, tolerance: float) -> None:
+    """In float64 and, for wide features, by float32 products."""
     x = table()
-    exact = Whitening(10).fit_transform(x)
-    monkeypatch.setattr(room, "EXACT_DIM", 8)
-    np.testing.assert_allclose(Whitening(10).fit_transform(x), exact, atol=1e-3)
+    rows = Rows(x)
+    mean, scatter = mean_and_scatter(rows, shard_of(rows), exact_dim)
+    np.testing.assert_allclose(mean, x.mean(0, dtype=np.float64), rtol=1e-10)
+    expected = np.cov(x.T.astype(np.float64), bias=True) * len(x)
+    np.testing.assert_allclose(scatter, expected, atol=tolerance * expected.max())
 
 
 @pytest.mark.parametrize("rank", [300, 40, 1, 0])

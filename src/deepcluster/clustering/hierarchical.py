@@ -15,16 +15,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin
+from sklearn.base import BaseEstimator, ClusterMixin
 from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor
 
 from deepcluster.clustering.assign import distances, nearest, require_finite
-from deepcluster.clustering.kmeans import KMeans, require_rows
+from deepcluster.clustering.kmeans import KMeans
 from deepcluster.clustering.points import Points
 from deepcluster.clustering.redistribute import Deal, room_for
 from deepcluster.clustering.row_partition import common_seed, shard_of
-from deepcluster.clustering.validation import read_table, seed_from
+from deepcluster.clustering.validation import Float32Transformer, read_table, require_rows, seed_from
 from deepcluster.distributed import SINGLE, ProcessGroup
 from deepcluster.errors import DeepClusterError
 from deepcluster.features.block_reader import Picked, Rows, in_kind
@@ -32,7 +32,7 @@ from deepcluster.features.parallel import team
 from deepcluster.random import seed_of
 
 
-class HierarchicalKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, BaseEstimator):
+class HierarchicalKMeans(Float32Transformer, ClusterMixin, BaseEstimator):
     """k-means in two or more levels, each super-cluster cut into as many clusters as any other.
 
     Cluster `label` lies in super-cluster `label // (n_clusters // m)` of m. A new row goes down greedily: to the
@@ -207,11 +207,6 @@ class HierarchicalKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Clus
     @property
     def _n_features_out(self) -> int:
         return len(self.cluster_centers_)
-
-    def __sklearn_tags__(self) -> Any:
-        tags = super().__sklearn_tags__()
-        tags.transformer_tags.preserves_dtype = ["float32"]
-        return tags
 
 
 class _Tree:

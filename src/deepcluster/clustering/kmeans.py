@@ -11,7 +11,7 @@ import warnings
 from typing import Any
 
 import torch
-from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin
+from sklearn.base import BaseEstimator, ClusterMixin
 from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor
 
@@ -28,7 +28,15 @@ from deepcluster.clustering.assign import (
 )
 from deepcluster.clustering.points import Points
 from deepcluster.clustering.row_partition import common_seed, shard_of
-from deepcluster.clustering.validation import check_choices, check_counts, read_table, read_weights, seed_from
+from deepcluster.clustering.validation import (
+    Float32Transformer,
+    check_choices,
+    check_counts,
+    read_table,
+    read_weights,
+    require_rows,
+    seed_from,
+)
 from deepcluster.distributed import ALIGN, SINGLE, ProcessGroup
 from deepcluster.errors import DeepClusterError
 from deepcluster.features.block_reader import Rows, in_kind, normalize_rows
@@ -41,7 +49,7 @@ SHUFFLED = 1 << 24  # rows up to which all are shuffled for a draw of some
 SEED_ROWS = 1 << 17  # rows, or 16 per cluster, among which k-means++ chooses
 
 
-class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, BaseEstimator):
+class KMeans(Float32Transformer, ClusterMixin, BaseEstimator):
     """Lloyd's k-means as in the paper (arXiv 1807.05520 §3.3), a scikit-learn estimator.
 
     Rows are read in blocks, so X may be a `numpy.memmap` of a file larger than memory, and N x K
@@ -254,11 +262,6 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
     def _n_features_out(self) -> int:
         return len(self.cluster_centers_)
 
-    def __sklearn_tags__(self) -> Any:
-        tags = super().__sklearn_tags__()
-        tags.transformer_tags.preserves_dtype = ["float32"]
-        return tags
-
     def check_arguments(self) -> None:
         """Raises DeepClusterError where an argument cannot be."""
         check_counts(self, "n_clusters", "max_iter", *(["n_init"] if self.n_init != "auto" else []))
@@ -276,15 +279,6 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
             raise DeepClusterError(
                 f"backend='faiss' clusters in one process, not in {group.size}; take backend='torch'."
             )
-
-
-def require_rows(rows: int, clusters: int) -> None:
-    """Raises DeepClusterError where there are fewer rows than clusters."""
-    if rows < clusters:
-        raise DeepClusterError(
-            f"{rows} rows cannot make {clusters} clusters (n_samples={rows}); ask for at most {rows} clusters or give "
-            "more rows."
-        )
 
 
 # Initialization: draws are among the rows of all processes and the same on each.

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import sklearn.exceptions
 import torch
+from sklearn.base import ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
@@ -22,6 +23,15 @@ from deepcluster.features.block_reader import Rows
 
 class NotFittedError(DeepClusterError, sklearn.exceptions.NotFittedError):
     """An estimator is used before `fit`."""
+
+
+class Float32Transformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin):
+    """A transformer whose output is float32 and whose columns are named after its class and their number."""
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.transformer_tags.preserves_dtype = ["float32"]
+        return tags
 
 
 def require_fitted(estimator: Any) -> None:
@@ -100,3 +110,12 @@ def check_choices(estimator: Any, **choices: tuple[str, ...]) -> None:
     for name, allowed in choices.items():
         if getattr(estimator, name) not in allowed:
             raise DeepClusterError(f"{name} must be one of {', '.join(allowed)}, not {getattr(estimator, name)!r}.")
+
+
+def require_rows(rows: int, clusters: int) -> None:
+    """Raises DeepClusterError where there are fewer rows than clusters."""
+    if rows < clusters:
+        raise DeepClusterError(
+            f"{rows} rows cannot make {clusters} clusters (n_samples={rows}); ask for at most {rows} clusters or give "
+            "more rows."
+        )

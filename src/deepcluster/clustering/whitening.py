@@ -1,30 +1,22 @@
-"""PCA-whitening followed by L2 normalization: what the paper does to features before k-means.
-
-This file knows covariances and eigenvectors; it does not know what the rows mean.
-"""
+"""PCA-whitening followed by L2 normalization: what the paper does to features before k-means."""
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
-from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
+from sklearn.base import BaseEstimator
 from torch import Tensor
 
-from deepcluster.clustering.eigen import EXACT_DIM, main_directions
-from deepcluster.clustering.exact_sum import round_
-from deepcluster.clustering.row_partition import Shard, shard_of
-from deepcluster.clustering.validation import check_counts, read_table, require_fitted
-from deepcluster.distributed import ALIGN, SINGLE, ProcessGroup
+from deepcluster.clustering.covariance import main_directions, mean_and_scatter
+from deepcluster.clustering.row_partition import shard_of
+from deepcluster.clustering.validation import Float32Transformer, check_counts, read_table, require_fitted
+from deepcluster.distributed import SINGLE, ProcessGroup
 from deepcluster.errors import DeepClusterError
-from deepcluster.features.block_reader import Rows, in_kind, normalize_rows, write_rows
-
-SAMPLE = 1024  # rows from which the mean and the size of the covariance are guessed
-HEADROOM = 2.0**10  # how far the guess may be too small before all rows are read again
+from deepcluster.features.block_reader import in_kind, normalize_rows, write_rows
 
 
-class Whitening(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
+class Whitening(Float32Transformer, BaseEstimator):
     """Center, project on the main directions, divide each by its deviation, then L2-normalize each row.
 
     The order is the paper's (arXiv 1807.05520 §3.3, "PCA-reduced to 256 dimensions, whitened and
@@ -99,7 +91,7 @@ class Whitening(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator
         with group.collective_section():
             rows = read_table(self, X, reset=self._center is None)
         shard = shard_of(rows, group)
-        self._merge(shard.total, *_moments(rows, shard))
+        self._merge(shard.total, *mean_and_scatter(rows, shard))
         self._solve(group)
         return self
 
@@ -156,11 +148,6 @@ class Whitening(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator
     def _n_features_out(self) -> int:
         return len(self.components_)
 
-    def __sklearn_tags__(self) -> Any:
-        tags = super().__sklearn_tags__()
-        tags.transformer_tags.preserves_dtype = ["float32"]
-        return tags
-
     def state_dict(self) -> dict[str, Tensor]:
         """Plain tensors that are all `transform` needs."""
         require_fitted(self)
@@ -185,60 +172,3 @@ class Whitening(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator
         self.whiten = bool(state.get("whiten", self.whiten))
         self.n_components, self.n_features_in_ = self.components_.shape
         return self
-
-
-def _moments(rows: Rows, shard: Shard) -> tuple[Tensor, Tensor]:
-    """(D,) float64 mean and (D, D) float64 sum of outer products about it, of the rows of all processes.
-
-    The rows are read once, about a mean that is guessed from a sample. Sums are exact in multiples of a unit, and so
-    do not depend on order, as long as they stay below a bound that is guessed from the sample too; where the guess
-    was too small, which one row far from all others can bring about, the rows are read again.
-    """
-    stride = -(-shard.total // SAMPLE)
-    sample = shard.take(rows, torch.arange(0, shard.total, stride)).double()
-    sample = sample[torch.isfinite(sample).all(1)]
-    about = sample.mean(0) if len(sample) else torch.zeros(rows.dim, dtype=torch.float64, device=rows.device)
-    bound = HEADROOM * shard.total * float((sample - about).square().mean(0).max()) if len(sample) else 0.0
-    blocks = int(shard.group.sum_(torch.tensor([-(-rows.n // ALIGN)])))
-    while True:
-        bound = 2.0 ** math.frexp(max(bound, 2.0**-900))[1]
-        with shard.group.collective_section():
-            sums, largest = _own_moments(rows, shard, about, bound)
-        needed = float(shard.group.max_(largest)) * blocks
-        if needed <= bound:
-            break
-        bound = needed
-    shard.group.sum_(sums)
-    shift = sums[-1] / shard.total
-    return about + shift, sums[:-1] - torch.outer(shift, shift) * shard.total
-
-
-def _own_moments(rows: Rows, shard: Shard, about: Tensor, bound: float) -> tuple[Tensor, Tensor]:
-    """(D + 1, D) float64: sums of outer products and, last, of this process's rows, and the largest of a block.
-
-    Both are about `about`, and block by block rounded to what makes them exact up to `bound`.
-    """
-    sums = torch.zeros(rows.dim + 1, rows.dim, dtype=torch.float64, device=rows.device)
-    largest = torch.zeros(1, dtype=torch.float64, device=rows.device)
-    unit, unit_of_sums = bound * 2.0**-51, (2.0 ** (math.frexp(bound * shard.total)[1] // 2 + 1)) * 2.0**-51
-    step = max(ALIGN, rows.block_rows // ALIGN * ALIGN)
-    for start, read in rows.blocks(step):
-        for first in range(0, len(read), ALIGN):
-            centered = read[first : first + ALIGN].double() - about
-            products, total = _products(centered)
-            peak = products.diagonal().max()
-            if not torch.isfinite(peak):
-                bad = int((~torch.isfinite(centered).all(1)).nonzero()[0, 0]) + first + start + shard.first
-                raise DeepClusterError(
-                    f"Row {bad} of the features holds NaN or infinity; leave out bad images' rows before fitting."
-                )
-            largest = torch.maximum(largest, peak)
-            sums[:-1] += round_(products, unit)
-            sums[-1] += round_(total, unit_of_sums)
-    return sums, largest
-
-
-def _products(centered: Tensor) -> tuple[Tensor, Tensor]:
-    """(D, D) float64 sum of outer products and (D,) sum of the rows (B, D) float64."""
-    factor = centered.float() if centered.shape[1] > EXACT_DIM else centered
-    return (factor.T @ factor).double(), centered.sum(0)

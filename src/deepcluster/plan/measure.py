@@ -26,7 +26,7 @@ from scipy.optimize import nnls
 from torch import Tensor, nn
 
 from deepcluster.clustering import assign_int8
-from deepcluster.clustering.eigen import main_directions
+from deepcluster.clustering.covariance import main_directions
 from deepcluster.clustering.kmeans import KMeans
 from deepcluster.clustering.whitening import Whitening
 from deepcluster.config import TrainRun

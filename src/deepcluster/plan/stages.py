@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
-from deepcluster.clustering.eigen import EXACT_DIM
+from deepcluster.clustering.covariance import EXACT_DIM
 from deepcluster.clustering.kmeans import INT8_FROM
 from deepcluster.distributed import MESSAGE
 from deepcluster.features.extract import IN_MEMORY

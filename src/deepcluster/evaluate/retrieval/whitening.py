@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deepcluster.clustering.eigen import main_directions
+from deepcluster.clustering.covariance import main_directions
 from deepcluster.clustering.whitening import Whitening
 from deepcluster.errors import DeepClusterError
 from deepcluster.io import write_atomic
