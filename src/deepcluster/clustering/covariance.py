@@ -27,8 +27,9 @@ def mean_and_scatter(rows: Rows, shard: Shard, exact_dim: int = EXACT_DIM) -> tu
     """(D,) float64 mean and (D, D) float64 sum of outer products about it, of the rows of all processes.
 
     Widths up to `exact_dim` are multiplied in float64, larger ones in float32. The rows are read once, about a mean
-    that is guessed from a sample. Sums are exact in multiples of a unit, and so do not depend on order, as long as they stay below a bound that is guessed from the sample too; where the guess
-    was too small, which one row far from all others can bring about, the rows are read again.
+    that is guessed from a sample. Sums are exact in multiples of a unit, and so do not depend on order, as long as they
+    stay below a bound that is guessed from the sample too; where the guess was too small, which one row far from all
+    others can bring about, the rows are read again.
     """
     stride = -(-shard.total // SAMPLE)
     sample = shard.take(rows, torch.arange(0, shard.total, stride)).double()
