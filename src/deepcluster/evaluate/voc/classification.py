@@ -140,7 +140,7 @@ def voc_classification(
 
     Args:
         subject: the network to evaluate.
-        data: a VOC set: a folder such as VOCdevkit/VOC2007, or a plain .tar of it.
+        data: a VOC set: a folder such as VOCdevkit/VOC2007, or a .tar or .zip of it.
         test: another VOC set for the test; None = the same.
         split: images to train on: a list of ImageSets/Main, or all = every annotated image.
         test_split: images to score.

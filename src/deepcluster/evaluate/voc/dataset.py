@@ -251,8 +251,8 @@ def open_voc(
     """Opens one split of a PASCAL VOC set.
 
     Args:
-        source: a folder (VOCdevkit/VOC2007, or one that holds a single such folder), a plain .tar of it, or several
-            as `VOC{trainval,test}_06-Nov-2007.tar`; tar files are read in place.
+        source: a folder (VOCdevkit/VOC2007, or one that holds a single such folder), a plain .tar or a .zip of it, or
+            several as `VOC{trainval,test}_06-Nov-2007.tar`; archives are read in place.
         split: train, val, trainval, test or another list in ImageSets; `all` = every annotated image. Where there
             is no trainval it is train and val.
         kind: "classification" and "detection" read ImageSets/Main, "segmentation" reads ImageSets/Segmentation.

@@ -89,7 +89,7 @@ def voc_detection(
 
     Args:
         subject: the network to evaluate.
-        data: a VOC set: a folder such as VOCdevkit/VOC2007, or a plain .tar of it.
+        data: a VOC set: a folder such as VOCdevkit/VOC2007, or a .tar or .zip of it.
         test: the VOC set of the test split; None = the same.
         split: images to train on: a list in ImageSets/Main.
         test_split: images to score.
@@ -113,7 +113,7 @@ def voc_detection(
         drops: steps at which it falls to a tenth; None = after 5/7 (Faster) or 3/4 (Fast) of all.
         momentum: of SGD.
         weight_decay: of SGD.
-        flip: mirror half of the training images.
+        flip: mirror half of the training images; --no-flip = none of them.
         ap: VOC 2007's rule, or that of 2010 and later.
         draws: repetitions, each with its own seed.
         seed: of the first draw.

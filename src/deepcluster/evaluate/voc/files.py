@@ -21,9 +21,9 @@ FOLDERS = ("Annotations", "ImageSets", "JPEGImages", "SegmentationClass")
 
 @dataclass(frozen=True)
 class Entry:
-    """Where the content of one file is: `length` bytes of the file `place`, or of a member of the archive `place`."""
+    """`length` bytes: the file `location` or, with an offset, a member of the archive `location`."""
 
-    place: str
+    location: str
     offset: int | None
     length: int
     stamp: str
@@ -56,14 +56,14 @@ class VOCFiles:
         if entry is None:
             raise BadImage("there is no such file")
         if entry.offset is not None:
-            return archive.read_member(entry.place, entry.offset, entry.length)
+            return archive.read_member(entry.location, entry.offset, entry.length)
         try:
-            return storage.read_range(entry.place, 0, entry.length)
+            return storage.read_range(entry.location, 0, entry.length)
         except OSError as error:
             raise BadImage(error.strerror or str(error)) from None
 
     def fingerprint(self, paths: Sequence[str | None]) -> str:
-        """Hex digest of the names, places and modification times of files, in this order."""
+        """Hex digest of the names, locations and modification times of files, in this order."""
         digest = hashlib.blake2b(digest_size=16)
         for path in paths:
             entry = self._entries.get(path) if path else None
@@ -86,8 +86,8 @@ def open_files(source: str | os.PathLike[str]) -> VOCFiles:
     if not path.exists() and not any(mark in name for mark in "*?[{") and not storage.is_url(name):
         raise DeepClusterError(f"There is no VOC set {name}: give the folder VOC2007 or a .tar that holds it.")
     members: dict[str, Entry] = {}
-    for place in storage.expand(name):
-        members |= _scan_archive(place)
+    for location in storage.expand(name):
+        members |= _scan_archive(location)
     root = _only_root(name, _roots_among(members))
     prefix = f"{root}/" if root else ""
     return VOCFiles(name, {path[len(prefix) :]: at for path, at in members.items() if path.startswith(prefix)})
@@ -140,26 +140,26 @@ def _scan_folder(root: Path) -> dict[str, Entry]:
                 f"{error.filename} cannot be read ({error.strerror or error}): make it readable."
             ) from error
 
-    places = [entry.path for entry in os.scandir(root) if entry.is_file()]
+    locations = [entry.path for entry in os.scandir(root) if entry.is_file()]
     for folder in FOLDERS:
         for parent, _, files in os.walk(root / folder, onerror=refuse, followlinks=True):
-            places += [os.path.join(parent, file) for file in files]
+            locations += [os.path.join(parent, file) for file in files]
     found: dict[str, Entry] = {}
-    for place in places:
+    for location in locations:
         with contextlib.suppress(OSError):  # a broken link: its image is reported as missing
-            size, stamp = storage.stat(place)
-            found[Path(place).relative_to(root).as_posix()] = Entry(place, None, size, stamp)
+            size, stamp = storage.stat(location)
+            found[Path(location).relative_to(root).as_posix()] = Entry(location, None, size, stamp)
     return found
 
 
-def _scan_archive(place: str) -> dict[str, Entry]:
+def _scan_archive(location: str) -> dict[str, Entry]:
     """Every plain file of an archive; of one that is cut short, those before the cut."""
     advice = "unpack it, or repack it as a plain .tar"
-    if archive.find_format(place) is None:
-        raise DeepClusterError(f"{place} is neither a folder nor a .tar file: {advice}.")
-    members = archive.scan(place, lambda name: True)
+    if archive.find_format(location) is None:
+        raise DeepClusterError(f"{location} is neither a folder nor a .tar or .zip file: {advice}.")
+    members = archive.scan(location, lambda name: True)
     if not members.names:
-        raise DeepClusterError(f"{place} {members.trouble or 'is empty'}: {advice}.")
-    stamp = str(storage.stat(place))
-    places = zip(members.names, members.offsets.tolist(), members.lengths.tolist(), strict=True)
-    return {name: Entry(place, offset, length, stamp) for name, offset, length in places}
+        raise DeepClusterError(f"{location} {members.trouble or 'is empty'}: {advice}.")
+    stamp = str(storage.stat(location))
+    locations = zip(members.names, members.offsets.tolist(), members.lengths.tolist(), strict=True)
+    return {name: Entry(location, offset, length, stamp) for name, offset, length in locations}

@@ -77,7 +77,7 @@ def voc_segmentation(
 
     Args:
         subject: the network to evaluate.
-        data: a VOC set: a folder such as VOCdevkit/VOC2012, or a plain .tar of it.
+        data: a VOC set: a folder such as VOCdevkit/VOC2012, or a .tar or .zip of it.
         test: the VOC set of the test split; None = the same.
         split: images to train on: a list in ImageSets/Segmentation.
         test_split: images to score; VOC does not publish the masks of its test sets, so that the papers score val.
@@ -87,7 +87,7 @@ def voc_segmentation(
         redraw: initialize fc6 and fc7 of AlexNet and VGG-16 at random.
         crop: side in pixels of the crops of training images; what lies outside the image is padding and not scored.
         scale: range of the factor that training images are scaled by (arXiv 1606.00915 §4.1.2).
-        flip: mirror half of the training images.
+        flip: mirror half of the training images; --no-flip = none of them.
         iterations: SGD steps (FCN-AlexNet names none).
         batch: images of each step, 20 as for FCN-AlexNet (arXiv 1411.4038 §4.3).
         lr: learning rate, fixed at 0.001 for FCN-AlexNet; biases have twice this.
