@@ -46,7 +46,7 @@ def run(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def test_help_needs_neither_torch_nor_a_network() -> None:
+def test_help_works_without_torch_and_offline() -> None:
     for words in (["--help"], ["train", "tiny-deepcluster", "--help"], *([name, "--help"] for name in COMMANDS)):
         code = (
             "import sys, socket; socket.socket.connect = None; from deepcluster.cli.main import main\n"
@@ -58,7 +58,7 @@ def test_help_needs_neither_torch_nor_a_network() -> None:
         assert "usage" in done.stdout
 
 
-def test_version_is_the_changelogs(capsys: pytest.CaptureFixture[str]) -> None:
+def test_version_is_in_the_changelog(capsys: pytest.CaptureFixture[str]) -> None:
     _, out, _ = said(capsys, "--version")
     changelog = (Path(__file__).parents[2] / "CHANGELOG.md").read_text()
     assert f"## {out.split()[1]}" in changelog
@@ -73,7 +73,7 @@ def test_presets_are_listed_and_printed(capsys: pytest.CaptureFixture[str]) -> N
     assert json.loads(out)["settings"]["method"]["k"]
 
 
-def test_train_says_a_line_an_epoch(
+def test_train_prints_one_line_per_epoch(
     run: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     status, out, _ = said(capsys, "train", "tiny-deepcluster", "--data", images, "--out", tmp_path / "r", *OPTIONS)
@@ -110,7 +110,7 @@ def test_assign_and_features_and_cluster(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.csv", "c.parquet", "f.json", "f.npy"]
 
 
-def test_features_with_bad_rows_cluster_without_them(
+def test_cluster_leaves_out_rows_of_undecodable_images(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], run: Path
 ) -> None:
     folder = tmp_path / "photos"
@@ -161,7 +161,7 @@ def test_evaluate_export_report(run: Path, tmp_path: Path, capsys: pytest.Captur
 
 
 class TestMistakes:
-    """Issue by issue: what a user can get wrong, and the sentence that answers."""
+    """What a user can get wrong, and the sentence that reports it."""
 
     def train(self, capsys: pytest.CaptureFixture[str], data: object, out: object, *more: object) -> str:
         return mistake(capsys, "train", "tiny-deepcluster", "--data", data, "--out", out, *OPTIONS, *more)
@@ -224,7 +224,7 @@ class TestMistakes:
         assert "other files" in self.train(capsys, images, tmp_path, "--overwrite")
         assert (tmp_path / "thesis.tex").exists()
 
-    def test_what_a_run_killed_at_once_left_is_in_nobodys_way(
+    def test_leftovers_of_a_killed_run_are_removed(
         self, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         (tmp_path / ".try").write_text("{}")

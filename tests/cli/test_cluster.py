@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -38,7 +39,7 @@ def clusters(path: Path) -> tuple[list[int], list[float]]:
         ),
     ],
 )
-def test_pic(table: Path, words: list[str], arguments: dict, capsys: pytest.CaptureFixture[str]) -> None:
+def test_pic(table: Path, words: list[str], arguments: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
     out = table.with_name("c.csv")
     line = ["cluster", str(table), "--algorithm", "pic", "--whiten", "6", "--out", str(out), *words]
     assert main([*line, "--json"]) == 0
@@ -76,7 +77,7 @@ def test_mistakes(table: Path, words: list[str], sentence: str, capsys: pytest.C
     assert [path.name for path in table.parent.iterdir()] == ["f.npy"]
 
 
-def test_k_means_takes_its_options(table: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_kmeans_uses_its_options(table: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = table.with_name("c.csv")
     line = ["cluster", str(table), "--k", "6", "--whiten", "0", "--out", str(out)]
     found = []
@@ -97,7 +98,9 @@ def test_k_means_takes_its_options(table: Path, capsys: pytest.CaptureFixture[st
         ),
     ],
 )
-def test_hierarchical(table: Path, words: list[str], arguments: dict, capsys: pytest.CaptureFixture[str]) -> None:
+def test_hierarchical(
+    table: Path, words: list[str], arguments: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
     out = table.with_name("c.csv")
     line = [
         "cluster",
@@ -130,7 +133,7 @@ def _one_of_several(group: ProcessGroup, folder: str, lines: list[list[str]]) ->
 
 
 @pytest.mark.slow
-def test_several_processes_write_what_one_writes(tmp_path: Path) -> None:
+def test_two_processes_write_the_same_table_as_one(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     x = (rng.normal(size=(9, 12))[np.arange(2600) % 9] + 0.4 * rng.normal(size=(2600, 12))).astype(np.float32)
     x[[3, 1500, 2599], 2] = np.nan

@@ -1,10 +1,11 @@
-"""The authors' checkpoints from the command line: features of them, other formats of them, ours as theirs."""
+"""Checkpoints released by the authors of DeepCluster, on the command line: features of them, and both exports."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -68,15 +69,13 @@ def test_features_of_a_released_checkpoint(released: Path, tmp_path: Path) -> No
     x = (x - torch.tensor(backbone.mean)[:, None, None]) / torch.tensor(backbone.std)[:, None, None]
     with torch.no_grad():
         expected = backbone(x)
-        maps = backbone.trunk.features[:11](backbone.sobel(x))
+        maps = cast(Any, backbone.trunk).features[:11](backbone.sobel(x))
     np.testing.assert_allclose(np.load(tmp_path / "fc7.npy"), expected, rtol=1e-3, atol=1e-4)
     np.testing.assert_allclose(np.load(tmp_path / "conv3.npy"), maps.mean((2, 3)), rtol=1e-3, atol=1e-4)
     assert not torch.allclose(expected[0], expected[1])
 
 
-def test_a_released_checkpoint_in_other_forms(
-    released: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_export_of_a_released_checkpoint(released: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     theirs = load_released(released)
     file = tmp_path / "alexnet.safetensors"
     assert main(["export", str(released), "--out", str(file), "--json"]) == 0
@@ -87,12 +86,13 @@ def test_a_released_checkpoint_in_other_forms(
     again = tmp_path / "again.pth.tar"
     assert main(["export", str(released), "--format", "released", "--out", str(again)]) == 0
     found = load_released(again)
+    assert found.head_bias is not None and theirs.head_bias is not None
     assert (found.epoch, found.k) == (9, K) and torch.equal(found.head_bias, theirs.head_bias)
 
 
-def test_a_file_that_wants_to_run_code(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_checkpoint_with_code_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     class Command:
-        def __reduce__(self) -> tuple:
+        def __reduce__(self) -> tuple[Any, ...]:
             import os
 
             return os.mkdir, (str(tmp_path / "made"),)
@@ -107,19 +107,21 @@ def test_a_file_that_wants_to_run_code(tmp_path: Path, capsys: pytest.CaptureFix
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.pth.tar"]
 
 
-def test_a_missing_file_is_no_backbones_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_missing_weights_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     said = mistake(capsys, "features", tmp_path / "no.pth.tar", "--data", "digits", "--out", tmp_path / "f.npy")
     assert "no.pth.tar cannot be read (No such file or directory)" in said
 
 
-def test_weights_of_another_network(released: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_weights_of_another_network_are_refused(
+    released: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     train = ("train", "tiny-deepcluster", "--data", "digits", "--out", tmp_path / "run", "--backbone.weights", released)
     assert "name alexnet, sobel paper, image_size 224" in mistake(capsys, *train)
     assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.slow
-def test_from_released_weights_to_a_run_and_back(released: Path, tmp_path: Path) -> None:
+def test_released_weights_survive_training_at_zero_learning_rate_and_export(released: Path, tmp_path: Path) -> None:
     """One step at 224 px that begins with their weights, at rate 0 so that they stay; then written as theirs."""
     np.save(tmp_path / "images.npy", np.random.default_rng(0).integers(0, 255, (4, 32, 32, 3)).astype(np.uint8))
     words = ["train", "deepcluster-alexnet", "--data", str(tmp_path / "images.npy"), "--out", str(tmp_path / "run")]
@@ -129,6 +131,7 @@ def test_from_released_weights_to_a_run_and_back(released: Path, tmp_path: Path)
     file = tmp_path / "ours.pth.tar"
     assert main(["export", str(tmp_path / "run"), "--format", "released", "--out", str(file)]) == 0
     ours, theirs = load_released(file), load_released(released)
-    assert (ours.epoch, ours.k, ours.arch) == (1, 2, "alexnet") and ours.head_bias.any()
+    assert (ours.epoch, ours.k, ours.arch) == (1, 2, "alexnet")
+    assert ours.head_bias is not None and ours.head_bias.any()
     for name, parameter in theirs.backbone.named_parameters():
         assert torch.equal(dict(ours.backbone.named_parameters())[name], parameter), name

@@ -1,4 +1,4 @@
-"""What the command line answers to what newcomers typed: one true sentence that names what is wrong, and the way on."""
+"""Messages for mistakes on the command line: what is wrong, where, and what to do."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def mistake(capsys: pytest.CaptureFixture[str], *words: object) -> str:
         (("features", "nowhere", "--data", "digits", "--out", "f.npy"), "There is no run folder or file nowhere, and"),
     ],
 )
-def test_the_sentence(
+def test_mistake_is_one_sentence(
     words: tuple[str, ...],
     said: str,
     capsys: pytest.CaptureFixture[str],
@@ -57,12 +57,12 @@ def test_the_sentence(
     assert not list(tmp_path.iterdir())
 
 
-def test_a_near_name_that_only_timm_knows_is_suggested_as_its_own() -> None:
+def test_similar_timm_model_is_suggested() -> None:
     with pytest.raises(DeepClusterError, match=r"did you mean 'timm:resnet10t'\?"):
         build_backbone("resnet10tt")
 
 
-def test_the_help_of_train_names_both_ways(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_of_train_shows_presets_and_resume(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", "--help"]) == 0
     out = capsys.readouterr().out
     assert all(option in out for option in ("--resume", "--data", "--out", "--epochs", "--overwrite"))
@@ -80,7 +80,7 @@ def test_the_help_of_train_names_both_ways(capsys: pytest.CaptureFixture[str]) -
     ],
     ids=" ".join,
 )
-def test_a_source_that_is_not_there_is_missed_before_torch_is_loaded(words: list[str], tmp_path: Path) -> None:
+def test_missing_images_are_reported_before_torch_is_imported(words: list[str], tmp_path: Path) -> None:
     code = (
         "import sys; from deepcluster.cli.main import main\n"
         f"assert main({words!r}) == 2; assert 'torch' not in sys.modules, 'torch was loaded'"
@@ -89,7 +89,7 @@ def test_a_source_that_is_not_there_is_missed_before_torch_is_loaded(words: list
     assert done.returncode == 0 and "there is no file or folder nowhere" in done.stderr, done.stderr
 
 
-def test_a_plain_pickle_is_called_one_and_torch_says_nothing(tmp_path: Path) -> None:
+def test_plain_pickle_is_refused_without_warnings(tmp_path: Path) -> None:
     from deepcluster.engine import checkpoint
     from deepcluster.models.torch_files import read_torch
 
@@ -104,16 +104,16 @@ def test_a_plain_pickle_is_called_one_and_torch_says_nothing(tmp_path: Path) -> 
                 checkpoint.load(file)
 
 
-def test_why_torchvision_has_no_such_network(tmp_path: Path) -> None:
+def test_export_to_torchvision_explains_a_refusal(tmp_path: Path) -> None:
     for options, said in (
         ({"image_size": 32}, "its first layers are the small ones for images up to 64 px"),
         ({"image_size": 72, "sobel": "paper"}, "it sees Sobel filters in place of color"),
     ):
         with pytest.raises(DeepClusterError, match=said):
-            export_backbone(build_backbone("resnet18", **options), "torchvision", tmp_path / "x.pth")  # type: ignore[arg-type]
+            export_backbone(build_backbone("resnet18", **options), "torchvision", tmp_path / "x.pth")
 
 
-def test_presets_name_the_file_of_their_figures() -> None:
+def test_presets_name_the_page_of_their_measurements() -> None:
     from deepcluster.presets import PRESETS
 
     named = [preset.about for preset in PRESETS.values() if "measure" in preset.about.lower()]

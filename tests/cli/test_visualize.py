@@ -84,7 +84,7 @@ def test_every_picture_of_a_run(run: Path, capsys: pytest.CaptureFixture[str]) -
     assert "First-layer filters" in page and "data:image/" in page and len(page) < 10_000_000
 
 
-def test_new_images_and_other_folders(
+def test_other_images_and_output_folders(
     run: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     new = tmp_path / "new.npy"
@@ -97,7 +97,7 @@ def test_new_images_and_other_folders(
     assert [file.name for file in pages] == ["cluster-0001.png", "cluster-0002.png"]
 
 
-def test_clusters_can_be_painted(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_activations_of_clusters(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for by in ("centroid", "logit"):
         out = tmp_path / by
         words = ["--clusters", 0, 2, "--by", by, "--recipe", "fourier", "--steps", 2, "--out", out]
@@ -139,7 +139,7 @@ def test_options_change_the_picture(run: Path, tmp_path: Path, capsys: pytest.Ca
         assert len(seen) == len(options), what
 
 
-def test_networks_that_are_no_run(run: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_networks_without_a_run(run: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     net = ["convnet", "--image-size", 16]
     kept = ["--data", photos, "--out", tmp_path]
     assert drawn(capsys, net[0], "filters", "--untrained", *net[1:], "--out", tmp_path)

@@ -1,4 +1,4 @@
-"""What several commands share: processes started by torchrun, checks of file names, and the result as text or JSON."""
+"""What several commands share: torchrun's processes, opening a network, and results as text or JSON."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from deepcluster.errors import DeepClusterError
 if TYPE_CHECKING:
     from deepcluster.cli.options import Function
     from deepcluster.engine.log import Screen
+    from deepcluster.engine.subject import Subject
 
 
 @contextmanager
@@ -34,6 +35,32 @@ def several_processes() -> Iterator[ProcessGroup]:
         yield current()
     finally:
         dist.destroy_process_group()
+
+
+def open_network(
+    model: str,
+    /,
+    *,
+    untrained: bool = False,
+    image_size: int | None = None,
+    seed: int = 0,
+    out: Path | None = None,
+    device: str = "auto",
+    json: bool = False,
+) -> Subject:
+    """Opens what a protocol evaluates or a picture shows; the parameters are options of all of these.
+
+    Args:
+        model: a run folder, a file of weights, or a backbone (any timm model as timm:NAME, a torchvision model as
+            torchvision:NAME).
+        untrained: use the same network with random weights, as a baseline.
+        image_size: for a backbone by name: side of its input images in pixels; None = the size its weights were
+            trained at.
+        out: folder to write to; None = a folder in the run folder, or evaluations/NAME for a network that is not a run.
+    """
+    from deepcluster.engine.run import load_subject
+
+    return load_subject(model, device=device, image_size=image_size, untrained=untrained, seed=seed, results=out)
 
 
 def check_table_name(out: Path) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deepcluster.cli.common import several_processes, take_name
@@ -47,35 +46,6 @@ IMAGES = {"test": (), "ground_truth": ("holidays",), "whiten_on": ("same", "none
 """Options besides --data that name files or images, and their values that do not."""
 
 
-def load(
-    model: str,
-    /,
-    *,
-    untrained: bool = False,
-    image_size: int | None = None,
-    seed: int = 0,
-    out: Path | None = None,
-    device: str = "auto",
-    json: bool = False,
-) -> Subject:
-    """Opens the network to evaluate; its parameters are the options that all protocols have.
-
-    Args:
-        model: a run folder, a file of weights, or a backbone (any timm model as timm:NAME, a torchvision model as
-            torchvision:NAME); `--backbone NAME` is the same.
-        untrained: evaluate the same network with random weights, as a baseline.
-        image_size: for a backbone by name: side of its input images in pixels; None = the size its weights were
-            trained at.
-        out: folder for PROTOCOL.json; None = RUN/evaluation, or evaluations/NAME for a network that is not a run.
-    """
-    from deepcluster.engine.run import load_subject
-
-    return load_subject(model, device=device, image_size=image_size, untrained=untrained, seed=seed, results=out)
-
-
-LOAD = Function(f"{__name__}:load")
-
-
 def command(arguments: list[str]) -> None:
     """Evaluates, prints the table, and writes PROTOCOL.json into the run's evaluation folder."""
     functions = {
@@ -87,14 +57,14 @@ def command(arguments: list[str]) -> None:
     )
     if name is None:
         return
-    protocol = functions[name]
+    protocol, opening = functions[name], Function("deepcluster.cli.common:open_network")
     chosen: Any = None
     if name in LEGACY:
         arguments.insert(1, name)
         chosen = parse(_legacy(name), arguments, prog=f"deepcluster evaluate RUN {name}")
         values = vars(chosen) | {"data": chosen.source}
     else:
-        values = parse_options([protocol, LOAD], arguments, prog=f"deepcluster evaluate RUN {name}")
+        values = parse_options([protocol, opening], arguments, prog=f"deepcluster evaluate RUN {name}")
     must_exist(values["data"])
     for option, other in IMAGES.items():
         must_exist(None if values.get(option) in other else values.get(option))
@@ -112,7 +82,7 @@ def command(arguments: list[str]) -> None:
         from deepcluster.engine.log import Screen
 
         screen = Screen(quiet=not group.is_first, stderr=values["json"])
-        subject = LOAD.call(values)
+        subject = opening.call(values)
         subject.group = group
         if chosen is not None:
             result = sys.modules[type(chosen).__module__].score(subject, chosen, screen)

@@ -7,14 +7,10 @@ from __future__ import annotations
 
 from json import dumps
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from deepcluster.cli.common import take_name
 from deepcluster.cli.options import Function, parse_options
 from deepcluster.data.open import must_exist
-
-if TYPE_CHECKING:
-    from deepcluster.engine.subject import Subject
 
 ANY_NETWORK = ("untrained", "image_size", "seed")
 PICTURES: dict[str, tuple[str, ...]] = {
@@ -30,35 +26,8 @@ PICTURES: dict[str, tuple[str, ...]] = {
     "map": ANY_NETWORK,
     "compare": ("image_size",),
 }
-"""Each picture NAME is `deepcluster.visualize.NAME:draw_NAME`. The values are the options of `load` that it has; those
-without any are pictures of runs alone."""
-
-
-def load(
-    model: str,
-    /,
-    *,
-    untrained: bool = False,
-    image_size: int | None = None,
-    seed: int = 0,
-    out: Path | None = None,
-    device: str = "auto",
-    json: bool = False,
-) -> Subject:
-    """Opens the network to draw; its parameters are the options that pictures share.
-
-    Args:
-        model: a run folder; for some pictures also a file of weights or a backbone (timm:NAME, torchvision:NAME, or
-            with --untrained alexnet, vgg16, convnet).
-        untrained: draw the same network with random weights.
-        image_size: for a backbone by name: side of its input images in pixels; None = the size its weights were
-            trained at.
-        out: folder for the PNG files; None = RUN/pictures, or evaluations/NAME/pictures for a network that is not a
-            run.
-    """
-    from deepcluster.engine.run import load_subject
-
-    return load_subject(model, device=device, image_size=image_size, untrained=untrained, seed=seed)
+"""The options of `open_network` that each picture has; those without any are pictures of runs alone. The function of
+picture NAME is `deepcluster.visualize.NAME:draw_NAME`."""
 
 
 def command(arguments: list[str]) -> None:
@@ -67,7 +36,8 @@ def command(arguments: list[str]) -> None:
     name, arguments = take_name(arguments, functions, "deepcluster visualize", "picture", "[--data S] [--out FOLDER]")
     if name is None:
         return
-    draw, opening = functions[name], Function(f"{__name__}:load", set(ANY_NETWORK) - set(PICTURES[name]))
+    absent = set(ANY_NETWORK) - set(PICTURES[name])
+    draw, opening = functions[name], Function("deepcluster.cli.common:open_network", absent)
     values = parse_options([draw, opening], arguments, prog=f"deepcluster visualize RUN {name}")
     must_exist(values.get("data"))
     model = Path(values["model"])
