@@ -17,14 +17,7 @@ import numpy as np
 
 from deepcluster.data import storage
 from deepcluster.data.archive import find_format, format_of, scan
-from deepcluster.data.manifest import (
-    Manifest,
-    open_index,
-    open_labels,
-    read_manifest,
-    relative,
-    write_manifest,
-)
+from deepcluster.data.manifest import Manifest, open_tables, read_manifest, relative, write_manifest
 from deepcluster.data.naming import labels_from_parents, natural_key
 from deepcluster.data.shards import ShardList, index_file, read_members, row_type, write_members
 from deepcluster.digest import digest
@@ -260,7 +253,7 @@ def _merge(out: Path, paths: list[str], results: list[Found], earlier: _Earlier 
 
     kind = row_type(max(result.largest for result in results))
 
-    def places(path: str, result: Found) -> np.ndarray:
+    def located(path: str, result: Found) -> np.ndarray:
         if result.row >= 0:
             assert earlier is not None
             return np.asarray(earlier.table[result.row : result.row + result.images], kind)
@@ -285,7 +278,7 @@ def _merge(out: Path, paths: list[str], results: list[Found], earlier: _Earlier 
         return np.asarray(np.array([number.get(name, -1) for name in names], "<i4")[own])
 
     tag = f"{out.stem}.{uuid.uuid4().hex[:8]}"
-    tables = [write(out.with_name(f"{tag}.index.npy"), kind, places)]
+    tables = [write(out.with_name(f"{tag}.index.npy"), kind, located)]
     if classes:
         tables.append(write(out.with_name(f"{tag}.labels.npy"), np.dtype("<i4"), labels))
     content = digest(*(_table_digest(out.with_name(name)) for name in tables))
