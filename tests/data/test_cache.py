@@ -158,7 +158,7 @@ def build(folder: Path, target: Path, slow: float) -> subprocess.Popen[str]:
 
 
 @pytest.mark.slow
-def test_kill_leaves_nothing_half_valid_and_two_may_build_at_once(folder: Path, tmp_path: Path) -> None:
+def test_killed_build_leaves_no_entry_and_two_can_build_at_once(folder: Path, tmp_path: Path) -> None:
     killed = build(folder, tmp_path / "c", 60)
     assert killed.stdout is not None and killed.stdout.readline().startswith("2 ")
     killed.kill()

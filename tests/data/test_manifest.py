@@ -43,7 +43,7 @@ def index(found: list[str], out: Path, **options: object) -> Shards:
     return shards_of(open_images(out))
 
 
-def test_a_manifest_shows_what_the_shards_show(shards: list[str], tmp_path: Path) -> None:
+def test_manifest_equals_its_shards(shards: list[str], tmp_path: Path) -> None:
     source = index(shards, tmp_path / "m.json")
     plain = open_images(str(tmp_path / "{a-2.tar,a-10.zip,more/b.tar}"))
     assert len(source) == len(plain) == 6
@@ -59,7 +59,7 @@ def test_a_manifest_shows_what_the_shards_show(shards: list[str], tmp_path: Path
     assert isinstance(again._table, np.memmap) and again.raw(2) == png(3) and len(pickle.dumps(source)) < 1000
 
 
-def test_nothing_is_opened_to_open_it_and_it_can_be_moved(shards: list[str], tmp_path: Path) -> None:
+def test_manifest_opens_without_its_shards_and_can_be_moved(shards: list[str], tmp_path: Path) -> None:
     first = index(shards, tmp_path / "m.json")
     shutil.copytree(tmp_path, tmp_path.with_name("elsewhere"))
     for shard in shards:
@@ -94,7 +94,7 @@ def test_names_are_read_from_the_shards(form: int, tmp_path: Path) -> None:
     assert [source.path(k) for k in range(len(source))] == [plain.path(k) for k in range(len(plain))]
 
 
-def test_lines_may_be_moved_and_taken_out(shards: list[str], tmp_path: Path) -> None:
+def test_shards_can_be_reordered_and_removed_by_hand(shards: list[str], tmp_path: Path) -> None:
     index(shards, tmp_path / "m.json")
     content = json.loads((tmp_path / "m.json").read_text())
     content["shards"] = [content["shards"][2], content["shards"][0]]
@@ -132,7 +132,7 @@ class Stop(Exception):
     pass
 
 
-def test_what_a_stopped_call_got_done_is_not_done_again(shards: list[str], tmp_path: Path) -> None:
+def test_interrupted_index_continues(shards: list[str], tmp_path: Path) -> None:
     done = []
 
     def stop(count: int) -> None:
@@ -180,7 +180,7 @@ def test_missing_and_broken_shards(shards: list[str], tmp_path: Path, capsys: py
     assert shards_of(open_images(out)).raw(2) == png(0)
 
 
-def test_a_changed_shard_is_told_once_and_its_images_are_bad(shards: list[str], tmp_path: Path) -> None:
+def test_changed_shard_is_reported_once_and_its_images_are_bad(shards: list[str], tmp_path: Path) -> None:
     source = index(shards, tmp_path / "m.json")
     with open(shards[0], "ab") as file:
         file.write(b"more")
@@ -350,7 +350,7 @@ def test_a_hundred_million_images_open_in_seconds(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_killed_index_goes_on(tmp_path: Path) -> None:
+def test_killed_index_continues(tmp_path: Path) -> None:
     members = {f"c/{k}.png": png(k % 7) for k in range(3000)}
     found = [str(make_tar(tmp_path / f"s{k:02d}.tar", members)) for k in range(24)]
     out = tmp_path / "m.json"

@@ -108,7 +108,7 @@ def flipped(file: Path, at: int, bits: int) -> None:
     file.write_bytes(data)
 
 
-def test_one_bad_zip_member_disturbs_no_other(tmp_path: Path) -> None:
+def test_bad_zip_members_are_bad_images_and_others_are_read(tmp_path: Path) -> None:
     file = tmp_path / "a.zip"
     with zipfile.ZipFile(file, "w") as made:
         for k in range(5):
@@ -142,7 +142,7 @@ def test_an_offset_beyond_four_gigabytes_takes_twelve_bytes(tmp_path: Path) -> N
     assert shards_of(open_images(str(tmp_path / "b.zip")))._table.itemsize == 8
 
 
-def test_a_broken_shard_among_others_is_told_and_survived(tmp_path: Path) -> None:
+def test_broken_shards_are_reported_and_the_others_read(tmp_path: Path) -> None:
     make_tar(tmp_path / "a.tar", {"x/1.png": png(1), "x/2.png": png(2), "x/3.png": png(3)})
     make_tar(tmp_path / "b.tar", {"x/4.png": png(4), "x/5.png": png(5)})
     (tmp_path / "c.tar").write_bytes(b"words" * 300)
@@ -159,7 +159,7 @@ def test_a_broken_shard_among_others_is_told_and_survived(tmp_path: Path) -> Non
     assert [source.raw(k) for k in range(len(source))] == [png(1), png(2), png(4)]
 
 
-def test_a_shard_that_goes_missing_takes_only_its_own_images(tmp_path: Path) -> None:
+def test_images_of_a_missing_shard_are_bad_and_the_others_unchanged(tmp_path: Path) -> None:
     members = {name: {f"x/{name}{k}.png": png(k) for k in range(200)} for name in "abc"}
     for name in "abc":
         make_tar(tmp_path / f"{name}.tar", members[name])
@@ -185,7 +185,7 @@ def test_a_shard_that_goes_missing_takes_only_its_own_images(tmp_path: Path) -> 
     assert all(bool((found[i] == expected[i]).all()) for i in found)
 
 
-def test_shards_travel_between_processes(tmp_path: Path) -> None:
+def test_shards_can_be_pickled(tmp_path: Path) -> None:
     make_tar(tmp_path / "a.tar", {"x/1.png": png(1), "y/2.png": png(2)})
     source = shards_of(open_images(str(tmp_path / "a.tar")))
     again = pickle.loads(pickle.dumps(source))
@@ -329,7 +329,7 @@ def test_mistakes_with_urls(name: str, sentence: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_a_store_that_is_not_installed_is_named() -> None:
+def test_missing_fsspec_package_is_named() -> None:
     import importlib.util
 
     if importlib.util.find_spec("gcsfs"):

@@ -85,7 +85,7 @@ def test_folder_without_class_folders_has_no_labels(folder: Path) -> None:
     assert len(source) == 4 and source.labels is None and source.classes == ()
 
 
-def test_folder_with_a_link_in_a_circle(folder: Path) -> None:
+def test_folder_with_a_circular_link(folder: Path) -> None:
     os.symlink(folder, folder / "a" / "again")
     assert len(open_images(folder)) == 3
 
@@ -225,7 +225,7 @@ def test_torchvision_sets() -> None:
     assert source.fingerprint() != open_images("torchvision:FakeData?size=6&image_size=3,8,9").fingerprint()
 
 
-def test_torchvision_keeps_targets_aside(tmp_path: Path) -> None:
+def test_torchvision_targets_are_labels(tmp_path: Path) -> None:
     import pickle
 
     base = tmp_path / "cifar-10-batches-py"
@@ -330,13 +330,13 @@ def test_real_shards(shared_data: Path) -> None:
     "name",
     [None, "digits", "torchvision:CIFAR10", "http://localhost/{000..003}.tar", "https://localhost/a.tar", "no/*.tar"],
 )
-def test_the_quick_look_lets_through_what_only_opening_can_tell(name: str | None) -> None:
+def test_must_exist_accepts_what_only_opening_can_check(name: str | None) -> None:
     from deepcluster.data.open import must_exist
 
     must_exist(name)
 
 
-def test_the_quick_look_misses_what_opening_misses(tmp_path: Path) -> None:
+def test_must_exist_refuses_what_opening_refuses(tmp_path: Path) -> None:
     from deepcluster.data.open import must_exist
 
     for name in ("nowhere", str(tmp_path / "a.tar"), "digit"):

@@ -7,6 +7,7 @@ import shutil
 import threading
 import time
 import uuid
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
@@ -132,34 +133,28 @@ def named(patterns: Sequence[str]) -> list[str]:
     Raises:
         DeepClusterError: nothing matches, a name is not a shard's, a shard is named twice.
     """
-    found: list[str] = []
+    words: list[str] = []
     for pattern in patterns:
-        if pattern.endswith(".txt") and not storage.is_url(pattern):
-            found += _listed(Path(pattern).expanduser())
-        else:
-            found += storage.expand(pattern)
+        is_list = pattern.endswith(".txt") and not storage.is_url(pattern)
+        words += _listed(Path(pattern).expanduser()) if is_list else [pattern]
+    found = [place for word in words for place in storage.expand(word)]
     wrong = next((place for place in found if find_format(place) is None), None)
     if wrong is not None:
         raise DeepClusterError(f"{wrong} is no .tar or .zip file: shards are, and a .txt file may list them")
-    if len(set(found)) < len(found):
-        seen: set[str] = set()
-        twice = next(place for place in found if place in seen or seen.add(place))  # type: ignore[func-returns-value]
+    twice = next((place for place, count in Counter(found).items() if count > 1), None)
+    if twice is not None:
         raise DeepClusterError(f"the shard {twice} is named twice: name each once")
     return found
 
 
 def _listed(file: Path) -> list[str]:
-    """The shards of a list, whose paths start at its folder."""
+    """The patterns in a list, whose paths start at its folder."""
     try:
         lines = [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
         raise DeepClusterError(f"the list of shards {file} cannot be read ({error}): give a text file") from None
     words = [line for line in lines if line and not line.startswith("#")]
-    return [
-        place
-        for word in words
-        for place in storage.expand(word if storage.is_url(word) else os.path.join(file.parent, word))
-    ]
+    return [word if storage.is_url(word) else os.path.join(file.parent, word) for word in words]
 
 
 def _earlier(out: Path, labels: bool) -> _Earlier | None:
@@ -168,8 +163,7 @@ def _earlier(out: Path, labels: bool) -> _Earlier | None:
         return None
     try:
         manifest = read_manifest(out)
-        table = open_index(out, manifest)
-        known = open_labels(out, manifest, len(table)) if manifest.labels else None
+        table, known = open_tables(out, manifest)
     except DeepClusterError:
         if b'"deepcluster manifest"' not in out.read_bytes()[:4096]:
             raise  # another file, which is not to be replaced

@@ -34,7 +34,6 @@ class Loader:
         key: what the draws of this pass depend on, such as (seed, epoch); batch i draws from (*key, i).
         start: first batch to give, so that a resumed epoch goes on where it stood.
         device: where views are made and left.
-        drop_last: leave out a last batch that is smaller.
         prefetch: batches made ahead; 0 = each is made when it is asked for, by the asking thread.
         empty: give batches of which no image can be decoded, too; else they are left out.
         offset: number of the first batch, where these are part of a longer pass; what is drawn follows it.
@@ -52,7 +51,6 @@ class Loader:
         key: tuple[int, ...] = (0,),
         start: int = 0,
         device: torch.device | str = "cpu",
-        drop_last: bool = False,
         prefetch: int = 2,
         empty: bool = False,
         offset: int = 0,
@@ -60,9 +58,8 @@ class Loader:
     ) -> None:
         self.pixels = pixels
         indices = np.asarray(order, np.int64)
-        count = len(indices) // batch_size if drop_last else -(-len(indices) // batch_size)
         self.batch_size = batch_size
-        self.batches = [indices[k * batch_size : (k + 1) * batch_size] for k in range(count)]
+        self.batches = [indices[first : first + batch_size] for first in range(0, len(indices), batch_size)]
         self.transform = transform
         self.key = tuple(key)
         self.start = start

@@ -58,9 +58,10 @@ def open_manifest(name: str) -> Shards:
     shards = manifest.shards
     if not shards.images.sum():
         raise DeepClusterError(f"the manifest {name} names no image: index shards that hold some")
-    table = open_index(file, manifest)
+    table, labels = open_tables(file, manifest)
     reopen = partial(open_manifest, str(file.absolute()))
-    labels = None if manifest.labels is None else _in_order(open_labels(file, manifest, len(table)), shards)
+    if labels is not None:
+        labels = _in_order(labels, shards)
     fingerprint = shards.fingerprint(manifest.digest, manifest.classes)
     return Shards(name, shards, table, fingerprint, labels=labels, classes=manifest.classes, reopen=reopen)
 
@@ -115,36 +116,29 @@ def write_manifest(file: Path, manifest: Manifest) -> None:
     write_text(file, f'{opening},\n "shards": [\n  ' + ",\n  ".join(lines) + "\n ]\n}\n")
 
 
-def open_index(file: Path, manifest: Manifest) -> np.ndarray:
-    """(rows,) `offset` and `length`, memory-mapped.
+def open_tables(file: Path, manifest: Manifest) -> tuple[np.ndarray, np.ndarray | None]:
+    """(rows,) `offset` and `length`, and (rows,) int32 labels where there are some, memory-mapped.
 
     Raises:
-        DeepClusterError: missing, damaged, or with fewer rows than the manifest speaks of.
+        DeepClusterError: a table is missing, damaged, or does not fit the manifest.
     """
     table = _mapped(file, manifest.index)
     integers = table.dtype.names == ("offset", "length") and all(table.dtype[k].kind == "u" for k in range(2))
     needed = int((manifest.shards.rows + manifest.shards.images).max(initial=0))
     if table.ndim != 1 or not integers or len(table) < needed:
-        raise DeepClusterError(
-            f"{file.with_name(manifest.index)} does not fit the manifest {file}, which needs {needed:,} rows of offset "
-            "and length: index the shards again"
-        )
-    return table
+        raise _misfit(file, manifest.index, f"{needed:,} rows of offset and length")
+    if manifest.labels is None:
+        return table, None
+    labels = _mapped(file, manifest.labels)
+    if labels.shape != table.shape or labels.dtype.kind != "i":
+        raise _misfit(file, manifest.labels, f"{len(table):,} labels")
+    return table, labels
 
 
-def open_labels(file: Path, manifest: Manifest, rows: int) -> np.ndarray:
-    """(rows,) int32 labels, memory-mapped.
-
-    Raises:
-        DeepClusterError: missing, damaged, or of another length than the index.
-    """
-    labels = _mapped(file, manifest.labels or "")
-    if labels.shape != (rows,) or labels.dtype.kind != "i":
-        raise DeepClusterError(
-            f"{file.with_name(manifest.labels or '')} does not fit the manifest {file}, which needs {rows:,} labels: "
-            "index the shards again"
-        )
-    return labels
+def _misfit(file: Path, name: str, needed: str) -> DeepClusterError:
+    return DeepClusterError(
+        f"{file.with_name(name)} does not fit the manifest {file}, which needs {needed}: index the shards again"
+    )
 
 
 def _parsed(content: dict[str, Any], base: str) -> Manifest:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import difflib
 import inspect
 from typing import Any
@@ -120,13 +121,11 @@ def _targets(dataset: Any) -> np.ndarray | None:
     return None
 
 
-def _value(text: str) -> bool | int | str | tuple[int, ...]:
-    """A query value as bool, int, tuple of ints or str."""
+def _value(text: str) -> Any:
+    """A query value: a bool, a number, a tuple as in `3,8,9`, or the text itself."""
     if text.lower() in ("true", "false", "yes", "no"):
         return text.lower() in ("true", "yes")
-    parts = text.split(",")
     try:
-        numbers = tuple(int(part) for part in parts)
-    except ValueError:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
         return text
-    return numbers if len(parts) > 1 else numbers[0]
