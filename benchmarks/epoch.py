@@ -28,10 +28,10 @@ from deepcluster.engine import build
 from deepcluster.engine import train as engine
 from deepcluster.engine.log import Screen
 from deepcluster.engine.optim import make_optimizer, step_all
-from deepcluster.models.heads import ClusterHead
+from deepcluster.models.heads import LinearClassifier
 from deepcluster.models.zoo import build_backbone
 from deepcluster.presets import find_preset
-from deepcluster.types import Batch
+from deepcluster.types import Batch, TrainStep
 
 
 def make_files(folder: Path, images: int) -> None:
@@ -73,13 +73,13 @@ def compute(run: TrainRun, steps: int) -> float:
     method.assignments.random_(0, run.method.k)  # type: ignore[operator, union-attr]
     size = run.data.view_size or run.image_size
     view = torch.randn(run.batch_size, 3, size, size).to(memory_format=torch.channels_last)
-    batch = Batch(torch.arange(run.batch_size), (view,))
+    batch = Batch(torch.arange(run.batch_size), (view,), torch.arange(run.batch_size), run.batch_size)
     began = time.perf_counter()
     for step in range(steps + 1):
         if step == 1:
             began = time.perf_counter()
-        method.loss(batch)["loss"].backward()
-        step_all([optimizer, *method.optimizers().values()], method.parameters(), o.clip, None)
+        method.loss(batch, TrainStep(step, steps, steps + 1))["loss"].backward()
+        step_all([optimizer, *method.optimizers().values()], method.parameters(), o.clip)
         method.after_step(batch)
     return steps * run.batch_size / (time.perf_counter() - began)
 
@@ -103,7 +103,7 @@ def plain(run: TrainRun, folder: Path, steps: int) -> float:
     backbone = build_backbone(
         run.backbone.name, sobel=run.backbone.sobel, image_size=run.image_size, **run.backbone.options
     )
-    head = ClusterHead(backbone.dim, run.method.k, relu=backbone.head_relu)
+    head = LinearClassifier(backbone.dim, run.method.k, relu=backbone.head_relu)
     both = [
         torch.optim.SGD(part.parameters(), lr=0.05, momentum=momentum, weight_decay=1e-5)
         for part, momentum in ((backbone, 0.9), (head, 0.0))

@@ -75,7 +75,7 @@ def real(rank: int, case: dict[str, Any]) -> None:
     from deepcluster.clustering.hierarchical import HierarchicalKMeans
     from deepcluster.clustering.kmeans import KMeans
     from deepcluster.clustering.whitening import Whitening
-    from deepcluster.methods.method import scatter_to_dataset
+    from deepcluster.methods.base import scatter_to_dataset
 
     group, clock = ProcessGroup(rank, case["processes"]), time.process_time if case["cpu_time"] else time.perf_counter
     first, last = group.row_range(case["rows"])

@@ -19,7 +19,7 @@ from deepcluster.data.sampler import epoch_order
 from deepcluster.data.transforms import RandomViews
 from deepcluster.data.views import ViewGroup
 from deepcluster.features.extract import extract
-from deepcluster.models.heads import ClusterHead
+from deepcluster.models.heads import LinearClassifier
 from deepcluster.models.zoo import build_backbone
 from deepcluster.random import seeded
 
@@ -41,7 +41,7 @@ def walk(epochs: int = 3, k: int = 20) -> list[float]:
         agreement.append(nmi(source.labels, assignment))
         print(f"epoch {epoch}: {len(index)} images in {k} clusters, NMI with the labels {agreement[-1]:.3f}")
         # Teach the network, and a classifier drawn anew, to predict the groups; every group equally often.
-        head = ClusterHead(backbone.dim, k)
+        head = LinearClassifier(backbone.dim, k)
         both = [optimizer, torch.optim.AdamW(head.parameters(), lr=2e-2)]
         order = epoch_order(assignment, len(index), "uniform", seeded(0, epoch))
         backbone.train()

@@ -2,23 +2,34 @@
 
 from __future__ import annotations
 
-import functools
+from collections.abc import Iterable
 
 import numpy as np
 import torch
+from torch import nn
 
 from deepcluster.engine.optim import make_optimizer
+from deepcluster.methods.base import Features
 from deepcluster.methods.deepcluster import DeepCluster
-from deepcluster.methods.method import Features
+from deepcluster.methods.params import DeepClusterParams
 from deepcluster.models.zoo import build_backbone
-from deepcluster.types import Batch
+from deepcluster.types import Batch, TrainStep
 
 
 def method(n: int = 64, k: int = 4, **values: object) -> DeepCluster:
     torch.manual_seed(0)
     backbone = build_backbone("convnet", image_size=12)
-    make = functools.partial(make_optimizer, name="sgd", lr=0.05, momentum=0.0, weight_decay=1e-5)
-    return DeepCluster(backbone, n=n, k=k, head_optimizer=make, **({"whiten": 3, "init": "k-means++"} | values))  # type: ignore[arg-type]
+    clusterer = values.pop("clusterer", None)
+    params = DeepClusterParams(k=k, **({"whiten": 3, "init": "k-means++"} | values))  # type: ignore[arg-type]
+    return DeepCluster(backbone, params, n=n, make_optimizer=sgd, clusterer=clusterer)  # type: ignore[arg-type]
+
+
+def sgd(
+    parameters: Iterable[nn.Parameter], lr: float | None = None, momentum: float | None = None
+) -> torch.optim.Optimizer:
+    return make_optimizer(
+        parameters, "sgd", lr=lr or 0.05, momentum=0.9 if momentum is None else momentum, weight_decay=1e-5
+    )
 
 
 def described(n: int = 64, skewed: bool = False, missing: tuple[int, ...] = ()) -> Features:
@@ -28,6 +39,9 @@ def described(n: int = 64, skewed: bool = False, missing: tuple[int, ...] = ()) 
     features = (4 * np.eye(4, 128)[group] + 0.1 * rng.normal(size=(n, 128))).astype(np.float32)
     index = np.setdiff1d(np.arange(n), missing)
     return Features(index, features[index])
+
+
+STEP = TrainStep(step=0, steps_per_epoch=8, total=80)
 
 
 def batch(n: int = 8, views: int = 1) -> Batch:

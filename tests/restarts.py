@@ -52,8 +52,8 @@ def stop_after(out: Path, run: TrainRun, steps: int, data: object = None, **more
     seen = {"steps": 0}
     original = loop.step_all
 
-    def counting(*arguments: object) -> None:
-        original(*arguments)  # type: ignore[arg-type]
+    def counting(*arguments: object, **options: object) -> None:
+        original(*arguments, **options)  # type: ignore[arg-type]
         seen["steps"] += 1
         if seen["steps"] == steps:
             os.kill(os.getpid(), signal.SIGINT)

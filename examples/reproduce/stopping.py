@@ -16,8 +16,8 @@ from sweep import leave_one_out
 from tyro.conf import Positional, arg
 
 from deepcluster.engine import build
+from deepcluster.engine.monitor import NAMES
 from deepcluster.engine.run import Run, load_run
-from deepcluster.engine.watch import NAMES
 from deepcluster.errors import DeepClusterError
 from deepcluster.visualize import style
 from deepcluster.visualize.history import curve

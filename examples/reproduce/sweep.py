@@ -29,9 +29,9 @@ from deepcluster.engine import run_folder
 from deepcluster.engine.build import build_method, check
 from deepcluster.engine.length import is_finished
 from deepcluster.engine.log import Screen
+from deepcluster.engine.monitor import NEIGHBORS, draw_labelled, knn_score
 from deepcluster.engine.run import Run, load_run, read_config
 from deepcluster.engine.train import train
-from deepcluster.engine.watch import NEIGHBORS, knn_score, labelled_draw
 from deepcluster.errors import DeepClusterError
 from deepcluster.evaluate.clusters import clusters
 from deepcluster.evaluate.knn import knn
@@ -164,7 +164,7 @@ def leave_one_out(run: Run, network: Any, source: ImageSource) -> tuple[float, i
         mean=network.mean,
         std=network.std,
         device=run.device,
-        only=labelled_draw(labels, run.config["seed"]),
+        only=draw_labelled(labels, run.config["seed"]),
     )
     return knn_score(features, labels[index]), len(index)
 

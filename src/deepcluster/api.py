@@ -7,10 +7,10 @@ from typing import Any
 
 from deepcluster import config
 from deepcluster.config import TrainRun
-from deepcluster.engine import build
 from deepcluster.engine import train as engine
 from deepcluster.engine.log import Screen
 from deepcluster.engine.run import Run, read_config
+from deepcluster.errors import DeepClusterError
 from deepcluster.presets import find_preset
 
 
@@ -50,9 +50,9 @@ def train(
         (1797,)
     """
     if data is None or out is None:
-        raise config.DeepClusterError("train needs data and out: train(preset, data='photos/', out='runs/photos').")
+        raise DeepClusterError("train needs data and out: train(preset, data='photos/', out='runs/photos').")
     if resume:
-        return _go_on(preset, values, data, Path(out), Screen(quiet), clusterer)
+        return _resume(preset, values, data, Path(out), Screen(quiet), clusterer)
     name, run = (preset, find_preset(preset).run) if isinstance(preset, str) else ("custom", preset)
     values_set = config.override(run, values)
     return engine.train(
@@ -60,16 +60,18 @@ def train(
     )
 
 
-def _go_on(preset: str | TrainRun, values: dict[str, Any], data: Any, out: Path, screen: Screen, clusterer: Any) -> Run:
+def _resume(
+    preset: str | TrainRun, values: dict[str, Any], data: Any, out: Path, screen: Screen, clusterer: Any
+) -> Run:
     started = read_config(out)
     before = config.from_dict(started["settings"])
     if isinstance(preset, str):
         if started["preset"] != preset:
-            raise config.DeepClusterError(f"{out} is a run of {started['preset']}, not of {preset}: resume that one.")
+            raise DeepClusterError(f"{out} is a run of {started['preset']}, not of {preset}: resume that one.")
         preset = before
-    asked = build.with_clusterer(config.override(preset, values), clusterer)
+    asked = engine.with_clusterer(config.override(preset, values), clusterer)
     if config.override(asked, {"epochs": before.epochs}) != before:
-        raise config.DeepClusterError(
+        raise DeepClusterError(
             f"{out} was started with other settings than these: leave them out to resume it, or start anew elsewhere."
         )
     return engine.train_again(

@@ -1,136 +1,18 @@
 """All settings of a training run, as frozen dataclasses with a docstring under every field.
 
 The command line, its help, the presets and `run.json` all come from these. Values only: nothing here loads
-torch, so that help and mistakes are answered at once. Constructors elsewhere take plain values; only
-`engine.build` and `engine.train` open a `TrainRun`.
+torch, so that help and mistakes are answered at once. A method's own parameters are in `methods/params.py`.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from deepcluster.errors import DeepClusterError
-
-
-@dataclass(frozen=True)
-class DeepClusterParams:
-    """DeepCluster (Caron et al. 2018, arXiv 1807.05520). Defaults are the paper's for ImageNet."""
-
-    k: int = 10_000
-    """Clusters. About ten times the number of kinds you expect is a good start (§4.1, figure 2c); 0 with an algorithm
-    that finds their number itself."""
-    algorithm: Literal["kmeans", "pic", "custom"] = "kmeans"
-    """What groups the features: k-means, power iteration clustering (the paper's appendix), or the clusterer that was
-    handed over in Python."""
-    neighbors: int = 5
-    """PIC: each image is linked to so many nearest ones."""
-    sigma: float = 0.2
-    """PIC: a link of length d weighs exp(-d^2 / sigma^2); wider gives fewer clusters."""
-    alpha: float = 0.001
-    """PIC: share of the walk in each power iteration."""
-    pic_version: Literal["paper", "published"] = "paper"
-    """PIC: the paper's iteration, or the published code's."""
-    reassign: float = 1.0
-    """Epochs between two clusterings; fractions are allowed (§3.3: every epoch on ImageNet)."""
-    whiten: int = 256
-    """Features are PCA-reduced to this width, whitened and L2-normalized before k-means (§3.3)."""
-    iterations: int = 20
-    """k-means: Lloyd iterations."""
-    init: Literal["random", "k-means++", "previous"] = "random"
-    """k-means: first centroids: random images (the paper), k-means++, or the mean features of the last clusters."""
-    spherical: bool = False
-    """k-means: keep centroids on the unit sphere."""
-    backend: Literal["torch", "faiss"] = "torch"
-    """k-means: ours, or faiss on the CPU."""
-    balance: Literal["uniform", "weight", "none", "published"] = "uniform"
-    """Against trivial solutions (§3.2): draw images uniformly over clusters; weigh the loss by the inverse cluster
-    size instead; do nothing; or do what the published code does (its sampler indexes a reordered list)."""
-    head: Literal["redraw", "centroids"] = "redraw"
-    """At each clustering the classifier is drawn anew from N(0, .01) (the paper), or set to the clusters' mean
-    directions (a cosine classifier that is right from its first step, for short runs); both are trained."""
-    temperature: float = 0.1
-    """Head centroids: cosines are divided by this."""
-    clusterings: int = 1
-    """Several k-means with different draws at once, each with its own classifier; the first one is reported."""
-    ema_decay: float = 0.0
-    """Features to cluster come from the running average of the weights with this decay, a calmer network; 0 = off."""
-    head_lr: float | None = None
-    """Learning rate of the classifier's own optimizer; none = the backbone's."""
-
-
-@dataclass(frozen=True)
-class ODCParams:
-    """Online Deep Clustering (Zhan et al. 2020, arXiv 2006.10645). Defaults are the paper's for ImageNet."""
-
-    k: int = 10_000
-    """Clusters; their number stays fixed. Not more than there are images; twenty images or more for each are better."""
-    feature_dim: int = 256
-    """Width of the features in memory, the neck's output."""
-    hidden: int = 512
-    """Width of the neck's hidden layer."""
-    dropout: float = 0.5
-    """Dropout within the neck."""
-    momentum: float = 0.5
-    """Share of the new feature when an image's feature in memory is refreshed (§3.1)."""
-    centroid_every: int = 10
-    """Steps between two updates of the centroids (§3.1); only those whose members changed are touched."""
-    min_size: int = 20
-    """Smaller clusters are dissolved into their neighbors and take half of the largest (§3.3); lowered where N images
-    in K clusters would not allow it."""
-    handle_every: int = 1
-    """Steps between two looks for small clusters."""
-    reweight_power: float = 0.5
-    """Images weigh in the loss by the size of their cluster to minus this power (§3.3); 0 = all alike."""
-    nearest: Literal["euclidean", "cosine", "dot"] = "euclidean"
-    """Which centroid is nearest: by Euclidean distance to the mean (the paper), by angle, or by the dot product with
-    the mean (the published code, which favors tight clusters)."""
-    memory: Literal["forward", "calm"] = "forward"
-    """What enters the memory: the training pass's own features, dropout included (as published; the paper does not
-    say), or those of the same backbone output without dropout."""
-    start: Literal["neck", "whitened"] = "neck"
-    """The first k-means groups the neck's features (the paper), or the backbone's, whitened, which suits a backbone
-    that is trained already while the neck is new."""
-    iterations: int = 20
-    """Lloyd iterations of the first k-means."""
-    replace: bool = False
-    """Draw each epoch's images with replacement, as the published code does."""
-    head_lr: float | None = None
-    """Learning rate of the classifier's own optimizer; none = the backbone's."""
-
-
-@dataclass(frozen=True)
-class DeeperClusterParams:
-    """DeeperCluster (Caron et al. 2019, arXiv 1905.01278). Defaults are the paper's for 96 million images."""
-
-    k: int = 320_000
-    """Clusters of the second level, over all super-clusters; a multiple of their number. With 1, and 1 super-cluster,
-    only turns are predicted (RotNet)."""
-    super_clusters: int = 4
-    """Clusters of the first level; each is divided into k / super-clusters."""
-    rotations: bool = True
-    """Turn every image by 0, 90, 180 or 270 degrees and predict the turn with the cluster."""
-    reassign: float = 3.0
-    """Epochs between two clusterings; fractions are allowed."""
-    whiten: int = 4096
-    """Features are PCA-reduced to this width, whitened and L2-normalized before k-means."""
-    iterations: int = 10
-    """k-means: Lloyd iterations on each level."""
-    head: Literal["redraw", "centroids"] = "redraw"
-    """At each clustering the classifiers are drawn anew (the paper), or set to the directions of super-clusters and
-    clusters, alike for all turns (cosine classifiers, for short runs); both are trained."""
-    temperature: float = 0.1
-    """Head centroids: cosines are divided by this."""
-    head_lr: float | None = None
-    """Learning rate of the classifiers' own optimizers; none = the backbone's."""
-
-
-METHODS: dict[str, type] = {
-    "deepcluster": DeepClusterParams,
-    "odc": ODCParams,
-    "deepercluster": DeeperClusterParams,
-}
+from deepcluster.errors import DeepClusterError, did_you_mean
+from deepcluster.methods.params import METHODS, DeepClusterParams, MethodParams, method_name
 
 
 @dataclass(frozen=True)
@@ -246,6 +128,9 @@ class TrainRun:
     sync_batchnorm: bool = True
     """Several processes: batch-norm's statistics are those of the whole batch, as in one process, or else of each
     process's own part, which saves messages."""
+    deterministic: bool = False
+    """Several processes: sum gradients in a fixed order after the backward pass, which is slower, in place of while it
+    computes."""
     compile: bool = False
     """Let torch.compile fuse the backbone."""
     keep_every: int = 10
@@ -261,7 +146,7 @@ class TrainRun:
     """Watched values without a rise after which the run says that it has stopped rising."""
     stop: bool = False
     """End the run there."""
-    method: DeepClusterParams | ODCParams | DeeperClusterParams = field(default_factory=DeepClusterParams)
+    method: MethodParams = field(default_factory=DeepClusterParams)
     optimizer: OptimizerParams = field(default_factory=OptimizerParams)
     data: DataParams = field(default_factory=DataParams)
     backbone: BackboneParams = field(default_factory=BackboneParams)
@@ -273,8 +158,12 @@ GROUPS = ("method", "optimizer", "data", "backbone")
 def as_dict(run: TrainRun) -> dict[str, Any]:
     """The run as plain JSON values; the method's group begins with its name."""
     values = dataclasses.asdict(run)
-    name = next(name for name, kind in METHODS.items() if type(run.method) is kind)
-    return values | {"method": {"name": name} | values["method"]}
+    return values | {"method": {"name": method_name(run.method)} | values["method"]}
+
+
+def params_of(config: Mapping[str, Any]) -> MethodParams:
+    """The method's parameters of a run, from its run.json."""
+    return from_dict({"method": config.get("settings", {}).get("method", {})}).method
 
 
 def from_dict(values: dict[str, Any]) -> TrainRun:
@@ -286,8 +175,8 @@ def from_dict(values: dict[str, Any]) -> TrainRun:
     method = dict(values.get("method", {}))
     name = method.pop("name", "deepcluster")
     if name not in METHODS:
-        raise DeepClusterError(f"There is no method {name!r}.{nearest(str(name), list(METHODS))}")
-    return override(TrainRun(method=METHODS[name]()), values | {"method": method})
+        raise DeepClusterError(f"There is no method {name!r}.{did_you_mean(str(name), list(METHODS))}")
+    return override(TrainRun(method=METHODS[name][0]()), values | {"method": method})
 
 
 def override(run: TrainRun, values: dict[str, Any]) -> TrainRun:
@@ -333,18 +222,10 @@ def names(run: TrainRun | None = None) -> list[str]:
     return found
 
 
-def nearest(word: str, choices: list[str]) -> str:
-    """` Did you mean X?` for the choice nearest to `word`, or nothing."""
-    import difflib
-
-    close = difflib.get_close_matches(word, choices, n=1, cutoff=0.5)
-    return f" Did you mean {close[0]}?" if close else ""
-
-
 def _unknown(run: TrainRun, name: str) -> str:
     known = names(run)
     short = [full.rpartition(".")[2] for full in known]
-    return f"There is no setting {name!r}.{nearest(name, known) or nearest(name, short)}"
+    return f"There is no setting {name!r}.{did_you_mean(name, known) or did_you_mean(name, short)}"
 
 
 def _fitting(name: str, kind: str, old: Any, value: Any) -> Any:

@@ -16,3 +16,11 @@ class BadImage(Exception):
 
 class Interrupted(Exception):
     """Ctrl-C or SIGTERM was noticed between two batches; whoever holds state saves it and passes this on."""
+
+
+def did_you_mean(word: str, choices: list[str]) -> str:
+    """` Did you mean X?` for the choice nearest to `word`, or nothing."""
+    import difflib
+
+    close = difflib.get_close_matches(word, choices, n=1, cutoff=0.5)
+    return f" Did you mean {close[0]}?" if close else ""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -18,10 +18,10 @@ class Batch:
     Attributes:
         index: (B,) int64 on the CPU, the position of each image in its source.
         views: one (B, 3, S, S) float tensor per view, normalized, on the training device.
-        position: (B,) int64 on the CPU, the place of each image in the whole batch, whose images several processes
-            may share and of which some could not be decoded.
-        whole: images that the whole batch was to have.
-        first: place of the whole batch's first image in the order that batches are cut from.
+        position: (B,) int64 on the CPU, the position of each image in the whole batch, which several processes may
+            share and of which some images could not be decoded.
+        whole: number of images in the whole batch, undecodable ones included.
+        first: position of the whole batch's first image in the order that batches are cut from.
     """
 
     index: Tensor
@@ -29,6 +29,25 @@ class Batch:
     position: Tensor
     whole: int
     first: int = 0
+
+
+@dataclass(frozen=True)
+class TrainStep:
+    """Where in the run an optimizer step is.
+
+    Attributes:
+        step: optimizer steps done before this one.
+        steps_per_epoch, total: of the run.
+    """
+
+    step: int
+    steps_per_epoch: int
+    total: int
+
+    @property
+    def epoch(self) -> float:
+        """Epochs done, with a fraction."""
+        return self.step / self.steps_per_epoch
 
 
 @dataclass(frozen=True)
@@ -56,3 +75,26 @@ class Clustering:
     def sizes(self) -> np.ndarray:
         """(K,) int64, images in each cluster."""
         return np.bincount(self.assignment[self.assignment >= 0], minlength=self.k)
+
+
+class Embedding(Protocol):
+    """A step from a network's features towards the space of the centroids."""
+
+    def transform(self, x: Any) -> Any:
+        """(M, D) float32 rows to (M, P)."""
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The tensors that define the step."""
+
+
+@dataclass(frozen=True)
+class ClusterTree:
+    """The level above the centroids of a two-level clustering.
+
+    Attributes:
+        upper: (M, D) centroids of the super-clusters; each has K / M of the K centroids, one after another.
+        used: (K,) bool, false for centroids that no image had.
+    """
+
+    upper: Tensor
+    used: Tensor

@@ -17,9 +17,9 @@ from deepcluster.engine.log import Screen
 from deepcluster.engine.model import backbone_from, load_initial_weights
 from deepcluster.engine.run import Run, load_run
 from deepcluster.errors import DeepClusterError, Interrupted
-from deepcluster.methods.cosine import CosineHead
 from deepcluster.models.backbone import Backbone
 from deepcluster.models.export import export_backbone
+from deepcluster.models.heads import CosineClassifier
 from deepcluster.models.zoo import build_backbone
 from deepcluster.presets import find_preset
 
@@ -97,8 +97,8 @@ def stop_after(steps: int, run: TrainRun, out: Path, monkeypatch: pytest.MonkeyP
 
     original, done = loop.step_all, []
 
-    def counting(*arguments: Any) -> None:
-        original(*arguments)
+    def counting(*arguments: Any, **options: Any) -> None:
+        original(*arguments, **options)
         done.append(1)
         if len(done) == steps:
             os.kill(os.getpid(), signal.SIGINT)
@@ -154,9 +154,9 @@ def test_the_classifier_of_a_run_is_its_last_checkpoints(earlier: Run, tmp_path:
     cosine = fit(tmp_path / "cosine", head="centroids")
     assert cosine.head is not None
     weight, bias = cosine.head
-    head = CosineHead(cosine.backbone.dim, 5, cosine.backbone.head_relu, 0.1)
+    head = CosineClassifier(cosine.backbone.dim, 5, relu=cosine.backbone.head_relu, temperature=0.1)
     head.directions.data = checkpoint.load(cosine.folder / "checkpoints/last.ckpt")["method"]["heads.0.directions"]
     features = torch.from_numpy(cosine.features(IMAGES))
-    assert torch.equal(F.linear(head.seen(features), weight, bias).argmax(1), head(features).argmax(1))
+    assert torch.equal(F.linear(head.directions_of(features), weight, bias).argmax(1), head(features).argmax(1))
     (cosine.folder / "checkpoints/last.ckpt").unlink()
     assert cosine.head is None

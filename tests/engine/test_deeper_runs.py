@@ -9,9 +9,10 @@ import pytest
 from PIL import Image
 
 import deepcluster as dc
-from deepcluster.config import DeeperClusterParams, TrainRun, override
+from deepcluster.config import TrainRun, override
 from deepcluster.engine import checkpoint, train
 from deepcluster.engine.log import Screen
+from deepcluster.methods.params import DeeperClusterParams
 from deepcluster.presets import find_preset
 from restarts import differing, fit, images, stop_after
 

@@ -30,6 +30,7 @@ N = 1100  # more than world.ALIGN, so that the second process has a share of the
 # Plain SGD, few steps and as many clusters as there are kinds of images: AdamW divides gradients by their own size,
 # which turns the last digit of a small one into a step, and images between two clusters go either way.
 SMALL = {"epochs": 2, "batch_size": 130, "image_size": 12, "keep_every": 0, "optimizer.name": "sgd", "lr": 0.02}
+SMALL |= {"precision": "32"}  # where bf16 is fast it is the default, and rounds too coarsely to compare assignments
 RUNS: dict[str, tuple[str, dict[str, Any]]] = {
     "deepcluster": ("tiny-deepcluster", {"k": 4, "whiten": 8, "clusterings": 1, "ema_decay": 0.0, "init": "k-means++"}),
     "extras": (
@@ -50,7 +51,7 @@ RUNS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "pic": ("tiny-deepcluster-pic", {"whiten": 8}),
     "odc": ("tiny-odc", {"k": 4, "feature_dim": 8, "hidden": 16, "dropout": 0.3, "start": "neck", "replace": True}),
-    "odc calm": ("tiny-odc", {"k": 4, "feature_dim": 8, "hidden": 16, "memory": "calm", "centroid_every": 2}),
+    "odc eval": ("tiny-odc", {"k": 4, "feature_dim": 8, "hidden": 16, "memory": "eval", "centroid_every": 2}),
     "deepercluster": ("tiny-deepercluster", {"k": 4, "super_clusters": 2, "whiten": 8, "clip": 0.5}),
     "deepercluster 4": ("tiny-deepercluster", {"k": 4, "super_clusters": 4, "whiten": 8, "method.iterations": 3}),
     "one class": (
@@ -76,11 +77,13 @@ def _fit(group: ProcessGroup, name: str, folder: str, values: dict[str, Any]) ->
     return {"rows": rows, "assignment": run.assignment, "draw": torch.rand(1)}
 
 
-@pytest.mark.parametrize("name", RUNS)
-def test_two_processes_do_what_one_does(tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "deterministic"), [*((name, True) for name in RUNS), ("deepcluster", False), ("odc", False)]
+)
+def test_two_processes_do_what_one_does(tmp_path: Path, name: str, deterministic: bool) -> None:
     """Assignments exactly, losses and weights to rounding; and what is on the disk says the same."""
     (alone,) = together(_fit, 1, name, str(tmp_path), {})
-    for shared in together(_fit, 2, name, str(tmp_path), {}):
+    for shared in together(_fit, 2, name, str(tmp_path), {"deterministic": deterministic}):
         np.testing.assert_array_equal(shared["assignment"], alone["assignment"])
         torch.testing.assert_close(shared["rows"], alone["rows"], rtol=2e-3, atol=2e-3)
         assert torch.equal(shared["draw"], alone["draw"])
@@ -113,8 +116,8 @@ def _cut(group: ProcessGroup, name: str, folder: str, stop_at: int) -> None:
 
     steps, original = {"done": 0}, loop.step_all
 
-    def counting(*arguments: Any) -> None:
-        original(*arguments)
+    def counting(*arguments: Any, **options: Any) -> None:
+        original(*arguments, **options)
         steps["done"] += 1
         if steps["done"] == stop_at and group.rank == group.size - 1:
             os.kill(os.getpid(), signal.SIGTERM)

@@ -105,7 +105,7 @@ def test_arrays_that_are_cut_short(name: str, how: str, run: Path, capsys: pytes
 
 @pytest.mark.parametrize("clusterer", [3, "kmeans", AgglomerativeClustering, object()])
 def test_a_clusterer_that_is_none_leaves_nothing(clusterer: object, tmp_path: Path) -> None:
-    with pytest.raises(DeepClusterError, match=r"A clusterer was expected .* fit_predict, such as Agg"):
+    with pytest.raises(DeepClusterError, match=r"clusterer is .* fit_predict, such as Agg"):
         dc.train("tiny-deepcluster", images(), tmp_path / "run", clusterer=clusterer, **SMALL)
     assert not (tmp_path / "run").exists()
 

@@ -28,7 +28,7 @@ def images(count: int) -> np.ndarray:
 def subject() -> Subject:
     torch.manual_seed(0)
     backbone = build_backbone("convnet", image_size=16, widths=[4, 8], pools=[1]).eval()
-    return Subject("convnet", Model(backbone, Whitening(), torch.zeros(0, backbone.dim)), "cpu", Path("nowhere"))
+    return Subject("convnet", Model(backbone, torch.zeros(0, backbone.dim)), "cpu", Path("nowhere"))
 
 
 def described(group: ProcessGroup, count: int, tap: str | None) -> np.ndarray:
@@ -97,7 +97,7 @@ def test_what_cannot_be_opened_is_a_sentence(name: str, said: str) -> None:
 def test_a_file_knows_its_size(tmp_path: Path) -> None:
     file = tmp_path / "model.safetensors"
     network = subject().model
-    network.whitening = Whitening(4).fit(np.random.default_rng(0).normal(size=(50, 8)).astype(np.float32))
+    network.embedding = [Whitening(4).fit(np.random.default_rng(0).normal(size=(50, 8)).astype(np.float32))]
     network.save(file)
     opened = load_subject(file)
     np.testing.assert_array_equal(opened.features(images(5)), subject().features(images(5)))

@@ -18,7 +18,7 @@ from deepcluster.engine import train
 from deepcluster.engine.model import Model
 from deepcluster.errors import DeepClusterError
 
-AVERAGED = "averaged.trunk.features.0.0.weight"
+AVERAGED = "ema_backbone.trunk.features.0.0.weight"
 TINY = {"epochs": 1, "k": 4, "whiten": 8, "batch_size": 16, "image_size": 12, "quiet": True}
 
 
@@ -144,7 +144,7 @@ def test_several_clusterings_and_averaged_weights(tmp_path: Path) -> None:
     assert state["assignments"].shape == (3, 64)
     average, now = state[AVERAGED], state[AVERAGED.replace("ema_backbone", "backbone")]
     assert not torch.equal(average, now)
-    torch.testing.assert_close(done.backbone.state_dict()[AVERAGED.removeprefix("averaged.")], average)
+    torch.testing.assert_close(done.backbone.state_dict()[AVERAGED.removeprefix("ema_backbone.")], average)
 
 
 CHANGES = {
@@ -177,7 +177,7 @@ CHANGES = {
     "method.head": "centroids",
     "method.temperature": None,  # of head centroids, below
     "method.clusterings": 2,
-    "method.averaging": 0.5,
+    "method.ema_decay": 0.5,
     "method.head_lr": 0.5,
     "optimizer.name": "adamw",
     "optimizer.lr": 0.2,
@@ -242,6 +242,7 @@ def loss_of(values: dict, out: Path) -> list[float]:
 
 BASE = TrainRun(
     epochs=2,
+    precision="32",
     batch_size=16,
     image_size=12,
     keep_every=0,
@@ -255,7 +256,7 @@ BASE = TrainRun(
 def test_every_setting_is_listed_here() -> None:
     from deepcluster.config import names
 
-    several = {"processes", "sync_batchnorm"}  # see test_processes.py
+    several = {"processes", "sync_batchnorm", "deterministic"}  # see test_processes.py
     assert set(CHANGES) == set(names()) - several
 
 

@@ -16,7 +16,7 @@ from sklearn.neighbors import KNeighborsClassifier
 
 from deepcluster.config import TrainRun, override
 from deepcluster.data.arrays import Arrays
-from deepcluster.engine import build, checkpoint, loop, train, watch
+from deepcluster.engine import build, checkpoint, loop, monitor, train
 from deepcluster.engine.log import Screen
 from deepcluster.engine.model import Model
 from deepcluster.engine.run import load_run
@@ -58,10 +58,10 @@ def made_up(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """Watched values by epoch, in place of measured ones, so that the best epoch is known."""
     values = [0.2, 0.6, 0.5, 0.4, 0.3, 0.3]
 
-    def look(w: loop.TrainContext, progress: loop.TrainState, epoch: int) -> dict:
-        return {"watched": values[epoch]} if w.watch and w.watch.due(epoch) else {}
+    def watched(self: monitor.Monitor, c: loop.TrainContext, state: loop.TrainState, epoch: int) -> dict:
+        return {"watched": values[epoch]} if self.watch and self.watch.due(epoch) else {}
 
-    monkeypatch.setattr(loop, "look", look)
+    monkeypatch.setattr(monitor.Monitor, "_watched", watched)
     return values
 
 
@@ -78,32 +78,32 @@ def test_knn_score_is_scikit_learns() -> None:
             20, metric="cosine", algorithm="brute", weights=lambda d: np.exp((1 - d) / 0.07)
         ).fit(unit[others], labels[others])
         right += int(model.predict(unit[i : i + 1])[0] == labels[i])
-    assert watch.knn_score(features, labels) == pytest.approx(right / 90)
+    assert monitor.knn_score(features, labels) == pytest.approx(right / 90)
     assert 0.4 < right / 90 < 1
     with pytest.raises(DeepClusterError, match="two labelled images"):
-        watch.knn_score(features[:1], labels[:1])
+        monitor.knn_score(features[:1], labels[:1])
 
 
-def test_the_draw_takes_labelled_images_only_and_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_draw_takes_labelled_images_only_and_stays() -> None:
     labels = np.where(np.arange(100) % 2 == 0, -1, 3)
-    monkeypatch.setattr(watch, "IMAGES", 30)
-    drawn = watch.labelled_draw(labels, 5)
+    drawn = monitor.draw_labelled(labels, 5, at_most=30)
     assert len(drawn) == 30 and (np.diff(drawn) > 0).all() and (labels[drawn] == 3).all()
-    assert drawn.tolist() == watch.labelled_draw(labels, 5).tolist() != watch.labelled_draw(labels, 6).tolist()
+    again, other = (monitor.draw_labelled(labels, seed, at_most=30).tolist() for seed in (5, 6))
+    assert drawn.tolist() == again != other
 
 
 def test_best_is_the_first_of_the_highest() -> None:
-    assert watch.best_of([]) is None and watch.best_of([{"epoch": 0}, *rows(None)]) is None
-    assert watch.best_of(rows(0.1, 0.5, None, 0.5, 0.2)) == watch.Best(1, 0.5, 2)
-    assert watch.best_of(rows(0.1, 0.2)) == watch.Best(1, 0.2, 0)
+    assert monitor.best_of([]) is None and monitor.best_of([{"epoch": 0}, *rows(None)]) is None
+    assert monitor.best_of(rows(0.1, 0.5, None, 0.5, 0.2)) == monitor.Best(1, 0.5, 2)
+    assert monitor.best_of(rows(0.1, 0.2)) == monitor.Best(1, 0.2, 0)
 
 
 def test_the_sentence_is_said_once_and_anew_after_a_rise() -> None:
     values = [0.1, 0.513, 0.5, 0.4, 0.3, 0.3, 0.6, 0.1, 0.1]
-    asked = watch.Watch("knn", 1, 2, False, np.zeros(0, np.int64), np.zeros(0, np.int64))
+    asked = monitor.Watch("knn", 1, 2, False, np.zeros(0, np.int64), np.zeros(0, np.int64))
     said = {until: asked.sentence(rows(*values[:until])) for until in range(1, len(values) + 1)}
     assert [until for until, sentence in said.items() if sentence] == [4, 9]
-    assert said[4] == ("the kNN score has not risen since epoch 2 (51.3 %): checkpoints/best.ckpt holds that epoch")
+    assert said[4] == ("the kNN score has not improved since epoch 2 (51.3 %): checkpoints/best.ckpt holds that epoch")
     assert asked.sentence([*rows(*values[:4]), {"epoch": 4}]) is None  # an epoch that was not watched
 
 
@@ -113,9 +113,9 @@ def test_watched_values_are_those_of_the_epochs_end(tmp_path: Path) -> None:
     run, source = load_run(tmp_path / "knn"), labelled()
     assert ["watched" in row for row in run.metrics] == [False, True, False, True]
     network = build.at_checkpoint(run.config, run.folder / "checkpoints/epoch-0001.ckpt")
-    features = Model(network, run.whitening, run.centroids).features(run.pixels(source))[1]
+    features = Model(network, run.centroids).features(run.pixels(source))[1]
     known = source.labels >= 0
-    assert run.metrics[1]["watched"] == pytest.approx(watch.knn_score(features[known], source.labels[known]))
+    assert run.metrics[1]["watched"] == pytest.approx(monitor.knn_score(features[known], source.labels[known]))
     fit(tmp_path / "nmi", settings(watch="nmi", epochs=2))
     assert [row["watched"] for row in load_run(tmp_path / "nmi").metrics] == [
         row["nmi_labels"] for row in load_run(tmp_path / "nmi").metrics
@@ -171,7 +171,7 @@ def test_a_run_that_is_to_stop_stops_and_finishes(
     run = settings(watch="knn", epochs=6, patience=2, stop=True)
     train.train(run, labelled(), tmp_path / "run")
     out = capsys.readouterr().out
-    assert out.count("has not risen since epoch 2 (60.0 %)") == 1
+    assert out.count("has not improved since epoch 2 (60.0 %)") == 1
     done = load_run(tmp_path / "run")
     assert [row["watched"] for row in done.metrics] == made_up[:4]
     assert done.config["finished"] and (done.assignment >= 0).all()
@@ -224,7 +224,7 @@ def test_killed_between_the_last_and_the_best_checkpoint(
 def test_interrupted_while_it_looks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = settings(watch="knn")
     whole = fit(tmp_path / "whole", run)
-    original, calls = loop.extract_all, {"watched": 0}
+    original, calls = monitor.extract_all, {"watched": 0}
 
     def describe(w: loop.TrainContext, step: int, only: np.ndarray | None = None) -> object:
         if only is not None:
@@ -233,7 +233,7 @@ def test_interrupted_while_it_looks(tmp_path: Path, monkeypatch: pytest.MonkeyPa
                 os.kill(os.getpid(), signal.SIGINT)
         return original(w, step, only)
 
-    monkeypatch.setattr(loop, "extract_all", describe)
+    monkeypatch.setattr(monitor, "extract_all", describe)
     with pytest.raises(Interrupted):
         fit(tmp_path / "cut", run)
     assert len(load_run(tmp_path / "cut").metrics) == 1
@@ -246,7 +246,7 @@ def test_interrupted_while_it_looks(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize(
     ("values", "sentence"),
     [
-        ({"stop": True}, "--stop needs something to watch"),
+        ({"stop": True}, "--stop needs a score to watch"),
         ({"watch": "knn", "patience": 0}, "at least 1"),
         ({"watch": "nmi", "watch_every": 0}, "at least 1"),
     ],

@@ -35,6 +35,9 @@ from deepcluster.evaluate.doctor.collect import RunDiagnostics, collect
 from deepcluster.evaluate.doctor.findings import SEVERITIES, Finding, effective, how_many, suggested_k
 from deepcluster.evaluate.doctor.views import ViewAgreement
 
+Change = Callable[[Path], object]
+"""Alters a run folder."""
+
 EPOCHS, K, N = 9, 20, 1797
 SAMPLE = 128
 
@@ -85,6 +88,12 @@ def steps_done(folder: Path, epochs: int) -> None:
     state = checkpoint.load(file)
     state["progress"]["step"] = epochs * state["progress"]["steps_per_epoch"]
     torch.save(state, file)
+
+
+def keep_rows(folder: Path, epochs: int) -> None:
+    """As if only so many epochs had been noted."""
+    file = folder / "metrics.jsonl"
+    file.write_text("".join(file.read_text().splitlines(keepends=True)[:epochs]))
 
 
 def longer(folder: Path) -> None:
@@ -139,8 +148,18 @@ def spoil(tensor: torch.Tensor) -> torch.Tensor:
     return tensor
 
 
+def in_turn(*changes: Change) -> Change:
+    """Several changes, one after another."""
+
+    def change(folder: Path) -> None:
+        for step in changes:
+            step(folder)
+
+    return change
+
+
 def ramp(first: float, last: float) -> list[float]:
-    return np.linspace(first, last, EPOCHS).tolist()
+    return [float(value) for value in np.linspace(first, last, EPOCHS)]
 
 
 def previous(values: list[float]) -> list[float | None]:
@@ -162,7 +181,7 @@ def reset_backbone(folder: Path) -> None:
 
 
 #: check -> (how to alter a healthy run so that it speaks, the severity, words that must be in what is seen).
-TRIGGERS: dict[str, tuple[Callable[[Path], None], str, str]] = {
+TRIGGERS: dict[str, tuple[Change, str, str]] = {
     "damaged": (lambda run: (run / "model.safetensors").write_bytes(b"x"), "bad", "model.safetensors cannot be read"),
     "not_numbers": (lambda run: model(run, "centroids", spoil), "bad", "holds NaN or infinity, first centroids"),
     "frozen_backbone": (reset_backbone, "bad", "exactly those it started with"),
@@ -179,7 +198,9 @@ TRIGGERS: dict[str, tuple[Callable[[Path], None], str, str]] = {
     "loss_rising": (lambda run: rows(run, loss=[2.0, 1.5, 1, 1, 1, 1.2, 1.3, 1.4, 1.5]), "warning", "1.00 to 1.40"),
     "swallowed": (lambda run: assign(run, np.where(index < 1600, 3, index % K)), "bad", "of 1,797 images (90%)"),
     "one_cluster": (
-        lambda run: (model(run, "centroids", lambda table: table[:1]), assign(run, 0 * index))[0], "bad", "one cluster."
+        in_turn(
+            lambda run: model(run, "centroids", lambda table: table[:1]), lambda run: assign(run, 0 * index)
+        ), "bad", "one cluster.",
     ),
     "empty_clusters": (lambda run: assign(run, index % 10), "warning", "10 of 20 clusters are empty"),
     "uneven_sizes": (
@@ -187,14 +208,16 @@ TRIGGERS: dict[str, tuple[Callable[[Path], None], str, str]] = {
     ),
     "few_images": (lambda run: assign(run, index // 5), "warning", "5.0 each"),
     "under_segmented": (
-        lambda run: (model(run, "centroids", lambda table: table[:8]), assign(run, index % 8))[0],
+        in_turn(
+            lambda run: model(run, "centroids", lambda table: table[:8]), lambda run: assign(run, index % 8)
+        ),
         "warning", "8 clusters for 10 labelled classes",
     ),
     "nmi_by_chance": (lambda run: rows(run, nmi_previous=0.05), "bad", "is 0.05"),
     "nmi_falling": (lambda run: rows(run, nmi_previous=previous(ramp(0.8, 0.5))), "warning", "to 0.54"),
     "nmi_flat": (lambda run: rows(run, nmi_previous=0.4), "warning", "0.40 now"),
     "settled": (
-        lambda run: (longer(run), configure(run, epochs=2 * EPOCHS), rows(run, nmi_previous=0.85))[2],
+        in_turn(longer, lambda run: configure(run, epochs=2 * EPOCHS), lambda run: rows(run, nmi_previous=0.85)),
         "ok", "levelled off at 0.85",
     ),
     "labels_drift": (
@@ -218,15 +241,11 @@ TRIGGERS: dict[str, tuple[Callable[[Path], None], str, str]] = {
     ),
     "unfinished": (lambda run: configure(run, epochs=50), "note", "9 of 50 epochs"),
     "curves_lost": (
-        lambda run: (run / "metrics.jsonl").write_text((run / "metrics.jsonl").read_text().partition("\n")[0]),
+        lambda run: keep_rows(run, 1),
         "warning", "metrics.jsonl has 1 of the 9 finished epochs",
     ),
     "few_epochs": (
-        lambda run: (
-            steps_done(run, 2),
-            (run / "metrics.jsonl").write_text("\n".join((run / "metrics.jsonl").read_text().splitlines()[:2])),
-            configure(run, epochs=2),
-        )[2],
+        in_turn(lambda run: steps_done(run, 2), lambda run: keep_rows(run, 2), lambda run: configure(run, epochs=2)),
         "note", "Only 2 epochs",
     ),
 }  # fmt: skip
@@ -262,7 +281,7 @@ def find(name: str, run: RunDiagnostics) -> Finding | None:
 
 
 @pytest.mark.parametrize("name", TRIGGERS)
-def test_each_check_speaks(name: str, healthy: Path, colored: Path, tmp_path: Path) -> None:
+def test_each_check_finds_its_fault(name: str, healthy: Path, colored: Path, tmp_path: Path) -> None:
     _, severity, words = TRIGGERS[name]
     found = {finding.check: finding for finding in altered(name, healthy, colored, tmp_path).findings}
     assert name in found, found
@@ -274,7 +293,7 @@ def test_each_check_speaks(name: str, healthy: Path, colored: Path, tmp_path: Pa
 
 
 @pytest.mark.parametrize("name", TRIGGERS)
-def test_every_option_that_is_named_exists(name: str, healthy: Path, colored: Path, tmp_path: Path) -> None:
+def test_advised_options_exist_and_accept_their_values(name: str, healthy: Path, colored: Path, tmp_path: Path) -> None:
     from deepcluster.cli.parse import parse
     from deepcluster.config import TrainRun
 
@@ -329,7 +348,7 @@ SEEN = ViewAgreement(images=512, kept=0.6, chance=0.05, passed=0.05, gray_kept=0
         ("color_reliance", {"gray_kept": 0.3, "kept": 0.2}, {"gray_kept": 0.3, "kept": 0.4}),
     ],
 )
-def test_thresholds_of_views(name: str, well: dict[str, float], ill: dict[str, float], facts: RunDiagnostics) -> None:
+def test_thresholds_of_views(name: str, well: dict[str, Any], ill: dict[str, Any], facts: RunDiagnostics) -> None:
     assert find(name, dataclasses.replace(facts, agreement=dataclasses.replace(SEEN, **well))) is None
     assert find(name, dataclasses.replace(facts, agreement=dataclasses.replace(SEEN, **ill))) is not None
 
@@ -351,18 +370,21 @@ def test_thresholds_of_views(name: str, well: dict[str, float], ill: dict[str, f
         ("reassigned", {"reassigned": [0.49] * 6}, {"reassigned": [0.51] * 6}),
     ],
 )  # fmt: skip
-def test_thresholds_of_curves(name: str, well: dict[str, list], ill: dict[str, list], facts: RunDiagnostics) -> None:
+def test_thresholds_of_curves(
+    name: str, well: dict[str, list[float]], ill: dict[str, list[float]], facts: RunDiagnostics
+) -> None:
     for curves, speaks in ((well, False), (ill, True)):
         ((column, values),) = curves.items()
         lines = [{"epoch": epoch, column: value} for epoch, value in enumerate(values)]
         assert (find(name, dataclasses.replace(facts, rows=lines)) is not None) is speaks
 
 
-def test_chance_agreement_is_that_of_random_clusters(facts: RunDiagnostics) -> None:
+def test_chance_nmi_matches_scikit_learn(facts: RunDiagnostics) -> None:
     """The smaller the clusters, the higher the NMI of two clusterings that have nothing in common."""
     from sklearn.metrics import normalized_mutual_info_score
 
     draw = np.random.default_rng(1)
+    assert facts.sizes is not None
     labels = np.repeat(np.arange(K), facts.sizes)
     oracle = np.mean([
         normalized_mutual_info_score(labels, draw.permutation(labels), average_method="geometric") for _ in range(5)
@@ -374,14 +396,14 @@ def test_chance_agreement_is_that_of_random_clusters(facts: RunDiagnostics) -> N
         assert (told is not None) is speaks
 
 
-def test_small_clusters_may_trade_images(facts: RunDiagnostics) -> None:
+def test_reassignment_is_only_a_note_in_small_clusters(facts: RunDiagnostics) -> None:
     lines = [{"epoch": epoch, "reassigned": 0.6} for epoch in range(6)]
     for sizes, severity in ((np.full(17, 105), "warning"), (np.full(20, 89), "note")):
         found = find("reassigned", dataclasses.replace(facts, rows=lines, sizes=sizes))
         assert found is not None and found.severity == severity
 
 
-def test_a_stuck_loss_blames_the_rate_only_when_it_is_small(facts: RunDiagnostics) -> None:
+def test_stuck_loss_blames_the_rate_only_when_it_is_small(facts: RunDiagnostics) -> None:
     lines = [{"epoch": epoch, "loss": LN_K} for epoch in range(4)]
 
     def change(**values: Any) -> str:
@@ -400,7 +422,7 @@ def test_a_stuck_loss_blames_the_rate_only_when_it_is_small(facts: RunDiagnostic
 @pytest.mark.parametrize(("optimizer", "head_lr"), [("sgd", 1.0), ("adamw", 0.02)])
 def test_backbone_that_does_not_move_is_bad(optimizer: str, head_lr: float, tmp_path: Path) -> None:
     """Only the classifier learns at --optimizer.lr 0, and the loss falls all the same."""
-    options = {"optimizer.name": optimizer, "optimizer.lr": 0.0, "method.head_lr": head_lr}
+    options: dict[str, Any] = {"optimizer.name": optimizer, "optimizer.lr": 0.0, "method.head_lr": head_lr}
     dc.train("tiny-deepcluster", "digits", tmp_path / "run", epochs=1, k=K, quiet=True, **options)
     run = load_run(tmp_path / "run", "cpu")
     found = diagnose(run, sample=0)
@@ -420,7 +442,7 @@ def test_change_of_the_backbone_is_relative_to_its_initial_weights(facts: RunDia
 
 def test_initial_weights_of_a_file_count_as_unmoved(healthy: Path, tmp_path: Path) -> None:
     weights = str(healthy / "model.safetensors")
-    options = {"backbone.weights": weights, "optimizer.lr": 0.0}
+    options: dict[str, Any] = {"backbone.weights": weights, "optimizer.lr": 0.0}
     dc.train("tiny-deepcluster", "digits", tmp_path / "run", epochs=1, k=K, quiet=True, **options)
     assert find("frozen_backbone", collect(load_run(tmp_path / "run", "cpu"), sample=0)) is not None
 
@@ -428,7 +450,7 @@ def test_initial_weights_of_a_file_count_as_unmoved(healthy: Path, tmp_path: Pat
 # -------------------------------------------------------------------------------------------------------------- facts
 
 
-def test_agreement_is_what_a_loop_over_single_images_counts(colored: Path) -> None:
+def test_view_agreement_matches_a_loop_over_single_images(colored: Path) -> None:
     """The oracle: each image by itself through the run's own `assign`."""
     run = load_run(colored, "cpu")
     pixels = np.load(colored.parent / "images.npy")
@@ -451,14 +473,14 @@ def test_agreement_is_what_a_loop_over_single_images_counts(colored: Path) -> No
     assert found.chance == pytest.approx((shares[0] * shares[1]).sum(), abs=0.01)
 
 
-def test_recognized_finds_copies_and_not_strangers() -> None:
+def test_recognized_is_one_for_copies_and_low_for_unrelated_features() -> None:
     draw = np.random.default_rng(0)
     table = draw.normal(size=(200, 12)).astype(np.float32)
     assert view_agreement.recognized(table, table, 8) == 1
     assert view_agreement.recognized(table, draw.normal(size=(200, 12)).astype(np.float32), 8) < 0.1
 
 
-def test_pictures_without_color_are_those_of_the_views() -> None:
+def test_without_color_matches_pillow() -> None:
     from PIL import Image
 
     picture = np.random.default_rng(0).integers(0, 256, (9, 7, 3)).astype(np.uint8)
@@ -478,7 +500,7 @@ def test_constant_features_are_counted_as_dead(healthy: Path, tmp_path: Path) ->
     assert (found.features_dead, found.features, found.directions_alive) == (32, 128, 32)
 
 
-def test_twins_are_counted_as_brute_force_counts_them(healthy: Path, tmp_path: Path) -> None:
+def test_duplicates_match_brute_force(healthy: Path, tmp_path: Path) -> None:
     shutil.copytree(healthy, tmp_path / "run")
     assignment, distance = np.load(healthy / "assignment.npy"), np.load(healthy / "distance.npy")
     assignment[:3], distance[:2] = -1, np.nan
@@ -516,7 +538,7 @@ def test_effective_clusters_are_exp_of_the_entropy() -> None:
         ("bad_images.csv", ""),
     ],
 )
-def test_what_is_missing_is_a_sentence(gone: str, said: str, healthy: Path, tmp_path: Path) -> None:
+def test_missing_file_is_reported(gone: str, said: str, healthy: Path, tmp_path: Path) -> None:
     shutil.copytree(healthy, tmp_path / "run")
     (tmp_path / "run" / gone).unlink()
     found = diagnose(load_run(tmp_path / "run", "cpu"), sample=0)
@@ -525,7 +547,7 @@ def test_what_is_missing_is_a_sentence(gone: str, said: str, healthy: Path, tmp_
 
 
 @pytest.mark.parametrize("name", ["metrics.jsonl", "assignment.npy", "distance.npy", "checkpoints/last.ckpt"])
-def test_what_is_damaged_is_a_sentence(name: str, healthy: Path, tmp_path: Path) -> None:
+def test_damaged_file_is_reported_with_its_repair(name: str, healthy: Path, tmp_path: Path) -> None:
     shutil.copytree(healthy, tmp_path / "run")
     (tmp_path / "run" / name).write_bytes(b"{ this is not it")
     found = diagnose(load_run(tmp_path / "run", "cpu"), sample=0)
@@ -538,7 +560,7 @@ def test_what_is_damaged_is_a_sentence(name: str, healthy: Path, tmp_path: Path)
         assert found.first == f"Write {name} again from the last checkpoint: deepcluster train --resume {tmp_path}/run"
 
 
-def test_the_latest_checkpoint_that_is_there_takes_the_place_of_a_damaged_one(healthy: Path, tmp_path: Path) -> None:
+def test_latest_checkpoint_replaces_a_damaged_one(healthy: Path, tmp_path: Path) -> None:
     shutil.copytree(healthy, tmp_path / "run")
     for number in (3, 5):
         shutil.copy(tmp_path / "run/checkpoints/last.ckpt", tmp_path / f"run/checkpoints/epoch-{number:04d}.ckpt")
@@ -551,7 +573,7 @@ def test_the_latest_checkpoint_that_is_there_takes_the_place_of_a_damaged_one(he
     assert "no checkpoint to write them from" in first
 
 
-def test_lost_curves_do_not_send_in_a_circle(healthy: Path, tmp_path: Path) -> None:
+def test_lost_curves_of_a_finished_run_advise_more_epochs(healthy: Path, tmp_path: Path) -> None:
     """Resuming a finished run writes no curves: it is to be lengthened, and the command that is named does so."""
     shutil.copytree(healthy, tmp_path / "run")
     (tmp_path / "run/metrics.jsonl").unlink()
@@ -560,7 +582,7 @@ def test_lost_curves_do_not_send_in_a_circle(healthy: Path, tmp_path: Path) -> N
     assert found.first.endswith(f"deepcluster train --resume {tmp_path}/run --epochs 18")
 
 
-def test_a_short_run_is_lengthened_by_the_command_that_is_named(healthy: Path, tmp_path: Path) -> None:
+def test_advised_command_lengthens_a_short_run(healthy: Path, tmp_path: Path) -> None:
     from deepcluster.cli.main import main
 
     dc.train("tiny-deepcluster", "digits", tmp_path / "run", epochs=1, k=20, quiet=True)
@@ -572,7 +594,7 @@ def test_a_short_run_is_lengthened_by_the_command_that_is_named(healthy: Path, t
     assert "few_epochs" not in {each.check for each in diagnose(load_run(tmp_path / "run", "cpu"), sample=0).findings}
 
 
-def test_a_run_that_ended_itself_is_finished(healthy: Path, tmp_path: Path) -> None:
+def test_early_stopped_run_is_finished(healthy: Path, tmp_path: Path) -> None:
     shutil.copytree(healthy, tmp_path / "run")
     configure(tmp_path / "run", epochs=50, watch="knn", stop=True)
     found = diagnose(load_run(tmp_path / "run", "cpu"), sample=0)
@@ -585,7 +607,9 @@ OWN = {"algorithm": "custom", "k": 0, "clusterings": 1}
 
 @pytest.mark.parametrize("values", [PIC, OWN, None], ids=["pic", "custom", "odc"])
 @pytest.mark.parametrize("name", [name for name in TRIGGERS if name not in VIEWS])
-def test_advice_fits_the_method(values: dict | None, name: str, healthy: Path, tmp_path: Path) -> None:
+def test_advice_names_only_options_of_the_method(
+    values: dict[str, Any] | None, name: str, healthy: Path, tmp_path: Path
+) -> None:
     """Only options that the run has and follows: PIC and one's own clusterers find K, ODC has no reassignments."""
     run = tmp_path / "run"
     shutil.copytree(healthy, run)
@@ -607,7 +631,7 @@ def test_advice_fits_the_method(values: dict | None, name: str, healthy: Path, t
         assert set(re.findall(r"--method\.[\w-]*\w", text)) <= known, text
 
 
-def test_other_images_than_the_runs_are_noticed(colored: Path, tmp_path: Path) -> None:
+def test_other_images_than_those_of_training_are_noted(colored: Path, tmp_path: Path) -> None:
     run = load_run(colored, "cpu")
     pixels = np.load(colored.parent / "images.npy")
     np.save(tmp_path / "other.npy", 255 - pixels)
@@ -619,14 +643,14 @@ def test_other_images_than_the_runs_are_noticed(colored: Path, tmp_path: Path) -
     assert not diagnose(run, str(colored.parent / "images.npy"), sample=0).missing
 
 
-def test_a_folder_with_run_json_alone(healthy: Path, tmp_path: Path) -> None:
+def test_folder_with_only_run_json(healthy: Path, tmp_path: Path) -> None:
     shutil.copy(healthy / "run.json", tmp_path)
     found = diagnose(load_run(tmp_path, "cpu"))
     assert [finding.check for finding in found.findings] == ["unfinished"]
     assert len(found.missing) == 3 and "--method.k 100" in found.how_many
 
 
-def test_images_that_moved_are_a_reason(colored: Path, tmp_path: Path) -> None:
+def test_moved_images_are_noted_and_can_be_given(colored: Path, tmp_path: Path) -> None:
     shutil.copytree(colored, tmp_path / "run")
     config = json.loads((tmp_path / "run/run.json").read_text())
     (tmp_path / "run/run.json").write_text(json.dumps(config | {"data": "/nowhere/photos"}))
@@ -643,7 +667,7 @@ def test_images_that_moved_are_a_reason(colored: Path, tmp_path: Path) -> None:
         diagnose(load_run(colored, "cpu"), sample=-1)
 
 
-def test_the_run_is_left_as_it_was(healthy: Path) -> None:
+def test_diagnosis_changes_no_file(healthy: Path) -> None:
     before = {path: path.read_bytes() for path in healthy.rglob("*") if path.is_file()}
     diagnose(load_run(healthy, "cpu"), sample=SAMPLE)
     assert before == {path: path.read_bytes() for path in healthy.rglob("*") if path.is_file()}
@@ -670,7 +694,7 @@ def test_suggested_k(images: int, classes: int | None, k: int) -> None:
     assert f"--method.k {k}" in how_many(facts)
 
 
-def test_how_many_judges_the_runs_own_number() -> None:
+def test_how_many_judges_the_number_of_the_run() -> None:
     def said(sizes: list[int], classes: int | None) -> str:
         return how_many(RunDiagnostics("run", {}, sum(sizes), classes=classes, sizes=np.array(sizes)))
 
@@ -681,7 +705,7 @@ def test_how_many_judges_the_runs_own_number() -> None:
     assert how_many(RunDiagnostics("run", {}, 0)) == "How many clusters cannot be said without images."
 
 
-def test_worst_comes_first_and_is_what_to_try(facts: RunDiagnostics) -> None:
+def test_worst_finding_comes_first(facts: RunDiagnostics) -> None:
     lines = [{"epoch": epoch, "loss": LN_K} for epoch in range(3)]
     found = run_checks(dataclasses.replace(facts, rows=lines, bad=100, sizes=np.full(500, 3)))
     order = [SEVERITIES.index(finding.severity) for finding in found]
@@ -693,7 +717,7 @@ def test_worst_comes_first_and_is_what_to_try(facts: RunDiagnostics) -> None:
     assert Diagnosis("run", notes, "", None, []).first == f"Nothing is wrong. {found[0].change}"
 
 
-def test_screen_and_json_say_the_same(healthy: Path, colored: Path, tmp_path: Path) -> None:
+def test_table_and_json_agree(healthy: Path, colored: Path, tmp_path: Path) -> None:
     found = altered("loss_stuck", healthy, colored, tmp_path)
     console = Console(width=100, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
     console.print(found.table())
@@ -710,7 +734,7 @@ def test_screen_and_json_say_the_same(healthy: Path, colored: Path, tmp_path: Pa
     assert "looks healthy" in console.export_text()
 
 
-def test_the_command(healthy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_doctor_command(healthy: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from deepcluster.cli.main import main
 
     assert main(["doctor", str(healthy), "--images", "0", "--device", "cpu"]) == 0

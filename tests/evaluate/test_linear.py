@@ -13,7 +13,6 @@ import torch.nn.functional as F
 from sklearn.linear_model import LogisticRegression
 
 from deepcluster.cli.main import main
-from deepcluster.clustering.whitening import Whitening
 from deepcluster.data.arrays import Arrays
 from deepcluster.data.loader import Loader
 from deepcluster.data.transforms import RandomCrop, TenCrop
@@ -38,7 +37,7 @@ def subject(folder: Path, name: str = "convnet", size: int = 16, **options: Any)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         backbone = build_backbone(name, image_size=size, **options).eval()
-    return Subject(name, Model(backbone, Whitening(), torch.zeros(0, backbone.dim)), "cpu", folder)
+    return Subject(name, Model(backbone, torch.zeros(0, backbone.dim)), "cpu", folder)
 
 
 def stripes(count: int, seed: int = 0, classes: int = 3, side: int = 16) -> Arrays:

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 
-from deepcluster.clustering.whitening import Whitening
 from deepcluster.data.arrays import Arrays
 from deepcluster.engine.model import Model
 from deepcluster.engine.subject import Subject
@@ -32,7 +31,7 @@ def subject(name: str = "convnet", size: int = 32, **options: Any) -> Subject:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         backbone = build_backbone(name, image_size=size, **options).eval()
-    return Subject(name, Model(backbone, Whitening(), torch.zeros(0, backbone.dim)), "cpu", Path("unused"))
+    return Subject(name, Model(backbone, torch.zeros(0, backbone.dim)), "cpu", Path("unused"))
 
 
 class Broken(Arrays):

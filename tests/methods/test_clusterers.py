@@ -14,7 +14,7 @@ import deepcluster as dc
 from deepcluster.clustering.pic import PIC
 from deepcluster.engine import build, checkpoint
 from deepcluster.errors import DeepClusterError
-from groups import batch, described, method
+from groups import STEP, batch, described, method
 from restarts import differing, images, settings, stop_after
 
 SMALL = {"epochs": 2, "whiten": 8, "batch_size": 16, "image_size": 12, "clusterings": 1, "quiet": True}
@@ -46,7 +46,7 @@ def test_the_head_follows_the_number_of_clusters(head: str) -> None:
         assert {id(p) for g in optimizer.param_groups for p in g["params"]} == {
             id(p) for p in learner.heads.parameters()
         }
-        loss = learner.loss(replace(batch(8), index=torch.arange(1, 9)))["loss"]
+        loss = learner.loss(replace(batch(8), index=torch.arange(1, 9)), STEP)["loss"]
         loss.backward()
         assert torch.isfinite(loss)
         assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in learner.heads.parameters())
@@ -94,7 +94,7 @@ def test_scikit_learns_clusterers_train_and_go_on(tmp_path: Path, clusterer: obj
 
 def test_a_clusterer_that_is_missing_is_asked_for(tmp_path: Path) -> None:
     run = dc.train("tiny-deepcluster", images(), tmp_path / "run", clusterer=AgglomerativeClustering(3), **SMALL)
-    with pytest.raises(DeepClusterError, match="clusterer handed over in Python"):
+    with pytest.raises(DeepClusterError, match="clusterer passed in Python"):
         dc.train("tiny-deepcluster", images(), run.folder, resume=True)
     with pytest.raises(DeepClusterError, match="other settings"):
         dc.train("tiny-deepcluster", images(), run.folder, resume=True, clusterer=AgglomerativeClustering(3), seed=9)
@@ -104,8 +104,8 @@ def test_a_clusterer_that_is_missing_is_asked_for(tmp_path: Path) -> None:
     ("labels", "message"),
     [
         (np.full(64, -1), "none of 64 images"),
-        (np.zeros(3, int), "one whole number per image"),
-        (np.zeros(64), "one whole number per image"),
+        (np.zeros(3, int), "one integer per image"),
+        (np.zeros(64), "one integer per image"),
     ],
 )
 def test_a_clusterer_that_gives_nonsense(labels: np.ndarray, message: str) -> None:

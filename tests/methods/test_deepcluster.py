@@ -13,9 +13,9 @@ import torch.nn.functional as F
 
 from deepcluster.engine.optim import set_rate
 from deepcluster.errors import DeepClusterError
-from deepcluster.methods.method import Features
+from deepcluster.methods.base import Features
 from deepcluster.random import seeded
-from groups import batch, described, method
+from groups import STEP, batch, described, method
 
 
 def test_groups_become_pseudo_labels() -> None:
@@ -32,7 +32,7 @@ def test_groups_become_pseudo_labels() -> None:
 def test_first_step_has_a_finite_loss_and_a_gradient_everywhere(balance: str, head: str) -> None:
     learner = method(balance=balance, head=head)
     learner.refresh(described, (0, 0))
-    loss = learner.loss(batch())["loss"]
+    loss = learner.loss(batch(), STEP)["loss"]
     loss.backward()
     assert torch.isfinite(loss)
     for name, parameter in learner.named_parameters():
@@ -46,15 +46,15 @@ def test_the_loss_is_cross_entropy_to_the_clusters() -> None:
     one = batch()
     logits = learner.heads[0](learner.backbone(one.views[0]))
     expected = F.cross_entropy(logits, learner.assignment[:8])
-    torch.testing.assert_close(learner.loss(one)["loss"], expected)
+    torch.testing.assert_close(learner.loss(one, STEP)["loss"], expected)
 
 
 def test_two_views_share_a_label_and_average() -> None:
     learner = method().eval()
     learner.refresh(described, (0, 0))
     both = batch(views=2)
-    apart = [learner.loss(replace(both, views=(view,)))["loss"] for view in both.views]
-    torch.testing.assert_close(learner.loss(both)["loss"], (apart[0] + apart[1]) / 2)
+    apart = [learner.loss(replace(both, views=(view,)), STEP)["loss"] for view in both.views]
+    torch.testing.assert_close(learner.loss(both, STEP)["loss"], (apart[0] + apart[1]) / 2)
 
 
 def test_weighting_the_loss_equals_sampling_uniformly_in_expectation() -> None:
@@ -124,7 +124,7 @@ def test_one_image_per_cluster() -> None:
     learner = method(n=16, k=16)
     clustering = learner.refresh(lambda: table, (0, 0))
     assert (clustering.sizes == 1).all()
-    assert torch.isfinite(learner.loss(batch(8))["loss"])
+    assert torch.isfinite(learner.loss(batch(8), STEP)["loss"])
 
 
 def test_more_clusters_than_images_is_a_sentence() -> None:
@@ -146,7 +146,7 @@ def test_state_travels_whole() -> None:
     assert torch.equal(other.assignment, learner.assignment)
     assert torch.equal(other.whitening.components_, learner.whitening.components_)
     one = batch()
-    torch.testing.assert_close(other.eval().loss(one)["loss"], learner.eval().loss(one)["loss"])
+    torch.testing.assert_close(other.eval().loss(one, STEP)["loss"], learner.eval().loss(one, STEP)["loss"])
 
 
 @pytest.mark.parametrize(("head", "rate"), [("redraw", 0.05), ("centroids", 0.005)])

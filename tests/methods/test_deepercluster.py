@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from collections import Counter
 
@@ -11,31 +10,22 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from deepcluster.engine.optim import make_optimizer
 from deepcluster.errors import DeepClusterError
 from deepcluster.methods.deepcluster import DeepCluster
 from deepcluster.methods.deepercluster import DeeperCluster, rotate
-from deepcluster.models.heads import ClusterHead
+from deepcluster.methods.params import DeeperClusterParams
+from deepcluster.models.heads import LinearClassifier
 from deepcluster.models.zoo import build_backbone
 from deepcluster.random import seeded
-from groups import batch, described
+from groups import STEP, batch, described, sgd
 from groups import method as deepcluster
-
-MAKE = functools.partial(make_optimizer, name="sgd", lr=0.05, momentum=0.9, weight_decay=1e-5)
 
 
 def method(n: int = 64, k: int = 8, super_clusters: int = 2, **values: object) -> DeeperCluster:
     torch.manual_seed(0)
     backbone = build_backbone("convnet", image_size=12)
-    return DeeperCluster(
-        backbone,
-        n=n,
-        k=k,
-        super_clusters=super_clusters,
-        head_optimizer=MAKE,
-        whiten=3,
-        **values,  # type: ignore[arg-type]
-    )
+    params = DeeperClusterParams(k=k, super_clusters=super_clusters, whiten=3, **values)  # type: ignore[arg-type]
+    return DeeperCluster(backbone, params, n=n, make_optimizer=sgd)
 
 
 def test_turned_is_numpys_rot90_of_each() -> None:
@@ -62,13 +52,13 @@ def test_loss_is_that_of_each_image_by_itself() -> None:
             within = learner.sub_heads[str(super_class)](features)
             total += F.cross_entropy(above, torch.tensor([super_class])).item()
             total += F.cross_entropy(within, torch.tensor([label % 4])).item()
-    assert learner.loss(some)["loss"].item() == pytest.approx(total / 22, rel=1e-4)
+    assert learner.loss(some, STEP)["loss"].item() == pytest.approx(total / 22, rel=1e-4)
 
 
 def test_the_first_step_guesses_and_teaches() -> None:
     learner = method().train()
     learner.refresh(described, (1,))
-    loss = learner.loss(batch(32))["loss"]
+    loss = learner.loss(batch(32), STEP)["loss"]
     assert loss.item() == pytest.approx(math.log(8) + math.log(4), abs=0.3)
     loss.backward()
     for name, parameter in learner.named_parameters():
@@ -90,7 +80,7 @@ def test_classifiers_that_are_aimed_are_right_from_the_first_step() -> None:
             assert (within == label[rows] % 4).float().mean() > 0.7  # of groups that are noise within
     alone = method(k=1, super_clusters=1, head="centroids")
     alone.refresh(described, (1,))
-    loss = alone.train().loss(batch(8))["loss"]
+    loss = alone.train().loss(batch(8), STEP)["loss"]
     loss.backward()
     assert torch.isfinite(loss) and all(torch.isfinite(p.grad).all() for p in alone.backbone.parameters())
 
@@ -98,20 +88,20 @@ def test_classifiers_that_are_aimed_are_right_from_the_first_step() -> None:
 def test_learning_raises_the_three_accuracies() -> None:
     learner = method().train()
     learner.refresh(described, (1,))
-    optimizer = MAKE(learner.backbone.parameters())
-    learner.measured()
+    optimizer = sgd(learner.backbone.parameters())
+    learner.epoch_stats()
     shares = []
     for _ in range(60):
         for each in (optimizer, *learner.optimizers().values()):
             each.zero_grad()
-        learner.loss(batch(16))["loss"].backward()
+        learner.loss(batch(16), STEP)["loss"].backward()
         for each in (optimizer, *learner.optimizers().values()):
             each.step()
-        shares.append(learner.measured())
+        shares.append(learner.epoch_stats())
     assert set(shares[0]) == {"accuracy_super", "accuracy_sub", "accuracy_joint"}
     assert all(shares[-1][name] > 0.9 for name in shares[0])
     assert all(share["accuracy_joint"] <= min(share["accuracy_super"], share["accuracy_sub"]) for share in shares)
-    assert learner.measured() == dict.fromkeys(shares[0], 0.0)
+    assert learner.epoch_stats() == dict.fromkeys(shares[0], 0.0)
 
 
 def test_one_super_cluster_without_turns_is_deepcluster() -> None:
@@ -122,10 +112,12 @@ def test_one_super_cluster_without_turns_is_deepcluster() -> None:
     assert len(pairs) == 4  # the same groups, by other numbers
     deep.assignments[0] = deeper.assignment
     head, same = deeper.sub_heads["0"], deep.heads[0]
-    assert isinstance(head, ClusterHead) and isinstance(same, ClusterHead) and isinstance(deep, DeepCluster)
+    assert isinstance(head, LinearClassifier) and isinstance(same, LinearClassifier) and isinstance(deep, DeepCluster)
     same.load_state_dict(head.state_dict())
     deep.backbone.load_state_dict(deeper.backbone.state_dict())
-    assert deeper.loss(batch(16))["loss"].item() == pytest.approx(deep.loss(batch(16))["loss"].item(), rel=1e-5)
+    assert deeper.loss(batch(16), STEP)["loss"].item() == pytest.approx(
+        deep.loss(batch(16), STEP)["loss"].item(), rel=1e-5
+    )
     assert len(deeper.order(64, seeded(0))) == 64
 
 
@@ -137,7 +129,7 @@ def test_one_cluster_with_turns_is_rotnet() -> None:
     turns = torch.arange(12) % 4
     features = learner.backbone(rotate(some.views[0], turns))
     expected = F.cross_entropy(learner.super_head(features), turns)
-    assert learner.loss(some)["loss"].item() == pytest.approx(expected.item(), rel=1e-5)
+    assert learner.loss(some, STEP)["loss"].item() == pytest.approx(expected.item(), rel=1e-5)
     assert [step for step in range(40) if learner.due(step, 4)] == [0]
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-
 import numpy as np
 import pytest
 import torch
@@ -11,28 +9,21 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deepcluster.engine.optim import make_optimizer
 from deepcluster.errors import DeepClusterError
-from deepcluster.methods.method import Features
-from deepcluster.methods.odc import ODC, halves, occurrences
+from deepcluster.methods.base import Features
+from deepcluster.methods.odc import ODC, occurrences, split_in_two
+from deepcluster.methods.params import ODCParams
 from deepcluster.models.zoo import build_backbone
 from deepcluster.types import Batch
-from groups import batch, described
+from groups import STEP, batch, described, sgd
 
 WIDTH = 6
 
 
 def odc(n: int = 64, k: int = 4, **values: object) -> ODC:
     torch.manual_seed(0)
-    sgd = functools.partial(make_optimizer, name="sgd", lr=0.05, weight_decay=0.0)
-    return ODC(
-        build_backbone("convnet", image_size=12),
-        n=n,
-        k=k,
-        neck_optimizer=functools.partial(sgd, momentum=0.9),
-        head_optimizer=functools.partial(sgd, momentum=0.0),
-        **({"feature_dim": WIDTH, "hidden": 16, "min_size": 3} | values),  # type: ignore[arg-type]
-    )
+    params = ODCParams(k=k, **({"feature_dim": WIDTH, "hidden": 16, "min_size": 3} | values))  # type: ignore[arg-type]
+    return ODC(build_backbone("convnet", image_size=12), params, n=n, make_optimizer=sgd)
 
 
 def begun(features: np.ndarray, k: int, missing: tuple[int, ...] = (), **values: object) -> ODC:
@@ -48,15 +39,15 @@ class Straight(torch.nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x
 
-    calm = forward
+    project = forward
 
-    def settle(self, blocks: object, group: object = None) -> None:
+    def set_running_stats(self, blocks: object, group: object = None) -> None:
         pass
 
 
 def step(learner: ODC, index: np.ndarray, seen: np.ndarray) -> None:
     """What `after_step` does once `loss` saw these features."""
-    learner._seen = [torch.from_numpy(seen.astype(np.float32))]
+    learner._step_features = [torch.from_numpy(seen.astype(np.float32))]
     learner.after_step(Batch(torch.from_numpy(index), (torch.empty(0),), torch.arange(len(index)), len(index)))
 
 
@@ -191,7 +182,7 @@ def test_small_clusters_join_their_nearest_and_the_largest_is_split() -> None:
 def test_halves_are_never_smaller_than_asked(n: int, least: int, seed: int, alike: bool) -> None:
     rng = np.random.default_rng(seed)
     x = np.ones((n, 3)) if alike else rng.normal(size=(n, 3)) * rng.choice([1, 50], (n, 1))
-    second = halves(torch.from_numpy(x).float(), least)
+    second = split_in_two(torch.from_numpy(x).float(), least)
     assert min(int(second.sum()), n - int(second.sum())) >= min(least, n // 2)
 
 
@@ -201,17 +192,17 @@ def test_halves_are_two_means() -> None:
     rng = np.random.default_rng(0)
     x = np.concatenate([rng.normal(size=(60, 4)), rng.normal(size=(35, 4)) + 3]).astype(np.float32)
     theirs = KMeans(2, random_state=0, n_init=10).fit_predict(x)
-    ours = halves(torch.from_numpy(x), 5).numpy()
+    ours = split_in_two(torch.from_numpy(x), 5).numpy()
     assert (ours == theirs).all() or (ours != theirs).all()
 
 
-@pytest.mark.parametrize("memory", ["forward", "calm"])
+@pytest.mark.parametrize("memory", ["forward", "eval"])
 @pytest.mark.parametrize("start", ["neck", "whitened"])
 @pytest.mark.parametrize("views", [1, 2])
 def test_first_step_has_a_finite_loss_and_a_gradient_everywhere(memory: str, start: str, views: int) -> None:
     learner = odc(memory=memory, start=start)
     learner.refresh(described, (0, 0))
-    loss = learner.loss(batch(views=views))["loss"]
+    loss = learner.loss(batch(views=views), STEP)["loss"]
     loss.backward()
     assert torch.isfinite(loss)
     for name, parameter in learner.named_parameters():
@@ -228,7 +219,7 @@ def test_the_loss_weighs_images_by_the_size_of_their_cluster() -> None:
     learner.refresh(lambda: described(skewed=True), (0, 0))
     learner.neck.dropout.p = 0.0
     shown = batch()
-    loss = learner.loss(shown)["loss"]
+    loss = learner.loss(shown, STEP)["loss"]
     label = learner.assignment[shown.index]
     logits = learner.head(learner.neck(learner.backbone(shown.views[0])))
     weights = torch.from_numpy(learner.members.sizes).float() ** -0.5
@@ -237,16 +228,16 @@ def test_the_loss_weighs_images_by_the_size_of_their_cluster() -> None:
 
 def test_dropout_stays_out_of_a_calm_memory() -> None:
     kept = []
-    for memory in ("forward", "calm"):
+    for memory in ("forward", "eval"):
         learner = odc(memory=memory)
         learner.refresh(described, (0, 0))
         learner.neck.norm.momentum = 0.0
         torch.manual_seed(1)
-        learner.loss(batch())
-        first = learner._seen[0]
+        learner.loss(batch(), STEP)
+        first = learner._step_features[0]
         torch.manual_seed(2)
-        learner.loss(batch())
-        kept.append(torch.allclose(first, learner._seen[0], atol=1e-6))
+        learner.loss(batch(), STEP)
+        kept.append(torch.allclose(first, learner._step_features[0], atol=1e-6))
         assert learner.neck.training
     assert kept == [False, True]
 
@@ -255,14 +246,14 @@ def test_state_is_whole_after_loading() -> None:
     one, other = odc(), odc()
     one.refresh(described, (0, 0))
     for _ in range(12):
-        one.loss(batch())
+        one.loss(batch(), STEP)
         one.after_step(batch())
     _ = other.members
     other.load_state_dict(one.state_dict())
     check(other)
     for learner in (one, other):
         torch.manual_seed(5)
-        learner.loss(batch())
+        learner.loss(batch(), STEP)
         learner.after_step(batch())
     assert torch.equal(one.features, other.features) and torch.equal(one.assignment, other.assignment)
     assert torch.equal(one.centroids, other.centroids) and torch.equal(one.sums, other.sums)
@@ -280,7 +271,7 @@ def test_replacement_is_drawn_only_when_asked() -> None:
 
 def test_the_neck_settles_on_all_rows() -> None:
     neck, rows = odc().neck, torch.randn(50, 128) * 3 + 1
-    neck.settle(rows.split(7))
+    neck.set_running_stats(rows.split(7))
     hidden = neck.first(rows)
     torch.testing.assert_close(neck.norm.running_mean, hidden.mean(0), atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(neck.norm.running_var, hidden.var(0), atol=1e-4, rtol=1e-4)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from deepcluster.errors import DeepClusterError
 from deepcluster.models.alexnet import build_alexnet
-from deepcluster.models.heads import ClusterHead
+from deepcluster.models.heads import LinearClassifier
 from deepcluster.models.released import LAYERS, load_released, save_released
 from deepcluster.models.taps import read_taps
 from deepcluster.models.zoo import build_backbone
@@ -107,7 +107,7 @@ def compare(network: nn.Module, released: Any, size: int = 224) -> None:
     with torch.no_grad(), read_taps(backbone, backbone.taps) as seen:
         features = backbone(images)
         maps, fc6, fc7, logits = network(images)
-        head = ClusterHead(4096, released.k, relu=backbone.head_relu)
+        head = LinearClassifier(4096, released.k, relu=backbone.head_relu)
         head.linear.load_state_dict({"weight": released.head_weight, "bias": released.head_bias})
         assert len(maps) == len([tap for tap in backbone.taps if tap.startswith("conv")])
         for number, expected in enumerate(maps, start=1):

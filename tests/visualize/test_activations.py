@@ -11,7 +11,7 @@ from deepcluster.clustering.whitening import Whitening
 from deepcluster.engine.model import Model
 from deepcluster.errors import DeepClusterError
 from deepcluster.models.backbone import Backbone
-from deepcluster.models.neck import Neck
+from deepcluster.models.heads import ProjectionHead
 from deepcluster.models.taps import read_taps
 from deepcluster.models.zoo import build_backbone
 from deepcluster.random import seeded
@@ -167,8 +167,8 @@ def test_pixels_are_displayed_with_mean_half_and_deviation_a_tenth() -> None:
 
 def test_embedding_matches_the_model_and_has_gradients(backbone: Backbone) -> None:
     features = np.random.default_rng(0).normal(size=(40, 128)).astype(np.float32)
-    whitened = Model(backbone, Whitening(8).fit(features), torch.zeros(2, 8))
-    online = Model(backbone, None, torch.zeros(2, 8), neck=Neck(128, 16, 8, dropout=0.5, relu=True))
+    whitened = Model(backbone, torch.zeros(2, 8), [Whitening(8).fit(features)])
+    online = Model(backbone, torch.zeros(2, 8), [ProjectionHead(128, 16, 8, dropout=0.5, relu=True)])
     for model in (whitened, online):
         rows = torch.from_numpy(features).requires_grad_(True)
         placed = embedding(model)(rows)

@@ -11,8 +11,6 @@ import pytest
 from deepcluster.engine.run import Run
 from deepcluster.evaluate.clusters import clusters
 from deepcluster.evaluate.knn import knn
-from deepcluster.visualize.clustered_images import clustered_images
-from deepcluster.visualize.clusters import distances
 
 from .conftest import K, N
 
@@ -34,8 +32,3 @@ def test_the_untrained_network_differs_and_leaves_the_run_unchanged(trained: Run
     other = trained.untrained()
     assert np.nanmax(np.abs(other.features(trained.source()) - before)) > 1e-3
     np.testing.assert_array_equal(trained.features(trained.source()), before)
-
-
-def test_computed_distances_match_assign(trained: Run) -> None:
-    found = distances(trained, clustered_images(trained, "clusters"), np.arange(K))
-    np.testing.assert_allclose(found, trained.assign(trained.source()).distance, atol=1e-4)

@@ -9,9 +9,8 @@ from json import dumps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deepcluster.config import nearest
 from deepcluster.distributed import SINGLE, ProcessGroup, current
-from deepcluster.errors import DeepClusterError
+from deepcluster.errors import DeepClusterError, did_you_mean
 
 if TYPE_CHECKING:
     from deepcluster.cli.options import Function
@@ -112,5 +111,5 @@ def take_name(
     if not name:
         raise DeepClusterError(f"The {kind} is missing: {command} RUN {'|'.join(list(functions)[:3])}|... {usage}")
     raise DeepClusterError(
-        f"There is no {kind} {name!r}.{nearest(name, list(functions))} `{command} --help` lists them."
+        f"There is no {kind} {name!r}.{did_you_mean(name, list(functions))} `{command} --help` lists them."
     )

@@ -5,14 +5,11 @@ The options of a protocol are the parameters of its function in `evaluate`.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Sequence
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from deepcluster.cli.common import several_processes, take_name
 from deepcluster.cli.options import Function, parse_options
-from deepcluster.cli.parse import parse
 from deepcluster.data.open import must_exist
 from deepcluster.errors import DeepClusterError
 
@@ -34,12 +31,6 @@ PROTOCOLS = {
     "voc-segmentation": "voc.segmentation:voc_segmentation",
 }
 """The function of each protocol, in `deepcluster.evaluate`."""
-LEGACY = {
-    "linear": "Linear",
-    "low-shot": "LowShot",
-    "mlp": "Mlp",
-}
-"""Protocols whose options are still in cli/protocols."""
 DISTRIBUTED = ("clusters", "knn")
 """Protocols that several processes can run together: they share the images, and the first process writes."""
 IMAGES = {"test": (), "ground_truth": ("holidays",), "whiten_on": ("same", "none")}
@@ -58,21 +49,13 @@ def command(arguments: list[str]) -> None:
     if name is None:
         return
     protocol, opening = functions[name], Function("deepcluster.cli.common:open_network")
-    chosen: Any = None
-    if name in LEGACY:
-        arguments.insert(1, name)
-        chosen = parse(_legacy(name), arguments, prog=f"deepcluster evaluate RUN {name}")
-        values = vars(chosen) | {"data": chosen.source}
-    else:
-        values = parse_options([protocol, opening], arguments, prog=f"deepcluster evaluate RUN {name}")
+    values = parse_options([protocol, opening], arguments, prog=f"deepcluster evaluate RUN {name}")
     must_exist(values["data"])
     for option, other in IMAGES.items():
         must_exist(None if values.get(option) in other else values.get(option))
-    if (
-        values["seed"]
-        and not values["untrained"]
-        and not ("seed" in protocol.parameters and values.get("baseline", True))
-    ):
+    # Retrieval draws nothing but the weights of its untrained baseline.
+    draws = values["untrained"] or ("seed" in protocol.parameters and values.get("baseline", True))
+    if values["seed"] and not draws:
         raise DeepClusterError(f"Protocol {name} draws nothing at random here: leave out --seed.")
     with several_processes() as group:
         if not group.is_single and name not in DISTRIBUTED:
@@ -84,12 +67,9 @@ def command(arguments: list[str]) -> None:
         screen = Screen(quiet=not group.is_first, stderr=values["json"])
         subject = opening.call(values)
         subject.group = group
-        if chosen is not None:
-            result = sys.modules[type(chosen).__module__].score(subject, chosen, screen)
-        else:
-            result = protocol.call(
-                values, subject=subject, run=subject, screen=screen, on_assignment=_confusion_figure(subject, screen)
-            )
+        result = protocol.call(
+            values, subject=subject, run=subject, screen=screen, on_assignment=_confusion_figure(subject, screen)
+        )
         if not group.is_first:
             return
     file = result.save(subject.results)
@@ -98,10 +78,6 @@ def command(arguments: list[str]) -> None:
     else:
         screen.console.print(result.table())
         screen.say(f"{file} holds them with all settings")
-
-
-def _legacy(name: str) -> Any:
-    return getattr(import_module(f"deepcluster.cli.protocols.{name.replace('-', '_')}"), LEGACY[name])
 
 
 def _confusion_figure(subject: Subject, screen: Screen) -> Callable[[np.ndarray, np.ndarray, Sequence[str]], None]:

@@ -8,9 +8,8 @@ from __future__ import annotations
 import sys
 from importlib import import_module
 
-from deepcluster.config import nearest
 from deepcluster.distributed import is_secondary_process
-from deepcluster.errors import DeepClusterError, Interrupted
+from deepcluster.errors import DeepClusterError, Interrupted, did_you_mean
 
 COMMANDS = {
     "train": "train a preset on your images, or resume a run: train PRESET --data S --out RUN",
@@ -99,7 +98,7 @@ def _meant(name: str) -> str:
 
     if name in PROTOCOLS:
         return f" Did you mean `deepcluster evaluate RUN {name}`?"
-    return nearest(name, list(COMMANDS))
+    return did_you_mean(name, list(COMMANDS))
 
 
 def _mistake(sentence: str) -> int:

@@ -5,6 +5,7 @@ Loaded with `weights_only`, so a file that wants to run code is refused.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import random
 import warnings
@@ -15,10 +16,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from lightning_fabric import Fabric
 
 from deepcluster.errors import DeepClusterError
 from deepcluster.io import write_atomic
-from deepcluster.methods.method import Method
+from deepcluster.methods.base import Method
 
 
 def random_state() -> dict[str, Any]:
@@ -51,7 +53,7 @@ def set_random_state(state: Mapping[str, Any]) -> None:
 
 
 @contextmanager
-def undisturbed() -> Iterator[None]:
+def preserve_random_state() -> Iterator[None]:
     """Whatever is drawn inside leaves every global generator as it was."""
     before = random_state()
     try:
@@ -60,25 +62,17 @@ def undisturbed() -> Iterator[None]:
         set_random_state(before)
 
 
-def save(
-    file: Path,
-    method: Method,
-    optimizer: torch.optim.Optimizer,
-    progress: Mapping[str, Any],
-    precision: Mapping[str, Any],
-) -> None:
-    """Writes weights, per-image state, optimizers, progress and generators as one file, which is the same for any
-    number of processes; the first one writes it."""
+def save(file: Path, method: Method, optimizer: torch.optim.Optimizer, progress: Any, fabric: Fabric) -> None:
+    """Writes weights, per-image state, optimizers, progress (a dataclass) and random generators as one file, which is
+    the same for any number of processes; the first one writes it."""
     state = {
         "method": method.full_state_dict(),
         "optimizers": {"backbone": optimizer.state_dict(), **method.full_optimizer_states()},
-        "progress": dict(progress),
-        "precision": dict(precision),
+        "progress": dataclasses.asdict(progress),
+        "precision": dict(fabric.strategy.precision.state_dict()),
         "random": random_state(),
     }
-    with (
-        method.group.collective_section()
-    ):  # a process that went on, or ended, would have the launcher end the one that writes
+    with method.group.collective_section():  # nobody ends, or goes on, while the first one writes
         if method.group.is_first:
             write_atomic(file, lambda beside: torch.save(state, beside))
 

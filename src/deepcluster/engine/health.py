@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -14,18 +13,6 @@ UNEQUAL = 1.5
 """Of two clusters one always holds half: it must also hold this many times its equal share."""
 STUCK = 0.01
 """How near to ln K, as a share of it, the loss counts as not having learned anything."""
-
-
-def turns_of(config: Mapping[str, Any]) -> int:
-    """How many turns of an image the run of this run.json tells apart, together with its clusters; 1 = none."""
-    method = config.get("settings", {}).get("method", {})
-    return 4 if method.get("name") == "deepercluster" and method.get("rotations") else 1
-
-
-def rotation_only(config: Mapping[str, Any]) -> bool:
-    """Whether the run tells turns apart and nothing else (RotNet), so that its one cluster says nothing."""
-    method = config.get("settings", {}).get("method", {})
-    return turns_of(config) > 1 and method.get("k") == 1 and method.get("super_clusters", 1) == 1
 
 
 def swallows(sizes: np.ndarray) -> bool:

@@ -10,8 +10,8 @@ from deepcluster import config as settings
 from deepcluster.config import TrainRun
 from deepcluster.engine import checkpoint
 from deepcluster.engine.log import read_metrics
+from deepcluster.engine.monitor import best_of
 from deepcluster.engine.run import Run, read_config
-from deepcluster.engine.watch import best_of
 from deepcluster.errors import DeepClusterError
 
 

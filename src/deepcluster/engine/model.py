@@ -1,15 +1,15 @@
-"""A model that can assign: backbone, whitening or neck, and centroids in one safetensors file."""
+"""A model that can assign: backbone, embedding and centroids in one safetensors file."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from deepcluster.clustering.assign import nearest_centroids
@@ -22,59 +22,41 @@ from deepcluster.features.extract import extract
 from deepcluster.io import write_atomic
 from deepcluster.models.backbone import Backbone
 from deepcluster.models.export import load_backbone
-from deepcluster.models.neck import Neck
+from deepcluster.models.heads import ProjectionHead
 from deepcluster.models.released import load_released
 from deepcluster.models.zoo import build_backbone
+from deepcluster.types import ClusterTree, Embedding
 
 MODEL = "model.safetensors"
-
-
-@dataclass
-class Tree:
-    """The levels above the centroids, where those were found level by level.
-
-    Attributes:
-        upper: (M, D) centroids of the super-clusters; each has K / M of the centroids, one after another.
-        used: (K,) bool, false for centroids that no image had.
-    """
-
-    upper: Tensor
-    used: Tensor
+EMBEDDINGS: dict[str, type] = {"whitening": Whitening, "projection": ProjectionHead}
+"""What a file calls the steps between features and centroids -> their class."""
 
 
 @dataclass
 class Model:
-    """Backbone, what leads from its features to the space of the centroids, and the (K, D) centroids: all that
-    features and assignments need.
+    """Backbone, the steps from its features to the space of the centroids, and the (K, P) centroids: all that features
+    and assignments need.
 
     Attributes:
-        whitening: PCA-whitening and L2 normalization; None where there is a neck.
-        neck: the small network of online methods, whose output is L2-normalized.
-        tree: what leads to a centroid from above, in methods with several levels.
+        embedding: applied in order, such as a whitening, or the projection head of an online method.
+        tree: the level above the centroids, for methods with two.
     """
 
     backbone: Backbone
-    whitening: Whitening | None
     centroids: Tensor
-    neck: Neck | None = None
-    tree: Tree | None = None
+    embedding: Sequence[Embedding] = ()
+    tree: ClusterTree | None = None
 
     @property
-    def between(self) -> tuple[str, Whitening | Neck]:
-        """What lies between features and centroids, and its name."""
-        if self.whitening is not None:
-            return "whitening", self.whitening
-        assert self.neck is not None
-        return "neck", self.neck
+    def whitening(self) -> Whitening | None:
+        """The first step of the embedding that whitens."""
+        return next((step for step in self.embedding if isinstance(step, Whitening)), None)
 
     def embed(self, features: np.ndarray) -> np.ndarray:
-        """(M, P) float32 unit rows in the space of the centroids, of (M, D) backbone features."""
-        if self.whitening is not None:
-            return np.asarray(self.whitening.transform(features))
-        assert self.neck is not None
-        neck = self.neck.cpu()
-        parts = torch.from_numpy(np.ascontiguousarray(features, np.float32)).split(8192)
-        return torch.cat([F.normalize(neck.calm(part), dim=1) for part in parts]).numpy()
+        """(M, P) float32 rows in the space of the centroids, of (M, D) backbone features."""
+        for step in self.embedding:
+            features = step.transform(features)
+        return np.asarray(features)
 
     def features(
         self,
@@ -113,19 +95,20 @@ class Model:
         return nearest_in_tree(z, [self.tree.upper, self.centroids], counts)
 
     def save(self, file: Path) -> None:
-        """One safetensors file; the metadata rebuilds the backbone."""
+        """One safetensors file; the metadata rebuilds backbone and embedding."""
         from safetensors.torch import save_file
 
         tensors = {f"backbone.{name}": value for name, value in self.backbone.state_dict().items()}
-        prefix, between = self.between
-        tensors |= {f"{prefix}.{name}": value for name, value in between.state_dict().items()}
+        steps = []
+        for number, step in enumerate(self.embedding):
+            kind = next(kind for kind, made in EMBEDDINGS.items() if isinstance(step, made))
+            steps.append({"kind": kind, "config": getattr(step, "config", {})})
+            tensors |= {f"embedding.{number}.{name}": value for name, value in step.state_dict().items()}
         tensors["centroids"] = self.centroids
         if self.tree is not None:
             tensors |= {"tree.upper": self.tree.upper, "tree.used": self.tree.used}
         plain = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
-        metadata = {"format": "pt", "backbone": json.dumps(self.backbone.config)}
-        if self.neck is not None:
-            metadata["neck"] = json.dumps(self.neck.config)
+        metadata = {"format": "pt", "backbone": json.dumps(self.backbone.config), "embedding": json.dumps(steps)}
         write_atomic(file, lambda beside: save_file(plain, beside, metadata))
 
     @classmethod
@@ -140,30 +123,29 @@ class Model:
         try:
             with safe_open(file, "pt") as handle:
                 metadata = handle.metadata() or {}
-                config = json.loads(metadata["backbone"])
+                config, steps = json.loads(metadata["backbone"]), json.loads(metadata["embedding"])
                 tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118
         except (SafetensorError, KeyError, OSError) as error:
-            raise DeepClusterError(f"{file} is not a model that deepcluster saved: {error}.") from error
+            raise DeepClusterError(f"{file} is not a model that this version of deepcluster saved: {error}.") from error
 
         def part(prefix: str) -> dict[str, Tensor]:
             return {name[len(prefix) :]: value for name, value in tensors.items() if name.startswith(prefix)}
 
         backbone = build_backbone(**config)
         backbone.load_state_dict(part("backbone."))
-        if "neck" in metadata:
-            neck = Neck(**json.loads(metadata["neck"]))
-            neck.load_state_dict(part("neck."))
-            return cls(backbone.eval(), None, tensors["centroids"], neck.eval())
-        whitening = Whitening()
-        whitening.load_state_dict(part("whitening."))
-        tree = Tree(**part("tree.")) if "tree.upper" in tensors else None
-        return cls(backbone.eval(), whitening, tensors["centroids"], tree=tree)
+        embedding: list[Any] = []
+        for number, step in enumerate(steps):
+            made = EMBEDDINGS[step["kind"]](**step["config"])
+            made.load_state_dict(part(f"embedding.{number}."))
+            embedding.append(made.eval() if isinstance(made, nn.Module) else made)
+        tree = ClusterTree(**part("tree.")) if "tree.upper" in tensors else None
+        return cls(backbone.eval(), tensors["centroids"], embedding, tree)
 
 
 def file_model(file: Path) -> Model:
     """A backbone from a file, without clusters; see `backbone_from`."""
     backbone = backbone_from(file)
-    return Model(backbone, Whitening(), torch.zeros(0, backbone.dim))
+    return Model(backbone, torch.zeros(0, backbone.dim))
 
 
 def backbone_from(file: Path | str) -> Backbone:

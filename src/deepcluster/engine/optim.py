@@ -41,9 +41,10 @@ def step_all(
     optimizers: Iterable[torch.optim.Optimizer],
     parameters: Iterable[nn.Parameter],
     clip: float,
-    scaler: torch.amp.GradScaler | None,
+    scaler: torch.amp.GradScaler | None = None,
     group: ProcessGroup = SINGLE,
     own: Sequence[nn.Parameter] | None = None,
+    summed: bool = False,
 ) -> None:
     """One step of every optimizer on gradients of the same loss, clipped together, then zeroed.
 
@@ -51,13 +52,16 @@ def step_all(
 
     Args:
         parameters: all that are trained.
+        clip: largest norm of all gradients together; 0 = any.
         group: the processes whose losses, and with them gradients, add up to those of the whole batch.
         own: those of the parameters that only this process has, perhaps none; None = all have all of them.
+        summed: whether the gradients are summed over processes already.
     """
     optimizers, parameters = list(optimizers), list(parameters)
-    mine = {id(parameter) for parameter in own or ()}
-    shared = [p.grad for p in parameters if p.grad is not None and id(p) not in mine]
-    group.sum_many_(shared)
+    local = {id(parameter) for parameter in own or ()}
+    shared = [p.grad for p in parameters if p.grad is not None and id(p) not in local]
+    if not summed:
+        group.sum_many_(shared)
     if scaler is not None:
         for optimizer in optimizers:
             scaler.unscale_(optimizer)

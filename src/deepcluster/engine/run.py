@@ -18,19 +18,23 @@ import torch
 from torch import Tensor
 
 from deepcluster.clustering.whitening import Whitening
+from deepcluster.config import params_of
 from deepcluster.data.open import open_images
 from deepcluster.data.source import ImageSource
 from deepcluster.distributed import SINGLE, ProcessGroup
 from deepcluster.engine import checkpoint
 from deepcluster.engine.assignment import Assignment
-from deepcluster.engine.health import rotation_only
+from deepcluster.engine.fabric import pick_device
 from deepcluster.engine.log import read_metrics
 from deepcluster.engine.model import MODEL, Model, file_model
-from deepcluster.engine.subject import CACHE_GB, RESULTS, Subject, pick_device
+from deepcluster.engine.subject import CACHE_GB, RESULTS, Subject
 from deepcluster.errors import DeepClusterError
+from deepcluster.methods.params import MethodParams
 from deepcluster.models.backbone import Backbone
 from deepcluster.models.zoo import build_backbone
 
+FORMAT = 2
+"""Of run.json and checkpoints; raised whenever older run folders can no longer be read."""
 NEEDED = {"preset": str, "images": int, "settings": dict, "source_fingerprint": str}
 """What every run.json says: name -> type."""
 
@@ -51,12 +55,17 @@ class Run(Subject):
         self.device = pick_device(device)
         self.config = read_config(self.folder)
         self.results = self.folder / "evaluation"
-        self.clustered = not rotation_only(self.config)
+        self.clustered = self.params.finds_clusters
         data = self.config["settings"].get("data", {})
         self.cache_gb, self.workers = data.get("cache_gb", CACHE_GB), data.get("workers", 0)
 
     def __repr__(self) -> str:
         return f"Run({str(self.folder)!r}, preset={self.config['preset']!r}, epochs={len(self.metrics)})"
+
+    @property
+    def params(self) -> MethodParams:
+        """The parameters of the run's method."""
+        return params_of(self.config)
 
     @property
     def metrics(self) -> list[dict[str, Any]]:
@@ -81,7 +90,7 @@ class Run(Subject):
 
     @cached_property
     def model(self) -> Model:  # type: ignore[override]  # read when it is asked for
-        """Backbone, whitening or neck, and centroids of the last clustering."""
+        """Backbone, embedding and centroids of the last clustering."""
         file = self.folder / MODEL
         if not file.exists():
             raise DeepClusterError(
@@ -94,18 +103,17 @@ class Run(Subject):
         """From features to the space of the centroids.
 
         Raises:
-            DeepClusterError: a run of an online method, which has a neck in its place; `embed` serves both. Or the
-                run's network before it was trained.
+            DeepClusterError: a run whose method whitens nothing, for which `embed` serves. Or the run's network before
+                it was trained.
         """
-        if not self.clustered and not rotation_only(self.config):
+        if not self.clustered and self.params.finds_clusters:
             return super().whitening
         whitening = self.model.whitening
-        if whitening is None:
-            raise DeepClusterError(
-                f"{self.folder} is a run of an online method, which whitens nothing: use its features as they are (or"
-                " `Run.embed`)."
-            )
-        return whitening
+        if whitening is not None:
+            return whitening
+        raise DeepClusterError(
+            f"The method of {self.folder} does not whiten features: use them as they are (or `Run.embed`)."
+        )
 
     def embed(self, features: np.ndarray) -> np.ndarray:
         """(M, P) float32 unit rows in the space of the centroids, of (M, D) backbone features."""
@@ -122,8 +130,8 @@ class Run(Subject):
         is no checkpoint or no such classifier.
 
         It was trained on the clusters before the last ones, which `centroids` are of, and together with the weights of
-        that checkpoint, which `backbone` has in a finished run without averaging. A cosine classifier is told by its
-        unit directions without bias, which choose the same cluster for every image.
+        that checkpoint, which `backbone` has in a finished run without a moving average. Of a cosine classifier these
+        are its unit directions and no bias, which choose the same cluster for every image.
         """
         file = self.folder / "checkpoints" / "last.ckpt"
         if not file.exists():
@@ -223,7 +231,7 @@ def _model(name: str, image_size: int | None, untrained: bool) -> Model:
         if ":" in name or not str(error).startswith("No backbone"):
             raise
         raise DeepClusterError(f"There is no run folder or file {name}, and n{str(error)[1:]}") from error
-    return Model(backbone.eval(), Whitening(), torch.zeros(0, backbone.dim))
+    return Model(backbone.eval(), torch.zeros(0, backbone.dim))
 
 
 def _pretrained(name: str) -> dict[str, Any]:
@@ -268,6 +276,10 @@ def read_config(folder: Path) -> dict[str, Any]:
     if wrong:
         raise DeepClusterError(
             f"{file} is damaged (it does not say the run's {', '.join(wrong)}): restore it or train again."
+        )
+    if found.get("format") != FORMAT:
+        raise DeepClusterError(
+            f"{folder} was written by another version of deepcluster: use that version for it, or train again."
         )
     return found
 

@@ -21,7 +21,7 @@ from deepcluster.data.source import ImageSource
 from deepcluster.distributed import SINGLE, ProcessGroup
 from deepcluster.engine.log import Screen
 from deepcluster.engine.model import MODEL, Model
-from deepcluster.engine.run import read_config
+from deepcluster.engine.run import FORMAT, read_config
 from deepcluster.errors import DeepClusterError
 from deepcluster.io import remove_leftovers, write_atomic, write_json, write_text
 from deepcluster.types import Clustering
@@ -69,6 +69,7 @@ def about(
     """run.json: everything resolved; a clusterer that was handed over, as it prints itself."""
     packages = ("deepcluster", "torch", "torchvision", "lightning-fabric", "numpy")
     return {
+        "format": FORMAT,
         "preset": preset,
         "seed": run.seed,
         "processes": group.size,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 
+from deepcluster.config import OptimizerParams
+
 
 def factor(
     schedule: str,
@@ -34,3 +36,18 @@ def factor(
     if schedule == "bottou":
         return 1 / math.sqrt(1 + lr * weight_decay * step)
     raise ValueError(f"unknown schedule {schedule!r}")
+
+
+def rate_factor(o: OptimizerParams, step: int, total: int, steps_per_epoch: int) -> float:
+    """`factor` with the settings of a run."""
+    return factor(
+        o.schedule,
+        step,
+        steps=total,
+        steps_per_epoch=steps_per_epoch,
+        warmup=o.warmup,
+        step_epochs=o.step_epochs,
+        step_factor=o.step_factor,
+        lr=o.lr,
+        weight_decay=o.weight_decay,
+    )

@@ -122,20 +122,3 @@ class Subject:
 def short_side(size: int) -> int | None:
     """Pixels that decoded images are kept at: enough for crops of `size`; tiny images are kept as they are."""
     return None if size <= 64 else round(size * 256 / 224)
-
-
-def pick_device(name: str) -> str:
-    """ "auto" becomes the first GPU, or the CPU.
-
-    Raises:
-        DeepClusterError: a device this machine does not have.
-    """
-    if name == "auto":
-        if torch.cuda.is_available():
-            return "cuda"
-        return "mps" if torch.backends.mps.is_available() else "cpu"
-    kind = name.partition(":")[0]
-    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if not there.get(kind, False):
-        raise DeepClusterError(f"There is no device {name!r} on this machine: use --device auto or cpu.")
-    return name

@@ -1,12 +1,12 @@
-"""From a run's parts to a run folder: restores what a checkpoint holds, walks, and leaves a folder that can assign
-new images. The parts come from build.py.
+"""From settings to a run folder: builds the parts of a run, restores what a checkpoint holds, trains, and leaves a
+folder that can assign new images.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,34 +21,22 @@ from deepcluster.data.source import ImageSource
 from deepcluster.distributed import ProcessGroup, current
 from deepcluster.engine import checkpoint, run_folder
 from deepcluster.engine import run as runs
-from deepcluster.engine.build import (
-    build_method,
-    check,
-    launched,
-    make_fabric,
-    pick_clusterer,
-    rate_of,
-    seed_everything,
-    views_of,
-    with_clusterer,
-)
+from deepcluster.engine.build import build_method, check, seed_everything, views_of
+from deepcluster.engine.fabric import launched, make_fabric
 from deepcluster.engine.length import lengthened
 from deepcluster.engine.log import Metrics, Screen
-from deepcluster.engine.loop import TrainContext, TrainState, features_file, refresh, steps_per_epoch, walk
-from deepcluster.engine.model import MODEL, Model, Tree, load_initial_weights
+from deepcluster.engine.loop import TrainContext, TrainState, features_file, fit, refresh
+from deepcluster.engine.model import load_initial_weights
+from deepcluster.engine.monitor import Monitor, exported_model, make_watch
 from deepcluster.engine.optim import make_optimizer
 from deepcluster.engine.signals import stop_signals
 from deepcluster.engine.subject import short_side
-from deepcluster.engine.watch import best_of, make_watch
 from deepcluster.errors import DeepClusterError
 from deepcluster.features.extract import agree_on_bad
 from deepcluster.io import write_json
-from deepcluster.methods.deepcluster import Clusterer, DeepCluster
-from deepcluster.methods.deepercluster import DeeperCluster
-from deepcluster.methods.method import Method
-from deepcluster.methods.odc import ODC
-from deepcluster.models.sync_batchnorm import Part, convert_sync_batchnorm
-from deepcluster.types import Clustering
+from deepcluster.methods.base import Method
+from deepcluster.methods.clusterer import Clusterer
+from deepcluster.models.sync_batchnorm import BatchSlice, convert_sync_batchnorm
 
 
 def train(
@@ -69,7 +57,7 @@ def train(
         preset: name of the preset that `run` started from, for run.json.
         out: the run folder; must not hold a run yet, unless `resume` or `overwrite`.
         resume: go on from `out`'s last checkpoint; `run` must be its own.
-        clusterer: takes the place of k-means; sets `method.algorithm` to "custom" and `method.k` to 0.
+        clusterer: replaces k-means; sets `method.algorithm` to "custom" and `method.k` to 0.
 
     Raises:
         DeepClusterError: bad data, settings, or folder.
@@ -78,7 +66,6 @@ def train(
     folder = Path(out)
     run = with_clusterer(run, clusterer)
     check(run)
-    pick_clusterer(run, clusterer)
     fabric = make_fabric(run)
     group = current()
     screen = (screen or Screen()) if group.is_first else Screen(quiet=True)
@@ -89,7 +76,7 @@ def train(
         if group.is_first:
             run_folder.prepare_folder(folder, resume=resume, overwrite=overwrite)
     try:
-        return _train(run, source, folder, fabric, group, screen, preset=preset, resume=resume, clusterer=clusterer)
+        return _train(run, source, folder, fabric, group, screen, preset, resume, clusterer)
     except DeepClusterError:
         if group.is_first and not resume and not (folder / "checkpoints" / "last.ckpt").exists():
             shutil.rmtree(folder)  # a mistake leaves nothing that would stand in the way of the next try
@@ -103,19 +90,13 @@ def _train(
     fabric: Fabric,
     group: ProcessGroup,
     screen: Screen,
-    *,
     preset: str,
     resume: bool,
     clusterer: Clusterer | None,
 ) -> runs.Run:
-    here = (launched() or (run.processes, 1))[0]
-    watch = make_watch(run.watch, source, every=run.watch_every, patience=run.patience, stop=run.stop, seed=run.seed)
-    with group.collective_section():
-        if fabric.local_rank == 0:
-            pixels = _pixels(run, source, screen, here)
-    with group.collective_section():
-        if fabric.local_rank > 0:  # what the first process of this machine has put into the cache is there now
-            pixels = _pixels(run, source, screen, here)
+    # Images
+    watch = make_watch(run, source)
+    pixels = _pixels(run, source, screen, fabric, group)
     same_everywhere(source, group)
     agree_on_bad(pixels, group)
     if len(pixels.good) < 2:
@@ -132,110 +113,108 @@ def _train(
             run_folder.write_bad_images(folder, pixels)
     run_folder.tell_bad(pixels, screen)
 
+    # Method, and its state in the last checkpoint
     seed_everything(run.seed)
-    method, part = build_method(run, len(source), clusterer, group), Part()
+    method, batch_slice = build_method(run, len(source), clusterer, group), BatchSlice()
     last = folder / "checkpoints" / "last.ckpt"
-    begun = resume and group.any(last.exists())
+    has_checkpoint = resume and group.any(last.exists())
     with group.collective_section():
-        if begun and not last.exists():
+        if has_checkpoint and not last.exists():
             raise DeepClusterError(f"Not every process sees {last}: the run folder must be on a disk that all share.")
-        if run.backbone.weights and not begun:
+        if run.backbone.weights and not has_checkpoint:
             load_initial_weights(run.backbone.weights, (method.backbone, method.feature_network))
-    convert_sync_batchnorm(method, group, part, norm=run.sync_batchnorm)
-    method.join(group)
+    native = fabric.device.type == "cuda" and not run.deterministic
+    convert_sync_batchnorm(method, group, batch_slice, norm=run.sync_batchnorm, native=native)
     method.to(device=fabric.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    o = run.optimizer
     optimizer = make_optimizer(
-        method.backbone.parameters(),
-        run.optimizer.name,
-        lr=run.optimizer.lr,
-        momentum=run.optimizer.momentum,
-        weight_decay=run.optimizer.weight_decay,
+        method.backbone.parameters(), o.name, lr=o.lr, momentum=o.momentum, weight_decay=o.weight_decay
     )
-    per_epoch, batch_size = steps_per_epoch(len(pixels.good), run.batch_size)
-    least = group.size if run.sync_batchnorm or group.is_single else 2 * group.size  # one image has no variance
-    if batch_size < least:
-        raise DeepClusterError(
-            f"Batches of {batch_size} images cannot be shared by {group.size} processes: raise --batch-size to at least"
-            f" {least}, or start fewer processes."
-        )
     for weight in method.backbone.state_dict().values():
         group.broadcast_(weight)  # processors of different kinds may draw different last digits
-    progress = TrainState(per_epoch, batch_size)
-    if begun:
-        progress = restore(last, method, optimizer, fabric)
-        screen.say(f"resuming {folder} at epoch {progress.step // progress.steps_per_epoch + 1}, step {progress.step}")
+    state = TrainState(*steps_per_epoch(run, len(pixels.good), group))
+    if has_checkpoint:
+        state = restore(last, method, optimizer, fabric)
+        screen.say(f"resuming {folder} at epoch {state.step // state.steps_per_epoch + 1}, step {state.step}")
     elif resume:
         screen.say(f"{folder} has no checkpoint yet: starting from its beginning")
-    views = views_of(run, method.backbone)
-    metrics = Metrics(folder, progress.step // progress.steps_per_epoch, write=group.is_first)
+    if run.compile:
+        method.backbone.compile()
+
+    # Training
+    metrics = Metrics(folder, state.step // state.steps_per_epoch, write=group.is_first)
     with stop_signals() as stopped:
-        w = TrainContext(
+        context = TrainContext(
+            run=run,
             fabric=fabric,
             group=group,
-            part=part,
+            batch_slice=batch_slice,
             method=method,
             optimizer=optimizer,
             pixels=pixels,
-            views=views,
-            epochs=run.epochs,
-            seed=run.seed,
-            rate=rate_of(run),
-            clip=run.optimizer.clip,
+            views=views_of(run, method.backbone),
             folder=folder,
             screen=screen,
-            metrics=metrics,
-            describe_views=run.data.describe == "augmented",
-            keep_every=run.keep_every,
-            save_seconds=60 * run.save_minutes,
-            on_refresh=_snapshots(folder, method, metrics, progress.steps_per_epoch),
-            watch=watch,
-            on_best=lambda: _keep_best(folder, method) if group.is_first else None,
+            monitor=Monitor(metrics, watch),
             stopped=stopped,
         )
-        if run.compile:
-            method.backbone.compile()
         try:
-            walk(w, progress)
-            clustering = refresh(w, progress, last=True)
+            fit(context, state)
+            clustering = refresh(context, state, last=True)
         finally:
-            w.metrics.close()
+            metrics.close()
             features_file(folder, group).unlink(missing_ok=True)
-    with group.collective_section():
-        if group.is_first and clustering is not None:
-            run_folder.write_snapshot(folder, snapshot_model(method, clustering), clustering)
-        if group.is_first:
-            run_folder.note_finished(folder)
+
+    # What is left behind
     agree_on_bad(pixels, group)
-    if pixels.bad:
-        with group.collective_section():
-            if group.is_first:
+    with group.collective_section():
+        if group.is_first:
+            if clustering is not None:
+                run_folder.write_snapshot(folder, exported_model(method, clustering), clustering)
+            if pixels.bad:
                 run_folder.write_bad_images(folder, pixels)
+            run_folder.note_finished(folder)
+    if pixels.bad:
         screen.say(
             f"{folder / 'bad_images.csv'} lists what cannot be decoded: {len(pixels.bad):,} of {len(pixels):,} files"
         )
     return runs.load_run(folder, device=run.device)
 
 
+def with_clusterer(run: TrainRun, clusterer: Clusterer | None) -> TrainRun:
+    """The settings of a run for the clusterer that was passed, if one was.
+
+    Raises:
+        DeepClusterError: the method has no place for one, or needs one and got none.
+    """
+    return dataclasses.replace(run, method=run.method.with_clusterer(clusterer))
+
+
+def steps_per_epoch(run: TrainRun, images: int, group: ProcessGroup) -> tuple[int, int]:
+    """Optimizer steps that show about `images` images, and the batch size: never more than there are images.
+
+    Raises:
+        DeepClusterError: batches that are too small for so many processes.
+    """
+    batch = min(run.batch_size, images)
+    least = group.size if run.sync_batchnorm or group.is_single else 2 * group.size  # one image has no variance
+    if batch < least:
+        raise DeepClusterError(
+            f"Batches of {batch} images cannot be shared by {group.size} processes: raise --batch-size to at least"
+            f" {least}, or start fewer processes."
+        )
+    return max(1, round(images / batch)), batch
+
+
 def restore(file: Path, method: Method, optimizer: torch.optim.Optimizer, fabric: Fabric) -> TrainState:
-    """Puts everything a checkpoint holds back in its place."""
-    state = checkpoint.load(file)
-    checkpoint.restore(state, method, file)
+    """Restores everything a checkpoint holds, and returns how far the run has come."""
+    saved = checkpoint.load(file)
+    checkpoint.restore(saved, method, file)
     for name, each in {"backbone": optimizer, **method.optimizers()}.items():
-        each.load_state_dict(state["optimizers"][name])
-    fabric.strategy.precision.load_state_dict(state["precision"])
-    checkpoint.set_random_state(state["random"])
-    return TrainState.loaded(state["progress"])
-
-
-def snapshot_model(method: Method, clustering: Clustering) -> Model:
-    """What features and assignments need, of the method as it stands."""
-    if isinstance(method, ODC):
-        return Model(method.feature_network, None, clustering.centroids, method.neck)
-    if isinstance(method, DeeperCluster):
-        tree = Tree(method.super_centroids, method.used)
-        return Model(method.feature_network, method.whitening, clustering.centroids, tree=tree)
-    assert isinstance(method, DeepCluster)
-    return Model(method.feature_network, method.whitening, clustering.centroids)
+        each.load_state_dict(saved["optimizers"][name])
+    fabric.strategy.precision.load_state_dict(saved["precision"])
+    checkpoint.set_random_state(saved["random"])
+    return TrainState(**saved["progress"])
 
 
 def same_everywhere(source: ImageSource, group: ProcessGroup) -> None:
@@ -251,48 +230,24 @@ def same_everywhere(source: ImageSource, group: ProcessGroup) -> None:
         )
 
 
-def _pixels(run: TrainRun, source: ImageSource, screen: Screen, here: int) -> Pixels:
-    """The pictures, for one of `here` processes of this machine."""
-    with screen.bar("decoding", len(source)) as advance:
-        return load_pixels(
-            source,
-            short_side=short_side(run.image_size),
-            cache_gb=run.data.cache_gb,
-            workers=run.data.workers or max(1, (os.cpu_count() or 1) // here),
-            progress=lambda done, total: advance.to(done),
-        )
+def _pixels(run: TrainRun, source: ImageSource, screen: Screen, fabric: Fabric, group: ProcessGroup) -> Pixels:
+    """The decoded images. The first process of a machine fills the cache that the others of it then read."""
+    here = (launched() or (run.processes, 1))[0]
 
+    def load() -> Pixels:
+        with screen.bar("decoding", len(source)) as advance:
+            return load_pixels(
+                source,
+                short_side=short_side(run.image_size),
+                cache_gb=run.data.cache_gb,
+                workers=run.data.workers or max(1, (os.cpu_count() or 1) // here),
+                progress=lambda done, total: advance.to(done),
+            )
 
-def _keep_best(folder: Path, method: Method) -> None:
-    """`best.ckpt` and, beside it, `best.safetensors`: the network as it is now, with the clusters of model.safetensors
-    until `_snapshots` has some of this very network."""
-    kept = folder / "checkpoints"
-    checkpoint.keep_copy(kept / "last.ckpt", kept / "best.ckpt")
-    if (folder / MODEL).exists():
-        with checkpoint.undisturbed():  # a network is drawn before its weights are read
-            model = Model.load(folder / MODEL)
-        neck = method.neck if isinstance(method, ODC) else None
-        Model(method.feature_network, model.whitening, model.centroids, neck, model.tree).save(
-            kept / "best.safetensors"
-        )
-
-
-def _snapshots(folder: Path, method: Method, metrics: Metrics, per_epoch: int) -> Callable[[Clustering, int], None]:
-    """Writes model and assignment with the first clustering of each epoch, so an unfinished run can assign too; the
-    clustering right after the best watched epoch gives best.safetensors clusters of its own network."""
-    written: set[int] = set()
-
-    def write(clustering: Clustering, step: int) -> None:
-        if not method.group.is_first:
-            return
-        best = best_of(metrics.rows)
-        if best is not None and step == (best.epoch + 1) * per_epoch:
-            snapshot_model(method, clustering).save(folder / "checkpoints" / "best.safetensors")
-        if step // per_epoch not in written:
-            written.add(step // per_epoch)
-            run_folder.write_snapshot(folder, snapshot_model(method, clustering), clustering)
-
-    return write
+    with group.collective_section():
+        pixels = load() if fabric.local_rank == 0 else None
+    with group.collective_section():
+        return load() if pixels is None else pixels
 
 
 def train_again(

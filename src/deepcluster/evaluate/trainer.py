@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from deepcluster.engine.checkpoint import undisturbed
+from deepcluster.engine.checkpoint import preserve_random_state
 from deepcluster.engine.log import Screen
 from deepcluster.engine.signals import stop_signals
 from deepcluster.errors import DeepClusterError, Interrupted
@@ -116,7 +116,7 @@ def train(
             raise Interrupted
 
     length = steps_per_epoch or steps
-    with undisturbed(), stop_signals() as stopped, contextlib.closing(batches(done)) as stream:
+    with preserve_random_state(), stop_signals() as stopped, contextlib.closing(batches(done)) as stream:
         while done < steps:
             epoch = done // length
             first, last = epoch * length, min((epoch + 1) * length, steps)

@@ -1,35 +1,38 @@
-"""The linear classifier over pseudo-labels, drawn anew whenever the clusters are.
+"""What is trained on top of a backbone: classifiers over pseudo-labels, and projection heads.
 
 This file knows nothing of backbones or of how clusters are found.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from deepcluster.errors import DeepClusterError
+from deepcluster.distributed import SINGLE, ProcessGroup
 
 STD = 0.01
 
 
-class ClusterHead(nn.Module):
+class LinearClassifier(nn.Module):
     """(B, dim) -> (B, K) logits: a ReLU where the backbone left its last one out, then one linear layer.
 
-    Weights are N(0, .01), biases 0 (arXiv 1807.05520 §3.3: the classifier starts anew with each clustering).
+    Weights are N(0, .01), biases 0 (arXiv 1807.05520 §3.3: the classifier is re-initialized at each clustering).
     """
+
+    scheduled = False
+    """Its learning rate does not follow the run's schedule: a re-initialized classifier has everything to learn each
+    time, at the end of a run as at its beginning."""
 
     def __init__(self, dim: int, k: int, *, relu: bool = False, generator: torch.Generator | None = None) -> None:
         super().__init__()
         self.relu = relu
         self.linear = nn.utils.skip_init(nn.Linear, dim, k)
         self.reset_(generator)
-
-    @property
-    def dim(self) -> int:
-        """Width of the features."""
-        return self.linear.in_features
 
     @property
     def k(self) -> int:
@@ -41,38 +44,170 @@ class ClusterHead(nn.Module):
         return self.linear(F.relu(features) if self.relu else features)
 
     @torch.no_grad()
-    def reset_(
-        self,
-        generator: torch.Generator | None = None,
-        k: int | None = None,
-        centroids: Tensor | None = None,
-    ) -> ClusterHead:
-        """Draws weights anew; with `k`, for that many clusters; with (K, dim) `centroids`, pointing at them.
+    def reset_(self, generator: torch.Generator | None = None, k: int | None = None) -> LinearClassifier:
+        """Re-initializes the weights; with `k`, for that many clusters.
 
-        Draws are made on the CPU and copied, so that a seed means the same weights on every device. The rows
-        that point at centroids are as long as drawn rows are on average, .01 * sqrt(dim): the head's learning
-        rate keeps its meaning. Where K changes, the parameters are new objects: give the head to a new
-        optimizer, as the method asks for anyway.
-
-        Raises:
-            DeepClusterError: the centroids do not fit the features or `k`.
+        Weights are drawn on the CPU and copied, so that a seed means the same weights on every device. Where K changes,
+        the parameters are new objects: give the head to a new optimizer.
         """
-        if centroids is not None:
-            if centroids.ndim != 2 or centroids.shape[1] != self.dim or k not in (None, len(centroids)):
-                raise DeepClusterError(
-                    f"The head needs centroids of shape ({k or 'K'}, {self.dim}), "
-                    f"not {tuple(centroids.shape)}; give directions in the space of the backbone's features."
-                )
-            weight = F.normalize(centroids.detach().float(), dim=1) * (STD * self.dim**0.5)
-            k = len(centroids)
-        else:
-            k = self.k if k is None else k
-            weight = torch.randn(k, self.dim, generator=generator) * STD
+        k = self.k if k is None else k
+        weight = torch.randn(k, self.linear.in_features, generator=generator) * STD
         if k != self.k:
             linear = self.linear
-            linear.weight = nn.Parameter(linear.weight.new_empty(k, self.dim), linear.weight.requires_grad)
+            linear.weight = nn.Parameter(linear.weight.new_empty(weight.shape), linear.weight.requires_grad)
             linear.bias = nn.Parameter(linear.bias.new_empty(k), linear.bias.requires_grad)
             linear.out_features = k
         self.linear.weight.copy_(weight)
         self.linear.bias.zero_()
         return self
+
+    def fit_(self, features: Tensor, labels: Tensor, generator: torch.Generator, group: ProcessGroup = SINGLE) -> None:
+        """Re-initializes the weights, whatever the clusters are."""
+        self.reset_(generator)
+
+
+class CosineClassifier(nn.Module):
+    """(B, dim) -> (B, K) logits: cosine to one direction per cluster, over a temperature.
+
+    At a clustering the directions are set to the mean directions of the clusters, so the classifier is right from its
+    first step and short runs need not wait for a new one to learn; then they are trained as any classifier.
+    """
+
+    scheduled = True
+
+    def __init__(
+        self, dim: int, k: int, *, relu: bool, temperature: float, generator: torch.Generator | None = None
+    ) -> None:
+        super().__init__()
+        self.relu, self.temperature = relu, temperature
+        self.directions = nn.Parameter(F.normalize(torch.randn(k, dim, generator=generator), dim=1))
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.directions_of(features) @ F.normalize(self.directions, dim=1).T / self.temperature
+
+    def directions_of(self, features: Tensor) -> Tensor:
+        """(B, dim) unit rows: the features as the classifier compares them."""
+        return F.normalize((F.relu(features) if self.relu else features).float(), dim=1)
+
+    @torch.no_grad()
+    def reset_(self, generator: torch.Generator | None = None, k: int | None = None) -> CosineClassifier:
+        """Random directions, of `k` clusters where it is given; a new parameter, for a new optimizer."""
+        shape = (len(self.directions) if k is None else k, self.directions.shape[1])
+        drawn = F.normalize(torch.randn(shape, generator=generator), dim=1)
+        self.directions = nn.Parameter(drawn.to(self.directions))
+        return self
+
+    @torch.no_grad()
+    def fit_(self, features: Tensor, labels: Tensor, generator: torch.Generator, group: ProcessGroup = SINGLE) -> None:
+        """Directions from the mean of all images to the mean of each cluster.
+
+        Features after a ReLU have much in common, which would leave the cosines to all clusters nearly equal.
+
+        Args:
+            features: (M, dim), this process's rows.
+            labels: (M,) int64.
+        """
+        directions = self.directions_of(features)
+        center = cluster_means(directions, torch.zeros(len(directions), dtype=torch.int64), 1, generator, group)
+        means = cluster_means(directions, labels, len(self.directions), generator, group) - center
+        self.directions.copy_(F.normalize(means, dim=1))
+
+
+Classifier = LinearClassifier | CosineClassifier
+
+
+def make_classifier(
+    kind: str, dim: int, k: int, *, relu: bool, temperature: float, generator: torch.Generator | None = None
+) -> Classifier:
+    """The classifier that the setting `head` names: "redraw" or "centroids"."""
+    if kind == "redraw":
+        return LinearClassifier(dim, k, relu=relu, generator=generator)
+    return CosineClassifier(dim, k, relu=relu, temperature=temperature, generator=generator)
+
+
+def cluster_means(
+    x: Tensor, labels: Tensor, k: int, generator: torch.Generator, group: ProcessGroup = SINGLE
+) -> Tensor:
+    """(K, D) means by label (M,) of the (M, D) rows of all processes; negative labels count nowhere, and an empty
+    cluster takes a random row."""
+    known = labels >= 0
+    sums = torch.zeros(k, x.shape[1], dtype=torch.float64)
+    for start in range(0, len(x), 65536):
+        part = slice(start, start + 65536)
+        sums.index_add_(0, labels[part][known[part]], x[part][known[part]].double())
+    counts = torch.cat([torch.bincount(labels[known], minlength=k), torch.tensor([len(x)])])
+    group.sum_(sums)
+    total = int(group.sum_(counts)[-1])
+    means = (sums / counts[:-1].clamp(min=1)[:, None]).float()
+    empty = (counts[:-1] == 0).nonzero().flatten()
+    if len(empty):
+        means[empty] = group.gather_rows(x, torch.randint(total, (len(empty),), generator=generator)).float()
+    return means
+
+
+class ProjectionHead(nn.Module):
+    """(B, dim) -> (B, out): linear, batch-norm, ReLU, dropout, linear, ReLU (ODC, arXiv 2006.10645 §4.1).
+
+    Args:
+        dim: width of the backbone's features.
+        hidden, out: widths of the two layers.
+        dropout: dropout rate after the hidden layer.
+        relu: begin with a ReLU, where the backbone left its last one out.
+
+    Attributes:
+        config: the arguments that make this head again.
+    """
+
+    def __init__(self, dim: int, hidden: int, out: int, *, dropout: float, relu: bool) -> None:
+        super().__init__()
+        self.config: dict[str, Any] = {"dim": dim, "hidden": hidden, "out": out, "dropout": dropout, "relu": relu}
+        self.relu = relu
+        self.first = nn.Linear(dim, hidden)
+        self.norm = nn.BatchNorm1d(hidden)
+        self.dropout = nn.Dropout(dropout)
+        self.second = nn.Linear(hidden, out)
+        for layer in (self.first, self.second):
+            nn.init.kaiming_normal_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, features: Tensor) -> Tensor:
+        features = F.relu(features) if self.relu else features
+        return F.relu(self.second(self.dropout(F.relu(self.norm(self.first(features))))))
+
+    @torch.no_grad()
+    def project(self, features: Tensor) -> Tensor:
+        """(B, out), without dropout and with the running statistics, whatever mode the head is in."""
+        training = self.training
+        self.eval()
+        try:
+            return self(features)
+        finally:
+            self.train(training)
+
+    def transform(self, features: np.ndarray) -> np.ndarray:
+        """(M, out) float32 unit rows of (M, dim) features, in evaluation mode."""
+        blocks = torch.from_numpy(np.ascontiguousarray(features, np.float32)).split(8192)
+        device = self.first.weight.device
+        return torch.cat([F.normalize(self.project(block.to(device)), dim=1).cpu() for block in blocks]).numpy()
+
+    @torch.no_grad()
+    def set_running_stats(self, blocks: Iterable[Tensor], group: ProcessGroup = SINGLE) -> None:
+        """Sets batch-norm's running statistics to those of all rows of `blocks` of (M, dim), of all processes."""
+        count, mean, square = 0, torch.zeros_like(self.first.bias), torch.zeros_like(self.first.bias)
+        for block in blocks:
+            hidden = self.first(F.relu(block) if self.relu else block)
+            count += len(hidden)
+            shift = hidden.mean(0) - mean
+            # Chan's update of mean and sum of squares by a block
+            square += (hidden - hidden.mean(0)).square().sum(0) + shift**2 * len(hidden) * (count - len(hidden)) / count
+            mean += shift * len(hidden) / count
+        if not group.is_single:
+            parts = group.gather(torch.cat([torch.tensor([count]).to(mean), mean, square])[None]).double()
+            counts, means, squares = parts[:, :1], parts[:, 1 : len(mean) + 1], parts[:, len(mean) + 1 :]
+            count = int(counts.sum())
+            total_mean = (counts * means).sum(0) / max(count, 1)
+            square = (squares + counts * (means - total_mean).square()).sum(0).to(square)
+            mean = total_mean.to(mean)
+        assert self.norm.running_mean is not None and self.norm.running_var is not None
+        self.norm.running_mean.copy_(mean)
+        self.norm.running_var.copy_(square / max(count - 1, 1))

@@ -1,4 +1,4 @@
-"""Batch-norm and dropout that see the whole batch, though each process holds only a part of it.
+"""Batch-norm and dropout over the whole batch, though each process holds only a part of it.
 
 One process alone keeps torch's own layers. With several, `convert_sync_batchnorm` turns them into layers that do what
 those would do with all the images: statistics are those of all, and masks are drawn for all and cut.
@@ -19,16 +19,16 @@ from deepcluster.errors import DeepClusterError
 
 
 @dataclass
-class Part:
+class BatchSlice:
     """Which images of the whole batch this process holds; the engine sets it before each step.
 
     Attributes:
-        position: (B,) int64 places in the whole batch.
-        whole: images of the whole batch.
+        position: (B,) int64 positions in the whole batch.
+        total: number of images in the whole batch.
     """
 
     position: Tensor | None = None
-    whole: int = 0
+    total: int = 0
 
 
 class _SyncNorm(torch.autograd.Function):
@@ -108,10 +108,14 @@ def _others(x: Tensor) -> list[int]:
 
 
 class SyncBatchNorm(_BatchNorm):
-    """torch's BatchNorm1d and BatchNorm2d with the statistics of the whole batch."""
+    """torch's BatchNorm1d and BatchNorm2d with the statistics of the whole batch, on any device.
+
+    torch.nn.SyncBatchNorm does the same on GPUs only.
+    """
 
     group: ProcessGroup
     plain: type[_BatchNorm]
+    process_group: None
 
     def _check_input_dim(self, input: Tensor) -> None:
         """Any number of dimensions."""
@@ -136,20 +140,30 @@ class SyncDropout(nn.Dropout):
     All processes draw the same mask, from generators that are in the same state.
     """
 
-    part: Part
+    batch_slice: BatchSlice
 
     def forward(self, input: Tensor) -> Tensor:
         if not self.training or not self.p:
             return input
-        assert self.part.position is not None, "the engine tells which images of the batch these are"
-        whole = F.dropout(input.new_ones(self.part.whole, *input.shape[1:]), self.p)
-        return input * whole[self.part.position.to(input.device)]
+        assert self.batch_slice.position is not None, "the engine tells which images of the batch these are"
+        whole = F.dropout(input.new_ones(self.batch_slice.total, *input.shape[1:]), self.p)
+        return input * whole[self.batch_slice.position.to(input.device)]
 
 
-def convert_sync_batchnorm(network: nn.Module, group: ProcessGroup, part: Part, *, norm: bool = True) -> None:
-    """Turns every batch-norm (where `norm`) and dropout within `network` into one that sees the whole batch.
+def convert_sync_batchnorm(
+    network: nn.Module,
+    group: ProcessGroup,
+    batch_slice: BatchSlice,
+    *,
+    norm: bool = True,
+    native: bool = False,
+) -> None:
+    """Turns every batch-norm (where `norm`) and dropout within `network` into one that works on the whole batch.
 
-    Parameters, buffers and names stay what they are. One process alone changes nothing.
+    Parameters, buffers and names stay what they are. A single process changes nothing.
+
+    Args:
+        native: use torch's own SyncBatchNorm, which is faster and runs on GPUs only.
 
     Raises:
         DeepClusterError: a batch-norm of another kind, such as timm's with an activation in it.
@@ -159,35 +173,39 @@ def convert_sync_batchnorm(network: nn.Module, group: ProcessGroup, part: Part, 
     for layer in network.modules():
         if norm and type(layer) in (nn.BatchNorm1d, nn.BatchNorm2d):
             plain = type(layer)
-            layer.__class__ = SyncBatchNorm
-            layer.group, layer.plain = group, plain  # type: ignore[assignment]
-        elif norm and isinstance(layer, _BatchNorm) and not isinstance(layer, SyncBatchNorm):
+            layer.__class__ = nn.SyncBatchNorm if native else SyncBatchNorm
+            layer.plain, layer.process_group, layer.group = plain, None, group  # type: ignore[assignment]
+        elif norm and isinstance(layer, _BatchNorm) and not isinstance(layer, (SyncBatchNorm, nn.SyncBatchNorm)):
             raise DeepClusterError(
-                f"This network's {type(layer).__name__} cannot see the images of other processes: use"
+                f"This network's {type(layer).__name__} cannot be computed over several processes: use"
                 " --sync-batchnorm False, or one process."
             )
         elif type(layer) is nn.Dropout:
             layer.__class__ = SyncDropout
-            layer.part = part  # type: ignore[assignment]
+            layer.batch_slice = batch_slice  # type: ignore[assignment]
 
 
 def revert_sync_batchnorm(network: nn.Module) -> None:
-    """Undoes `convert_sync_batchnorm`: torch's own layers, for a copy that one process uses alone."""
+    """Undoes `convert_sync_batchnorm`: torch's own layers, for a copy that one process uses by itself."""
     for layer in network.modules():
-        if isinstance(layer, SyncBatchNorm):
-            plain = layer.plain
-            del layer.group, layer.plain
-            layer.__class__ = plain  # type: ignore[assignment]
+        if isinstance(layer, (SyncBatchNorm, nn.SyncBatchNorm)):
+            plain: Any = layer.plain
+            del layer.group, layer.plain, layer.process_group
+            layer.__class__ = plain
         elif isinstance(layer, SyncDropout):
-            del layer.part
+            del layer.batch_slice
             layer.__class__ = nn.Dropout  # type: ignore[assignment]
 
 
 @torch.no_grad()
 def average_running_stats(network: nn.Module, group: ProcessGroup) -> None:
-    """Where each process normalized by its own part of the batches: the means of all processes' running statistics."""
+    """Running statistics that each process has of its own part of the batches become the means over processes."""
     if not group.is_single:
-        norms = [m for m in network.modules() if isinstance(m, _BatchNorm) and not isinstance(m, SyncBatchNorm)]
+        norms = [
+            m
+            for m in network.modules()
+            if isinstance(m, _BatchNorm) and not isinstance(m, (SyncBatchNorm, nn.SyncBatchNorm))
+        ]
         statistics: list[Tensor] = []
         for layer in norms:
             statistics += [s for s in (layer.running_mean, layer.running_var) if isinstance(s, Tensor)]

@@ -7,12 +7,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from deepcluster.config import DeepClusterParams, DeeperClusterParams, ODCParams, TrainRun
+from deepcluster.config import TrainRun
 from deepcluster.data.cache import SMALL
 from deepcluster.distributed import ProcessGroup
 from deepcluster.engine.build import check, draw_backbone
 from deepcluster.engine.subject import short_side
 from deepcluster.errors import DeepClusterError
+from deepcluster.methods.params import DeepClusterParams, DeeperClusterParams, ODCParams
 from deepcluster.plan.network import Network, look
 
 GIGA = 10**9
@@ -122,7 +123,8 @@ def job_of(run: TrainRun, *, images: float, per_machine: int = 0, draws: Any = N
         DeepClusterError: numbers that no run can have.
     """
     check(run)
-    p, d, processes = run.method, run.data, run.processes
+    p: Any = run.method
+    d, processes = run.data, run.processes
     if images != int(images) or images < 2:
         raise DeepClusterError(f"--images is {images:g}: give a whole number of at least 2, such as 1e6.")
     if per_machine < 0:
@@ -163,7 +165,8 @@ def job_of(run: TrainRun, *, images: float, per_machine: int = 0, draws: Any = N
 
 def _method(run: TrainRun, network: Network) -> dict[str, Any]:
     """What depends on the method, by name."""
-    p, adam = run.method, run.optimizer.name == "adamw"
+    p: Any = run.method
+    adam = run.optimizer.name == "adamw"
     values: dict[str, Any] = {
         "grouping": "kmeans",
         "supers": 1,
@@ -189,7 +192,7 @@ def _method(run: TrainRun, network: Network) -> dict[str, Any]:
 
 
 def _clusters(run: TrainRun, images: int) -> int:
-    p = run.method
+    p: Any = run.method
     k = p.k
     if isinstance(p, DeepClusterParams) and p.algorithm != "kmeans":
         k = max(1, images // 20)  # PIC finds their number itself: about so many on photos

@@ -36,9 +36,9 @@ from deepcluster.data.open import open_images
 from deepcluster.data.sampler import epoch_order
 from deepcluster.data.transforms import CenterCrop, RandomViews
 from deepcluster.distributed import ProcessGroup
-from deepcluster.engine.build import draw_backbone, make_fabric, views_of
+from deepcluster.engine.build import draw_backbone, views_of
+from deepcluster.engine.fabric import make_fabric, pick_device
 from deepcluster.engine.optim import make_optimizer
-from deepcluster.engine.subject import pick_device
 from deepcluster.errors import DeepClusterError
 from deepcluster.features.extract import folded
 from deepcluster.models.backbone import Backbone

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from deepcluster.config import nearest
-from deepcluster.errors import DeepClusterError
+from deepcluster.errors import DeepClusterError, did_you_mean
 from deepcluster.presets import deepcluster, deepercluster, odc, tiny
 from deepcluster.presets.preset import Preset
 
@@ -46,6 +45,6 @@ def find_preset(name: str) -> Preset:
     """
     if name not in PRESETS:
         raise DeepClusterError(
-            f"There is no preset {name!r}.{nearest(name, list(PRESETS))} `deepcluster presets` lists them all."
+            f"There is no preset {name!r}.{did_you_mean(name, list(PRESETS))} `deepcluster presets` lists them all."
         )
     return PRESETS[name]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from deepcluster.config import BackboneParams, DataParams, DeepClusterParams, OptimizerParams, TrainRun
+from deepcluster.config import BackboneParams, DataParams, OptimizerParams, TrainRun
+from deepcluster.methods.params import DeepClusterParams
 from deepcluster.presets.preset import Preset
 
 ALEXNET = Preset(

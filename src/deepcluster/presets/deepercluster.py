@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from deepcluster.config import BackboneParams, DataParams, DeeperClusterParams, OptimizerParams, TrainRun
+from deepcluster.config import BackboneParams, DataParams, OptimizerParams, TrainRun
+from deepcluster.methods.params import DeeperClusterParams
 from deepcluster.presets.deepcluster import CONVNET as DEEPCLUSTER_CONVNET
 from deepcluster.presets.preset import Preset
 from deepcluster.presets.tiny import DEEPCLUSTER as TINY_DEEPCLUSTER

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from deepcluster.config import BackboneParams, DataParams, ODCParams, OptimizerParams, TrainRun
+from deepcluster.config import BackboneParams, DataParams, OptimizerParams, TrainRun
+from deepcluster.methods.params import ODCParams
 from deepcluster.presets.preset import Preset
 
 _STRONG = DataParams(jitter=1.0, brightness=0.4, contrast=0.4, saturation=1.0, hue=0.5, gray=0.2, rotate=2.0)

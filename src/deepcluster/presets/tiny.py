@@ -4,14 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from deepcluster.config import (
-    BackboneParams,
-    DataParams,
-    DeepClusterParams,
-    ODCParams,
-    OptimizerParams,
-    TrainRun,
-)
+from deepcluster.config import BackboneParams, DataParams, OptimizerParams, TrainRun
+from deepcluster.methods.params import DeepClusterParams, ODCParams
 from deepcluster.presets.preset import Preset
 
 _METHOD = DeepClusterParams(k=20, whiten=32, clusterings=4, ema_decay=0.98, head_lr=0.02)

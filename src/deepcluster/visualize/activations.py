@@ -20,6 +20,7 @@ from deepcluster.engine.log import Screen
 from deepcluster.engine.model import Model
 from deepcluster.engine.subject import Subject
 from deepcluster.errors import DeepClusterError
+from deepcluster.models.heads import ProjectionHead
 from deepcluster.models.sobel import Sobel
 from deepcluster.random import seeded
 from deepcluster.visualize import objectives, style
@@ -276,12 +277,14 @@ def embedding(model: Model) -> Callable[[Tensor], Tensor]:
     """(B, D) features to (B, P) unit rows in the space of the centroids, as `Model.embed`, with gradients."""
 
     def embed(features: Tensor) -> Tensor:
-        if isinstance(model.whitening, Whitening):
-            mean, components = model.whitening.mean_.to(features), model.whitening.components_.to(features)
-            whitened = (features - mean) @ components.T
-            return torch.nn.functional.normalize(whitened, dim=1) if model.whitening.l2 else whitened
-        assert model.neck is not None
-        return torch.nn.functional.normalize(model.neck.to(features.device).eval()(features), dim=1)
+        for step in model.embedding:
+            if isinstance(step, Whitening):
+                features = (features - step.mean_.to(features)) @ step.components_.to(features).T
+                features = torch.nn.functional.normalize(features, dim=1) if step.l2 else features
+            else:
+                assert isinstance(step, ProjectionHead)
+                features = torch.nn.functional.normalize(step.to(features.device).eval()(features), dim=1)
+        return features
 
     return embed
 

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from deepcluster.engine.health import rotation_only
 from deepcluster.engine.log import Screen
 from deepcluster.errors import BadImage, DeepClusterError
 
@@ -30,13 +29,13 @@ class ClusteredImages:
     Attributes:
         source: the images.
         cluster: (N,) int64, -1 = none.
-        distance: (N,) float32 to the own center, NaN = unknown; None where nothing is known of any.
+        distance: (N,) float32 to the own center, NaN = unknown.
         k: number of clusters, empty ones included.
     """
 
     source: ImageSource
     cluster: np.ndarray
-    distance: np.ndarray | None
+    distance: np.ndarray
     k: int
 
     @property
@@ -61,11 +60,17 @@ def clustered_images(subject: Subject, what: str, data: Any = None, screen: Scre
     if data is None:
         source, assignment = run.source(), np.asarray(run.assignment)
         check_training_images(run, source, len(assignment))
-        return ClusteredImages(source, assignment, run.distance, k)
+        return ClusteredImages(source, assignment, known_distance(run), k)
     pixels = run.pixels(data)
     with (screen or SILENT).bar("images", len(pixels)) as bar:
         found = run.assign(pixels, bar)
     return ClusteredImages(pixels.source, np.asarray(found.cluster), np.asarray(found.distance), k)
+
+
+def known_distance(run: Run) -> np.ndarray:
+    """(N,) distance of the training images to their centers; NaN where the run has not kept it."""
+    kept = run.distance
+    return np.full(len(run.assignment), np.nan, np.float32) if kept is None else kept
 
 
 def require_run(subject: Subject, what: str) -> Run:
@@ -91,7 +96,7 @@ def require_clusters(subject: Subject, what: str) -> Run:
     """
     run = require_run(subject, what)
     if not run.clustered:
-        why = "predicts rotations alone and has no clusters" if rotation_only(run.config) else "has no clusters"
+        why = "has no clusters" if run.params.finds_clusters else "predicts rotations alone and has no clusters"
         raise DeepClusterError(f"{run.name} {why}, and `visualize {what}` draws them: give another run.")
     return run
 

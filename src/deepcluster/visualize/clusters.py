@@ -24,7 +24,6 @@ from deepcluster.visualize.clustered_images import (
 from deepcluster.visualize.images import WHITE, grid, padded, stacked, text_line, thumbnail
 
 if TYPE_CHECKING:
-    from deepcluster.data.source import ImageSource
     from deepcluster.engine.log import Screen
     from deepcluster.engine.run import Run
 
@@ -62,7 +61,7 @@ def draw_clusters(
             raise DeepClusterError(f"There is no cluster {number} in {run.folder}; its clusters are 0 to {k - 1}.")
     shown = clustered_images(run, "clusters", data, screen)
     numbers = np.array(only, np.int64) if only else largest(shown.sizes)[:clusters]
-    contacts = choose_images(run, shown, numbers, images=images, farthest=farthest)
+    contacts = choose_images(shown, numbers, images=images, farthest=farthest)
     read, columns = reader(shown.source, SIDE), max(1, min(images, 12))
     if not only:
         return [style.save(contact_sheet(contacts, read, columns=columns), folder / "clusters.png")]
@@ -111,19 +110,13 @@ def largest(sizes: np.ndarray) -> np.ndarray:
 
 
 def choose_images(
-    run: Run, shown: ClusteredImages, numbers: Sequence[int] | np.ndarray, *, images: int, farthest: int
+    shown: ClusteredImages, numbers: Sequence[int] | np.ndarray, *, images: int, farthest: int
 ) -> list[Contact]:
-    """The images that represent each of some clusters; see `contact`.
-
-    Args:
-        run: asked for distances that are not known.
-        images, farthest: nearest and farthest ones of each at most.
-    """
-    distance = shown.distance if shown.distance is not None else distances(run, shown, numbers)
+    """The images that represent each of some clusters; see `contact`."""
     source = shown.source
     return [
         contact(
-            int(number), shown.cluster, distance, images=images, farthest=farthest, labels=source.labels,
+            int(number), shown.cluster, shown.distance, images=images, farthest=farthest, labels=source.labels,
             classes=source.classes,
         )
         for number in numbers
@@ -166,51 +159,6 @@ def majority(labels: np.ndarray, classes: tuple[str, ...]) -> tuple[str | None, 
         return None, None
     counts = np.bincount(known)
     return class_name(classes, int(counts.argmax())), float(counts.max() / len(known))
-
-
-def distances(run: Run, shown: ClusteredImages, clusters: Sequence[int] | np.ndarray) -> np.ndarray:
-    """(N,) distance of the images in `clusters` to their own center, NaN for all others.
-
-    Only the images of those clusters are decoded and put through the network.
-    """
-    from deepcluster.data.cache import load_pixels
-    from deepcluster.engine.subject import short_side
-
-    members = np.flatnonzero(np.isin(shown.cluster, clusters) & (shown.cluster >= 0))
-    found = np.full(len(shown.cluster), np.nan, np.float32)
-    if len(members):
-        # no cache: these few images are decoded once, and no file is left behind
-        pixels = load_pixels(Subset(shown.source, members), short_side=short_side(run.image_size), cache_gb=0.0)
-        features = run.features(pixels)
-        decoded = np.isfinite(features).all(axis=1)
-        centers = np.asarray(run.centroids.cpu())[shown.cluster[members[decoded]]]
-        found[members[decoded]] = np.linalg.norm(run.embed(features[decoded]) - centers, axis=1)
-    return found
-
-
-class Subset:
-    """Some images of a source, as a source of its own: image i of it is image `index[i]` of the source."""
-
-    def __init__(self, source: ImageSource, index: np.ndarray) -> None:
-        self.source, self.index = source, index
-        self.name = f"{len(index)} images of {source.name}"
-        self.labels = None if source.labels is None else source.labels[index]
-        self.classes = source.classes
-
-    def __len__(self) -> int:
-        return len(self.index)
-
-    def path(self, index: int) -> str:
-        return self.source.path(int(self.index[index]))
-
-    def read(self, index: int, short_side: int | None = None) -> np.ndarray:
-        return self.source.read(int(self.index[index]), short_side)
-
-    def fingerprint(self) -> str:
-        import hashlib
-
-        index = np.ascontiguousarray(self.index, dtype="<i8")
-        return hashlib.sha256(self.source.fingerprint().encode() + index.tobytes()).hexdigest()
 
 
 def contact_sheet(

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from deepcluster.engine.health import turns_of
+from deepcluster.config import params_of
 from deepcluster.errors import DeepClusterError
 from deepcluster.visualize import style
 from deepcluster.visualize.clustered_images import require_run
@@ -44,7 +44,7 @@ def draw_history(run: Run, *, folder: Path, screen: Screen | None = None) -> lis
     """
     run = require_run(run, "history")
     images = int((np.asarray(run.assignment) >= 0).sum())
-    page = history_figure(run.metrics, len(run.centroids), images, turns_of(run.config))
+    page = history_figure(run.metrics, len(run.centroids), images, params_of(run.config).rotations_predicted)
     return [style.save(page, folder / "history.png")]
 
 

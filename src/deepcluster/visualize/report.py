@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from deepcluster.engine.health import rotation_only, turns_of
+from deepcluster.config import params_of
 from deepcluster.errors import DeepClusterError
 from deepcluster.io import write_text
 from deepcluster.visualize import history, report_text, sizes, style
-from deepcluster.visualize.clustered_images import ClusteredImages, reader, short_name
+from deepcluster.visualize.clustered_images import ClusteredImages, known_distance, reader, short_name
 from deepcluster.visualize.clusters import Contact, choose_images, largest, majority
 from deepcluster.visualize.images import thumbnail
 
@@ -78,13 +78,13 @@ def write_report(run: Run, *, clusters: int = 24, images: int = 12) -> Path:
         rows = _rows(assignment, counts, source)
         if source is not None:
             numbers = [number for number in largest(counts)[:clusters] if counts[number]]
-            shown = ClusteredImages(source, assignment, run.distance, k)
-            cards, unreadable = _cards(run, shown, numbers, images)
+            shown = ClusteredImages(source, assignment, known_distance(run), k)
+            cards, unreadable = _cards(shown, numbers, images)
             problem = problem or unreadable
         plots = [_plot(draw, counts) for draw in (sizes.draw_sorted, sizes.draw_histogram)] if clustered else []
     curves = [
         style.svg(history.panel_figure([(panel, panel.curves(metrics))]))
-        for panel in history.panels(metrics, k, clustered, turns_of(config))
+        for panel in history.panels(metrics, k, clustered, params_of(config).rotations_predicted)
     ]
     template = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
@@ -170,16 +170,9 @@ def _data_uri(content: bytes, kind: str) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
 
 
-def _cards(run: Run, shown: ClusteredImages, numbers: list[int], images: int) -> tuple[list[dict[str, Any]], str]:
+def _cards(shown: ClusteredImages, numbers: list[int], images: int) -> tuple[list[dict[str, Any]], str]:
     """A card for each of some clusters, and a sentence where images cannot be read."""
-    problem = ""
-    try:
-        contacts = choose_images(run, shown, numbers, images=images, farthest=FARTHEST)
-    except (DeepClusterError, OSError) as error:
-        problem = f"Images stand in the order of the source: {error}"
-        unknown = np.full(len(shown.cluster), np.nan)
-        shown = ClusteredImages(shown.source, shown.cluster, unknown, shown.k)
-        contacts = choose_images(run, shown, numbers, images=images, farthest=0)
+    contacts = choose_images(shown, numbers, images=images, farthest=FARTHEST)
     count = sum(len(each.nearest) + len(each.farthest) for each in contacts)
     side = 112 if count <= 450 else 80 if count <= 1000 else 56  # keeps the page to a few megabytes
     read = reader(shown.source, side)
@@ -198,15 +191,14 @@ def _cards(run: Run, shown: ClusteredImages, numbers: list[int], images: int) ->
 
     cards = [card(each) for each in contacts]
     missing = sum(picture["uri"] is None for each in cards for picture in each["nearest"] + each["farthest"])
-    if missing:
-        problem = f"{missing:,} of the {count:,} images on this page can no longer be read from {shown.source.name}."
-    return cards, problem
+    problem = f"{missing:,} of the {count:,} images on this page can no longer be read from {shown.source.name}."
+    return cards, problem if missing else ""
 
 
 def _clusters(run: Run) -> tuple[np.ndarray | None, int]:
     """Assignment and K; None and the K asked for where nothing has been clustered yet."""
     try:
-        if rotation_only(run.config):
+        if not params_of(run.config).finds_clusters:
             return None, 1
         return np.asarray(run.assignment), len(run.centroids)
     except DeepClusterError:
@@ -233,7 +225,7 @@ def _source(run: Run, assignment: np.ndarray | None) -> tuple[ImageSource | None
 def _lead(config: dict[str, Any], epochs: int, counts: np.ndarray | None) -> str:
     """The run in one sentence."""
     done = f"after {epochs:,} epoch{'s' * (epochs != 1)}"
-    if rotation_only(config):
+    if not params_of(config).finds_clusters:
         return f"{config.get('images', 'All')} images, {done}; a run that predicts rotations alone and has no clusters."
     if counts is None:
         return f"{config.get('images', 'All')} images, not clustered yet, {done}."

@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from deepcluster.engine.health import check_clusters, check_loss, turns_of
+from deepcluster.config import params_of
+from deepcluster.engine.health import check_clusters, check_loss
 from deepcluster.visualize.sizes import effective
 
 BAD_SHOWN = 200
@@ -50,7 +51,7 @@ def key_figures(
         figures.append(KeyFigure("clusters", f"{k:,}", "all in use" if used == k else f"{used:,} in use"))
         figures.append(KeyFigure("effective clusters", f"{effective(sizes):,.1f}", "equal ones that would be as even"))
     if "loss" in last and sizes is not None:
-        choices = len(sizes) * turns_of(config)
+        choices = len(sizes) * params_of(config).rotations_predicted
         figures.append(KeyFigure("loss", f"{last['loss']:.3f}", f"guessing: ln {choices:,} = {math.log(choices):.2f}"))
     named = {
         "nmi_labels": ("NMI with labels", "1 = the same groups"),
@@ -66,13 +67,13 @@ def key_figures(
 
 
 def summary(config: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]], sizes: np.ndarray | None) -> list[str]:
-    """What the figures and curves say, in a few sentences; what the run does not know is not spoken of."""
+    """What the figures and curves say, in a few sentences; what is not known is left out."""
     said: list[str] = []
 
     def course(name: str) -> list[float]:
         return [float(line[name]) for line in metrics if _number(line.get(name))]
 
-    loss, rotations = course("loss"), turns_of(config)
+    loss, rotations = course("loss"), params_of(config).rotations_predicted
     if len(loss) > 1:
         way = "fell" if loss[-1] < loss[0] else "rose"
         said.append(f"The loss {way} from {loss[0]:.2f} to {loss[-1]:.2f} in {len(loss):,} epochs.")
@@ -130,7 +131,7 @@ def remarks(
         )
     if sizes is not None:
         check_clusters(sizes, warn)
-        choices = len(sizes) * turns_of(config)
+        choices = len(sizes) * params_of(config).rotations_predicted
         check_loss([line["loss"] for line in metrics if _number(line.get("loss"))], choices, warn)
         empty = int((sizes == 0).sum())
         if empty:

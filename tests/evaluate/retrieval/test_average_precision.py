@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -45,7 +46,7 @@ def walked(order: np.ndarray, positive: set[int], ignored: set[int]) -> tuple[fl
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_random_rankings_are_those_of_a_walk_and_of_scikit_learn(seed: int) -> None:
+def test_average_precision_matches_a_loop_and_scikit_learn(seed: int) -> None:
     random = np.random.default_rng(seed)
     n = int(random.integers(5, 60))
     similarity = random.permutation(n).astype(np.float32)
@@ -61,7 +62,7 @@ def test_random_rankings_are_those_of_a_walk_and_of_scikit_learn(seed: int) -> N
     assert step_ap(ranks) == pytest.approx(theirs, abs=1e-12)
 
 
-def test_worked_by_hand() -> None:
+def test_average_precision_matches_examples_by_hand() -> None:
     # right, wrong, right: (1 + 1) / 2, then (1/2 + 2/3) / 2
     ranks = relevant_ranks(np.array([0.9, 0.5, 0.3]), np.array([0, 2]), np.array([], int))
     assert ranks.tolist() == [0, 2]
@@ -74,7 +75,7 @@ def test_worked_by_hand() -> None:
     assert [precision_at(np.array([0, 2]), k) for k in (1, 2, 5, 10)] == [1, 0.5, 2 / 3, 2 / 3]
 
 
-def test_closed_forms() -> None:
+def test_average_precision_matches_closed_forms() -> None:
     count, wrong = 7, 30
     i = np.arange(count)
     assert trapezoid_ap(i) == step_ap(i) == precision_at(i, 5) == 1
@@ -85,24 +86,26 @@ def test_closed_forms() -> None:
     assert step_ap(2 * i) == pytest.approx(((i + 1) / (2 * i + 1)).mean())
 
 
-def test_equal_similarities_are_worth_nothing_extra() -> None:
+def test_irrelevant_images_come_first_among_equal_similarities() -> None:
     same = np.zeros(10, np.float32)
     for positive in ([0, 1], [8, 9]):  # however the files are ordered
         assert relevant_ranks(same, np.array(positive), np.array([], int)).tolist() == [8, 9]
 
 
-def test_no_right_image_is_no_number() -> None:
+def test_no_relevant_image_gives_nan() -> None:
     none = np.array([], int)
     assert np.isnan([trapezoid_ap(none), step_ap(none), precision_at(none, 5)]).all()
 
 
-def by_columns(truth: GroundTruth, similarity: np.ndarray, **options: object) -> tuple[dict, list]:
+def by_columns(
+    truth: GroundTruth, similarity: np.ndarray, **options: Any
+) -> tuple[dict[str, float], list[dict[str, Any]]]:
     """Scores of given similarities (N, Q): each query is an axis."""
-    return score_rankings(truth, similarity, np.eye(len(truth.queries), dtype=np.float32), **options)  # type: ignore
+    return score_rankings(truth, similarity, np.eye(len(truth.queries), dtype=np.float32), **options)
 
 
 @pytest.mark.parametrize("name", REAL)
-def test_rankings_of_real_ground_truth_are_worth_what_they_must_be(name: str, shared_data: Path) -> None:
+def test_perfect_and_worst_rankings_of_real_ground_truth(name: str, shared_data: Path) -> None:
     truth = read_ground_truth(shared_data / "retrieval" / f"gnd_{name}.mat")
     n, q = len(truth.names), len(truth.queries)
     for ending, (right, junk) in truth.measures.items():
@@ -148,7 +151,7 @@ def small(kind: str = "groups") -> GroundTruth:
     return GroundTruth("small", kind, names, names[:5], None, {"ok": ok, "junk": junk})
 
 
-def test_blocks_change_nothing_and_a_query_without_right_images_is_skipped() -> None:
+def test_blocks_change_nothing_and_queries_without_relevant_images_are_skipped() -> None:
     random = np.random.default_rng(0)
     rows = random.normal(size=(6, 4)).astype(np.float32)
     whole = score_rankings(small(), rows, rows[:5])

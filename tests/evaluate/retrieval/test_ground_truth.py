@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -50,7 +52,7 @@ def test_revisited(shared_data: Path) -> None:
         assert truth.queries[:1] == old.queries[:1] and not set(truth.queries) & set(truth.names)
         assert set(truth.queries) | set(truth.names) == set(old.names)
         easy, hard, junk = (truth.sets[grade] for grade in ("easy", "hard", "junk"))
-        assert truth.union(*[truth.measures["_medium"][0]], 0).tolist() == [*easy[0], *hard[0]]
+        assert truth.union(truth.measures["_medium"][0], 0).tolist() == [*easy[0], *hard[0]]
         assert truth.union(truth.measures["_hard"][1], 0).tolist() == [*easy[0], *junk[0]]
         assert truth.union(truth.measures["_easy"][1], 0).tolist() == [*hard[0], *junk[0]]
 
@@ -69,14 +71,14 @@ def test_holidays_by_file_and_by_name_are_the_same(shared_data: Path) -> None:
         holidays_by_name(Named(["100000.jpg", "100101.jpg"]))  # type: ignore[arg-type]
 
 
-def cells(rows: list[list[int]]) -> np.ndarray:
+def cells(rows: Sequence[Sequence[int]]) -> np.ndarray:
     found = np.empty(len(rows), object)
     for place, row in enumerate(rows):
         found[place] = np.array(row, np.uint16)[None]
     return found
 
 
-def write_mat(file: Path, *, names: list[str], queries: list[int], **sets: list[list]) -> Path:
+def write_mat(file: Path, *, names: list[str], queries: list[int], **sets: Sequence[Sequence[Any]]) -> Path:
     """A gnd file as the sets' authors write it, indices from one."""
     gnd = np.zeros(len(queries), [(grade, object) for grade in sets])
     for grade, rows in sets.items():
@@ -102,7 +104,7 @@ def test_written_file_is_read_back(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("keep", [0, 10, 200, 400])
-def test_damaged_files_are_a_sentence(keep: int, tmp_path: Path) -> None:
+def test_truncated_file_is_refused(keep: int, tmp_path: Path) -> None:
     file = write_mat(tmp_path / "gnd_toy.mat", names=list("abcd"), queries=[1], ok=[[2]], junk=[[]], bbx=[[0, 0, 5, 5]])
     file.write_bytes(file.read_bytes()[:keep])
     with pytest.raises(DeepClusterError, match=r"give a complete gnd_oxford5k.mat"):
@@ -119,8 +121,8 @@ def test_damaged_files_are_a_sentence(keep: int, tmp_path: Path) -> None:
         ({"queries": [7]}, "IndexError"),
     ],
 )
-def test_wrong_files_are_a_sentence(change: dict, why: str, tmp_path: Path) -> None:
-    parts: dict = {"names": list("abcd"), "queries": [1], "ok": [[2]], "junk": [[]], "bbx": [[0, 0, 5, 5]]}
+def test_inconsistent_file_is_refused(change: dict[str, Any], why: str, tmp_path: Path) -> None:
+    parts: dict[str, Any] = {"names": list("abcd"), "queries": [1], "ok": [[2]], "junk": [[]], "bbx": [[0, 0, 5, 5]]}
     with pytest.raises(DeepClusterError, match=why):
         read_ground_truth(write_mat(tmp_path / "gnd_toy.mat", **(parts | change)))
 
@@ -147,7 +149,7 @@ def test_groups_by_pattern_and_by_label() -> None:
     assert rows.tolist() == list(range(6)) and asked.tolist() == [0, 1, 3, 4]
 
 
-def test_groups_that_are_none_are_a_sentence() -> None:
+def test_missing_groups_are_refused() -> None:
     with pytest.raises(DeepClusterError, match="is not a regular expression"):
         groups(Named(["a", "b"]), "obj(")  # type: ignore[arg-type]
     with pytest.raises(DeepClusterError, match="No two of the 2 images of named, the first of which is a"):
@@ -156,7 +158,7 @@ def test_groups_that_are_none_are_a_sentence() -> None:
         groups(Named(["a", "b"]))  # type: ignore[arg-type]
 
 
-def test_images_are_found_by_name_wherever_they_lie(tmp_path: Path) -> None:
+def test_images_are_located_by_name_in_any_folder(tmp_path: Path) -> None:
     file = write_mat(
         tmp_path / "gnd_toy.mat", names=list("abcd"), queries=[1], ok=[[2, 3]], junk=[[]], bbx=[[0, 0, 5, 5]]
     )

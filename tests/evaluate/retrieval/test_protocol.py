@@ -17,6 +17,7 @@ from PIL import Image
 from deepcluster.cli.main import main
 from deepcluster.clustering.whitening import Whitening
 from deepcluster.data.open import open_images
+from deepcluster.engine.log import Bar, Screen
 from deepcluster.engine.run import load_subject
 from deepcluster.engine.subject import Subject
 from deepcluster.errors import DeepClusterError
@@ -29,7 +30,7 @@ from deepcluster.evaluate.retrieval.descriptors import (
 )
 from deepcluster.evaluate.retrieval.ground_truth import GroundTruth
 from deepcluster.evaluate.retrieval.images import ImageSubset
-from deepcluster.evaluate.retrieval.protocol import retrieval
+from deepcluster.evaluate.retrieval.protocol import Features, retrieval
 from deepcluster.evaluate.retrieval.ranking import score_rankings
 from deepcluster.evaluate.retrieval.rmac import aggregate, pooled
 from deepcluster.evaluate.retrieval.whitening import RunningCovariance, load_whitening
@@ -71,7 +72,7 @@ def network(folder: Path, name: str = "convnet", size: int = 32) -> Subject:
 
 
 GROUP = r"(thing\d+)_"
-SMALL = {"features": "rmac", "whiten_on": "none", "long_side": 64}
+SMALL: dict[str, Any] = {"features": "rmac", "whiten_on": "none", "long_side": 64}
 
 
 def look(subject: Subject, picture: Image.Image) -> torch.Tensor:
@@ -89,9 +90,9 @@ def resized(file: Path, long_side: int) -> Image.Image:
     return image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BILINEAR)
 
 
-def test_rmac_of_a_folder_is_that_of_one_picture_at_a_time(images: Path, others: Path, tmp_path: Path) -> None:
+def test_rmac_of_a_folder_matches_one_picture_at_a_time(images: Path, others: Path, tmp_path: Path) -> None:
     subject = network(tmp_path / "out")
-    recipe = {"features": "rmac", "whiten_on": others, "long_side": 64, "dims": 24, "whiten_images": 10}
+    recipe: dict[str, Any] = {"features": "rmac", "whiten_on": others, "long_side": 64, "dims": 24, "whiten_images": 10}
     result = retrieval(subject, images, group=GROUP, **recipe)
     seen = RunningCovariance()
     for file in sorted(others.iterdir())[:10]:
@@ -114,7 +115,7 @@ def test_rmac_of_a_folder_is_that_of_one_picture_at_a_time(images: Path, others:
     json.loads(result.json())
 
 
-def test_pool_is_what_command_features_gives(images: Path, tmp_path: Path) -> None:
+def test_pool_matches_the_features_command(images: Path, tmp_path: Path) -> None:
     subject = network(tmp_path / "out")
     result = retrieval(subject, images, group=GROUP)
     table = subject.features(str(images))
@@ -126,7 +127,7 @@ def test_pool_is_what_command_features_gives(images: Path, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("features", ["mac", "spoc", "gem"])
-def test_other_pools_of_maps(features: str, images: Path, tmp_path: Path) -> None:
+def test_other_pools_of_maps(features: Features, images: Path, tmp_path: Path) -> None:
     subject = network(tmp_path / "out")
     retrieval(subject, images, group=GROUP, features=features, long_side=48)
     table = np.load(tmp_path / "out" / "retrieval.npy")
@@ -137,13 +138,19 @@ def test_other_pools_of_maps(features: str, images: Path, tmp_path: Path) -> Non
 def with_boxes(tmp_path: Path) -> Path:
     names = [f"thing{group}_{number}" for group in range(5) for number in range(4)]
     own = [[4 * group + number + 1 for number in range(4)] for group in range(5)]
-    boxes = [[3, 2, 25, 33], [0, 0, 24, 24], [5.4, 5.6, 30, 22], [0, 0, 30, 30], [10, 10, 1000, 1000]]
+    boxes: list[list[float]] = [
+        [3, 2, 25, 33],
+        [0, 0, 24, 24],
+        [5.4, 5.6, 30, 22],
+        [0, 0, 30, 30],
+        [10, 10, 1000, 1000],
+    ]
     file = tmp_path / "gnd_toy.mat"
     queries = [0, 4, 8, 12, 16]
     return write_mat(file, names=names, queries=queries, ok=own, junk=[[5], [], [], [], []], bbx=boxes)
 
 
-def test_queries_are_cut_as_asked(images: Path, tmp_path: Path) -> None:
+def test_queries_are_cropped_as_asked(images: Path, tmp_path: Path) -> None:
     subject, file = network(tmp_path / "out"), with_boxes(tmp_path)
     box = np.array([3, 2, 25, 33])  # of thing0_0, which is 40 wide and 60 high
     first = images / "thing0_0.png"
@@ -156,7 +163,7 @@ def test_queries_are_cut_as_asked(images: Path, tmp_path: Path) -> None:
     }
     scores = {}
     for way, picture in ways.items():
-        recipe = {"whiten_on": "none", "long_side": 64, "crop_queries": way}
+        recipe: dict[str, Any] = {"whiten_on": "none", "long_side": 64, "crop_queries": way}
         result = retrieval(subject, images, ground_truth=file, **recipe)
         queries = np.load(tmp_path / "out" / "retrieval-queries.npy")
         np.testing.assert_allclose(queries[0], aggregate(pooled(look(subject, picture), "rmac"), None)[0], atol=1e-5)
@@ -174,7 +181,7 @@ def test_queries_are_cut_as_asked(images: Path, tmp_path: Path) -> None:
     assert pool.settings["queries_cropped"] == "boxes: crop-then-resize"
 
 
-def test_missing_and_damaged_images_are_told_and_left_out(images: Path, tmp_path: Path) -> None:
+def test_missing_and_damaged_images_are_reported_and_left_out(images: Path, tmp_path: Path) -> None:
     file, subject = with_boxes(tmp_path), network(tmp_path / "out")
     (images / "thing0_1.png").unlink()
     (images / "thing1_2.png").write_bytes(b"no picture")
@@ -200,23 +207,29 @@ class Killed(Exception):
     """What a signal would do."""
 
 
-class Killing:
-    """Ends the process after so many images; also a screen whose progress bar does so."""
+class KillingBar(Bar):
+    """Ends the process after so many images."""
 
     def __init__(self, after: int) -> None:
+        super().__init__()
         self.left = after
 
-    def advance(self, images: int = 1) -> None:
+    def __call__(self, images: int = 1) -> None:
         self.left -= images
         if self.left < 0:
             raise Killed
 
-    @contextlib.contextmanager
-    def bar(self, name: str, total: int) -> Iterator[Callable[[int], None]]:
-        yield self.advance
 
-    def say(self, line: str) -> None:
-        pass
+class KillingScreen(Screen):
+    """All its progress bars together end the process after so many images."""
+
+    def __init__(self, after: int) -> None:
+        super().__init__(quiet=True)
+        self.only_bar = KillingBar(after)
+
+    @contextlib.contextmanager
+    def bar(self, what: str, total: int, unit: str = "images") -> Iterator[Bar]:
+        yield self.only_bar
 
 
 class Counted(PooledMaps):
@@ -246,9 +259,10 @@ def test_killed_descriptors_are_resumed_bit_for_bit(tmp_path: Path) -> None:
     expected = table(ResumeFile(tmp_path / "whole.state", "same"))
     extractor.pictures = 0
     file = tmp_path / "killed.state"
-    for stage in (whitening, table):
-        with pytest.raises(Killed):
-            stage(ResumeFile(file, "same", save_seconds=0), Killing(19).advance)
+    with pytest.raises(Killed):
+        whitening(ResumeFile(file, "same", save_seconds=0), KillingBar(19))
+    with pytest.raises(Killed):
+        table(ResumeFile(file, "same", save_seconds=0), KillingBar(19))
     resumed = ResumeFile(file, "same", save_seconds=0)
     assert torch.equal(table(resumed), expected)
     assert extractor.pictures <= 2 * (36 + 8)  # finished blocks were not computed again
@@ -272,7 +286,7 @@ def test_killed_evaluation_is_resumed_and_its_descriptors_are_kept(
     monkeypatch.setattr(PooledMaps, "pooled_maps", counted)
     folder = tmp_path / "killed"
     with pytest.raises(Killed):  # after the whitening, within the database
-        retrieval(network(folder), images, group=GROUP, screen=Killing(30 + 20), **recipe)
+        retrieval(network(folder), images, group=GROUP, screen=KillingScreen(30 + 20), **recipe)
     before = sum(looked)
     assert retrieval(network(folder), images, group=GROUP, **recipe) == whole
     assert sum(looked) - before == 36  # the whitening was not learned again
@@ -308,10 +322,11 @@ def test_whitening_is_never_learned_on_what_is_searched_unless_asked(images: Pat
 def test_saved_whitening_describes_other_pictures(images: Path, others: Path, tmp_path: Path) -> None:
     subject = network(tmp_path / "out")
     picture = np.array(Image.open(images / "thing1_0.png"))
-    for recipe in (
+    recipes: list[dict[str, Any]] = [
         {"whiten_on": others, "long_side": 48, "levels": 2},
         {"features": "pool", "whiten_on": others, "dims": 8},
-    ):
+    ]
+    for recipe in recipes:
         retrieval(subject, images, group=GROUP, **recipe)
         describe = load_descriptor(subject, tmp_path / "out" / "retrieval.safetensors")
         np.testing.assert_allclose(describe([picture])[0], np.load(tmp_path / "out" / "retrieval.npy")[4], atol=1e-5)
@@ -339,18 +354,32 @@ def test_saved_whitening_describes_other_pictures(images: Path, others: Path, tm
         ({"features": "mac", "tap": "conv9"}, "no tap 'conv9'"),
     ],
 )
-def test_no_option_is_ignored(options: dict[str, Any], says: str, images: Path, tmp_path: Path) -> None:
+def test_options_without_effect_are_refused(options: dict[str, Any], says: str, images: Path, tmp_path: Path) -> None:
     with pytest.raises(DeepClusterError, match=says):
         retrieval(network(tmp_path / "out"), images, group=GROUP, **options)
 
 
-def test_every_option_changes_what_it_is_for(images: Path, others: Path, tmp_path: Path) -> None:
+def test_every_option_has_an_effect(images: Path, others: Path, tmp_path: Path) -> None:
     subject = network(tmp_path / "out")
-    base = {"features": "rmac", "whiten_on": str(others), "long_side": 48, "dims": 16, "whiten_images": 9, "levels": 3}
-    changes = [{}, {"long_side": 64}, {"dims": 8}, {"whiten_images": 18}, {"levels": 2}, {"tap": "conv4"}]
+    base: dict[str, Any] = {
+        "features": "rmac",
+        "whiten_on": str(others),
+        "long_side": 48,
+        "dims": 16,
+        "whiten_images": 9,
+        "levels": 3,
+    }
+    changes: list[dict[str, Any]] = [
+        {},
+        {"long_side": 64},
+        {"dims": 8},
+        {"whiten_images": 18},
+        {"levels": 2},
+        {"tap": "conv4"},
+    ]
     tables = []
     for change in changes:
-        retrieval(subject, images, group=GROUP, **(base | change))  # type: ignore[arg-type]
+        retrieval(subject, images, group=GROUP, **(base | change))
         tables.append(np.load(tmp_path / "out" / "retrieval.npy").tobytes())
     assert len(set(tables)) == len(changes)
     power = [

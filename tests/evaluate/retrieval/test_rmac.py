@@ -40,7 +40,7 @@ def boxes(height: int, width: int, levels: int) -> list[tuple[int, int, int]]:
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("levels", [1, 3, 4])
-def test_grid_is_the_papers(shape: tuple[int, int], levels: int) -> None:
+def test_region_grid_matches_the_paper(shape: tuple[int, int], levels: int) -> None:
     ours = [(top, left, side) for side, tops, lefts in regions(*shape, levels) for top in tops for left in lefts]
     assert ours == boxes(*shape, levels)
     for top, left, side in ours:
@@ -58,13 +58,13 @@ def test_numbers_of_regions() -> None:
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_region_maxima_are_those_of_loops(shape: tuple[int, int]) -> None:
+def test_region_maxima_match_loops(shape: tuple[int, int]) -> None:
     maps = torch.randn(2, 3, *shape, generator=torch.Generator().manual_seed(0))
     expected = [maps[:, :, t : t + s, left : left + s].amax((2, 3)) for t, left, s in boxes(*shape, 3)]
     assert torch.equal(region_max(maps), torch.stack(expected, 1))
 
 
-def test_pools_are_numpys() -> None:
+def test_pooling_matches_numpy() -> None:
     maps = torch.rand(3, 5, 6, 4, generator=torch.Generator().manual_seed(0)) - 0.2
     x = maps.double().numpy()
     raw = {
@@ -85,11 +85,11 @@ def whitened_by_numpy(rows: np.ndarray, others: np.ndarray, dims: int) -> np.nda
     values, vectors = np.linalg.eigh((others - center).T @ (others - center))
     order = np.argsort(-values)[:dims]
     white = (rows - center) @ vectors[:, order] / np.sqrt(np.maximum(values[order], 1e-5 * values.max()))
-    return white / np.linalg.norm(white, axis=1, keepdims=True)
+    return np.asarray(white / np.linalg.norm(white, axis=1, keepdims=True))
 
 
 @pytest.mark.parametrize("rank", [12, 6])
-def test_whole_chain_is_numpys(rank: int) -> None:
+def test_whitened_descriptors_match_numpy(rank: int) -> None:
     """Also where the rows that the whitening is learned on span fewer directions than there are."""
     random = np.random.default_rng(0)
     mix = random.normal(size=(rank, 12)) * np.geomspace(1, 1e-2, rank)[:, None]
@@ -120,7 +120,7 @@ def test_without_whitening_regions_are_added() -> None:
     np.testing.assert_allclose(aggregate(rows, None), total / total.norm(dim=1, keepdim=True), rtol=1e-6)
 
 
-def test_small_variances_are_floored_not_silenced() -> None:
+def test_small_variances_are_floored_and_not_zeroed() -> None:
     others = np.zeros((50, 3))
     others[:, 0] = np.random.default_rng(0).normal(size=50)
     seen = RunningCovariance()

@@ -208,9 +208,9 @@ def _measure_clusters(found: RunDiagnostics, assignment: np.ndarray, distance: n
 
 def _measure_features(found: RunDiagnostics, model: Model) -> None:
     """Whether the model's weights are finite, and how many of its features and directions vary over the images."""
-    name, embedding = model.between
     tensors = {f"backbone.{part}": value for part, value in model.backbone.state_dict().items()}
-    tensors |= {f"{name}.{part}": value for part, value in embedding.state_dict().items()}
+    for number, step in enumerate(model.embedding):
+        tensors |= {f"embedding.{number}.{part}": value for part, value in step.state_dict().items()}
     found.not_finite += _not_finite(tensors | {"centroids": model.centroids})
     if model.whitening is None:  # online methods do not whiten
         return
@@ -262,7 +262,7 @@ def _initial_backbone(run: Run, found: RunDiagnostics) -> Backbone | None:
     from deepcluster.engine.build import untrained  # loads the training engine
 
     try:
-        with checkpoint.undisturbed():
+        with checkpoint.preserve_random_state():
             return untrained(run.config)
     except (DeepClusterError, KeyError, OSError) as error:
         why = _first_line(error)

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from deepcluster.data.cache import load_pixels
-from deepcluster.engine.checkpoint import undisturbed
+from deepcluster.engine.checkpoint import preserve_random_state
 from deepcluster.engine.log import Screen
 from deepcluster.engine.subject import Subject
 from deepcluster.errors import DeepClusterError
@@ -359,7 +359,7 @@ def _by_tuning(
     resume = task.resume([about, recipe])
 
     def one_draw(seed: int) -> dict[str, Any]:
-        with undisturbed():
+        with preserve_random_state():
             torch.manual_seed(seed_of(seed, BUILD))
             network = TransferNetwork(copy.deepcopy(subject.backbone).cpu(), len(classes), mode, **layers)
         loss = finetune(

@@ -17,8 +17,9 @@ from deepcluster.data.cache import Pixels, load_pixels
 from deepcluster.data.open import open_images
 from deepcluster.data.transforms import RandomViews
 from deepcluster.data.views import ViewGroup
-from deepcluster.engine.checkpoint import undisturbed
-from deepcluster.engine.subject import CACHE_GB, Subject, pick_device
+from deepcluster.engine.checkpoint import preserve_random_state
+from deepcluster.engine.fabric import pick_device
+from deepcluster.engine.subject import CACHE_GB, Subject
 from deepcluster.errors import DeepClusterError
 from deepcluster.evaluate.linear.features import FrozenFeatures
 from deepcluster.evaluate.linear.pooling import Pooling
@@ -85,7 +86,7 @@ class VOCClassifier:
         self._tensors, self._subject = tensors, subject
         self._network: TransferNetwork | None = None
         if subject is None:
-            with undisturbed():
+            with preserve_random_state():
                 backbone = build_backbone(**about["backbone"])
                 network = TransferNetwork(backbone, len(self.classes), about["mode"], **about["layers"])
             network.load_state_dict(tensors)

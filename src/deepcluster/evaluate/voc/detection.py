@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from deepcluster.engine.checkpoint import undisturbed
+from deepcluster.engine.checkpoint import preserve_random_state
 from deepcluster.engine.log import Screen
 from deepcluster.errors import DeepClusterError
 from deepcluster.evaluate.result import Result
@@ -148,7 +148,7 @@ def voc_detection(
     sets = [open_voc(data, split, "detection")]
     sets.append(open_voc(test or data, test_split, "detection", sets[0].classes))
     given = [read_proposals(proposals, voc.ids) if head == "fast" else None for voc in sets]
-    with undisturbed():
+    with preserve_random_state():
         build_detector(subject.backbone, sets[0].classes, config)  # refuses now what it would refuse later
     learned, tested = (Examples(voc, subject, screen) for voc in sets)
     # a detector learns from images with an object that is not difficult (arXiv 1504.08083, its code)

@@ -21,7 +21,7 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform, res
 from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign, box_iou, roi_align, roi_pool
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
-from deepcluster.engine.checkpoint import undisturbed
+from deepcluster.engine.checkpoint import preserve_random_state
 from deepcluster.errors import DeepClusterError
 from deepcluster.evaluate.voc.maps import (
     LAYERS,
@@ -376,7 +376,7 @@ def load_detector(file: Path | str, device: str = "cpu") -> Detector:
         DeepClusterError: the file is missing, damaged, or not a detector.
     """
     about, tensors = read_tensors(file, "detector")
-    with undisturbed():
+    with preserve_random_state():
         backbone = build_backbone(**about["backbone"])
         detector = build_detector(backbone, about["classes"], DetectorConfig(**about["config"]))
     detector.load_state_dict(tensors)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.segmentation.fcn import FCNHead
 
-from deepcluster.engine.checkpoint import undisturbed
+from deepcluster.engine.checkpoint import preserve_random_state
 from deepcluster.errors import DeepClusterError
 from deepcluster.evaluate.voc.maps import (
     FeatureMaps,
@@ -228,7 +228,7 @@ def load_segmenter(file: Path | str, device: str = "cpu") -> Segmenter:
         DeepClusterError: the file is missing, damaged, or not a segmenter.
     """
     about, tensors = read_tensors(file, "segmenter")
-    with undisturbed():
+    with preserve_random_state():
         backbone = build_backbone(**about["backbone"])
         segmenter = build_segmenter(backbone, about["classes"], stride=about["stride"], redraw=about["redraw"])
     segmenter.load_state_dict(tensors)

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from deepcluster.data.cache import Pixels, load_pixels
-from deepcluster.engine.checkpoint import undisturbed
+from deepcluster.engine.checkpoint import preserve_random_state
 from deepcluster.engine.log import Screen
 from deepcluster.errors import DeepClusterError
 from deepcluster.evaluate.result import Result, mean_and_std
@@ -211,7 +211,7 @@ def train_and_score(
     resume = ResumeFile(file, [settings, fingerprints, subject.backbone], say=screen.say)
 
     def one_draw(draw: int) -> dict[str, float]:
-        with undisturbed():
+        with preserve_random_state():
             torch.manual_seed(seed_of(seed + draw, BUILD))
             network = build(calibrated_copy(subject, learned, images, seed + draw)).to(subject.device)
         network.get_submodule("maps").requires_grad_(trained == "all")

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from deepcluster.distributed import ProcessGroup
-from deepcluster.models.sync_batchnorm import Part, convert_sync_batchnorm, revert_sync_batchnorm
+from deepcluster.models.sync_batchnorm import BatchSlice, convert_sync_batchnorm, revert_sync_batchnorm
 from processes import together
 
 BATCH = 11
@@ -37,10 +37,10 @@ def images() -> Tensor:
 
 def _steps(group: ProcessGroup, cut: list[int], norm: bool = True) -> dict[str, Any]:
     """Two passes, and the gradient of the second; each process has the images between its cuts."""
-    net, part = network().train(), Part()
+    net, part = network().train(), BatchSlice()
     convert_sync_batchnorm(net, group, part, norm=norm)
     rows = slice(*(0, BATCH) if group.is_single else cut[group.rank : group.rank + 2])
-    part.position, part.whole = torch.arange(BATCH)[rows], BATCH
+    part.position, part.total = torch.arange(BATCH)[rows], BATCH
     torch.manual_seed(7)
     for _ in range(2):
         net.zero_grad()
@@ -77,5 +77,5 @@ def test_statistics_of_the_parts_are_a_choice() -> None:
 
 def test_one_process_keeps_its_layers() -> None:
     net = network()
-    convert_sync_batchnorm(net, ProcessGroup(), Part())
+    convert_sync_batchnorm(net, ProcessGroup(), BatchSlice())
     assert all(type(layer).__module__.startswith("torch.") for layer in net)

@@ -1,0 +1,283 @@
+"""What watches a run while it trains: statistics of its clusters, a score on labels, warnings, and the files that each
+clustering leaves. It reads the network and changes nothing of the training.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from deepcluster.clustering.metrics import nmi, purity, size_stats
+from deepcluster.config import TrainRun
+from deepcluster.data.source import ImageSource
+from deepcluster.engine import checkpoint
+from deepcluster.engine.health import check_clusters, check_loss
+from deepcluster.engine.log import Metrics, line
+from deepcluster.engine.loop import TrainContext, TrainState, extract_all
+from deepcluster.engine.model import MODEL, Model
+from deepcluster.engine.run_folder import write_snapshot
+from deepcluster.errors import DeepClusterError
+from deepcluster.features.neighbors import score_features
+from deepcluster.methods.base import Method
+from deepcluster.random import seeded
+from deepcluster.types import Clustering
+
+MAX_SCORED = 5_000
+"""Labelled training images that the kNN score is computed on, at most."""
+NEIGHBORS = 20
+"""Neighbors that vote, as in `deepcluster evaluate RUN knn`."""
+DRAW = 17
+"""Purpose of the draw of these images; those of the loop are other numbers."""
+NAMES = {"knn": "kNN score", "nmi": "NMI with the labels"}
+
+
+@dataclass(frozen=True)
+class Watch:
+    """The score that is followed during training; its values are the `watched` of metrics.jsonl and nothing else is
+    remembered, so a run that was killed knows all it knew.
+
+    Attributes:
+        score: "knn": leave-one-out kNN of the features of `images`; "nmi": NMI(t, labels) of the latest clusters
+            (arXiv 1807.05520 §4.1, figure 2a).
+        every: epochs from one value to the next.
+        patience: values without improvement after which the run says so.
+        stop: whether training ends then.
+        images: (M,) int64 positions in the source, ascending; empty for "nmi".
+        labels: (N,) int64, -1 = none. For scoring only.
+    """
+
+    score: Literal["knn", "nmi"]
+    every: int
+    patience: int
+    stop: bool
+    images: np.ndarray
+    labels: np.ndarray
+
+    @property
+    def name(self) -> str:
+        """The score, in words."""
+        return NAMES[self.score]
+
+    def due(self, epoch: int) -> bool:
+        """Whether a value is due after `epoch`, counted from 0."""
+        return (epoch + 1) % self.every == 0
+
+    def over(self, rows: Sequence[Mapping[str, Any]]) -> bool:
+        """Whether training is to end after these rows of metrics.jsonl."""
+        best = best_of(rows)
+        return self.stop and best is not None and best.since >= self.patience
+
+    def sentence(self, rows: Sequence[Mapping[str, Any]]) -> str | None:
+        """What is to be said after the last of these rows: once when the value has not improved for `patience` values,
+        and again only if it improved after that and stalled again."""
+        best = best_of(rows)
+        if best is None or best.since != self.patience or "watched" not in rows[-1]:
+            return None
+        return (
+            f"the {self.name} has not improved since epoch {best.epoch + 1} ({100 * best.value:.1f} %):"
+            " checkpoints/best.ckpt holds that epoch"
+        )
+
+
+@dataclass(frozen=True)
+class Best:
+    """The first epoch with the highest watched value.
+
+    Attributes:
+        epoch: counted from 0.
+        value: a fraction of 1.
+        since: number of values after it.
+    """
+
+    epoch: int
+    value: float
+    since: int
+
+
+def best_of(rows: Sequence[Mapping[str, Any]]) -> Best | None:
+    """The best of the rows of metrics.jsonl that have a `watched`; None when none has."""
+    watched = [(row["epoch"], row["watched"]) for row in rows if row.get("watched") is not None]
+    if not watched:
+        return None
+    position = max(range(len(watched)), key=lambda position: (watched[position][1], -position))
+    return Best(*watched[position], since=len(watched) - 1 - position)
+
+
+def make_watch(run: TrainRun, source: ImageSource) -> Watch | None:
+    """The watch that the settings ask for; None for "none".
+
+    Raises:
+        DeepClusterError: no labels to compare with, numbers below 1, or an end that nothing is watched for.
+    """
+    if run.watch_every < 1 or run.patience < 1:
+        raise DeepClusterError(
+            f"--watch-every {run.watch_every} and --patience {run.patience} must be at least 1: they count epochs and"
+            " values."
+        )
+    if run.watch == "none":
+        if run.stop:
+            raise DeepClusterError("--stop needs a score to watch: add --watch knn or --watch nmi.")
+        return None
+    if source.labels is None or not (np.asarray(source.labels) >= 0).any():
+        raise DeepClusterError(
+            f"--watch {run.watch} compares with labels and {source.name} has none: give --data a source whose paths"
+            " have class folders, or leave --watch out."
+        )
+    labels = np.asarray(source.labels, np.int64)
+    images = np.zeros(0, np.int64) if run.watch == "nmi" else draw_labelled(labels, run.seed)
+    return Watch(run.watch, run.watch_every, run.patience, run.stop, images, labels)
+
+
+def draw_labelled(labels: np.ndarray, seed: int, at_most: int = MAX_SCORED) -> np.ndarray:
+    """(M,) int64 ascending: up to `at_most` of the (N,) images that have a label, the same in every epoch."""
+    known = np.flatnonzero(labels >= 0)
+    order = torch.randperm(len(known), generator=seeded(seed, DRAW))[:at_most]
+    return np.sort(known[order.numpy()])
+
+
+def knn_score(features: np.ndarray, labels: np.ndarray) -> float:
+    """Top-1 accuracy of each image's class by the 20 nearest others (fewer where there are fewer).
+
+    Args:
+        features: (M, D) float32.
+        labels: (M,) int64, all known.
+
+    Raises:
+        DeepClusterError: fewer than two images.
+    """
+    if len(features) < 2:
+        raise DeepClusterError("The kNN score needs two labelled images that can be decoded: watch nmi, or nothing.")
+    k = min(NEIGHBORS, len(features) - 1)
+    scored = dict(score_features(features, labels, None, None, k=(k,), classes=int(labels.max()) + 1))
+    return scored[f"knn{k}_top1"]
+
+
+class Monitor:
+    """Evaluates a run at each clustering and after each epoch."""
+
+    def __init__(self, metrics: Metrics, watch: Watch | None) -> None:
+        self.metrics, self.watch = metrics, watch
+        self._written: set[int] = set()  # epochs whose first clustering was written
+
+    def should_stop(self) -> bool:
+        """Whether the watched score has stopped rising and the run is to end there."""
+        return self.watch is not None and self.watch.over(self.metrics.rows)
+
+    def after_clustering(self, c: TrainContext, state: TrainState, before: np.ndarray, clustering: Clustering) -> None:
+        """Notes what the clusters look like and how they differ from those `before` (N,), and writes the model, so that
+        an unfinished run can assign too."""
+        now, labels, params = clustering.assignment, c.pixels.source.labels, c.run.method
+        state.latest = {"k": clustering.k, **size_stats(now, clustering.k)}
+        if (before >= 0).any():
+            state.latest["nmi_previous"] = nmi(before, now)
+            state.latest["reassigned"] = 1 - purity(now, before)
+        if labels is not None and (labels >= 0).any():
+            state.latest["nmi_labels"] = nmi(labels, now)
+            state.latest["purity"] = purity(now, labels)
+        if clustering.k > 1 or params.rotations_predicted == 1:  # rotations alone are something to tell apart
+            check_clusters(clustering.sizes, c.screen.warn)
+        with c.group.collective_section():
+            if not c.group.is_first:
+                return
+            best, epoch = best_of(self.metrics.rows), state.step // state.steps_per_epoch
+            if best is not None and state.step == (best.epoch + 1) * state.steps_per_epoch:
+                exported_model(c.method, clustering).save(c.folder / "checkpoints" / "best.safetensors")
+            if epoch not in self._written:
+                self._written.add(epoch)
+                write_snapshot(c.folder, exported_model(c.method, clustering), clustering)
+
+    def after_epoch(self, c: TrainContext, state: TrainState, epoch: int) -> None:
+        """One line on the screen and in metrics.jsonl, and warnings.
+
+        Raises:
+            Interrupted: while features were extracted for the score.
+            DeepClusterError: the loss is not finite, or no image could be decoded.
+        """
+        totals, latest = state.totals, state.latest
+        if not totals.get("images"):
+            raise DeepClusterError(
+                f"None of the images of epoch {epoch + 1} could be decoded: make sure that they can still be read, then"
+                f" `deepcluster train --resume {c.folder}`."
+            )
+        watched = self._watched(c, state, epoch)
+        loss, seconds = totals["loss"] / totals["images"], totals["seconds_train"]
+        if not math.isfinite(loss):
+            raise DeepClusterError(
+                f"The loss is no longer a number in epoch {epoch + 1}: go on from an earlier checkpoint of {c.folder}"
+                " with a lower --optimizer.lr, or start with --optimizer.clip 1."
+            )
+        row: dict[str, Any] = {
+            "epoch": epoch,
+            "loss": loss,
+            "nmi_previous": latest.get("nmi_previous"),
+            "reassigned": latest.get("reassigned"),
+            **{name: latest.get(name) for name in ("clusters_used", "size_min", "size_max", "size_entropy")},
+            "lr": c.optimizer.param_groups[0]["lr"],
+            "images_per_second": totals["images"] / max(seconds, 1e-9),
+            "seconds_train": seconds,
+            "seconds_features": totals.get("seconds_features", 0.0),
+            "seconds_cluster": totals.get("seconds_cluster", 0.0),
+            **{name: latest[name] for name in ("nmi_labels", "purity") if name in latest},
+            **c.method.epoch_stats(),
+            **watched,
+        }
+        with c.group.collective_section():
+            self.metrics.add(row)
+        c.screen.say(line(row, c.run.epochs))
+        classes = latest.get("k", 1) * c.run.method.rotations_predicted
+        check_loss([entry["loss"] for entry in self.metrics.rows], classes, c.screen.warn)
+        state.totals = {}
+        for name in ("nmi_previous", "reassigned"):  # an epoch without a clustering has none
+            state.latest.pop(name, None)
+
+    def _watched(self, c: TrainContext, state: TrainState, epoch: int) -> dict[str, Any]:
+        """The watched score after `epoch` and the seconds it took; empty when it is not due."""
+        if self.watch is None or not self.watch.due(epoch):
+            return {}
+        started = time.perf_counter()
+        if self.watch.score == "nmi":
+            value = state.latest.get("nmi_labels")
+        else:
+            with checkpoint.preserve_random_state():  # a third-party layer may draw random numbers
+                extracted = extract_all(c, -1, self.watch.images)
+            index, features = (c.group.gather_array(part) for part in (extracted.index, extracted.features))
+            value = knn_score(features, self.watch.labels[index])
+        return {"watched": value, "seconds_watched": time.perf_counter() - started}
+
+    def keep_best(self, c: TrainContext, state: TrainState) -> None:
+        """Where the epoch that has just ended has the highest watched score: `best.ckpt` and, beside it,
+        `best.safetensors` with the network as it is now and the clusters of model.safetensors, until the next
+        clustering gives this network its own."""
+        best = best_of(self.metrics.rows) if self.watch else None
+        if best is None or state.step != (best.epoch + 1) * state.steps_per_epoch:
+            return
+        with c.group.collective_section():
+            kept = c.folder / "checkpoints"
+            if not c.group.is_first or not (kept / "last.ckpt").exists():
+                return
+            checkpoint.keep_copy(kept / "last.ckpt", kept / "best.ckpt")
+            if (c.folder / MODEL).exists():
+                with checkpoint.preserve_random_state():  # a network is initialized before its weights are read
+                    model = Model.load(c.folder / MODEL)
+                model.backbone = c.method.feature_network
+                model.embedding = [
+                    new if isinstance(new, torch.nn.Module) else old
+                    for old, new in zip(model.embedding, c.method.embedding, strict=True)
+                ]
+                model.save(kept / "best.safetensors")
+
+    def report_stall(self, c: TrainContext) -> None:
+        """Says once that the watched score has stopped rising."""
+        if self.watch and (said := self.watch.sentence(self.metrics.rows)):
+            c.screen.say(said)
+
+
+def exported_model(method: Method, clustering: Clustering) -> Model:
+    """What features and assignments need, of the method as it stands."""
+    return Model(method.feature_network, clustering.centroids, method.embedding, method.cluster_tree)

@@ -1,0 +1,247 @@
+"""What every method of deep clustering is: images with an index in, a loss out, clusters now and then.
+
+A method is an ordinary `nn.Module`. It knows nothing of files, loaders or devices: the engine gives it features and
+batches, saves its state, and steps the optimizers it asks for.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from deepcluster.clustering.whitening import Whitening
+from deepcluster.distributed import SINGLE, ProcessGroup
+from deepcluster.errors import DeepClusterError
+from deepcluster.models.backbone import Backbone
+from deepcluster.types import Batch, Clustering, ClusterTree, Embedding, TrainStep
+
+
+@dataclass(frozen=True)
+class Features:
+    """Features of every image that can be decoded, or of this process's share of them.
+
+    Attributes:
+        index: (M,) int64, ascending positions in the source; each decodable image exactly once, on one process. The
+            shares follow each other in the order of the processes.
+        features: (M, D) float32, in memory or memory-mapped.
+    """
+
+    index: np.ndarray
+    features: np.ndarray
+
+
+ExtractFeatures = Callable[[], Features]
+"""Runs the backbone once over all images. Passed to `refresh` by the engine."""
+
+
+class MakeOptimizer(Protocol):
+    """Makes the run's optimizer for some parameters; `lr` and `momentum` replace the run's where they are given."""
+
+    def __call__(
+        self, parameters: Iterable[nn.Parameter], lr: float | None = None, momentum: float | None = None
+    ) -> torch.optim.Optimizer: ...
+
+
+class Method(nn.Module, ABC):
+    """A way to train a backbone from clusters. Subclasses are final.
+
+    `backbone` and everything a subclass keeps per image are created at construction, as parameters or buffers,
+    so that a checkpoint holds them from the first step on.
+
+    Args:
+        backbone: the network to train; its features are read before the last ReLU.
+        params: the method's parameters, an instance of its class in `methods/params.py`.
+        n: number of images in the source, undecodable ones included.
+        make_optimizer: for the parameters that the method owns besides the backbone's.
+        clusterer: what groups the features in place of k-means, for methods that allow one.
+        group: the processes that train together.
+    """
+
+    backbone: Backbone
+    assignment: Tensor
+    group: ProcessGroup = SINGLE
+
+    @abstractmethod
+    def __init__(
+        self,
+        backbone: Backbone,
+        params: Any,
+        *,
+        n: int,
+        make_optimizer: MakeOptimizer,
+        clusterer: Any = None,
+        group: ProcessGroup = SINGLE,
+    ) -> None:
+        super().__init__()
+        self.backbone, self.group = backbone, group
+
+    @abstractmethod
+    def order(self, length: int, generator: torch.Generator) -> Tensor:
+        """(length,) int64, the images to train on, in order."""
+
+    @abstractmethod
+    def loss(self, batch: Batch, step: TrainStep) -> dict[str, Tensor]:
+        """Scalar losses of one batch; `loss` is the one that is minimized. The losses of all processes add up to the
+        loss of the whole batch."""
+
+    @abstractmethod
+    def optimizers(self) -> dict[str, torch.optim.Optimizer]:
+        """Optimizers the method owns besides the backbone's, such as the head's; stepped and saved with it."""
+
+    def due(self, step: int, steps_per_epoch: int) -> bool:
+        """Whether the clusters are to be recomputed before optimizer step `step` (counted from 0)."""
+        return False
+
+    def refresh(self, extract_features: ExtractFeatures, key: tuple[int, ...]) -> Clustering | None:
+        """Recomputes the clusters and takes them as targets. `key` seeds every random draw."""
+        return None
+
+    def after_step(self, batch: Batch) -> None:
+        """Called after each optimizer step, for methods that keep memories."""
+
+    def epoch_stats(self) -> dict[str, float]:
+        """Figures of the method's own for the epoch that ends, for metrics.jsonl; resets their counters."""
+        return {}
+
+    # What is saved, so that new images can be assigned without the method.
+
+    @property
+    def feature_network(self) -> Backbone:
+        """The network whose features are clustered, and that users of the trained model get."""
+        return self.backbone
+
+    @property
+    def embedding(self) -> list[Embedding]:
+        """The steps from the features of `feature_network` to the space of the centroids, in order."""
+        return []
+
+    @property
+    def cluster_tree(self) -> ClusterTree | None:
+        """The levels above the centroids, where those were found level by level."""
+        return None
+
+    @property
+    def last_assignment(self) -> Tensor:
+        """(N,) int64, the assignment of the last `refresh`, to compare the next one with."""
+        return self.assignment
+
+    # Several processes.
+
+    @property
+    def local_parameters(self) -> list[nn.Parameter] | None:
+        """Parameters that only this process has, perhaps none; all others are the same on each, their gradients to be
+        summed. None where no process has any of its own."""
+        return None
+
+    def full_state_dict(self) -> dict[str, Any]:
+        """`state_dict` of what all processes hold together; every process must call it, the first one gets it. Loading
+        it gives each process its part, however many there are."""
+        return self.state_dict()
+
+    def full_optimizer_states(self) -> dict[str, dict[str, Any]]:
+        """The states of `optimizers()` likewise."""
+        return {name: optimizer.state_dict() for name, optimizer in self.optimizers().items()}
+
+    def bytes_per_step(self, batch_size: int) -> int:
+        """Bytes that each process sends in a training step, gradients and batch-norm apart."""
+        return 0
+
+
+class WhitenedMethod(Method):
+    """A method that clusters PCA-whitened, L2-normalized features (arXiv 1807.05520 §3.3)."""
+
+    whitening: Whitening
+
+    def make_whitening(self, dim: int) -> Whitening:
+        """To `dim` dimensions, or as many as the features have; 0 = neither PCA nor whitening."""
+        return Whitening(dim or self.backbone.dim, whiten=dim > 0)
+
+    def whiten(self, features: Features, k: int, multiple: int = 1) -> tuple[np.ndarray, int]:
+        """(M, P) whitened rows of this process, with a whitening fitted to those of all, and the number of all rows.
+
+        Args:
+            multiple: what `k` must be a multiple of.
+
+        Raises:
+            DeepClusterError: fewer images than `k`, or images that all have the same features.
+        """
+        count = sum(self.group.row_counts(len(features.index)))
+        check_enough_images(count, k, max(1, count // 10 // multiple) * multiple)
+        self.whitening.device, self.whitening.group = self.assignment.device, self.group
+        z = self.whitening.fit(features.features).transform(features.features)
+        if not self.group.any(bool(np.any(z))):
+            raise DeepClusterError(
+                f"All {count} images give the same features, so there is nothing to cluster: check that the"
+                " images differ and are not blank."
+            )
+        return z, count
+
+    @property
+    def embedding(self) -> list[Embedding]:
+        return [self.whitening]
+
+    def get_extra_state(self) -> dict[str, Tensor]:
+        """The whitening, which is not a module; nothing before the first clustering."""
+        return self.whitening.state_dict() if (self.assignment >= 0).any() else {}
+
+    def set_extra_state(self, state: dict[str, Tensor]) -> None:
+        """The inverse of `get_extra_state`."""
+        if state:
+            self.whitening.load_state_dict(state)
+
+
+def interval_due(epochs: float, step: int, steps_per_epoch: int) -> bool:
+    """Whether `step` is the first, or the nearest to a multiple of `epochs`: fractional intervals do not drift."""
+    interval = max(1.0, epochs * steps_per_epoch)
+    return step == 0 or int(step / interval) > int((step - 1) / interval)
+
+
+def check_ranges(*settings: tuple[str, object, bool, str]) -> None:
+    """Refuses the first setting that is out of its range.
+
+    Args:
+        settings: name, value, whether it is in range, and the range in words.
+
+    Raises:
+        DeepClusterError: that one, by its name on the command line.
+    """
+    for name, value, good, words in settings:
+        if not good:
+            raise DeepClusterError(f"--method.{name} is {value}: give {words}.")
+
+
+def check_enough_images(count: int, k: int, advice: int) -> None:
+    """Raises: DeepClusterError: fewer images than clusters."""
+    if count < k:
+        raise DeepClusterError(
+            f"There are {count} images for {k} clusters: ask for fewer, such as --method.k {advice}."
+        )
+
+
+def scatter_to_dataset(
+    n: int, index: np.ndarray, z: np.ndarray, labels: np.ndarray, centroids: Tensor, group: ProcessGroup
+) -> Clustering:
+    """The clustering of all n images from this process's rows.
+
+    Args:
+        index: (M,) int64 positions in the source.
+        z: (M, P) rows in the space of the centroids.
+        labels: (M,) int64.
+        centroids: (K, P).
+    """
+    own = np.full(len(index), np.nan, np.float32)
+    for start in range(0, len(index), 65536):
+        part = slice(start, start + 65536)
+        near = torch.as_tensor(labels[part])
+        offset = (torch.as_tensor(z[part]).float() - centroids[near]).norm(dim=1)
+        own[part] = torch.where(near >= 0, offset, torch.nan).numpy()
+    assignment, distance = np.full(n, -1, np.int64), np.full(n, np.nan, np.float32)
+    index = group.gather_array(index)
+    assignment[index], distance[index] = group.gather_array(labels), group.gather_array(own)
+    return Clustering(assignment, centroids, distance, float(np.nansum(distance.astype(np.float64) ** 2)))

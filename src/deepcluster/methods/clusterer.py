@@ -1,0 +1,77 @@
+"""Any clusterer in place of k-means: PIC, or what the user passed in Python."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from deepcluster.clustering.pic import PIC
+from deepcluster.distributed import ProcessGroup
+from deepcluster.errors import DeepClusterError
+from deepcluster.methods.params import DeepClusterParams
+
+
+class Clusterer(Protocol):
+    """Anything with scikit-learn's `fit_predict`."""
+
+    def fit_predict(self, x: Any, y: None = None) -> Any:
+        """(N, P) whitened rows -> (N,) integer labels; negative ones mean "none", as in HDBSCAN."""
+
+
+def choose_clusterer(p: DeepClusterParams, given: Clusterer | None) -> Clusterer | None:
+    """What clusters the features in place of k-means; None for k-means.
+
+    Raises:
+        DeepClusterError: settings that only k-means has.
+    """
+    clusterer = PIC(p.neighbors, p.sigma, p.alpha, version=p.pic_version) if p.algorithm == "pic" else given
+    if clusterer is None and p.k < 1:
+        raise DeepClusterError(f"k-means needs at least one cluster, not {p.k}: set --method.k.")
+    if clusterer is not None and (p.k or p.clusterings > 1):
+        wrong = [f"--method.k 0, not {p.k}"] * bool(p.k) + [f"--method.clusterings 1, not {p.clusterings}"] * (
+            p.clusterings > 1
+        )
+        raise DeepClusterError(
+            f"{type(clusterer).__name__} finds the number of clusters itself and makes one clustering: set"
+            f" {', and '.join(wrong)}."
+        )
+    return clusterer
+
+
+def fit_predict(clusterer: Clusterer, z: np.ndarray, group: ProcessGroup) -> np.ndarray:
+    """(M,) int64 labels of this process's (M, P) rows, numbered without gaps; -1 = none.
+
+    The clusterer must see all rows, so the first process fits a copy of it and sends the labels to the others.
+
+    Raises:
+        DeepClusterError: it gives no labels, or no image a cluster.
+    """
+    count, before = sum(lengths := group.row_counts(len(z))), sum(lengths[: group.rank])
+    rows: torch.Tensor | None = torch.as_tensor(z)
+    if not group.is_single:
+        rows = group.gather_to_first(before + torch.arange(len(z)), torch.as_tensor(z), count)
+    labels = np.full(count, -1, np.int64)
+    with group.collective_section():
+        if rows is not None:
+            found = np.asarray(copy.deepcopy(clusterer).fit_predict(rows.numpy()))
+            labels = _numbered_without_gaps(found, count, type(clusterer).__name__)
+    return group.broadcast_(torch.from_numpy(labels)).numpy()[before : before + len(z)]
+
+
+def _numbered_without_gaps(labels: np.ndarray, count: int, name: str) -> np.ndarray:
+    if labels.shape != (count,) or labels.dtype.kind not in "iu":
+        raise DeepClusterError(
+            f"{name}.fit_predict gave {labels.dtype} of shape {labels.shape} for {count} images: it must give one"
+            " integer per image."
+        )
+    if not (labels >= 0).any():
+        raise DeepClusterError(
+            f"{name} put none of {count} images into a cluster: loosen its settings (such as HDBSCAN's"
+            " min_cluster_size)."
+        )
+    numbered = np.full(len(labels), -1, np.int64)
+    numbered[labels >= 0] = np.unique(labels[labels >= 0], return_inverse=True)[1]
+    return numbered
