@@ -11,7 +11,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deepcluster.clustering import redistribute as dealing
 from deepcluster.clustering.assign import nearest_centroids
 from deepcluster.clustering.hierarchical import HierarchicalKMeans, levels_for, nearest_in_tree, seed_for
 from deepcluster.clustering.kmeans import KMeans
@@ -69,7 +68,7 @@ def going_down(x: np.ndarray, levels: list[np.ndarray], counts: list[np.ndarray]
 
 @pytest.mark.parametrize("branches", [(4,), (2, 3), (1, 2, 3), (24,), (1,), None])
 @pytest.mark.parametrize("spherical", [False, True])
-def test_rows_go_down_as_they_did_in_training(branches: Any, spherical: bool) -> None:
+def test_predict_descends_as_fit_did(branches: Any, spherical: bool) -> None:
     x, new = nested(900), nested(200, seed=1) * 1.1
     run = HierarchicalKMeans(24, branches=branches, spherical=spherical, random_state=0, max_iter=5).fit(x)
     assert [len(level) for level in run.levels_] == np.cumprod(levels_for(24, branches)).tolist()
@@ -116,7 +115,7 @@ def test_any_small_table(n: int, branches: tuple[int, ...], kind: int) -> None:
         np.testing.assert_array_equal(below.reshape(len(above), -1).sum(1), above)
 
 
-def test_an_empty_cluster_keeps_its_place_and_never_wins() -> None:
+def test_empty_clusters_keep_their_index_and_are_never_nearest() -> None:
     x = np.concatenate([np.zeros((10, 2)), np.full((2, 2), 100.0) + np.eye(2)]).astype(np.float32)
     run = HierarchicalKMeans(12, branches=(2,), random_state=0).fit(x)
     near, far = run.labels_[0] // 6, run.labels_[-1] // 6
@@ -129,14 +128,15 @@ def test_an_empty_cluster_keeps_its_place_and_never_wins() -> None:
     assert run.counts_[1][run.predict(run.levels_[0])].min() > 0
 
 
-def test_large_super_clusters_go_through_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_super_clusters_go_through_files(tmp_path: Path) -> None:
     x = nested()
     memory = HierarchicalKMeans(20, branches=(2, 2), random_state=0).fit(x)
-    monkeypatch.setattr(dealing, "IN_MEMORY", 0)
     np.save(tmp_path / "x.npy", x)
     (tmp_path / "scratch").mkdir()
     mapped = np.load(tmp_path / "x.npy", mmap_mode="r")
-    file = HierarchicalKMeans(20, branches=(2, 2), random_state=0, scratch=tmp_path / "scratch").fit(mapped)
+    file = HierarchicalKMeans(20, branches=(2, 2), random_state=0, scratch=tmp_path / "scratch", max_bytes=0).fit(
+        mapped
+    )
     np.testing.assert_array_equal(file.labels_, memory.labels_)
     np.testing.assert_array_equal(file.cluster_centers_, memory.cluster_centers_)
     np.testing.assert_array_equal(file.predict(mapped), memory.labels_)
@@ -175,12 +175,12 @@ def test_speaks_scikit_learn() -> None:
         ({"init": "best"}, "init must be one of"),
     ],
 )
-def test_mistakes_get_a_sentence(arguments: dict[str, Any], words: str) -> None:
+def test_invalid_input_raises(arguments: dict[str, Any], words: str) -> None:
     with pytest.raises(DeepClusterError, match=words):
         HierarchicalKMeans(**{"n_clusters": 8, **arguments}).fit(nested(200))
 
 
-def test_trees_that_are_none_get_a_sentence() -> None:
+def test_invalid_trees_raise() -> None:
     x, tops, leaves = np.zeros((3, 2)), np.zeros((2, 2)), np.zeros((4, 2))
     with pytest.raises(DeepClusterError, match="is not fitted yet"):
         HierarchicalKMeans(2).predict(x)

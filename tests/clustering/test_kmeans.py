@@ -80,7 +80,7 @@ def test_same_objective_as_faiss(precision: str, spherical: bool) -> None:
         np.testing.assert_allclose(np.linalg.norm(ours.cluster_centers_, axis=1), 1, atol=1e-5)
 
 
-def test_backends_take_the_same_way_while_no_cluster_is_empty() -> None:
+def test_torch_and_faiss_backends_agree_while_no_cluster_is_empty() -> None:
     x = blobs(4000, 16, 20)
     run = {"init": x[:20], "max_iter": 5}
     ours, theirs = KMeans(20, **run).fit(x), KMeans(20, backend="faiss", **run).fit(x)
@@ -111,7 +111,7 @@ def test_labels_are_what_predict_says(precision: str) -> None:
 
 
 @pytest.mark.parametrize("scale", [1.0, 1e-3, 300.0])
-def test_screening_by_8_bits_finds_the_nearest(scale: float) -> None:
+def test_int8_search_finds_the_nearest(scale: float) -> None:
     """Rows of very unequal length and coordinates of unequal width, centroids of single rows among means."""
     rng = np.random.default_rng(0)
     x = blobs(6000, 40, 2000) * rng.uniform(0.2, 3, (6000, 1)) * rng.uniform(0.2, 3, (1, 40)) * scale
@@ -126,7 +126,7 @@ def test_screening_by_8_bits_finds_the_nearest(scale: float) -> None:
     assert excess < 1e-5
 
 
-def test_points_passed_over_are_few_and_close_cases() -> None:
+def test_int8_step_errs_only_in_close_cases() -> None:
     x = torch.from_numpy(blobs(20000, 32, 300, spread=1.0))
     step = Int8AssignStep(Points(Rows(x)), 300)
     centroids, passed_over = x[:300].clone(), False
@@ -143,7 +143,7 @@ def test_points_passed_over_are_few_and_close_cases() -> None:
     assert step.search(centroids)(x, 0).eq(NearestSearch(centroids)(x)).float().mean() > 0.999
 
 
-def test_screening_gives_way_where_8_bits_cannot_tell() -> None:
+def test_int8_falls_back_to_float32_where_8_bits_cannot_tell() -> None:
     """One coordinate dwarfs all that tells rows apart: float32 has to do it."""
     x = blobs(3000, 32, 300)
     x[:, 0] += np.where(np.arange(3000) % 2, 3e3, -3e3)
@@ -176,7 +176,7 @@ def test_a_file_is_clustered_like_the_same_rows_in_memory(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("init", ["random", "k-means++"])
 @pytest.mark.parametrize("precision", ["float32", "int8"])
-def test_a_seed_decides_everything(init: str, precision: str) -> None:
+def test_result_depends_on_the_seed_alone(init: str, precision: str) -> None:
     x = blobs(3000)
     once, again, other = (KMeans(260, init=init, random_state=seed, precision=precision).fit(x) for seed in (0, 0, 1))
     np.testing.assert_array_equal(once.cluster_centers_, again.cluster_centers_)
@@ -206,7 +206,7 @@ def test_chunks_change_no_more_than_last_digits() -> None:
     assert (whole.labels_ == parts.labels_).mean() > 0.99
 
 
-def test_k_means_plus_plus_begins_nearer_than_random_rows() -> None:
+def test_k_means_plus_plus_starts_with_lower_inertia_than_random() -> None:
     x = blobs(5000, 16, 100, spread=0.05)
     begun = {
         init: [KMeans(100, init=init, random_state=s, max_iter=1).fit(x).objectives_[0] for s in range(5)]
@@ -219,7 +219,7 @@ def test_k_means_plus_plus_begins_nearer_than_random_rows() -> None:
     assert np.mean(begun["k-means++"]) < 2 * np.mean(theirs)
 
 
-def test_warm_start_goes_on_where_the_last_run_stood() -> None:
+def test_warm_start_continues_the_last_run() -> None:
     x = blobs()
     half = KMeans(20, max_iter=4, random_state=0).fit(x)
     rest = KMeans(20, max_iter=4, init=half.cluster_centers_).fit(x)
@@ -293,7 +293,7 @@ def test_duplicates_of_fewer_points_than_clusters() -> None:
     assert len(np.unique(run.labels_)) >= 20
 
 
-def test_one_cluster_and_a_cluster_for_each() -> None:
+def test_one_cluster_and_as_many_as_rows() -> None:
     x = blobs(60, 5)
     one = KMeans(1).fit(x)
     np.testing.assert_allclose(one.cluster_centers_[0], x.mean(0), atol=1e-5)
@@ -304,7 +304,7 @@ def test_one_cluster_and_a_cluster_for_each() -> None:
     assert KMeans(1).fit(x[:1]).labels_.tolist() == [0]
 
 
-def test_a_large_offset_costs_no_digits() -> None:
+def test_a_large_common_offset_costs_no_precision() -> None:
     x = blobs(2000, 8, 5).astype(np.float64)
     near = KMeans(5, init=x[:5]).fit(x)
     far = KMeans(5, init=x[:5] + 1000).fit(x + 1000)
@@ -334,7 +334,7 @@ def test_any_small_table(n: int, k: int, d: int, kind: int, spherical: bool) -> 
         assert len(np.unique(run.labels_)) == k
 
 
-def test_kinds_in_are_kinds_out() -> None:
+def test_output_is_a_tensor_for_tensors_and_an_array_otherwise() -> None:
     x = blobs(200, 6)
     array, tensor = KMeans(4, random_state=0).fit(x), KMeans(4, random_state=0).fit(torch.from_numpy(x))
     assert isinstance(array.labels_, np.ndarray) and array.labels_.dtype == np.int64
@@ -344,22 +344,6 @@ def test_kinds_in_are_kinds_out() -> None:
     assert KMeans(4, random_state=0).fit(x.tolist()).inertia_ == pytest.approx(array.inertia_)
     half = KMeans(4, random_state=0).fit(x.astype(np.float16))
     assert half.inertia_ == pytest.approx(array.inertia_, rel=1e-2)
-
-
-def test_speaks_scikit_learn() -> None:
-    from sklearn.base import clone
-    from sklearn.pipeline import make_pipeline
-
-    run = KMeans(5, random_state=0, tol=1e-3)
-    twin = clone(run)
-    assert twin is not run and twin.get_params() == run.get_params()
-    assert run.set_params(n_clusters=7).n_clusters == 7
-    with pytest.raises(ValueError, match="Invalid parameter 'clusters'"):
-        run.set_params(clusters=3)
-    x = blobs(100, 6)
-    assert make_pipeline(twin).fit(x).predict(x).shape == (100,)
-    assert twin.fit_transform(x).shape == (100, 5)
-    assert twin.n_features_in_ == 6
 
 
 @pytest.mark.parametrize(
@@ -379,12 +363,12 @@ def test_speaks_scikit_learn() -> None:
         ({}, np.array([[0, 0], [np.inf, 1], [1, 0]]), "Row 1 of the features holds NaN or infinity"),
     ],
 )
-def test_mistakes_get_a_sentence(arguments: dict, x: np.ndarray, words: str) -> None:
+def test_invalid_input_raises(arguments: dict, x: np.ndarray, words: str) -> None:
     with pytest.raises(DeepClusterError, match=words):
         KMeans(**{"n_clusters": 2, **arguments}).fit(x)
 
 
-def test_predict_wants_the_width_it_was_fitted_on() -> None:
+def test_predict_refuses_another_number_of_columns() -> None:
     with pytest.raises(DeepClusterError, match="is not fitted yet"):
         KMeans(2).predict(np.ones((3, 2)))
     run = KMeans(2, random_state=0).fit(blobs(30, 4))

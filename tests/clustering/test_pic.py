@@ -146,7 +146,7 @@ def naive(x: np.ndarray, version: str) -> int:
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_rows_as_far_apart_as_whitened_ones_keep_their_digits(version: str) -> None:
+def test_tiny_weights_keep_their_precision(version: str) -> None:
     """Weights of e^-40 vanish beside 1/n in float64; the clusters must be those of exact arithmetic."""
     x = unit(60, 200)
     assert naive(x, version) == 60  # every row a local maximum
@@ -192,7 +192,7 @@ def test_tol_stops_when_little_changes() -> None:
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_what_a_fit_leaves_behind(version: str) -> None:
+def test_fitted_attributes(version: str) -> None:
     x = blobs()
     run = PIC(version=version).fit(x)
     sizes = np.bincount(run.labels_)
@@ -215,7 +215,7 @@ def test_the_number_of_clusters_is_an_outcome() -> None:
     assert PIC(1).fit(np.repeat(truth[:20], 6, axis=0)).n_clusters_ >= 20
 
 
-def test_new_rows_join_the_nearest_fitted_one() -> None:
+def test_predict_takes_the_cluster_of_the_nearest_fitted_row() -> None:
     x, new = blobs(seed=0), blobs(seed=1)
     run = PIC().fit(x)
     nearest = np.stack([np.square(x.astype(np.float64) - row).sum(1).argmin() for row in new])
@@ -224,7 +224,7 @@ def test_new_rows_join_the_nearest_fitted_one() -> None:
 
 @pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("n", [2, 3, 40])
-def test_all_alike(version: str, n: int) -> None:
+def test_identical_rows_form_one_cluster(version: str, n: int) -> None:
     run = PIC(min(5, n - 1), version=version).fit(np.full((n, 4), 0.3))
     assert np.isfinite(run.stationary_).all() and np.isfinite(run.heights_).all()
     assert np.isfinite(run.cluster_centers_).all() and run.inertia_ == pytest.approx(0, abs=1e-9)
@@ -233,7 +233,7 @@ def test_all_alike(version: str, n: int) -> None:
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_the_order_of_rows_decides_nothing(version: str) -> None:
+def test_clusters_do_not_depend_on_the_order_of_rows(version: str) -> None:
     x = np.concatenate([unit(500, 30), blobs(300, 30)])
     order = np.random.default_rng(0).permutation(len(x))
     one, other = PIC(version=version).fit(x), PIC(version=version).fit(x[order])
@@ -296,12 +296,12 @@ def test_speaks_scikit_learn() -> None:
         ({}, np.ones(9), "Expected 2D array"),
     ],
 )
-def test_mistakes_get_a_sentence(arguments: dict, x: np.ndarray, words: str) -> None:
+def test_invalid_input_raises(arguments: dict, x: np.ndarray, words: str) -> None:
     with pytest.raises(DeepClusterError, match=words):
         PIC(**arguments).fit(x)
 
 
-def test_predict_wants_a_fit_and_its_width() -> None:
+def test_predict_refuses_unfitted_and_another_number_of_columns() -> None:
     with pytest.raises(DeepClusterError, match="is not fitted yet"):
         PIC().predict(np.ones((3, 2)))
     run = PIC().fit(blobs(30, 4))

@@ -80,7 +80,7 @@ def test_size_stats() -> None:
     assert scores.size_stats([0, 0, 0, 1], 3)["size_entropy"] == pytest.approx(-(p * np.log(p)).sum() / np.log(3))
 
 
-def test_mistakes_get_a_sentence() -> None:
+def test_invalid_input_raises() -> None:
     with pytest.raises(DeepClusterError, match="cover 2 and 3 images"):
         scores.nmi([0, 1], [0, 1, 2])
     with pytest.raises(DeepClusterError, match="must be \\(N,\\) integers"):

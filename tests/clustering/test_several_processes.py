@@ -185,7 +185,7 @@ def _mistakes(group: ProcessGroup) -> list[str]:
     return said
 
 
-def test_a_mistake_of_one_is_told_to_all() -> None:
+def test_an_error_of_one_process_is_raised_on_all() -> None:
     first, second = together(_mistakes, 2)
     assert first == second
     expected = [
@@ -234,7 +234,7 @@ def test_sums_of_rounded_numbers_lose_nothing(seed: int, scale: float) -> None:
     np.testing.assert_allclose(rounded.numpy(), x, atol=float(np.abs(x).max()) * 2.0**-40)
 
 
-def test_different_numbers_are_drawn_alike() -> None:
+def test_distinct_draws_are_uniform() -> None:
     for n, k in ((10, 10), (1000, 3), (1 << 25, 3000)):
         drawn = distinct(n, k, torch.Generator().manual_seed(0))
         assert len(set(drawn.tolist())) == k and int(drawn.min()) >= 0 and int(drawn.max()) < n

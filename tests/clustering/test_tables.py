@@ -41,7 +41,7 @@ def clusterers() -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", ["PIC", "agglomerative", "HDBSCAN", "mini-batch", "KMeans"])
-def test_clusters_are_the_clusterers_own(name: str, tmp_path: Path) -> None:
+def test_clusters_equal_the_labels_of_the_clusterer(name: str, tmp_path: Path) -> None:
     clusterer = clusterers()[name]
     x = np.concatenate([blobs(), 9 * np.eye(8, dtype=np.float32)])  # the last rows are noise to HDBSCAN
     np.save(tmp_path / "x.npy", x)
@@ -92,7 +92,7 @@ class Wrong:
         (Wrong(np.zeros(4)), np.ones((4, 2)), "it must give one integer for each"),
     ],
 )
-def test_mistakes_get_a_sentence(clusterer: Any, x: np.ndarray, words: str, tmp_path: Path) -> None:
+def test_invalid_input_raises(clusterer: Any, x: np.ndarray, words: str, tmp_path: Path) -> None:
     with pytest.raises(DeepClusterError, match=words):
         cluster_table(x, clusterer, whiten=0, scratch=tmp_path)
 

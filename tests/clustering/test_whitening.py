@@ -51,7 +51,7 @@ def test_equals_faiss() -> None:
     up_to_sign(Whitening(10).fit_transform(x), theirs, 1e-3)
 
 
-def test_white_means_unit_covariance() -> None:
+def test_whitened_rows_have_unit_covariance() -> None:
     x = table(2000)
     white = Whitening(8, l2=False).fit_transform(x)
     np.testing.assert_allclose(np.cov(white.T, bias=True), np.eye(8), atol=1e-3)
@@ -89,7 +89,7 @@ def test_few_directions_of_many_equal_the_direct_solution(rank: int) -> None:
     assert (cosine[:alive] > 1 - 1e-5).all()
 
 
-def test_parts_give_what_the_whole_gives(tmp_path: Path) -> None:
+def test_partial_fit_and_files_equal_fit_in_memory(tmp_path: Path) -> None:
     x = table(3000) + 100
     whole = Whitening(10).fit(x)
     parts = Whitening(10)
@@ -106,7 +106,7 @@ def test_parts_give_what_the_whole_gives(tmp_path: Path) -> None:
     np.testing.assert_array_equal(np.load(tmp_path / "z.npy"), whole.transform(x))
 
 
-def test_signs_are_settled() -> None:
+def test_signs_of_directions_are_fixed() -> None:
     x = table()
     one, turned = Whitening(10).fit(x), Whitening(10).fit(x[::-1].copy())
     np.testing.assert_allclose(one.components_, turned.components_, atol=1e-3)
@@ -155,7 +155,7 @@ def test_any_table_is_finite(n: int, d: int, width: int, kind: int) -> None:
         assert (white == 0).all()
 
 
-def test_state_is_all_that_transform_needs(tmp_path: Path) -> None:
+def test_state_dict_round_trip(tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 
     x = table()
@@ -177,7 +177,7 @@ def test_rows_of_bad_images() -> None:
     assert np.isfinite(np.delete(white, 3, 0)).all()
 
 
-def test_mistakes_get_a_sentence() -> None:
+def test_invalid_input_raises() -> None:
     with pytest.raises(DeepClusterError, match="is not fitted yet"):
         Whitening().transform(table())
     fitted = Whitening(4).fit(table())
@@ -193,7 +193,7 @@ def test_mistakes_get_a_sentence() -> None:
         Whitening().load_state_dict({"mean": torch.zeros(3)})
 
 
-def test_tensors_come_back_as_tensors() -> None:
+def test_transform_of_a_tensor_is_a_tensor() -> None:
     x = torch.from_numpy(table())
     white = Whitening(5).fit_transform(x)
     assert isinstance(white, torch.Tensor)

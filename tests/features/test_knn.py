@@ -76,7 +76,7 @@ def test_any_small_table(n: int, k: int, d: int, kind: int, backend: str) -> Non
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_queries_find_themselves(backend: str) -> None:
+def test_queries_among_the_rows_find_themselves(backend: str) -> None:
     x, queries = unit(700, 12), np.concatenate([unit(700, 12)[:50], unit(90, 12, 1)])
     index, squared = nearest_rows(x, 4, queries=queries, backend=backend)
     expected, distance = oracle(x, 4, queries)
@@ -131,7 +131,7 @@ def test_blocks_and_threads_change_nothing() -> None:
     np.testing.assert_array_equal(whole[0], oracle(x, 6)[0])
 
 
-def test_a_rough_product_is_found_out() -> None:
+def test_imprecise_products_do_not_change_the_neighbors() -> None:
     """Products of 8 bits choose the wrong candidates; differences put that right."""
     x = unit(400, 16)
     before = torch.get_float32_matmul_precision()
@@ -152,7 +152,7 @@ def test_a_file_is_searched_like_the_same_rows_in_memory(tmp_path: Path, backend
         np.testing.assert_array_equal(one, other)
 
 
-def test_kinds_in_are_kinds_out() -> None:
+def test_output_is_a_tensor_for_tensors_and_an_array_otherwise() -> None:
     x = unit(50, 6)
     index, squared = nearest_rows(torch.from_numpy(x), 3)
     assert isinstance(index, torch.Tensor) and index.dtype == torch.int64
@@ -174,6 +174,6 @@ def test_kinds_in_are_kinds_out() -> None:
         ({}, np.ones(4), "must be a table"),
     ],
 )
-def test_mistakes_get_a_sentence(arguments: dict, x: np.ndarray, words: str) -> None:
+def test_invalid_input_raises(arguments: dict, x: np.ndarray, words: str) -> None:
     with pytest.raises(DeepClusterError, match=words):
         nearest_rows(x, **{"k": 1, **arguments})

@@ -22,7 +22,7 @@ from torch import Tensor
 from deepcluster.clustering.assign import distances, nearest, require_finite
 from deepcluster.clustering.kmeans import KMeans
 from deepcluster.clustering.points import Points
-from deepcluster.clustering.redistribute import Deal, room_for
+from deepcluster.clustering.redistribute import Redistribution, scratch_table
 from deepcluster.clustering.row_partition import common_seed, shard_of
 from deepcluster.clustering.validation import Float32Transformer, read_table, require_rows, seed_from
 from deepcluster.distributed import SINGLE, ProcessGroup
@@ -50,9 +50,10 @@ class HierarchicalKMeans(Float32Transformer, ClusterMixin, BaseEstimator):
         max_iter: largest number of rounds of each k-means (the paper: 10).
         init: "random" or "k-means++", where each k-means begins.
         spherical, tol, n_init, random_state, chunk, precision, device: as in `KMeans`.
-        scratch: a folder for the rows of a super-cluster that are more than 2 GiB; None = the system's.
+        scratch: a folder for the rows of a super-cluster that are more than `max_bytes`; None = the system's.
+        max_bytes: largest table of a super-cluster's rows that is kept in memory, on each process.
         group: the processes that cluster together, each with its own rows of one table, as in `KMeans`. The rows of
-            each super-cluster are dealt out to all of them anew, so that all work on it wherever its rows lie.
+            each super-cluster are redistributed evenly, so that all work on it wherever its rows lie.
 
     Attributes:
         labels_: (N,) int64.
@@ -88,6 +89,7 @@ class HierarchicalKMeans(Float32Transformer, ClusterMixin, BaseEstimator):
         precision: str = "auto",
         device: torch.device | str | None = None,
         scratch: str | Path | None = None,
+        max_bytes: int = 2 << 30,
         group: ProcessGroup | None = None,
     ):
         self.n_clusters = n_clusters
@@ -102,6 +104,7 @@ class HierarchicalKMeans(Float32Transformer, ClusterMixin, BaseEstimator):
         self.precision = precision
         self.device = device
         self.scratch = scratch
+        self.max_bytes = max_bytes
         self.group = group
 
     def fit(self, X: Any, y: None = None) -> HierarchicalKMeans:
@@ -146,16 +149,16 @@ class HierarchicalKMeans(Float32Transformer, ClusterMixin, BaseEstimator):
         for child in range(tree.children[depth]):
             index = (label == child).nonzero()[:, 0]
             below = node * tree.children[depth] + child
-            deal = Deal(self.group or SINGLE, len(index))
-            if deal.total == 0:
+            moved = Redistribution(self.group or SINGLE, len(index))
+            if moved.total == 0:
                 tree.fill(depth + 1, below)
                 continue
-            with room_for(deal.n, rows, self.scratch) as table:
-                deal.rows(rows, index, table)
+            with scratch_table(moved.n, rows, self.scratch, self.max_bytes) as table:
+                moved.send(rows, index, table)
                 part = Rows(table, rows.device, empty=True)
                 found = self._grow(tree, part, depth + 1, below)
                 del part
-            result[index] = child * width + deal.back(found)
+            result[index] = child * width + moved.send_back(found)
         return result
 
     def _cut(self, tree: _Tree, rows: Rows, depth: int, node: int) -> tuple[Tensor, float]:

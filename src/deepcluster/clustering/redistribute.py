@@ -1,7 +1,7 @@
-"""Some rows of a table dealt out to the processes anew, evenly and in their order, and results sent back.
+"""Rows of one cluster, redistributed evenly over the processes in their order, and results sent back.
 
-The members of one cluster may all lie on one process. To cluster them by all, each process gets its share of them;
-shares are those of a table that had never been anything else, so that nothing depends on where rows lay before.
+The members of one cluster may all lie on one process. To cluster them by all, each process gets its range of them;
+ranges are those of a table of these rows alone, so that no result depends on where the rows were before.
 """
 
 from __future__ import annotations
@@ -20,11 +20,9 @@ from deepcluster import distributed
 from deepcluster.distributed import ProcessGroup
 from deepcluster.features.block_reader import BLOCK_BYTES, Rows, write_rows
 
-IN_MEMORY = 2 << 30  # bytes of a process's dealt rows beyond which they go to a file
 
-
-class Deal:
-    """How rows that are picked on each process are dealt out.
+class Redistribution:
+    """Where the rows that are picked on each process go.
 
     Args:
         group: the processes.
@@ -32,7 +30,7 @@ class Deal:
 
     Attributes:
         total: rows picked on all.
-        n: rows this process is dealt.
+        n: rows this process receives.
     """
 
     def __init__(self, group: ProcessGroup, picked: int):
@@ -42,27 +40,27 @@ class Deal:
             counts = group.gather(torch.tensor([picked], device=distributed.device())).tolist()
         self.total = sum(counts)
         self.held = [(sum(counts[:rank]), sum(counts[: rank + 1])) for rank in range(group.size)]
-        self.shares = [ProcessGroup(rank, group.size).row_range(self.total) for rank in range(group.size)]
-        first, last = self.shares[group.rank]
+        self.ranges = [ProcessGroup(rank, group.size).row_range(self.total) for rank in range(group.size)]
+        first, last = self.ranges[group.rank]
         self.n = last - first
 
-    def rows(self, rows: Rows, index: Tensor, into: Any) -> None:
-        """Fill `into` (n, D) with this process's share of all `rows` at `index` (picked,)."""
+    def send(self, rows: Rows, index: Tensor, into: Any) -> None:
+        """Fill `into` (n, D) with this process's range of all `rows` at `index` (picked,)."""
         step = max(1, BLOCK_BYTES // (4 * rows.dim))
         sent = torch.zeros(0, rows.dim, device=rows.device)
-        for source, target, first, last in self._steps(self.held, self.shares, step):
+        for source, target, first, last in self._steps(self.held, self.ranges, step):
             start, stop = (at - self.held[self.group.rank][0] for at in (first, last))
             mine = rows.take(index[start:stop]) if source == self.group.rank else sent
             got = self._pass(mine, source, target, last - first)
             if target == self.group.rank:
-                write_rows(into, first - self.shares[target][0], got)
+                write_rows(into, first - self.ranges[target][0], got)
 
-    def back(self, values: Tensor) -> Tensor:
-        """(picked,) of `values` (n,) those of the rows that this process had picked."""
+    def send_back(self, values: Tensor) -> Tensor:
+        """(picked,) the `values` (n,) of the rows that this process had picked."""
         begin, end = self.held[self.group.rank]
         result = torch.empty(end - begin, dtype=values.dtype, device=values.device)
-        for source, target, first, last in self._steps(self.shares, self.held, BLOCK_BYTES // 8):
-            start, stop = (at - self.shares[self.group.rank][0] for at in (first, last))
+        for source, target, first, last in self._steps(self.ranges, self.held, BLOCK_BYTES // 8):
+            start, stop = (at - self.ranges[self.group.rank][0] for at in (first, last))
             got = self._pass(
                 values[start:stop] if source == self.group.rank else values[:0], source, target, last - first
             )
@@ -95,10 +93,10 @@ class Deal:
 
 
 @contextmanager
-def room_for(n: int, rows: Rows, scratch: str | Path | None) -> Iterator[Any]:
-    """An (n, D) float32 table, of unknown content, beside `rows`: in memory, or where it is large in a file for now."""
-    if n * rows.dim * 4 <= IN_MEMORY:
+def scratch_table(n: int, rows: Rows, folder: str | Path | None, max_bytes: int) -> Iterator[Any]:
+    """An uninitialized (n, D) float32 table on the device of `rows`; of more than `max_bytes`, in a temporary file."""
+    if n * rows.dim * 4 <= max_bytes:
         yield torch.empty(n, rows.dim, device=rows.device)
         return
-    with tempfile.TemporaryDirectory(dir=scratch) as folder:
-        yield np.lib.format.open_memmap(Path(folder) / "rows.npy", "w+", np.float32, (n, rows.dim))
+    with tempfile.TemporaryDirectory(dir=folder) as temporary:
+        yield np.lib.format.open_memmap(Path(temporary) / "rows.npy", "w+", np.float32, (n, rows.dim))
