@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -83,33 +84,30 @@ def open_folder(name: str) -> ImageSource:
     """All images under a folder, links followed, hidden ones left out, in natural order of their relative path."""
     root = Path(name).expanduser()
     paths: list[str] = []
-    others, shards = 0, {".tar": 0, ".zip": 0}
-    seen: set[str] = set()
+    others: Counter[str] = Counter()  # ending -> files that are no images
+    visited: set[str] = set()
     for folder, inner, names in os.walk(root, followlinks=True):
         real = os.path.realpath(folder)
-        if real in seen:  # a link back to a folder above, or a second link to the same one
+        if real in visited:  # a link back to a folder above, or a second link to the same one
             inner.clear()
             continue
-        seen.add(real)
+        visited.add(real)
         inner[:] = sorted((step for step in inner if not is_hidden(step)), key=natural_key)
         prefix = Path(folder).relative_to(root).as_posix()
         for file in names:
             if is_image_name(file):
                 paths.append(file if prefix == "." else f"{prefix}/{file}")
             elif not is_hidden(file):
-                others += 1
-                ending = os.path.splitext(file)[1].lower()
-                if ending in shards:
-                    shards[ending] += 1
+                others[os.path.splitext(file)[1].lower()] += 1
     if not paths:
-        if any(shards.values()):
-            ending = max(shards, key=lambda kind: shards[kind])
+        ending = max((".tar", ".zip"), key=lambda kind: others[kind])
+        if others[ending]:
             raise DeepClusterError(
                 f"{name} holds {ending[1:]} shards, not image files: name them as '{root / ('*' + ending)}'"
             )
         if others:
             raise DeepClusterError(
-                f"none of the {others} files in {name} has the name of an image (.jpg, .png, .webp …): "
+                f"none of the {others.total()} files in {name} has the name of an image (.jpg, .png, .webp …): "
                 "give a folder that holds images, at any depth"
             )
         raise DeepClusterError(f"the folder {name} is empty: give a folder that holds images, at any depth")

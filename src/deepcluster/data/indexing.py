@@ -247,7 +247,7 @@ def _merge(out: Path, paths: list[str], results: list[Found], earlier: _Earlier 
 
     kind = row_type(max(result.largest for result in results))
 
-    def places(path: str, result: Found) -> np.ndarray:
+    def located(path: str, result: Found) -> np.ndarray:
         if result.row >= 0:
             assert earlier is not None
             return np.asarray(earlier.table[result.row : result.row + result.images], kind)
@@ -272,7 +272,7 @@ def _merge(out: Path, paths: list[str], results: list[Found], earlier: _Earlier 
         return np.asarray(np.array([number.get(name, -1) for name in names], "<i4")[own])
 
     tag = f"{out.stem}.{uuid.uuid4().hex[:8]}"
-    tables = [write(out.with_name(f"{tag}.index.npy"), kind, places)]
+    tables = [write(out.with_name(f"{tag}.index.npy"), kind, located)]
     if classes:
         tables.append(write(out.with_name(f"{tag}.labels.npy"), np.dtype("<i4"), labels))
     content = digest(*(_table_digest(out.with_name(name)) for name in tables))

@@ -14,7 +14,7 @@ from torch import nn
 from deepcluster.errors import DeepClusterError
 from deepcluster.evaluate.voc.annotation import VOID
 from deepcluster.evaluate.voc.maps import Grid
-from deepcluster.evaluate.voc.segmentation import CropConfig, confusion_matrix, iou_scores, random_crop
+from deepcluster.evaluate.voc.segmentation import confusion_matrix, iou_scores, random_crop
 from deepcluster.evaluate.voc.segmenter import (
     PIXELS,
     FullyConvolutional,
@@ -151,7 +151,8 @@ def test_image_and_mask_are_cropped_alike(crop: int) -> None:
     pieces = set()
     for seed in range(12):
         generator = torch.Generator().manual_seed(seed)
-        piece, truth = random_crop(image, mask, CropConfig(crop, (1.0, 1.0)), (0.5,) * 3, (0.5,) * 3, generator)
+        half = (0.5,) * 3
+        piece, truth = random_crop(image, mask, half, half, generator, crop=crop, scale=(1.0, 1.0), flip=True)
         assert piece.shape == (3, crop, crop) and truth.shape == (crop, crop)
         assert (piece[0][truth == 3] == 1).all() and (piece[0][truth == 0] == -1).all()
         beyond = truth == VOID
@@ -169,7 +170,8 @@ def test_scaling_adds_no_classes_and_flips_both() -> None:
     sizes, sides = set(), set()
     for seed in range(10):
         generator = torch.Generator().manual_seed(seed)
-        piece, truth = random_crop(image, mask, CropConfig(64, (0.5, 2.0)), (0.0,) * 3, (1.0,) * 3, generator)
+        mean, std = (0.0,) * 3, (1.0,) * 3
+        piece, truth = random_crop(image, mask, mean, std, generator, crop=64, scale=(0.5, 2.0), flip=True)
         assert set(truth.flatten().tolist()) <= {0, 7, VOID}
         sizes.add(int((truth != VOID).sum()))
         assert float(piece[0][truth == 7].mean()) > 0.9 and float(piece[0][truth == 0].mean()) < 0.1

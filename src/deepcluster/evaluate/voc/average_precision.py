@@ -137,11 +137,8 @@ def match(
     and the others are wrong. A box on a difficult object is neither right nor wrong.
 
     Args:
-        image: (M,) int64, the image of each box.
-        boxes: (M, 4).
-        scores: (M,).
-        truth: for each image (n, 4) boxes of the objects.
-        difficult: for each image (n,) bool.
+        image, boxes, scores: (M,) int64, (M, 4) and (M,), of each box.
+        truth, difficult: for each image (n, 4) boxes of the objects and (n,) bool.
 
     Returns:
         (M,) int8: 1 right, -1 wrong, 0 not counted.

@@ -5,11 +5,9 @@ The networks are in segmenter.py.
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -39,15 +37,6 @@ if TYPE_CHECKING:
 
 CROP = 5
 """Purpose of the key of random crops."""
-
-
-@dataclass(frozen=True)
-class CropConfig:
-    """How training images and their masks are cropped, jointly; see the options of `voc_segmentation`."""
-
-    crop: int = 480
-    scale: tuple[float, float] = (0.5, 1.5)
-    flip: bool = True
 
 
 def voc_segmentation(
@@ -109,7 +98,7 @@ def voc_segmentation(
         raise DeepClusterError("Draws and the side of a crop are counted from 1: raise the one that is less.")
     if not 0 < scale[0] <= scale[1]:
         raise DeepClusterError(f"--scale takes two factors above 0, the smaller first, not {scale}.")
-    crops = CropConfig(crop, scale, flip)
+    crops: dict[str, Any] = {"crop": crop, "scale": scale, "flip": flip}
     sgd = SGDConfig(iterations, batch, lr, tuple(drops), momentum, weight_decay)
     screen = screen or Screen(quiet=True)
     voc = open_voc(data, split, "segmentation")
@@ -129,7 +118,7 @@ def voc_segmentation(
             f"No image of {voc.images.name} can be read with its mask ({voc.ids[index]}: {reason}): check that the set"
             " has its SegmentationClass."
         )
-    settings = {"stride": finest, "redraw": redraw, **dataclasses.asdict(crops)}
+    settings = {"stride": finest, "redraw": redraw, **crops}
     weights = "every weight is trained" if train == "all" else "the convolutions are frozen"
     return train_and_score(
         "voc-segmentation",
@@ -170,7 +159,7 @@ def _with_mask(examples: Examples, index: int) -> tuple[Tensor, Tensor] | None:
 def _loss(
     segmenter: Segmenter,
     examples: Examples,
-    crops: CropConfig,
+    crops: dict[str, Any],
     seed: int,
     batch: Sequence[tuple[int, int]],
 ) -> Tensor | None:
@@ -179,7 +168,8 @@ def _loss(
     for index, epoch in batch:
         pair = _with_mask(examples, index)
         if pair is not None:
-            image, mask = random_crop(*pair, crops, segmenter.mean, segmenter.std, seeded(seed, CROP, index, epoch))
+            generator = seeded(seed, CROP, index, epoch)
+            image, mask = random_crop(*pair, segmenter.mean, segmenter.std, generator, **crops)
             images.append(image)
             masks.append(mask)
     if not images:
@@ -191,16 +181,19 @@ def _loss(
 def random_crop(
     image: Tensor,
     mask: Tensor,
-    crops: CropConfig,
     mean: Sequence[float],
     std: Sequence[float],
     generator: torch.Generator,
+    *,
+    crop: int,
+    scale: tuple[float, float],
+    flip: bool,
 ) -> tuple[Tensor, Tensor]:
     """A (3, S, S) normalized crop of a (3, H, W) uint8 image and the same crop of its (H, W) mask.
 
     The image is scaled bilinearly, the mask to the nearest pixel, so that no class appears that was not there.
     """
-    low, high = crops.scale
+    low, high = scale
     factor = low + (high - low) * float(torch.rand((), generator=generator))
     height, width = (max(1, round(side * factor)) for side in mask.shape)
     values = normalize(image[None], mean, std)
@@ -208,13 +201,12 @@ def random_crop(
     if (height, width) != tuple(mask.shape):
         values = F.interpolate(values, (height, width), mode="bilinear", antialias=True)
         classes = F.interpolate(classes, (height, width), mode="nearest-exact")
-    size = crops.crop
-    cropped = values.new_zeros(3, size, size)
-    truth = mask.new_full((size, size), VOID)
-    (rows, to_rows), (columns, to_columns) = (_window(side, size, generator) for side in (height, width))
+    cropped = values.new_zeros(3, crop, crop)
+    truth = mask.new_full((crop, crop), VOID)
+    (rows, to_rows), (columns, to_columns) = (_window(side, crop, generator) for side in (height, width))
     cropped[:, to_rows, to_columns] = values[0, :, rows, columns]
     truth[to_rows, to_columns] = classes[0, 0, rows, columns].to(truth.dtype)
-    if crops.flip and int(torch.randint(2, (), generator=generator)):
+    if flip and int(torch.randint(2, (), generator=generator)):
         return cropped.flip(2), truth.flip(1)
     return cropped, truth
 
