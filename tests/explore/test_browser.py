@@ -44,9 +44,18 @@ def page(browser: Any, site: Site) -> Iterator[Any]:
     opened = context.new_page()
     opened.set_default_timeout(WAIT)
     complaints: list[str] = []
-    opened.on("console", lambda said: said.type in ("error", "warning") and complaints.append(said.text))
+
+    def on_console(message: Any) -> None:
+        if message.type in ("error", "warning"):
+            complaints.append(message.text)
+
+    def on_request(request: Any) -> None:
+        if not request.url.startswith((site.address, "blob:")):
+            complaints.append(request.url)
+
+    opened.on("console", on_console)
     opened.on("pageerror", lambda error: complaints.append(str(error)))
-    opened.on("request", lambda asked: asked.url.startswith((site.address, "blob:")) or complaints.append(asked.url))
+    opened.on("request", on_request)
     opened.goto(site.address)
     opened.locator(".cell img").first.wait_for()
     opened.locator("#progress").wait_for(state="hidden")
@@ -59,7 +68,7 @@ def page(browser: Any, site: Site) -> Iterator[Any]:
 def state(site: Site, wanted: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
     """The server's state once it is as wanted."""
     for _ in range(300):
-        found = site.get("/api/state")
+        found: dict[str, Any] = site.get("/api/state")
         if wanted(found):
             return found
         time.sleep(0.1)
@@ -273,7 +282,12 @@ def test_a_photo_whose_neighbors_fail_says_so(page: Any, site: Site, explorer: E
 
 def test_the_map_colors_by_edits_made_while_it_was_laid_out(page: Any, site: Site, explorer: Explorer) -> None:
     asked: list[str] = []
-    page.on("request", lambda one: "/api/map/" in one.url and asked.append(one.url.rpartition("/")[2]))
+
+    def on_request(request: Any) -> None:
+        if "/api/map/" in request.url:
+            asked.append(request.url.rpartition("/")[2])
+
+    page.on("request", on_request)
     open_view(page, site, "map")
     page.locator("main .quiet").filter(has_text="Drag to move").wait_for()
     assert asked[-1] == "groups" and asked.count("groups") == 1, "groups are asked for when the layout has come"

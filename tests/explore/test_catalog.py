@@ -214,7 +214,7 @@ def test_the_map_keeps_apart_what_is_apart(name: str) -> None:
     rows = unit_rows((centers[kind] + draw.normal(scale=0.08, size=(240, 8))).astype(np.float32))
     rows[5] = 0
     options = {"landmarks": 90} if name == "neighborhoods" else {}
-    place = layout.LAYOUTS[name](Vectors(rows, np.array([5])), lambda done, total: None, **options)  # type: ignore[operator]
+    place = layout.LAYOUTS[name](Vectors(rows, np.array([5])), lambda done, total: None, **options)
     assert place.dtype == np.int16 and place.shape == (240, 2) and place[5].tolist() == [0, 0]
     good = np.arange(240) != 5
     means = np.stack([place[good & (kind == c)].mean(0) for c in range(3)])

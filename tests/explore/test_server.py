@@ -172,7 +172,7 @@ def test_edits_are_kept_and_undone(site: Site, explorer: Explorer) -> None:
     before = explorer.groups.group.copy()
     one, two = (row["id"] for row in site.get("/api/clusters?limit=2")["rows"])
     assert site.post("/api/edits", {"op": "merge", "clusters": [one, two]})[1]["undo"] == "merge 2 clusters"
-    status, state = 202, {}
+    status = 202
     while status == 202:
         status, state = site.post("/api/edits", {"op": "split", "cluster": one, "into": 3})
     assert status == 200 and state["undo"] == f"split cluster {one} in 3"

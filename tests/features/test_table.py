@@ -23,7 +23,7 @@ from deepcluster.data.cache import Pixels, load_pixels
 from deepcluster.data.open import open_images
 from deepcluster.errors import DeepClusterError
 from deepcluster.features.block_reader import Rows
-from deepcluster.features.table import TableInParts, open_parts, open_table, write_parts, write_table
+from deepcluster.features.table import Extractor, TableInParts, open_parts, open_table, write_parts, write_table
 from deepcluster.models.export import export_backbone
 from deepcluster.models.zoo import build_backbone
 
@@ -195,7 +195,7 @@ class Stop(Exception):
     pass
 
 
-def stopping(describe: object, after: int) -> Callable[[Pixels, Path], tuple[np.ndarray, np.ndarray]]:
+def stopping(describe: Extractor, after: int) -> Extractor:
     """Describes so many times, then stops in the midst of a part."""
     calls = []
 
@@ -204,12 +204,12 @@ def stopping(describe: object, after: int) -> Callable[[Pixels, Path], tuple[np.
         if len(calls) > after:
             file.write_bytes(b"half")
             raise Stop
-        return describe(pixels, file)  # type: ignore[operator]
+        return describe(pixels, file)
 
     return work
 
 
-def random_features(seed: int) -> Callable[[Pixels, Path], tuple[np.ndarray, np.ndarray]]:
+def random_features(seed: int) -> Extractor:
     rng = np.random.default_rng(seed)
     return lambda pixels, file: (np.arange(len(pixels)), rng.normal(size=(len(pixels), 3)).astype(np.float32))
 

@@ -18,7 +18,7 @@ def test_clusters_are_ordered_by_their_main_class() -> None:
     table = by_main_class(contingency(ASSIGNMENT, LABELS, 3))
     assert table.tolist() == [[2, 1, 0], [0, 2, 1], [0, 0, 2]]
     share = confusion_shares(table)
-    np.testing.assert_allclose(share, [[2 / 3, 1 / 3, 0], [0, 2 / 3, 1 / 3], [0, 0, 1]])
+    np.testing.assert_allclose(share, np.array([[2, 1, 0], [0, 2, 1], [0, 0, 3]]) / 3)
 
 
 def test_pure_clusters_come_before_mixed_ones_of_their_class() -> None:

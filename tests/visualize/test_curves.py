@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
+from matplotlib.patches import StepPatch
 from PIL import Image
 
 from deepcluster.engine.run import Run
@@ -33,7 +34,12 @@ def drawn(panel: Panel, metrics: list[dict[str, Any]]) -> Figure:
 
 
 def test_a_curve_leaves_out_what_is_not_a_number() -> None:
-    metrics = [{"epoch": 0, "a": None}, {"epoch": 1, "a": 2.0}, {"epoch": 2, "a": float("nan")}, {"epoch": 3}]
+    metrics: list[dict[str, Any]] = [
+        {"epoch": 0, "a": None},
+        {"epoch": 1, "a": 2.0},
+        {"epoch": 2, "a": float("nan")},
+        {"epoch": 3},
+    ]
     x, y = curve(metrics, "a")
     assert x.tolist() == [2.0] and y.tolist() == [2.0]
 
@@ -99,7 +105,7 @@ def test_histogram_counts_every_cluster_once() -> None:
     for sizes in ([3, 3, 4, 900, 0], [7, 8, 9, 9], [1, 1, 1, 2]):
         page = sizes_figure(np.array(sizes))
         [steps] = page.axes[1].patches
-        assert steps.get_data().values.sum() == len(sizes)
+        assert isinstance(steps, StepPatch) and steps.get_data()[0].sum() == len(sizes)
 
 
 def test_effective_clusters() -> None:

@@ -21,8 +21,10 @@ def test_scores_of_a_run(trained: Run, tmp_path: Path) -> None:
     assert near.scores["knn1_top1"] > 0.8 and "untrained_knn5_majority_top1" in near.scores
     own, new = clusters(trained, k="classes"), clusters(trained, trained.source())
     assert own.settings["images"] == N + 1 and own.settings["images_scored"] == N
-    members = [trained.source().labels[trained.assignment == cluster] for cluster in range(K)]
-    assert own.scores["purity"] == pytest.approx(sum(np.bincount(labels).max() for labels in members) / N)
+    labels = trained.source().labels
+    assert labels is not None
+    members = [labels[trained.assignment == cluster] for cluster in range(K)]
+    assert own.scores["purity"] == pytest.approx(sum(np.bincount(each).max() for each in members) / N)
     assert new.scores["nmi"] == pytest.approx(own.scores["nmi"])  # the last clustering is of the saved model
     assert json.loads(own.save(tmp_path).read_text())["scores"] == own.scores
 
