@@ -97,7 +97,8 @@ def _integers(values: Any) -> np.ndarray:
     values = values.cpu().numpy() if isinstance(values, torch.Tensor) else np.asarray(values)
     if values.ndim != 1 or (values.size and values.dtype.kind not in "iub"):
         raise DeepClusterError(f"A grouping must be (N,) integers, not {values.dtype} of shape {values.shape}.")
-    return values.astype(np.int64)
+    result: np.ndarray = values.astype(np.int64)
+    return result
 
 
 def _known_pairs(a: Any, b: Any) -> tuple[np.ndarray, np.ndarray]:

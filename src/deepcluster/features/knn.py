@@ -225,7 +225,8 @@ class _Search:
         """
         unit = {"highest": 2.0**-24, "high": 2.0**-11, "medium": 2.0**-8}[torch.get_float32_matmul_precision()]
         smallest = 4 * torch.finfo(torch.float32).tiny
-        return (self.rows.dim + 16) * (unit * (norm.sqrt() + self.longest) ** 2 + smallest)
+        bound: Tensor = (self.rows.dim + 16) * (unit * (norm.sqrt() + self.longest) ** 2 + smallest)
+        return bound
 
     def _by_products(self, block: Tensor, start: int, count: int) -> _Best:
         """The `count` best scores of each row of block (Q, D), whose first row is query `start`."""
@@ -371,7 +372,8 @@ class _Nearest:
 
 def _squared_norms(x: Tensor) -> Tensor:
     """(B,) float64 for rows (B, D)."""
-    return torch.linalg.vector_norm(x, dim=1, dtype=torch.float64).square()
+    norms: Tensor = torch.linalg.vector_norm(x, dim=1, dtype=torch.float64)
+    return norms.square()
 
 
 def _squared_distances(a: Tensor, b: Tensor) -> Tensor:
@@ -382,7 +384,7 @@ def _squared_distances(a: Tensor, b: Tensor) -> Tensor:
 def _pair_distances(a: Tensor, row: Tensor, b: Tensor, column: Tensor) -> Tensor:
     """(P,) float64 squared distances of a[row] to b[column], a part of them at a time."""
     step = max(1, PAIRS // a.shape[1])
-    parts = zip(row.split(step), column.split(step), strict=True)
+    parts = zip(torch.split(row, step), torch.split(column, step), strict=True)
     return torch.cat([_squared_distances(a[i], b[j]) for i, j in parts])
 
 
