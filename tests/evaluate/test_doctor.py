@@ -34,6 +34,7 @@ from deepcluster.evaluate.doctor.checks_network import USUAL_LR
 from deepcluster.evaluate.doctor.collect import RunDiagnostics, collect
 from deepcluster.evaluate.doctor.findings import SEVERITIES, Finding, effective, how_many, suggested_k
 from deepcluster.evaluate.doctor.views import ViewAgreement
+from deepcluster.methods.params import ODCParams
 
 Change = Callable[[Path], object]
 """Alters a run folder."""
@@ -225,8 +226,8 @@ TRIGGERS: dict[str, tuple[Change, str, str]] = {
         "warning", "NMI with the labels has fallen",
     ),
     "reassigned": (lambda run: rows(run, reassigned=0.7), "note", "70% of the images"),
-    "dead_features": (lambda run: model(run, "whitening.components", zeroed(1, 40)), "warning", "88 of 128 features"),
-    "rank_collapse": (lambda run: model(run, "whitening.components", zeroed(0, 5)), "warning", "in 5 of 32 directions"),
+    "dead_features": (lambda run: model(run, "embedding.0.components", zeroed(1, 40)), "warning", "88 of 128 features"),
+    "rank_collapse": (lambda run: model(run, "embedding.0.components", zeroed(0, 5)), "warning", "in 5 of 32"),
     "unused_outputs": (lambda run: head(run, "assignments", lambda a: a % 8), "warning", "48 of the classifier's 80"),
     "bad_images": (
         lambda run: (run / "bad_images.csv").write_text("index,path,reason\n" + '1,"a, b",no\n' * 90),
@@ -495,7 +496,9 @@ def test_constant_features_are_counted_as_dead(healthy: Path, tmp_path: Path) ->
     features = draw.normal(size=(300, 128)).astype(np.float32)
     features[:, ::4] = 3.0
     shutil.copytree(healthy, tmp_path / "run")
-    model(tmp_path / "run", "whitening.components", lambda _: Whitening(32).fit(features).components)
+    model(
+        tmp_path / "run", "embedding.0.components", lambda _: torch.as_tensor(Whitening(32).fit(features).components_)
+    )
     found = collect(load_run(tmp_path / "run", "cpu"), sample=0)
     assert (found.features_dead, found.features, found.directions_alive) == (32, 128, 32)
 
@@ -618,7 +621,7 @@ def test_advice_names_only_options_of_the_method(
         configure(run, **values)
     else:
         config = json.loads((run / "run.json").read_text())
-        odc = dataclasses.replace(settings.from_dict(config["settings"]), method=settings.ODCParams(k=20))
+        odc = dataclasses.replace(settings.from_dict(config["settings"]), method=ODCParams(k=20))
         (run / "run.json").write_text(json.dumps(config | {"settings": settings.as_dict(odc)}))
     facts = collect(load_run(run, "cpu"), sample=0)
     chosen = settings.from_dict(dict(facts.settings))

@@ -28,7 +28,7 @@ BETTER_START = "initialize better: --method.init k-means++"
 
 def check_number_of_clusters(run: RunDiagnostics) -> Iterator[Finding]:
     """Too few clusters for the classes, or too many for the images."""
-    if not run.k or run.rotation_only:
+    if not run.k or not run.finds_clusters:
         return
     suggested = clusters_option(run, suggested_k(run))
     if run.k == 1:

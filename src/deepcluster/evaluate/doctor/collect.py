@@ -5,6 +5,7 @@ A file that is missing or damaged is noted and skipped, because runs that went w
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import math
 from collections.abc import Callable, Mapping
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 from torch import Tensor
 
+from deepcluster import config
 from deepcluster.clustering.metrics import nmi
 from deepcluster.data.open import open_images
 from deepcluster.data.source import ImageSource
@@ -48,6 +50,8 @@ class RunDiagnostics:
         settings: of run.json, nested.
         images: N, undecodable ones included.
         bad: images that cannot be decoded.
+        rotations: rotations of an image that are predicted together with its cluster; 1 = none.
+        finds_clusters: false for runs that predict rotations only (RotNet).
         rows: metrics.jsonl.
         sizes: (K,) images in each cluster.
         chance_nmi: NMI of the clusters with a random permutation of themselves.
@@ -71,6 +75,8 @@ class RunDiagnostics:
     settings: Mapping[str, Any]
     images: int
     bad: int = 0
+    rotations: int = 1
+    finds_clusters: bool = True
     rows: list[dict[str, Any]] = field(default_factory=list)
     sizes: np.ndarray | None = None
     chance_nmi: float | None = None
@@ -110,12 +116,7 @@ class RunDiagnostics:
     @property
     def num_pseudo_classes(self) -> int:
         """Classes that the classifier predicts: clusters, times rotations where images are rotated; 0 = unknown."""
-        return self.k * (4 if self.setting("method.rotations", False) else 1)
-
-    @property
-    def rotation_only(self) -> bool:
-        """Whether the run predicts rotations and has no clusters to speak of (RotNet)."""
-        return self.k == 1 and self.num_pseudo_classes > 1
+        return self.k * self.rotations
 
     @property
     def algorithm(self) -> str:
@@ -157,6 +158,9 @@ def collect(run: Run, data: Any = None, *, sample: int = SAMPLE, screen: Screen 
         DeepClusterError: `data` is given and cannot be opened, or holds another number of images.
     """
     found = RunDiagnostics(str(run.folder), run.config["settings"], run.config["images"], _bad_images(run))
+    with contextlib.suppress(DeepClusterError):  # settings of another version
+        params = config.from_dict(run.config["settings"]).method
+        found.rotations, found.finds_clusters = params.rotations_predicted, params.finds_clusters
     found.checkpoints = [f"checkpoints/{file.name}" for file in sorted((run.folder / "checkpoints").glob("*.ckpt"))]
     found.rows = _read(run, found, "metrics.jsonl", lambda: run.metrics) or []
     model = _read(run, found, MODEL, lambda: run.model, "its weights and clusters were")
@@ -303,7 +307,6 @@ def _open_source(run: Run, data: Any, found: RunDiagnostics) -> ImageSource | No
 def _measure_views(
     run: Run, found: RunDiagnostics, model: Model, initial: Backbone, source: ImageSource, sample: int, screen: Screen
 ) -> ViewAgreement | None:
-    from deepcluster import config
     from deepcluster.engine.build import views_of
 
     pictures = []

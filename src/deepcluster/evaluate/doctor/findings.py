@@ -162,7 +162,7 @@ def how_many(run: RunDiagnostics) -> str:
             " paper (figure 2c)"
         )
     why += f"; above {round_down(limit):,} clusters would have fewer than {MIN_IMAGES} images"
-    if run.rotation_only:
+    if not run.finds_clusters:
         return (
             "This run predicts rotations and has no clusters. A method with clusters could start from its weights; for"
             f" {run.decodable:,} images try {k:,} there: {why}."
