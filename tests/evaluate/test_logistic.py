@@ -43,7 +43,6 @@ def test_objective_and_predictions_are_scikit_learns(count: int, dim: int, c: fl
     least = objective(points, labels, theirs.coef_.T, theirs.intercept_, c)
     found = objective(points, labels, weight, bias, c)
     assert found == pytest.approx(least, rel=2e-5, abs=1e-7)
-    assert float(ours.value[0]) == pytest.approx(found, rel=1e-5, abs=1e-7)
     new, _ = clouds(300, dim, seed=1)
     assert ((new @ weight + bias).argmax(1) == theirs.predict(new)).mean() > 0.995
 

@@ -255,47 +255,47 @@ class Evaluation:
             classifier_of: tap, trained layers -> what is saved.
             score_name: tap -> the name of its scores.
         """
+
+        def train_seed(seed: int) -> list[list[Any]]:
+            """Of each learner: tap, scores, and the epoch of these where the best one is scored."""
+            learners = learners_of(seed)
+            best: dict[str, Any] = {}
+
+            def score(epoch: int | None) -> dict[str, Any]:
+                scores = self.accuracy(learners, read)
+                return {one.tap: [own, epoch, layers_of(one.head)] for one, own in zip(learners, scores, strict=True)}
+
+            def keep_best(epoch: int) -> None:
+                for tap, new in score(epoch).items():
+                    if tap not in best or new[0][0] > best[tap][0][0]:
+                        best[tap] = new
+
+            after_epoch = keep_best if self.report == "best-epoch" else lambda done: None
+            self.train(
+                learners,
+                read,
+                self.data.train,
+                recipe,
+                seed=seed,
+                name=f"seed {seed}",
+                notes=best,
+                after_epoch=after_epoch,
+            )
+            found = best or score(None)
+            if seed == self.seed:
+                self.save({tap: classifier_of(tap, layers) for tap, (_, _, layers) in found.items()})
+            return [[tap, scores, epoch] for tap, (scores, epoch, _) in found.items()]
+
         draws = []
         for seed in range(self.seed, self.seed + self.seeds):
             draw: dict[str, Any] = {"seed": seed}
-            work = partial(self._train_draw, seed, learners_of, read, recipe, classifier_of)
-            for tap, (top1, top5), epoch in self.resume.run(f"seed {seed}", work):
+            for tap, (top1, top5), epoch in self.resume.run(f"seed {seed}", partial(train_seed, seed)):
                 draw |= self.scores(score_name(tap), top1, top5)
                 if epoch is not None:
                     draw[f"{score_name(tap)}_epoch"] = epoch
             draws.append(draw)
         self.resume.remove()
         return self.result(draws)
-
-    def _train_draw(
-        self,
-        seed: int,
-        learners_of: Callable[[int], list[Learner]],
-        read: Read,
-        recipe: Recipe,
-        classifier_of: Callable[[str, Layers], Classifier],
-    ) -> list[list[Any]]:
-        """Of each learner: tap, scores, and the best epoch where that is what is scored."""
-        learners = learners_of(seed)
-        notes: dict[str, Any] = {}
-
-        def score(epoch: int | None) -> list[Any]:
-            scores = self.accuracy(learners, read)
-            return [[own, layers_of(learner.head), epoch] for own, learner in zip(scores, learners, strict=True)]
-
-        def keep_best(epoch: int) -> None:
-            if self.report == "best-epoch":
-                new = score(epoch)
-                pairs = zip(new, notes.get("best", new), strict=True)
-                notes["best"] = [a if a[0][0] > b[0][0] else b for a, b in pairs]
-
-        self.train(
-            learners, read, self.data.train, recipe, seed=seed, name=f"seed {seed}", notes=notes, after_epoch=keep_best
-        )
-        found = {learner.tap: own for learner, own in zip(learners, notes.get("best") or score(None), strict=True)}
-        if seed == self.seed:
-            self.save({tap: classifier_of(tap, layers) for tap, (_, layers, _) in found.items()})
-        return [[tap, scores, epoch] for tap, (scores, _, epoch) in found.items()]
 
     def save(self, classifiers: Mapping[str, Classifier], weights: str | None = None) -> None:
         """Writes the classifiers; `weights` is the digest of their network, where that is not the subject's."""

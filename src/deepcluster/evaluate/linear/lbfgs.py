@@ -31,7 +31,7 @@ def minimize(
     *,
     tolerance: float = 1e-4,
     evaluations: int = 500,
-) -> tuple[Tensor, Tensor]:
+) -> Tensor:
     """Minimizes P problems of one shape.
 
     Args:
@@ -40,7 +40,7 @@ def minimize(
         evaluations: calls of the objective, at most.
 
     Returns:
-        (P, ...) points, and (P,) float64 values there.
+        (P, ...) points.
     """
     values, gradients = objective(start, range(len(start)))
     problems = [
@@ -64,7 +64,7 @@ def minimize(
             elif problem.step > SMALLEST_STEP:
                 still.append(number)
         active = still
-    return torch.stack([p.point for p in problems]), torch.tensor([p.value for p in problems]).double()
+    return torch.stack([problem.point for problem in problems])
 
 
 @dataclass

@@ -34,12 +34,10 @@ class Fit:
     Attributes:
         weight: (P, D, K) float32.
         bias: (P, K) float32.
-        value: (P,) float64, the objective.
     """
 
     weight: Tensor
     bias: Tensor
-    value: Tensor
 
 
 class Solver:
@@ -82,14 +80,14 @@ class Solver:
         if start is not None:
             first[:, :dim] = start.weight if self.basis is None else self.basis.T @ start.weight
             first[:, dim] = start.bias
-        points, values = minimize(
+        points = minimize(
             lambda points, numbers: self.objective(points, shares[list(numbers)], decay),
             first,
             self._inverse_hessian(decay),
             tolerance=tolerance,
         )
         weight = points[:, :dim] if self.basis is None else self.basis @ points[:, :dim]
-        return Fit(weight, points[:, dim], values)
+        return Fit(weight, points[:, dim])
 
     def objective(self, points: Tensor, shares: Tensor, decay: float) -> tuple[Tensor, Tensor]:
         """Values (P,) float64 and gradients (P, D + 1, K) at points (P, D + 1, K): weights and, last, biases."""
@@ -259,7 +257,7 @@ def _choose(
         worse = worse + 1 if accuracy < best else 0
         if accuracy > best:
             best, best_decay = accuracy, decay
-            best_fit = Fit(fit.weight.mean(0, keepdim=True), fit.bias.mean(0, keepdim=True), fit.value[:1])
+            best_fit = Fit(fit.weight.mean(0, keepdim=True), fit.bias.mean(0, keepdim=True))
         if worse == 2:
             break
     assert best_fit is not None

@@ -7,7 +7,7 @@ or the whole network fine-tuned.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -109,9 +109,17 @@ def low_shot(
     if c is not None and (c <= 0 or not counts):
         raise DeepClusterError("--c is of the classifier of --shots, and above 0; that of --fraction is chosen.")
     changes = {"epochs": epochs, "lr": lr, "weight_decay": weight_decay, "batch_size": batch_size, "schedule": schedule}
-    _check_fine_tuning(
-        fine_tune, counts, shares, classifier, tap, {**changes, "head_multiplier": head_multiplier}, precision
-    )
+    given = [name for name, value in {**changes, "head_multiplier": head_multiplier}.items() if value is not None]
+    if given and not fine_tune:
+        raise DeepClusterError(
+            f"--{given[0].replace('_', '-')} is of the fine-tuning: add --fine-tune or leave it out."
+        )
+    if fine_tune and not shares:
+        raise DeepClusterError("--fine-tune needs shares of the labels: give --fraction 0.01 0.1.")
+    if fine_tune and not counts and (classifier != "logistic" or tap != OUTPUT):
+        raise DeepClusterError("--fine-tune trains the whole network: leave out --classifier and --tap.")
+    if fine_tune and precision == "16":
+        raise DeepClusterError("--fine-tune has no 16-bit floating-point training: use --precision bf16 or 32.")
     divided = split_data(subject, data, test, holdout, protocol="low-shot", seed=seed)
     _check_class_sizes(divided, max(counts, default=0))
     screen = screen or Screen(quiet=True)
@@ -143,29 +151,6 @@ def low_shot(
         alike = [draw for draw in found if draw["of"] == name]
         scores |= mean_and_std([{k: v for k, v in draw.items() if k.startswith(f"{name}_top")} for draw in alike])
     return Result("low-shot", evaluation.all_settings(), scores, found)
-
-
-def _check_fine_tuning(
-    fine_tune: bool,
-    counts: Sequence[int],
-    shares: Sequence[float],
-    classifier: str,
-    tap: str,
-    options: Mapping[str, Any],
-    precision: str,
-) -> None:
-    """Raises: DeepClusterError: options that do not go together."""
-    given = [name for name, value in options.items() if value is not None]
-    if given and not fine_tune:
-        raise DeepClusterError(
-            f"--{given[0].replace('_', '-')} is of the fine-tuning: add --fine-tune or leave it out."
-        )
-    if fine_tune and not shares:
-        raise DeepClusterError("--fine-tune needs shares of the labels: give --fraction 0.01 0.1.")
-    if fine_tune and not counts and (classifier != "logistic" or tap != OUTPUT):
-        raise DeepClusterError("--fine-tune trains the whole network: leave out --classifier and --tap.")
-    if fine_tune and precision == "16":
-        raise DeepClusterError("--fine-tune has no 16-bit floating-point training: use --precision bf16 or 32.")
 
 
 def _check_class_sizes(data: LabeledData, count: int) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -82,13 +82,7 @@ class Probe:
         probabilities = self.probabilities(images, subject, tap)
         return np.where(np.isfinite(probabilities[:, 0]), probabilities.argmax(1), -1)
 
-    def probabilities(
-        self,
-        images: Any,
-        subject: Subject,
-        tap: str | None = None,
-        check: Callable[[int], object] = lambda images: None,
-    ) -> np.ndarray:
+    def probabilities(self, images: Any, subject: Subject, tap: str | None = None) -> np.ndarray:
         """(N, K) float32 softmax of the scores; NaN for images that cannot be decoded. See `predict`."""
         tap = tap or self.taps[-1]
         if tap not in self.classifiers:
@@ -104,7 +98,7 @@ class Probe:
         modules = {tap: own.module} if own.module else {}
         frozen = FrozenFeatures(subject.backbone, {tap: own.pooling}, subject.device, modules=modules)
         crop = CenterCrop(subject.image_size, subject.backbone.mean, subject.backbone.std)
-        decoded, tables = frozen.extract(split, crop, check=check)
+        decoded, tables = frozen.extract(split, crop)
         out = np.full((len(pixels), len(self.classes)), np.nan, np.float32)
         vectors = torch.from_numpy(tables[tap])
         out[decoded] = apply_layers(own.layers, F.normalize(vectors, dim=1) if own.unit else vectors).softmax(1).numpy()
