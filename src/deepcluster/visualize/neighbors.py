@@ -127,19 +127,14 @@ def nearest_rows(features: np.ndarray, queries: np.ndarray, count: int, device: 
     Raises:
         DeepClusterError: there are not so many neighbors.
     """
-    import torch
-
-    from deepcluster.features.neighbors import nearest
+    from deepcluster.features import knn
 
     good = np.flatnonzero(np.isfinite(features).all(axis=1))
     if count >= len(good):
         raise DeepClusterError(f"{count} neighbors need more than {len(good)} images: ask for fewer.")
-    bank, asked = (torch.from_numpy(np.ascontiguousarray(features[rows], np.float32)) for rows in (good, queries))
-    _, rows = nearest(bank, asked, count + 1, device=device)
+    rows, _ = knn.nearest_rows(features[good], count + 1, queries=features[queries], metric="cosine", device=device)
     # a copy of the query may stand before it
-    return np.stack(
-        [others[others != query][:count] for query, others in zip(queries, good[rows.numpy()], strict=True)]
-    )
+    return np.stack([others[others != query][:count] for query, others in zip(queries, good[rows], strict=True)])
 
 
 def agreement(queries: np.ndarray, rows: np.ndarray, labels: np.ndarray) -> float | None:
