@@ -1,0 +1,403 @@
+"""What a run takes before it is started: memory, disk, messages and hours.
+
+Bytes and operations come from a dry run (dry_run.py). Hours are operations divided by an assumed speed, or steps that
+are timed on this machine.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from deepcluster import config
+from deepcluster.config import TrainRun
+from deepcluster.data.cache import SMALL, Pixels, load_pixels
+from deepcluster.data.loader import Loader
+from deepcluster.data.open import open_images
+from deepcluster.distributed import ProcessGroup
+from deepcluster.engine.build import check, views_of
+from deepcluster.engine.optim import make_optimizer, step_all
+from deepcluster.engine.subject import short_side
+from deepcluster.errors import DeepClusterError
+from deepcluster.estimate.dry_run import ROWS, Counted, DryRun, clustered, count_backbone, number_of_clusters
+from deepcluster.features.extract import IN_MEMORY, extract
+from deepcluster.types import TrainStep
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+FEATURE_BATCH = 256
+"""Images whose features are computed at once."""
+PHASES = ("training", "clustering")
+TIMED = 64
+"""Images of timed steps, at most."""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Speeds of one process.
+
+    Attributes:
+        name: what it is.
+        flops: floating-point operations a second in training; a third of what data sheets promise.
+        step: seconds that a training step takes besides its operations.
+        view: seconds for each view. decode: seconds for each image that is not cached.
+        disk: bytes a second written.
+        link, network: bytes a second between processes of one machine, and between machines.
+        latency: seconds for each message and each doubling of the processes.
+        resident: bytes of a process that holds nothing.
+    """
+
+    name: str
+    flops: float
+    step: float
+    view: float
+    decode: float
+    disk: float
+    link: float
+    network: float
+    latency: float
+    resident: float
+
+
+ASSUMED = {
+    "cuda": Machine("a GPU with 300 TFLOP/s in bf16, such as an A100, and 16 cores for each",
+                    flops=1e14, step=2e-3, view=2e-5, decode=5e-4, disk=1e9, link=1e11, network=1e10, latency=6e-5,
+                    resident=1.5e9),
+    "cpu": Machine("a core at 2.5 GHz with AVX-512 for each process",
+                   flops=5e10, step=2e-3, view=4e-4, decode=8e-3, disk=3e8, link=1.5e9, network=1e9, latency=1e-4,
+                   resident=4.5e8),
+}  # fmt: skip
+"""Round numbers from data sheets and common experience."""
+
+
+@dataclass(frozen=True)
+class Item:
+    """Bytes of one thing.
+
+    Attributes:
+        when: "always", "training", "clustering" (with the features before it); of files "run", "scratch" (removed at
+            the end), "cache" (shared by runs).
+        place: "GPU", "memory" (the machine's) or "disk".
+    """
+
+    name: str
+    bytes: float
+    when: str
+    place: str = "disk"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A part of the work of one process: how often in the whole run, and what it takes each time."""
+
+    name: str
+    times: float
+    flops: float
+    sent: float
+    messages: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a run takes; memory and disk are those of its first process, which has the most.
+
+    Attributes:
+        title: what is estimated. note: where the hours come from.
+        epochs: of the run.
+    """
+
+    title: str
+    note: str
+    epochs: int
+    memory: list[Item]
+    disk: list[Item]
+    stages: list[Stage]
+
+    @property
+    def peak(self) -> dict[str, tuple[float, str]]:
+        """Place -> the most bytes there at once, and when."""
+        found = {}
+        for place in dict.fromkeys(item.place for item in self.memory):
+            here = [item for item in self.memory if item.place == place]
+            sums = [(sum(item.bytes for item in here if item.when in ("always", phase)), phase) for phase in PHASES]
+            found[place] = max(sums)
+        return found
+
+    @property
+    def seconds(self) -> float:
+        """Of the whole run."""
+        return sum(stage.seconds * stage.times for stage in self.stages)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        peak = {place: {"bytes": size, "when": when} for place, (size, when) in self.peak.items()}
+        return dataclasses.asdict(self) | {"peak": peak, "hours": self.seconds / 3600}
+
+    def tables(self) -> RenderableType:
+        """For a terminal."""
+        from rich.console import Group
+        from rich.table import Table
+
+        parts: list[RenderableType] = [self.title, ""]
+        for title, items in (("memory of a process", self.memory), ("disk", self.disk)):
+            table = Table("what", "bytes", "when", "place", title=title, title_justify="left")
+            for item in items:
+                table.add_row(item.name, amount(item.bytes), item.when, item.place)
+            parts.append(table)
+        peaks = (f"{place}: at most {amount(size)}, while {when}" for place, (size, when) in self.peak.items())
+        parts.append("; ".join(peaks) + "\n")
+        table = Table("stage", title="the whole run, each process", title_justify="left")
+        for name in ("times", "operations", "sent", "messages", "hours"):
+            table.add_column(name, justify="right")
+        for s in self.stages:
+            counts = (f"{s.flops * s.times:.2e}", amount(s.sent * s.times), f"{s.messages * s.times:,.0f}")
+            table.add_row(s.name, f"{s.times:,.0f}", *counts, f"{s.seconds * s.times / 3600:.3g}")
+        table.add_section()
+        table.add_row(f"{self.epochs} epochs", "", "", "", "", f"{self.seconds / 3600:.3g}")
+        return Group(*parts, table, self.note)
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run of so many images on so many processes."""
+
+    run: TrainRun
+    images: int
+    processes: int
+    per_machine: int
+    device: str
+
+    @property
+    def share(self) -> int:
+        """Images whose features are those of the first process."""
+        return ProcessGroup(0, self.processes).row_range(self.images)[1]
+
+    @property
+    def batch(self) -> int:
+        """Images of a training step, of all processes."""
+        return min(self.run.batch_size, self.images)
+
+    @property
+    def part(self) -> int:
+        """Images of a training step that are one process's."""
+        return math.ceil(self.batch / self.processes)
+
+    @property
+    def steps(self) -> int:
+        """Of an epoch."""
+        return max(1, round(self.images / self.batch))
+
+    @property
+    def clusters(self) -> int:
+        """K; a clusterer without one finds their number itself, about a twentieth of the images on photos."""
+        return number_of_clusters(self.run) or max(1, self.images // 20)
+
+    @property
+    def half(self) -> int:
+        """2 where activations have 16 bits, else 1."""
+        precision = self.run.precision
+        return 2 if precision in ("bf16", "16") or (precision == "auto" and self.device == "cuda") else 1
+
+    @property
+    def picture(self) -> int:
+        """Bytes of a decoded photo of 4 by 3; tiny images are kept as they are."""
+        short = short_side(self.run.image_size)
+        return 3 * self.run.image_size**2 if short is None else 4 * short**2
+
+    @property
+    def cached(self) -> str:
+        """Where decoded images are kept: "memory", "disk" or "" for nowhere."""
+        size = self.images * self.picture
+        return "memory" if size <= SMALL else "disk" if size <= self.run.data.cache_gb * 1e9 else ""
+
+    def check(self) -> None:
+        """Refuses numbers that no run can have."""
+        check(self.run)
+        if self.images < 2:
+            raise DeepClusterError(f"--images is {self.images}: give a whole number of at least 2, such as 1e6.")
+        if number_of_clusters(self.run) > self.images:
+            raise DeepClusterError(
+                f"{self.images:,} images cannot form {self.clusters:,} clusters: give at most --k {self.images}."
+            )
+        if self.batch < self.processes:
+            raise DeepClusterError(
+                f"Batches of {self.batch} images cannot be shared by {self.processes} processes: raise --batch-size, or"
+                " estimate for fewer processes."
+            )
+
+
+def estimate(job: Job, *, measure: bool = False, data: Any = None, network: float | None = None) -> Estimate:
+    """What a run takes.
+
+    Args:
+        job: the run.
+        measure: time its steps on this machine.
+        data: images to train on while measuring; None = made-up ones.
+        network: bytes a second between machines; None = what is assumed.
+
+    Raises:
+        DeepClusterError: settings or numbers that no run can have.
+    """
+    job.check()
+    run, processes = job.run, job.processes
+    machine = ASSUMED[job.device]
+    if network is not None:
+        machine = dataclasses.replace(machine, network=network)
+    net, dry = count_backbone(run), DryRun(run, job.part, processes)
+    value = dry.at(job.images, job.share, job.clusters)
+    wire = machine.link if processes <= job.per_machine else min(machine.link, machine.network)
+
+    def waiting(sent: float, messages: float) -> float:
+        return sent / wire + messages * machine.latency * math.ceil(math.log2(processes))
+
+    ring = 2 * (processes - 1) / processes  # what each sends for a sum over all
+    sent = ring * value["shared"] + dry.bytes_per_step
+    messages = math.ceil(value["shared"] / 25e6) + 1 if processes > 1 else 0
+    step_flops = job.part * net.training + value["step_flops"]
+    sums = ring * 8 * job.clusters * dry.width * dry.rounds if number_of_clusters(run) else 0.0
+    labels = 12 * job.images * (processes > 1)
+
+    reading = 0.0 if job.cached else machine.decode
+    crowd = min(job.per_machine, processes) if job.device == "cpu" else 1  # a machine's processes share its cores
+    if measure:
+        timed = time_steps(job, dry, data)
+        counted = net.training + dry.samples[-1].values["step_flops"] / job.part
+        step = crowd * job.part * max(timed.image * step_flops / job.part / counted, reading)
+        feature, refresh = crowd * max(timed.feature, reading), crowd * timed.refresh(value["refresh_flops"])
+        note = f"Hours from steps timed on this machine with {torch.get_num_threads()} threads; messages are assumed."
+    else:
+        images = job.part * max((net.training / machine.flops) + len(net.views) * machine.view, reading)
+        step = machine.step + images + value["step_flops"] / machine.flops
+        feature = max(net.forward / machine.flops + machine.view, reading)
+        refresh = value["refresh_flops"] / machine.flops
+        note = f"NOT MEASURED: hours assumed for {machine.name}. With --measure steps are timed on this machine."
+    refreshes = 1 if dry.once else sum(dry.method.due(each, 100) for each in range(100 * run.epochs)) + 1
+    saves = run.epochs * max(1.0, job.steps * step / 60 / run.save_minutes if run.save_minutes else 1.0)
+    stages = [
+        Stage("training steps", run.epochs * job.steps, step_flops, sent, messages, step + waiting(sent, messages)),
+        Stage("features of all images", refreshes, job.share * net.forward, 0, 0, job.share * feature),
+        Stage("clustering", refreshes, value["refresh_flops"], sums + labels, dry.rounds + 3 if processes > 1 else 0,
+              refresh + waiting(sums + labels, dry.rounds + 3)),
+        Stage("checkpoints", saves, 0, 0, 0, value["checkpoint"] / machine.disk),
+    ]  # fmt: skip
+    where = f"{processes} process{'es' * (processes > 1)} on {math.ceil(processes / job.per_machine)} machine(s)"
+    title = (
+        f"{job.images:,} images, {job.clusters:,} clusters, {run.backbone.name}, {run.image_size} px\n{where},"
+        f" {job.device}, {32 // job.half}-bit, batches of {job.batch:,} ({job.steps:,} steps an epoch)"
+    )
+    return Estimate(title, note, run.epochs, memory(job, net, dry, value, machine), disk(job, net, value), stages)
+
+
+def memory(job: Job, net: Counted, dry: DryRun, value: dict[str, float], machine: Machine) -> list[Item]:
+    """What a process holds."""
+    table, whitened = 4.0 * job.share * net.dim, 4.0 * job.share * dry.width
+    widest = 2 * net.widest / job.half + 3 * 12 * job.run.image_size**2
+    here, gpu = "memory", "GPU" if job.device == "cuda" else "memory"
+    items = [
+        Item("the process itself", machine.resident, "always", here),
+        Item("network, classifiers, labels, memories", value["state"], "always", gpu),
+        Item("optimizers", value["moments"], "always", gpu),
+        Item("index and order of the images", 40.0 * job.images, "always", here),
+        Item("decoded images", job.images * job.picture * (job.cached == "memory"), "always", here),
+        Item("gradients", value["shared"] + value["own"], "training", gpu),
+        Item("activations", (job.part * net.saved + value["step_saved"]) / job.half, "training", gpu),
+        Item("batches made ahead", 3.0 * job.part * net.view_bytes, "training", gpu),
+        Item("features", table * (table <= IN_MEMORY), "clustering", here),
+        Item("activations and batches made ahead", FEATURE_BATCH * widest, "clustering", gpu),
+        Item("whitened features", 1.25 * whitened, "clustering", gpu),
+        Item("whitened features, copied", whitened * (gpu != here), "clustering", here),
+        Item("sums and centroids", 28.0 * min(job.clusters, job.share) * dry.width, "clustering", gpu),
+        Item("new labels and distances", 28.0 * job.images + 44.0 * job.share, "clustering", here),
+    ]
+    return [item for item in items if item.bytes >= 1]
+
+
+def disk(job: Job, net: Counted, value: dict[str, float]) -> list[Item]:
+    """Files of the run."""
+    kept = job.run.epochs // job.run.keep_every if job.run.keep_every else 0
+    table = 4.0 * job.share * net.dim
+    items = [
+        Item("last.ckpt", value["checkpoint"], "run"),
+        Item("last.ckpt while it is replaced", value["checkpoint"], "scratch"),
+        Item(f"epoch-NNNN.ckpt, {kept} of them", value["checkpoint"] * kept, "run"),
+        Item("model.safetensors", value["model"], "run"),
+        Item("assignment.npy, distance.npy", 12.0 * job.images + 256, "run"),
+        Item("features, memory-mapped", table * (table > IN_MEMORY), "scratch"),
+        Item("decoded images", job.images * job.picture * (job.cached == "disk"), "cache"),
+    ]
+    return [item for item in items if item.bytes >= 1]
+
+
+@dataclass(frozen=True)
+class Timed:
+    """Seconds on this machine.
+
+    Attributes:
+        image: of a training step, for each of its images. feature: for each image's features.
+        fixed: of a clustering of any size. flop: and for each operation.
+    """
+
+    image: float
+    feature: float
+    fixed: float
+    flop: float
+
+    def refresh(self, flops: float) -> float:
+        """Of a clustering."""
+        return self.fixed + self.flop * flops
+
+
+def time_steps(job: Job, dry: DryRun, data: Any = None) -> Timed:
+    """Times three training steps, the features of some images, and two clusterings."""
+    run, method = job.run, dry.method.to(job.device)
+    made_up = np.random.default_rng(0).integers(0, 255, (TIMED, run.image_size, run.image_size, 3), np.uint8)
+    pixels: Pixels = load_pixels(open_images(made_up if data is None else data), short_side=short_side(run.image_size),
+                                 cache_gb=run.data.cache_gb)  # fmt: skip
+    good, o = pixels.good[:TIMED], run.optimizer
+    batch = max(2, min(job.part, len(good)))
+    optimizer = make_optimizer(
+        method.backbone.parameters(), o.name, lr=o.lr, momentum=o.momentum, weight_decay=o.weight_decay
+    )
+    order = method.order(4 * batch, torch.Generator().manual_seed(0))
+    shown = np.resize(good, 4 * batch)
+    loader = Loader(pixels, shown, batch_size=batch, transform=views_of(run, method.backbone), device=job.device)
+    began, method = time.perf_counter(), method.train()
+    for number, each in enumerate(loader):
+        drawn = dataclasses.replace(each, index=order[number * batch : number * batch + len(each.index)])
+        torch.autograd.backward(method.loss(drawn, TrainStep(number, 4, 4))["loss"])
+        step_all([optimizer, *method.optimizers().values()], method.parameters(), 0.0, None)
+        method.after_step(drawn)
+        if number == 0:
+            began = time.perf_counter()  # the first step allocates
+    image = (time.perf_counter() - began) / (3 * batch)
+    network, feature = method.feature_network, []
+    for part in (good[:2], good[:2], good):  # the difference of the last two is free of what is done once
+        began = time.perf_counter()
+        extract(network, pixels, size=network.image_size, mean=network.mean, std=network.std, device=job.device,
+                only=part)  # fmt: skip
+        feature.append(time.perf_counter() - began)
+    seconds, flops = [], []
+    for n in (ROWS, 4 * ROWS):
+        began = time.perf_counter()
+        clustered(config.override(run, {"method.k": dry.samples[-1].k} if number_of_clusters(run) else {}), n)
+        seconds.append(time.perf_counter() - began)
+        flops.append(dry.at(n * job.processes, n, dry.samples[-1].k)["refresh_flops"])
+    slope = max(0.0, seconds[1] - seconds[0]) / (flops[1] - flops[0])
+    return Timed(image, max(0.0, feature[-1] - feature[-2]) / max(1, len(good) - 2),
+                 max(0.0, seconds[0] - slope * flops[0]), slope)  # fmt: skip
+
+
+def amount(size: float) -> str:
+    """Bytes in three digits and a unit."""
+    if size <= 0:
+        return "-"
+    power = min(4, int(math.log10(size) // 3)) if size >= 1 else 0
+    return f"{size / 1000**power:,.3g} {('B', 'kB', 'MB', 'GB', 'TB')[power]}"
