@@ -1,6 +1,6 @@
-"""Every help page, compared with tests/cli/help/*.txt, and the options that pages are made of.
+"""Every help page compared with tests/cli/help/*.txt, and the options read from signatures.
 
-After an intended change `UPDATE_HELP=1 pytest tests/cli/test_help.py` writes the files anew; read their diff.
+After an intended change run `UPDATE_HELP=1 pytest tests/cli/test_help.py`, which rewrites the files, and read the diff.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import pytest
 
 from deepcluster.cli.evaluate import PROTOCOLS
 from deepcluster.cli.main import COMMANDS, main
-from deepcluster.cli.options import Function
+from deepcluster.cli.options import Function, parse_options
 from deepcluster.cli.visualize import PICTURES
 from deepcluster.presets import PRESETS
 
@@ -64,7 +64,7 @@ def test_help_is_the_golden_file(name: str, capsys: pytest.CaptureFixture[str]) 
     if os.environ.get("UPDATE_HELP"):
         file.parent.mkdir(exist_ok=True)
         file.write_text(text, encoding="utf-8")
-    assert text == file.read_text(encoding="utf-8"), "UPDATE_HELP=1 writes the file anew"
+    assert text == file.read_text(encoding="utf-8"), "if the change is intended: UPDATE_HELP=1"
 
 
 def test_every_golden_file_belongs_to_a_page() -> None:
@@ -98,3 +98,21 @@ def test_options_are_those_of_the_imported_function(target: str) -> None:
     left_out = set(real) - set(function.options) - FUNCTIONS[target]
     assert all("Callable" in str(real[name].annotation) for name in left_out), left_out
     assert function.summary and "`" not in function.summary
+
+
+@pytest.mark.parametrize(
+    ("words", "stop", "sync_batchnorm", "replace"),
+    [
+        ([], False, True, False),
+        (["--stop", "--no-sync-batchnorm", "--method.replace"], True, False, True),
+        (["--stop", "True", "--sync-batchnorm", "False", "--method.replace", "True"], True, False, True),
+        (["--stop", "False", "--sync-batchnorm", "True", "--method.replace", "False"], False, True, False),
+    ],
+)
+def test_flags_take_true_and_false(words: list[str], stop: bool, sync_batchnorm: bool, replace: bool) -> None:
+    train = Function("deepcluster.cli.train:train", {"preset", "settings"})
+    preset = PRESETS["tiny-odc"].run
+    values = parse_options([train], ["--data", "a", "--out", "b", *words], prog="train", settings=preset)
+    run = values["settings"]
+    assert (run.stop, run.sync_batchnorm, run.method.replace) == (stop, sync_batchnorm, replace)
+    assert run.epochs == preset.epochs and values["out"] == Path("b")
