@@ -45,7 +45,7 @@ def judge(backbone: Backbone, bank: tuple[np.ndarray, np.ndarray], test: tuple[n
     tables = []
     for images, _ in (bank, test):
         pixels = load_pixels(open_images(images), short_side=None, cache_gb=1)
-        tables.append(extract(backbone, pixels, size=32, mean=backbone.mean, std=backbone.std, tap="pool")[1])
+        tables.append(extract(backbone, pixels, tap="pool")[1])
     scores = dict(score_features(tables[0], bank[1], tables[1], test[1], k=(20,), classes=10))
     return scores["knn20_majority_top1"]
 

@@ -35,7 +35,7 @@ def walk(epochs: int = 3, k: int = 20) -> list[float]:
     agreement = []
     for epoch in range(epochs):
         # Describe every image once, reduce and whiten the descriptions, and group them (sections 3.2 and 3.3).
-        index, features = extract(backbone, pixels, size=8, mean=backbone.mean, std=backbone.std)
+        index, features = extract(backbone, pixels)
         whitened = Whitening(16).fit_transform(features)
         assignment = torch.as_tensor(KMeans(k, random_state=epoch).fit_predict(whitened))
         agreement.append(nmi(source.labels, assignment))

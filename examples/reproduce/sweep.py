@@ -160,9 +160,6 @@ def leave_one_out(run: Run, network: Any, source: ImageSource) -> tuple[float, i
     index, features = extract(
         network,
         run.pixels(source),
-        size=network.image_size,
-        mean=network.mean,
-        std=network.std,
         device=run.device,
         only=draw_labelled(labels, run.config["seed"]),
     )

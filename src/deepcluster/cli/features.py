@@ -116,9 +116,6 @@ def feature_network(model: Model, tap: str | None, device: str, advance: Bar) ->
         index, features = extract(
             backbone,
             pixels,
-            size=size,
-            mean=backbone.mean,
-            std=backbone.std,
             batch_size=BATCH,
             device=device,
             tap=tap,

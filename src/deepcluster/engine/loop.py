@@ -107,7 +107,7 @@ def fit(c: TrainContext, state: TrainState) -> None:
             if end <= state.step:
                 continue
             if state.step == start != state.refreshed and method.due(start, per_epoch):
-                refresh_or_save(c, state)
+                refresh(c, state)
             loader = batches(c, state, start, end)
             compute_loss, summed = parallel_loss(method, group, run.deterministic)
             loss_sum, own = torch.zeros((), dtype=torch.float64, device=c.fabric.device), method.local_parameters
@@ -133,13 +133,14 @@ def fit(c: TrainContext, state: TrainState) -> None:
                     if (late or stopped) and state.step < end:
                         state.add("loss", group.sum_(loss_sum).item())
                         loss_sum.zero_()
-                        started = add_seconds(state, "seconds_train", started)
+                        state.add("seconds_train", time.perf_counter() - started)
+                        started = time.perf_counter()
                         save(c, state)
                         saved_at = time.monotonic()
                         if stopped:
                             raise Interrupted
             state.add("loss", group.sum_(loss_sum).item())
-            add_seconds(state, "seconds_train", started)
+            state.add("seconds_train", time.perf_counter() - started)
             if state.step % per_epoch == 0:
                 end_epoch(c, state)
                 saved_at = time.monotonic()
@@ -172,17 +173,13 @@ def batches(c: TrainContext, state: TrainState, start: int, end: int) -> Loader:
     )
 
 
-def refresh_or_save(c: TrainContext, state: TrainState) -> None:
-    try:
-        refresh(c, state)
-    except Interrupted:
-        save(c, state)  # nothing has changed yet: the clusters are computed when the run goes on
-        raise
-
-
 def refresh(c: TrainContext, state: TrainState, *, last: bool = False) -> Clustering | None:
-    """Extracts the features of all images, clusters them, and takes the clusters as targets. The last clustering,
-    which the saved model assigns by, always uses plain views."""
+    """Extracts the features of all images and clusters them; the method takes the clusters as targets. The last
+    clustering, which the saved model assigns by, always uses plain views.
+
+    Raises:
+        Interrupted: while features were extracted; nothing has changed then, and the state is saved.
+    """
     started, seconds = time.perf_counter(), 0.0
     before = c.method.last_assignment.cpu().numpy().copy()
 
@@ -192,7 +189,11 @@ def refresh(c: TrainContext, state: TrainState, *, last: bool = False) -> Cluste
         seconds = time.perf_counter() - started
         return features
 
-    clustering = c.method.refresh(extract_features, (c.run.seed, REFRESH, state.step))
+    try:
+        clustering = c.method.refresh(extract_features, (c.run.seed, REFRESH, state.step))
+    except Interrupted:
+        save(c, state)
+        raise
     state.refreshed = state.step
     state.add("seconds_features", seconds)
     state.add("seconds_cluster", time.perf_counter() - started - seconds)
@@ -202,8 +203,7 @@ def refresh(c: TrainContext, state: TrainState, *, last: bool = False) -> Cluste
 
 
 def extract_all(c: TrainContext, step: int, only: np.ndarray | None = None) -> Features:
-    """Features of every decodable image, or of positions `only` (M,), as far as they are this process's share; of plain
-    views at step -1."""
+    """This process's share of the features of all images, or of positions `only` (M,); of plain views at step -1."""
     average_running_stats(c.method, c.group)
     augmented = c.run.data.describe == "augmented"
     with c.screen.bar("features", len(c.pixels.good if only is None else only)) as advance:
@@ -216,9 +216,6 @@ def extract_all(c: TrainContext, step: int, only: np.ndarray | None = None) -> F
         index, features = extract(
             c.method.feature_network,
             c.pixels,
-            size=c.method.backbone.image_size,
-            mean=c.method.backbone.mean,
-            std=c.method.backbone.std,
             device=c.fabric.device,
             only=only,
             views=RandomViews(replace(c.views.groups[0], count=1)) if augmented and step >= 0 else None,
@@ -261,10 +258,3 @@ def save(c: TrainContext, state: TrainState) -> None:
     """`checkpoints/last.ckpt`, written atomically."""
     average_running_stats(c.method, c.group)
     checkpoint.save(c.folder / "checkpoints" / "last.ckpt", c.method, c.optimizer, state, c.fabric)
-
-
-def add_seconds(state: TrainState, name: str, started: float) -> float:
-    """Adds the time since `started` and returns now."""
-    now = time.perf_counter()
-    state.add(name, now - started)
-    return now

@@ -74,9 +74,6 @@ class Model:
         return extract(
             self.backbone,
             pixels,
-            size=self.backbone.image_size,
-            mean=self.backbone.mean,
-            std=self.backbone.std,
             batch_size=batch_size,
             device=device,
             tap=tap,

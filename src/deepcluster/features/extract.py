@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
@@ -49,9 +49,6 @@ def extract(
     backbone: Backbone,
     pixels: Pixels,
     *,
-    size: int,
-    mean: Sequence[float],
-    std: Sequence[float],
     batch_size: int = 256,
     device: torch.device | str = "cpu",
     tap: str | None = None,
@@ -69,8 +66,8 @@ def extract(
         backbone: left as it was, training mode included.
         tap: a layer to read in place of the output; maps (B, C, H, W) are averaged over space to (B, C),
             sequences (B, T, C) over tokens.
-        only: (M,) int64 ascending, the images to describe; None = all.
-        views: describe one random view of each image, drawn from `key`, in place of the plain one.
+        only: (M,) int64 ascending, the images to extract; None = all.
+        views: one random view of each image, drawn from `key`, in place of the plain one.
         file: where to memory-map a table larger than `IN_MEMORY`; without it everything stays in memory.
         check: called with the number of images after each batch; may raise to stop. With several processes, called
             equally often by each, so that it may ask the others.
@@ -91,15 +88,14 @@ def extract(
         pixels,
         order,
         batch_size=batch_size,
-        transform=views or CenterCrop(size, tuple(mean), tuple(std)),
+        transform=views or CenterCrop(backbone.image_size, tuple(backbone.mean), tuple(backbone.std)),
         key=key,
         device=device,
         empty=True,
         offset=first // batch_size,  # a share begins at a multiple of ALIGN, which is one of the batch's size
     )
     features: np.ndarray | None = None
-    seen = np.zeros(len(pixels), dtype=np.uint8)
-    filled = 0
+    count, filled = np.zeros(len(pixels), dtype=np.uint8), 0
     try:
         for number, batch in enumerate(loader):
             if len(batch.index):
@@ -110,16 +106,16 @@ def extract(
                     features = _table(len(order), out.shape[1], file)
                 # Images found to be bad on the way are missing from the batch: rows close up, in order.
                 features[filled : filled + len(out)] = out.numpy()
-                seen[batch.index.numpy()] += 1
+                count[batch.index.numpy()] += 1
                 filled += len(out)
             if number < checks:
                 check(len(batch.index))
     finally:
         backbone.train(training)
-    index = np.flatnonzero(seen)
+    index = np.flatnonzero(count)
     if features is None:
         return index, np.zeros((0, backbone.dim), np.float32)
-    assert filled == len(index) and seen.max() == 1, "every image must be described exactly once"
+    assert filled == len(index) and count.max() == 1, "every image must be extracted exactly once"
     return index, features[:filled]
 
 

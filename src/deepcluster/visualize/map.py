@@ -247,10 +247,7 @@ def _features(
     from deepcluster.features.extract import extract
 
     backbone = subject.backbone.to(subject.device)
-    return extract(
-        backbone, pixels, size=backbone.image_size, mean=backbone.mean, std=backbone.std, device=subject.device,
-        tap=tap, only=index, check=check,
-    )  # fmt: skip
+    return extract(backbone, pixels, device=subject.device, tap=tap, only=index, check=check)
 
 
 def _groups(
