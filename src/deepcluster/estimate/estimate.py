@@ -381,8 +381,7 @@ def time_steps(job: Job, dry: DryRun, data: Any = None) -> Timed:
     network, feature = method.feature_network, []
     for part in (good[:2], good[:2], good):  # the difference of the last two is free of what is done once
         began = time.perf_counter()
-        extract(network, pixels, size=network.image_size, mean=network.mean, std=network.std, device=job.device,
-                only=part)  # fmt: skip
+        extract(network, pixels, device=job.device, only=part)
         feature.append(time.perf_counter() - began)
     seconds, flops = [], []
     for n in (ROWS, 4 * ROWS):
