@@ -1,19 +1,59 @@
-"""The examples run as they stand."""
+"""The examples run as they stand, and with a broken file among their images."""
 
 from __future__ import annotations
 
 import runpy
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from deepcluster import open_images
+from deepcluster.clustering.metrics import nmi
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
-def test_walk_the_house() -> None:
-    agreement = runpy.run_path(str(EXAMPLES / "walk_the_house.py"))["walk"](epochs=2)
-    assert len(agreement) == 2 and min(agreement) > 0.4
+def example(name: str) -> dict[str, Any]:
+    return runpy.run_path(str(EXAMPLES / f"{name}.py"))
 
 
-def test_other_clusterers() -> None:
-    found = runpy.run_path(str(EXAMPLES / "other_clusterers.py"))["compare"](epochs=2)
+@pytest.fixture
+def broken(tmp_path: Path) -> str:
+    """600 handwritten digits in class folders, and a file among them that is no image."""
+    digits = load_digits()
+    for index in range(600):
+        file = tmp_path / str(digits.target[index]) / f"{index:03d}.png"
+        file.parent.mkdir(exist_ok=True)
+        Image.fromarray((digits.images[index] * 15).astype(np.uint8)).save(file)
+    (tmp_path / "1" / "100-broken.png").write_bytes(b"no image")
+    return str(tmp_path)
+
+
+def test_deepcluster_in_one_page() -> None:
+    agreement, assignment = example("01_deepcluster_in_one_page")["train"](epochs=2)
+    assert len(agreement) == 2 and min(agreement) > 0.4 and len(assignment) == 1797
+
+
+def test_targets_belong_to_their_images_when_a_file_is_broken(broken: str) -> None:
+    agreement, assignment = example("01_deepcluster_in_one_page")["train"](broken, epochs=2)
+    source = open_images(broken)
+    assert len(assignment) == 601 and (assignment < 0).sum() == 1
+    bad = int((assignment < 0).nonzero())
+    assert source.path(bad).endswith("100-broken.png")
+    good = assignment >= 0
+    assert nmi(np.asarray(source.labels)[good.numpy()], assignment[good]) == pytest.approx(agreement[-1])
+
+
+def test_your_clusterer() -> None:
+    found = example("04_your_clusterer")["compare"](epochs=2)
     assert found["agglomerative"][0] == found["k-means"][0] == 20 and found["HDBSCAN"][0] > 5
     assert min(agreement for _, agreement in found.values()) > 0.4
+
+
+def test_your_clusterer_with_a_broken_file(broken: str) -> None:
+    found = example("04_your_clusterer")["compare"](broken, epochs=1)
+    assert found["agglomerative"][0] == found["k-means"][0] == 20

@@ -1,4 +1,6 @@
-"""DeepCluster in one screen, from the library's parts and without its engine: python examples/walk_the_house.py
+"""DeepCluster on one page, from the library's parts and without its engine.
+
+    python examples/01_deepcluster_in_one_page.py
 
 Images -> features -> whitened features -> k-means -> pseudo-labels -> loss, and again. `deepcluster train` does the
 same with checkpoints, progress bars and everything else that a long run needs.
@@ -6,6 +8,7 @@ same with checkpoints, progress bars and everything else that a long run needs.
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
@@ -24,23 +27,27 @@ from deepcluster.models.zoo import build_backbone
 from deepcluster.random import seeded
 
 
-def walk(epochs: int = 3, k: int = 20) -> list[float]:
-    """Trains on the bundled digits; returns the agreement with their labels after each clustering."""
+def train(data: str = "digits", size: int = 8, epochs: int = 3, k: int = 20) -> tuple[list[float], torch.Tensor]:
+    """Trains on the bundled digits, or on other small images of `size` pixels; returns the agreement with their labels
+    (NMI) after each clustering, and the (N,) last assignment."""
     torch.manual_seed(0)
-    source = open_images("digits")
+    source = open_images(data)
     pixels = load_pixels(source, short_side=None, cache_gb=1)
-    backbone = build_backbone("convnet", image_size=8)
-    group = ViewGroup(size=8, crop_scale=None, flip=0.0, rotate=10, translate=0.1, mean=backbone.mean, std=backbone.std)
+    backbone = build_backbone("convnet", image_size=size)
+    group = ViewGroup(
+        size=size, crop_scale=None, flip=0.0, rotate=10, translate=0.1, mean=backbone.mean, std=backbone.std
+    )
     optimizer = torch.optim.AdamW(backbone.parameters(), lr=2e-3)
     agreement = []
+    assignment = torch.full((len(source),), -1)  # a file that cannot be decoded has no cluster
     for epoch in range(epochs):
-        # Describe every image once, reduce and whiten the descriptions, and group them (sections 3.2 and 3.3).
+        # Extract features of every image, reduce and whiten them, and cluster them (arXiv 1807.05520, 3.2 and 3.3).
         index, features = extract(backbone, pixels)
         whitened = Whitening(16).fit_transform(features)
-        assignment = torch.as_tensor(KMeans(k, random_state=epoch).fit_predict(whitened))
-        agreement.append(nmi(source.labels, assignment))
+        assignment[index] = torch.as_tensor(KMeans(k, random_state=epoch).fit_predict(whitened))
+        agreement.append(nmi(np.asarray(source.labels)[index], assignment[index]))
         print(f"epoch {epoch}: {len(index)} images in {k} clusters, NMI with the labels {agreement[-1]:.3f}")
-        # Teach the network, and a classifier drawn anew, to predict the groups; every group equally often.
+        # Train the network and a newly initialized classifier to predict the clusters, each equally often.
         head = LinearClassifier(backbone.dim, k)
         both = [optimizer, torch.optim.AdamW(head.parameters(), lr=2e-2)]
         order = epoch_order(assignment, len(index), "uniform", seeded(0, epoch))
@@ -51,8 +58,8 @@ def walk(epochs: int = 3, k: int = 20) -> list[float]:
             for each in both:
                 each.step()
                 each.zero_grad()
-    return agreement
+    return agreement, assignment
 
 
 if __name__ == "__main__":
-    walk()
+    train()

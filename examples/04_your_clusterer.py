@@ -1,6 +1,6 @@
 """Other clusterers in the place of k-means: whatever has scikit-learn's `fit_predict` will do.
 
-    python examples/other_clusterers.py
+    python examples/04_your_clusterer.py
 
 The same small network on the handwritten digits, grouped in turn by our k-means, by agglomerative clustering with
 twenty clusters, and by HDBSCAN, which finds their number itself and leaves stray images out until the next clustering.
@@ -23,15 +23,13 @@ CLUSTERERS: dict[str, Any] = {
 }
 
 
-def compare(epochs: int = 8) -> dict[str, tuple[int, float]]:
-    """Name -> clusters found in the end and their agreement (NMI) with the digits' labels."""
+def compare(data: str = "digits", epochs: int = 8) -> dict[str, tuple[int, float]]:
+    """Name -> clusters found in the end and their agreement (NMI) with the images' labels."""
     found = {}
     with tempfile.TemporaryDirectory() as folder:
         for name, clusterer in CLUSTERERS.items():
             out = Path(folder) / name
-            run = dc.train(
-                "tiny-deepcluster", "digits", out, clusterer=clusterer, clusterings=1, epochs=epochs, quiet=True
-            )
+            run = dc.train("tiny-deepcluster", data, out, clusterer=clusterer, clusterings=1, epochs=epochs, quiet=True)
             found[name] = (len(run.centroids), run.metrics[-1]["nmi_labels"])
     return found
 
