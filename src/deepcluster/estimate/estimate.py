@@ -72,7 +72,7 @@ ASSUMED = {
                     resident=1.5e9),
     "cpu": Machine("a core at 2.5 GHz with AVX-512 for each process",
                    flops=5e10, step=2e-3, view=4e-4, decode=8e-3, disk=3e8, link=1.5e9, network=1e9, latency=1e-4,
-                   resident=4.5e8),
+                   resident=8e8),
 }  # fmt: skip
 """Round numbers from data sheets and common experience."""
 
