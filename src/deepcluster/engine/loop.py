@@ -41,20 +41,14 @@ ORDER, VIEWS, REFRESH, EXTRACT = 1, 2, 3, 4  # purposes of random draws
 
 @dataclass
 class TrainState:
-    """How far a run has come; saved with every checkpoint.
-
-    Attributes:
-        refreshed: the step before which the clusters were last computed.
-        totals: sums over the epoch that is under way.
-        latest: statistics of the last clustering.
-    """
+    """How far a run has come; saved with every checkpoint."""
 
     steps_per_epoch: int
     batch_size: int
     step: int = 0
-    refreshed: int = -1
-    totals: dict[str, float] = field(default_factory=dict)
-    latest: dict[str, Any] = field(default_factory=dict)
+    refreshed: int = -1  # the step before which the clusters were last computed
+    totals: dict[str, float] = field(default_factory=dict)  # sums over the epoch that is under way
+    latest: dict[str, Any] = field(default_factory=dict)  # statistics of the last clustering
 
     def add(self, name: str, amount: float) -> None:
         self.totals[name] = self.totals.get(name, 0.0) + amount
@@ -62,14 +56,8 @@ class TrainState:
 
 @dataclass(frozen=True)
 class TrainContext:
-    """Everything that stays the same from the first step to the last.
-
-    Attributes:
-        group: the processes that train together.
-        batch_slice: set to the images of each batch that are this process's.
-        monitor: evaluates the run; changes nothing of it.
-        stopped: whether Ctrl-C or SIGTERM has come.
-    """
+    """Everything that stays the same from the first step to the last; `batch_slice` tells layers which images of each
+    batch are this process's, `monitor` evaluates the run, and `stopped` tells whether Ctrl-C or SIGTERM has come."""
 
     run: TrainRun
     fabric: Fabric
@@ -108,7 +96,18 @@ def fit(c: TrainContext, state: TrainState) -> None:
                 continue
             if state.step == start != state.refreshed and method.due(start, per_epoch):
                 refresh(c, state)
-            loader = batches(c, state, start, end)
+            order = method.order((end - start) * state.batch_size, seeded(run.seed, ORDER, start))
+            loader = Loader(
+                c.pixels,
+                order,
+                batch_size=state.batch_size,
+                transform=c.views,
+                key=(run.seed, VIEWS, start),
+                start=state.step - start,
+                device=c.fabric.device,
+                empty=True,
+                group=group,
+            )
             compute_loss, summed = parallel_loss(method, group, run.deterministic)
             loss_sum, own = torch.zeros((), dtype=torch.float64, device=c.fabric.device), method.local_parameters
             started = time.perf_counter()
@@ -156,21 +155,6 @@ def segments(method: Method, epoch: int, per_epoch: int) -> Iterator[tuple[int, 
         if step % per_epoch == 0 or method.due(step, per_epoch):
             yield start, step
             start = step
-
-
-def batches(c: TrainContext, state: TrainState, start: int, end: int) -> Loader:
-    """The batches of the segment from step `start` to `end` that are still to come; one order serves it all."""
-    return Loader(
-        c.pixels,
-        c.method.order((end - start) * state.batch_size, seeded(c.run.seed, ORDER, start)),
-        batch_size=state.batch_size,
-        transform=c.views,
-        key=(c.run.seed, VIEWS, start),
-        start=state.step - start,
-        device=c.fabric.device,
-        empty=True,
-        group=c.group,
-    )
 
 
 def refresh(c: TrainContext, state: TrainState, *, last: bool = False) -> Clustering | None:

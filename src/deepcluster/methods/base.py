@@ -158,10 +158,6 @@ class WhitenedMethod(Method):
 
     whitening: Whitening
 
-    def make_whitening(self, dim: int) -> Whitening:
-        """To `dim` dimensions, or as many as the features have; 0 = neither PCA nor whitening."""
-        return Whitening(dim or self.backbone.dim, whiten=dim > 0)
-
     def whiten(self, features: Features, k: int, multiple: int = 1) -> tuple[np.ndarray, int]:
         """(M, P) whitened rows of this process, with a whitening fitted to those of all, and the number of all rows.
 
@@ -203,13 +199,10 @@ def interval_due(epochs: float, step: int, steps_per_epoch: int) -> bool:
 
 
 def check_ranges(*settings: tuple[str, object, bool, str]) -> None:
-    """Refuses the first setting that is out of its range.
-
-    Args:
-        settings: name, value, whether it is in range, and the range in words.
+    """Refuses the first of `settings` (name, value, whether it is in range, the range in words) that is out of range.
 
     Raises:
-        DeepClusterError: that one, by its name on the command line.
+        DeepClusterError: with its name on the command line.
     """
     for name, value, good, words in settings:
         if not good:
@@ -227,14 +220,8 @@ def check_enough_images(count: int, k: int, advice: int) -> None:
 def scatter_to_dataset(
     n: int, index: np.ndarray, z: np.ndarray, labels: np.ndarray, centroids: Tensor, group: ProcessGroup
 ) -> Clustering:
-    """The clustering of all n images from this process's rows.
-
-    Args:
-        index: (M,) int64 positions in the source.
-        z: (M, P) rows in the space of the centroids.
-        labels: (M,) int64.
-        centroids: (K, P).
-    """
+    """The clustering of all n images, of which this process has M: their positions `index` (M,), rows `z` (M, P) in the
+    space of the (K, P) centroids, and labels (M,)."""
     own = np.full(len(index), np.nan, np.float32)
     for start in range(0, len(index), 65536):
         part = slice(start, start + 65536)

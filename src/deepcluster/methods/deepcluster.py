@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from deepcluster.clustering.kmeans import KMeans
+from deepcluster.clustering.whitening import Whitening
 from deepcluster.data.sampler import epoch_order
 from deepcluster.distributed import SINGLE, ProcessGroup
 from deepcluster.methods.base import (
@@ -66,7 +67,7 @@ class DeepCluster(WhitenedMethod):
         self.params = p
         self.clusterer = choose_clusterer(p, clusterer)
         self.ema_backbone = copy.deepcopy(backbone).requires_grad_(False) if p.ema_decay else None
-        self.whitening = self.make_whitening(p.whiten)
+        self.whitening = Whitening(p.whiten or backbone.dim, whiten=p.whiten > 0)
         k = p.k or 1  # until a clusterer has found the number
         self.heads = nn.ModuleList(
             make_classifier(p.head, backbone.dim, k, relu=backbone.head_relu, temperature=p.temperature)

@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from deepcluster.clustering.hierarchical import HierarchicalKMeans
+from deepcluster.clustering.whitening import Whitening
 from deepcluster.data.sampler import epoch_order
 from deepcluster.distributed import SINGLE, ProcessGroup
 from deepcluster.errors import DeepClusterError
@@ -72,7 +73,7 @@ class DeeperCluster(WhitenedMethod):
         )
         self.k, self.super_clusters, self.rotations = p.k, p.super_clusters, p.rotations_predicted
         width = min(p.whiten or backbone.dim, backbone.dim)
-        self.whitening = self.make_whitening(p.whiten)
+        self.whitening = Whitening(p.whiten or backbone.dim, whiten=p.whiten > 0)
         # From generators of their own: the global one must stay the same on processes with fewer classifiers.
         self.super_head = self._new_head(self.super_classes, seeded(0))
         self.sub_heads = nn.ModuleDict()
