@@ -60,12 +60,12 @@ def input_layer(sobel: str) -> tuple[nn.Module, int, int]:
     Raises:
         DeepClusterError: there is no such layer.
     """
-    if sobel == "none":
-        return nn.Identity(), 3, 0
-    if sobel == "paper":
-        return Sobel(padding=1), 2, 0
-    if sobel == "deepercluster":
-        return Sobel(padding=2), 2, 2
-    if sobel == "deepercluster-rgb":
-        return nn.ConstantPad2d(1, 0.0), 3, 2
+    layers: dict[str, tuple[nn.Module, int, int]] = {
+        "none": (nn.Identity(), 3, 0),
+        "paper": (Sobel(padding=1), 2, 0),
+        "deepercluster": (Sobel(padding=2), 2, 2),
+        "deepercluster-rgb": (nn.ConstantPad2d(1, 0.0), 3, 2),
+    }
+    if sobel in layers:
+        return layers[sobel]
     raise DeepClusterError(f"sobel={sobel!r} is not an input layer; choose one of {', '.join(SOBELS)}.")

@@ -176,17 +176,18 @@ def recipe_of(name: RecipeName, mode: FineTuneMode, **changes: Any) -> FineTuneR
     "deepercluster" (arXiv 1905.01278 §4): 150,000 iterations; decay 1e-5 and a step of 20,000 for fc6-8, 1e-4 and
     10,000 for all; usual random crops; every new layer drawn N(0, .01).
     """
-    recipe = FineTuneRecipe()
-    if name == "deepercluster":
-        recipe = FineTuneRecipe(
+    recipes = {
+        "deepcluster": FineTuneRecipe(),
+        "deepercluster": FineTuneRecipe(
             iterations=150_000,
             step=20_000 if mode == "fc6-8" else 10_000,
             weight_decay=1e-5 if mode == "fc6-8" else 1e-4,
             crop_scale=(0.08, 1.0),
             crop_ratio=(3 / 4, 4 / 3),
             draw_top=True,
-        )
-    return replace(recipe, **{name: value for name, value in changes.items() if value is not None})
+        ),
+    }
+    return replace(recipes[name], **{name: value for name, value in changes.items() if value is not None})
 
 
 def multilabel_loss(logits: Tensor, labels: Tensor) -> Tensor:
