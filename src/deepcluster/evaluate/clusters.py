@@ -263,7 +263,8 @@ def class_table(assignment: np.ndarray, labels: np.ndarray, names: Sequence[str]
 
 def _assigned(subject: Any, source: ImageSource, screen: Screen) -> np.ndarray:
     with screen.bar("assigning", len(source)) as advance:
-        return subject.assign(source, check=advance).cluster
+        cluster: np.ndarray = subject.assign(source, check=advance).cluster
+    return cluster
 
 
 def _tables(
@@ -293,7 +294,8 @@ def leading(whitened: np.ndarray, k: int) -> np.ndarray:
     all others, which vary within the groups only, alike.
     """
     part = whitened[:, : max(2, k - 1)]
-    return part / np.maximum(np.linalg.norm(part, axis=1, keepdims=True), 1e-12)
+    unit: np.ndarray = part / np.maximum(np.linalg.norm(part, axis=1, keepdims=True), 1e-12)
+    return unit
 
 
 def matching(clusters: int, classes: int) -> str:
