@@ -11,7 +11,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deepcluster.clustering.assign import nearest_centroids
 from deepcluster.clustering.hierarchical import HierarchicalKMeans, levels_for, nearest_in_tree, seed_for
 from deepcluster.clustering.kmeans import KMeans
 from deepcluster.errors import DeepClusterError
@@ -91,7 +90,7 @@ def test_one_super_cluster_is_plain_k_means() -> None:
     np.testing.assert_array_equal(tree.cluster_centers_, flat.cluster_centers_)
     assert tree.inertia_ == flat.inertia_
     found = nearest_in_tree(x, [flat.cluster_centers_])[0]
-    np.testing.assert_array_equal(found, nearest_centroids(x, flat.cluster_centers_)[0])
+    np.testing.assert_array_equal(found, flat.predict(x))
 
 
 @given(st.integers(1, 64), st.sampled_from([(1,), (2,), (4,), (2, 2), (8,)]), st.integers(0, 3))
@@ -186,7 +185,7 @@ def test_invalid_trees_raise() -> None:
         HierarchicalKMeans(2).predict(x)
     with pytest.raises(DeepClusterError, match="are no tree"):
         nearest_in_tree(x, [tops, np.zeros((3, 2))])
-    with pytest.raises(DeepClusterError, match="2 columns but the levels have"):
+    with pytest.raises(DeepClusterError, match="2 columns but the centroids have 2 and 3"):
         nearest_in_tree(x, [tops, np.zeros((4, 3))])
     with pytest.raises(DeepClusterError, match="counts are of"):
         nearest_in_tree(x, [tops, leaves], [np.ones(2), np.ones(3)])

@@ -10,8 +10,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deepcluster.clustering.assign import NearestSearch, nearest_centroids
+from deepcluster.clustering.assign import NearestSearch
 from deepcluster.clustering.assign_int8 import Int8AssignStep, Int8Search
+from deepcluster.clustering.hierarchical import nearest_in_tree
 from deepcluster.clustering.kmeans import KMeans, split
 from deepcluster.clustering.points import Points
 from deepcluster.errors import DeepClusterError
@@ -104,7 +105,7 @@ def test_labels_are_what_predict_says(precision: str) -> None:
     run = KMeans(400, precision=precision, random_state=3).fit(x)
     np.testing.assert_array_equal(run.predict(x), run.labels_)
     np.testing.assert_array_equal(run.transform(x).argmin(1), run.labels_)
-    label, distance = nearest_centroids(x, run.cluster_centers_)
+    label, distance = nearest_in_tree(x, [run.cluster_centers_])
     np.testing.assert_array_equal(label, run.labels_)
     assert np.square(distance, dtype=np.float64).sum() == pytest.approx(run.inertia_, rel=1e-5)
     np.testing.assert_allclose(distance, np.sqrt(distances(x, run.cluster_centers_).min(1)), rtol=1e-4, atol=1e-4)
@@ -375,4 +376,4 @@ def test_predict_refuses_another_number_of_columns() -> None:
     with pytest.raises(DeepClusterError, match="X has 3 features, but KMeans is expecting 4"):
         run.predict(np.ones((3, 3)))
     with pytest.raises(DeepClusterError, match="3 columns but the centroids have 4"):
-        nearest_centroids(np.ones((3, 3)), run.cluster_centers_)
+        nearest_in_tree(np.ones((3, 3)), [run.cluster_centers_])

@@ -11,9 +11,15 @@ from sklearn.metrics.pairwise import cosine_similarity
 from sklearn.neighbors import KNeighborsClassifier
 
 from deepcluster.errors import DeepClusterError
-from deepcluster.evaluate.knn import knn, knn_predict, nearest, score_features
+from deepcluster.evaluate.knn import knn, nearest, score_features, vote
 
 from .conftest import FakeRun, Source, blobs
+
+
+def knn_predict(bank: np.ndarray, labels: np.ndarray, queries: np.ndarray, k: int, **how: object) -> torch.Tensor:
+    """The class of each query out of three."""
+    similarity, rows = nearest(torch.as_tensor(bank), torch.as_tensor(queries), k)
+    return vote(similarity, torch.as_tensor(labels)[rows], 3, **how)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("k", [1, 4, 20])
@@ -21,7 +27,7 @@ def test_majority_is_scikit_learns(k: int) -> None:
     bank, labels, _ = blobs(120, 0, spread=4)
     queries, _, _ = blobs(70, 1, spread=4)
     theirs = KNeighborsClassifier(k, metric="cosine", algorithm="brute").fit(bank, labels).predict(queries)
-    ours = knn_predict(bank, labels, queries, k, 3, weights="uniform")
+    ours = knn_predict(bank, labels, queries, k, weights="uniform")
     assert ours.tolist() == theirs.tolist()
 
 
@@ -34,14 +40,14 @@ def test_softmax_votes_are_those_of_a_loop() -> None:
         near = np.argsort(-row)[:15]
         votes = [np.exp(row[near[labels[near] == c]] / 0.07).sum() for c in range(3)]
         expected.append(int(np.argmax(votes)))
-    assert knn_predict(bank, labels, queries, 15, 3).tolist() == expected
-    uniform = knn_predict(bank, labels, queries, 15, 3, weights="uniform").tolist()
+    assert knn_predict(bank, labels, queries, 15).tolist() == expected
+    uniform = knn_predict(bank, labels, queries, 15, weights="uniform").tolist()
     assert uniform != expected  # the two kinds of votes do differ on these points
 
 
 def test_softmax_does_not_overflow_at_a_low_temperature() -> None:
     bank = np.array([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0]], dtype=np.float32)
-    assert knn_predict(bank, np.array([1, 0, 0]), bank[:1], 3, 2, temperature=1e-4).tolist() == [1]
+    assert knn_predict(bank, np.array([1, 0, 0]), bank[:1], 3, temperature=1e-4).tolist() == [1]
 
 
 def test_leave_one_out_never_finds_itself() -> None:
@@ -62,7 +68,7 @@ def test_too_many_neighbors_is_a_sentence() -> None:
     with pytest.raises(DeepClusterError, match="k=3 neighbors cannot be found among 2 images"):
         nearest(points, points, 3, leave_one_out=True)
     with pytest.raises(DeepClusterError, match="softmax or uniform"):
-        knn_predict(points, torch.arange(3), points, 1, 3, weights="distance")
+        knn_predict(points.numpy(), np.arange(3), points.numpy(), 1, weights="distance")
 
 
 def test_protocol_without_test_leaves_one_out_and_says_so(run: FakeRun, tmp_path: object) -> None:

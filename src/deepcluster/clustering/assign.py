@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ from deepcluster.clustering.points import BLOCK_NUMBERS, Points
 from deepcluster.distributed import ALIGN
 from deepcluster.errors import DeepClusterError
 from deepcluster.features.block_reader import Rows, in_kind, write_rows
-from deepcluster.features.parallel import members, over_spans, team
+from deepcluster.features.parallel import members, over_spans
 
 ROWS = 512  # rows and
 WIDTH = 1024  # centroids of a tile of scores on a CPU: 2 MiB
@@ -35,22 +35,18 @@ class Assignment:
     """What a step finds.
 
     Attributes:
-        labels: (N,) int64, the cluster of each point of this process.
         sums: (K, D) float64, weighted sums of the points of each cluster, of all processes.
         counts: (K,) float64, number of points of each cluster, or their weight, of all processes.
         converged: whether no point of any process has changed its cluster since the last step.
     """
 
-    labels: Tensor
     sums: Tensor
     counts: Tensor
     converged: bool
 
 
-class Step(Protocol):
-    """The step over the points of one run of k-means, of which it may remember what earlier calls told."""
-
-    def __call__(self, centroids: Tensor) -> Assignment: ...
+Step = Callable[[Tensor], Assignment]
+"""The step over the points of one run of k-means, of which it may remember what earlier calls told."""
 
 
 class AssignStep:
@@ -68,7 +64,7 @@ class AssignStep:
 
     def __call__(self, centroids: Tensor) -> Assignment:
         total = self.clusters.update(NearestSearch(centroids, self.half))
-        return Assignment(self.clusters.labels, total.sums, total.counts, float(total.moved) == 0)
+        return Assignment(total.sums, total.counts, float(total.moved) == 0)
 
 
 class NearestSearch:
@@ -334,22 +330,3 @@ def require_finite(measured: Tensor, start: int = 0) -> None:
     bad = (~torch.isfinite(measured)).nonzero()
     if len(bad):
         raise DeepClusterError(f"Row {start + int(bad[0, 0])} of the features holds NaN or infinity; leave it out.")
-
-
-def nearest_centroids(x: Any, centroids: Any, *, spherical: bool = False, device: Any = None) -> tuple[Any, Any]:
-    """The cluster of each row of x (N, D) among given centroids (K, D), such as those a run has saved.
-
-    Returns:
-        (N,) int64 positions of the nearest centroids and (N,) float32 Euclidean distances to them, as
-        tensors where x is one, else as arrays; the same clusters as `KMeans.predict` gives.
-    """
-    points = Points(Rows(x, device), spherical)
-    given = Rows(centroids, points.device, name="centroids")
-    if given.dim != points.dim:
-        raise DeepClusterError(
-            f"These features have {points.dim} columns but the centroids have {given.dim}; use the network, "
-            "tap and whitening the centroids were made with."
-        )
-    with team():
-        labels, squared = nearest(points, given.block(0, given.n))
-    return in_kind(labels, x), in_kind(squared.sqrt_(), x)

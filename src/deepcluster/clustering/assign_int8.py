@@ -96,7 +96,7 @@ class Int8AssignStep:
         all_compared = compared == self.total
         if moved == 0 and not all_compared:
             self.invalidate()
-        return Assignment(self.clusters.labels, total.sums, total.counts, moved == 0 and all_compared)
+        return Assignment(total.sums, total.counts, moved == 0 and all_compared)
 
     def search(self, centroids: Tensor) -> Int8Search | NearestSearch:
         """A search for the nearest of these centroids; by float32 where rounding cannot tell them apart."""

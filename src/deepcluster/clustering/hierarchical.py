@@ -24,10 +24,10 @@ from deepcluster.clustering.kmeans import KMeans
 from deepcluster.clustering.points import Points
 from deepcluster.clustering.redistribute import Redistribution, scratch_table
 from deepcluster.clustering.row_partition import common_seed, shard_of
-from deepcluster.clustering.validation import Float32Transformer, read_table, require_rows, seed_from
+from deepcluster.clustering.validation import Float32Transformer, check_k_means, read_table, require_rows, seed_from
 from deepcluster.distributed import SINGLE, ProcessGroup
 from deepcluster.errors import DeepClusterError
-from deepcluster.features.block_reader import Picked, Rows, in_kind
+from deepcluster.features.block_reader import Rows, in_kind
 from deepcluster.features.parallel import team
 from deepcluster.random import seed_of
 
@@ -65,14 +65,6 @@ class HierarchicalKMeans(Float32Transformer, ClusterMixin, BaseEstimator):
         n_features_in_: D.
         feature_names_in_: (D,) names of the columns, where X is a data frame.
     """
-
-    cluster_centers_: Any
-    labels_: Any
-    levels_: list[Any]
-    counts_: list[Any]
-    inertia_: float
-    n_iter_: int
-    n_features_in_: int
 
     def __init__(
         self,
@@ -114,7 +106,7 @@ class HierarchicalKMeans(Float32Transformer, ClusterMixin, BaseEstimator):
             DeepClusterError: branches that do not divide n_clusters, fewer rows than clusters, a row with NaN or
                 infinity, X or an argument of the wrong kind; on all processes alike.
         """
-        self._k_means(self.n_clusters, 0).check_arguments()
+        check_k_means(self._k_means(self.n_clusters, 0))
         if not isinstance(self.init, str):
             raise DeepClusterError("init must be 'random' or 'k-means++': centroids cannot be given for each branch.")
         children = levels_for(self.n_clusters, self.branches)
@@ -276,6 +268,8 @@ def nearest_in_tree(
 ) -> tuple[Any, Any]:
     """The cluster of each row of x (N, D) in a tree of centroids, such as `levels_` and `counts_` that a run has saved.
 
+    A tree of one level is plain centroids, with the clusters that `KMeans.predict` gives.
+
     Args:
         levels: centroids of each level, (K_i, D), each K_i a multiple of the one before.
         counts: rows each had, (K_i,); those with 0 are never the nearest. None = all had some.
@@ -290,8 +284,9 @@ def nearest_in_tree(
     tables = [Rows(level, rows.device, name="centroids") for level in levels]
     widths = {table.dim for table in tables}
     if widths != {rows.dim}:
+        theirs = " and ".join(map(str, sorted(widths)))
         raise DeepClusterError(
-            f"These features have {rows.dim} columns but the levels have {sorted(widths)}; use the network, tap and "
+            f"These features have {rows.dim} columns but the centroids have {theirs}; use the network, tap and "
             "whitening the centroids were made with."
         )
     sizes = [table.n for table in tables]
@@ -320,8 +315,10 @@ def _descend(rows: Rows, levels: Sequence[Tensor], counts: Sequence[Tensor], sph
             alive = (count[own] > 0).nonzero()[:, 0].to(rows.device)
             if not len(alive):
                 raise DeepClusterError(f"Branch {node} of {nodes} has no centroid that counts; save the tree again.")
-            some = rows if nodes == 1 else Picked(rows, index)
-            found, squared[index] = nearest(Points(some, spherical), level[own].to(rows.device)[alive])
-            label[index] = node * children + alive[found]
+            centroids = level[own].to(rows.device)[alive]
+            for part in [index] if nodes == 1 else index.split(Points(rows).step):
+                some = rows if nodes == 1 else Rows(rows.take(part))
+                found, squared[part] = nearest(Points(some, spherical), centroids)
+                label[part] = node * children + alive[found]
         nodes = len(level)
     return label, squared

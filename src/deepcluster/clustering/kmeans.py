@@ -1,7 +1,7 @@
-"""k-means on any device, for tables larger than memory: arguments, initialization, Lloyd's iterations, empty clusters.
+"""k-means on any device, for tables larger than memory: initialization, Lloyd's iterations, empty clusters.
 
 One iteration is one step (assign.py): (points, centroids) -> labels, and sums and counts of the clusters, of all
-processes. What reads top to bottom here is `fit`, then what it calls, in the order of the calls.
+processes. `fit` comes first, then what it calls, in the order of the calls.
 """
 
 from __future__ import annotations
@@ -30,8 +30,7 @@ from deepcluster.clustering.points import Points
 from deepcluster.clustering.row_partition import common_seed, shard_of
 from deepcluster.clustering.validation import (
     Float32Transformer,
-    check_choices,
-    check_counts,
+    check_k_means,
     read_table,
     read_weights,
     require_rows,
@@ -52,26 +51,21 @@ SEED_ROWS = 1 << 17  # rows, or 16 per cluster, among which k-means++ chooses
 class KMeans(Float32Transformer, ClusterMixin, BaseEstimator):
     """Lloyd's k-means as in the paper (arXiv 1807.05520 §3.3), a scikit-learn estimator.
 
-    Rows are read in blocks, so X may be a `numpy.memmap` of a file larger than memory, and N x K
-    distances are never held. After the last update every row is assigned once more, in float32, to the
-    final centroids: `labels_` always equals `predict(X)`, and `inertia_` belongs to both.
+    Rows are read in blocks, so X may be a `numpy.memmap` of a file larger than memory. After the last update every
+    row is assigned once more, in float32: `labels_` always equals `predict(X)`, and `inertia_` belongs to both.
 
     Args:
         n_clusters: K.
         max_iter: largest number of iterations.
-        init: "random" (K different rows), "k-means++" (greedy, as in scikit-learn), or a (K, D) array or
-            tensor of centroids to start from, such as those of the last clustering.
+        init: "random" (K different rows), "k-means++" (greedy, as in scikit-learn), or (K, D) initial centroids.
         spherical: cluster by angle; rows are scaled to unit length and so are centroids.
-        tol: stop when the objective falls by no more than this part of itself in an iteration; 0 = stop only
-            when no row changes its cluster.
+        tol: stop when the objective falls by no more than this part of itself; 0 = when no row changes its cluster.
         n_init: runs from different starts, the best of which is kept; "auto" = 10 of "random" and 1 of
             "k-means++"; always 1 where `init` is an array.
-        random_state: int (the same seed gives the same result), `numpy.random.RandomState`, or None = NumPy's
-            global one.
+        random_state: int, `numpy.random.RandomState`, or None = NumPy's global one.
         chunk: rows per reading from disk, in multiples of 1,024; None = 64 MiB of them. It changes no result.
-        precision: of the products in the iterations. "float32"; "bfloat16", for devices with units for
-            it; "int8" uses 8-bit products and decides close cases in float32 (CPUs with VNNI);
-            "auto" takes int8 where it pays and float32 elsewhere. The final assignment is always float32.
+        precision: of the products in the iterations: "float32", "bfloat16", "int8" (8-bit products, close cases in
+            float32, on CPUs with VNNI), or "auto": int8 where it pays and float32 elsewhere.
         device: where to compute; None = where X is (arrays: the CPU).
         backend: "torch", or "faiss" (float32, on the CPU, in memory, without weights).
         empty: "split" gives an empty cluster half of another one after each update, and at the end the
@@ -94,13 +88,6 @@ class KMeans(Float32Transformer, ClusterMixin, BaseEstimator):
 
     Tensors in give tensors out, on the same device; arrays and data frames in give arrays out.
     """
-
-    cluster_centers_: Any
-    labels_: Any
-    inertia_: float
-    n_iter_: int
-    objectives_: list[float]
-    n_features_in_: int
 
     def __init__(
         self,
@@ -143,7 +130,7 @@ class KMeans(Float32Transformer, ClusterMixin, BaseEstimator):
             DeepClusterError: fewer rows than clusters, a row with NaN or infinity, X or an argument of
                 the wrong kind; on all processes alike.
         """
-        self.check_arguments()
+        check_k_means(self)
         with team():
             original = self._read_points(X, sample_weight)
             points, moments = original, original.moments
@@ -261,24 +248,6 @@ class KMeans(Float32Transformer, ClusterMixin, BaseEstimator):
     @property
     def _n_features_out(self) -> int:
         return len(self.cluster_centers_)
-
-    def check_arguments(self) -> None:
-        """Raises DeepClusterError where an argument cannot be."""
-        check_counts(self, "n_clusters", "max_iter", *(["n_init"] if self.n_init != "auto" else []))
-        check_choices(
-            self,
-            precision=("auto", "float32", "bfloat16", "int8"),
-            backend=("torch", "faiss"),
-            empty=("split", "keep"),
-            **({"init": ("random", "k-means++")} if isinstance(self.init, str) else {}),
-        )
-        if not self.tol >= 0:
-            raise DeepClusterError(f"tol must be 0 or more, not {self.tol}.")
-        group = self.group or SINGLE
-        if self.backend == "faiss" and not group.is_single:
-            raise DeepClusterError(
-                f"backend='faiss' clusters in one process, not in {group.size}; take backend='torch'."
-            )
 
 
 # Initialization: draws are among the rows of all processes and the same on each.

@@ -41,7 +41,7 @@ from sklearn.base import BaseEstimator, ClusterMixin
 
 from deepcluster.clustering.assign import group_means, squared_distances
 from deepcluster.clustering.points import Points
-from deepcluster.clustering.validation import check_choices, check_counts, read_table
+from deepcluster.clustering.validation import check_choices, check_counts, check_tolerance, read_table
 from deepcluster.errors import DeepClusterError
 from deepcluster.features.block_reader import Rows, in_kind
 from deepcluster.features.knn import nearest_rows
@@ -84,16 +84,6 @@ class PIC(ClusterMixin, BaseEstimator):
 
     Tensors in give tensors out, on the same device; arrays in give arrays out.
     """
-
-    cluster_centers_: Any
-    labels_: Any
-    roots_: Any
-    stationary_: Any
-    heights_: Any
-    n_clusters_: int
-    inertia_: float
-    n_iter_: int
-    n_features_in_: int
 
     def __init__(
         self,
@@ -171,8 +161,7 @@ class PIC(ClusterMixin, BaseEstimator):
             raise DeepClusterError(f"sigma must be more than 0, not {self.sigma}.")
         if not 0 < self.alpha < 1:
             raise DeepClusterError(f"alpha must lie between 0 and 1, not {self.alpha}.")
-        if not self.tol >= 0:
-            raise DeepClusterError(f"tol must be 0 or more, not {self.tol}.")
+        check_tolerance(self)
         check_choices(self, version=("paper", "published"), backend=("torch", "faiss"))
 
 

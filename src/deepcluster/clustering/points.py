@@ -13,7 +13,7 @@ from deepcluster.clustering.exact_sum import Total, round_, unit_for
 from deepcluster.clustering.row_partition import Shard, shard_of
 from deepcluster.distributed import ALIGN
 from deepcluster.errors import DeepClusterError
-from deepcluster.features.block_reader import Picked, Rows, normalize_rows
+from deepcluster.features.block_reader import Rows, normalize_rows
 from deepcluster.features.parallel import over_spans
 
 BLOCK_NUMBERS = 1 << 24  # numbers in a block (64 MiB)
@@ -54,7 +54,7 @@ class Points:
 
     def __init__(
         self,
-        rows: Rows | Picked,
+        rows: Rows,
         spherical: bool = False,
         chunk: int | None = None,
         *,

@@ -13,7 +13,7 @@ from torch import Tensor
 from deepcluster import distributed
 from deepcluster.distributed import SINGLE, ProcessGroup
 from deepcluster.errors import DeepClusterError
-from deepcluster.features.block_reader import Picked, Rows
+from deepcluster.features.block_reader import Rows
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Shard:
         """Positions in `index` (M,) of the rows that are this process's."""
         return ((index >= self.first) & (index < self.first + self.n)).nonzero()[:, 0]
 
-    def take(self, rows: Rows | Picked, index: Tensor) -> Tensor:
+    def take(self, rows: Rows, index: Tensor) -> Tensor:
         """(M, D) the rows at `index` (M,) of the whole table, of which `rows` are this process's; collective."""
         if self.group.is_single:
             return rows.take(index)
@@ -54,7 +54,7 @@ class Shard:
         return index[order], found[order]
 
 
-def shard_of(rows: Rows | Picked, group: ProcessGroup = SINGLE) -> Shard:
+def shard_of(rows: Rows, group: ProcessGroup = SINGLE) -> Shard:
     """Where the rows of this process lie among those of all.
 
     Raises:

@@ -112,6 +112,28 @@ def check_choices(estimator: Any, **choices: tuple[str, ...]) -> None:
             raise DeepClusterError(f"{name} must be one of {', '.join(allowed)}, not {getattr(estimator, name)!r}.")
 
 
+def check_k_means(estimator: Any) -> None:
+    """Raises DeepClusterError where an argument of a `KMeans` cannot be."""
+    check_counts(estimator, "n_clusters", "max_iter", *(["n_init"] if estimator.n_init != "auto" else []))
+    check_choices(
+        estimator,
+        precision=("auto", "float32", "bfloat16", "int8"),
+        backend=("torch", "faiss"),
+        empty=("split", "keep"),
+        **({"init": ("random", "k-means++")} if isinstance(estimator.init, str) else {}),
+    )
+    check_tolerance(estimator)
+    group = estimator.group or SINGLE
+    if estimator.backend == "faiss" and not group.is_single:
+        raise DeepClusterError(f"backend='faiss' clusters in one process, not in {group.size}; take backend='torch'.")
+
+
+def check_tolerance(estimator: Any) -> None:
+    """Raises DeepClusterError where `tol` is negative or not a number."""
+    if not estimator.tol >= 0:
+        raise DeepClusterError(f"tol must be 0 or more, not {estimator.tol}.")
+
+
 def require_rows(rows: int, clusters: int) -> None:
     """Raises DeepClusterError where there are fewer rows than clusters."""
     if rows < clusters:

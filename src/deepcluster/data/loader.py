@@ -6,10 +6,9 @@ A `Loader` gives the same batches bit for bit whatever the prefetch, the workers
 from __future__ import annotations
 
 import contextlib
-import queue
-import threading
+from collections import deque
 from collections.abc import Generator, Iterator, Sequence
-from typing import Any
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
@@ -102,49 +101,20 @@ class Loader:
 
 
 _STAND_IN = np.zeros((1, 1, 3), np.uint8)
-_END = object()
 
 
 def prefetched(items: Iterator[Batch], depth: int) -> Generator[Batch, None, None]:
     """`items`, made up to `depth` ahead by a thread, which ends when they do, fail, or are no longer asked for."""
-    ready: queue.Queue[Any] = queue.Queue(depth)
-    stop, started = threading.Event(), threading.Event()
     threads = torch.get_num_threads()
-
-    def put(item: object) -> bool:
-        while not stop.is_set():
-            try:
-                ready.put(item, timeout=0.1)
-                return True
-            except queue.Full:
-                continue
-        return False
-
-    def work() -> None:
-        # One core for this thread's tensor work: the others train. The number belongs to this thread, but threads
-        # started later inherit it, so the caller sets it back.
-        torch.set_num_threads(1)
-        started.set()
-        try:
-            for item in items:
-                if not put(item):
-                    return
-            put(_END)
-        except BaseException as error:  # handed to whoever iterates
-            put(error)
-
-    thread = threading.Thread(target=work, name="deepcluster-loader", daemon=True)
-    thread.start()
-    started.wait()
+    pool = ThreadPoolExecutor(1, "deepcluster-loader")
+    # One core for this thread's tensor work: the others train. The number belongs to this thread, but threads started
+    # later inherit it, so it is set back here.
+    pool.submit(torch.set_num_threads, 1).result()
     torch.set_num_threads(threads)
+    ready = deque(pool.submit(next, items, None) for _ in range(depth + 1))
     try:
-        while True:
-            item = ready.get()
-            if item is _END:
-                return
-            if isinstance(item, BaseException):
-                raise item
+        while (item := ready.popleft().result()) is not None:
+            ready.append(pool.submit(next, items, None))
             yield item
     finally:
-        stop.set()
-        thread.join()
+        pool.shutdown(cancel_futures=True)

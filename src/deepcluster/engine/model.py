@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from deepcluster.clustering.assign import nearest_centroids
 from deepcluster.clustering.hierarchical import nearest_in_tree
 from deepcluster.clustering.whitening import Whitening
 from deepcluster.data.cache import Pixels
@@ -86,7 +85,7 @@ class Model:
         """Cluster (M,) int64 and Euclidean distance (M,) float32 of (M, D) backbone features."""
         z = self.embed(features)
         if self.tree is None:
-            return nearest_centroids(z, self.centroids)
+            return nearest_in_tree(z, [self.centroids])
         used = self.tree.used.long()
         counts = [used.view(len(self.tree.upper), -1).sum(1), used]
         return nearest_in_tree(z, [self.tree.upper, self.centroids], counts)

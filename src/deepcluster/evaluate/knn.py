@@ -14,9 +14,9 @@ from deepcluster.engine.log import Screen
 from deepcluster.errors import DeepClusterError
 from deepcluster.evaluate.labels import labels_alike, labels_of
 from deepcluster.evaluate.result import Result
-from deepcluster.features.neighbors import knn_predict, nearest, score_features, vote
+from deepcluster.features.neighbors import nearest, score_features, vote
 
-__all__ = ["knn", "knn_predict", "nearest", "score_features", "vote"]
+__all__ = ["knn", "nearest", "score_features", "vote"]
 
 if TYPE_CHECKING:
     from deepcluster.data.cache import Pixels

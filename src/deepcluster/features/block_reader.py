@@ -111,23 +111,6 @@ class Rows:
             os.close(span[0])
 
 
-class Picked:
-    """The rows at `index` (M,) of a table, as a table of their own that is read when it is asked for."""
-
-    def __init__(self, rows: Rows, index: Tensor):
-        self.rows, self.index = rows, index
-        self.n, self.dim, self.device, self.name = len(index), rows.dim, rows.device, rows.name
-
-    def blocks(self, rows: int) -> Iterator[tuple[int, Tensor]]:
-        """(first row, block) pairs that cover every row once, in order."""
-        for start in range(0, self.n, rows):
-            yield start, self.rows.take(self.index[start : start + rows])
-
-    def take(self, index: Tensor) -> Tensor:
-        """(len(index), D) float32 rows in the order of `index`, which counts among the picked."""
-        return self.rows.take(self.index[index.to(self.index.device)])
-
-
 def write_rows(out: Any, start: int, block: Tensor) -> None:
     """Write `block` to out[start : start + len(block)], past the mapping where `out` is a memmap."""
     if isinstance(out, Tensor):

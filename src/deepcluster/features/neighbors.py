@@ -59,22 +59,6 @@ def vote(
     return urn.scatter_add_(1, neighbor_labels, ballots).argmax(dim=1)
 
 
-def knn_predict(
-    bank: np.ndarray | Tensor,
-    labels: np.ndarray | Tensor,
-    queries: np.ndarray | Tensor,
-    k: int,
-    classes: int,
-    weights: str = "softmax",
-    temperature: float = 0.07,
-    device: str | torch.device = "cpu",
-) -> Tensor:
-    """(M,) int64 class of each of (M, D) `queries`, from (N, D) `bank` with (N,) `labels`, by cosine."""
-    known = torch.as_tensor(labels, dtype=torch.int64)
-    similarity, rows = nearest(torch.as_tensor(bank), torch.as_tensor(queries), k, device=device)
-    return vote(similarity, known[rows], classes, weights, temperature)
-
-
 def score_features(
     bank: np.ndarray,
     labels: np.ndarray,
