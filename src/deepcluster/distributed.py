@@ -177,7 +177,7 @@ class ProcessGroup:
         for pending in [dist.all_reduce(each, async_op=True) for each in flat]:
             pending.wait()
         for message, each in zip(messages, flat, strict=True):
-            for part, whole in zip(message, each.split([part.numel() for part in message]), strict=True):
+            for part, whole in zip(message, torch.split(each, [part.numel() for part in message]), strict=True):
                 part.copy_(whole.view_as(part))
 
     def gather_array(self, rows: np.ndarray) -> np.ndarray:

@@ -27,7 +27,7 @@ def epochs_done(folder: Path) -> float:
 
 def progress_of(state: dict[str, Any]) -> float:
     """The same of a checkpoint that has been read."""
-    return state["progress"]["step"] / state["progress"]["steps_per_epoch"]
+    return float(state["progress"]["step"] / state["progress"]["steps_per_epoch"])
 
 
 def stopped_itself(run: TrainRun, folder: Path) -> bool:

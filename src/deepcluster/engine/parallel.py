@@ -44,7 +44,7 @@ def parallel_loss(method: Method, group: ProcessGroup, deterministic: bool) -> t
     return parallel, True
 
 
-def _sum_gradients(state: Any, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
+def _sum_gradients(state: Any, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:  # type: ignore[name-defined]
     """The losses of all processes add up, and so do their gradients, where the usual hook takes the mean."""
     pending = dist.all_reduce(bucket.buffer(), async_op=True)
     return pending.get_future().then(lambda done: done.value()[0])

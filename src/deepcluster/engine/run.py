@@ -281,7 +281,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise DeepClusterError(
             f"{folder} was written by another version of deepcluster: use that version for it, or train again."
         )
-    return found
+    return dict(found)
 
 
 def _column(file: Path, kinds: str) -> np.ndarray:

@@ -10,6 +10,7 @@ import json
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -55,7 +56,7 @@ def extract(
     only: np.ndarray | None = None,
     views: Transform | None = None,
     key: tuple[int, ...] = (0,),
-    autocast: Callable[[], AbstractContextManager] = nullcontext,
+    autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
     file: Path | None = None,
     check: Callable[[int], None] = lambda images: None,
     group: ProcessGroup = SINGLE,

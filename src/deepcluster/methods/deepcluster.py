@@ -79,7 +79,7 @@ class DeepCluster(WhitenedMethod):
         self.register_buffer("centroids", torch.zeros(p.clusterings, k, min(p.whiten or backbone.dim, backbone.dim)))
         self.register_buffer("weights", torch.ones(p.clusterings, k))
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
-        self.register_load_state_dict_pre_hook(_resize_to_saved)
+        self.register_load_state_dict_pre_hook(_resize_to_saved)  # type: ignore[no-untyped-call]
 
     @property
     def assignment(self) -> Tensor:  # type: ignore[override]

@@ -87,8 +87,8 @@ class ODC(Method):
         self.register_buffer("counts", torch.zeros(2, dtype=torch.int64))  # labels given and changed in this epoch
         self._members: Members | None = None
         self._step_features: list[Tensor] = []  # of this step's images, from `loss` to `after_step`
-        self.register_load_state_dict_pre_hook(_take_own_features)
-        self.register_load_state_dict_post_hook(_drop_members)
+        self.register_load_state_dict_pre_hook(_take_own_features)  # type: ignore[no-untyped-call]
+        self.register_load_state_dict_post_hook(_drop_members)  # type: ignore[no-untyped-call]
 
     def full_state_dict(self) -> dict[str, Any]:
         state = self.state_dict()
@@ -151,7 +151,7 @@ class ODC(Method):
         index = torch.from_numpy(extracted.index).to(self.features.device)
         count = sum(group.row_counts(len(index)))
         check_enough_images(count, self.k, max(2, count // 20))
-        blocks = [block.numpy() for block in torch.arange(len(index)).split(8192)]
+        blocks = [block.numpy() for block in torch.split(torch.arange(len(index)), 8192)]
         # The batch-norm of a new projection head has no statistics yet. With any others than those of these features,
         # the first epoch of training would change every label.
         parts = (torch.as_tensor(extracted.features[block]).to(self.features) for block in blocks)

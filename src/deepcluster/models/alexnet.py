@@ -37,7 +37,8 @@ class ConvThenLinear(nn.Module):
         maps = self.features(images)
         if maps.shape[2:] != (self.side, self.side):
             maps = F.adaptive_avg_pool2d(maps, self.side)
-        return self.classifier(maps.flatten(1))
+        out: Tensor = self.classifier(maps.flatten(1))
+        return out
 
 
 def build_alexnet(channels: int, size: int, *, dropout: float = 0.5) -> Parts:

@@ -74,4 +74,5 @@ class Backbone(nn.Module):
         return self.trunk.get_submodule(self._tap_paths[tap])
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.trunk(self.sobel(images))
+        out: Tensor = self.trunk(self.sobel(images))
+        return out

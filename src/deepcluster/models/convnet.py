@@ -49,7 +49,8 @@ class ConvNet(nn.Module):
         self.classifier = nn.Sequential(*layers)
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.classifier(self.pool(self.features(images)))
+        out: Tensor = self.classifier(self.pool(self.features(images)))
+        return out
 
 
 def build_convnet(

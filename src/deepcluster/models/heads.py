@@ -31,7 +31,7 @@ class LinearClassifier(nn.Module):
     def __init__(self, dim: int, k: int, *, relu: bool = False, generator: torch.Generator | None = None) -> None:
         super().__init__()
         self.relu = relu
-        self.linear = nn.utils.skip_init(nn.Linear, dim, k)
+        self.linear: nn.Linear = nn.utils.skip_init(nn.Linear, dim, k)  # type: ignore[no-untyped-call]
         self.reset_(generator)
 
     @property
@@ -41,7 +41,8 @@ class LinearClassifier(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         # Not in place: the features may be read elsewhere, as a tap or by a second head.
-        return self.linear(F.relu(features) if self.relu else features)
+        logits: Tensor = self.linear(F.relu(features) if self.relu else features)
+        return logits
 
     @torch.no_grad()
     def reset_(self, generator: torch.Generator | None = None, k: int | None = None) -> LinearClassifier:
@@ -180,13 +181,14 @@ class ProjectionHead(nn.Module):
         training = self.training
         self.eval()
         try:
-            return self(features)
+            projected: Tensor = self(features)
+            return projected
         finally:
             self.train(training)
 
     def transform(self, features: np.ndarray) -> np.ndarray:
         """(M, out) float32 unit rows of (M, dim) features, in evaluation mode."""
-        blocks = torch.from_numpy(np.ascontiguousarray(features, np.float32)).split(8192)
+        blocks = torch.split(torch.from_numpy(np.ascontiguousarray(features, np.float32)), 8192)
         device = self.first.weight.device
         return torch.cat([F.normalize(self.project(block.to(device)), dim=1).cpu() for block in blocks]).numpy()
 

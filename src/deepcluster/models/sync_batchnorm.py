@@ -123,7 +123,8 @@ class SyncBatchNorm(_BatchNorm):
     def forward(self, input: Tensor) -> Tensor:
         if not self.training:
             return super().forward(input)
-        out, mean, variance, total = _SyncNorm.apply(input, self.weight, self.bias, self.eps, self.group)
+        normalized: tuple[Tensor, ...] = _SyncNorm.apply(input, self.weight, self.bias, self.eps, self.group)
+        out, mean, variance, total = normalized
         if self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None:
             with torch.no_grad():
                 self.num_batches_tracked.add_(1)

@@ -97,7 +97,7 @@ def _builder(name: str, options: Iterable[str]) -> Callable[..., Parts]:
 def _torchvision_names() -> list[str]:
     import torchvision
 
-    return torchvision.models.list_models(module=torchvision.models)
+    return list(torchvision.models.list_models(module=torchvision.models))
 
 
 def _unknown(name: str, known: Sequence[str]) -> DeepClusterError:
