@@ -316,7 +316,7 @@ def _descend(rows: Rows, levels: Sequence[Tensor], counts: Sequence[Tensor], sph
             if not len(alive):
                 raise DeepClusterError(f"Branch {node} of {nodes} has no centroid that counts; save the tree again.")
             centroids = level[own].to(rows.device)[alive]
-            for part in [index] if nodes == 1 else index.split(Points(rows).step):
+            for part in [index] if nodes == 1 else torch.split(index, Points(rows).step):
                 some = rows if nodes == 1 else Rows(rows.take(part))
                 found, squared[part] = nearest(Points(some, spherical), centroids)
                 label[part] = node * children + alive[found]
