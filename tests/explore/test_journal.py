@@ -54,10 +54,10 @@ def test_any_edits_are_undone_and_read_back(sequence: list[Any]) -> None:
             before = as_plain(groups)
             try:
                 if step == "undo":
-                    journal.undo()
+                    journal.step("undo")
                     ahead.append(trail.pop())
                 elif step == "redo":
-                    journal.redo()
+                    journal.step("redo")
                     trail.append(ahead.pop())
                 else:
                     journal.do(step)
@@ -71,10 +71,10 @@ def test_any_edits_are_undone_and_read_back(sequence: list[Any]) -> None:
         assert as_plain(again) == as_plain(groups)
         assert (read.can_undo, read.can_redo) == (journal.can_undo, journal.can_redo)
         while read.can_undo:
-            read.undo()
+            read.step("undo")
         assert as_plain(again) == fresh
         while read.can_redo:
-            read.redo()
+            read.step("redo")
         assert as_plain(again) == (ahead[0] if ahead else trail[-1])
         np.testing.assert_array_equal(groups.original, FOUND)
 
@@ -149,20 +149,20 @@ def test_a_journal_that_somebody_took_away_is_written_anew(tmp_path: Path, conte
     journal = edited(file)
     journal.do({"op": "hide", "clusters": [4], "hidden": True})
     journal.do({"op": "split", "cluster": 2, "parts": [[5], [7]]})
-    journal.undo()
-    journal.undo()
+    journal.step("undo")
+    journal.step("undo")
     file.unlink()
     if content is not None:
         file.write_bytes(content)
-    journal.redo()
+    journal.step("redo")
     again = Journal(file, Groups(FOUND))
     assert as_plain(again.groups) == as_plain(journal.groups) and again.groups.hidden == {4}
     assert (again.can_undo, again.can_redo) == ("hide 1 cluster", "split cluster 2 in 3")
     assert b"\0" not in file.read_bytes()
     for one in (journal, again):
-        one.redo()
+        one.step("redo")
         for _ in range(4):
-            one.undo()
+            one.step("undo")
     assert as_plain(again.groups) == as_plain(journal.groups) == as_plain(Groups(FOUND))
 
 

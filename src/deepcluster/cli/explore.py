@@ -31,12 +31,14 @@ def explore(
     from deepcluster.engine.log import Screen
     from deepcluster.engine.run import load_run
     from deepcluster.explore.explorer import exclusive, open_explorer
-    from deepcluster.explore.server import export_once, listen, serve
+    from deepcluster.explore.exports import write
+    from deepcluster.explore.server import listen, serve
 
     screen = Screen()
     loaded = load_run(run, device)
     if export is not None:
-        what, images = export_once(open_explorer(loaded, data, screen), export)
+        explorer = open_explorer(loaded, data, screen)
+        what, images = write(export, explorer.groups, explorer.jobs["images"].wait())
         screen.say(f"{export}: {what} of {images:,} images")
         return
     listening = listen(port)

@@ -13,9 +13,11 @@ from typing import Any
 
 import numpy as np
 
+from deepcluster.data.naming import natural_key
 from deepcluster.errors import DeepClusterError
 from deepcluster.explore.groups import Groups
 from deepcluster.explore.vectors import Vectors
+from deepcluster.features.knn import nearest_rows
 
 SORTS = ("size", "distance", "purity", "name", "number", "label")
 SAMPLE = 20_000
@@ -152,7 +154,8 @@ class Catalog:
         chosen = np.flatnonzero(hidden | self._visible(table.number))
         words = search.casefold().split()
         if words:
-            texts = (self._text(table, int(row)) for row in chosen)
+            about = zip(table.number[chosen].tolist(), table.label[chosen].tolist(), strict=True)
+            texts = [f"{one} {self.groups.name(one)} {self.class_name(label) or ''}".casefold() for one, label in about]
             chosen = chosen[[all(word in text for word in words) for text in texts]]
         chosen = chosen[self._order(table, chosen, sort, descending)]
         return {
@@ -196,31 +199,26 @@ class Catalog:
     def nearest(self, groups: list[int], count: int = 8) -> dict[int, list[tuple[int, float]]]:
         """The groups whose centers are nearest to those of `groups`, nearest first, with the distance; hidden ones are
         left out."""
-        numbers, centers, squared = self._cached("centers", self._visible_centers)
+        numbers, centers = self._cached("centers", self._visible_centers)
         found: dict[int, list[tuple[int, float]]] = {group: [] for group in groups}
-        asked = [group for group in groups if group >= 0]
-        if not asked or not len(numbers):
+        asked = np.asarray([group for group in groups if group >= 0], np.int64)
+        if not len(asked) or not len(numbers):
             return found
-        own = self._centers(np.asarray(asked))
-        apart = squared[None] - 2 * own @ centers.T + (own**2).sum(1, keepdims=True)
-        apart[np.asarray(asked)[:, None] == numbers[None]] = np.inf
-        for group, row in zip(asked, apart, strict=True):
-            few = min(count, len(row) - 1) if group in numbers else min(count, len(row))
-            best = np.argpartition(row, few - 1)[:few] if few > 0 else np.zeros(0, np.int64)
-            best = best[np.lexsort((best, row[best]))]
-            found[group] = [(int(numbers[k]), float(np.sqrt(max(row[k], 0)))) for k in best if np.isfinite(row[k])]
+        position, apart = nearest_rows(centers, min(count + 1, len(numbers)), queries=self._centers(asked))
+        for group, near, squared in zip(asked.tolist(), numbers[position], apart, strict=True):
+            others = [(int(one), float(np.sqrt(far))) for one, far in zip(near, squared, strict=True) if one != group]
+            found[group] = others[:count]
         return found
 
     def _visible(self, numbers: np.ndarray) -> np.ndarray:
         """Which of the groups `numbers` are not hidden."""
         return np.isin(numbers, list(self.groups.hidden), invert=True)
 
-    def _visible_centers(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """(M,) groups that are not hidden, their (M, P) centers, and the (M,) squared lengths of those."""
+    def _visible_centers(self) -> tuple[np.ndarray, np.ndarray]:
+        """(M,) groups that are not hidden, and their (M, P) centers."""
         numbers = self.table().number
         numbers = numbers[(numbers >= 0) & self._visible(numbers)]
-        centers = self._centers(numbers)
-        return numbers, centers, (centers**2).sum(1)
+        return numbers, self._centers(numbers)
 
     def cover(self, group: int) -> int:
         """The image that represents a group: the one nearest to its center."""
@@ -229,10 +227,9 @@ class Catalog:
     def _covers(self) -> np.ndarray:
         """(G,) int64, the image nearest to the center of each group, found for all of them in one pass."""
         group = self.groups.group + 1
-        order = np.argsort(np.where(np.isfinite(self.own), self.own, np.inf), kind="stable")
-        # written back to front, so that the nearest is written last
+        order = np.argsort(self.own, kind="stable")[::-1]  # the nearest is written last, what is unknown first
         first = np.zeros(int(group.max(initial=0)) + 1, np.int64)
-        first[group[order[::-1]]] = order[::-1]
+        first[group[order]] = order
         result: np.ndarray = first[self.table().number + 1]
         return result
 
@@ -322,16 +319,10 @@ class Catalog:
         classes = int(self.labels.max()) + 1
         pair, count = np.unique(group[fine] * classes + self.labels[fine], return_counts=True)
         row, name = pair // classes, pair % classes
-        order = np.lexsort((-name, count, row))  # of equal classes the first wins
-        last = np.flatnonzero(np.append(np.diff(row[order]), 1))
-        best = order[last]
-        label[row[best]] = name[best]
-        purity[row[best]] = count[best] / np.bincount(row, count)[row[best]]
+        order = np.lexsort((-name, count, row))  # the most frequent is written last; of equal ones the first class
+        label[row[order]] = name[order]
+        purity[row[order]] = count[order] / np.bincount(row, count)[row[order]]
         return label, purity
-
-    def _text(self, table: Table, row: int) -> str:
-        number = int(table.number[row])
-        return f"{number} {self.groups.name(number)} {self.class_name(int(table.label[row])) or ''}".casefold()
 
     def _order(self, table: Table, chosen: np.ndarray, sort: str, descending: bool) -> np.ndarray:
         """The order of rows `chosen` of the table; what is unknown comes last either way."""
@@ -340,7 +331,7 @@ class Catalog:
                 self.groups.name(int(table.number[row])) if sort == "name" else self.class_name(int(table.label[row]))
                 for row in chosen
             ]
-            known = sorted((k for k, word in enumerate(words) if word), key=lambda k: _natural(words[k] or ""))
+            known = sorted((k for k, word in enumerate(words) if word), key=lambda k: natural_key(words[k] or ""))
             unknown = [k for k, word in enumerate(words) if not word]
             return np.asarray((known[::-1] if descending else known) + unknown, np.int64)
         columns = {"size": table.size, "distance": table.distance, "purity": table.purity, "number": table.number}
@@ -355,11 +346,12 @@ class Catalog:
         found = np.empty((len(numbers), centroids.shape[1]), np.float32)
         plain = (numbers < len(centroids)) & ~np.isin(numbers, list(self._moved))
         found[plain] = centroids[numbers[plain]]
-        places = np.flatnonzero(~plain)
-        measured = [self._moved.get(number) for number in numbers[places].tolist()]
-        unknown = [place for place, center in zip(places, measured, strict=True) if center is None]
-        for place, center in zip(places, measured, strict=True):
-            if center is not None:
+        unknown = []
+        for place in np.flatnonzero(~plain):
+            center = self._moved.get(int(numbers[place]))
+            if center is None:
+                unknown.append(place)
+            else:
                 found[place] = center
         if unknown:
             found[unknown] = self._mixed(numbers[unknown], centroids)
@@ -403,9 +395,3 @@ def _slots(group: np.ndarray, numbers: np.ndarray) -> np.ndarray:
 def _number(value: Any) -> float | None:
     """For JSON, which has no NaN."""
     return round(float(value), 4) if np.isfinite(value) else None
-
-
-def _natural(word: str) -> Any:
-    from deepcluster.data.naming import natural_key
-
-    return natural_key(word)

@@ -34,15 +34,13 @@ class Twins:
         linked = np.flatnonzero((self.similarity >= least) & (self.partner >= 0))
         if not len(linked):
             return []
-        ends = np.unique(np.concatenate([linked, self.partner[linked]]))
-        left, right = np.searchsorted(ends, linked), np.searchsorted(ends, self.partner[linked])
+        ends, position = np.unique(np.concatenate([linked, self.partner[linked]]), return_inverse=True)
+        left, right = np.split(position, 2)
         graph = coo_matrix((np.ones(len(linked), np.int8), (left, right)), shape=(len(ends), len(ends)))
-        count, part = connected_components(graph, directed=False)
-        best = np.full(count, -np.inf)
-        np.maximum.at(best, part, self.similarity[ends])
+        part = connected_components(graph, directed=False)[1]
         order = np.argsort(part, kind="stable")
         pieces = np.split(ends[order], np.flatnonzero(np.diff(part[order])) + 1)
-        return [pieces[k] for k in np.argsort(-best, kind="stable")]
+        return sorted(pieces, key=lambda piece: -self.similarity[piece].max())
 
 
 def twins(
@@ -51,25 +49,19 @@ def twins(
     """The most similar image of the same cluster, exactly, for each of N images."""
     partner = np.full(len(vectors), -1, np.int64)
     similarity = np.full(len(vectors), -np.inf, np.float32)
-    usable = assignment >= 0
-    usable[vectors.bad] = False
-    index = np.flatnonzero(usable)
+    index = vectors.good[assignment[vectors.good] >= 0]
     index = index[np.argsort(assignment[index], kind="stable")]
     done = 0
     for members in np.split(index, np.flatnonzero(np.diff(assignment[index])) + 1):
-        if len(members) > 1:
-            _within(vectors.rows[members], members, partner, similarity)
+        rows = vectors.rows[members]
+        step = max(1, AT_ONCE // max(len(rows), 1))
+        for start in range(0, len(rows) if len(rows) > 1 else 0, step):
+            near = rows[start : start + step] @ rows.T
+            own = np.arange(len(near))
+            near[own, start + own] = -np.inf
+            best = near.argmax(1)
+            partner[members[start : start + step]] = members[best]
+            similarity[members[start : start + step]] = near[own, best]
         done += len(members)
         tell(done, len(index))
     return Twins(partner, similarity)
-
-
-def _within(rows: np.ndarray, members: np.ndarray, partner: np.ndarray, similarity: np.ndarray) -> None:
-    step = max(1, AT_ONCE // len(rows))
-    for start in range(0, len(rows), step):
-        near = rows[start : start + step] @ rows.T
-        own = np.arange(len(near))
-        near[own, start + own] = -np.inf
-        best = near.argmax(1)
-        partner[members[start : start + step]] = members[best]
-        similarity[members[start : start + step]] = near[own, best]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import shutil
 import threading
 from collections.abc import Iterator, Mapping
+from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -22,7 +24,7 @@ from deepcluster.engine.log import Screen
 from deepcluster.engine.model import MODEL
 from deepcluster.engine.subject import short_side
 from deepcluster.errors import BadImage, DeepClusterError
-from deepcluster.explore import duplicates, exports, history, layout, vectors
+from deepcluster.explore import duplicates, exports, layout, vectors
 from deepcluster.explore.catalog import Catalog
 from deepcluster.explore.groups import Groups
 from deepcluster.explore.jobs import Job
@@ -74,21 +76,21 @@ class Explorer:
         self.groups = Groups(assignment)
         if distance is not None and len(distance) != len(assignment):
             distance = None
-        self.catalog = Catalog(self.groups, distance, self._centroids)
+        # the centers alone: the network is loaded when something is put through it, and not before
+        self.catalog = Catalog(self.groups, distance, cache(lambda: _centroids_of(run.folder / MODEL)))
         self.journal = Journal(self.folder / "edits.jsonl", self.groups)
-        self._centers: np.ndarray | None = None
         self.catalog.refresh()
         self.notices: list[str] = []
         self._own_images = folder is None
         if self.journal.set_aside is not None:
             self.notices.append(f"Edits of an earlier clustering were put aside as {self.journal.set_aside.name}.")
-        self.thumbs = Thumbs(self.folder / "thumbs", self._waited_source)
+        self.thumbs = Thumbs(self.folder / "thumbs", lambda: self.jobs["images"].wait(120))
         self.jobs: dict[str, Job] = {
             "images": Job("opening the images", lambda job: self._open(source), self._opened),
             "vectors": Job("computing features", self._describe, self._described),
             "duplicates": Job("looking for near-duplicates", self._twins),
             "export": Job("exporting", lambda job: None),
-            **{f"map {name}": Job("laying out the map", self._layout(name)) for name in layout.LAYOUTS},
+            **{f"map {name}": Job("laying out the map", partial(self._layout, name)) for name in layout.LAYOUTS},
         }
         self.jobs["images"].start()
 
@@ -100,13 +102,8 @@ class Explorer:
 
     @property
     def source(self) -> ImageSource:
-        """The images.
-
-        Raises:
-            Pending: they are being opened.
-            DeepClusterError: they are not there any more.
-        """
-        result: ImageSource = self._need("images")
+        """The images; as `need`."""
+        result: ImageSource = self.need("images")
         return result
 
     def close(self) -> None:
@@ -117,8 +114,12 @@ class Explorer:
     def state(self) -> dict[str, Any]:
         """What the page shows around all views."""
         with self.lock:
-            images, table = self.jobs["images"], self.catalog.table()
+            table, notices, gone = self.catalog.table(), list(self.notices), self.jobs["images"].error
+            if gone:
+                way_out = "" if "--data" in gone else ". If they have moved, start again with --data FOLDER."
+                notices.append(f"The images cannot be shown: {gone}{way_out}")
             return {
+                "revision": self.journal.revision,
                 "version": self.catalog.version,
                 "images": len(self.groups),
                 "clusters": int((table.number >= 0).sum()),
@@ -128,8 +129,7 @@ class Explorer:
                 "labelled": self.catalog.labels is not None,
                 "undo": self.journal.can_undo,
                 "redo": self.journal.can_redo,
-                "notices": self.notices
-                + ([f"The images cannot be shown: {_where(images.error)}"] if images.error else []),
+                "notices": notices,
                 "jobs": {name: job.as_dict() for name, job in self.jobs.items()},
             }
 
@@ -146,46 +146,19 @@ class Explorer:
             self.journal.do(edit)
             self.catalog.update(self.groups.touched)
 
-    def undo(self, revision: int | None = None) -> str:
-        """Undo the last edit and return it in words; see `Journal.undo`."""
+    def step(self, which: Literal["undo", "redo"], revision: int | None = None) -> str:
+        """Undo the last edit or redo the last undone one, and return it in words; see `Journal.step`."""
         with self.lock:
-            words = self.journal.undo(revision)
-            self.catalog.update(self.groups.touched)
-            return words
-
-    def redo(self, revision: int | None = None) -> str:
-        """Redo the last undone edit and return it in words; see `Journal.undo`."""
-        with self.lock:
-            words = self.journal.redo(revision)
+            words = self.journal.step(which, revision)
             self.catalog.update(self.groups.touched)
             return words
 
     def with_paths(self, page: dict[str, Any]) -> dict[str, Any]:
         """The page of images with their paths, where the images are open."""
-        images = self.jobs["images"]
+        source: ImageSource | None = self.jobs["images"].result
         for one in page["images"]:
-            one["path"] = exports.plain_text(images.result.path(one["id"])) if images.ready else f"image {one['id']}"
+            one["path"] = f"image {one['id']}" if source is None else exports.plain_text(source.path(one["id"]))
         return page
-
-    def image(self, index: int) -> dict[str, Any]:
-        """One image, with its cluster's name and, where it cannot be read, the reason."""
-        with self.lock:
-            found = self.catalog.image(index)
-            found["name"] = self.groups.name(found["cluster"])
-        found["reason"] = self.thumbs.read(index, 8)[1]
-        result: dict[str, Any] = self.with_paths({"images": [found]})["images"][0]
-        return result
-
-    def neighbors(self, index: int, count: int) -> dict[str, Any]:
-        """The images most similar to image `index`.
-
-        Raises:
-            Pending: vectors are being computed.
-        """
-        table = self.vectors()
-        if index in table.bad:
-            return {"total": 0, "images": []}
-        return self._similar(*table.nearest(table.rows[index], count, but=index))
 
     def photo(self, content: bytes, count: int) -> dict[str, Any]:
         """The cluster of a picture that is none of the images, and the images most similar to it.
@@ -212,54 +185,10 @@ class Explorer:
                 "neighbors": None,
             }
         try:
-            found["neighbors"] = self._similar(*self.vectors().nearest(vector, count))
+            found["neighbors"] = self.similar(*self.vectors().nearest(vector, count))
         except Pending as pending:
             found["pending"] = pending.job.as_dict()
         return found
-
-    def map_positions(self, name: str) -> np.ndarray:
-        """(N, 2) int16 of a layout of the map.
-
-        Raises:
-            Pending: it is being computed.
-            DeepClusterError: there is no such layout.
-        """
-        if name not in layout.LAYOUTS:
-            raise DeepClusterError(f"There is no map {name!r}: choose one of {', '.join(layout.LAYOUTS)}.")
-        result: np.ndarray = self._need(f"map {name}")
-        return result
-
-    def near_duplicates(self, least: float, offset: int, limit: int) -> dict[str, Any]:
-        """Groups of images whose vectors have a cosine of at least `least`.
-
-        Raises:
-            Pending: they are being looked for.
-        """
-        found: duplicates.Twins = self._need("duplicates")
-        groups = found.groups(least)
-        with self.lock:
-            pages = [self.catalog.page(one, 0, 60) for one in groups[offset : offset + limit]]
-        for page, group in zip(pages, groups[offset : offset + limit], strict=True):
-            page["similarity"] = round(float(found.similarity[group].max()), 4)
-            page["ids"] = group.tolist()  # all of them, of which `images` are the first
-            self.with_paths(page)
-        return {"total": len(groups), "images": int(sum(map(len, groups))), "groups": pages}
-
-    def history(self) -> dict[str, Any]:
-        """The curves, and the epochs whose clusters are known."""
-        rows = self.run.metrics
-        kept = list(history.kept_epochs(self.run.folder))
-        return {"rows": rows, "kept": sorted({*kept, *([rows[-1]["epoch"]] if rows else [])})}
-
-    def history_of(self, epoch: int) -> dict[str, Any]:
-        """Cluster sizes of an epoch, where its clusters were kept."""
-        last = self.run.assignment
-        rows = self.run.metrics
-        file = history.kept_epochs(self.run.folder).get(epoch)
-        found = None if file is None else history.clusters_of(file)
-        if found is None and rows and epoch == rows[-1]["epoch"]:
-            found = last
-        return {"epoch": epoch, "known": found is not None, **(history.sizes(found, last) if found is not None else {})}
 
     def export(self, kind: str, selection: bool) -> Path:
         """Begin to write `EXPORTS[kind]` under the run's folder `explore/exports`; returns where it will be.
@@ -289,25 +218,26 @@ class Explorer:
         return out
 
     def vectors(self) -> Vectors:
-        """A vector for every image.
-
-        Raises:
-            Pending: they are being computed.
-        """
-        result: Vectors = self._need("vectors")
+        """A vector for every image; as `need`."""
+        result: Vectors = self.need("vectors")
         return result
 
-    def _need(self, name: str) -> Any:
+    def need(self, name: str) -> Any:
+        """The result of a job, which is started if it has not been.
+
+        Raises:
+            Pending: it is being computed.
+            DeepClusterError: the job failed; the next request tries again, except for images that are gone.
+        """
         job = self.jobs[name].start()
         if job.state != "done":
             job.wait(0.15)  # what takes an instant needs no second request
-        if not job.ready:
-            try:
-                job.wait(0)
-            except DeepClusterError:
-                if name != "images":
-                    job.reset()  # reported once, and retried with the next request: a disk may have been full
-                raise
+        if job.state == "failed":
+            error = DeepClusterError(job.error)
+            if name != "images":
+                job.reset()  # reported once, and retried with the next request: a disk may have been full
+            raise error
+        if job.state != "done":
             raise Pending(job)
         return job.result
 
@@ -328,14 +258,9 @@ class Explorer:
         if self.journal.done and any(self.folder.glob("vectors-*.npy")):
             self.jobs["vectors"].start()  # of edited clusters, centers and distances are those of their images
 
-    def _waited_source(self) -> ImageSource | None:
-        result: ImageSource | None = self.jobs["images"].wait(120)
-        return result
-
     def _describe(self, job: Job) -> Vectors:
         source = self.jobs["images"].wait()
-        mark = source.fingerprint()
-        return vectors.make(self.run, source, self.folder, mark, job)
+        return vectors.make(self.run, source, self.folder, source.fingerprint(), job)
 
     def _described(self, found: Vectors) -> None:
         with self.lock:
@@ -345,30 +270,25 @@ class Explorer:
         """The vectors, for a job that needs them; it tells their progress as its own meanwhile."""
         before = self.jobs["vectors"]
         before.start(again=before.state == "failed")
-        while not before.ready:
+        while before.state != "done":
             before.wait(0.2)
             job.tell(before.count, before.total, before.stage)
             before.start()  # it may have been stopped before it was ready
         result: Vectors = before.result
         return result
 
-    def _layout(self, name: str) -> Any:
-        def work(job: Job) -> np.ndarray:
-            table = self._waited_vectors(job)
-            mark = vectors.identity(self.run, self.jobs["images"].result.fingerprint())
-            file = self.folder / f"map-{name}-{mark}.npy"
-            try:
-                kept: np.ndarray = np.load(file, allow_pickle=False)
-                if kept.shape == (len(table), 2) and kept.dtype == np.int16:
-                    return kept
-            except (OSError, ValueError, EOFError):
-                pass
-            job.tell(0, len(table), "laying out the map")
-            found = layout.LAYOUTS[name](table, job.tell)
-            _save(file, found)
-            return found
-
-        return work
+    def _layout(self, name: str, job: Job) -> np.ndarray:
+        table = self._waited_vectors(job)
+        mark = vectors.identity(self.run, self.jobs["images"].result.fingerprint())
+        file = self.folder / f"map-{name}-{mark}.npy"
+        with contextlib.suppress(OSError, ValueError, EOFError):
+            kept: np.ndarray = np.load(file, allow_pickle=False)
+            if kept.shape == (len(table), 2) and kept.dtype == np.int16:
+                return kept
+        job.tell(0, len(table), "laying out the map")
+        found = layout.LAYOUTS[name](table, job.tell)
+        _save(file, found)
+        return found
 
     def _twins(self, job: Job) -> duplicates.Twins:
         table = self._waited_vectors(job)
@@ -391,18 +311,13 @@ class Explorer:
         order = np.argsort(-np.bincount(part, minlength=into), kind="stable")
         return [members[part == one].tolist() for one in order[1:] if (part == one).any()]
 
-    def _similar(self, index: np.ndarray, similarity: np.ndarray) -> dict[str, Any]:
+    def similar(self, index: np.ndarray, similarity: np.ndarray) -> dict[str, Any]:
+        """A page of images with their similarities."""
         with self.lock:
             page = self.catalog.page(index, 0, len(index))
         for one, value in zip(page["images"], similarity, strict=True):
             one["similarity"] = round(float(value), 4)
         return self.with_paths(page)
-
-    def _centroids(self) -> np.ndarray:
-        """(K, P) centers alone: the network is loaded when something is put through it, and not before."""
-        if self._centers is None:
-            self._centers = _centroids_of(self.run.folder / MODEL)
-        return self._centers
 
 
 @contextlib.contextmanager
@@ -461,11 +376,6 @@ def open_explorer(run: Run, data: str | None = None, screen: Screen | None = Non
     return Explorer(run, source, assignment, distance, folder)
 
 
-def _where(error: str) -> str:
-    """The error, with the explorer's own way out where it has none."""
-    return error if "--data" in error else f"{error}. If they have moved, start again with --data FOLDER."
-
-
 def _centroids_of(file: Path) -> np.ndarray:
     from safetensors import SafetensorError, safe_open
 
@@ -478,8 +388,6 @@ def _centroids_of(file: Path) -> np.ndarray:
 
 
 def _save(file: Path, values: np.ndarray) -> None:
-    def fill(beside: Path) -> None:
-        with open(beside, "wb") as handle:
-            np.save(handle, values, allow_pickle=False)
-
-    write_atomic(file, fill)
+    buffer = io.BytesIO()
+    np.save(buffer, values, allow_pickle=False)
+    write_atomic(file, lambda beside: beside.write_bytes(buffer.getvalue()))

@@ -18,27 +18,24 @@ import numpy as np
 
 from deepcluster.data.folder import Files
 from deepcluster.data.source import ImageSource
-from deepcluster.errors import BadImage, DeepClusterError
+from deepcluster.errors import DeepClusterError
 from deepcluster.explore.groups import Groups
 from deepcluster.io import write_atomic, write_json
 
 Tell = Callable[[int, int], None]
+SILENT: Tell = lambda done, total: None  # noqa: E731
 SIGNS = re.compile(r"[^\w.+@ -]+")
 """What is no part of a file name of ours; letters of any script are."""
-
-
-def _silent(done: int, total: int) -> None:
-    pass
 
 
 def shown(groups: Groups, only: np.ndarray | None = None) -> np.ndarray:
     """(M,) int64, the images that are exported: `only`, or all; none of a hidden cluster."""
     index = np.arange(len(groups)) if only is None else np.asarray(only, np.int64)
-    return index[~np.isin(groups.group[index], list(groups.hidden))] if groups.hidden else index
+    return index[~np.isin(groups.group[index], list(groups.hidden))]
 
 
 def write_csv(
-    file: Path, groups: Groups, source: ImageSource, only: np.ndarray | None = None, tell: Tell = _silent
+    file: Path, groups: Groups, source: ImageSource, only: np.ndarray | None = None, tell: Tell = SILENT
 ) -> int:
     """index,path,cluster,name,selected of every image; -1 and no name where it is in no cluster. Returns the rows."""
     index = shown(groups, only)
@@ -59,7 +56,7 @@ def write_csv(
 
 
 def write_links(
-    folder: Path, groups: Groups, source: ImageSource, only: np.ndarray | None = None, tell: Tell = _silent
+    folder: Path, groups: Groups, source: ImageSource, only: np.ndarray | None = None, tell: Tell = SILENT
 ) -> int:
     """A folder for each cluster, with a link to each of its images. Returns the links.
 
@@ -87,12 +84,14 @@ def write_links(
         for done, image in enumerate(index.tolist()):
             group = int(groups.group[image])
             if group not in made:
-                made[group] = beside / folder_name(group, groups)
+                name = safe(groups.names.get(group, ""))
+                made[group] = beside / (f"{group:05d}-{name}" if name else f"{group:05d}")
                 made[group].mkdir()
-            file = os.path.join(root, source.path(image))
+            path = source.path(image)
+            # the index makes names differ
+            link = made[group] / f"{image:08d}-{safe(path.rpartition('/')[2]) or 'image'}"
             # relative to the folder's real path: behind a symbolic link, .. is not the folder one came from
-            target = os.path.relpath(file, there / made[group].name)
-            os.symlink(target, made[group] / link_name(image, source.path(image)))
+            os.symlink(os.path.relpath(os.path.join(root, path), there / made[group].name), link)
             if done % 1024 == 0:
                 tell(done, len(index))
         if place.exists():
@@ -106,7 +105,7 @@ def write_links(
 
 
 def write_coco(
-    file: Path, groups: Groups, source: ImageSource, only: np.ndarray | None = None, tell: Tell = _silent
+    file: Path, groups: Groups, source: ImageSource, only: np.ndarray | None = None, tell: Tell = SILENT
 ) -> int:
     """COCO's `images`, `categories` and `annotations`, one annotation of the whole of each image. Returns how many.
 
@@ -117,8 +116,7 @@ def write_coco(
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     for done, image in enumerate(index.tolist()):
-        size = size_of(source, image)
-        if size is not None:
+        if (size := size_of(source, image)) is not None:
             height, width = size
             images.append({"id": image, "file_name": plain_text(source.path(image)), "width": width, "height": height})
             annotations.append(
@@ -140,32 +138,18 @@ def write_coco(
 
 def size_of(source: ImageSource, index: int) -> tuple[int, int] | None:
     """Height and width of an image as a person sees it; None where it cannot be read."""
-    if isinstance(source, Files):
+    try:
+        if not isinstance(source, Files):
+            height, width = source.read(index).shape[:2]
+            return height, width
         from PIL import Image
 
-        try:
-            with Image.open(os.path.join(source.root, source.path(index))) as image:
-                width, height = image.size
-                turned = int(image.getexif().get(0x0112, 1)) >= 5  # the header alone, not the picture
-            return (width, height) if turned else (height, width)
-        except Exception:  # as many ways to be damaged as there are formats
-            return None
-    try:
-        height, width = source.read(index).shape[:2]
-    except (BadImage, DeepClusterError, OSError, ValueError):
+        with Image.open(os.path.join(source.root, source.path(index))) as image:
+            width, height = image.size
+            turned = int(image.getexif().get(0x0112, 1)) >= 5  # the header alone, not the picture
+        return (width, height) if turned else (height, width)
+    except Exception:  # as many ways to be damaged as there are formats
         return None
-    return int(height), int(width)
-
-
-def folder_name(group: int, groups: Groups) -> str:
-    """A safe name of a cluster's folder: its number, and its name where it was given one."""
-    name = safe(groups.names.get(group, ""))
-    return f"{group:05d}-{name}" if name else f"{group:05d}"
-
-
-def link_name(index: int, path: str) -> str:
-    """A safe name of a link: the index, so that no two are equal, and the file's own name."""
-    return f"{index:08d}-{safe(path.rpartition('/')[2]) or 'image'}"
 
 
 def safe(text: str) -> str:
@@ -185,7 +169,7 @@ def plain_text(path: str) -> str:
 
 
 def write(
-    out: Path, groups: Groups, source: ImageSource, only: np.ndarray | None = None, tell: Tell = _silent
+    out: Path, groups: Groups, source: ImageSource, only: np.ndarray | None = None, tell: Tell = SILENT
 ) -> tuple[str, int]:
     """Writes what the ending of `out` says: .csv, .json, or a folder of links. Returns what it is, and how many
     images are in it.

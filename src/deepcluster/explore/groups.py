@@ -58,8 +58,7 @@ class Groups:
         self.selected = np.zeros(len(self.group), bool)
         self.names: dict[int, str] = {}
         self.hidden: set[int] = set()
-        self.found = int(self.group.max(initial=-1)) + 1
-        self.next = self.found
+        self.next = int(self.group.max(initial=-1)) + 1
         self.touched: set[int] = set()
 
     def __len__(self) -> int:
@@ -110,21 +109,22 @@ class Groups:
         Raises:
             DeepClusterError: it is none of these, or does not fit the clusters there are.
         """
-        plans = {
-            "rename": self._rename,
-            "merge": self._merge,
-            "split": self._split,
-            "hide": self._hide,
-            "move": self._move,
-            "select": self._select,
-        }
-        plan = plans.get(edit.get("op") if isinstance(edit.get("op"), str) else "")  # type: ignore[arg-type]
-        if plan is None:
-            raise DeepClusterError(f"There is no edit {edit.get('op')!r}: choose one of {', '.join(plans)}.")
-        return plan(edit)
-
-    def _rename(self, edit: Mapping[str, Any]) -> Patch:
-        return Patch(names={self._existing(edit.get("cluster")): _name(edit.get("name"))})
+        match edit.get("op"):
+            case "rename":
+                return Patch(names={self._existing(edit.get("cluster")): _name(edit.get("name"))})
+            case "hide":
+                return Patch(hidden=dict.fromkeys(self._several(edit.get("clusters")), _truth(edit.get("hidden"))))
+            case "merge":
+                return self._merge(edit)
+            case "split":
+                return self._split(edit)
+            case "move":
+                return self._move(edit)
+            case "select":
+                return self._select(edit)
+            case other:
+                ops = "rename, merge, split, hide, move, select"
+                raise DeepClusterError(f"There is no edit {other!r}: choose one of {ops}.")
 
     def _merge(self, edit: Mapping[str, Any]) -> Patch:
         clusters = self._several(edit.get("clusters"))
@@ -135,22 +135,14 @@ class Groups:
             into = clusters[int(np.argmax(self._sizes()[clusters]))]
         if type(into) is not int or into not in clusters:
             raise DeepClusterError(f"Cluster {into!r} is not among those to be merged: choose one of them to stay.")
-        patch = self._gone([one for one in clusters if one != into], into)
+        images = np.flatnonzero(np.isin(self.group, [one for one in clusters if one != into]))
+        patch = self._moved(images, into)
         if into in self.hidden and not self.hidden.issuperset(clusters):
             patch.hidden[into] = False  # a visible cluster does not become hidden
         if into not in self.names:
             named = [self.names[one] for one in clusters if one in self.names]
             patch.names |= {into: named[0]} if named else {}
         return patch
-
-    def _gone(self, clusters: list[int], into: int) -> Patch:
-        """All images of `clusters` go `into` another; an empty group is neither named nor hidden."""
-        index = np.flatnonzero(np.isin(self.group, clusters))
-        return Patch(
-            (index, np.full(len(index), into)),
-            names={one: None for one in clusters if one in self.names},
-            hidden={one: False for one in clusters if one in self.hidden},
-        )
 
     def _split(self, edit: Mapping[str, Any]) -> Patch:
         cluster = self._existing(edit.get("cluster"))
@@ -168,31 +160,28 @@ class Groups:
         hidden = dict.fromkeys(new, True) if cluster in self.hidden else {}
         return Patch((leaving, values), hidden=hidden, after=self.next + len(images))
 
-    def _hide(self, edit: Mapping[str, Any]) -> Patch:
-        return Patch(hidden=dict.fromkeys(self._several(edit.get("clusters")), _truth(edit.get("hidden"))))
-
     def _move(self, edit: Mapping[str, Any]) -> Patch:
         images = self._images(edit.get("images"))
         if not len(images):
             raise DeepClusterError("No image is selected to be moved.")
         to = edit.get("to")
         target = self.next if to is None else self._existing(to)
-        patch = Patch((images, np.full(len(images), target)), after=self.next + 1 if to is None else None)
-        empty = self._emptied(images) - {target}
-        patch.names = dict.fromkeys(empty & self.names.keys())
-        patch.hidden = dict.fromkeys(empty & self.hidden, False)
+        patch = self._moved(images, target)
+        patch.after = self.next + 1 if to is None else None
         return patch
 
-    def _emptied(self, images: np.ndarray) -> set[int]:
-        """Groups all of whose images are among `images`."""
-        left, leaving = np.unique(self.group[images], return_counts=True)
-        known = left >= 0
-        left, leaving = left[known], leaving[known]
-        return set(left[self._sizes()[left] == leaving].tolist())
+    def _moved(self, images: np.ndarray, into: int) -> Patch:
+        """Images go `into` a group; groups that become empty are neither named nor hidden."""
+        leaving = np.bincount(self.group[images] + 1, minlength=self.next + 1)[1:]
+        empty = set(np.flatnonzero((leaving > 0) & (leaving == self._sizes())).tolist()) - {into}
+        names: dict[int, str | None] = dict.fromkeys(empty & self.names.keys())
+        return Patch(
+            (images, np.full(len(images), into)), names=names, hidden=dict.fromkeys(empty & self.hidden, False)
+        )
 
     def _sizes(self) -> np.ndarray:
-        """(next or more,) int64, the images of each group."""
-        return np.bincount(self.group[self.group >= 0], minlength=self.next)
+        """(next,) int64, the images of each group."""
+        return np.bincount(self.group + 1, minlength=self.next + 1)[1:]
 
     def _select(self, edit: Mapping[str, Any]) -> Patch:
         on = _truth(edit.get("on"))
@@ -222,14 +211,9 @@ class Groups:
             return np.flatnonzero(self.selected)
         if not isinstance(images, list) or not all(type(one) is int for one in images):
             raise DeepClusterError("Images are chosen by a list of their indices.")
-        try:
-            index = np.unique(np.asarray(images, np.int64))
-            known = not len(index) or (index[0] >= 0 and index[-1] < len(self))
-        except OverflowError:
-            known = False
-        if not known:
+        if images and not 0 <= min(images) <= max(images) < len(self):
             raise DeepClusterError(f"Some of these images do not exist: indices are 0 to {len(self) - 1}.")
-        return index
+        return np.unique(np.asarray(images, np.int64))
 
 
 def describe(edit: Mapping[str, Any]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -16,17 +15,12 @@ from deepcluster.errors import DeepClusterError
 POINTS = 240
 """Points of the curve of sizes."""
 
-NAMES = ("assignments", "assignment", "assignment_at_refresh", "told")
-"""Where methods keep their clusters in a checkpoint."""
-
 
 def kept_epochs(folder: Path) -> dict[int, Path]:
     """Epoch -> the checkpoint that was kept of it."""
-    found = {}
-    for file in (folder / "checkpoints").glob("epoch-*.ckpt"):
-        if match := re.fullmatch(r"epoch-(\d+)\.ckpt", file.name):
-            found[int(match[1])] = file
-    return dict(sorted(found.items()))
+    files = (folder / "checkpoints").glob("epoch-*.ckpt")
+    epochs = {file.stem.removeprefix("epoch-"): file for file in files}
+    return {int(epoch): epochs[epoch] for epoch in sorted(filter(str.isdecimal, epochs), key=int)}
 
 
 def clusters_of(file: Path) -> np.ndarray | None:
@@ -36,22 +30,17 @@ def clusters_of(file: Path) -> np.ndarray | None:
         DeepClusterError: the file is damaged, or gone.
     """
     try:
-        now = file.stat()
+        return _read(file, file.stat().st_mtime_ns)
     except OSError as error:
         raise DeepClusterError(f"{file} cannot be read ({error.strerror}): load the page again.") from error
-    return _read(file, now.st_mtime_ns, now.st_size)
 
 
 @lru_cache(maxsize=4)  # of a million images each takes 8 MB
-def _read(file: Path, mtime_ns: int, size: int) -> np.ndarray | None:
-    """The clusters in the file of that time and size, which further training may replace."""
+def _read(file: Path, mtime_ns: int) -> np.ndarray | None:
+    """The clusters in the file of that time, which further training may replace."""
     state = checkpoint.load(file)["method"]
-    for name in NAMES:
-        if name in state:
-            found = state[name].cpu().numpy()
-            found = found[0] if found.ndim == 2 else found
-            return found.astype(np.int64) if (found >= 0).any() else None
-    return None
+    found = state["assignments"][0] if "assignments" in state else state.get("assignment")
+    return None if found is None or not (found >= 0).any() else found.cpu().numpy().astype(np.int64)
 
 
 def sizes(assignment: np.ndarray, last: np.ndarray) -> dict[str, Any]:
@@ -66,7 +55,7 @@ def sizes(assignment: np.ndarray, last: np.ndarray) -> dict[str, Any]:
     rank = np.unique(np.linspace(0, len(counts) - 1, min(POINTS, len(counts))).astype(int))
     return {
         "clusters": len(counts),
-        "largest": int(counts[0]) if len(counts) else 0,
+        "largest": int(counts.max(initial=0)),
         "median": float(np.median(counts)) if len(counts) else 0.0,
         "smallest": int(counts[-1]) if len(counts) else 0,
         "ranks": rank.tolist(),

@@ -44,11 +44,6 @@ class Job:
                 self._thread.start()
         return self
 
-    @property
-    def ready(self) -> bool:
-        """Whether the result is available."""
-        return self.state == "done"
-
     def tell(self, count: int, total: int, stage: str | None = None) -> None:
         """Report progress.
 

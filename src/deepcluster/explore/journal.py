@@ -7,12 +7,13 @@ order they happened. A last line that was cut short by a kill is dropped.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 from collections.abc import Iterator, Mapping
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from deepcluster.digest import digest
 from deepcluster.errors import DeepClusterError
@@ -78,50 +79,33 @@ class Journal:
         self.undone.clear()
         self.revision += 1
 
-    def undo(self, known: int | None = None) -> str:
-        """Undo the last edit and return it in words.
+    def step(self, which: Literal["undo", "redo"], known: int | None = None) -> str:
+        """Undo the last edit or redo the last undone one, and return it in words.
 
         Args:
-            known: the revision to undo; None = the last one, whichever it is.
+            known: the revision that the caller has seen; None = the last one, whichever it is.
 
         Raises:
             ChangedMeanwhile: there were edits since the revision `known`.
             DeepClusterError: there is none.
         """
-        self._check(known)
-        if not self.done:
-            raise DeepClusterError("There is no edit to undo.")
-        words = describe(self.done[-1][0])
-        self._append({"undo": True})
-        self._undo()
-        self.revision += 1
-        return words
-
-    def redo(self, known: int | None = None) -> str:
-        """Redo the last undone edit; as `undo`."""
-        self._check(known)
-        if not self.undone:
-            raise DeepClusterError("There is no edit to redo.")
-        words = describe(self.undone[-1][0])
-        self._append({"redo": True})
-        self._redo()
-        self.revision += 1
-        return words
-
-    def _check(self, known: int | None) -> None:
         if known is not None and known != self.revision:
             raise ChangedMeanwhile(
                 "Something was changed in another window, or just now: look at what would be undone or redone, and"
                 " press again."
             )
+        words = self.can_undo if which == "undo" else self.can_redo
+        if words is None:
+            raise DeepClusterError(f"There is no edit to {which}.")
+        self._append({which: True})
+        self._step(which)
+        self.revision += 1
+        return words
 
-    def _undo(self) -> None:
-        edit, back = self.done.pop()
-        self.undone.append((edit, self.groups.apply(back)))
-
-    def _redo(self) -> None:
-        edit, again = self.undone.pop()
-        self.done.append((edit, self.groups.apply(again)))
+    def _step(self, which: str) -> None:
+        source, target = (self.done, self.undone) if which == "undo" else (self.undone, self.done)
+        edit, patch = source.pop()
+        target.append((edit, self.groups.apply(patch)))
 
     def _read(self) -> None:
         try:
@@ -143,8 +127,10 @@ class Journal:
             known = False
         if not known:
             raise self._damaged(1, "it does not say that it holds edits")
-        if head.get("assignment") != self._mark:
-            self._set_aside()
+        if head.get("assignment") != self._mark:  # the run was trained further: these are edits of its earlier clusters
+            names = (f"{self.file.stem}-earlier-{count}.jsonl" for count in itertools.count(1))
+            self.set_aside = next(path for path in map(self.file.with_name, names) if not path.exists())
+            os.replace(self.file, self.set_aside)
             return
         for number, line in enumerate(lines[1:], 2):
             try:
@@ -157,10 +143,8 @@ class Journal:
         if "do" in row:
             self.done.append((row["do"], self.groups.apply(self.groups.plan(row["do"]))))
             self.undone.clear()
-        elif row.get("undo") is True:
-            self._undo()
-        elif row.get("redo") is True:
-            self._redo()
+        elif row in ({"undo": True}, {"redo": True}):
+            self._step(*row)
         else:
             raise ValueError("it is not an edit")
 
@@ -169,14 +153,6 @@ class Journal:
             f"Line {number} of {self.file} is damaged ({why.rstrip('.')}): delete what follows the line before, or move"
             " the file away to begin without edits."
         )
-
-    def _set_aside(self) -> None:
-        """The run was trained further: these edits are of its earlier clusters."""
-        count = 1
-        while (aside := self.file.with_name(f"{self.file.stem}-earlier-{count}.jsonl")).exists():
-            count += 1
-        os.replace(self.file, aside)
-        self.set_aside = aside
 
     def _append(self, row: Mapping[str, Any]) -> None:
         text = _line(row)

@@ -28,8 +28,7 @@ Tell = Callable[[int, int], None]
 
 def axes(vectors: Vectors, tell: Tell = lambda done, total: None) -> np.ndarray:
     """(N, 2) int16, the coordinates along the first two principal directions; bad images in the middle."""
-    good = _good(vectors)
-    sample = vectors.rows[_some(good, SAMPLE)].astype(np.float64)
+    sample = vectors.rows[_some(vectors.good, SAMPLE)].astype(np.float64)
     if len(sample) < 2 or np.ptp(sample, axis=0).max() < ALIKE:
         return np.zeros((len(vectors), 2), np.int16)
     from sklearn.decomposition import PCA
@@ -45,26 +44,22 @@ def axes(vectors: Vectors, tell: Tell = lambda done, total: None) -> np.ndarray:
 
 def neighborhoods(vectors: Vectors, tell: Tell = lambda done, total: None, landmarks: int = LANDMARKS) -> np.ndarray:
     """(N, 2) int16 by t-SNE of `landmarks` images; all others lie between those they are most similar to."""
-    good = _good(vectors)
-    if len(good) < 5:
+    chosen = _some(vectors.good, landmarks)
+    bank = np.asarray(vectors.rows[chosen])
+    if len(chosen) < 5 or np.ptp(bank, axis=0).max() < ALIKE:  # t-SNE's start would be 0 / 0
         return axes(vectors, tell)
     from sklearn.manifold import TSNE
 
-    chosen = _some(good, landmarks)
-    bank = np.asarray(vectors.rows[chosen])
-    if np.ptp(bank, axis=0).max() < ALIKE:  # t-SNE's start would be 0 / 0
-        return axes(vectors, tell)
     perplexity = min(30.0, (len(chosen) - 1) / 4)
     fixed = TSNE(perplexity=perplexity, init="pca", random_state=SEED, n_jobs=1).fit_transform(bank.astype(np.float64))
     fixed = fixed.astype(np.float32)
     position = np.zeros((len(vectors), 2), np.float32)
     generator = np.random.default_rng(SEED)
     spread = 0.004 * float(np.ptp(fixed))
-    near = min(NEAREST, len(chosen))
     step = 8192
     for start in range(0, len(vectors), step):
         similarity = vectors.rows[start : start + step] @ bank.T
-        best = np.argpartition(-similarity, near - 1, axis=1)[:, :near]
+        best = np.argpartition(-similarity, NEAREST - 1, axis=1)[:, :NEAREST]
         score = np.take_along_axis(similarity, best, 1)
         weight = np.exp(20 * (score - score.max(1, keepdims=True)))
         weight /= weight.sum(1, keepdims=True)
@@ -79,10 +74,6 @@ def neighborhoods(vectors: Vectors, tell: Tell = lambda done, total: None, landm
 LAYOUTS = {"neighborhoods": neighborhoods, "axes": axes}
 
 
-def _good(vectors: Vectors) -> np.ndarray:
-    return np.setdiff1d(np.arange(len(vectors)), vectors.bad)
-
-
 def _some(index: np.ndarray, count: int) -> np.ndarray:
     """`count` of the indices, drawn once and for all, ascending."""
     if len(index) <= count:
@@ -92,7 +83,7 @@ def _some(index: np.ndarray, count: int) -> np.ndarray:
 
 def _scaled(position: np.ndarray, vectors: Vectors) -> np.ndarray:
     """Positions as int16 about the middle, one scale for both axes."""
-    good = _good(vectors)
+    good = vectors.good
     if len(good):
         low, high = position[good].min(0), position[good].max(0)
         position = (position - (low + high) / 2) * (EDGE / max(float((high - low).max()) / 2, ALIKE))

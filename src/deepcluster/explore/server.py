@@ -7,9 +7,10 @@ import json
 import secrets
 import socket
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from starlette.applications import Starlette
@@ -19,7 +20,8 @@ from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
 
 from deepcluster.errors import DeepClusterError
-from deepcluster.explore import exports, thumbs
+from deepcluster.explore import history, layout, thumbs
+from deepcluster.explore.duplicates import Twins
 from deepcluster.explore.explorer import EXPORTS, Explorer, Pending
 from deepcluster.explore.guard import Guard
 from deepcluster.explore.journal import ChangedMeanwhile
@@ -58,32 +60,32 @@ class Pages:
             "/static/{name}": self.static,
             "/thumb/{index}": self.thumb,
             "/image/{index}": self.full_image,
-            "/api/state": lambda request: self.state(),
+            "/api/state": lambda request: self.explorer.state(),
             "/api/clusters": self.clusters,
             "/api/clusters/{cluster}": self.cluster,
             "/api/clusters/{cluster}/members": self.members,
             "/api/clusters/{cluster}/nearest": self.nearest,
-            "/api/images/{index}": lambda request: self.explorer.image(self._index(request)),
+            "/api/images/{index}": self.image,
             "/api/images/{index}/neighbors": self.neighbors,
             "/api/map/groups": self.map_groups,
-            "/api/map/{name}": lambda request: self.explorer.map_positions(request.path_params["name"]).tobytes(),
+            "/api/map/{name}": self.map_positions,
             "/api/outliers": self.outliers,
             "/api/duplicates": self.duplicates,
             "/api/selection": self.selection,
-            "/api/history": lambda request: self.explorer.history(),
+            "/api/history": self.history,
             "/api/history/{epoch}": self.epoch,
             "/api/exports/{kind}": self.exported,
         }
         post: dict[str, Callable[[bytes], Answer]] = {
-            "/api/undo": lambda content: self.step_back(content, self.explorer.undo),
-            "/api/redo": lambda content: self.step_back(content, self.explorer.redo),
+            "/api/undo": lambda content: self.step(content, "undo"),
+            "/api/redo": lambda content: self.step(content, "redo"),
             "/api/edits": self.edit,
             "/api/export": self.export,
             "/api/photo": lambda content: self.explorer.photo(content, 60),
         }
         return [
-            *(Route(path, _endpoint(handler), methods=["GET"]) for path, handler in get.items()),
-            *(Route(path, _body_endpoint(handler), methods=["POST"]) for path, handler in post.items()),
+            *(Route(path, partial(_get, handler), methods=["GET"]) for path, handler in get.items()),
+            *(Route(path, partial(_post, handler), methods=["POST"]) for path, handler in post.items()),
         ]
 
     def page(self, request: Request) -> Answer:
@@ -125,11 +127,6 @@ class Pages:
         if content is None:
             return Response(thumbs.placeholder(), media_type="image/png", headers={"x-image": "missing"})
         return Response(content, media_type=thumbs.kind(content), headers={**FOREVER, "etag": tag})
-
-    def state(self) -> dict[str, Any]:
-        """What the page shows around everything."""
-        with self.explorer.lock:
-            return self.explorer.state() | {"revision": self.explorer.journal.revision}
 
     def clusters(self, request: Request) -> Answer:
         """A page of the table."""
@@ -173,9 +170,31 @@ class Pages:
             page = self.explorer.catalog.members(_cluster(request), farthest=farthest, **_slice(request))
         return self.explorer.with_paths(page)
 
+    def image(self, request: Request) -> Answer:
+        """One image, with its cluster's name and, where it cannot be read, the reason."""
+        index = self._index(request)
+        with self.explorer.lock:
+            found = self.explorer.catalog.image(index)
+            found["name"] = self.explorer.groups.name(found["cluster"])
+        found["reason"] = self.explorer.thumbs.read(index, 8)[1]
+        self.explorer.with_paths({"images": [found]})
+        return found
+
     def neighbors(self, request: Request) -> Answer:
         """The images most similar to one."""
-        return self.explorer.neighbors(self._index(request), max(1, _slice(request, 60)["limit"]))
+        index, count = self._index(request), max(1, _slice(request, 60)["limit"])
+        table = self.explorer.vectors()
+        if index in table.bad:
+            return {"total": 0, "images": []}
+        return self.explorer.similar(*table.nearest(table.rows[index], count, but=index))
+
+    def map_positions(self, request: Request) -> Answer:
+        """(N, 2) little-endian int16 of a layout of the map."""
+        name = request.path_params["name"]
+        if name not in layout.LAYOUTS:
+            raise DeepClusterError(f"There is no map {name!r}: choose one of {', '.join(layout.LAYOUTS)}.")
+        positions: np.ndarray = self.explorer.need(f"map {name}")
+        return positions.tobytes()
 
     def map_groups(self, request: Request) -> Answer:
         """(N,) little-endian int32, the cluster of each image; -1 = none, -2 = hidden."""
@@ -197,7 +216,17 @@ class Pages:
             least = float(request.query_params.get("similarity", "0.98"))
         except ValueError:
             raise DeepClusterError("The similarity is a number from 0 to 1.") from None
-        return self.explorer.near_duplicates(least, **_slice(request, 20))
+        part = _slice(request, 20)
+        found: Twins = self.explorer.need("duplicates")
+        groups = found.groups(least)
+        shown = groups[part["offset"] : part["offset"] + part["limit"]]
+        with self.explorer.lock:
+            pages = [self.explorer.catalog.page(group, 0, 60) for group in shown]
+        for page, group in zip(pages, shown, strict=True):
+            page["similarity"] = round(float(found.similarity[group].max()), 4)
+            page["ids"] = group.tolist()  # all of them, of which `images` are the first
+            self.explorer.with_paths(page)
+        return {"total": len(groups), "images": sum(map(len, groups)), "groups": pages}
 
     def selection(self, request: Request) -> Answer:
         """A page of the selected images."""
@@ -206,9 +235,21 @@ class Pages:
             page = self.explorer.catalog.page(index, **_slice(request))
         return self.explorer.with_paths(page)
 
+    def history(self, request: Request) -> Answer:
+        """The curves, and the epochs whose clusters are known."""
+        rows = self.explorer.run.metrics
+        kept = {*history.kept_epochs(self.explorer.run.folder), *(row["epoch"] for row in rows[-1:])}
+        return {"rows": rows, "kept": sorted(kept)}
+
     def epoch(self, request: Request) -> Answer:
-        """The clusters of one epoch."""
-        return self.explorer.history_of(_number(request.path_params["epoch"], "An epoch"))
+        """Cluster sizes of an epoch, where its clusters were kept."""
+        epoch = _number(request.path_params["epoch"], "An epoch")
+        run, last = self.explorer.run, self.explorer.run.assignment
+        file = history.kept_epochs(run.folder).get(epoch)
+        found = None if file is None else history.clusters_of(file)
+        if found is None and epoch in (row["epoch"] for row in run.metrics[-1:]):
+            found = last
+        return {"epoch": epoch, "known": found is not None} | ({} if found is None else history.sizes(found, last))
 
     def exported(self, request: Request) -> Answer:
         """What an export wrote, to be downloaded."""
@@ -221,15 +262,15 @@ class Pages:
     def edit(self, content: bytes) -> Answer:
         """Make an edit."""
         self.explorer.edit(_object(content))
-        return self.state()
+        return self.explorer.state()
 
-    def step_back(self, content: bytes, step: Callable[[int | None], str]) -> Answer:
+    def step(self, content: bytes, which: Literal["undo", "redo"]) -> Answer:
         """Undo or redo the edit that the page knows as the last."""
         revision = _object(content).get("revision")
         if revision is not None and type(revision) is not int:
             raise DeepClusterError("A revision is a whole number.")
         with self.explorer.lock:
-            return {"turned": step(revision), **self.state()}
+            return {"turned": self.explorer.step(which, revision), **self.explorer.state()}
 
     def export(self, content: bytes) -> Answer:
         """Begin to write an export."""
@@ -261,18 +302,12 @@ def _respond(handler: Callable[[Any], Answer], argument: Any) -> Response:
     return answer if isinstance(answer, Response) else JSONResponse(answer)
 
 
-def _endpoint(handler: Callable[[Request], Answer]) -> Callable[[Request], Response]:
-    def endpoint(request: Request) -> Response:
-        return _respond(handler, request)
-
-    return endpoint
+def _get(handler: Callable[[Request], Answer], request: Request) -> Response:
+    return _respond(handler, request)
 
 
-def _body_endpoint(handler: Callable[[bytes], Answer]) -> Callable[[Request], Awaitable[Response]]:
-    async def endpoint(request: Request) -> Response:  # bodies are read in coroutines
-        return await run_in_threadpool(_respond, handler, await request.body())
-
-    return endpoint
+async def _post(handler: Callable[[bytes], Answer], request: Request) -> Response:  # bodies are read in coroutines
+    return await run_in_threadpool(_respond, handler, await request.body())
 
 
 def create_app(explorer: Explorer, token: str | None = None) -> Guard:
@@ -324,12 +359,6 @@ def serve(explorer: Explorer, listening: socket.socket, started: Callable[[uvico
             server.run(sockets=[listening])
     finally:
         explorer.close()
-
-
-def export_once(explorer: Explorer, out: Path) -> tuple[str, int]:
-    """Writes the clusters as they stand to `out`, for the command line; see `exports.write`."""
-    source = explorer.jobs["images"].wait()
-    return exports.write(out, explorer.groups, source)
 
 
 def _integer(request: Request, name: str, default: int) -> int:

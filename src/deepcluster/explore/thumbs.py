@@ -47,8 +47,7 @@ class Thumbs:
         picture = self.read(index, side)[0]
         if picture is None:
             return None
-        short = min(picture.shape[:2])
-        found = _encoded(thumbnail(picture, min(side, short)))
+        found = _encoded(thumbnail(picture, min(side, *picture.shape[:2])))
         self._put(file, found)
         return found
 
@@ -79,33 +78,28 @@ class Thumbs:
                 beside.unlink(missing_ok=True)
             return
         with self._lock:
-            if self._held is None:
-                self._held = sum(path.stat().st_size for path in self.folder.rglob("*.bin"))
-            else:
-                self._held += len(content)
-            if self._held > self.keep:
-                self._make_room()
+            self._held = _bytes_in(self.folder) if self._held is None else self._held + len(content)
+            if self._held <= self.keep:
+                return
+            # folders go, the longest untouched first, until a fifth of the room is free
+            for folder in sorted(self.folder.glob("*/*"), key=lambda path: path.stat().st_mtime)[:-1]:
+                if self._held > 0.8 * self.keep:
+                    self._held -= _bytes_in(folder)
+                    shutil.rmtree(folder, ignore_errors=True)
 
-    def _make_room(self) -> None:
-        """Removes folders, the longest untouched first, until a fifth of the room is free."""
-        folders = sorted(self.folder.glob("*/*"), key=lambda path: path.stat().st_mtime)
-        held = self._held or 0
-        for folder in folders[:-1]:
-            if held <= 0.8 * self.keep:
-                break
-            held -= sum(path.stat().st_size for path in folder.glob("*.bin"))
-            shutil.rmtree(folder, ignore_errors=True)
-        self._held = held
+
+def _bytes_in(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*.bin"))
 
 
 def placeholder() -> bytes:
     """A small gray picture with a cross, for an image that cannot be read."""
-    page = np.full((32, 32, 3), 200, np.uint8)
-    line = np.arange(8, 24)
-    for shift in (0, 1):
-        page[line, np.minimum(line + shift, 31)] = 110
-        page[line, np.minimum(31 - line + shift, 31)] = 110
-    return _encoded(page)
+    from PIL import Image, ImageDraw
+
+    page = Image.new("RGB", (32, 32), (200, 200, 200))
+    for line in ((8, 8, 23, 23), (8, 23, 23, 8)):
+        ImageDraw.Draw(page).line(line, fill=(110, 110, 110), width=2)
+    return _encoded(np.asarray(page))
 
 
 def kind(content: bytes) -> str:

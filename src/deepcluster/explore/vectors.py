@@ -44,15 +44,10 @@ class Vectors:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def similarity(self, vector: np.ndarray) -> np.ndarray:
-        """(N,) float32 cosine of every image to (P,) `vector`; -inf for images that cannot be decoded."""
-        found = np.empty(len(self), np.float32)
-        unit = _unit(vector)
-        for start in range(0, len(self), BLOCK):
-            part = slice(start, min(start + BLOCK, len(self)))
-            np.matmul(self.rows[part], unit, out=found[part])
-        found[self.bad] = -np.inf
-        return found
+    @property
+    def good(self) -> np.ndarray:
+        """(M,) int64, the images that can be decoded."""
+        return np.setdiff1d(np.arange(len(self)), self.bad)
 
     def nearest(self, vector: np.ndarray, count: int, but: int | None = None) -> tuple[np.ndarray, np.ndarray]:
         """The `count` images most similar to (P,) `vector`, exactly: (M,) indices and their (M,) cosine, falling.
@@ -60,14 +55,12 @@ class Vectors:
         Args:
             but: an image that is left out, which the vector is of.
         """
-        similarity = self.similarity(vector)
+        similarity = self.rows @ unit_rows(vector[None])[0]
+        similarity[self.bad] = -np.inf
         if but is not None:
             similarity[but] = -np.inf
-        count = min(count, len(self) - len(self.bad) - (but is not None and but not in self.bad))
-        if count <= 0:
-            return np.zeros(0, np.int64), np.zeros(0, np.float32)
-        best = np.argpartition(-similarity, count - 1)[:count]
-        best = best[np.lexsort((best, -similarity[best]))]
+        best = np.argsort(-similarity, kind="stable")[:count]
+        best = best[np.isfinite(similarity[best])]
         return best, similarity[best]
 
 
@@ -80,10 +73,9 @@ def find(folder: Path, mark: str) -> Vectors | None:
     """Vectors that were made before; None where there are none."""
     try:
         rows = np.load(folder / f"vectors-{mark}.npy", mmap_mode="r", allow_pickle=False)
-        bad = json.loads((folder / f"vectors-{mark}.json").read_text())["bad"]
+        return Vectors(rows, json.loads((folder / f"vectors-{mark}.json").read_text())["bad"])
     except (OSError, ValueError, KeyError, TypeError, EOFError):
         return None
-    return Vectors(rows, np.asarray(bad, np.int64))
 
 
 def make(run: Run, source: ImageSource, folder: Path, fingerprint: str, job: Job) -> Vectors:
@@ -98,7 +90,9 @@ def make(run: Run, source: ImageSource, folder: Path, fingerprint: str, job: Job
     found = find(folder, mark)
     if found is not None and len(found) == len(source):
         return found
-    _remove_others(folder, mark)
+    for path in folder.glob("vectors-*"):  # of another model, from before the run was trained on
+        if mark not in path.name:
+            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
     job.tell(0, len(source), "decoding images")
     pixels = run.pixels(source)
     done = 0
@@ -108,53 +102,31 @@ def make(run: Run, source: ImageSource, folder: Path, fingerprint: str, job: Job
         done += images
         job.tell(done, len(source), "computing features")
 
-    def describe(part: Pixels, file: Path) -> tuple[np.ndarray, np.ndarray]:
+    def extract(part: Pixels, file: Path) -> tuple[np.ndarray, np.ndarray]:
         index, features = run.model.features(part, device=run.device, check=ahead)
-        return index, run.embed(features) if len(features) else np.zeros((0, _width(run)), np.float32)
+        width = run.centroids.shape[1]
+        return index, run.embed(features) if len(features) else np.zeros((0, width), np.float32)
 
-    parts = folder / f"vectors-{mark}"
+    parts, file = folder / f"vectors-{mark}", folder / f"vectors-{mark}.npy"
     about = {"weights": mark, "tap": None, "image_size": run.image_size, "source_fingerprint": fingerprint}
     many = max(1, -(-len(source) // PART))
-    _, bad = write_parts(describe, pixels, parts, about, parts=many, skipped=ahead)
-    _pack(parts, folder / f"vectors-{mark}.npy", job)
-    write_json(folder / f"vectors-{mark}.json", {"bad": bad, "images": len(source)})
-    shutil.rmtree(parts, ignore_errors=True)
-    ready = find(folder, mark)
-    assert ready is not None, "what was just written can be read"
-    return ready
-
-
-def _width(run: Run) -> int:
-    return int(run.centroids.shape[1])
-
-
-def _pack(parts: Path, file: Path, job: Job) -> None:
-    """The parts as one file of unit rows."""
+    _, bad = write_parts(extract, pixels, parts, about, parts=many, skipped=ahead)
     table, _ = open_parts(parts)
 
     def fill(beside: Path) -> None:
-        whole = np.lib.format.open_memmap(beside, mode="w+", dtype=np.float32, shape=table.shape)
+        rows = np.lib.format.open_memmap(beside, mode="w+", dtype=np.float32, shape=table.shape)
         for start in range(0, len(table), BLOCK):
-            whole[start : start + BLOCK] = unit_rows(np.nan_to_num(table[start : start + BLOCK]))
+            rows[start : start + BLOCK] = unit_rows(np.nan_to_num(table[start : start + BLOCK]))
             job.tell(start, len(table), "writing vectors")
-        whole.flush()
+        rows.flush()
 
     write_atomic(file, fill)
-
-
-def _remove_others(folder: Path, mark: str) -> None:
-    """Vectors of another model, from before the run was trained on."""
-    for path in folder.glob("vectors-*"):
-        if mark not in path.name:
-            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+    write_json(file.with_suffix(".json"), {"bad": bad, "images": len(source)})
+    shutil.rmtree(parts, ignore_errors=True)
+    return Vectors(np.load(file, mmap_mode="r"), np.asarray(bad, np.int64))
 
 
 def unit_rows(rows: np.ndarray) -> np.ndarray:
     """(M, P) float32 rows of length 1; rows of zeros stay."""
     length = np.linalg.norm(rows, axis=1, keepdims=True)
     return (rows / np.where(length > 0, length, 1)).astype(np.float32)
-
-
-def _unit(vector: np.ndarray) -> np.ndarray:
-    result: np.ndarray = unit_rows(np.asarray(vector, np.float32)[None])[0]
-    return result
