@@ -17,18 +17,18 @@ from deepcluster.methods.params import METHODS, DeepClusterParams, MethodParams,
 
 @dataclass(frozen=True)
 class BackboneParams:
-    """The network that is trained."""
+    """The network to train."""
 
     name: str = "resnet18"
     """alexnet, vgg16, resnet18/34/50/101/152, convnet, or any timm model as timm:NAME."""
     sobel: Literal["none", "paper", "deepercluster"] = "none"
     """Fixed Sobel filters in place of color (§3.3), with the paper's or DeeperCluster's padding."""
     weights: str = ""
-    """A file to begin with in place of drawn weights: a run's model.safetensors, an exported .safetensors, or a
-    checkpoint that DeepCluster's authors released; of the same network and Sobel, and for alexnet, vgg16 and others
-    whose layers depend on it of the same image size. A resumed run goes on from its own checkpoint."""
+    """File of initial weights: a run's model.safetensors, an exported .safetensors, or a checkpoint released by
+    DeepCluster's authors. Network and Sobel must agree, and the image size for alexnet, vgg16 and others whose layers
+    depend on it. A resumed run continues from its own checkpoint."""
     options: dict[str, Any] = field(default_factory=dict)
-    """Further arguments of that backbone, such as stem small."""
+    """Further arguments of the backbone, such as stem small."""
 
 
 @dataclass(frozen=True)
@@ -57,25 +57,25 @@ class DataParams:
     crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
     """Width to height of a random crop."""
     flip: float = 0.5
-    """Chance of a horizontal flip."""
+    """Probability of a horizontal flip."""
     jitter: float = 0.0
-    """Chance of color jitter."""
+    """Probability of color jitter."""
     brightness: float = 0.4
-    """Jitter: brightness is multiplied by 1 plus or minus this."""
+    """Jitter: brightness is multiplied by a factor within 1 +- this."""
     contrast: float = 0.4
-    """Jitter: contrast is multiplied by 1 plus or minus this."""
+    """Jitter: contrast is multiplied by a factor within 1 +- this."""
     saturation: float = 0.4
-    """Jitter: saturation is multiplied by 1 plus or minus this."""
+    """Jitter: saturation is multiplied by a factor within 1 +- this."""
     hue: float = 0.1
-    """Jitter: the hue is turned by up to this share of the circle."""
+    """Jitter: the hue is shifted by up to this fraction of the color circle."""
     gray: float = 0.0
-    """Chance of turning the view gray."""
+    """Probability of converting a view to grayscale."""
     blur: float = 0.0
-    """Chance of Gaussian blur."""
+    """Probability of Gaussian blur."""
     rotate: float = 0.0
     """Largest rotation, in degrees."""
     translate: float = 0.0
-    """Largest shift, as a share of the image's side."""
+    """Largest shift, as a fraction of the image's side."""
     zoom: tuple[float, float] = (1.0, 1.0)
     """Range of the scale factor."""
     shear: float = 0.0
@@ -84,7 +84,7 @@ class DataParams:
 
 @dataclass(frozen=True)
 class OptimizerParams:
-    """How the backbone is stepped."""
+    """How the weights are updated."""
 
     name: Literal["sgd", "adamw"] = "sgd"
     """Stochastic gradient descent with momentum (the paper), or AdamW."""
@@ -95,7 +95,7 @@ class OptimizerParams:
     weight_decay: float = 1e-5
     """Weight decay."""
     schedule: Literal["constant", "cosine", "step", "bottou"] = "constant"
-    """How the learning rate falls over the run."""
+    """How the learning rate decreases over the run."""
     warmup: float = 0.0
     """Epochs over which the learning rate rises from zero."""
     step_epochs: float = 30.0
@@ -108,44 +108,44 @@ class OptimizerParams:
 
 @dataclass(frozen=True)
 class TrainRun:
-    """One training run, whole: what `deepcluster train` and `deepcluster.train` take."""
+    """All settings of a training run: what `deepcluster train` and `deepcluster.train` take."""
 
     epochs: int = 200
-    """Times as many images are drawn as the data holds."""
+    """Length of training; one epoch samples as many images as the data holds."""
     batch_size: int = 256
     """Images per optimizer step."""
     seed: int = 0
-    """Every random draw follows from it."""
+    """Seed of all random numbers."""
     image_size: int = 224
-    """Side of a view, in pixels."""
+    """Side of the images that the network gets, in pixels."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, mps."""
     precision: Literal["auto", "32", "bf16", "16"] = "auto"
-    """Arithmetic: 32-bit, or mixed with 16 bits; auto = bf16 where the device has it in hardware."""
+    """Arithmetic: 32-bit floats, or mixed precision with 16 bits; auto = bf16 where the hardware supports it."""
     processes: int = 1
-    """Processes on this machine that share the work, such as one per GPU, with the results of one; where torchrun or
-    SLURM starts them, their number comes from there."""
+    """Processes on this machine that share the work, such as one per GPU; where torchrun or SLURM starts them, their
+    number comes from there."""
     sync_batchnorm: bool = True
-    """Several processes: batch-norm's statistics are those of the whole batch, as in one process, or else of each
-    process's own part, which saves messages."""
+    """Several processes: compute the statistics of batch-norm over the whole batch, as in one process; otherwise over
+    the part of each process, which saves messages."""
     deterministic: bool = False
-    """Several processes: sum gradients in a fixed order after the backward pass, which is slower, in place of while it
-    computes."""
+    """Several processes: sum the gradients in a fixed order after the backward pass, which is slower than summing them
+    while it computes."""
     compile: bool = False
-    """Let torch.compile fuse the backbone."""
+    """Compile the backbone with torch.compile."""
     keep_every: int = 10
-    """Keep epoch-NNNN.ckpt after every so many epochs; 0 = only last.ckpt."""
+    """Epochs between two checkpoints that are kept as epoch-NNNN.ckpt; 0 = only last.ckpt."""
     save_minutes: float = 10.0
-    """Save last.ckpt at least this often within an epoch too."""
+    """Minutes between two saves of last.ckpt within an epoch."""
     watch: Literal["none", "knn", "nmi"] = "none"
-    """Where labels exist, score the run as it trains and keep the best epoch as checkpoints/best.ckpt: by the kNN of
-    the features (on up to 5,000 images, leaving one out), or by NMI(t, labels). The method never sees the labels."""
+    """Where labels exist, score each epoch and keep the best one as checkpoints/best.ckpt: by the leave-one-out kNN
+    accuracy of the features (on up to 5,000 images), or by NMI(t, labels). The method never sees the labels."""
     watch_every: int = 1
-    """Watch after every so many epochs."""
+    """Epochs between two scores."""
     patience: int = 10
-    """Watched values without a rise after which the run says that it has stopped rising."""
+    """Number of scores without improvement after which the run reports that it has stalled."""
     stop: bool = False
-    """End the run there."""
+    """End training then."""
     method: MethodParams = field(default_factory=DeepClusterParams)
     optimizer: OptimizerParams = field(default_factory=OptimizerParams)
     data: DataParams = field(default_factory=DataParams)

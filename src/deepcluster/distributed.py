@@ -1,7 +1,7 @@
-"""The processes of a run and how they tell each other things; one process alone is the ordinary case.
+"""The processes of a run and the messages between them; a single process is the ordinary case.
 
-Everything here does nothing, at no cost, when there is one process, so that the code of one and of many is the same.
-Whoever launched the processes (torchrun, SLURM, Fabric) has set up torch.distributed before.
+With a single process everything here does nothing, at no cost, so that the code is the same for one and for many.
+Whoever launched the processes (torchrun, SLURM, Fabric) has initialized torch.distributed.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 ALIGN = 1024
-"""Shares of a table begin at multiples of so many rows, so that blocks of rows, and with them every rounding, are the
-same for any number of processes."""
+"""The rows of a table are divided at multiples of this number, so that blocks of rows, and with them every rounding,
+are the same for any number of processes."""
 TIMEOUT = timedelta(days=7)
-"""How long processes wait for one that works alone, such as the one that decodes images for all of a machine."""
+"""How long processes wait for one that works alone, such as the one that decodes the images of a machine."""
 MESSAGE = 32 << 20
 """Bytes of gradients that are summed over processes at once."""
 
@@ -33,31 +33,31 @@ MESSAGE = 32 << 20
 class ProcessGroup:
     """`size` processes, of which this is number `rank`.
 
-    Every method but `share` must be called by all processes, in the same order.
+    Every method but `row_range` must be called by all processes, in the same order.
     """
 
     rank: int = 0
     size: int = 1
     control: Any = field(default=None, compare=False, repr=False)
-    """The torch.distributed group that carries questions of one number; None = the one that carries everything."""
+    """The torch.distributed group for flags; None = the one for everything else."""
 
     def __deepcopy__(self, memo: dict[int, Any]) -> ProcessGroup:
-        return self  # what knows of the processes may be copied, they may not
+        return self  # a module that holds its group may be copied, the processes may not
 
     @property
     def is_single(self) -> bool:
-        """Whether there is one process only."""
+        """Whether there is only one process."""
         return self.size == 1
 
     @property
     def is_first(self) -> bool:
-        """Whether this is the process that writes files and speaks."""
+        """Whether this is the process that writes files and prints."""
         return self.rank == 0
 
     def row_range(self, count: int, multiple: int = ALIGN) -> tuple[int, int]:
-        """First and past-the-last of the rows 0..count-1 that are this process's.
+        """First and past-the-last of the rows 0..count-1 that belong to this process.
 
-        The shares of all processes follow each other, cover every row once, differ by at most `multiple`, and begin at
+        The ranges of all processes follow each other, cover every row once, differ by at most `multiple`, and begin at
         multiples of it; those of the last processes are empty where there are few rows.
         """
         blocks = -(-count // multiple)
@@ -77,10 +77,10 @@ class ProcessGroup:
         if not self.is_single:
             import torch.distributed as dist
 
-            told = values.to(device()).contiguous()
-            dist.all_reduce(told, getattr(dist.ReduceOp, how))
-            if told is not values:
-                values.copy_(told)
+            sent = values.to(device()).contiguous()
+            dist.all_reduce(sent, getattr(dist.ReduceOp, how))
+            if sent is not values:
+                values.copy_(sent)
         return values
 
     def broadcast_(self, values: Tensor, source: int = 0) -> Tensor:
@@ -88,10 +88,10 @@ class ProcessGroup:
         if not self.is_single:
             import torch.distributed as dist
 
-            told = values.to(device()).contiguous()
-            dist.broadcast(told, source)
-            if told is not values:
-                values.copy_(told)
+            sent = values.to(device()).contiguous()
+            dist.broadcast(sent, source)
+            if sent is not values:
+                values.copy_(sent)
         return values
 
     def gather(self, rows: Tensor) -> Tensor:
@@ -101,7 +101,7 @@ class ProcessGroup:
         return self._gather(rows, self.row_counts(len(rows)))
 
     def gather_equal(self, rows: Tensor) -> Tensor:
-        """`gather` of as many rows from each process, which need not be asked how many."""
+        """`gather` where each process has the same number of rows, which saves a message."""
         return rows if self.is_single else self._gather(rows, [len(rows)] * self.size)
 
     def _gather(self, rows: Tensor, lengths: Sequence[int]) -> Tensor:
@@ -125,7 +125,7 @@ class ProcessGroup:
         return self.sum_(counts).tolist()
 
     def gather_rows(self, rows: Tensor, index: Tensor) -> Tensor:
-        """(len(index), ...) rows at positions `index` of the table that the (M, ...) `rows` of all make together."""
+        """(len(index), ...) rows at positions `index` of the table that the (M, ...) `rows` of all processes form."""
         index = index.to(rows.device)
         if self.is_single:
             return rows[index]
@@ -133,34 +133,34 @@ class ProcessGroup:
         mine = (own >= 0) & (own < len(rows))
         return self.combine_rows(rows[own[mine]], mine)
 
-    def local_rows(self, whole: Tensor, count: int) -> Tensor:
+    def local_rows(self, table: Tensor, count: int) -> Tensor:
         """The `count` rows of this process out of the (N, ...) rows of all, which follow each other."""
         first = sum(self.row_counts(count)[: self.rank])
-        return whole[first : first + count]
+        return table[first : first + count]
 
     def combine_rows(self, rows: Tensor, mine: Tensor) -> Tensor:
-        """(M, ...) rows of which each process knows some: `rows` are those where `mine` (M,) bool is true.
+        """(M, ...) rows of which each process has some: `rows` are those where `mine` (M,) bool is true.
 
-        Each row must be known to exactly one process.
+        Exactly one process must have each row.
         """
         if self.is_single:
             return rows
-        whole = rows.new_zeros((len(mine), *rows.shape[1:]))
-        whole[mine] = rows
-        return self.sum_(whole)
+        table = rows.new_zeros((len(mine), *rows.shape[1:]))
+        table[mine] = rows
+        return self.sum_(table)
 
     def mean(self, values: Tensor, weight: Tensor | None = None) -> Tensor:
-        """The (weighted) mean of the (B,) `values` of all processes, or rather this one's part of it: the parts of all
-        add up to the mean, and so do their gradients."""
+        """This process's part of the (weighted) mean of the (B,) `values` of all processes: the parts add up to the
+        mean, and so do their gradients."""
         if weight is not None:
-            whole = self.sum_(weight.sum())
-            return (weight * values).sum() / (whole if self.is_single else whole.clamp(min=1e-12))
+            total = self.sum_(weight.sum())
+            return (weight * values).sum() / (total if self.is_single else total.clamp(min=1e-12))
         if self.is_single:
             return values.mean()
         return values.sum() / self.sum_(values.new_tensor(len(values))).clamp(min=1)
 
     def sum_many_(self, tensors: Sequence[Tensor]) -> None:
-        """Each of `tensors`, in place: the sum over all processes; a few large messages in place of many small."""
+        """Each of `tensors`, in place: the sum over all processes, in few large messages."""
         if self.is_single or not tensors:
             return
         import torch
@@ -177,8 +177,8 @@ class ProcessGroup:
         for pending in [dist.all_reduce(each, async_op=True) for each in flat]:
             pending.wait()
         for message, each in zip(messages, flat, strict=True):
-            for part, whole in zip(message, torch.split(each, [part.numel() for part in message]), strict=True):
-                part.copy_(whole.view_as(part))
+            for part, total in zip(message, torch.split(each, [part.numel() for part in message]), strict=True):
+                part.copy_(total.view_as(part))
 
     def gather_array(self, rows: np.ndarray) -> np.ndarray:
         """`gather` for arrays."""
@@ -194,8 +194,8 @@ class ProcessGroup:
             return [text]
         import torch
 
-        letters = torch.frombuffer(bytearray(text.encode(errors="replace") + b"\0"), dtype=torch.uint8)
-        return bytes(self.gather(letters).tolist()).decode().split("\0")[:-1]
+        characters = torch.frombuffer(bytearray(text.encode(errors="replace") + b"\0"), dtype=torch.uint8)
+        return bytes(self.gather(characters).tolist()).decode().split("\0")[:-1]
 
     def any(self, flag: bool) -> bool:
         """Whether `flag` is true on any process."""
@@ -208,22 +208,21 @@ class ProcessGroup:
         import torch
         import torch.distributed as dist
 
-        where = device() if self.control is None else "cpu"
-        asked = torch.tensor(flags, dtype=torch.int64, device=where)
-        dist.all_reduce(asked, dist.ReduceOp.MAX, group=self.control)
-        return [bool(flag) for flag in asked.tolist()]
+        values = torch.tensor(flags, dtype=torch.int64, device=device() if self.control is None else "cpu")
+        dist.all_reduce(values, dist.ReduceOp.MAX, group=self.control)
+        return [bool(flag) for flag in values.tolist()]
 
     def barrier(self) -> None:
-        """Until all processes are here."""
+        """Waits until all processes are here."""
         self.any(False)
 
     @contextmanager
     def collective_section(self) -> Iterator[None]:
-        """Inside, every process does its part, or the first one alone; where one fails, all of them end with its
-        sentence, and none waits for it.
+        """Code that all processes run, or the first one alone: where one fails, all of them fail with its error, and
+        none waits for it.
 
         Raises:
-            DeepClusterError: the first sentence of another process.
+            DeepClusterError: the error of another process.
         """
         if self.is_single:
             yield
@@ -233,9 +232,9 @@ class ProcessGroup:
             yield
         except Exception as error:  # whatever it is, the others must not wait
             failed = error
-        kind = isinstance(failed, (DeepClusterError, OSError))
-        said = "" if failed is None else str(failed) if kind else f"{type(failed).__name__}: {failed}"
-        others = [text for text in self.gather_strings(said) if text]
+        expected = isinstance(failed, (DeepClusterError, OSError))
+        message = "" if failed is None else str(failed) if expected else f"{type(failed).__name__}: {failed}"
+        others = [text for text in self.gather_strings(message) if text]
         if failed is not None:
             raise failed
         if others:
@@ -248,14 +247,14 @@ class ProcessGroup:
         if self.is_single:
             return torch.zeros((count, *rows.shape[1:]), dtype=rows.dtype).index_copy_(0, index.cpu(), rows.cpu())
         table = torch.zeros((count, *rows.shape[1:]), dtype=rows.dtype) if self.is_first else None
-        for places, part in self.gather_in_blocks(index, rows):
+        for positions, part in self.gather_in_blocks(index, rows):
             if table is not None:
-                table[places.cpu()] = part.cpu()
+                table[positions.cpu()] = part.cpu()
         return table
 
     def gather_in_blocks(self, index: Tensor, rows: Tensor, block: int = 8192) -> Iterator[tuple[Tensor, Tensor]]:
         """(m,) `index` and (m, ...) `rows` of all processes, at most `block` of each process at a time, so that a
-        table that is too large for one process can be divided in another way."""
+        table that is too large for one process can be redistributed."""
         for start in range(0, max(self.row_counts(len(rows))), block):
             yield self.gather(index[start : start + block]), self.gather(rows[start : start + block])
 
@@ -264,19 +263,19 @@ SINGLE = ProcessGroup()
 
 
 def current() -> ProcessGroup:
-    """The processes that torch.distributed knows of. All of them must ask together."""
+    """The processes that torch.distributed knows of. All of them must call this together."""
     import torch.distributed as dist
 
     if not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1:
         return SINGLE
-    # A question over NCCL would wait for all the work that the GPU still has to do.
-    # It is waited for as long as the first process may take over something that it does alone.
+    # A flag sent over NCCL would wait for all the work that the GPU still has to do. The timeout covers what the first
+    # process does alone.
     control = dist.new_group(backend="gloo", timeout=TIMEOUT) if dist.get_backend() == "nccl" else None
     return ProcessGroup(dist.get_rank(), dist.get_world_size(), control)
 
 
 def is_secondary_process() -> bool:
-    """Whether a launcher started this process beside the one that writes and speaks, before it has joined them."""
+    """Whether a launcher started this process besides the first one, which writes and prints; before it has joined."""
     variables = os.environ
     if "RANK" in variables:  # torchrun
         return int(variables["RANK"]) > 0
@@ -286,7 +285,7 @@ def is_secondary_process() -> bool:
 
 
 def device() -> Any:
-    """Where tensors must lie to be told to other processes."""
+    """Where tensors must be to be sent to other processes."""
     import torch
     import torch.distributed as dist
 
