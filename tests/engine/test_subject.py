@@ -48,7 +48,7 @@ def parts(group: ProcessGroup, folder: Path) -> tuple[int, list[int]]:
     pixels = load_pixels(open_images(images(1500)), short_side=None, cache_gb=1)
     network = subject()
 
-    def describe(window: object, file: Path) -> tuple[np.ndarray, np.ndarray]:
+    def describe(window: object) -> tuple[np.ndarray, np.ndarray]:
         return network.model.features(window)  # type: ignore[arg-type]
 
     about = {"model": "m", "data": "d", "source_fingerprint": "f", "tap": None, "weights": "w", "image_size": 16}
@@ -61,7 +61,7 @@ def test_processes_share_the_parts_of_a_table(tmp_path: Path) -> None:
     one, two = (open_table(tmp_path / name)[0] for name in ("one", "two"))
     whole = tmp_path / "whole.npy"
     pixels = load_pixels(open_images(images(1500)), short_side=None, cache_gb=1)
-    write_table(lambda window, file: subject().model.features(window), pixels, whole)  # type: ignore[arg-type]
+    write_table(lambda window: subject().model.features(window), pixels, whole)
     np.testing.assert_array_equal(np.asarray(one[:]), np.load(whole))
     np.testing.assert_array_equal(np.asarray(two[:]), np.load(whole))
     assert sorted(file.name for file in (tmp_path / "one").iterdir()) == sorted(

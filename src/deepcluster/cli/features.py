@@ -111,7 +111,7 @@ def feature_network(model: Model, tap: str | None, device: str, advance: Bar) ->
     backbone = model.backbone.to(device)
     size = backbone.image_size
 
-    def describe(pixels: Pixels, file: Path) -> tuple[np.ndarray, np.ndarray]:
+    def describe(pixels: Pixels) -> tuple[np.ndarray, np.ndarray]:
         # Of all rows, bad ones too, so that where batches begin depends on nothing that is found out on the way.
         index, features = extract(
             backbone,
@@ -120,14 +120,13 @@ def feature_network(model: Model, tap: str | None, device: str, advance: Bar) ->
             device=device,
             tap=tap,
             only=np.arange(len(pixels)),
-            file=file,
             check=advance,
         )
         if not len(index):  # nothing came out that would tell the width
             black = load_pixels(
                 open_array(np.zeros((1, size, size, 3), np.uint8), "black"), short_side=None, cache_gb=0
             )
-            width = describe(black, file)[1].shape[1]
+            width = describe(black)[1].shape[1]
             return index, np.zeros((0, width), np.float32)
         return index, features
 

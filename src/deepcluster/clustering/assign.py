@@ -32,17 +32,11 @@ EXACT = "donot_use_mm_for_euclid_dist"
 
 @dataclass
 class Assignment:
-    """What a step finds.
+    """What a step finds."""
 
-    Attributes:
-        sums: (K, D) float64, weighted sums of the points of each cluster, of all processes.
-        counts: (K,) float64, number of points of each cluster, or their weight, of all processes.
-        converged: whether no point of any process has changed its cluster since the last step.
-    """
-
-    sums: Tensor
-    counts: Tensor
-    converged: bool
+    sums: Tensor  # (K, D) float64, weighted sums of the points of each cluster, of all processes
+    counts: Tensor  # (K,) float64, number of points of each cluster, or their weight, of all processes
+    converged: bool  # whether no point of any process has changed its cluster since the last step
 
 
 Step = Callable[[Tensor], Assignment]

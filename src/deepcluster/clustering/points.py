@@ -21,23 +21,14 @@ BLOCK_NUMBERS = 1 << 24  # numbers in a block (64 MiB)
 
 @dataclass
 class Moments:
-    """What one pass over the points of all processes tells of them.
+    """What one pass over the points of all processes tells of them."""
 
-    Attributes:
-        weight: number of points, or the sum of their weights.
-        mean: (D,) float64, weighted.
-        square: weighted sum of squared norms.
-        peak: largest magnitude of a coordinate.
-        longest: largest norm.
-        unit: what coordinates are rounded to so that sums over clusters are exact; see exact_sum.py.
-    """
-
-    weight: float
-    mean: Tensor
-    square: float
-    peak: float
-    longest: float
-    unit: float
+    weight: float  # number of points, or the sum of their weights
+    mean: Tensor  # (D,) float64, weighted
+    square: float  # weighted sum of squared norms
+    peak: float  # largest magnitude of a coordinate
+    longest: float  # largest norm
+    unit: float  # what coordinates are rounded to so that sums over clusters are exact; see exact_sum.py
 
 
 class Points:

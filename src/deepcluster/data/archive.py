@@ -34,38 +34,24 @@ Wanted = Callable[[str], bool]
 
 @dataclass(frozen=True)
 class Members:
-    """Members of one archive, in its own order.
+    """Members of one archive, in its own order."""
 
-    Attributes:
-        names: n member names.
-        offsets: (n,) int64, the first byte of each: of a tar member's content, of a zip member's local header.
-        lengths: (n,) int64, stored bytes of each, at most `TOO_LONG`.
-        trouble: why the archive could not be read to its end; empty when it could.
-    """
-
-    names: list[str]
-    offsets: np.ndarray
-    lengths: np.ndarray
-    trouble: str = ""
+    names: list[str]  # n member names
+    offsets: np.ndarray  # (n,) int64, the first byte of each: of a tar member's content, of a zip member's local header
+    lengths: np.ndarray  # (n,) int64, stored bytes of each, at most `TOO_LONG`
+    trouble: str = ""  # why the archive could not be read to its end; empty when it could
 
 
 @dataclass(frozen=True)
 class Format:
-    """How archives of one kind are read.
+    """How archives of one kind are read."""
 
-    Attributes:
-        unit: offsets are multiples of so many bytes.
-        advice: what to do about an archive that cannot be read.
-        scan: file, wanted -> (name, offset, length) of members, and the trouble.
-        read: read, offset, length -> content of a member. Raises BadImage.
-        name: read, offset -> name of a member. Raises BadImage or TarError.
-    """
-
-    unit: int
-    advice: str
+    unit: int  # offsets are multiples of so many bytes
+    advice: str  # what to do about an archive that cannot be read
+    # file, wanted -> (name, offset, length) of members, and the trouble
     scan: Callable[[BinaryIO, Wanted], tuple[list[tuple[str, int, int]], str]]
-    read: Callable[[Read, int, int], bytes]
-    name: Callable[[Read, int], str]
+    read: Callable[[Read, int, int], bytes]  # read, offset, length -> content of a member. Raises BadImage.
+    name: Callable[[Read, int], str]  # read, offset -> name of a member. Raises BadImage or TarError.
 
 
 def find_format(place: str) -> Format | None:

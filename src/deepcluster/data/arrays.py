@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,34 +19,16 @@ from deepcluster.errors import DeepClusterError
 HASHED = 1 << 30
 
 
+@dataclass(eq=False, repr=False)
 class Arrays:
-    """An `ImageSource` over uint8 images in memory or in a memory-mapped file.
+    """An `ImageSource` over uint8 images in memory or in a memory-mapped file."""
 
-    Args:
-        name: as the user wrote the source.
-        images: (N, H, W), (N, H, W, C) or a list of (H, W[, C]), uint8, C in {1, 3, 4}.
-        labels: (N,) int64 or None.
-        classes: class names.
-        prefix: what `path` puts before the four-digit index.
-        stamp: added to the fingerprint, such as a file's time.
-    """
-
-    def __init__(
-        self,
-        name: str,
-        images: np.ndarray | Sequence[np.ndarray],
-        labels: np.ndarray | None = None,
-        classes: tuple[str, ...] = (),
-        *,
-        prefix: str | None = None,
-        stamp: str = "",
-    ) -> None:
-        self.name = name
-        self.images = images
-        self.labels = labels
-        self.classes = classes
-        self._prefix = name if prefix is None else prefix
-        self._stamp = stamp
+    name: str
+    images: np.ndarray | Sequence[np.ndarray]  # (N, H, W), (N, H, W, C) or a list of (H, W[, C]), C in {1, 3, 4}
+    labels: np.ndarray | None = None
+    classes: tuple[str, ...] = ()
+    prefix: str | None = None  # what `path` puts before the four-digit index; None = the name
+    stamp: str = ""  # added to the fingerprint, such as a file's time
 
     @property
     def block(self) -> np.ndarray | None:
@@ -59,7 +42,7 @@ class Arrays:
         return len(self.images)
 
     def path(self, index: int) -> str:
-        return f"{self._prefix}/{index:04d}"
+        return f"{self.name if self.prefix is None else self.prefix}/{index:04d}"
 
     def read(self, index: int, short_side: int | None = None) -> np.ndarray:
         image = np.asarray(self.images[index])
@@ -76,7 +59,7 @@ class Arrays:
         arrays = [self.images] if isinstance(self.images, np.ndarray) else self.images
         total = sum(array.nbytes for array in arrays)
         step = max(1, -(-total // HASHED))
-        return digest(len(self), self._stamp, *(self.images[k] for k in range(0, len(self), step)))
+        return digest(len(self), self.stamp, *(self.images[k] for k in range(0, len(self), step)))
 
 
 def open_digits() -> ImageSource:

@@ -15,6 +15,7 @@ import time
 import uuid
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -63,26 +64,18 @@ class Pixels(Protocol):
         ...
 
 
+@dataclass(eq=False, repr=False)
 class StoredPixels:
-    """Images one after another in one uint8 array, in memory or memory-mapped.
+    """Images one after another in one uint8 array, in memory or memory-mapped."""
 
-    Args:
-        source: where they come from.
-        pixels: flat uint8.
-        offsets: (N,) int64, where each image starts.
-        sizes: (N, 2) int64 height and width; 0, 0 for a bad one.
-        bad: index -> reason.
-    """
+    source: ImageSource
+    pixels: np.ndarray  # flat uint8
+    offsets: np.ndarray  # (N,) int64, where each image starts
+    sizes: np.ndarray  # (N, 2) int64 height and width; 0, 0 for a bad one
+    bad: dict[int, str]
 
-    def __init__(
-        self, source: ImageSource, pixels: np.ndarray, offsets: np.ndarray, sizes: np.ndarray, bad: dict[int, str]
-    ) -> None:
-        self.source = source
-        self.pixels = pixels
-        self.offsets = offsets
-        self.sizes = sizes
-        self.bad = bad
-        self.good = np.flatnonzero(sizes[:, 0] > 0)
+    def __post_init__(self) -> None:
+        self.good = np.flatnonzero(self.sizes[:, 0] > 0)
 
     def __len__(self) -> int:
         return len(self.sizes)
@@ -99,24 +92,15 @@ class StoredPixels:
         return map(self.gather, batches)
 
 
+@dataclass(eq=False, repr=False)
 class StreamedPixels:
-    """Images decoded whenever they are asked for; bad ones are found on the way.
+    """Images decoded whenever they are asked for; bad ones are found on the way."""
 
-    Args:
-        source: where they come from.
-        short_side: pixels, see `ImageSource.read`.
-        workers: decoding processes that `gather_all` may start; 0 = as many as there are cores.
-        image_bytes: about how large a decoded image is.
-    """
-
-    def __init__(
-        self, source: ImageSource, short_side: int | None, workers: int = 0, image_bytes: float = 200_000
-    ) -> None:
-        self.source = source
-        self.image_bytes = image_bytes
-        self.short_side = short_side
-        self.workers = workers
-        self.bad: dict[int, str] = {}
+    source: ImageSource
+    short_side: int | None  # in pixels, see `ImageSource.read`
+    workers: int = 0  # decoding processes that `gather_all` may start; 0 = as many as there are cores
+    image_bytes: float = 200_000  # about how large a decoded image is
+    bad: dict[int, str] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.source)

@@ -25,19 +25,12 @@ PIECE = 4 << 20
 
 @dataclass(frozen=True)
 class Decoded:
-    """Some images of a source, decoded.
+    """Some images of a source, decoded."""
 
-    Attributes:
-        index: (n,) int64 positions in the source.
-        pixels: uint8, the images one after another, each (h, w, 3).
-        sizes: (n, 2) int64 height and width; 0, 0 for one that cannot be decoded.
-        reasons: index -> why it cannot be decoded.
-    """
-
-    index: np.ndarray
-    pixels: np.ndarray
-    sizes: np.ndarray
-    reasons: dict[int, str]
+    index: np.ndarray  # (n,) int64 positions in the source
+    pixels: np.ndarray  # uint8, the images one after another, each (h, w, 3)
+    sizes: np.ndarray  # (n, 2) int64 height and width; 0, 0 for one that cannot be decoded
+    reasons: dict[int, str]  # index -> why it cannot be decoded
 
     def images(self) -> list[np.ndarray | None]:
         """The n pictures (h, w, 3) as views of `pixels`; None for one that cannot be decoded."""

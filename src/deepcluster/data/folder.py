@@ -6,6 +6,7 @@ import csv
 import os
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -26,30 +27,15 @@ from deepcluster.errors import BadImage, DeepClusterError
 SAMPLED = 64
 
 
+@dataclass(eq=False, repr=False)
 class Files:
-    """An `ImageSource` of files under one folder, in the order given.
+    """An `ImageSource` of files under one folder, in the order given."""
 
-    Args:
-        name: as the user wrote the source.
-        root: folder that relative paths start from.
-        paths: POSIX paths, relative to `root` or absolute.
-        labels: (N,) int64 or None.
-        classes: class names.
-    """
-
-    def __init__(
-        self,
-        name: str,
-        root: Path,
-        paths: Sequence[str],
-        labels: np.ndarray | None = None,
-        classes: tuple[str, ...] = (),
-    ) -> None:
-        self.name = name
-        self.root = root
-        self.paths = list(paths)
-        self.labels = labels
-        self.classes = classes
+    name: str
+    root: Path  # folder that relative paths start from
+    paths: list[str]  # POSIX paths, relative to `root` or absolute
+    labels: np.ndarray | None = None
+    classes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.paths)

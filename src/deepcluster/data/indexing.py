@@ -33,27 +33,16 @@ DIGESTED = 1 << 20
 
 @dataclass(frozen=True)
 class Found:
-    """What reading one shard found.
+    """What reading one shard found."""
 
-    Attributes:
-        images: how many it holds.
-        bytes: its size.
-        stamp: changes with it.
-        trouble: why it could not be read to its end; empty when it could.
-        largest: the largest offset in it, in its format's units.
-        classes: the class folders in it; None where an image has none.
-        row: the row of the earlier manifest's table where its images are; -1 = they are in `file`.
-        file: the file with its members.
-    """
-
-    images: int
-    bytes: int
-    stamp: str
-    trouble: str = ""
-    largest: int = 0
-    classes: tuple[str, ...] | None = ()
-    row: int = -1
-    file: str = ""
+    images: int  # how many it holds
+    bytes: int  # its size
+    stamp: str  # changes with it
+    trouble: str = ""  # why it could not be read to its end; empty when it could
+    largest: int = 0  # the largest offset in it, in its format's units
+    classes: tuple[str, ...] | None = ()  # the class folders in it; None where an image has none
+    row: int = -1  # the row of the earlier manifest's table where its images are; -1 = they are in `file`
+    file: str = ""  # the file with its members
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ import contextlib
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import KW_ONLY, dataclass
 
 import numpy as np
 import torch
@@ -21,52 +22,27 @@ from deepcluster.random import seeded
 from deepcluster.types import Batch
 
 
+@dataclass(eq=False, repr=False)
 class Loader:
-    """Iterates over `Batch`es; may be iterated again, with the same result.
+    """Iterates over `Batch`es; may be iterated again, with the same result."""
 
-    Args:
-        pixels: the decoded images, from `load_pixels`.
-        order: (n,) int64 indices to show, in order; one that cannot be decoded is left out of its
-            batch, which is then smaller.
-        batch_size: images a batch; the last may be smaller.
-        transform: makes the views.
-        key: what the draws of this pass depend on, such as (seed, epoch); batch i draws from (*key, i).
-        start: first batch to give, so that a resumed epoch goes on where it stood.
-        device: where views are made and left.
-        prefetch: batches made ahead; 0 = each is made when it is asked for, by the asking thread.
-        empty: give batches of which no image can be decoded, too; else they are left out.
-        offset: number of the first batch, where these are part of a longer pass; what is drawn follows it.
-        group: the processes that share each batch, a contiguous part each; with
-            `empty`, each gets as many batches as the others.
-    """
+    pixels: Pixels
+    order: Tensor | np.ndarray | Sequence[int]  # (n,) indices to show; those that cannot be decoded are left out
+    _: KW_ONLY
+    batch_size: int  # the last batch may be smaller
+    transform: Transform
+    key: tuple[int, ...] = (0,)  # what the draws depend on, such as (seed, epoch); batch i draws from (*key, i)
+    start: int = 0  # first batch to give, so that a resumed epoch goes on where it stood
+    device: torch.device | str = "cpu"  # where views are made and left
+    prefetch: int = 2  # batches made ahead; 0 = each is made when it is asked for, by the asking thread
+    empty: bool = False  # give batches of which no image can be decoded, too; else they are left out
+    offset: int = 0  # number of the first batch, where these are part of a longer pass; what is drawn follows it
+    # each process gets a contiguous part of each batch; with `empty`, each gets as many batches as the others
+    group: ProcessGroup = SINGLE
 
-    def __init__(
-        self,
-        pixels: Pixels,
-        order: Tensor | np.ndarray | Sequence[int],
-        *,
-        batch_size: int,
-        transform: Transform,
-        key: tuple[int, ...] = (0,),
-        start: int = 0,
-        device: torch.device | str = "cpu",
-        prefetch: int = 2,
-        empty: bool = False,
-        offset: int = 0,
-        group: ProcessGroup = SINGLE,
-    ) -> None:
-        self.pixels = pixels
-        indices = np.asarray(order, np.int64)
-        self.batch_size = batch_size
-        self.batches = [indices[first : first + batch_size] for first in range(0, len(indices), batch_size)]
-        self.transform = transform
-        self.key = tuple(key)
-        self.start = start
-        self.device = torch.device(device)
-        self.prefetch = prefetch
-        self.empty = empty
-        self.offset = offset
-        self.group = group
+    def __post_init__(self) -> None:
+        indices, size = np.asarray(self.order, np.int64), self.batch_size
+        self.batches = [indices[first : first + size] for first in range(0, len(indices), size)]
 
     def __len__(self) -> int:
         """Batches still to come: those before `start` are not counted."""

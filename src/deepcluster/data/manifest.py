@@ -28,23 +28,14 @@ FIELDS = ("path", "images", "bytes", "row", "stamp")
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a manifest file says.
+    """What a manifest file says."""
 
-    Attributes:
-        shards: the shards in order.
-        index: name of the .npy with `offset` and `length` of each image, beside the manifest.
-        labels: name of the .npy with the label of each image, beside the manifest; None without labels.
-        classes: class names.
-        asked: whether labels were to be taken from class folders.
-        digest: of both tables.
-    """
-
-    shards: ShardList
-    index: str
-    labels: str | None
-    classes: tuple[str, ...]
-    asked: bool
-    digest: str
+    shards: ShardList  # the shards in order
+    index: str  # name of the .npy with `offset` and `length` of each image, beside the manifest
+    labels: str | None  # name of the .npy with the label of each image, beside the manifest; None without labels
+    classes: tuple[str, ...]  # class names
+    asked: bool  # whether labels were to be taken from class folders
+    digest: str  # of both tables
 
 
 def open_manifest(name: str) -> Shards:

@@ -34,25 +34,15 @@ REPORTED = 20
 
 @dataclass(frozen=True)
 class ShardList:
-    """S shards, in order.
+    """S shards, in order."""
 
-    Attributes:
-        base: the folder that relative paths start from.
-        paths: S paths or URLs.
-        images: (S,) int64, images in each.
-        bytes: (S,) int64, the size of each when its images were located.
-        rows: (S,) int64, the row of the table where the images of each begin.
-        stamps: S texts that change with the shards, such as a file's time.
-        troubles: S reasons why a shard could not be read to its end; empty where it could.
-    """
-
-    base: str
-    paths: list[str]
-    images: np.ndarray
-    bytes: np.ndarray
-    rows: np.ndarray
-    stamps: list[str]
-    troubles: list[str]
+    base: str  # the folder that relative paths start from
+    paths: list[str]  # S paths or URLs
+    images: np.ndarray  # (S,) int64, images in each
+    bytes: np.ndarray  # (S,) int64, the size of each when its images were located
+    rows: np.ndarray  # (S,) int64, the row of the table where the images of each begin
+    stamps: list[str]  # S texts that change with the shards, such as a file's time
+    troubles: list[str]  # S reasons why a shard could not be read to its end; empty where it could
 
     def place(self, shard: int) -> str:
         """Where a shard is."""

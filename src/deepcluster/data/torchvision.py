@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import difflib
 import inspect
+from dataclasses import dataclass
 from typing import Any
 from urllib.parse import parse_qsl
 
@@ -17,25 +18,15 @@ from deepcluster.digest import digest
 from deepcluster.errors import BadImage, DeepClusterError
 
 
+@dataclass(eq=False, repr=False)
 class TorchvisionSet:
-    """An `ImageSource` over a map-style torchvision data set whose items are (image, target, …).
+    """An `ImageSource` over a map-style torchvision data set whose items are (image, target, …)."""
 
-    Args:
-        name: as the user wrote the source.
-        dataset: the data set, without transforms.
-        labels: (N,) int64 or None.
-        classes: class names.
-        stamp: settings that the fingerprint depends on.
-    """
-
-    def __init__(
-        self, name: str, dataset: Any, labels: np.ndarray | None, classes: tuple[str, ...], stamp: str
-    ) -> None:
-        self.name = name
-        self.dataset = dataset
-        self.labels = labels
-        self.classes = classes
-        self._stamp = stamp
+    name: str
+    dataset: Any  # without transforms
+    labels: np.ndarray | None
+    classes: tuple[str, ...]
+    stamp: str  # settings that the fingerprint depends on
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -56,9 +47,9 @@ class TorchvisionSet:
     def fingerprint(self) -> str:
         content = getattr(self.dataset, "data", None)
         if hasattr(content, "__array__"):
-            return digest(self._stamp, len(self), np.asarray(content))
+            return digest(self.stamp, len(self), np.asarray(content))
         sample = np.unique(np.linspace(0, len(self) - 1, 32).astype(int))
-        return digest(self._stamp, len(self), *(self._sample(int(index)) for index in sample))
+        return digest(self.stamp, len(self), *(self._sample(int(index)) for index in sample))
 
     def _sample(self, index: int) -> np.ndarray | str:
         try:

@@ -87,28 +87,19 @@ class ViewGroup:
 
 @dataclass(frozen=True)
 class Draw:
-    """The random numbers of B views.
+    """The random numbers of B views."""
 
-    Attributes:
-        box: (B, 4) int64 top, left, height, width of the crop, in pixels of the image.
-        flip: (B,) bool.
-        factors: (B, 4) float32 factors of brightness, contrast and saturation, and the shift of hue; 1, 1, 1, 0
-            leaves an image alone.
-        orders: (ceil(B / BLOCK), 4) int64, the order in which these follow each other, for each block of images.
-        gray: (B,) bool.
-        sigma: (B,) float32 of the blur in pixels; 0 = none.
-        affine: (B, 5) float32 angle in degrees, shift right and down in pixels, scale, shear in degrees.
-        first: place of the first of these B images within the batch that `orders` is of.
-    """
-
-    box: np.ndarray
-    flip: np.ndarray
+    box: np.ndarray  # (B, 4) int64 top, left, height, width of the crop, in pixels of the image
+    flip: np.ndarray  # (B,) bool
+    # (B, 4) float32 factors of brightness, contrast and saturation, and the shift of hue; 1, 1, 1, 0 leaves an
+    # image alone
     factors: np.ndarray
+    # (ceil(B / BLOCK), 4) int64, the order in which these follow each other, for each block of images
     orders: np.ndarray
-    gray: np.ndarray
-    sigma: np.ndarray
-    affine: np.ndarray
-    first: int = 0
+    gray: np.ndarray  # (B,) bool
+    sigma: np.ndarray  # (B,) float32 of the blur in pixels; 0 = none
+    affine: np.ndarray  # (B, 5) float32 angle in degrees, shift right and down in pixels, scale, shear in degrees
+    first: int = 0  # place of the first of these B images within the batch that `orders` is of
 
     def __len__(self) -> int:
         return len(self.box)

@@ -64,7 +64,6 @@ class Model:
         tap: str | None = None,
         device: str = "cpu",
         batch_size: int = 256,
-        file: Path | None = None,
         check: Callable[[int], None] = lambda images: None,
         group: ProcessGroup = SINGLE,
     ) -> tuple[np.ndarray, np.ndarray]:
@@ -76,7 +75,6 @@ class Model:
             batch_size=batch_size,
             device=device,
             tap=tap,
-            file=file,
             check=check,
             group=group,
         )

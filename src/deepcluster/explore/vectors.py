@@ -102,7 +102,7 @@ def make(run: Run, source: ImageSource, folder: Path, fingerprint: str, job: Job
         done += images
         job.tell(done, len(source), "computing features")
 
-    def extract(part: Pixels, file: Path) -> tuple[np.ndarray, np.ndarray]:
+    def extract(part: Pixels) -> tuple[np.ndarray, np.ndarray]:
         index, features = run.model.features(part, device=run.device, check=ahead)
         width = run.centroids.shape[1]
         return index, run.embed(features) if len(features) else np.zeros((0, width), np.float32)

@@ -30,9 +30,10 @@ FORMAT, VERSION = "deepcluster table", 1
 IDENTITY = ("format", "version", "weights", "tap", "image_size", "source_fingerprint", "rows", "part_rows")
 """What a table depends on: parts written with other values belong to another table."""
 
-Extractor = Callable[[Pixels, Path], tuple[np.ndarray, np.ndarray]]
-"""Index (M,) and features (M, D) of the images that can be decoded; may memory-map the features to the file it is
-given."""
+WINDOW = 1 << 16
+"""Rows whose features are held in memory at a time, a multiple of `BATCH`."""
+Extractor = Callable[[Pixels], tuple[np.ndarray, np.ndarray]]
+"""Index (M,) and features (M, D) of the images that can be decoded."""
 
 
 def open_table(file: Path) -> tuple[np.ndarray | TableInParts, dict[str, Any]]:
@@ -66,24 +67,26 @@ def write_table(extract: Extractor, pixels: Pixels, file: Path) -> tuple[int, li
     Returns:
         D, and the rows that are bad.
     """
-    part = file.with_name(f".{file.name}.part")
+    incomplete = file.with_name(f".{file.name}.part")
+    incomplete.parent.mkdir(parents=True, exist_ok=True)
+    bad: list[int] = []
+    width = 0
     try:
-        index, features = extract(pixels, part)
-        width = features.shape[1]
-        if not part.exists() or len(index) < len(pixels):
-            complete = file.with_name(f".{file.name}.complete.part")
-            complete.parent.mkdir(parents=True, exist_ok=True)
-            table = np.lib.format.open_memmap(complete, mode="w+", dtype=np.float32, shape=(len(pixels), width))
-            table[np.setdiff1d(np.arange(len(pixels)), index)] = np.nan
-            for start in range(0, len(index), 65536):
-                table[index[start : start + 65536]] = features[start : start + 65536]
-            table.flush()
-            del features
-            os.replace(complete, part)
-        os.replace(part, file)
+        for start in range(0, len(pixels), WINDOW):
+            stop = min(start + WINDOW, len(pixels))
+            index, features = extract(window(pixels, start, stop))
+            if start == 0:
+                width = features.shape[1]
+                table = np.lib.format.open_memmap(incomplete, "w+", np.float32, (len(pixels), width))
+            missing = np.setdiff1d(np.arange(stop - start), index)
+            table[start + index], table[start + missing] = features, np.nan
+            bad += (start + missing).tolist()
+        with open(incomplete, "rb+") as handle:
+            os.fsync(handle.fileno())
+        os.replace(incomplete, file)
     finally:
-        part.unlink(missing_ok=True)
-    return width, np.setdiff1d(np.arange(len(pixels)), index).tolist()
+        incomplete.unlink(missing_ok=True)
+    return width, bad
 
 
 def write_parts(
@@ -124,7 +127,10 @@ def write_parts(
         for number in range(group.rank, len(spans), group.size):
             start, stop = spans[number]
             if _finished(files[number]) is None:
-                _write_part(extract, window(pixels, start, stop), files[number])
+                about_part = files[number].with_suffix(".json")
+                about_part.unlink(missing_ok=True)  # of a damaged part, which is made again
+                part_width, part_bad = write_table(extract, window(pixels, start, stop), files[number])
+                write_json(about_part, {"width": part_width, "bad": part_bad})
             else:
                 skipped(stop - start)
     bad: list[int] = []
@@ -292,18 +298,6 @@ def _is_own(name: str, begun: bool) -> bool:
     """Whether a file in a table's folder is the table's; parts are only beside a table.json."""
     leftover = name.startswith(".") and name.endswith(".part")
     return leftover or (begun and (name == ABOUT or re.fullmatch(r"part-\d{12}-\d{12}\.(npy|json)", name) is not None))
-
-
-def _write_part(extract: Extractor, pixels: Pixels, file: Path) -> None:
-    beside = file.with_name(f".{file.name}.new.part")
-    try:
-        width, bad = write_table(extract, pixels, beside)
-        write_json(file.with_suffix(".json"), {"width": width, "bad": bad})
-        with open(beside, "rb+") as handle:
-            os.fsync(handle.fileno())
-        os.replace(beside, file)  # last: once it is there, all of the part is
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 def _finished(file: Path) -> tuple[int, list[int]] | None:

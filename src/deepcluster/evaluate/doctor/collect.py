@@ -43,60 +43,36 @@ MIN_SAMPLE = 100
 
 @dataclass
 class RunDiagnostics:
-    """A run in numbers. None, 0 or empty: the run does not have it.
+    """A run in numbers. None, 0 or empty: the run does not have it."""
 
-    Attributes:
-        folder: the run folder, as the user wrote it.
-        settings: of run.json, nested.
-        images: N, undecodable ones included.
-        bad: images that cannot be decoded.
-        rotations: rotations of an image that are predicted together with its cluster; 1 = none.
-        finds_clusters: false for runs that predict rotations only (RotNet).
-        rows: metrics.jsonl.
-        sizes: (K,) images in each cluster.
-        chance_nmi: NMI of the clusters with a random permutation of themselves.
-        duplicates: images with exactly the cluster and distance of an earlier one.
-        classes: classes among the images' labels.
-        directions: width after whitening; `directions_alive` of them have any variance.
-        features: width of the backbone's output; `features_dead` of them are constant over the images.
-        outputs: of all classifiers; `outputs_unused` of them have no image.
-        head_spread: standard deviation of the classifier's weights over that of freshly initialized ones.
-        backbone_change: norm of (trained - initial backbone weights) over the norm of the initial ones.
-        not_finite: names of weights that hold NaN or infinity.
-        agreement: of augmented views and plain images.
-        epochs_done: at the last checkpoint, with a fraction within an epoch.
-        finished: whether the run has come to its end, early stopping included.
-        checkpoints: files in checkpoints/, such as `checkpoints/last.ckpt`.
-        missing: what could not be examined, and why, in sentences.
-        damaged: files that cannot be read -> why.
-    """
-
-    folder: str
-    settings: Mapping[str, Any]
-    images: int
-    bad: int = 0
-    rotations: int = 1
-    finds_clusters: bool = True
-    rows: list[dict[str, Any]] = field(default_factory=list)
-    sizes: np.ndarray | None = None
-    chance_nmi: float | None = None
-    duplicates: int = 0
-    classes: int | None = None
-    directions: int = 0
+    folder: str  # the run folder, as the user wrote it
+    settings: Mapping[str, Any]  # of run.json, nested
+    images: int  # N, undecodable ones included
+    bad: int = 0  # images that cannot be decoded
+    rotations: int = 1  # rotations of an image that are predicted together with its cluster; 1 = none
+    finds_clusters: bool = True  # false for runs that predict rotations only (RotNet)
+    rows: list[dict[str, Any]] = field(default_factory=list)  # metrics.jsonl
+    sizes: np.ndarray | None = None  # (K,) images in each cluster
+    chance_nmi: float | None = None  # NMI of the clusters with a random permutation of themselves
+    duplicates: int = 0  # images with exactly the cluster and distance of an earlier one
+    classes: int | None = None  # classes among the images' labels
+    directions: int = 0  # width after whitening; `directions_alive` of them have any variance
     directions_alive: int = 0
-    features: int = 0
+    features: int = 0  # width of the backbone's output; `features_dead` of them are constant over the images
     features_dead: int = 0
-    outputs: int = 0
+    outputs: int = 0  # of all classifiers; `outputs_unused` of them have no image
     outputs_unused: int = 0
+    # standard deviation of the classifier's weights over that of freshly initialized ones
     head_spread: float | None = None
+    # norm of (trained - initial backbone weights) over the norm of the initial ones
     backbone_change: float | None = None
-    not_finite: list[str] = field(default_factory=list)
-    agreement: ViewAgreement | None = None
-    epochs_done: float | None = None
-    finished: bool = False
-    checkpoints: list[str] = field(default_factory=list)
-    missing: list[str] = field(default_factory=list)
-    damaged: dict[str, str] = field(default_factory=dict)
+    not_finite: list[str] = field(default_factory=list)  # names of weights that hold NaN or infinity
+    agreement: ViewAgreement | None = None  # of augmented views and plain images
+    epochs_done: float | None = None  # at the last checkpoint, with a fraction within an epoch
+    finished: bool = False  # whether the run has come to its end, early stopping included
+    checkpoints: list[str] = field(default_factory=list)  # files in checkpoints/, such as `checkpoints/last.ckpt`
+    missing: list[str] = field(default_factory=list)  # what could not be examined, and why, in sentences
+    damaged: dict[str, str] = field(default_factory=dict)  # files that cannot be read -> why
 
     @property
     def decodable(self) -> int:

@@ -43,21 +43,13 @@ COLORS: dict[Severity, str] = {"bad": "bold red", "warning": "yellow", "note": "
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """The findings about one run.
+    """The findings about one run."""
 
-    Attributes:
-        run: its folder.
-        findings: worst first.
-        how_many: the answer to "how many clusters?".
-        suggested_k: the number in it; None without images.
-        missing: what could not be examined, and why.
-    """
-
-    run: str
-    findings: list[Finding]
-    how_many: str
-    suggested_k: int | None
-    missing: list[str]
+    run: str  # its folder
+    findings: list[Finding]  # worst first
+    how_many: str  # the answer to "how many clusters?"
+    suggested_k: int | None  # the number in it; None without images
+    missing: list[str]  # what could not be examined, and why
 
     @property
     def first(self) -> str:

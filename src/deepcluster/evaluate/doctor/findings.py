@@ -23,23 +23,14 @@ ok: a good sign."""
 
 @dataclass(frozen=True)
 class Finding:
-    """What one check found.
+    """What one check found."""
 
-    Attributes:
-        check: name of the check.
-        severity: one of `SEVERITIES`.
-        seen: the observation, with its number.
-        meaning: what that says about the run.
-        change: what to do, with our own options.
-        values: the numbers behind it.
-    """
-
-    check: str
-    severity: Severity
-    seen: str
-    meaning: str
-    change: str
-    values: dict[str, Any] = field(default_factory=dict)
+    check: str  # name of the check
+    severity: Severity  # one of `SEVERITIES`
+    seen: str  # the observation, with its number
+    meaning: str  # what that says about the run
+    change: str  # what to do, with our own options
+    values: dict[str, Any] = field(default_factory=dict)  # the numbers behind it
 
 
 KMEANS_OPTIONS = ("k", "iterations", "init", "spherical", "backend")

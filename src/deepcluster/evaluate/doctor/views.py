@@ -26,23 +26,14 @@ BATCH = 64
 
 @dataclass(frozen=True)
 class ViewAgreement:
-    """Where the views of M images are; all but `images` are fractions of 1.
+    """Where the views of M images are; all but `images` are fractions of 1."""
 
-    Attributes:
-        images: M.
-        kept: random views that are in the cluster of their plain image.
-        chance: what `kept` would be with the views' clusters permuted at random.
-        passed: centroids that are nearer to a view than its plain image's own, on average; .5 is chance.
-        gray_kept: plain images that stay in their cluster without color.
-        recognized: views whose nearest plain image, to the network before training, is their own.
-    """
-
-    images: int
-    kept: float
-    chance: float
-    passed: float
-    gray_kept: float
-    recognized: float
+    images: int  # M
+    kept: float  # random views that are in the cluster of their plain image
+    chance: float  # what `kept` would be with the views' clusters permuted at random
+    passed: float  # centroids that are nearer to a view than its plain image's own, on average; .5 is chance
+    gray_kept: float  # plain images that stay in their cluster without color
+    recognized: float  # views whose nearest plain image, to the network before training, is their own
 
     def as_dict(self) -> dict[str, float]:
         return asdict(self)
