@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import random
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -23,6 +25,14 @@ def shared_data() -> Path:
 def _cache_apart(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """No test reads or fills the user's own image cache."""
     monkeypatch.setenv("DEEPCLUSTER_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+@pytest.fixture(autouse=True)
+def _seeded_generators() -> None:
+    """No test's draws depend on which tests ran before it."""
+    random.seed(0)
+    np.random.seed(0)  # noqa: NPY002: libraries draw from this generator, our code does not
+    torch.manual_seed(0)
 
 
 @pytest.fixture(autouse=True, scope="session")

