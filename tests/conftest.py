@@ -31,7 +31,7 @@ def _cache_apart(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.M
 def _seeded_generators() -> None:
     """No test's draws depend on which tests ran before it."""
     random.seed(0)
-    np.random.seed(0)  # noqa: NPY002: libraries draw from this generator, our code does not
+    np.random.seed(0)  # noqa: NPY002 libraries draw from it, our code does not
     torch.manual_seed(0)
 
 

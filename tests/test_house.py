@@ -1,4 +1,4 @@
-"""The house itself: layers, lint, types, names, and a README that tells the truth about its commands."""
+"""The house itself: layers, lint, types and names."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 
 import deepcluster as dc
-from deepcluster.cli.main import COMMANDS
 
 ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
@@ -46,27 +45,6 @@ def test_public_names() -> None:
 def test_version_is_told_once() -> None:
     declared = re.search(r'^version = "(.+)"', (ROOT / "pyproject.toml").read_text(), re.M)
     assert declared and declared[1] == dc.__version__
-
-
-def test_readme_commands_exist() -> None:
-    """Every `deepcluster ...` line of the README names a command, a preset and options that exist."""
-    from deepcluster.presets import PRESETS
-
-    text = (ROOT / "README.md").read_text()
-    lines = re.findall(r"^\s*deepcluster ([^\n#]*)", text, re.M)
-    assert len(lines) >= 8
-    for line in lines:
-        words = shlex.split(line)
-        assert words[0] in COMMANDS, line
-        if words[0] == "train" and "--resume" not in words:
-            assert words[1] in PRESETS, line
-    for target in re.findall(r"`make ([\w-]+)`", text):
-        assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.M), target
-
-
-def test_readme_pictures_are_there() -> None:
-    for picture in re.findall(r"!\[[^\]]*\]\(([^)]+)\)", (ROOT / "README.md").read_text()):
-        assert (ROOT / picture).is_file(), picture
 
 
 def test_constraints_name_packages_and_versions_only() -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deepcluster.clustering.assign import NearestSearch
-from deepcluster.clustering.assign_int8 import Int8AssignStep, Int8Search
+from deepcluster.clustering.assign_int8 import Int8AssignStep, Int8Search, exact_products
 from deepcluster.clustering.hierarchical import nearest_in_tree
 from deepcluster.clustering.kmeans import KMeans, split
 from deepcluster.clustering.points import Points
@@ -19,6 +22,7 @@ from deepcluster.errors import DeepClusterError
 from deepcluster.features.block_reader import Rows
 
 PRECISIONS = ["float32", "bfloat16", "int8"]
+NEEDS_INT8 = pytest.mark.skipif(not exact_products(), reason="this CPU adds products of 8-bit integers in 16 bits")
 
 
 def blobs(n: int = 3000, d: int = 24, groups: int = 30, seed: int = 0, spread: float = 0.6) -> np.ndarray:
@@ -111,6 +115,7 @@ def test_labels_are_what_predict_says(precision: str) -> None:
     np.testing.assert_allclose(distance, np.sqrt(distances(x, run.cluster_centers_).min(1)), rtol=1e-4, atol=1e-4)
 
 
+@NEEDS_INT8
 @pytest.mark.parametrize("scale", [1.0, 1e-3, 300.0])
 def test_int8_search_finds_the_nearest(scale: float) -> None:
     """Rows of very unequal length and coordinates of unequal width, centroids of single rows among means."""
@@ -127,6 +132,7 @@ def test_int8_search_finds_the_nearest(scale: float) -> None:
     assert excess < 1e-5
 
 
+@NEEDS_INT8
 def test_int8_step_errs_only_in_close_cases() -> None:
     x = torch.from_numpy(blobs(20000, 32, 300, spread=1.0))
     step = Int8AssignStep(Points(Rows(x)), 300)
@@ -142,6 +148,21 @@ def test_int8_step_errs_only_in_close_cases() -> None:
     assert passed_over
     step.invalidate()
     assert step.search(centroids)(x, 0).eq(NearestSearch(centroids)(x)).float().mean() > 0.999
+
+
+def test_int8_is_float32_on_a_cpu_that_adds_8_bit_products_in_16_bits() -> None:
+    script = """
+import numpy as np
+from deepcluster.clustering import KMeans
+from deepcluster.clustering.assign_int8 import exact_products
+x = np.random.default_rng(0).normal(size=(2000, 32)).astype(np.float32)
+int8, float32 = (KMeans(300, init=x[:300], precision=name).fit(x) for name in ("int8", "float32"))
+print(exact_products(), int8.inertia_ == float32.inertia_)
+"""
+    old = os.environ | {"ONEDNN_MAX_CPU_ISA": "AVX2"}
+    done = subprocess.run([sys.executable, "-c", script], env=old, capture_output=True, text=True, check=True)
+    exact, equal = done.stdout.split()
+    assert exact == "True" or equal == "True"
 
 
 def test_int8_falls_back_to_float32_where_8_bits_cannot_tell() -> None:

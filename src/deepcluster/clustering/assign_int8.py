@@ -9,6 +9,7 @@ where the CPU supports it; tests compare it with float32.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -266,7 +267,19 @@ def _column(value: Tensor, lane: Tensor) -> Tensor:
 
 def supported() -> bool:
     """Whether this CPU multiplies 8-bit integers faster than floats, and this torch lets it."""
-    return hasattr(torch, "_int_mm") and torch.backends.cpu.get_cpu_capability().startswith("AVX512") and _vnni()
+    return torch.backends.cpu.get_cpu_capability().startswith("AVX512") and _vnni() and exact_products()
+
+
+@cache
+def exact_products() -> bool:
+    """Whether products of 8-bit integers are exact.
+
+    x86 CPUs without VNNI add pairs of them in 16 bits, which overflow.
+    """
+    if not hasattr(torch, "_int_mm"):
+        return False
+    rows = torch.full((64, 64), LEVELS, dtype=torch.int8)
+    return bool((torch._int_mm(rows, rows) == 64 * LEVELS**2).all())
 
 
 def _vnni() -> bool:

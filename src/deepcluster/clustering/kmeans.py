@@ -65,7 +65,7 @@ class KMeans(Float32Transformer, ClusterMixin, BaseEstimator):
         random_state: int, `numpy.random.RandomState`, or None = NumPy's global one.
         chunk: rows per reading from disk, in multiples of 1,024; None = 64 MiB of them. It changes no result.
         precision: of the products in the iterations: "float32", "bfloat16", "int8" (8-bit products, close cases in
-            float32, on CPUs with VNNI), or "auto": int8 where it pays and float32 elsewhere.
+            float32; on CPUs with VNNI, float32 on others), or "auto": int8 where it pays and float32 elsewhere.
         device: where to compute; None = where X is (arrays: the CPU).
         backend: "torch", or "faiss" (float32, on the CPU, in memory, without weights).
         empty: "split" gives an empty cluster half of another one after each update, and at the end the
@@ -206,6 +206,8 @@ class KMeans(Float32Transformer, ClusterMixin, BaseEstimator):
         if self.precision == "auto":
             int8 = points.device.type == "cpu" and self.n_clusters >= INT8_FROM
             int8 = int8 and not points.shard.group.any(not assign_int8.supported())
+        elif int8:
+            int8 = not points.shard.group.any(not assign_int8.exact_products())
         if int8:
             return assign_int8.Int8AssignStep(points, self.n_clusters)
         return AssignStep(points, self.n_clusters, half=self.precision == "bfloat16")
