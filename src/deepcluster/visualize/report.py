@@ -78,8 +78,11 @@ def write_report(run: Run, *, clusters: int = 24, images: int = 12) -> Path:
         rows = _rows(assignment, counts, source)
         if source is not None:
             numbers = [number for number in largest(counts)[:clusters] if counts[number]]
-            shown = ClusteredImages(source, assignment, known_distance(run), k)
-            cards, unreadable = _cards(shown, numbers, images)
+            try:
+                distance = known_distance(run)
+            except DeepClusterError as error:  # the page is written all the same, and says why it has no order
+                distance, problem = np.full(len(assignment), np.nan, np.float32), str(error)
+            cards, unreadable = _cards(ClusteredImages(source, assignment, distance, k), numbers, images)
             problem = problem or unreadable
         plots = [_plot(draw, counts) for draw in (sizes.draw_sorted, sizes.draw_histogram)] if clustered else []
     curves = [
