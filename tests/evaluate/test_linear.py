@@ -149,7 +149,7 @@ def test_saved_probe_gives_the_score(tmp_path: Path) -> None:
     with pytest.raises(DeepClusterError, match="no classifier of 'conv2'"):
         probe.predict(test, net, "conv2")
     (tmp_path / "other.safetensors").write_bytes(b"nothing")
-    with pytest.raises(DeepClusterError, match="not a probe"):
+    with pytest.raises(DeepClusterError, match="as a deepcluster probe"):
         load_probe(tmp_path / "other.safetensors")
 
 

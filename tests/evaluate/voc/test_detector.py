@@ -13,6 +13,7 @@ from scipy.io import savemat
 from torchvision.models.detection.image_list import ImageList
 
 from deepcluster.errors import DeepClusterError
+from deepcluster.evaluate.tensor_file import save_tensors
 from deepcluster.evaluate.voc.detection import mirror_boxes
 from deepcluster.evaluate.voc.detector import (
     Anchors,
@@ -22,7 +23,6 @@ from deepcluster.evaluate.voc.detector import (
     keeps_fully_connected,
     load_detector,
     near_objects,
-    save_detector,
 )
 from deepcluster.evaluate.voc.maps import Grid
 from deepcluster.evaluate.voc.proposals import read_proposals
@@ -146,7 +146,7 @@ def test_every_network_trains_and_detects(
     found = detector.find(picture, given)
     assert found["boxes"].shape == (len(found["labels"]), 4) and (np.diff(found["scores"]) <= 0).all()
     assert (found["boxes"] >= 0).all() and (found["boxes"][:, [0, 2]] <= 64).all() and (found["boxes"] <= 64).all()
-    loaded = load_detector(save_detector(detector, tmp_path / "d.safetensors"))
+    loaded = load_detector(save_tensors(tmp_path / "d.safetensors", "detector", detector.about, detector.state_dict()))
     if loaded.rpn is not None:
         loaded.rpn._pre_nms_top_n = loaded.rpn._post_nms_top_n = {"training": 30, "testing": 12}
     again = loaded.find(picture, given)

@@ -12,6 +12,7 @@ from sklearn import metrics
 from torch import nn
 
 from deepcluster.errors import DeepClusterError
+from deepcluster.evaluate.tensor_file import save_tensors
 from deepcluster.evaluate.voc.annotation import VOID
 from deepcluster.evaluate.voc.maps import Grid
 from deepcluster.evaluate.voc.segmentation import confusion_matrix, iou_scores, random_crop
@@ -21,7 +22,6 @@ from deepcluster.evaluate.voc.segmenter import (
     build_segmenter,
     load_segmenter,
     resample,
-    save_segmenter,
 )
 from deepcluster.models.backbone import Backbone
 from deepcluster.models.zoo import build_backbone
@@ -124,7 +124,7 @@ def test_other_networks_get_a_head_and_refuse_impossible_strides(tmp_path: objec
         build_segmenter(convnet, CLASSES, stride=8)
     with pytest.raises(DeepClusterError, match="32, 16 or 8, not 4"):
         build_segmenter(build_backbone("alexnet", image_size=63), CLASSES, stride=4)
-    file = save_segmenter(net, tmp_path / "net.safetensors")  # type: ignore[operator]
+    file = save_tensors(tmp_path / "net.safetensors", "segmenter", net.about, net.state_dict())  # type: ignore[operator]
     again = load_segmenter(file)
     np.testing.assert_array_equal(again.segment(image), net.segment(image))
     assert again.classes == CLASSES

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ from deepcluster.evaluate.linear.features import FrozenFeatures
 from deepcluster.evaluate.linear.heads import Layers, apply_layers
 from deepcluster.evaluate.linear.pooling import Pooling
 from deepcluster.evaluate.linear.splits import Split
-from deepcluster.io import write_atomic
+from deepcluster.evaluate.tensor_file import read_tensors, save_tensors
 from deepcluster.models.backbone import Backbone
 
 if TYPE_CHECKING:
@@ -106,18 +105,13 @@ class Probe:
 
     def save(self, file: Path) -> Path:
         """Writes one safetensors file, atomically."""
-        from safetensors.torch import save_file
-
-        tensors = {}
+        tensors: dict[str, torch.Tensor] = {}
         for tap, own in self.classifiers.items():
             for number, (weight, bias) in enumerate(own.layers):
-                tensors[f"{tap}/{number}.weight"] = weight.detach().cpu().contiguous()
-                tensors[f"{tap}/{number}.bias"] = bias.detach().cpu().contiguous()
+                tensors |= {f"{tap}/{number}.weight": weight, f"{tap}/{number}.bias": bias}
         heads = [[tap, own.pooling.as_dict(), own.unit, own.module] for tap, own in self.classifiers.items()]
         about = {"heads": heads, "classes": self.classes, "weights": self.weights, "settings": self.settings}
-        # A single entry: safetensors writes several in random order, and equal probes should be equal files.
-        metadata = {KIND: json.dumps(about, default=str)}
-        return write_atomic(file, lambda part: save_file(tensors, part, metadata))
+        return save_tensors(file, KIND, about, tensors)
 
 
 def network_digest(backbone: Backbone) -> str:
@@ -131,23 +125,10 @@ def load_probe(file: str | Path) -> Probe:
     Raises:
         DeepClusterError: the file is missing or is not such a file.
     """
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(file, "pt") as handle:
-            text = (handle.metadata() or {}).get(KIND)
-            if text is None:
-                raise ValueError("it holds something else")
-            about = json.loads(text)
-            tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118
-        classifiers = {}
-        for tap, pooling, unit, module in about["heads"]:
-            count = sum(name.startswith(f"{tap}/") and name.endswith(".weight") for name in tensors)
-            layers = [(tensors[f"{tap}/{number}.weight"], tensors[f"{tap}/{number}.bias"]) for number in range(count)]
-            classifiers[tap] = Classifier(Pooling(**pooling), layers, unit, module)
-        return Probe(classifiers, tuple(about["classes"]), about["weights"], about["settings"])
-    except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
-        raise DeepClusterError(
-            f"{file} is not a probe that deepcluster saved ({error}): give the .safetensors file next to an"
-            " evaluation's result."
-        ) from error
+    about, tensors = read_tensors(file, KIND)
+    classifiers = {}
+    for tap, pooling, unit, module in about["heads"]:
+        count = sum(name.startswith(f"{tap}/") and name.endswith(".weight") for name in tensors)
+        layers = [(tensors[f"{tap}/{number}.weight"], tensors[f"{tap}/{number}.bias"]) for number in range(count)]
+        classifiers[tap] = Classifier(Pooling(**pooling), layers, unit, module)
+    return Probe(classifiers, about["classes"], about["weights"], about["settings"])

@@ -195,7 +195,7 @@ def learn_whitening(
     """
     covariance, done = RunningCovariance(), 0
     if resume.state is not None:
-        covariance.load_state_dict(resume.state["covariance"])
+        covariance = RunningCovariance(**resume.state["covariance"])
         done = resume.state["done"]
     advance(done)
     for start in range(done, len(images), extractor.block):
@@ -203,7 +203,7 @@ def learn_whitening(
         for _, vectors in extractor.regions(images, start, stop, advance):
             covariance.add(vectors.flatten(0, 1))
         if resume.due:
-            resume.save({"done": stop, "covariance": covariance.state_dict()})
+            resume.save({"done": stop, "covariance": vars(covariance)})
     if not covariance.count:
         raise DeepClusterError("No image to learn the whitening on can be used: give --whiten-on other images.")
     return covariance.whitening(dims).state_dict()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,20 +11,21 @@ from torch import Tensor
 
 from deepcluster.clustering.covariance import main_directions
 from deepcluster.clustering.whitening import Whitening
-from deepcluster.errors import DeepClusterError
-from deepcluster.io import write_atomic
+from deepcluster.evaluate.tensor_file import read_tensors, save_tensors
 
+KIND = "retrieval"
+"""The entry of a file that holds a whitening."""
 FLOOR = 1e-5
 """Smallest variance that a direction is divided by, relative to the largest."""
 
 
+@dataclass
 class RunningCovariance:
     """Mean and scatter of rows, updated block by block in float64 (Chan, Golub and LeVeque 1979)."""
 
-    def __init__(self) -> None:
-        self.count = 0
-        self.mean = torch.zeros(0, dtype=torch.float64)
-        self.scatter = torch.zeros(0, 0, dtype=torch.float64)
+    count: int = 0
+    mean: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.float64))
+    scatter: Tensor = field(default_factory=lambda: torch.zeros(0, 0, dtype=torch.float64))
 
     def add(self, rows: Tensor) -> None:
         """Includes rows (M, D)."""
@@ -38,14 +39,6 @@ class RunningCovariance:
         self.scatter += scatter + torch.outer(shift, shift) * (self.count * len(rows) / total)
         self.mean += shift * (len(rows) / total)
         self.count = total
-
-    def state_dict(self) -> dict[str, Any]:
-        """Count, mean and scatter."""
-        return {"count": self.count, "mean": self.mean, "scatter": self.scatter}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """The inverse of `state_dict`."""
-        self.count, self.mean, self.scatter = state["count"], state["mean"], state["scatter"]
 
     def whitening(self, dims: int) -> Whitening:
         """Centers, projects on the `dims` main directions (or as many as there are), divides each by its standard
@@ -69,12 +62,8 @@ class RunningCovariance:
 
 
 def save_whitening(file: Path, whitening: Whitening, made_by: dict[str, Any]) -> None:
-    """Writes a .safetensors with `made_by`, plain values that say which region vectors it is for, as metadata."""
-    from safetensors.torch import save_file
-
-    tensors = {name: tensor.contiguous() for name, tensor in whitening.state_dict().items()}
-    metadata = {"format": "pt", "retrieval": json.dumps(made_by)}
-    write_atomic(file, lambda part: save_file(tensors, part, metadata))
+    """Writes a .safetensors with `made_by`, plain values that say which region vectors it is for."""
+    save_tensors(file, KIND, made_by, whitening.state_dict())
 
 
 def load_whitening(file: str | Path) -> tuple[Whitening, dict[str, Any]]:
@@ -86,15 +75,5 @@ def load_whitening(file: str | Path) -> tuple[Whitening, dict[str, Any]]:
     Raises:
         DeepClusterError: the file is missing, damaged or something else.
     """
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(file, "pt") as handle:
-            made_by = json.loads((handle.metadata() or {})["retrieval"])
-            tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118
-        return Whitening().load_state_dict(tensors), made_by
-    except (SafetensorError, OSError, KeyError, ValueError) as error:
-        raise DeepClusterError(
-            f"{file} holds no whitening of regions: give the retrieval.safetensors that `deepcluster evaluate RUN"
-            " retrieval --whiten-on ...` wrote."
-        ) from error
+    made_by, tensors = read_tensors(file, KIND)
+    return Whitening().load_state_dict(tensors), made_by

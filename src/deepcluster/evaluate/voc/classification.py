@@ -22,6 +22,7 @@ from deepcluster.engine.subject import Subject
 from deepcluster.errors import DeepClusterError
 from deepcluster.evaluate.linear.pooling import OUTPUT, poolings
 from deepcluster.evaluate.result import Result, mean_and_std
+from deepcluster.evaluate.tensor_file import save_tensors
 from deepcluster.evaluate.voc.average_precision import Rule, classification_aps, mean_ap
 from deepcluster.evaluate.voc.classifier import PROTOCOL, pooled_features, save_svms
 from deepcluster.evaluate.voc.dataset import VOC, open_voc
@@ -39,7 +40,6 @@ from deepcluster.evaluate.voc.finetune import (
     summed_logits,
 )
 from deepcluster.evaluate.voc.maps import batch_norms
-from deepcluster.evaluate.voc.network_file import save_tensors
 from deepcluster.evaluate.voc.svm import (
     COSTS,
     FALLBACK_COST,

@@ -17,18 +17,16 @@ from deepcluster.data.cache import Pixels, load_pixels
 from deepcluster.data.open import open_images
 from deepcluster.data.transforms import RandomViews
 from deepcluster.data.views import ViewGroup
-from deepcluster.engine.checkpoint import preserve_random_state
 from deepcluster.engine.fabric import pick_device
 from deepcluster.engine.subject import CACHE_GB, Subject
 from deepcluster.errors import DeepClusterError
 from deepcluster.evaluate.linear.features import FrozenFeatures
 from deepcluster.evaluate.linear.pooling import Pooling
 from deepcluster.evaluate.linear.splits import Split
+from deepcluster.evaluate.tensor_file import load_network, read_tensors, save_tensors
 from deepcluster.evaluate.voc.finetune import TransferNetwork, summed_logits
-from deepcluster.evaluate.voc.network_file import read_tensors, save_tensors
 from deepcluster.evaluate.voc.svm import ClassSVM
 from deepcluster.models.backbone import Backbone
-from deepcluster.models.zoo import build_backbone
 
 PROTOCOL = "voc-classification"
 EPSILON = 1e-5  # of the L2 normalization, as in OpenSelfSup's benchmark
@@ -71,26 +69,24 @@ def save_svms(file: Path, svms: Mapping[str, Sequence[ClassSVM | None]], about: 
 
 
 class VOCClassifier:
-    """What an evaluation trained, to score any images with.
+    """What an evaluation trained, to score any images with; `load_voc_classifier` reads it.
 
     Attributes:
         classes: C names.
         about: what its file says of it.
     """
 
-    def __init__(
-        self, about: dict[str, Any], tensors: dict[str, torch.Tensor], subject: Subject | None, device: str
-    ) -> None:
-        self.about, self.device = about, device
-        self.classes: tuple[str, ...] = about["classes"]
-        self._tensors, self._subject = tensors, subject
+    def __init__(self, file: str | Path, subject: Subject | None, device: str) -> None:
+        self.about, self._tensors = read_tensors(file, PROTOCOL)
+        self.classes: tuple[str, ...] = self.about["classes"]
+        self.device, self._subject = device, subject
         self._network: TransferNetwork | None = None
-        if subject is None:
-            with preserve_random_state():
-                backbone = build_backbone(**about["backbone"])
-                network = TransferNetwork(backbone, len(self.classes), about["mode"], **about["layers"])
-            network.load_state_dict(tensors)
-            self._network = network.to(device).eval()
+        if self.about["mode"] != "svm":
+            self._network = load_network(file, PROTOCOL, _build, device)
+        elif subject is None:
+            raise DeepClusterError(
+                f"{file} holds SVMs on features of {self.about['subject']}: give that network as subject."
+            )
 
     def scores(self, data: Any, tap: str | None = None) -> np.ndarray:
         """(N, C) scores of any images, larger = more confident; NaN rows for images that cannot be decoded.
@@ -99,24 +95,26 @@ class VOCClassifier:
             data: what `open_images` takes.
             tap: for SVMs of several layers, which; None = the deepest.
         """
-        source = open_images(data)
-        subject = self._subject
+        subject, about = self._subject, self.about
         cache_gb = CACHE_GB if subject is None else subject.cache_gb
-        pixels = load_pixels(source, short_side=self.about["short_side"], cache_gb=cache_gb)
+        pixels = load_pixels(open_images(data), short_side=about["short_side"], cache_gb=cache_gb)
         if self._network is not None:
-            views, crops = ViewGroup(**self.about["views"]), self.about["crops"]
+            views, crops = ViewGroup(**about["views"]), about["crops"]
             return summed_logits(self._network, pixels, views, len(self.classes), crops=crops, device=self.device)
         assert subject is not None
-        taps = list(self.about["poolings"])
-        tap = tap or taps[-1]
-        if tap not in taps:
-            raise DeepClusterError(f"There are no SVMs of {tap!r}, only of {', '.join(taps)}.")
-        pooling = Pooling(**self.about["poolings"][tap])
-        index, features = pooled_features(subject.backbone, pixels, {tap: pooling}, self.device)
+        tap = tap or list(about["poolings"])[-1]
+        if tap not in about["poolings"]:
+            raise DeepClusterError(f"There are no SVMs of {tap!r}, only of {', '.join(about['poolings'])}.")
+        pooling = Pooling(**about["poolings"][tap])
+        index, features = pooled_features(subject.backbone, pixels, {tap: pooling}, subject.device)
         weight, bias = (self._tensors[f"{tap}.{part}"].numpy() for part in ("weight", "bias"))
-        scores = np.full((len(source), len(self.classes)), np.nan)
+        scores = np.full((len(pixels), len(self.classes)), np.nan)
         scores[index] = features[tap] @ weight.T + bias
         return scores
+
+
+def _build(backbone: Backbone, about: dict[str, Any]) -> TransferNetwork:
+    return TransferNetwork(backbone, len(about["classes"]), about["mode"], **about["layers"])
 
 
 def load_voc_classifier(file: str | Path, subject: Subject | None = None, device: str = "auto") -> VOCClassifier:
@@ -129,9 +127,4 @@ def load_voc_classifier(file: str | Path, subject: Subject | None = None, device
     Raises:
         DeepClusterError: the file is something else or damaged, or the SVMs' network is missing.
     """
-    about, tensors = read_tensors(file, PROTOCOL)
-    if about["mode"] != "svm":
-        return VOCClassifier(about, tensors, None, pick_device(device))
-    if subject is None:
-        raise DeepClusterError(f"{file} holds SVMs on features of {about['subject']}: give that network as subject.")
-    return VOCClassifier(about, tensors, subject, subject.device)
+    return VOCClassifier(file, subject, pick_device(device))

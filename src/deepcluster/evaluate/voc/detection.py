@@ -26,7 +26,6 @@ from deepcluster.evaluate.voc.detector import (
     DetectorConfig,
     build_detector,
     keeps_fully_connected,
-    save_detector,
 )
 from deepcluster.evaluate.voc.maps import freeze_batch_norms
 from deepcluster.evaluate.voc.proposals import read_proposals
@@ -187,7 +186,6 @@ def voc_detection(
         build=build,
         loss=lambda detector, seed, batch: _loss(detector, learned, given[0], seed if flip else None, batch),
         score=lambda detector: _score(detector, tested, given[1], ap, screen),
-        save=save_detector,
     )
 
 

@@ -21,24 +21,23 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform, res
 from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign, box_iou, roi_align, roi_pool
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
-from deepcluster.engine.checkpoint import preserve_random_state
 from deepcluster.errors import DeepClusterError
+from deepcluster.evaluate.tensor_file import load_network
 from deepcluster.evaluate.voc.maps import (
     LAYERS,
     FeatureMaps,
     Grid,
+    MapNetwork,
     batch_norms,
     resnet_maps,
     sequential_maps,
     tapped_map,
     trainable_copy,
 )
-from deepcluster.evaluate.voc.network_file import read_tensors, save_tensors
 from deepcluster.models.alexnet import ConvThenLinear
 from deepcluster.models.backbone import Backbone
 from deepcluster.models.convnet import Mean
 from deepcluster.models.weight_init import initialize_
-from deepcluster.models.zoo import build_backbone
 
 ANCHORS = (128, 256, 512)
 """Sides of anchors in an image whose shorter side has `PAPER_SIZE` pixels (arXiv 1506.01497 §3.3)."""
@@ -148,13 +147,15 @@ def near_objects(boxes: Tensor, truth: Tensor) -> Tensor:
     return boxes[near] if near.any() else boxes
 
 
-class Detector(nn.Module):
+class Detector(MapNetwork):
     """Images -> boxes with class and score, or, while training, the losses; `build_detector` puts its parts together.
 
     Args:
         backbone: config of the backbone, as `build_backbone` takes it.
         classes: names; class c has the label c + 1, and 0 is background.
     """
+
+    kind = "detector"
 
     def __init__(
         self,
@@ -169,7 +170,8 @@ class Detector(nn.Module):
         transform: GeneralizedRCNNTransform,
     ) -> None:
         super().__init__()
-        self.backbone, self.classes, self.config = backbone, tuple(classes), config
+        self.about = {"backbone": backbone, "classes": tuple(classes), "config": dataclasses.asdict(config)}
+        self.classes, self.config = tuple(classes), config
         self.maps, self.pyramid, self.rpn, self.heads, self.transform = maps, pyramid, rpn, heads, transform
 
     def train(self, mode: bool = True) -> Detector:
@@ -359,25 +361,15 @@ def keeps_fully_connected(backbone: Backbone, config: DetectorConfig) -> bool:
     return isinstance(trunk, ConvThenLinear) and not config.redraw and trunk.side == _region_side(backbone)
 
 
-def save_detector(detector: Detector, file: Path) -> Path:
-    """Writes one safetensors file that `load_detector` reads."""
-    about = {
-        "backbone": detector.backbone,
-        "classes": detector.classes,
-        "config": dataclasses.asdict(detector.config),
-    }
-    return save_tensors(file, "detector", about, detector.state_dict())
-
-
 def load_detector(file: Path | str, device: str = "cpu") -> Detector:
     """A detector that `voc-detection` trained, in evaluation mode: `load_detector(file).find(image)`.
 
     Raises:
         DeepClusterError: the file is missing, damaged, or not a detector.
     """
-    about, tensors = read_tensors(file, "detector")
-    with preserve_random_state():
-        backbone = build_backbone(**about["backbone"])
-        detector = build_detector(backbone, about["classes"], DetectorConfig(**about["config"]))
-    detector.load_state_dict(tensors)
-    return detector.to(device).eval()
+    return load_network(
+        file,
+        Detector.kind,
+        lambda own, about: build_detector(own, about["classes"], DetectorConfig(**about["config"])),
+        device,
+    )

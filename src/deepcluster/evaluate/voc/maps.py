@@ -82,6 +82,19 @@ class FeatureMaps(nn.Module):
         return outputs[1:]
 
 
+class MapNetwork(nn.Module):
+    """A network on the maps of a backbone that can be saved.
+
+    Attributes:
+        kind, about: see `tensor_file.load_network`.
+        maps: of the backbone.
+    """
+
+    kind: str
+    about: dict[str, Any]
+    maps: FeatureMaps
+
+
 class TappedNetwork(nn.Module):
     """A whole network, read at one of its layers."""
 

@@ -20,7 +20,7 @@ from deepcluster.errors import BadImage, DeepClusterError
 from deepcluster.evaluate.result import Result
 from deepcluster.evaluate.voc.annotation import VOID
 from deepcluster.evaluate.voc.dataset import open_voc
-from deepcluster.evaluate.voc.segmenter import Segmenter, build_segmenter, save_segmenter
+from deepcluster.evaluate.voc.segmenter import Segmenter, build_segmenter
 from deepcluster.evaluate.voc.training import (
     Examples,
     SGDConfig,
@@ -137,7 +137,6 @@ def voc_segmentation(
         build=lambda backbone: build_segmenter(backbone, voc.classes, stride=stride, redraw=redraw),
         loss=lambda segmenter, seed, batch: _loss(segmenter, learned, crops, seed, batch),
         score=lambda segmenter: _score(segmenter, tested, screen),
-        save=save_segmenter,
     )
 
 

@@ -14,11 +14,12 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.segmentation.fcn import FCNHead
 
-from deepcluster.engine.checkpoint import preserve_random_state
 from deepcluster.errors import DeepClusterError
+from deepcluster.evaluate.tensor_file import load_network
 from deepcluster.evaluate.voc.maps import (
     FeatureMaps,
     Grid,
+    MapNetwork,
     batch_norms,
     dilate,
     interpolation,
@@ -27,18 +28,16 @@ from deepcluster.evaluate.voc.maps import (
     tapped_map,
     trainable_copy,
 )
-from deepcluster.evaluate.voc.network_file import read_tensors, save_tensors
 from deepcluster.evaluate.voc.training import normalize
 from deepcluster.models.alexnet import ConvThenLinear
 from deepcluster.models.backbone import Backbone
 from deepcluster.models.weight_init import initialize_
-from deepcluster.models.zoo import build_backbone
 
 COARSEST = 32
 PIXELS = Grid(1, 0.0)
 
 
-class Segmenter(nn.Module):
+class Segmenter(MapNetwork):
     """(B, 3, H, W) normalized images -> (B, C + 1, H, W) scores; channel 0 is the background.
 
     Args:
@@ -52,6 +51,8 @@ class Segmenter(nn.Module):
     Attributes:
         classes: C names; class c is pixel value c + 1.
     """
+
+    kind = "segmenter"
 
     def __init__(
         self,
@@ -216,20 +217,15 @@ def _last_map(backbone: Backbone, stride: int | None) -> FeatureMaps:
     return maps
 
 
-def save_segmenter(segmenter: Segmenter, file: Path) -> Path:
-    """Writes one safetensors file that `load_segmenter` reads."""
-    return save_tensors(file, "segmenter", segmenter.about, segmenter.state_dict())
-
-
 def load_segmenter(file: Path | str, device: str = "cpu") -> Segmenter:
     """A segmenter that `voc-segmentation` trained, in evaluation mode: `load_segmenter(file).segment(image)`.
 
     Raises:
         DeepClusterError: the file is missing, damaged, or not a segmenter.
     """
-    about, tensors = read_tensors(file, "segmenter")
-    with preserve_random_state():
-        backbone = build_backbone(**about["backbone"])
-        segmenter = build_segmenter(backbone, about["classes"], stride=about["stride"], redraw=about["redraw"])
-    segmenter.load_state_dict(tensors)
-    return segmenter.to(device).eval()
+    return load_network(
+        file,
+        Segmenter.kind,
+        lambda own, about: build_segmenter(own, about["classes"], stride=about["stride"], redraw=about["redraw"]),
+        device,
+    )

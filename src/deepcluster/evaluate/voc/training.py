@@ -9,7 +9,6 @@ import itertools
 from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
 
 import numpy as np
@@ -22,9 +21,10 @@ from deepcluster.engine.checkpoint import preserve_random_state
 from deepcluster.engine.log import Screen
 from deepcluster.errors import DeepClusterError
 from deepcluster.evaluate.result import Result, mean_and_std
+from deepcluster.evaluate.tensor_file import save_tensors
 from deepcluster.evaluate.trainer import train
 from deepcluster.evaluate.voc.dataset import VOC
-from deepcluster.evaluate.voc.maps import calibrate_batch_norms, freeze_batch_norms, trainable_copy
+from deepcluster.evaluate.voc.maps import MapNetwork, calibrate_batch_norms, freeze_batch_norms, trainable_copy
 from deepcluster.random import seed_of, seeded
 from deepcluster.resume import ResumeFile
 
@@ -40,7 +40,7 @@ CALIBRATION = 32
 Trained = Literal["all", "fc6-8"]
 """What of a network is trained: every weight, or the layers behind the convolutions; the papers' two columns."""
 
-Network = TypeVar("Network", bound=nn.Module)
+Network = TypeVar("Network", bound=MapNetwork)
 
 
 def check_choice(option: str, value: str, choices: Any) -> None:
@@ -173,7 +173,6 @@ def train_and_score(
     build: Callable[[Backbone], Network],
     loss: Callable[[Network, int, list[tuple[int, int]]], Tensor | None],
     score: Callable[[Network], dict[str, float]],
-    save: Callable[[Network, Path], object],
 ) -> Result:
     """Trains, scores and saves one network for each of the seeds that follow `seed`; killed, it continues to the bit.
 
@@ -181,11 +180,10 @@ def train_and_score(
         protocol, sentence: its name and, in words, what is scored.
         images: indices of training images.
         settings: all else that the scores depend on.
-        trained: what is trained; the rest of `Network.maps` is frozen.
+        trained: what is trained; the rest of `network.maps` is frozen.
         build: backbone -> network before training.
         loss: network, seed and (image, epoch) pairs -> loss, if there is one.
         score: scores of a trained network.
-        save: network, file.
 
     Raises:
         DeepClusterError: the loss is not finite, or the file of the stopped evaluation is damaged.
@@ -214,8 +212,8 @@ def train_and_score(
         with preserve_random_state():
             torch.manual_seed(seed_of(seed + draw, BUILD))
             network = build(calibrated_copy(subject, learned, images, seed + draw)).to(subject.device)
-        network.get_submodule("maps").requires_grad_(trained == "all")
-        freeze_batch_norms(network.get_submodule("maps"))
+        network.maps.requires_grad_(trained == "all")
+        freeze_batch_norms(network.maps)
         train(
             [network],
             sgd.optimizer(network),
@@ -229,7 +227,8 @@ def train_and_score(
             name=protocol,
         )
         scores = score(network)
-        save(network, subject.results / (f"{protocol}-{draw}.safetensors" if draw else f"{protocol}.safetensors"))
+        file = subject.results / (f"{protocol}-{draw}.safetensors" if draw else f"{protocol}.safetensors")
+        save_tensors(file, network.kind, network.about, network.state_dict())
         return scores
 
     finished = [resume.run(f"draw {draw}", partial(one_draw, draw)) for draw in range(draws)]
