@@ -48,11 +48,11 @@ def parts(group: ProcessGroup, folder: Path) -> tuple[int, list[int]]:
     pixels = load_pixels(open_images(images(1500)), short_side=None, cache_gb=1)
     network = subject()
 
-    def describe(window: object) -> tuple[np.ndarray, np.ndarray]:
-        return network.model.features(window)  # type: ignore[arg-type]
+    def extract(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return network.model.features(pixels, rows)
 
     about = {"model": "m", "data": "d", "source_fingerprint": "f", "tap": None, "weights": "w", "image_size": 16}
-    return write_parts(describe, pixels, folder, about, parts=3, group=group)
+    return write_parts(extract, len(pixels), folder, about, parts=3, group=group)
 
 
 def test_processes_share_the_parts_of_a_table(tmp_path: Path) -> None:
@@ -61,7 +61,7 @@ def test_processes_share_the_parts_of_a_table(tmp_path: Path) -> None:
     one, two = (open_table(tmp_path / name)[0] for name in ("one", "two"))
     whole = tmp_path / "whole.npy"
     pixels = load_pixels(open_images(images(1500)), short_side=None, cache_gb=1)
-    write_table(lambda window: subject().model.features(window), pixels, whole)
+    write_table(lambda rows: subject().model.features(pixels, rows), np.arange(len(pixels)), whole)
     np.testing.assert_array_equal(np.asarray(one[:]), np.load(whole))
     np.testing.assert_array_equal(np.asarray(two[:]), np.load(whole))
     assert sorted(file.name for file in (tmp_path / "one").iterdir()) == sorted(

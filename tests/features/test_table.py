@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from PIL import Image
 from deepcluster.cli.main import main
 from deepcluster.clustering import KMeans, Whitening
 from deepcluster.clustering.tables import cluster_table
-from deepcluster.data.cache import Pixels, load_pixels
+from deepcluster.data.cache import load_pixels
 from deepcluster.data.open import open_images
 from deepcluster.errors import DeepClusterError
 from deepcluster.features.block_reader import Rows
@@ -172,15 +173,13 @@ def test_parts_equal_the_one_file_bit_for_bit(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    from deepcluster.cli.features import feature_network
-    from deepcluster.engine.log import Bar
     from deepcluster.engine.model import file_model
 
     pixels = load_pixels(open_images(images), short_side=None, cache_gb=0 if streamed else 1, workers=1)
-    describe = feature_network(file_model(network), tap, "cpu", Bar())
+    describe = partial(file_model(network).features, pixels, tap=tap)
     bad = [3, 255, *range(256, 512), 699]
-    assert write_table(describe, pixels, tmp_path / "f.npy")[1] == bad
-    width, found = write_parts(describe, pixels, tmp_path / "parts", {}, parts=3)
+    assert write_table(describe, np.arange(N), tmp_path / "f.npy")[1] == bad
+    width, found = write_parts(describe, N, tmp_path / "parts", {}, parts=3)
     table, about = open_parts(tmp_path / "parts")
     assert found == about["bad"] == bad and about["width"] == width == table.shape[1]
     assert [file.name for file in table.files] == [
@@ -199,65 +198,63 @@ def stopping(describe: Extractor, after: int) -> Extractor:
     """Describes so many times, then stops in the midst of a part."""
     calls = []
 
-    def work(pixels: Pixels) -> tuple[np.ndarray, np.ndarray]:
-        calls.append(pixels)
+    def work(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        calls.append(images)
         if len(calls) > after:
             raise Stop
-        return describe(pixels)
+        return describe(images)
 
     return work
 
 
 def random_features(seed: int) -> Extractor:
     rng = np.random.default_rng(seed)
-    return lambda pixels: (np.arange(len(pixels)), rng.normal(size=(len(pixels), 3)).astype(np.float32))
+    return lambda images: (images, rng.normal(size=(len(images), 3)).astype(np.float32))
 
 
 def test_finished_parts_are_not_written_again(tmp_path: Path) -> None:
-    pixels = load_pixels(open_images(np.zeros((1000, 2, 2, 3), np.uint8)), short_side=None, cache_gb=0)
     folder, about = tmp_path / "t", {"weights": "a", "tap": None, "image_size": 2, "source_fingerprint": "s"}
     with pytest.raises(Stop):
-        write_parts(stopping(random_features(0), 2), pixels, folder, about, parts=4)
+        write_parts(stopping(random_features(0), 2), 1000, folder, about, parts=4)
     assert sorted(path.suffix for path in folder.iterdir()) == [".json"] * 3 + [".npy"] * 2
     with pytest.raises(DeepClusterError, match="is not finished"):
         open_table(folder)
     first = {file.name: np.load(file) for file in folder.glob("*.npy")}
     (folder / ".part-000000000512-000000000768.npy.abc.part").write_bytes(b"left by a kill")
     skipped: list[int] = []
-    write_parts(random_features(1), pixels, folder, {**about, "model": "moved"}, parts=4, skipped=skipped.append)
+    write_parts(random_features(1), 1000, folder, {**about, "model": "moved"}, parts=4, skipped=skipped.append)
     table, _ = open_parts(folder)
     assert skipped == [256, 256] and len(table) == 1000 and not list(folder.glob(".*"))
     for name, rows in first.items():
         np.testing.assert_array_equal(np.load(folder / name), rows)
     before = table[:]
     os.truncate(table.files[2], 300)  # a damaged part is made again, and it alone
-    write_parts(random_features(2), pixels, folder, about, parts=4)
+    write_parts(random_features(2), 1000, folder, about, parts=4)
     after = open_parts(folder)[0][:]
     changed = (before != after).any(1)
     assert changed[512:768].all() and not changed[:512].any() and not changed[768:].any()
     for name, value in {"weights": "b", "tap": "conv1", "image_size": 3, "source_fingerprint": "t"}.items():
         with pytest.raises(DeepClusterError, match=f"was begun with {name.replace('_', ' ')} .*--overwrite"):
-            write_parts(random_features(3), pixels, folder, {**about, name: value}, parts=4)
+            write_parts(random_features(3), 1000, folder, {**about, name: value}, parts=4)
     with pytest.raises(DeepClusterError, match="part rows 256, and now it is 512"):
-        write_parts(random_features(3), pixels, folder, about, parts=2)
+        write_parts(random_features(3), 1000, folder, about, parts=2)
     np.testing.assert_array_equal(open_parts(folder)[0][:], after)
-    write_parts(random_features(3), pixels, folder, {**about, "weights": "b"}, parts=2, overwrite=True)
+    write_parts(random_features(3), 1000, folder, {**about, "weights": "b"}, parts=2, overwrite=True)
     table, said = open_parts(folder)
     assert [len(np.load(file)) for file in table.files] == [512, 488] and said["weights"] == "b"
 
 
 def test_a_folder_of_other_files_is_refused(tmp_path: Path) -> None:
-    pixels = load_pixels(open_images(np.zeros((10, 2, 2, 3), np.uint8)), short_side=None, cache_gb=0)
     for name in ("part-000000000000-000000000010.npy", "notes.txt"):
         (tmp_path / name).write_text("mine")
         for overwrite in (False, True):
             with pytest.raises(DeepClusterError, match="holds other files, such as"):
-                write_parts(random_features(0), pixels, tmp_path, {}, overwrite=overwrite)
+                write_parts(random_features(0), 10, tmp_path, {}, overwrite=overwrite)
         assert (tmp_path / name).read_text() == "mine"
         (tmp_path / name).unlink()
     (tmp_path / "f").touch()
     with pytest.raises(DeepClusterError, match="is a file"):
-        write_parts(random_features(0), pixels, tmp_path / "f", {})
+        write_parts(random_features(0), 10, tmp_path / "f", {})
 
 
 def test_the_features_command(network: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from deepcluster.cli.common import several_processes, show
 from deepcluster.data.open import must_exist
 from deepcluster.errors import DeepClusterError
-
-if TYPE_CHECKING:
-    import numpy as np
-
-    from deepcluster.data.cache import Pixels
-    from deepcluster.engine.log import Bar
-    from deepcluster.engine.model import Model
-    from deepcluster.features.table import Extractor
 
 
 def features(
@@ -53,10 +46,12 @@ def features(
             raise DeepClusterError(
                 f"{group.size} processes write a table in parts, not one file: give --out a folder, without .npy."
             )
+        import numpy as np
+
         from deepcluster.digest import digest
         from deepcluster.engine.log import Screen
         from deepcluster.engine.run import load_subject
-        from deepcluster.features.table import write_parts, write_table
+        from deepcluster.features.table import BATCH, write_parts, write_table
         from deepcluster.io import write_json
 
         screen = Screen(quiet=not group.is_first, stderr=json)
@@ -69,13 +64,16 @@ def features(
             "tap": tap,
         }
         with screen.bar("features", len(pixels)) as advance:
-            describe = feature_network(subject.model, tap, subject.device, advance)
+            # Batches are cut from all images, bad ones too: where they begin depends on nothing found out on the way.
+            extract = partial(
+                subject.model.features, pixels, tap=tap, device=subject.device, batch_size=BATCH, check=advance
+            )
             if one_file:
-                width, bad = write_table(describe, pixels, out)
+                width, bad = write_table(extract, np.arange(len(pixels)), out)
             else:
                 made = {**about, "weights": digest(backbone), "image_size": backbone.image_size}
                 width, bad = write_parts(
-                    describe, pixels, out, made, parts=parts, overwrite=overwrite, skipped=advance, group=group
+                    extract, len(pixels), out, made, parts=parts, overwrite=overwrite, skipped=advance, group=group
                 )
         if not group.is_first:
             return
@@ -97,37 +95,3 @@ def _check_out(out: Path, one_file: bool, parts: int | None, overwrite: bool) ->
         )
     if parts is not None and parts < 1:
         raise DeepClusterError(f"--parts is {parts}: give 1 or a larger number of files.")
-
-
-def feature_network(model: Model, tap: str | None, device: str, advance: Bar) -> Extractor:
-    """What describes all images of some pixels by `model`, and moves the bar on."""
-    import numpy as np
-
-    from deepcluster.data.arrays import open_array
-    from deepcluster.data.cache import load_pixels
-    from deepcluster.features.extract import extract
-    from deepcluster.features.table import BATCH
-
-    backbone = model.backbone.to(device)
-    size = backbone.image_size
-
-    def describe(pixels: Pixels) -> tuple[np.ndarray, np.ndarray]:
-        # Of all rows, bad ones too, so that where batches begin depends on nothing that is found out on the way.
-        index, features = extract(
-            backbone,
-            pixels,
-            batch_size=BATCH,
-            device=device,
-            tap=tap,
-            only=np.arange(len(pixels)),
-            check=advance,
-        )
-        if not len(index):  # nothing came out that would tell the width
-            black = load_pixels(
-                open_array(np.zeros((1, size, size, 3), np.uint8), "black"), short_side=None, cache_gb=0
-            )
-            width = describe(black)[1].shape[1]
-            return index, np.zeros((0, width), np.float32)
-        return index, features
-
-    return describe

@@ -122,38 +122,6 @@ class StreamedPixels:
             yield decoded.images()
 
 
-class Slice:
-    """An `ImageSource` of the images start … stop - 1 of another, which keep their paths."""
-
-    def __init__(self, source: ImageSource, start: int, stop: int) -> None:
-        self.name = source.name
-        self.labels = None if source.labels is None else source.labels[start:stop]
-        self.classes = source.classes
-        self._source, self._start, self._stop = source, start, stop
-
-    def __len__(self) -> int:
-        return self._stop - self._start
-
-    def path(self, index: int) -> str:
-        return self._source.path(self._start + index)
-
-    def read(self, index: int, short_side: int | None = None) -> np.ndarray:
-        return self._source.read(self._start + index, short_side)
-
-    def fingerprint(self) -> str:
-        return f"{self._source.fingerprint()} {self._start} {self._stop}"
-
-
-def window(pixels: Pixels, start: int, stop: int) -> Pixels:
-    """The images start … stop - 1 as images 0 … stop - start - 1, without a copy."""
-    source = Slice(pixels.source, start, stop)
-    if isinstance(pixels, StoredPixels):
-        bad = {index - start: reason for index, reason in pixels.bad.items() if start <= index < stop}
-        return StoredPixels(source, pixels.pixels, pixels.offsets[start:stop], pixels.sizes[start:stop], bad)
-    assert isinstance(pixels, StreamedPixels)
-    return StreamedPixels(source, pixels.short_side, pixels.workers, pixels.image_bytes)
-
-
 def load_pixels(
     source: ImageSource,
     *,

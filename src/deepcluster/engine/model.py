@@ -60,6 +60,7 @@ class Model:
     def features(
         self,
         pixels: Pixels,
+        only: np.ndarray | None = None,
         *,
         tap: str | None = None,
         device: str = "cpu",
@@ -75,6 +76,7 @@ class Model:
             batch_size=batch_size,
             device=device,
             tap=tap,
+            only=only,
             check=check,
             group=group,
         )

@@ -87,20 +87,26 @@ class Subject:
         )
 
     def features(
-        self, data: Any, tap: str | None = None, check: Callable[[int], None] = lambda images: None
+        self,
+        data: Any,
+        tap: str | None = None,
+        check: Callable[[int], None] = lambda images: None,
+        only: np.ndarray | None = None,
     ) -> np.ndarray:
-        """(N, D) float32 features of any images, before whitening; NaN rows for images that cannot be decoded."""
+        """(N, D) float32 features of any images, or of those at `only` (N,), before whitening; NaN rows for images that
+        cannot be decoded."""
         pixels = data if hasattr(data, "gather") else self.pixels(data)
-        index, features = self.model.features(pixels, tap=tap, device=self.device, check=check, group=self.group)
+        index, features = self.model.features(pixels, only, tap=tap, device=self.device, check=check, group=self.group)
         if not self.group.is_single:
             # a process without a share does not know how wide a tap is
             width = self.group.max_(torch.tensor(features.shape[1] if len(features) else 0))
             index = self.group.gather_array(index)
             features = self.group.gather_array(features.reshape(-1, int(width)))
-        if len(index) == len(pixels):
+        rows = np.arange(len(pixels)) if only is None else only
+        if len(index) == len(rows):
             return features
-        table = np.full((len(pixels), features.shape[1]), np.nan, np.float32)
-        table[index] = features
+        table = np.full((len(rows), features.shape[1]), np.nan, np.float32)
+        table[np.searchsorted(rows, index)] = features
         return table
 
     def untrained(self, seed: int = 0) -> Subject:

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from deepcluster.data.cache import Pixels
 from deepcluster.data.source import ImageSource
 from deepcluster.digest import digest
 from deepcluster.engine.model import MODEL
@@ -102,15 +101,15 @@ def make(run: Run, source: ImageSource, folder: Path, fingerprint: str, job: Job
         done += images
         job.tell(done, len(source), "computing features")
 
-    def extract(part: Pixels) -> tuple[np.ndarray, np.ndarray]:
-        index, features = run.model.features(part, device=run.device, check=ahead)
+    def extract(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        index, features = run.model.features(pixels, rows, device=run.device, check=ahead)
         width = run.centroids.shape[1]
         return index, run.embed(features) if len(features) else np.zeros((0, width), np.float32)
 
     parts, file = folder / f"vectors-{mark}", folder / f"vectors-{mark}.npy"
     about = {"weights": mark, "tap": None, "image_size": run.image_size, "source_fingerprint": fingerprint}
     many = max(1, -(-len(source) // PART))
-    _, bad = write_parts(extract, pixels, parts, about, parts=many, skipped=ahead)
+    _, bad = write_parts(extract, len(pixels), parts, about, parts=many, skipped=ahead)
     table, _ = open_parts(parts)
 
     def fill(beside: Path) -> None:

@@ -95,28 +95,33 @@ def extract(
         empty=True,
         offset=first // batch_size,  # a share begins at a multiple of ALIGN, which is one of the batch's size
     )
+
+    def forward(images: Tensor) -> Tensor:
+        with autocast():
+            out = _tapped(backbone, images, tap) if tap else inference(images)
+        return out.float().cpu()
+
     features: np.ndarray | None = None
-    count, filled = np.zeros(len(pixels), dtype=np.uint8), 0
+    found, filled = [np.zeros(0, np.int64)], 0
     try:
         for number, batch in enumerate(loader):
             if len(batch.index):
-                with autocast():
-                    out = _tapped(backbone, batch.views[0], tap) if tap else inference(batch.views[0])
-                out = out.float().cpu()
+                out = forward(batch.views[0])
                 if features is None:
                     features = _table(len(order), out.shape[1], file)
                 # Images found to be bad on the way are missing from the batch: rows close up, in order.
                 features[filled : filled + len(out)] = out.numpy()
-                count[batch.index.numpy()] += 1
+                found.append(batch.index.numpy())
                 filled += len(out)
             if number < checks:
                 check(len(batch.index))
     finally:
         backbone.train(training)
-    index = np.flatnonzero(count)
-    if features is None:
-        return index, np.zeros((0, backbone.dim), np.float32)
-    assert filled == len(index) and count.max() == 1, "every image must be extracted exactly once"
+    index = np.concatenate(found)
+    if features is None:  # of a black image, for the width
+        black = torch.zeros(1, 3, backbone.image_size, backbone.image_size, device=device)
+        return index, forward(black)[:0].numpy()
+    assert (np.diff(index) > 0).all(), "every image must be extracted exactly once"
     return index, features[:filled]
 
 

@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 
-from deepcluster.data.cache import Pixels, window
 from deepcluster.distributed import SINGLE, ProcessGroup
 from deepcluster.errors import DeepClusterError
 from deepcluster.io import remove_leftovers, write_json
@@ -32,8 +31,8 @@ IDENTITY = ("format", "version", "weights", "tap", "image_size", "source_fingerp
 
 WINDOW = 1 << 16
 """Rows whose features are held in memory at a time, a multiple of `BATCH`."""
-Extractor = Callable[[Pixels], tuple[np.ndarray, np.ndarray]]
-"""Index (M,) and features (M, D) of the images that can be decoded."""
+Extractor = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
+"""Of some images (n,) int64, ascending, the index (M,) and features (M, D) of those that can be decoded."""
 
 
 def open_table(file: Path) -> tuple[np.ndarray | TableInParts, dict[str, Any]]:
@@ -61,26 +60,26 @@ def open_table(file: Path) -> tuple[np.ndarray | TableInParts, dict[str, Any]]:
     return table, json.loads(beside.read_text()) if beside.is_file() else {}
 
 
-def write_table(extract: Extractor, pixels: Pixels, file: Path) -> tuple[int, list[int]]:
-    """One .npy (N, D) float32 of all images, complete or not at all; rows of bad images are NaN.
+def write_table(extract: Extractor, images: np.ndarray, file: Path) -> tuple[int, list[int]]:
+    """One .npy (n, D) float32 of consecutive images (n,), complete or not at all; rows of bad images are NaN.
 
     Returns:
-        D, and the rows that are bad.
+        D, and the rows of the table that are bad.
     """
     incomplete = file.with_name(f".{file.name}.part")
     incomplete.parent.mkdir(parents=True, exist_ok=True)
     bad: list[int] = []
     width = 0
     try:
-        for start in range(0, len(pixels), WINDOW):
-            stop = min(start + WINDOW, len(pixels))
-            index, features = extract(window(pixels, start, stop))
+        for start in range(0, len(images), WINDOW):
+            asked = images[start : start + WINDOW]
+            index, features = extract(asked)
             if start == 0:
                 width = features.shape[1]
-                table = np.lib.format.open_memmap(incomplete, "w+", np.float32, (len(pixels), width))
-            missing = np.setdiff1d(np.arange(stop - start), index)
-            table[start + index], table[start + missing] = features, np.nan
-            bad += (start + missing).tolist()
+                table = np.lib.format.open_memmap(incomplete, "w+", np.float32, (len(images), width))
+            missing = np.setdiff1d(asked, index) - images[0]
+            table[index - images[0]], table[missing] = features, np.nan
+            bad += missing.tolist()
         with open(incomplete, "rb+") as handle:
             os.fsync(handle.fileno())
         os.replace(incomplete, file)
@@ -91,7 +90,7 @@ def write_table(extract: Extractor, pixels: Pixels, file: Path) -> tuple[int, li
 
 def write_parts(
     extract: Extractor,
-    pixels: Pixels,
+    count: int,
     folder: Path,
     about: dict[str, Any],
     *,
@@ -103,6 +102,7 @@ def write_parts(
     """The same table as `write_table` in several files; parts that an interrupted call finished are not made again.
 
     Args:
+        count: images, N.
         folder: where the parts go, with `table.json`.
         about: description of the table; a call continues what another one began if they agree in `IDENTITY`.
         parts: about how many; None = `PART_ROWS` rows each.
@@ -116,9 +116,9 @@ def write_parts(
     Raises:
         DeepClusterError: the folder holds another table or other files.
     """
-    step = PART_ROWS if parts is None else BATCH * -(-len(pixels) // (BATCH * parts))
-    about = {"format": FORMAT, "version": VERSION, **about, "rows": len(pixels), "part_rows": step}
-    spans = [(start, min(start + step, len(pixels))) for start in range(0, len(pixels), step)]
+    step = PART_ROWS if parts is None else BATCH * -(-count // (BATCH * parts))
+    about = {"format": FORMAT, "version": VERSION, **about, "rows": count, "part_rows": step}
+    spans = [(start, min(start + step, count)) for start in range(0, count, step)]
     files = [folder / f"part-{start:012d}-{stop:012d}.npy" for start, stop in spans]
     with group.collective_section():
         if group.is_first:
@@ -129,7 +129,7 @@ def write_parts(
             if _finished(files[number]) is None:
                 about_part = files[number].with_suffix(".json")
                 about_part.unlink(missing_ok=True)  # of a damaged part, which is made again
-                part_width, part_bad = write_table(extract, window(pixels, start, stop), files[number])
+                part_width, part_bad = write_table(extract, np.arange(start, stop), files[number])
                 write_json(about_part, {"width": part_width, "bad": part_bad})
             else:
                 skipped(stop - start)

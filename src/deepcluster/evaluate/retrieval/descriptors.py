@@ -174,12 +174,10 @@ class NetworkOutput:
         self, images: ImageSubset, start: int, stop: int, advance: Advance
     ) -> Iterator[tuple[list[int], Tensor]]:
         """See `Extractor`; R = 1."""
-        from deepcluster.data.cache import window
-
         if self._decoded is None or self._decoded[0] is not images:
             # The whole source as it is: arrays need no decoding, and decoded images are found in the cache.
             self._decoded = images, self.subject.pixels(images.source if images.is_complete else images)
-        table = self.subject.features(window(self._decoded[1], start, stop), tap=self.tap, check=advance)
+        table = self.subject.features(self._decoded[1], tap=self.tap, only=np.arange(start, stop), check=advance)
         good = np.flatnonzero(np.isfinite(table).all(axis=1))
         if len(good):
             yield (good + start).tolist(), normalize_rows(torch.from_numpy(table[good]))[:, None]
