@@ -20,6 +20,7 @@ from deepcluster.data.views import ViewGroup
 from deepcluster.engine.log import Screen
 from deepcluster.engine.subject import Subject
 from deepcluster.errors import DeepClusterError
+from deepcluster.evaluate.linear.recipes import Recipe
 from deepcluster.evaluate.voc.dataset import open_voc
 from deepcluster.evaluate.voc.finetune import (
     ORDER,
@@ -28,7 +29,6 @@ from deepcluster.evaluate.voc.finetune import (
     VIEWS,
     Crops,
     FineTuneMode,
-    FineTuneRecipe,
     TransferNetwork,
     finetune,
     multilabel_loss,
@@ -56,14 +56,14 @@ def test_loss_is_the_sum_over_known_labels_divided_by_the_batch() -> None:
 
 def test_recipes_are_those_of_the_published_code() -> None:
     recipe = recipe_of("deepcluster", "fc6-8")
-    assert (recipe.iterations, recipe.batch, recipe.lr, recipe.step) == (80_000, 16, 0.003, 5_000)
-    assert (recipe.momentum, recipe.weight_decay, recipe.clip) == (0.9, 1e-6, 10)
-    assert recipe.crop_scale == (0.1, 0.5) and recipe.crop_ratio == (1, 1)
-    assert [recipe.learning_rate(i) for i in (0, 4_999, 5_000, 10_000)] == [0.003, 0.003, 0.0015, 0.00075]
-    deeper = {mode: recipe_of("deepercluster", mode) for mode in ("fc6-8", "all")}
-    assert [r.weight_decay for r in deeper.values()] == [1e-5, 1e-4] and deeper["all"].iterations == 150_000
-    assert [r.step for r in deeper.values()] == [20_000, 10_000] and deeper["all"].draw_top
-    assert recipe_of("deepcluster", "all", lr=0.1, batch=None).lr == 0.1
+    assert (recipe.iterations, recipe.batch_size, recipe.lr, recipe.step) == (80_000, 16, (0.003,), 5_000)
+    assert (recipe.momentum, recipe.weight_decay, recipe.clip, recipe.schedule) == (0.9, (1e-6,), 10, "halving")
+    views = recipe.resized_views(build_backbone("convnet", image_size=16, widths=(4,), pools=(1,)))
+    assert views.crop_scale == (0.1, 0.5) and views.crop_ratio == (1, 1)
+    deeper = {mode: recipe_of("deepercluster", mode) for mode in get_args(FineTuneMode)}
+    assert [r.weight_decay for r in deeper.values()] == [(1e-5,), (1e-4,)] and deeper["all"].iterations == 150_000
+    assert [r.step for r in deeper.values()] == [20_000, 10_000] and deeper["all"].views == "resized"
+    assert recipe_of("deepcluster", "all", lr=0.1, batch_size=None).lr == (0.1,)
     with pytest.raises(DeepClusterError, match="give 1 or more"):
         recipe_of("deepcluster", "all", iterations=0)
 
@@ -107,13 +107,13 @@ def test_trained_parameters_of_each_mode(subject: Subject) -> None:
 def prepared(subject: Subject, colors: Path) -> tuple[Pixels, np.ndarray, ViewGroup]:
     voc = open_voc(colors, "trainval")
     pixels = load_pixels(voc.images, short_side=None, cache_gb=1)
-    return pixels, voc.labels_matrix(), FineTuneRecipe().views(subject.backbone)
+    return pixels, voc.labels_matrix(), recipe_of("deepcluster", "all").resized_views(subject.backbone)
 
 
 def run(
     subject: Subject,
     colors: Path,
-    recipe: FineTuneRecipe,
+    recipe: Recipe,
     mode: FineTuneMode,
     file: Path,
     after_step: Callable[[int], object] = lambda done: None,
@@ -128,7 +128,9 @@ def run(
 
 
 def test_training_matches_a_plain_loop(subject: Subject, colors: Path, tmp_path: Path) -> None:
-    recipe = FineTuneRecipe(iterations=7, batch=5, lr=0.5, step=2, weight_decay=0.01, clip=0.3)
+    recipe = replace(
+        recipe_of("deepcluster", "all", iterations=7, batch_size=5, lr=0.5, step=2, weight_decay=0.01), clip=0.3
+    )
     ours = run(subject, colors, recipe, "all", tmp_path / "s")
     pixels, labels, views = prepared(subject, colors)
     torch.manual_seed(4)
@@ -163,7 +165,7 @@ class Stop(Exception):
 
 
 def test_killed_and_resumed_is_equal_to_the_bit(subject: Subject, colors: Path, tmp_path: Path) -> None:
-    recipe = FineTuneRecipe(iterations=11, batch=5, lr=0.1)
+    recipe = recipe_of("deepcluster", "fc6-8", iterations=11, batch_size=5, lr=0.1)
     expected = run(subject, colors, recipe, "fc6-8", tmp_path / "uninterrupted")
 
     def stop(done: int) -> None:

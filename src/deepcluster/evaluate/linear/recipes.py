@@ -22,8 +22,6 @@ VIEWS = {
     "close": "random square crop of 10-50 % of the area, flip",
     "center": "the central crop alone",
 }
-HALVING = 5000
-"""Steps after which the schedule "halving" halves the learning rate (DeepCluster's evaluation on VOC)."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +34,7 @@ class Recipe:
         lr, weight_decay: several are chosen from by cross-validation.
         lr_of: (tap, learning rate) pairs, where the layers have their own.
         schedule: "bottou" lr / sqrt(1 + lr decay t), "step" times `drop` at each of `milestones`, "cosine" to 0,
-            "constant", or "halving" every 5000 steps.
+            "constant", or "halving" every `step` steps.
         milestones: epochs.
         views: one of `VIEWS`.
         norm: batch-norm without scale and shift stands before the classifier even where the paper's network has none.
@@ -55,6 +53,7 @@ class Recipe:
     schedule: Schedule = "bottou"
     milestones: tuple[float, ...] = ()
     drop: float = 0.1
+    step: int = 5000
     views: str = "resized"
     norm: bool = False
     clip: float = 0.0
@@ -67,21 +66,24 @@ class Recipe:
 
     def transform(self, backbone: Backbone) -> Transform:
         """Makes training views for a network."""
-        size, mean, std = backbone.image_size, backbone.mean, backbone.std
         if self.views in ("random", "center"):
-            return (RandomCrop if self.views == "random" else CenterCrop)(size, mean, std)
+            crop = RandomCrop if self.views == "random" else CenterCrop
+            return crop(backbone.image_size, backbone.mean, backbone.std)
+        return RandomViews(self.resized_views(backbone), lighting=0.1 if self.views == "color" else 0.0)
+
+    def resized_views(self, backbone: Backbone) -> ViewGroup:
+        """Random resized crops for a network."""
         scale, ratio = ((0.1, 0.5), (1.0, 1.0)) if self.views == "close" else ((0.08, 1.0), (3 / 4, 4 / 3))
-        color, lighting = (0.4, 0.1) if self.views == "color" else (0.0, 0.0)
-        group = ViewGroup(
-            size, crop_scale=scale, crop_ratio=ratio, brightness=color, contrast=color, saturation=color, mean=mean,
-            std=std,
+        color = 0.4 if self.views == "color" else 0.0
+        return ViewGroup(
+            backbone.image_size, crop_scale=scale, crop_ratio=ratio, brightness=color, contrast=color, saturation=color,
+            mean=backbone.mean, std=backbone.std,
         )  # fmt: skip
-        return RandomViews(group, lighting=lighting)
 
     def factor(self, step: int, steps: int, steps_per_epoch: int, lr: float, decay: float) -> float:
         """What the learning rate `lr` is multiplied with at a step."""
         if self.schedule == "halving":
-            return float(0.5 ** (step // HALVING))
+            return float(0.5 ** (step // self.step))
         if self.schedule == "step":
             return float(self.drop ** sum(step >= edge * steps_per_epoch for edge in self.milestones))
         return factor(self.schedule, step, steps=steps, steps_per_epoch=steps_per_epoch, lr=lr, weight_decay=decay)
@@ -90,7 +92,7 @@ class Recipe:
         length = f"{self.iterations} iterations" if self.iterations else f"{self.epochs} epochs"
         schedule = {
             "bottou": "lr / sqrt(1 + lr decay t)",
-            "halving": f"halved every {HALVING} iterations",
+            "halving": f"halved every {self.step} iterations",
             "step": f"x {self.drop:g} at epochs {', '.join(f'{edge:g}' for edge in self.milestones)}",
         }.get(self.schedule, self.schedule)
         rates = "per layer " + ", ".join(f"{tap} {lr:g}" for tap, lr in self.lr_of) if self.lr_of else _or(self.lr)
@@ -164,7 +166,8 @@ def override(recipe: Recipe, **values: Any) -> Recipe:
     """The recipe with those values that are not None instead of its own.
 
     Args:
-        values: epochs, lr, weight_decay, batch_size or schedule; lr and weight_decay as a number or several.
+        values: epochs, iterations, lr, weight_decay, batch_size, schedule or step; lr and weight_decay as a number or
+            several.
 
     Raises:
         DeepClusterError: a value that makes no sense.
@@ -173,7 +176,7 @@ def override(recipe: Recipe, **values: Any) -> Recipe:
     if not given:
         return recipe
     changed = ", ".join(sorted(name.replace("_", " ") for name in given))
-    for name in ("epochs", "batch_size"):
+    for name in ("epochs", "iterations", "batch_size", "step"):
         if given.get(name, 1) < 1:
             raise DeepClusterError(f"--{name.replace('_', '-')} {given[name]} is too few: give 1 or more.")
     for name in given.keys() & {"lr", "weight_decay"}:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -20,7 +20,9 @@ from deepcluster.engine.checkpoint import preserve_random_state
 from deepcluster.engine.log import Screen
 from deepcluster.engine.subject import Subject
 from deepcluster.errors import DeepClusterError
+from deepcluster.evaluate.linear.context import check_choice
 from deepcluster.evaluate.linear.pooling import OUTPUT, poolings
+from deepcluster.evaluate.linear.recipes import Recipe
 from deepcluster.evaluate.result import Result, mean_and_std
 from deepcluster.evaluate.tensor_file import save_tensors
 from deepcluster.evaluate.voc.average_precision import Rule, classification_aps, mean_ap
@@ -32,7 +34,6 @@ from deepcluster.evaluate.voc.finetune import (
     RANDOM_CROPS,
     Crops,
     FineTuneMode,
-    FineTuneRecipe,
     RecipeName,
     TransferNetwork,
     finetune,
@@ -52,7 +53,7 @@ from deepcluster.evaluate.voc.svm import (
     from_plain,
     svm_scores,
 )
-from deepcluster.evaluate.voc.training import check_choice, load_split
+from deepcluster.evaluate.voc.training import load_split
 from deepcluster.models.alexnet import ConvThenLinear
 from deepcluster.random import seed_of
 from deepcluster.resume import ResumeFile
@@ -170,26 +171,21 @@ def voc_classification(
         DeepClusterError: no such set, split or layer, settings that exclude each other, or nothing to score.
         Interrupted: Ctrl-C while fine-tuning; called again with the same settings, it continues to the bit.
     """
-    check_choice("ap", ap, Rule)
-    check_choice("mode", mode, Mode)
+    check_choice("ap", ap, get_args(Rule))
+    check_choice("mode", mode, get_args(Mode))
     if seeds < 1:
         raise DeepClusterError(f"--seeds {seeds} is not a number of repetitions: give 1 or more.")
-    of_svm = {"--taps": taps, "--shots": shots, "--samples": samples, "--costs": costs}
-    changes = {"iterations": iterations, "batch": batch_size, "lr": lr, "step": step, "weight_decay": weight_decay}
-    of_tuning = {
-        "--recipe": recipe,
-        "--iterations": iterations,
-        "--batch-size": batch_size,
-        "--lr": lr,
-        "--step": step,
-        "--weight-decay": weight_decay,
-        "--crops": crops,
-        "--train-batchnorm": train_batchnorm or None,
-        "--hidden": hidden,
+    of_svm = {"taps": taps, "shots": shots, "samples": samples, "costs": costs}
+    changes = {"iterations": iterations, "batch_size": batch_size, "lr": lr, "step": step, "weight_decay": weight_decay}
+    of_tuning = changes | {
+        "recipe": recipe,
+        "crops": crops,
+        "train_batchnorm": train_batchnorm or None,
+        "hidden": hidden,
     }
     for option, value in (of_tuning if mode == "svm" else of_svm).items():
         if value is not None:
-            raise DeepClusterError(f"{option} has no meaning with --mode {mode}: leave it out.")
+            raise DeepClusterError(f"--{option.replace('_', '-')} has no meaning with --mode {mode}: leave it out.")
     if mode == "svm":
         if samples is not None and not shots:
             raise DeepClusterError("--samples counts draws of few shots: give --shots, too.")
@@ -217,7 +213,7 @@ def voc_classification(
     if mode == "svm":
         draws, said = _by_svm(task, taps or (OUTPUT,), shots or (), samples or SAMPLES, costs or COSTS)
     else:
-        layers = {"train_batchnorm": train_batchnorm, "draw_top": tuning.draw_top, "hidden": hidden or HIDDEN}
+        layers = {"train_batchnorm": train_batchnorm, "draw_top": recipe == "deepercluster", "hidden": hidden or HIDDEN}
         draws, said = _by_tuning(task, mode, tuning, layers, crops or "random", after_step)
         said["recipe"] = recipe or "deepcluster"
     settings = {
@@ -241,8 +237,8 @@ def voc_classification(
 def _check_tuning(
     subject: Subject, mode: str, recipe: str, crops: str, train_batchnorm: bool, hidden: int | None
 ) -> None:
-    check_choice("recipe", recipe, RecipeName)
-    check_choice("crops", crops, Crops)
+    check_choice("recipe", recipe, get_args(RecipeName))
+    check_choice("crops", crops, get_args(Crops))
     if hidden is not None and (isinstance(subject.backbone.trunk, ConvThenLinear) or mode == "all"):
         raise DeepClusterError("--hidden is the width of layers that are not added here: leave it out.")
     if hidden is not None and hidden < 1:
@@ -335,16 +331,16 @@ def _by_svm(
 def _by_tuning(
     task: ClassificationTask,
     mode: FineTuneMode,
-    recipe: FineTuneRecipe,
+    recipe: Recipe,
     layers: dict[str, Any],
     crops: Crops,
     after_step: Callable[[int], object],
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """One draw for each seed, and settings; saves the network of the first seed."""
     subject, screen, classes = task.subject, task.screen, task.train.classes
-    views = recipe.views(subject.backbone)
+    views = recipe.resized_views(subject.backbone)
     # the smallest crop that is drawn still has as many pixels as the network sees
-    short_side = int(np.ceil(subject.image_size / np.sqrt(recipe.crop_scale[0])))
+    short_side = int(np.ceil(subject.image_size / np.sqrt((views.crop_scale or (1.0,))[0])))
     about = {
         "mode": mode,
         "subject": subject.name,
@@ -397,7 +393,9 @@ def _by_tuning(
     count = {"random": RANDOM_CROPS, "ten": 10, "center": 1}[crops]
     return draws, {
         "trained": f"new fully connected layers, {kept}{batchnorm}; batch-norm keeps its statistics",
-        **asdict(recipe),
+        "training": str(recipe),
+        "iterations": recipe.iterations,
+        "batch": recipe.batch_size,
         "crops": crops,
         "tested": f"sum of the logits of {count} {crops} crop(s)",
         "image_size": subject.image_size,

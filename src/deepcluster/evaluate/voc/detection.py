@@ -9,7 +9,7 @@ import dataclasses
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from torch import Tensor
 from deepcluster.engine.checkpoint import preserve_random_state
 from deepcluster.engine.log import Screen
 from deepcluster.errors import DeepClusterError
+from deepcluster.evaluate.linear.context import check_choice
 from deepcluster.evaluate.result import Result
 from deepcluster.evaluate.voc.average_precision import DetectionRule, Detections, detection_aps, mean_ap
 from deepcluster.evaluate.voc.dataset import open_voc
@@ -33,7 +34,6 @@ from deepcluster.evaluate.voc.training import (
     Examples,
     SGDConfig,
     Trained,
-    check_choice,
     train_and_score,
 )
 from deepcluster.models.alexnet import ConvThenLinear
@@ -122,9 +122,9 @@ def voc_detection(
         DeepClusterError: no such set or split, or settings that exclude each other.
         Interrupted: Ctrl-C; called again with the same settings, it continues to the bit.
     """
-    check_choice("train", train, Trained)
-    check_choice("ap", ap, DetectionRule)
-    check_choice("head", head, Head)
+    check_choice("train", train, get_args(Trained))
+    check_choice("ap", ap, get_args(DetectionRule))
+    check_choice("head", head, get_args(Head))
     paper_like = isinstance(subject.backbone.trunk, ConvThenLinear) and not fpn
     config = DetectorConfig(
         head=head,

@@ -5,7 +5,7 @@ layers, as in DeepCluster's and DeeperCluster's published evaluations of VOC 200
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -20,6 +20,7 @@ from deepcluster.data.transforms import CenterCrop, RandomViews, TenCrop, Transf
 from deepcluster.data.views import ViewGroup
 from deepcluster.engine.log import Screen
 from deepcluster.errors import DeepClusterError
+from deepcluster.evaluate.linear.recipes import MLP, Recipe, override
 from deepcluster.evaluate.trainer import epochs, train
 from deepcluster.models.alexnet import ConvThenLinear
 from deepcluster.models.backbone import Backbone
@@ -117,77 +118,19 @@ class TransferNetwork(nn.Module):
         return logits
 
 
-@dataclass(frozen=True)
-class FineTuneRecipe:
-    """How long and how fast; the defaults are DeepCluster's published evaluation of VOC 2007.
-
-    Attributes:
-        iterations: batches.
-        batch: images in each.
-        lr: learning rate, halved every `step` iterations.
-        step: see `lr`.
-        momentum, weight_decay: of SGD.
-        clip: the largest norm of the gradient of all weights together.
-        crop_scale, crop_ratio: of random crops, in training and in the test.
-        draw_top: see `TransferNetwork`.
-    """
-
-    iterations: int = 80_000
-    batch: int = 16
-    lr: float = 0.003
-    step: int = 5_000
-    momentum: float = 0.9
-    weight_decay: float = 1e-6
-    clip: float = 10.0
-    crop_scale: tuple[float, float] = (0.1, 0.5)
-    crop_ratio: tuple[float, float] = (1.0, 1.0)
-    draw_top: bool = False
-
-    def __post_init__(self) -> None:
-        if min(self.iterations, self.batch, self.step) < 1:
-            raise DeepClusterError(
-                f"--iterations {self.iterations}, --batch-size {self.batch} and --step {self.step} train nothing: give"
-                " 1 or more of each."
-            )
-        if not (self.lr > 0 and self.weight_decay >= 0):
-            raise DeepClusterError(
-                f"--lr {self.lr} with --weight-decay {self.weight_decay} cannot train: give --lr above 0 and"
-                " --weight-decay from 0 up."
-            )
-
-    def learning_rate(self, iteration: int) -> float:
-        """The learning rate of an iteration, counted from 0."""
-        return self.lr * 0.5 ** (iteration // self.step)
-
-    def views(self, backbone: Backbone) -> ViewGroup:
-        """Random crops and flips of training and test."""
-        return ViewGroup(
-            size=backbone.image_size,
-            crop_scale=self.crop_scale,
-            crop_ratio=self.crop_ratio,
-            mean=backbone.mean,
-            std=backbone.std,
-        )
-
-
-def recipe_of(name: RecipeName, mode: FineTuneMode, **changes: Any) -> FineTuneRecipe:
-    """The recipe of a paper's code, with changes (None = as it is).
-
-    "deepercluster" (arXiv 1905.01278 §4): 150,000 iterations; decay 1e-5 and a step of 20,000 for fc6-8, 1e-4 and
-    10,000 for all; usual random crops; every new layer drawn N(0, .01).
-    """
-    recipes = {
-        "deepcluster": FineTuneRecipe(),
-        "deepercluster": FineTuneRecipe(
+def recipe_of(name: RecipeName, mode: FineTuneMode, **changes: Any) -> Recipe:
+    """The recipe of a paper's code, with changes; see `override`."""
+    recipe = MLP["deepcluster"]
+    if name == "deepercluster":
+        recipe = replace(
+            recipe,
+            about="DeeperCluster's fine-tuning on VOC (arXiv 1905.01278 §4)",
             iterations=150_000,
             step=20_000 if mode == "fc6-8" else 10_000,
-            weight_decay=1e-5 if mode == "fc6-8" else 1e-4,
-            crop_scale=(0.08, 1.0),
-            crop_ratio=(3 / 4, 4 / 3),
-            draw_top=True,
-        ),
-    }
-    return replace(recipes[name], **{name: value for name, value in changes.items() if value is not None})
+            weight_decay=(1e-5,) if mode == "fc6-8" else (1e-4,),
+            views="resized",
+        )
+    return override(recipe, **changes)
 
 
 def multilabel_loss(logits: Tensor, labels: Tensor) -> Tensor:
@@ -205,7 +148,7 @@ def finetune(
     network: nn.Module,
     pixels: Pixels,
     labels: np.ndarray,
-    recipe: FineTuneRecipe,
+    recipe: Recipe,
     views: ViewGroup,
     *,
     seed: int,
@@ -241,7 +184,7 @@ def finetune(
         return Loader(
             pixels,
             order,
-            batch_size=recipe.batch,
+            batch_size=recipe.batch_size,
             transform=RandomViews(views),
             key=(seed, VIEWS, epoch),
             start=first,
@@ -258,14 +201,14 @@ def finetune(
         [network],
         torch.optim.SGD(
             [weight for weight in network.parameters() if weight.requires_grad],
-            lr=recipe.lr,
+            lr=recipe.lr[0],
             momentum=recipe.momentum,
-            weight_decay=recipe.weight_decay,
+            weight_decay=recipe.weight_decay[0],
         ),
-        epochs(one_epoch, -(-len(order) // recipe.batch)),
+        epochs(one_epoch, -(-len(order) // recipe.batch_size)),
         loss,
         steps=recipe.iterations,
-        learning_rate=lambda step, group: recipe.learning_rate(step),
+        learning_rate=lambda step, group: recipe.lr[0] * 0.5 ** (step // recipe.step),
         clip=recipe.clip,
         seed=seed,
         resume=resume,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor
 from deepcluster.engine.checkpoint import preserve_random_state
 from deepcluster.engine.log import Screen
 from deepcluster.errors import BadImage, DeepClusterError
+from deepcluster.evaluate.linear.context import check_choice
 from deepcluster.evaluate.result import Result
 from deepcluster.evaluate.voc.annotation import VOID
 from deepcluster.evaluate.voc.dataset import open_voc
@@ -25,7 +26,6 @@ from deepcluster.evaluate.voc.training import (
     Examples,
     SGDConfig,
     Trained,
-    check_choice,
     normalize,
     train_and_score,
 )
@@ -91,7 +91,7 @@ def voc_segmentation(
         DeepClusterError: no such set or split, or settings that exclude each other.
         Interrupted: Ctrl-C; called again with the same settings, it continues to the bit.
     """
-    check_choice("train", train, Trained)
+    check_choice("train", train, get_args(Trained))
     if redraw and not isinstance(subject.backbone.trunk, ConvThenLinear):
         raise DeepClusterError(f"{subject.backbone.name} has no fc6 and fc7 to redraw: leave out --redraw.")
     if draws < 1 or crop < 1:

@@ -9,7 +9,7 @@ import itertools
 from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -41,12 +41,6 @@ Trained = Literal["all", "fc6-8"]
 """What of a network is trained: every weight, or the layers behind the convolutions; the papers' two columns."""
 
 Network = TypeVar("Network", bound=MapNetwork)
-
-
-def check_choice(option: str, value: str, choices: Any) -> None:
-    """Refuses a value that is not one of a Literal's. Raises: DeepClusterError."""
-    if value not in get_args(choices):
-        raise DeepClusterError(f"There is no --{option} {value}: use {' or '.join(get_args(choices))}.")
 
 
 @dataclass(frozen=True)
