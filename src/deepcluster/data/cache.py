@@ -25,6 +25,7 @@ from deepcluster.data.cache_folder import cache_folder
 from deepcluster.data.decode_pool import Decoded, decode_batch, decode_batches
 from deepcluster.data.source import ImageSource
 from deepcluster.digest import digest
+from deepcluster.distributed import ProcessGroup
 from deepcluster.errors import DeepClusterError
 
 #: Bytes up to which decoded images simply live in memory.
@@ -310,3 +311,12 @@ def _checked(pixels: StoredPixels) -> StoredPixels:
             f"the first is {pixels.source.path(index)}: {reason}"
         )
     return pixels
+
+
+def agree_on_bad(pixels: Pixels, group: ProcessGroup) -> None:
+    """Tells all processes which images any of them could not decode."""
+    if not group.is_single:
+        for text in group.gather_strings(json.dumps(pixels.bad)):
+            pixels.bad.update({int(index): reason for index, reason in json.loads(text).items()})
+        if isinstance(pixels, StoredPixels):
+            pixels.good = np.setdiff1d(pixels.good, np.fromiter(pixels.bad, np.int64, len(pixels.bad)))

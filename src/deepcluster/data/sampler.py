@@ -16,7 +16,7 @@ POLICIES = ("uniform", "images", "published")
 
 
 def epoch_order(assignment: np.ndarray | Tensor, length: int, policy: str, generator: torch.Generator) -> Tensor:
-    """Indices of the images of one epoch.
+    """(length,) int64 indices of the images of one epoch.
 
     Args:
         assignment: (N,) int64 cluster of each image; -1 = none, never drawn.
@@ -26,9 +26,6 @@ def epoch_order(assignment: np.ndarray | Tensor, length: int, policy: str, gener
             `images`: each image equally often, counts differing by one at most.
             `published`: what the published code does in effect, see `_published`.
         generator: source of the draw, on the CPU.
-
-    Returns:
-        (length,) int64.
 
     Raises:
         DeepClusterError: the policy is unknown, or no image has a cluster.

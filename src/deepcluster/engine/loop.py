@@ -74,12 +74,8 @@ class TrainContext:
 
 
 def fit(c: TrainContext, state: TrainState) -> None:
-    """Trains until the run's epochs are done, from wherever `state` stands.
-
-    Raises:
-        Interrupted: after a checkpoint was saved, when the run was told to stop.
-        DeepClusterError: the loss is no longer a number.
-    """
+    """Trains until the run's epochs are done, from wherever `state` stands. Raises Interrupted after a checkpoint was
+    saved when the run is told to stop, and DeepClusterError where the loss is no longer a number."""
     run, method, group, per_epoch = c.run, c.method, c.group, state.steps_per_epoch
     total, clip = run.epochs * per_epoch, run.optimizer.clip
     scaler = getattr(c.fabric.strategy.precision, "scaler", None)
@@ -159,11 +155,7 @@ def segments(method: Method, epoch: int, per_epoch: int) -> Iterator[tuple[int, 
 
 def refresh(c: TrainContext, state: TrainState, *, last: bool = False) -> Clustering | None:
     """Extracts the features of all images and clusters them; the method takes the clusters as targets. The last
-    clustering, which the saved model assigns by, always uses plain views.
-
-    Raises:
-        Interrupted: while features were extracted; nothing has changed then, and the state is saved.
-    """
+    clustering, which the saved model assigns by, always uses plain views."""
     started, seconds = time.perf_counter(), 0.0
     before = c.method.last_assignment.cpu().numpy().copy()
 
@@ -175,7 +167,7 @@ def refresh(c: TrainContext, state: TrainState, *, last: bool = False) -> Cluste
 
     try:
         clustering = c.method.refresh(extract_features, (c.run.seed, REFRESH, state.step))
-    except Interrupted:
+    except Interrupted:  # while features were extracted: nothing has changed yet
         save(c, state)
         raise
     state.refreshed = state.step
@@ -218,11 +210,8 @@ def features_file(folder: Path, group: ProcessGroup) -> Path:
 
 
 def end_epoch(c: TrainContext, state: TrainState) -> None:
-    """Evaluates the epoch that has just ended, saves the run, and keeps the checkpoints that are to be kept.
-
-    Raises:
-        Interrupted: during the evaluation; the epoch is evaluated when the run goes on.
-    """
+    """Evaluates the epoch that has just ended (again when the run goes on, if it is interrupted), saves, and keeps the
+    checkpoints that are to be kept."""
     epoch = state.step // state.steps_per_epoch - 1
     try:
         c.monitor.after_epoch(c, state, epoch)

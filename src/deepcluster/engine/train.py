@@ -15,7 +15,7 @@ from lightning_fabric import Fabric
 
 from deepcluster import config as settings
 from deepcluster.config import TrainRun
-from deepcluster.data.cache import Pixels, load_pixels
+from deepcluster.data.cache import Pixels, agree_on_bad, load_pixels
 from deepcluster.data.open import open_images
 from deepcluster.data.source import ImageSource
 from deepcluster.distributed import ProcessGroup, current
@@ -32,7 +32,6 @@ from deepcluster.engine.optim import make_optimizer
 from deepcluster.engine.signals import stop_signals
 from deepcluster.engine.subject import short_side
 from deepcluster.errors import DeepClusterError
-from deepcluster.features.extract import agree_on_bad
 from deepcluster.io import write_json
 from deepcluster.methods.base import Method
 from deepcluster.methods.clusterer import Clusterer

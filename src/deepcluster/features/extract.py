@@ -6,7 +6,6 @@ Nothing here knows about clustering or training.
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -16,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from deepcluster.data.cache import Pixels, StoredPixels
+from deepcluster.data.cache import Pixels, agree_on_bad
 from deepcluster.data.loader import Loader
 from deepcluster.data.transforms import CenterCrop, Transform
 from deepcluster.distributed import SINGLE, ProcessGroup
@@ -84,7 +83,8 @@ def extract(
     images = pixels.good if only is None else only
     first, last = group.row_range(len(images))
     order = torch.from_numpy(np.asarray(images[first:last]))
-    checks = _batches_of_all(group, len(images), batch_size)
+    ranges = [ProcessGroup(rank, group.size).row_range(len(images)) for rank in range(group.size)]
+    checks = min(-(-(stop - start) // batch_size) for start, stop in ranges)  # batches that every process has
     loader = Loader(
         pixels,
         order,
@@ -123,21 +123,6 @@ def extract(
         return index, forward(black)[:0].numpy()
     assert (np.diff(index) > 0).all(), "every image must be extracted exactly once"
     return index, features[:filled]
-
-
-def _batches_of_all(group: ProcessGroup, count: int, batch_size: int) -> int:
-    """Batches that every process has of its share of `count` images."""
-    shares = [ProcessGroup(rank, group.size).row_range(count) for rank in range(group.size)]
-    return min(-(-(last - first) // batch_size) for first, last in shares)
-
-
-def agree_on_bad(pixels: Pixels, group: ProcessGroup) -> None:
-    """All processes know of all images that any of them could not decode."""
-    if not group.is_single:
-        for text in group.gather_strings(json.dumps(pixels.bad)):
-            pixels.bad.update({int(index): reason for index, reason in json.loads(text).items()})
-        if isinstance(pixels, StoredPixels):
-            pixels.good = np.setdiff1d(pixels.good, np.fromiter(pixels.bad, np.int64, len(pixels.bad)))
 
 
 def _tapped(backbone: Backbone, images: Tensor, tap: str | None) -> Tensor:

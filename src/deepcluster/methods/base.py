@@ -131,8 +131,6 @@ class Method(nn.Module, ABC):
         """(N,) int64, the assignment of the last `refresh`, to compare the next one with."""
         return self.assignment
 
-    # Several processes.
-
     @property
     def local_parameters(self) -> list[nn.Parameter] | None:
         """Parameters that only this process has, perhaps none; all others are the same on each, their gradients to be
