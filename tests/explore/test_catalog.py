@@ -56,7 +56,8 @@ def check_table(catalog: Catalog, labels: np.ndarray) -> None:
 def test_table_is_what_counting_gives_before_and_after_edits() -> None:
     catalog, vectors, labels = scene()
     check_table(catalog, labels)
-    catalog.set_vectors(vectors)
+    catalog.vectors = vectors
+    catalog.refresh()
     edits = (
         {"op": "merge", "clusters": [0, 1]},
         {"op": "move", "images": [3, 7, 9], "to": 2},
@@ -85,7 +86,8 @@ def test_table_is_what_counting_gives_before_and_after_edits() -> None:
 def test_many_changed_clusters_are_what_one_after_the_other_gives(seen: bool) -> None:
     catalog, vectors, labels = scene(600, 40)
     if seen:
-        catalog.set_vectors(vectors)
+        catalog.vectors = vectors
+        catalog.refresh()
     draw = np.random.default_rng(2)
     centers = catalog._centroids()
     for _ in range(4):

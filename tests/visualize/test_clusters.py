@@ -10,12 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from deepcluster.data.arrays import open_array
 from deepcluster.engine.run import Run, load_run
 from deepcluster.errors import DeepClusterError
-from deepcluster.visualize.clustered_images import clustered_images
+from deepcluster.visualize.clustered_images import ClusteredImages, clustered_images
 from deepcluster.visualize.clusters import (
     Contact,
-    choose_images,
     contact,
     contact_sheet,
     draw_clusters,
@@ -27,11 +27,17 @@ from deepcluster.visualize.images import grid, thumbnail
 from .conftest import rewritten
 
 
+def images_in(assignment: np.ndarray, distance: np.ndarray) -> ClusteredImages:
+    """Unlabelled images with these clusters and distances."""
+    source = open_array(np.zeros((len(assignment), 1, 1, 3), np.uint8), "array")
+    return ClusteredImages(source, assignment, distance, 4)
+
+
 @given(st.lists(st.tuples(st.integers(-1, 3), st.floats(0, 9, width=32)), min_size=1, max_size=40), st.integers(0, 6))
 def test_nearest_come_first_farthest_last_and_none_is_in_both(rows: list[tuple[int, float]], far: int) -> None:
     assignment = np.array([cluster for cluster, _ in rows])
     distance = np.array([value for _, value in rows], np.float32)
-    found = contact(2, assignment, distance, images=5, farthest=far)
+    found = contact(images_in(assignment, distance), 2, images=5, farthest=far)
     expected = sorted((index for index, row in enumerate(rows) if row[0] == 2), key=lambda i: (distance[i], i))
     assert found.nearest.tolist() == expected[:5]
     assert found.farthest.tolist() == (expected[5:][-far:] if far else [])
@@ -43,9 +49,9 @@ def test_nearest_come_first_farthest_last_and_none_is_in_both(rows: list[tuple[i
 
 
 def test_unknown_distances_are_sorted_last_and_not_averaged() -> None:
-    found = contact(0, np.zeros(3, np.int64), np.array([np.nan, 3.0, 1.0]), images=3)
+    found = contact(images_in(np.zeros(3, np.int64), np.array([np.nan, 3.0, 1.0])), 0, images=3)
     assert found.nearest.tolist() == [2, 1, 0] and found.distance == 2.0
-    without = contact(0, np.zeros(3, np.int64), np.full(3, np.nan), images=2)
+    without = contact(images_in(np.zeros(3, np.int64), np.full(3, np.nan)), 0, images=2)
     assert without.nearest.tolist() == [0, 1] and without.distance is None
 
 
@@ -61,14 +67,14 @@ def test_largest_clusters_come_first() -> None:
 
 def test_a_sheet_shows_the_chosen_images_and_reads_no_others(run: Run) -> None:
     shown = clustered_images(run, "clusters")
-    contacts = choose_images(shown, largest(shown.sizes)[:2], images=3, farthest=1)
+    contacts = [contact(shown, int(number), images=3, farthest=1) for number in largest(shown.sizes)[:2]]
     reads: list[int] = []
 
     def read(index: int) -> np.ndarray:
         reads.append(int(index))
         return shown.source.read(int(index))
 
-    page = contact_sheet(contacts, read, side=96, columns=3)
+    page = contact_sheet(contacts, read, columns=3)
     expected = [index for each in contacts for index in [*each.nearest, *each.farthest]]
     assert reads == expected and len(expected) == 8
     assert page.shape[1] == 3 * 100 + 4
@@ -87,7 +93,7 @@ def test_clusters_asked_for_get_a_page_each(run: Run) -> None:
 def test_images_without_distances_come_in_the_order_of_the_source(run: Run) -> None:
     (run.folder / "distance.npy").unlink()
     shown = clustered_images(run, "clusters")
-    (found,) = choose_images(shown, largest(shown.sizes)[:1], images=60, farthest=0)
+    found = contact(shown, int(largest(shown.sizes)[0]), images=60)
     assert found.distance is None and found.nearest.tolist() == sorted(found.nearest.tolist())
 
 

@@ -57,6 +57,7 @@ class Catalog:
         centroids: gives the (K, P) centers; asked for when they are first needed.
 
     Attributes:
+        vectors: with them the centers of changed clusters are exact; `refresh` after they are set.
         version: another number after every change; pages ask by it whether to look again.
         own: (N,) float32 distance of each image to the center of its group now.
     """
@@ -79,11 +80,6 @@ class Catalog:
         if labels is not None and len(labels) == len(self.groups) and (np.asarray(labels) >= 0).any():
             self.labels, self.classes = np.asarray(labels, np.int64), classes
         self.version += 1
-
-    def set_vectors(self, vectors: Vectors) -> None:
-        """Take vectors, with which the centers of changed clusters are exact."""
-        self.vectors = vectors
-        self.refresh()
 
     def refresh(self) -> None:
         """Measure again all clusters that are not as they were found."""
@@ -188,13 +184,9 @@ class Catalog:
     def members(self, group: int, *, farthest: bool = False, offset: int = 0, limit: int = 100) -> dict[str, Any]:
         """A page of a group's images, by distance to its center; unknown distances come last."""
         self._row(group)
-        return self.page(self.by_distance(group, farthest), offset, limit)
-
-    def by_distance(self, group: int, farthest: bool = False) -> np.ndarray:
-        """(M,) int64, the images of a group by their distance to its center."""
         members = self.groups.members(group)
         own = self.own[members]
-        return members[np.argsort(-own if farthest else own, kind="stable")]
+        return self.page(members[np.argsort(-own if farthest else own, kind="stable")], offset, limit)
 
     def nearest(self, groups: list[int], count: int = 8) -> dict[int, list[tuple[int, float]]]:
         """The groups whose centers are nearest to those of `groups`, nearest first, with the distance; hidden ones are
@@ -226,12 +218,11 @@ class Catalog:
 
     def _covers(self) -> np.ndarray:
         """(G,) int64, the image nearest to the center of each group, found for all of them in one pass."""
-        group = self.groups.group + 1
+        numbers = self.table().number
         order = np.argsort(self.own, kind="stable")[::-1]  # the nearest is written last, what is unknown first
-        first = np.zeros(int(group.max(initial=0)) + 1, np.int64)
-        first[group[order]] = order
-        result: np.ndarray = first[self.table().number + 1]
-        return result
+        first = np.zeros(len(numbers), np.int64)
+        first[np.searchsorted(numbers, self.groups.group[order])] = order
+        return first
 
     def outliers(self, offset: int = 0, limit: int = 100) -> dict[str, Any]:
         """Images farther from their center than others of their cluster are, the most extreme first.
@@ -239,15 +230,12 @@ class Catalog:
         The score is the distance over the cluster's mean distance; clusters of one image, and hidden ones, have none.
         """
         table = self.table()
-        group = self.groups.group
-        mean = np.full(int(group.max(initial=0)) + 2, np.nan, np.float32)
         usable = (table.size > 2) & (table.number >= 0) & self._visible(table.number)
-        mean[table.number[usable]] = table.distance[usable]
+        mean = np.where(usable, table.distance, np.nan)
         with np.errstate(divide="ignore", invalid="ignore"):
-            score = self.own / mean[group]  # the last place, at -1, stays unknown
+            score = self.own / mean[np.searchsorted(table.number, self.groups.group)]
         known = np.flatnonzero(np.isfinite(score))
-        order = known[np.argsort(-score[known], kind="stable")]
-        page = self.page(order, offset, limit)
+        page = self.page(known[np.argsort(-score[known], kind="stable")], offset, limit)
         for one in page["images"]:
             one["score"] = _number(score[one["id"]])
         return page
@@ -287,9 +275,7 @@ class Catalog:
         """The group that a new image of the found `cluster`, at (P,) `vector`, belongs to after all edits."""
         now = np.unique(self.groups.group[self.groups.original == cluster])
         now = now[now >= 0]
-        if not len(now):
-            return cluster
-        return int(now[np.argmin(np.linalg.norm(self._centers(now) - vector, axis=1))])
+        return int(now[np.linalg.norm(self._centers(now) - vector, axis=1).argmin()]) if len(now) else cluster
 
     def _row(self, group: int) -> int:
         found = self.table().row.get(group)
@@ -300,15 +286,11 @@ class Catalog:
     def _count(self) -> Table:
         group = self.groups.group + 1  # -1 gets a place
         counts = np.bincount(group)
-        number = np.flatnonzero(counts)
-        known = np.isfinite(self.own)
-        own = np.where(known, self.own, 0)
-        measured = np.bincount(group, known, minlength=len(counts))[number]
-        total = np.bincount(group, own, minlength=len(counts))[number]
+        number, known = np.flatnonzero(counts), np.isfinite(self.own)
         with np.errstate(invalid="ignore"):
-            distance = (total / np.where(measured > 0, measured, np.nan)).astype(np.float32)
+            distance = np.bincount(group, np.where(known, self.own, 0)) / np.bincount(group, known)
         label, purity = self._majority(group, len(counts))
-        return Table(number - 1, counts[number], distance, label[number], purity[number])
+        return Table(number - 1, counts[number], distance[number].astype(np.float32), label[number], purity[number])
 
     def _majority(self, group: np.ndarray, groups: int) -> tuple[np.ndarray, np.ndarray]:
         """(groups,) most frequent class and its share."""

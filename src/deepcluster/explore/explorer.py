@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import io
 import json
 import shutil
@@ -86,8 +87,8 @@ class Explorer:
             self.notices.append(f"Edits of an earlier clustering were put aside as {self.journal.set_aside.name}.")
         self.thumbs = Thumbs(self.folder / "thumbs", lambda: self.jobs["images"].wait(120))
         self.jobs: dict[str, Job] = {
-            "images": Job("opening the images", lambda job: self._open(source), self._opened),
-            "vectors": Job("computing features", self._describe, self._described),
+            "images": Job("opening the images", lambda job: self._open(source)),
+            "vectors": Job("computing features", self._describe),
             "duplicates": Job("looking for near-duplicates", self._twins),
             "export": Job("exporting", lambda job: None),
             **{f"map {name}": Job("laying out the map", partial(self._layout, name)) for name in layout.LAYOUTS},
@@ -200,9 +201,7 @@ class Explorer:
             raise DeepClusterError(f"There is no export as {kind!r}: choose one of {', '.join(EXPORTS)}.")
         out, source = self.folder / "exports" / EXPORTS[kind], self.source
         with self.lock:  # what is exported is the state of now, whatever is edited meanwhile
-            now = Groups(self.groups.original)
-            now.group, now.names = self.groups.group.copy(), dict(self.groups.names)
-            now.hidden, now.selected = set(self.groups.hidden), self.groups.selected.copy()
+            now = copy.deepcopy(self.groups)
         only = np.flatnonzero(now.selected) if selection else None
 
         def write(job: Job) -> dict[str, Any]:
@@ -250,26 +249,25 @@ class Explorer:
             )
         if self._own_images:  # one image more and one less, and every file would have its neighbor's cluster
             check_training_images(self.run, found, len(self.groups))
-        return found
-
-    def _opened(self, source: ImageSource) -> None:
         with self.lock:
-            self.catalog.set_labels(source.labels, tuple(map(exports.plain_text, source.classes)))
+            self.catalog.set_labels(found.labels, tuple(map(exports.plain_text, found.classes)))
         if self.journal.done and any(self.folder.glob("vectors-*.npy")):
             self.jobs["vectors"].start()  # of edited clusters, centers and distances are those of their images
+        return found
 
     def _describe(self, job: Job) -> Vectors:
         source = self.jobs["images"].wait()
-        return vectors.make(self.run, source, self.folder, source.fingerprint(), job)
-
-    def _described(self, found: Vectors) -> None:
+        found = vectors.make(self.run, source, self.folder, source.fingerprint(), job)
         with self.lock:
-            self.catalog.set_vectors(found)
+            self.catalog.vectors = found
+            self.catalog.refresh()
+        return found
 
     def _waited_vectors(self, job: Job) -> Vectors:
         """The vectors, for a job that needs them; it tells their progress as its own meanwhile."""
         before = self.jobs["vectors"]
-        before.start(again=before.state == "failed")
+        before.reset()
+        before.start()
         while before.state != "done":
             before.wait(0.2)
             job.tell(before.count, before.total, before.stage)

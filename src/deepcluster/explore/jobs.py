@@ -19,11 +19,10 @@ class Job:
     Args:
         title: what the page calls it.
         work: computes the result; gets the job, whose `tell` it calls now and then.
-        done: called with the result before it becomes available.
     """
 
-    def __init__(self, title: str, work: Callable[[Job], Any], done: Callable[[Any], None] = lambda result: None):
-        self.title, self._work, self._done = title, work, done
+    def __init__(self, title: str, work: Callable[[Job], Any]) -> None:
+        self.title, self._work = title, work
         self.state = "waiting"
         self.error = ""
         self.count = self.total = 0
@@ -34,10 +33,10 @@ class Job:
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
 
-    def start(self, *, again: bool = False) -> Job:
-        """Start it, unless it was started before; `again` restarts a job that has ended."""
+    def start(self) -> Job:
+        """Start it, unless it was started before."""
         with self._lock:
-            if self.state == "waiting" or (self.state in ("done", "failed") and again):
+            if self.state == "waiting":
                 self.state, self.error, self.count, self.total = "running", "", 0, 0
                 self._ended.clear()
                 self._thread = threading.Thread(target=self._run, name=f"explore: {self.title}", daemon=True)
@@ -80,15 +79,11 @@ class Job:
 
     def as_dict(self) -> dict[str, Any]:
         """For the page."""
-        return {
-            "title": self.title, "state": self.state, "stage": self.stage, "count": self.count, "total": self.total,
-            "error": self.error,
-        }  # fmt: skip
+        return {name: getattr(self, name) for name in ("title", "state", "stage", "count", "total", "error")}
 
     def _run(self) -> None:
         try:
             self.result = self._work(self)
-            self._done(self.result)
             self.state = "done"
         except Stopped:
             self.state = "waiting"

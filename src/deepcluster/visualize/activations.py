@@ -13,6 +13,7 @@ from typing import Literal
 
 import numpy as np
 import torch
+from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
 from deepcluster.clustering.whitening import Whitening
@@ -142,9 +143,6 @@ def maximize(
 
     Args:
         objective_of: the objective for some of the `numbers`, one image each.
-
-    Raises:
-        DeepClusterError: steps or lr are not above zero.
     """
     default_steps, default_lr, default_decay = DEFAULTS[recipe]
     steps, lr = default_steps if steps is None else steps, default_lr if lr is None else lr
@@ -161,13 +159,11 @@ def maximize(
             objective = objective_of(part)
             if smooth:
                 objective -= smooth * total_variation()
-            part_seed = seed + 1_000_003 * number
-            images += list(
-                maximizer(
-                    network, objective, len(part), size=size or subject.image_size, steps=steps, lr=lr, decay=decay,
-                    seed=part_seed, check=bar,
-                ).images
+            found = maximizer(
+                network, objective, len(part), size=size or subject.image_size, steps=steps, lr=lr, decay=decay,
+                seed=seed + 1_000_003 * number, check=bar,
             )  # fmt: skip
+            images += list(found.images)
     return [_in_gray(image, recipe) for image in images] if sees_no_colors(subject) else images
 
 
@@ -204,10 +200,6 @@ def maximize_pixels(
     Args:
         network: without normalization.
         objective: for `count` images; the paper's is `contrast`.
-        size: side of the images in pixels.
-        lr: length of a step, of the gradient as one long vector; the authors advise 3 with 30,000 steps for the
-            first layer and 30 with 3,000 for the last.
-        decay: of the squared length of the image.
         check: called with 1 after each step.
     """
     images = START + NOISE * torch.randn(count, 3, size, size, generator=seeded(seed, _PIXELS))
@@ -219,7 +211,8 @@ def maximize_pixels(
         length = gradient.flatten(1).norm(dim=1).clamp_min(1e-12)
         images = images.detach() + lr * gradient / length[:, None, None, None]
         if (step + 1) % BLUR_EVERY == 0:
-            images = _blurred(images)
+            blurred = gaussian_filter(images.cpu().numpy(), (0, 0, BLUR, BLUR))
+            images = torch.from_numpy(blurred).to(images.device)
         check(1)
     return Maximized(displayed(images), before, _score(network, images, objective))
 
@@ -233,7 +226,6 @@ def maximize_spectrum(
     steps: int = 256,
     lr: float = 0.05,
     decay: float = 0.0,
-    views: RandomViews | None = None,
     seed: int = 0,
     check: Check = lambda steps: None,
 ) -> Maximized:
@@ -242,18 +234,14 @@ def maximize_spectrum(
     Args:
         network: with its normalization; images have colors in 0 to 1.
         objective: for `count` images, such as `channel` or `closeness`.
-        size: side of the images in pixels.
-        decay: of the squared length of the image.
-        views: the random views; None = those of `RandomViews`.
     """
-    views = views or RandomViews()
     objective = objective - decay * l2() if decay else objective
     spectrum = random_spectrum(count, size, seeded(seed, _SPECTRUM)).to(network.device).requires_grad_(True)
     adam = torch.optim.Adam([spectrum], lr=lr)
     before = _score(network, spectrum_to_image(spectrum.detach()), objective)
     for step in range(steps):
         colors = spectrum_to_image(spectrum)
-        viewed = views(colors, seeded(seed, _VIEWS, step))
+        viewed = RandomViews()(colors, seeded(seed, _VIEWS, step))
         (spectrum.grad,) = torch.autograd.grad(-network.score(viewed, objective, colors).sum(), spectrum)
         adam.step()
         check(1)
@@ -317,12 +305,6 @@ def _in_gray(image: np.ndarray, recipe: Recipe) -> np.ndarray:
     if recipe == "paper":  # the mean of three independent colors has less contrast than each
         gray = (gray - gray.mean()) / max(float(gray.std()), 1e-5) * SHOWN_STD + SHOWN_MEAN
     return np.repeat(np.round(255 * np.clip(gray, 0, 1)).astype(np.uint8), 3, axis=2)
-
-
-def _blurred(images: Tensor) -> Tensor:
-    from scipy.ndimage import gaussian_filter
-
-    return torch.from_numpy(gaussian_filter(images.cpu().numpy(), (0, 0, BLUR, BLUR))).to(images.device)
 
 
 def _bytes(colors: Tensor) -> np.ndarray:

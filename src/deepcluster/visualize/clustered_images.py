@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
@@ -56,29 +57,26 @@ def clustered_images(subject: Subject, what: str, data: Any = None, screen: Scre
         DeepClusterError: there are no clusters, or the images are gone or are others than the run was trained on.
     """
     run = require_clusters(subject, what)
-    k = len(run.centroids)
     if data is None:
-        source, assignment = run.source(), np.asarray(run.assignment)
-        check_training_images(run, source, len(assignment))
-        return ClusteredImages(source, assignment, known_distance(run), k)
+        source = run.source()
+        check_training_images(run, source, len(run.assignment))
+        return training_clusters(run, source)
     pixels = run.pixels(data)
     with (screen or SILENT).bar("images", len(pixels)) as bar:
         found = run.assign(pixels, bar)
-    return ClusteredImages(pixels.source, np.asarray(found.cluster), np.asarray(found.distance), k)
+    return ClusteredImages(pixels.source, np.asarray(found.cluster), np.asarray(found.distance), len(run.centroids))
 
 
-def known_distance(run: Run) -> np.ndarray:
-    """(N,) distance of the training images to their centers; NaN where the run has not kept it."""
-    kept = run.distance
-    return np.full(len(run.assignment), np.nan, np.float32) if kept is None else kept
+def training_clusters(run: Run, source: ImageSource) -> ClusteredImages:
+    """The training images with the clusters that the run kept."""
+    assignment, distance = np.asarray(run.assignment), run.distance
+    if distance is None:
+        distance = np.full(len(assignment), np.nan, np.float32)
+    return ClusteredImages(source, assignment, distance, len(run.centroids))
 
 
 def require_run(subject: Subject, what: str) -> Run:
-    """The subject, which must be a run folder.
-
-    Raises:
-        DeepClusterError: it is a network alone.
-    """
+    """The subject; a DeepClusterError where it is a network alone and no run folder."""
     from deepcluster.engine.run import Run
 
     if not isinstance(subject, Run):
@@ -89,11 +87,7 @@ def require_run(subject: Subject, what: str) -> Run:
 
 
 def require_clusters(subject: Subject, what: str) -> Run:
-    """The subject, which must be a run that has clusters.
-
-    Raises:
-        DeepClusterError: it is a network alone, or a run without clusters.
-    """
+    """The subject; a DeepClusterError where it is a network alone, or a run without clusters."""
     run = require_run(subject, what)
     if not run.clustered:
         why = "has no clusters" if run.params.finds_clusters else "predicts rotations alone and has no clusters"
@@ -102,10 +96,7 @@ def require_clusters(subject: Subject, what: str) -> Run:
 
 
 def check_training_images(run: Run, source: ImageSource, images: int) -> None:
-    """
-    Raises:
-        DeepClusterError: the source does not hold the `images` images that the run was trained on.
-    """
+    """A DeepClusterError where the source does not hold the `images` images that the run was trained on."""
     if len(source) != images or source.fingerprint() != run.config["source_fingerprint"]:
         raise DeepClusterError(
             f"{source.name} no longer holds the images that {run.folder} was trained on: put them back, or give --data."
@@ -153,10 +144,9 @@ def reader(source: ImageSource, side: int) -> Callable[[int], np.ndarray | None]
     """`read(index)` for thumbnails of `side` pixels; it gives None for an image that cannot be read any more."""
 
     def read(index: int) -> np.ndarray | None:
-        try:
+        with suppress(BadImage, DeepClusterError, OSError, ValueError):
             return source.read(int(index), side)
-        except (BadImage, DeepClusterError, OSError, ValueError):
-            return None
+        return None
 
     return read
 

@@ -61,7 +61,7 @@ def draw_clusters(
             raise DeepClusterError(f"There is no cluster {number} in {run.folder}; its clusters are 0 to {k - 1}.")
     shown = clustered_images(run, "clusters", data, screen)
     numbers = np.array(only, np.int64) if only else largest(shown.sizes)[:clusters]
-    contacts = choose_images(shown, numbers, images=images, farthest=farthest)
+    contacts = [contact(shown, int(number), images=images, farthest=farthest) for number in numbers]
     read, columns = reader(shown.source, SIDE), max(1, min(images, 12))
     if not only:
         return [style.save(contact_sheet(contacts, read, columns=columns), folder / "clusters.png")]
@@ -76,13 +76,10 @@ class Contact:
     """What one cluster looks like.
 
     Attributes:
-        cluster: its number.
-        size: images in it.
-        nearest: indices of the images nearest to the center, nearest first.
-        farthest: indices of those farthest from it, farthest last; none of them in `nearest`.
+        nearest, farthest: indices of the images nearest to the center, nearest first, and of others that are farthest
+            from it, farthest last.
         distance: mean Euclidean distance to the center; None where it is not known.
-        label: its most frequent class; None without labels.
-        purity: share of its labelled images that have that class.
+        label, purity: its most frequent class and the share of that among its labelled images; None without labels.
     """
 
     cluster: int
@@ -109,45 +106,19 @@ def largest(sizes: np.ndarray) -> np.ndarray:
     return np.argsort(-sizes, kind="stable")
 
 
-def choose_images(
-    shown: ClusteredImages, numbers: Sequence[int] | np.ndarray, *, images: int, farthest: int
-) -> list[Contact]:
-    """The images that represent each of some clusters; see `contact`."""
-    source = shown.source
-    return [
-        contact(
-            int(number), shown.cluster, shown.distance, images=images, farthest=farthest, labels=source.labels,
-            classes=source.classes,
-        )
-        for number in numbers
-    ]  # fmt: skip
-
-
-def contact(
-    cluster: int,
-    assignment: np.ndarray,
-    distance: np.ndarray,
-    *,
-    images: int = 12,
-    farthest: int = 0,
-    labels: np.ndarray | None = None,
-    classes: tuple[str, ...] = (),
-) -> Contact:
-    """Choose the images that represent one cluster.
+def contact(shown: ClusteredImages, cluster: int, *, images: int = 12, farthest: int = 0) -> Contact:
+    """Choose the images that represent one cluster; those with unknown distances come last, in the source's order.
 
     Args:
-        assignment: (N,) int64, -1 = none.
-        distance: (N,) distance of each image to its own center; NaN = unknown, sorted last in the order of the source.
         images: how many nearest ones at most.
         farthest: how many farthest ones at most, of those left.
-        labels: (N,) int64, -1 = none.
-        classes: names of the labels.
     """
-    members = np.flatnonzero(assignment == cluster)
-    members = members[np.argsort(distance[members], kind="stable")]
-    known = distance[members][np.isfinite(distance[members])]
+    members = np.flatnonzero(shown.cluster == cluster)
+    members = members[np.argsort(shown.distance[members], kind="stable")]
+    known = shown.distance[members][np.isfinite(shown.distance[members])]
     near, rest = members[:images], members[images:]
-    name, share = (None, None) if labels is None else majority(labels[members], classes)
+    labels = shown.source.labels
+    name, share = (None, None) if labels is None else majority(labels[members], shown.source.classes)
     mean = float(known.mean()) if len(known) else None
     return Contact(cluster, len(members), near, rest[max(len(rest) - farthest, 0) :], mean, name, share)
 
@@ -162,20 +133,14 @@ def majority(labels: np.ndarray, classes: tuple[str, ...]) -> tuple[str | None, 
 
 
 def contact_sheet(
-    contacts: Sequence[Contact], read: Callable[[int], np.ndarray | None], *, side: int = SIDE, columns: int = 12
+    contacts: Sequence[Contact], read: Callable[[int], np.ndarray | None], *, columns: int = 12
 ) -> np.ndarray:
-    """(H, W, 3) uint8 page with a heading and the images of every cluster, then the farthest under their own heading.
-
-    Args:
-        read: gives the pixels of an index, or None.
-        side: of a thumbnail, in pixels.
-        columns: thumbnails in a row.
-    """
-    width = columns * (side + 4) + 4
+    """(H, W, 3) uint8 page with a heading and `columns` images a row of every cluster, and of its farthest ones."""
+    width = columns * (SIDE + 4) + 4
     parts = []
     for each in contacts:
         for heading, indices in ((each.caption, each.nearest), ("farthest from the center", each.farthest)):
             if len(indices):
-                rows = grid([thumbnail(read(index), side) for index in indices], columns)
+                rows = grid([thumbnail(read(index), SIDE) for index in indices], columns)
                 parts += [padded(text_line(heading, width), top=6), padded(rows, bottom=6)]
-    return stacked(parts, gap=0) if parts else np.full((side, width, 3), WHITE, np.uint8)
+    return stacked(parts, gap=0) if parts else np.full((SIDE, width, 3), WHITE, np.uint8)

@@ -70,7 +70,7 @@ def draw_compare(
     names = short_names([subject.name, other])
     networks = dict(zip(names, (subject, second), strict=True))
     pixels = open_pixels(subject, data)
-    sheet, text = neighbor_sheet(networks, pixels, queries=queries, k=k, seed=seed, screen=screen)
+    neighbors, text = neighbor_sheet(networks, pixels, queries=queries, k=k, seed=seed, screen=screen)
     files = []
     if isinstance(subject, Run) and isinstance(second, Run):
         curves = compare_figure({names[0]: subject.metrics, names[1]: second.metrics})
@@ -80,17 +80,14 @@ def draw_compare(
     except DeepClusterError as error:
         (screen or SILENT).say(f"no picture of filters: {error}")
     else:
-        texts = {text for _, text in filters.values()}
-        legend = (
-            f"Both: {texts.pop()}"
-            if len(texts) == 1
-            else " ".join(f"{name}: {each[1]}" for name, each in filters.items())
-        )
-        page = titled(
-            named_side_by_side({name: each[0] for name, each in filters.items()}), "First-layer filters", legend
-        )
+        texts = {name: text for name, (_, text) in filters.items()}
+        if len(set(texts.values())) == 1:
+            texts = {"Both": texts[names[0]]}
+        legend = " ".join(f"{name}: {text}" for name, text in texts.items())
+        sheets = named_side_by_side({name: sheet for name, (sheet, _) in filters.items()})
+        page = titled(sheets, "First-layer filters", legend)
         files.append(style.save(page, folder / "compare-filters.png"))
-    page = titled(sheet, f"The {k} nearest images of the same queries", text[:1].upper() + text[1:])
+    page = titled(neighbors, f"The {k} nearest images of the same queries", text[:1].upper() + text[1:])
     return [*files, style.save(page, folder / "compare-neighbors.png")]
 
 

@@ -52,11 +52,7 @@ def draw_filters(
 def filter_sheet(
     subject: Subject, order: Order = "norm", shared: bool = False, sobel: Sobel = "pair"
 ) -> tuple[np.ndarray, str]:
-    """The tiles of a network's first filters, and the sentences that explain them; options as in `draw_filters`.
-
-    Raises:
-        DeepClusterError: the network does not begin with filters that can be drawn, or has no Sobel layer.
-    """
+    """The tiles of a network's first filters, and the sentences that explain them; options as in `draw_filters`."""
     weights = first_filters(subject.backbone)
     count, channels, height, width = weights.shape
     if channels == 3 and sobel != "pair":
@@ -101,9 +97,7 @@ def first_filters(backbone: Backbone) -> np.ndarray:
 def filter_order(filters: np.ndarray, order: Order = "norm") -> np.ndarray:
     """(F,) numbers of (F, C, H, W) filters in the order they are drawn.
 
-    Args:
-        order: "norm" = the strongest first; "index" = as the network has them; "pca" = along the first principal
-            component of the filters scaled to unit length, regardless of sign, so that similar ones are neighbors.
+    "pca" is along the first principal component of the filters scaled to unit length, regardless of sign.
     """
     rows = filters.reshape(len(filters), -1).astype(np.float64)
     norms = np.linalg.norm(rows, axis=1)
@@ -123,11 +117,7 @@ def filter_tiles(filters: np.ndarray, *, shared: bool = False, sobel: Sobel = "p
 
     Args:
         filters: (F, 3, H, W) as colors, or (F, 2, H, W) over the two edge maps.
-        shared: one scale for all filters, so that weak ones look weak.
-        sobel: how two channels are drawn. "pair": both in gray, left the one over horizontal differences, right the
-            one over vertical ones, as in the paper (arXiv 1807.05520 fig. 3). "direction": the hue is the direction
-            of the edge, brightness its weight. "gray": the filter of (H + 2, W + 2) on the gray image that the filter
-            and Sobel amount to together.
+        sobel: how two channels are drawn; "pair" is the paper's (arXiv 1807.05520 fig. 3), "gray" (H + 2, W + 2).
 
     Raises:
         DeepClusterError: another number of channels.

@@ -53,7 +53,6 @@ class Panel:
     """One small plot over epochs.
 
     Attributes:
-        title: what it shows, in a few words.
         unit: name and unit of the vertical axis.
         series: name -> key in metrics.jsonl.
         levels: name -> a height to compare with, drawn as a dashed line.

@@ -30,9 +30,8 @@ def thumbnail(image: np.ndarray | None, side: int) -> np.ndarray:
     """
     if image is None:
         return np.full((side, side, 3), PALE, np.uint8)
-    height, width = image.shape[:2]
-    short = min(height, width)
-    top, left = (height - short) // 2, (width - short) // 2
+    short = min(image.shape[:2])
+    top, left = (image.shape[0] - short) // 2, (image.shape[1] - short) // 2
     return _resized(image[top : top + short, left : left + short], side, side)
 
 
@@ -41,10 +40,8 @@ def letterboxed(image: np.ndarray, side: int) -> np.ndarray:
     height, width = image.shape[:2]
     scale = side / max(height, width)
     small = _resized(image, max(1, round(height * scale)), max(1, round(width * scale)))
-    page = np.full((side, side, 3), PALE, np.uint8)
-    top, left = (side - small.shape[0]) // 2, (side - small.shape[1]) // 2
-    page[top : top + small.shape[0], left : left + small.shape[1]] = small
-    return page
+    spare = [side - length for length in small.shape[:2]]
+    return np.pad(small, [*((each // 2, each - each // 2) for each in spare), (0, 0)], constant_values=PALE)
 
 
 def _resized(image: np.ndarray, height: int, width: int) -> np.ndarray:
@@ -65,11 +62,10 @@ def enlarged(image: np.ndarray, factor: int) -> np.ndarray:
 
 def framed(image: np.ndarray, color: str, width: int = 3) -> np.ndarray:
     """A copy of an (H, W, 3) image with its outermost pixels in one color."""
-    from PIL import ImageColor
+    from PIL import Image, ImageOps
 
-    found = np.full_like(image, ImageColor.getrgb(color)[:3])
-    found[width:-width, width:-width] = image[width:-width, width:-width]
-    return found
+    inner = Image.fromarray(image[width:-width, width:-width])
+    return np.asarray(ImageOps.expand(inner, border=width, fill=color))
 
 
 def padded(image: np.ndarray, *, top: int = 0, bottom: int = 0, left: int = 0, right: int = 0) -> np.ndarray:
@@ -91,57 +87,47 @@ def side_by_side(images: Sequence[np.ndarray], gap: int = 8) -> np.ndarray:
 
 
 def grid(images: Sequence[np.ndarray], columns: int, gap: int = 4) -> np.ndarray:
-    """Images in rows of `columns`, with `gap` white pixels between and around them.
+    """(H, W, 3) uint8 images in rows of `columns`, with `gap` white pixels between and around them.
 
-    Args:
-        images: (H, W, 3) uint8 each; smaller ones are padded at the right and below to the size of the largest.
-
-    Returns:
-        (rows * (H + gap) + gap, columns * (W + gap) + gap, 3) uint8.
+    Smaller images are padded at the right and below to the size of the largest.
     """
     if not images:
         return np.full((gap, gap, 3), WHITE, np.uint8)
-    height, width = (max(image.shape[axis] for image in images) + gap for axis in (0, 1))
+    height, width = (max(image.shape[axis] for image in images) for axis in (0, 1))
+    cells = [padded(one, bottom=height - one.shape[0], right=width - one.shape[1]) for one in images]
     columns = max(1, min(columns, len(images)))
-    page = np.full((-(-len(images) // columns) * height + gap, columns * width + gap, 3), WHITE, np.uint8)
-    for number, image in enumerate(images):
-        row, column = divmod(number, columns)
-        top, left = gap + row * height, gap + column * width
-        page[top : top + image.shape[0], left : left + image.shape[1]] = image
-    return page
+    rows = [side_by_side(cells[start : start + columns], gap) for start in range(0, len(cells), columns)]
+    return padded(stacked(rows, gap), top=gap, bottom=gap, left=gap, right=gap)
 
 
 def text_line(text: str, width: int, *, size: int = 14, bold: bool = False, color: str = style.INK) -> np.ndarray:
     """(H, width, 3) single line of text, ended by three dots where it is too long."""
     from PIL import Image, ImageDraw
 
-    font = _font(size, bold)
-    if font.getlength(text) > width - 8:
-        while text and font.getlength(text + "...") > width - 8:
-            text = text[:-1]
-        text = text.rstrip() + "..."
+    font, end = _font(size, bold), ""
+    while text and font.getlength(text + end) > width - 8:
+        text, end = text[:-1].rstrip(), "..."
+    text += end
     found = Image.new("RGB", (width, round(size * 1.7)), style.PAPER)
     ImageDraw.Draw(found).text((4, round(size * 0.3)), text, fill=color, font=font)
     return np.asarray(found)
 
 
-def paragraph(text: str, width: int, *, size: int = 13, color: str = style.QUIET) -> np.ndarray:
+def paragraph(text: str, width: int) -> np.ndarray:
     """(H, width, 3) text, broken between words."""
-    font, lines = _font(size, False), [""]
+    font, lines = _font(13, False), [""]
     for word in text.split():
         longer = f"{lines[-1]} {word}".strip()
-        if lines[-1] and font.getlength(longer) > width - 8:
-            lines.append(word)
-        else:
-            lines[-1] = longer
-    return stacked([text_line(line, width, size=size, color=color) for line in lines], gap=0)
+        fits = not lines[-1] or font.getlength(longer) <= width - 8
+        lines[-1:] = [longer] if fits else [lines[-1], word]
+    return stacked([text_line(line, width, size=13, color=style.QUIET) for line in lines], gap=0)
 
 
-def titled(image: np.ndarray, title: str, text: str = "", *, margin: int = 10) -> np.ndarray:
+def titled(image: np.ndarray, title: str, text: str) -> np.ndarray:
     """An image below a bold title and a paragraph that explains it, with a white margin around."""
     width = max(image.shape[1], NARROWEST)
-    head = [text_line(title, width, size=17, bold=True)] + ([paragraph(text, width)] if text else [])
-    return padded(stacked([*head, image], gap=4), top=margin, bottom=margin, left=margin, right=margin)
+    head = [text_line(title, width, size=17, bold=True), paragraph(text, width)]
+    return padded(stacked([*head, image], gap=4), top=10, bottom=10, left=10, right=10)
 
 
 @cache

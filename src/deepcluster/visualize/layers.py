@@ -40,11 +40,14 @@ def deepest_layer(backbone: Backbone) -> str:
     return maps[-1] if maps else list(shapes)[-1]
 
 
+def check_tap(backbone: Backbone, tap: str) -> None:
+    """A DeepClusterError where the network has no such tap."""
+    if tap not in backbone.taps:
+        raise DeepClusterError(f"Backbone {backbone.name!r} has no tap {tap!r}; it has {', '.join(backbone.taps)}.")
+
+
 def check_filters(tap: str, numbers: Sequence[int], width: int) -> None:
-    """
-    Raises:
-        DeepClusterError: the layer of `width` filters does not have one of these.
-    """
+    """A DeepClusterError where the layer of `width` filters does not have one of these."""
     for number in numbers:
         if not 0 <= number < width:
             raise DeepClusterError(f"{tap} has no filter {number}: its {width:,} filters are 0 to {width - 1}.")
@@ -56,10 +59,8 @@ def choose_filters(backbone: Backbone, tap: str, asked: Sequence[int], count: in
     Raises:
         DeepClusterError: no such tap or filter.
     """
-    shapes = layer_shapes(backbone)
-    if tap not in shapes:
-        raise DeepClusterError(f"Backbone {backbone.name!r} has no tap {tap!r}; it has {', '.join(backbone.taps)}.")
-    width = shapes[tap][0]
+    check_tap(backbone, tap)
+    width = layer_shapes(backbone)[tap][0]
     if asked:
         check_filters(tap, asked, width)
         return list(asked)
@@ -70,10 +71,7 @@ def choose_filters(backbone: Backbone, tap: str, asked: Sequence[int], count: in
 
 @torch.no_grad()
 def check_size(backbone: Backbone, size: int) -> None:
-    """
-    Raises:
-        DeepClusterError: the network cannot take images of `size` pixels.
-    """
+    """A DeepClusterError where the network cannot take images of `size` pixels."""
     try:
         backbone.eval()(_blank(backbone, size))
     except (RuntimeError, AssertionError, ValueError) as error:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from deepcluster.errors import DeepClusterError
+from deepcluster.features.extract import extract
 from deepcluster.visualize import style
 from deepcluster.visualize.clustered_images import (
     SILENT,
@@ -25,7 +26,6 @@ from deepcluster.visualize.images import WHITE, thumbnail, titled
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from deepcluster.data.cache import Pixels
     from deepcluster.engine.log import Screen
     from deepcluster.engine.subject import Subject
 
@@ -76,12 +76,27 @@ def draw_map(
     index = pixels.good
     if len(pixels) > points:
         index = np.sort(np.random.default_rng(seed).permutation(index)[:points])
+    backbone = subject.backbone.to(subject.device)
     with screen.bar("images", len(index)) as bar:
-        index, features = _features(subject, pixels, index, tap, bar)
+        index, features = extract(backbone, pixels, device=subject.device, tap=tap, only=index, check=bar)
     if color == "auto":
         labelled = known_labels(pixels.source) is not None
         color = "cluster" if subject.clustered else "label" if labelled else "none"
-    groups, names = _groups(subject, color, pixels, index, data is None, features if tap is None else None)
+    groups: np.ndarray | None = None
+    names: list[str] = []
+    if color == "label":
+        labels, names = require_labels(pixels.source)
+        groups = labels[index]
+    elif color == "cluster":
+        run = require_clusters(subject, "map --color cluster")
+        names = [f"cluster {number}" for number in range(len(run.centroids))]
+        if data is None:
+            groups = np.asarray(run.assignment)[index]
+        else:
+            output = features
+            if tap is not None:
+                output = extract(backbone, pixels, device=subject.device, only=index)[1]
+            groups = run.model.nearest(output)[0]
     files = []
     for how in layout:
         screen.say(f"laying out {len(features):,} images by {how}")
@@ -161,8 +176,7 @@ def map_figure(
     style.quiet(axes, title, *axes_names)
     axes.grid(False)
     axes.spines["bottom"].set_visible(False)
-    axes.set_xticks([])
-    axes.set_yticks([])
+    axes.set(xticks=[], yticks=[])
     size = float(np.clip(36000 / len(positions), 6, 40))
     rest = np.ones(len(positions), bool) if groups is None else groups < 0
     plain = style.SERIES[0] if groups is None else style.LINE
@@ -190,13 +204,9 @@ def palette(count: int) -> list[str]:
     """Colors of so many groups; many groups share hues in turn, at three lightnesses."""
     from matplotlib.colors import to_hex, to_rgb
 
-    shades = []
-    for number in range(count):
-        base = np.array(to_rgb(COLORS[number % len(COLORS)]))
-        lighter = (0.0, 0.35, -0.3)[(number // len(COLORS)) % 3]
-        red, green, blue = base + (1 - base) * lighter if lighter >= 0 else base * (1 + lighter)
-        shades.append(to_hex((red, green, blue)))
-    return shades
+    base = np.array([to_rgb(color) for color in COLORS])
+    shades = [to_hex(tuple(color)) for color in np.concatenate([base, base + 0.35 * (1 - base), 0.7 * base])]
+    return [shades[number % len(shades)] for number in range(count)]
 
 
 def thumbnail_map(
@@ -212,9 +222,7 @@ def thumbnail_map(
     Args:
         positions: (N, 2).
         index: (N,) the images there.
-        read: gives the pixels of an image, or None.
         cells: along each axis; a cell shows the image nearest to its middle.
-        side: of a thumbnail, in pixels.
     """
     page = np.full((cells * side, cells * side, 3), WHITE, np.uint8)
     for (row, column), number in nearest_to_cells(positions, cells).items():
@@ -238,37 +246,3 @@ def nearest_to_cells(positions: np.ndarray, cells: int) -> dict[tuple[int, int],
 def _require_umap() -> None:
     if importlib.util.find_spec("umap") is None:
         raise DeepClusterError("UMAP is not installed: `pip install umap-learn`, or take the layout tsne or pca.")
-
-
-def _features(
-    subject: Subject, pixels: Pixels, index: np.ndarray, tap: str | None, check: Callable[[int], None]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Which of the images `index` can be decoded, and their (M, D) features."""
-    from deepcluster.features.extract import extract
-
-    backbone = subject.backbone.to(subject.device)
-    return extract(backbone, pixels, device=subject.device, tap=tap, only=index, check=check)
-
-
-def _groups(
-    subject: Subject, color: str, pixels: Pixels, index: np.ndarray, own: bool, features: np.ndarray | None
-) -> tuple[np.ndarray | None, list[str]]:
-    """The group of each of the images `index`, and the groups' names.
-
-    Args:
-        own: the images are those the run was trained on.
-        features: of the network's output; None = not computed yet.
-    """
-    if color == "none":
-        return None, []
-    if color == "label":
-        labels, names = require_labels(pixels.source)
-        return labels[index], names
-    run = require_clusters(subject, "map --color cluster")
-    if own:
-        cluster = np.asarray(run.assignment)[index]
-    else:
-        if features is None:
-            features = _features(subject, pixels, index, None, lambda images: None)[1]
-        cluster = run.model.nearest(features)[0]
-    return cluster, [f"cluster {number}" for number in range(len(run.centroids))]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from deepcluster.errors import DeepClusterError
+from deepcluster.features import knn
 from deepcluster.visualize import style
 from deepcluster.visualize.clustered_images import SILENT, class_name, known_labels, open_pixels, reader, short_name
 from deepcluster.visualize.images import WHITE, framed, padded, side_by_side, stacked, text_line, thumbnail, titled
@@ -110,10 +112,11 @@ def draw_queries(good: np.ndarray, count: int, seed: int, labels: np.ndarray | N
     if labels is None:
         return good[shuffled[:count]]
     # the first of each class, then the second of each, ...
-    _, group, sizes = np.unique(labels[shuffled], return_inverse=True, return_counts=True)
-    by_group = np.argsort(group, kind="stable")
+    drawn: Counter[int] = Counter()
     rank = np.empty(len(shuffled), np.int64)
-    rank[by_group] = np.arange(len(shuffled)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    for place, label in enumerate(labels[shuffled].tolist()):
+        rank[place] = drawn[label]
+        drawn[label] += 1
     return good[shuffled[np.argsort(rank, kind="stable")[:count]]]
 
 
@@ -127,8 +130,6 @@ def nearest_rows(features: np.ndarray, queries: np.ndarray, count: int, device: 
     Raises:
         DeepClusterError: there are not so many neighbors.
     """
-    from deepcluster.features import knn
-
     good = np.flatnonzero(np.isfinite(features).all(axis=1))
     if count >= len(good):
         raise DeepClusterError(f"{count} neighbors need more than {len(good)} images: ask for fewer.")
@@ -159,20 +160,21 @@ def neighbor_rows(
         queries: (Q,) int64.
         rows: name of the network -> (Q, k) int64, nearest first.
         labels: (N,) classes, -1 = none: neighbors of the query's class have a green frame, others an orange one.
-        classes: names of the labels.
     """
+
+    def tile(other: int, own: int) -> np.ndarray:
+        image = thumbnail(read(other), side)
+        if labels is None or own < 0 or labels[other] < 0:
+            return image
+        return framed(image, SAME if labels[other] == own else OTHER)
+
     parts = []
     for place, query in enumerate(queries.tolist()):
         own = -1 if labels is None else int(labels[query])
         heading = class_name(classes, own) if own >= 0 else f"image {query}"
         blocks = []
         for number, (name, found) in enumerate(rows.items()):
-            tiles = []
-            for other in found[place].tolist():
-                tile = thumbnail(read(other), side)
-                if labels is not None and own >= 0 and labels[other] >= 0:
-                    tile = framed(tile, SAME if labels[other] == own else OTHER)
-                tiles.append(tile)
+            tiles = [tile(other, own) for other in found[place].tolist()]
             first = np.full((side, side, 3), WHITE, np.uint8) if number else thumbnail(read(query), side)
             lines = [] if number else [text_line(heading, BAND, size=13)]
             words = stacked([*lines, text_line(name, BAND, size=12, color=style.QUIET)], gap=0)

@@ -17,7 +17,7 @@ from torch.utils.hooks import RemovableHandle
 
 from deepcluster.errors import DeepClusterError
 from deepcluster.models.backbone import Backbone
-from deepcluster.visualize.layers import check_filters, feature_maps
+from deepcluster.visualize.layers import check_filters, check_tap, feature_maps
 
 
 @dataclass(frozen=True)
@@ -69,17 +69,12 @@ class Objective:
 
 def channel(tap: str, filters: Sequence[int]) -> Objective:
     """The mean of a filter's map; image b is for filter `filters[b]`."""
-    return Objective(lambda found: _own(_live_maps(found, tap, filters).mean((2, 3)), filters), frozenset([tap]))
+    return _of_maps(tap, filters, lambda maps: maps.mean((2, 3)))
 
 
 def neuron(tap: str, filters: Sequence[int]) -> Objective:
     """The central position of a filter's map."""
-
-    def score(found: Activations) -> Tensor:
-        maps = _live_maps(found, tap, filters)
-        return _own(maps[:, :, maps.shape[2] // 2, maps.shape[3] // 2], filters)
-
-    return Objective(score, frozenset([tap]))
+    return _of_maps(tap, filters, lambda maps: maps[:, :, maps.shape[2] // 2, maps.shape[3] // 2])
 
 
 def contrast(tap: str, filters: Sequence[int]) -> Objective:
@@ -87,19 +82,19 @@ def contrast(tap: str, filters: Sequence[int]) -> Objective:
 
     A filter that is silent everywhere is taken, with its rivals, before the ReLU, as the authors' script has it.
     """
+    return _of_maps(tap, filters, lambda maps: maps.mean((2, 3)).log_softmax(1))
 
-    def score(found: Activations) -> Tensor:
-        return _own(_live_maps(found, tap, filters).mean((2, 3)).log_softmax(1), filters)
 
-    return Objective(score, frozenset([tap]))
+def _of_maps(tap: str, filters: Sequence[int], values: Callable[[Tensor], Tensor]) -> Objective:
+    """For each image its own filter's of the (B, F) `values` of (B, F, H, W) maps."""
+    return Objective(lambda found: _own(values(_live_maps(found, tap, filters)), filters), frozenset([tap]))
 
 
 def closeness(embed: Callable[[Tensor], Tensor], centers: Tensor) -> Objective:
-    """Minus half the squared distance of an image to its center; for unit rows that is the cosine, less one.
+    """Minus half the squared distance of an image to its own of the (B, P) centers; of unit rows the cosine, less one.
 
     Args:
         embed: from (B, D) features to (B, P) in the space of the centers; gradients must pass.
-        centers: (B, P), one an image.
     """
 
     def score(found: Activations) -> Tensor:
@@ -110,11 +105,9 @@ def closeness(embed: Callable[[Tensor], Tensor], centers: Tensor) -> Objective:
 
 
 def logit(weight: Tensor, bias: Tensor, relu: bool = False) -> Objective:
-    """The logit of a linear classifier, one of its rows an image.
+    """The logit of a linear classifier, one of the rows of `weight` (B, D) and `bias` (B,) an image.
 
     Args:
-        weight: (B, D).
-        bias: (B,).
         relu: the classifier begins with a ReLU.
     """
 
@@ -158,8 +151,6 @@ class FrozenNetwork:
             original: the images of which `images` are views, for `l2` and `total_variation`; None = `images`.
         """
         original = images if original is None else original
-        if not objective.taps and not objective.features:
-            return objective.score(Activations(original))
         with _recorded(self.backbone, objective) as (maps, before_relu):
             features = None
             with suppress(_AllRecorded):
@@ -198,11 +189,9 @@ def _recorded(backbone: Backbone, objective: Objective) -> Iterator[tuple[dict[s
         handles.extend(part.register_forward_pre_hook(keep_input) for part in relus)
         handles.append(module.register_forward_hook(keep_output))
 
-    for tap in objective.taps:
-        if tap not in backbone.taps:
-            raise DeepClusterError(f"Backbone {backbone.name!r} has no tap {tap!r}; it has {', '.join(backbone.taps)}.")
     try:
         for tap in objective.taps:
+            check_tap(backbone, tap)
             record(tap)
         yield maps, before_relu
     finally:

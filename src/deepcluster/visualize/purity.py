@@ -39,21 +39,17 @@ def draw_purity(run: Run, *, data: Any = None, folder: Path, screen: Screen | No
 
 
 def size_and_purity(assignment: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(C,) labelled images and (C,) share of the most frequent class, of each cluster that has labelled images.
-
-    Args:
-        assignment: (N,) cluster of each image; -1 = none.
-        labels: (N,) class of each image; -1 = none.
-
-    Raises:
-        DeepClusterError: no image has both.
-    """
+    """(C,) labelled images and (C,) share of the most frequent class, of each column of `contingency`."""
     table = contingency(assignment, labels)
     return table.sum(0), table.max(0) / table.sum(0)
 
 
 def contingency(assignment: np.ndarray, labels: np.ndarray, classes: int | None = None) -> np.ndarray:
     """(classes, C) int64 images by class and by the clusters that have labelled images.
+
+    Args:
+        assignment: (N,) cluster of each image; -1 = none.
+        labels: (N,) class of each image; -1 = none.
 
     Raises:
         DeepClusterError: no image has both.

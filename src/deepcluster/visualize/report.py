@@ -18,8 +18,8 @@ from deepcluster.config import params_of
 from deepcluster.errors import DeepClusterError
 from deepcluster.io import write_text
 from deepcluster.visualize import history, report_text, sizes, style
-from deepcluster.visualize.clustered_images import ClusteredImages, known_distance, reader, short_name
-from deepcluster.visualize.clusters import Contact, choose_images, largest, majority
+from deepcluster.visualize.clustered_images import ClusteredImages, reader, short_name, training_clusters
+from deepcluster.visualize.clusters import Contact, contact, largest, majority
 from deepcluster.visualize.images import thumbnail
 
 if TYPE_CHECKING:
@@ -67,24 +67,28 @@ def write_report(run: Run, *, clusters: int = 24, images: int = 12) -> Path:
 
     folder, config, metrics = Path(run.folder), run.config, run.metrics
     assignment, k = _clusters(run)
-    counts = None if assignment is None else np.bincount(assignment[assignment >= 0], minlength=k)
-    clustered = None if counts is None else int(counts.sum())
     source, problem = _source(run, assignment)
     bad, bad_rows = report_text.bad_images(folder)
+    counts: np.ndarray | None = None
+    clustered: int | None = None
     cards: list[dict[str, Any]] = []
     rows: list[dict[str, Any]] = []
     plots: list[str] = []
-    if assignment is not None and counts is not None:
+    if assignment is not None:
+        counts = np.bincount(assignment[assignment >= 0], minlength=k)
+        clustered = int(counts.sum())
         rows = _rows(assignment, counts, source)
         if source is not None:
             numbers = [number for number in largest(counts)[:clusters] if counts[number]]
             try:
-                distance = known_distance(run)
+                shown = training_clusters(run, source)
             except DeepClusterError as error:  # the page is written all the same, and says why it has no order
-                distance, problem = np.full(len(assignment), np.nan, np.float32), str(error)
-            cards, unreadable = _cards(ClusteredImages(source, assignment, distance, k), numbers, images)
+                unknown = np.full(len(assignment), np.nan, np.float32)
+                shown, problem = ClusteredImages(source, assignment, unknown, k), str(error)
+            cards, unreadable = _cards(shown, numbers, images)
             problem = problem or unreadable
         plots = [_plot(draw, counts) for draw in (sizes.draw_sorted, sizes.draw_histogram)] if clustered else []
+    used = 0 if counts is None else int((counts > 0).sum())
     curves = [
         style.svg(history.panel_figure([(panel, panel.curves(metrics))]))
         for panel in history.panels(metrics, k, clustered, params_of(config).rotations_predicted)
@@ -106,9 +110,9 @@ def write_report(run: Run, *, clusters: int = 24, images: int = 12) -> Path:
         spread=None if counts is None or not clustered else sizes.summary(counts),
         sizes=[Markup(svg) for svg in plots],
         cards=cards,
-        shown=0 if counts is None else min(clusters, int((counts > 0).sum())),
+        shown=min(clusters, used),
         rows=rows,
-        used=0 if counts is None else int((counts > 0).sum()),
+        used=used,
         gone=problem,
         pictures=saved_pictures(folder / "pictures"),
         bad=bad,
@@ -128,8 +132,7 @@ def saved_pictures(folder: Path) -> list[dict[str, str]]:
     named = [
         (title.format(path.stem[len(kind) + 1 :]), path)
         for kind, title in PICTURES.items()
-        for path in sorted(folder.glob(f"{kind}*.png"))
-        if path.stem == kind or ("{}" in title and path.stem.startswith(f"{kind}-"))
+        for path in sorted(folder.glob(f"{kind}-*.png" if "{}" in title else f"{kind}.png"))
     ]
     most = min(MOST_BYTES_EACH, MOST_BYTES // max(len(named), 1))
     found = [(title, embedded_file(path, most)) for title, path in named]
@@ -158,9 +161,8 @@ def embedded_thumbnail(image: np.ndarray, side: int) -> str:
     from PIL import Image
 
     square = Image.fromarray(thumbnail(image, min(side, *image.shape[:2])))
-    if square.width <= 48:
-        return _data_uri(_encoded(square, "png"), "png")
-    return _data_uri(_encoded(square, "jpeg", quality=82), "jpeg")
+    kind = "png" if square.width <= 48 else "jpeg"
+    return _data_uri(_encoded(square, kind, quality=82), kind)
 
 
 def _encoded(picture: Image, kind: str, **options: int) -> bytes:
@@ -175,7 +177,7 @@ def _data_uri(content: bytes, kind: str) -> str:
 
 def _cards(shown: ClusteredImages, numbers: list[int], images: int) -> tuple[list[dict[str, Any]], str]:
     """A card for each of some clusters, and a sentence where images cannot be read."""
-    contacts = choose_images(shown, numbers, images=images, farthest=FARTHEST)
+    contacts = [contact(shown, int(number), images=images, farthest=FARTHEST) for number in numbers]
     count = sum(len(each.nearest) + len(each.farthest) for each in contacts)
     side = 112 if count <= 450 else 80 if count <= 1000 else 56  # keeps the page to a few megabytes
     read = reader(shown.source, side)
@@ -251,7 +253,6 @@ def _rows(assignment: np.ndarray, counts: np.ndarray, source: ImageSource | None
         label, purity = None, None
         if source is not None and source.labels is not None:
             label, purity = majority(source.labels[members[number]], source.classes)
-        size = int(counts[number])
-        share = size / max(int(counts.sum()), 1)
+        size, share = int(counts[number]), float(counts[number] / max(counts.sum(), 1))
         rows.append({"cluster": number, "size": size, "share": share, "label": label, "purity": purity})
     return rows

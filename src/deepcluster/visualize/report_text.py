@@ -119,10 +119,7 @@ def remarks(
 ) -> list[str]:
     """Sentences about what a reader should know before believing the pictures."""
     said: list[str] = []
-
-    def warn(sentence: str) -> None:
-        said.append(sentence[:1].upper() + sentence[1:])
-
+    warn = said.append
     epochs = config.get("settings", {}).get("epochs")
     if epochs and len(metrics) < epochs:
         warn(
@@ -138,7 +135,7 @@ def remarks(
             warn(f"{empty:,} of {len(sizes):,} clusters {'is' if empty == 1 else 'are'} empty.")
     if bad:
         warn(f"{bad:,} file{'s' * (bad != 1)} could not be decoded and {'were' if bad != 1 else 'was'} skipped.")
-    return said
+    return [sentence[:1].upper() + sentence[1:] for sentence in said]
 
 
 def command(config: Mapping[str, Any], folder: Path) -> str:

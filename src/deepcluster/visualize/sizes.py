@@ -56,10 +56,7 @@ def draw_sorted(axes: Axes, sizes: np.ndarray) -> None:
     style.quiet(axes, "Clusters from large to small", "cluster, by size", "images")
     axes.stairs(order, np.arange(len(order) + 1) + 0.5, fill=True, color=style.SERIES[0], alpha=0.85)
     style.level(axes, mean, f"mean {mean:,.3g}" if mean < 1000 else f"mean {mean:,.0f}", color=style.INK)
-    axes.set_xlim(0.5, len(order) + 0.5)
-    axes.set_ylim(0, max(order[0], 1) * (2 if wide else 1.08))
-    for axis in (axes.xaxis, axes.yaxis):
-        style.ticks(axis, integers=True)
+    _frame(axes, 0.5, len(order) + 0.5, max(order[0], 1) * (2 if wide else 1.08))
 
 
 def draw_histogram(axes: Axes, sizes: np.ndarray) -> None:
@@ -77,8 +74,11 @@ def draw_histogram(axes: Axes, sizes: np.ndarray) -> None:
         edges = np.arange(sizes.min(), largest + step + 1, step)
     count, edges = np.histogram(sizes, edges)
     axes.stairs(count, edges, fill=True, color=style.SERIES[2], alpha=0.85)
-    axes.set_xlim(edges[0], edges[-1])
-    axes.set_ylim(0, max(count.max(), 1) * 1.08)
+    _frame(axes, edges[0], edges[-1], max(count.max(), 1) * 1.08)
+
+
+def _frame(axes: Axes, left: float, right: float, top: float) -> None:
+    axes.set(xlim=(left, right), ylim=(0, top))
     for axis in (axes.xaxis, axes.yaxis):
         style.ticks(axis, integers=True)
 

@@ -140,14 +140,14 @@ def svg(picture: Figure) -> str:
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": salt, "font.family": list(FONTS)}):
         picture.patch.set_alpha(0.0)
         canvas: Any = FigureCanvasSVG(picture)
-        canvas.print_svg(buffer, metadata={"Date": None, "Creator": None})
+        canvas.print_svg(buffer, metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
-    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.S)
+    view = re.search(r'viewBox="[^"]*"', text)
+    assert view is not None
+    text = f'<svg {view[0]} role="img"{text[text.index(">") :]}'  # neither a fixed size nor names of XML
     text = re.sub(r"<style[^>]*>\*\{[^<]*</style>", "", text)
-    text = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", text, count=1)
-    text = re.sub(r'(<svg[^>]*?) height="[^"]*"', r'\1 role="img"', text, count=1)
-    text = re.sub(r' xmlns:?\w*="[^"]*"| version="1.1"', "", text)
+    text = re.sub(r' xmlns:?\w*="[^"]*"', "", text)
     text = re.sub(r"font: ([^;\"]*?)'DejaVu Sans'", r"font: \1sans-serif", text)
     colors = {"ink": INK, "quiet": QUIET, "line": LINE, "paper": PAPER}
     colors |= {f"series-{number}": color for number, color in enumerate(SERIES, 1)}

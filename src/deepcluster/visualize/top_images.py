@@ -125,13 +125,12 @@ class Ranking:
         """Take in (B, F, H, W) maps of the images `index` (B,)."""
         highest, where = maps.flatten(2).max(2)
         value = highest if score == "max" else maps.float().mean((2, 3))
-        peak = torch.stack([where // maps.shape[3], where % maps.shape[3]], dim=2)
+        peak = torch.stack([where // maps.shape[3], where % maps.shape[3]], dim=2).transpose(0, 1)
         scores = torch.cat([self.score, value.float().T.cpu()], dim=1)
         order = scores.argsort(dim=1, descending=True, stable=True)[:, : self.score.shape[1]]
         self.score = scores.gather(1, order)
         self.index = torch.cat([self.index, index.cpu().expand(len(scores), -1)], dim=1).gather(1, order)
-        peaks = torch.cat([self.peak, peak.transpose(0, 1).cpu()], dim=1)
-        self.peak = peaks.gather(1, order[..., None].expand(-1, -1, 2))
+        self.peak = torch.cat([self.peak, peak.cpu()], dim=1).take_along_dim(order[..., None], dim=1)
 
 
 @torch.inference_mode()
@@ -146,12 +145,10 @@ def rank_images(
     batch_size: int = 128,
     check: Callable[[int], None] = lambda images: None,
 ) -> dict[str, Ranking]:
-    """The `count` best images of some filters of several layers, in one pass over all images.
+    """The `count` best images of the filters (numbers by tap) of several layers, in one pass over all images.
 
     Args:
         backbone: on `device`, in evaluation mode.
-        filters: tap -> numbers of its filters.
-        score: "mean" or "max" of the filter's map.
         check: called with the number of images after each batch.
 
     Raises:
@@ -182,13 +179,7 @@ def network_input(backbone: Backbone, pixels: Pixels, index: np.ndarray) -> dict
 def crops(
     ranked: Ranking, row: int, images: Mapping[int, np.ndarray], field: ReceptiveField | None
 ) -> list[np.ndarray]:
-    """The pixels that one filter's strongest position depends on, in each of its images, (h, w, 3) uint8.
-
-    Args:
-        row: of `ranked`.
-        images: as the network sees them.
-        field: of the layer; None = the whole image.
-    """
+    """The pixels that a filter's strongest position depends on (all without `field`), in each of its images."""
     found = []
     for index, (y, x) in zip(ranked.index[row].tolist(), ranked.peak[row].tolist(), strict=True):
         if index >= 0:
@@ -214,7 +205,6 @@ def top_sheet(
         numbers: of the filters, one a row of `ranked`.
         images: index -> the image as the network sees it.
         field: None = no crops.
-        side: of a thumbnail, in pixels.
         columns: blocks in a row.
         extra: an image of each filter to stand at the left, such as one found to excite it, (H, W, 3) uint8.
     """
