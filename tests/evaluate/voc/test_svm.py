@@ -18,11 +18,9 @@ from deepcluster.evaluate.voc.svm import (
     COSTS,
     FALLBACK_COST,
     ClassSVM,
-    as_plain,
     few_shots,
     fit_svm,
     fit_svms,
-    from_plain,
     svm_scores,
 )
 from deepcluster.resume import ResumeFile
@@ -121,10 +119,10 @@ def test_killed_and_resumed_fits_only_the_missing_classes(tmp_path: Path) -> Non
 
     def fit(after_class: Callable[[int], object]) -> list[ClassSVM | None]:
         resume = ResumeFile(tmp_path / "svm.state", "settings", save_seconds=0.0)
-        return [from_plain(one) for one in resume.run("seed 0", lambda: run(resume, after_class))]
+        return [ClassSVM(**one) for one in resume.run("seed 0", lambda: run(resume, after_class))]
 
-    def run(resume: ResumeFile, after_class: Callable[[int], object]) -> list[dict[str, Any] | None]:
-        return list(map(as_plain, fit_svms(x, labels, costs=(0.1, 10.0), after_class=after_class, resume=resume)))
+    def run(resume: ResumeFile, after_class: Callable[[int], object]) -> list[dict[str, Any]]:
+        return [vars(svm) for svm in fit_svms(x, labels, costs=(0.1, 10.0), after_class=after_class, resume=resume)]
 
     done = 0
 

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from deepcluster.models.backbone import Backbone
 from deepcluster.random import seeded
@@ -77,34 +76,15 @@ def init_normal(dim: int, out: int, seed: int, name: str, *, bias: float = 0.0, 
 
 @torch.no_grad()
 def layers_of(head: nn.Module) -> Layers:
-    """The layers of a trained sequence of linear layers, ReLUs and dropout, with batch-norm folded into them."""
-    layers: Layers = []
-    before: tuple[Tensor, Tensor] | None = None
-    for module in head.modules():
-        if isinstance(module, _BatchNorm):
-            scale, shift = _scale_and_shift(module)
-            if layers:
-                weight, bias = layers[-1]
-                layers[-1] = (scale[:, None] * weight, scale * bias + shift)
-            else:
-                before = (scale, shift)
-        elif isinstance(module, nn.Linear):
-            weight, bias = module.weight.double(), module.bias.double()
-            if before is not None:
-                scale, shift = before
-                weight, bias, before = weight * scale, bias + weight @ shift, None
-            layers.append((weight, bias))
+    """The linear layers of a trained head; batch-norm before the first of them is folded into it."""
+    layers = [(m.weight.double(), m.bias.double()) for m in head.modules() if isinstance(m, nn.Linear)]
+    for norm in head.modules():
+        if isinstance(norm, nn.BatchNorm1d):
+            assert norm.running_mean is not None and norm.running_var is not None
+            weight, bias = layers[0]
+            weight = weight * (norm.running_var.double() + norm.eps).rsqrt()
+            layers[0] = weight, bias - weight @ norm.running_mean.double()
     return [(weight.float().cpu(), bias.float().cpu()) for weight, bias in layers]
-
-
-def _scale_and_shift(norm: _BatchNorm) -> tuple[Tensor, Tensor]:
-    """Of a batch-norm in evaluation mode, float64."""
-    assert norm.running_mean is not None and norm.running_var is not None
-    scale = (norm.running_var.double() + norm.eps).rsqrt()
-    if norm.weight is not None:
-        scale = scale * norm.weight.double()
-    shift = -norm.running_mean.double() * scale
-    return scale, shift if norm.bias is None else shift + norm.bias.double()
 
 
 def apply_layers(layers: Layers, vectors: Tensor) -> Tensor:

@@ -59,7 +59,7 @@ class Solver:
         self.labels = labels.to(features.device)
         self.basis: Tensor | None = None  # (D, R) of the images' span, where features are coordinates in it
         if len(features) < features.shape[1] and len(features) <= WIDEST:
-            features, self.basis = _span(features)
+            features, self.basis = (part.float() for part in span(features.double()))
         self.features = features
 
     def fit(
@@ -156,17 +156,19 @@ def _squared_hinge_(scores: Tensor, labels: Tensor) -> Tensor:
     return short.square().sum(2)
 
 
-def _span(features: Tensor) -> tuple[Tensor, Tensor]:
+def span(points: Tensor) -> tuple[Tensor, Tensor]:
     """Fewer images than dimensions: the best weights lie in the images' span.
+
+    Args:
+        points: (N, D) float64.
 
     Returns:
         (N, R) coordinates in an orthonormal basis of the span, and that basis (D, R).
     """
-    x = features.double()
-    values, vectors = torch.linalg.eigh(x @ x.T)
-    keep = values > values[-1] * 1e-12
-    length = values[keep].sqrt()
-    return (vectors[:, keep] * length).float(), (x.T @ (vectors[:, keep] / length)).float()
+    values, vectors = torch.linalg.eigh(points @ points.T)
+    kept = values > values[-1] * 1e-12
+    lengths = values[kept].sqrt()
+    return vectors[:, kept] * lengths, points.T @ (vectors[:, kept] / lengths)
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -68,10 +67,6 @@ class Pooling:
         else:
             pooled = F.adaptive_avg_pool2d(maps.float(), self.side)
         return pooled.flatten(1)
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values; `Pooling(**values)` makes it again."""
-        return asdict(self)
 
     def __str__(self) -> str:
         if self.kind == "none":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -109,7 +109,7 @@ class Probe:
         for tap, own in self.classifiers.items():
             for number, (weight, bias) in enumerate(own.layers):
                 tensors |= {f"{tap}/{number}.weight": weight, f"{tap}/{number}.bias": bias}
-        heads = [[tap, own.pooling.as_dict(), own.unit, own.module] for tap, own in self.classifiers.items()]
+        heads = [[tap, asdict(own.pooling), own.unit, own.module] for tap, own in self.classifiers.items()]
         about = {"heads": heads, "classes": self.classes, "weights": self.weights, "settings": self.settings}
         return save_tensors(file, KIND, about, tensors)
 

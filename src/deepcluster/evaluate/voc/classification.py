@@ -47,10 +47,8 @@ from deepcluster.evaluate.voc.svm import (
     FOLDS,
     MAX_ITER,
     ClassSVM,
-    as_plain,
     few_shots,
     fit_svms,
-    from_plain,
     svm_scores,
 )
 from deepcluster.evaluate.voc.training import load_split
@@ -268,7 +266,7 @@ def _by_svm(
     def fit(tap: str, seed: int) -> list[dict[str, Any] | None]:
         with screen.bar(f"SVMs of {tap}", labels.shape[1], "classes") as advance:
             svms = fit_svms(features[tap], labels, seed=seed, costs=costs, after_class=advance, resume=resume)
-        return list(map(as_plain, svms))
+        return [None if svm is None else vars(svm) for svm in svms]
 
     def low_shot(tap: str, seed: int, count: int) -> list[float]:
         maps = []
@@ -287,7 +285,7 @@ def _by_svm(
         for tap in pools:
             prefix = f"{tap}_" if len(pools) > 1 else ""
             plain = resume.run(f"seed {seed}, {tap}", partial(fit, tap, seed))
-            svms = list(map(from_plain, plain))
+            svms = [None if values is None else ClassSVM(**values) for values in plain]
             first.setdefault(tap, svms)
             found = task.scores(svm_scores(svms, test_features[tap]), test_rows)
             draw |= {prefix + name: value for name, value in found.items()}

@@ -62,8 +62,8 @@ def save_svms(file: Path, svms: Mapping[str, Sequence[ClassSVM | None]], about: 
     tensors = {}
     for tap, row in svms.items():
         dim = next(len(svm.weight) for svm in row if svm is not None)
-        weight = [np.zeros(dim) if svm is None else svm.weight for svm in row]
-        tensors[f"{tap}.weight"] = torch.from_numpy(np.stack(weight)).float()
+        weight = [torch.zeros(dim) if svm is None else svm.weight.float() for svm in row]
+        tensors[f"{tap}.weight"] = torch.stack(weight)
         tensors[f"{tap}.bias"] = torch.tensor([0.0 if svm is None else svm.bias for svm in row])
     return save_tensors(file, PROTOCOL, about, tensors)
 
