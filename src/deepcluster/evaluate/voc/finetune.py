@@ -118,10 +118,10 @@ class TransferNetwork(nn.Module):
         return logits
 
 
-def recipe_of(name: RecipeName, mode: FineTuneMode, **changes: Any) -> Recipe:
+def recipe_of(recipe_name: RecipeName, mode: FineTuneMode, **changes: Any) -> Recipe:
     """The recipe of a paper's code, with changes; see `override`."""
     recipe = MLP["deepcluster"]
-    if name == "deepercluster":
+    if recipe_name == "deepercluster":
         recipe = replace(
             recipe,
             about="DeeperCluster's fine-tuning on VOC (arXiv 1905.01278 §4)",
