@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from deepcluster.clustering.exact_sum import Total, round_, unit_for
 from deepcluster.clustering.hierarchical import HierarchicalKMeans
-from deepcluster.clustering.kmeans import KMeans, distinct
+from deepcluster.clustering.kmeans import KMeans
+from deepcluster.clustering.plus_plus import distinct
 from deepcluster.clustering.points import Points
 from deepcluster.clustering.whitening import Whitening
 from deepcluster.distributed import SINGLE, ProcessGroup

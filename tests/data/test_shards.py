@@ -138,8 +138,8 @@ def test_an_offset_beyond_four_gigabytes_takes_twelve_bytes(tmp_path: Path) -> N
     index_shards([str(tmp_path / "a.zip"), str(tmp_path / "b.zip")], tmp_path / "m.json", workers=1)
     for source in (open_images(tmp_path / "m.json"), open_images(str(tmp_path / "{a,b}.zip"))):
         assert [shards_of(source).raw(k) for k in range(3)] == [png(1), png(2), png(3)]
-        assert shards_of(source)._table.itemsize == 12
-    assert shards_of(open_images(str(tmp_path / "b.zip")))._table.itemsize == 8
+        assert shards_of(source).table.itemsize == 12
+    assert shards_of(open_images(str(tmp_path / "b.zip"))).table.itemsize == 8
 
 
 def test_broken_shards_are_reported_and_the_others_read(tmp_path: Path) -> None:

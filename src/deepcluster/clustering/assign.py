@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,7 +17,7 @@ from deepcluster.clustering.exact_sum import round_, unit_for
 from deepcluster.clustering.points import BLOCK_NUMBERS, Points
 from deepcluster.distributed import ALIGN
 from deepcluster.errors import DeepClusterError
-from deepcluster.features.block_reader import Rows, in_kind, write_rows
+from deepcluster.features.block_reader import Rows
 from deepcluster.features.parallel import members, over_spans
 
 ROWS = 512  # rows and
@@ -304,19 +303,16 @@ def _measure(block: Tensor, labels: Tensor, centroids: Tensor, start: int, squar
     over_spans(measure, len(block), ALIGN)
 
 
-def distances(points: Points, centroids: Tensor, x: Any, out: Any = None) -> Any:
-    """(N, K) float32 Euclidean distances of the points, which are the rows of x, into `out` if given."""
-    shape = (points.n, len(centroids))
-    result = torch.empty(shape, device=points.device) if out is None else out
-    if tuple(result.shape) != shape:
-        raise DeepClusterError(f"out must be of shape {shape}, not {tuple(result.shape)}.")
+def distances(points: Points, centroids: Tensor) -> Tensor:
+    """(N, K) float32 Euclidean distances of the points to the centroids."""
+    result = torch.empty(points.n, len(centroids), device=points.device)
     points.step = max(1, min(points.step, BLOCK_NUMBERS // len(centroids)))
     for start, block in points.blocks():
         # differences, not products: a distance near zero keeps its digits
         measured = torch.cdist(block, centroids, compute_mode=EXACT)
         require_finite(measured[:, 0], start)
-        write_rows(result, start, measured)
-    return in_kind(result, x) if out is None else out
+        result[start : start + len(block)] = measured
+    return result
 
 
 def require_finite(measured: Tensor, start: int = 0) -> None:

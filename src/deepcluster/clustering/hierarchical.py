@@ -182,10 +182,11 @@ class HierarchicalKMeans(Float32Transformer, ClusterMixin, BaseEstimator):
         """(N,) int64, the cluster of each row of X (N, D), going down greedily."""
         return in_kind(self._descended(X)[0], X)
 
-    def transform(self, X: Any, out: Any = None) -> Any:
+    def transform(self, X: Any) -> Any:
         """(N, K) float32 Euclidean distances of the rows of X (N, D) to the last level's centroids."""
         rows = read_table(self, X)
-        return distances(Points(rows, self.spherical, self.chunk), self._levels[-1].to(rows.device), X, out)
+        points = Points(rows, self.spherical, self.chunk)
+        return in_kind(distances(points, self._levels[-1].to(rows.device)), X)
 
     def score(self, X: Any, y: None = None) -> float:
         """Minus the sum of squared distances of the rows of X (N, D) to the centroids of their clusters."""

@@ -46,10 +46,6 @@ class Whitening(Float32Transformer, BaseEstimator):
         feature_names_in_: (D,) names of the columns, where X is a data frame.
     """
 
-    mean_: Tensor
-    components_: Tensor
-    explained_variance_: Tensor
-    n_features_in_: int
     _count: int = 0
     _center: Tensor | None = None  # (D,) float64, mean of the rows so far
     _scatter: Tensor | None = None  # (D, D) float64, sum of outer products about that mean

@@ -17,7 +17,6 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 
@@ -40,31 +39,6 @@ MANY = 100_000
 Progress = Callable[[int, int], None]
 
 
-class Pixels(Protocol):
-    """The images of a source, decoded and, where asked, shrunk."""
-
-    source: ImageSource
-    bad: dict[int, str]
-    """Index -> reason, of the images that cannot be decoded, as far as they have been met."""
-
-    def __len__(self) -> int:
-        """N, with the bad images."""
-        ...
-
-    @property
-    def good(self) -> np.ndarray:
-        """(n,) int64 indices not known to be bad, ascending."""
-        ...
-
-    def gather(self, index: np.ndarray) -> list[np.ndarray | None]:
-        """The images (h, w, 3) uint8 of these indices; None for a bad one. Not to be written to."""
-        ...
-
-    def gather_all(self, batches: Sequence[np.ndarray]) -> Iterator[list[np.ndarray | None]]:
-        """`gather` of one batch of indices after another."""
-        ...
-
-
 @dataclass(eq=False, repr=False)
 class StoredPixels:
     """Images one after another in one uint8 array, in memory or memory-mapped."""
@@ -73,15 +47,16 @@ class StoredPixels:
     pixels: np.ndarray  # flat uint8
     offsets: np.ndarray  # (N,) int64, where each image starts
     sizes: np.ndarray  # (N, 2) int64 height and width; 0, 0 for a bad one
-    bad: dict[int, str]
+    bad: dict[int, str]  # index -> reason, of the images that cannot be decoded
 
     def __post_init__(self) -> None:
-        self.good = np.flatnonzero(self.sizes[:, 0] > 0)
+        self.good = np.flatnonzero(self.sizes[:, 0] > 0)  # (n,) int64 indices not known to be bad, ascending
 
     def __len__(self) -> int:
         return len(self.sizes)
 
     def gather(self, index: np.ndarray) -> list[np.ndarray | None]:
+        """The images (h, w, 3) uint8 of these indices; None for a bad one. Not to be written to."""
         index = np.asarray(index)
         pixels = self.pixels
         return [
@@ -90,6 +65,7 @@ class StoredPixels:
         ]
 
     def gather_all(self, batches: Sequence[np.ndarray]) -> Iterator[list[np.ndarray | None]]:
+        """`gather` of one batch of indices after another."""
         return map(self.gather, batches)
 
 
@@ -101,7 +77,7 @@ class StreamedPixels:
     short_side: int | None  # in pixels, see `ImageSource.read`
     workers: int = 0  # decoding processes that `gather_all` may start; 0 = as many as there are cores
     image_bytes: float = 200_000  # about how large a decoded image is
-    bad: dict[int, str] = field(default_factory=dict)
+    bad: dict[int, str] = field(default_factory=dict)  # index -> reason, as far as they have been met
 
     def __len__(self) -> int:
         return len(self.source)
@@ -121,6 +97,10 @@ class StreamedPixels:
         for decoded in decode_batches(self.source, batches, self.short_side, self.workers, self.image_bytes):
             self.bad.update(decoded.reasons)
             yield decoded.images()
+
+
+Pixels = StoredPixels | StreamedPixels
+"""The images of a source, decoded and, where asked, shrunk."""
 
 
 def load_pixels(

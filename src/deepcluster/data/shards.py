@@ -11,7 +11,7 @@ import tarfile
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -55,60 +55,41 @@ class ShardList:
         return digest(names, self.stamps, self.images, self.bytes, self.rows, *content)
 
 
+@dataclass(eq=False, repr=False)
 class Shards:
-    """An `ImageSource` over the images of tar and zip shards, shard after shard.
+    """An `ImageSource` over the images of tar and zip shards, shard after shard."""
 
-    Args:
-        name: as the user wrote the source.
-        shards: the shards.
-        table: (rows,) with the integer fields `offset`, in units of the shard's format, and `length`, in bytes.
-        fingerprint: see `ImageSource.fingerprint`.
-        names: N member names; None = they are read from the shards when asked for.
-        labels: (N,) integers or None.
-        classes: class names.
-        reopen: opens the same source again: pickled in place of a table that is memory-mapped.
-    """
+    name: str
+    shards: ShardList
+    table: np.ndarray  # (rows,) with the fields `offset`, in units of the shard's format, and `length`, in bytes
+    content: str  # the fingerprint
+    _: KW_ONLY
+    names: Sequence[str] | None = None  # N member names; None = they are read from the shards when asked for
+    labels: np.ndarray | None = None
+    classes: tuple[str, ...] = ()
+    reopen: Callable[[], Shards] | None = None  # pickled in place of a table that is memory-mapped
 
-    def __init__(
-        self,
-        name: str,
-        shards: ShardList,
-        table: np.ndarray,
-        fingerprint: str,
-        *,
-        names: Sequence[str] | None = None,
-        labels: np.ndarray | None = None,
-        classes: tuple[str, ...] = (),
-        reopen: Callable[[], Shards] | None = None,
-    ) -> None:
-        self.name = name
-        self.shards = shards
-        self.labels = labels
-        self.classes = classes
-        self._table = table
-        self._fingerprint = fingerprint
-        self._names = names
-        self._reopen = reopen
-        self._starts = np.concatenate([[0], np.cumsum(shards.images)])
+    def __post_init__(self) -> None:
+        self._starts = np.concatenate([[0], np.cumsum(self.shards.images)])
         self._lost: dict[int, str] = {}  # shard -> reason, as far as this process has met them
         self._checked: set[int] = set()  # remote shards that were what they should be
         # In memory that forked decoding processes share, so that only one of them reports a shard.
-        self._reported = np.frombuffer(mmap.mmap(-1, max(1, len(shards.paths))), np.uint8)
+        self._reported = np.frombuffer(mmap.mmap(-1, max(1, len(self.shards.paths))), np.uint8)
 
     def __len__(self) -> int:
         return int(self._starts[-1])
 
     def __reduce__(self) -> tuple[Any, ...]:
-        if self._reopen is not None:
-            return self._reopen, ()
-        rebuild = partial(Shards, names=self._names, labels=self.labels, classes=self.classes)
-        return rebuild, (self.name, self.shards, self._table, self._fingerprint)
+        if self.reopen is not None:
+            return self.reopen, ()
+        rebuild = partial(Shards, names=self.names, labels=self.labels, classes=self.classes)
+        return rebuild, (self.name, self.shards, self.table, self.content)
 
     def path(self, index: int) -> str:
         shard, within, offset, _ = self._locate(index)
         path = self.shards.paths[shard]
-        if self._names is not None:
-            return f"{PurePosixPath(path).name}/{self._names[index]}"
+        if self.names is not None:
+            return f"{PurePosixPath(path).name}/{self.names[index]}"
         try:
             self._check(shard)
             return f"{path}/{member_name(self.shards.place(shard), offset)}"
@@ -129,7 +110,7 @@ class Shards:
         return read_member(self.shards.place(shard), offset, length)
 
     def fingerprint(self) -> str:
-        return self._fingerprint
+        return self.content
 
     def _locate(self, index: int) -> tuple[int, int, int, int]:
         """Shard, number in it, byte offset and length of an image."""
@@ -137,7 +118,7 @@ class Shards:
             raise IndexError(f"image {index} of {len(self)}")
         shard = int(np.searchsorted(self._starts, index, "right")) - 1
         within = int(index - self._starts[shard])
-        entry = self._table[int(self.shards.rows[shard]) + within]
+        entry = self.table[int(self.shards.rows[shard]) + within]
         return shard, within, int(entry["offset"]) * format_of(self.shards.paths[shard]).unit, int(entry["length"])
 
     def _check(self, shard: int) -> None:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from deepcluster.errors import DeepClusterError
 from deepcluster.features.block_reader import Rows, in_kind, normalize_rows
-from deepcluster.features.parallel import members, over_spans, team
+from deepcluster.features.parallel import faiss_threads, over_spans, team
 
 BLOCK_NUMBERS = 1 << 24  # numbers in a block (64 MiB)
 GPU_SCORES = 1 << 27  # scores held at once on an accelerator: 512 MiB
@@ -169,7 +169,7 @@ class _Search:
         index = torch.empty(asked.n, self.k, dtype=torch.int64, device=self.rows.device)
         squared = torch.empty(asked.n, self.k, device=self.rows.device)
         candidates = self._by_faiss if self.backend == "faiss" else self._by_products
-        self.faiss_index = self._fill_faiss() if self.backend == "faiss" else None
+        self.faiss_index: Any = self._fill_faiss() if self.backend == "faiss" else None
         count = min(self.k + SPARE, self.rows.n - self.leave_one_out)
         for start, raw, centered in self._blocks(asked):
             best = candidates(centered, start, count)
@@ -263,26 +263,16 @@ class _Search:
                 yield rows, scores, first + left
 
     def _fill_faiss(self) -> Any:
-        try:
-            import faiss
-        except ImportError as error:
-            raise DeepClusterError("backend='faiss' needs faiss; install faiss-cpu or take backend='torch'.") from error
-        index = faiss.IndexFlatL2(self.rows.dim)
-        for _, _, centered in self._blocks(self.rows):
-            index.add(centered.cpu().numpy())
+        with faiss_threads() as faiss:
+            index = faiss.IndexFlatL2(self.rows.dim)
+            for _, _, centered in self._blocks(self.rows):
+                index.add(centered.cpu().numpy())
         return index
 
     def _by_faiss(self, block: Tensor, start: int, count: int) -> _Best:
         """Like `_by_products`; a row may find itself anywhere among its neighbors, or not at all."""
-        import faiss
-
-        assert self.faiss_index is not None
-        before = faiss.omp_get_max_threads()
-        faiss.omp_set_num_threads(members())
-        try:
+        with faiss_threads():
             squared, found = self.faiss_index.search(block.cpu().numpy(), count + self.leave_one_out)
-        finally:
-            faiss.omp_set_num_threads(before)
         score = (_squared_norms(block)[:, None] - torch.from_numpy(squared).to(block.device)).float() / 2
         where = torch.from_numpy(found).to(block.device)
         if not self.leave_one_out:
