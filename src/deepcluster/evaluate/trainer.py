@@ -81,7 +81,13 @@ def train(
         Interrupted: Ctrl-C or SIGTERM; the state is saved.
     """
     notes = {} if notes is None else notes
-    done, losses = _restore(resume, modules, optimizer, notes, steps)
+    done, losses = 0, torch.full((steps,), math.nan)
+    if resume.state is not None:
+        done, losses = resume.state["done"], resume.state["losses"]
+        for module, saved in zip(modules, resume.state["modules"], strict=True):
+            module.load_state_dict(saved)
+        optimizer.load_state_dict(resume.state["optimizer"])
+        notes.update(resume.state["notes"])
     device = next(modules[0].parameters()).device
     pending: dict[int, Tensor] = {}  # losses that the device may not have computed yet
 
@@ -154,24 +160,6 @@ def train(
     for module in modules:
         module.eval()
     return losses
-
-
-def _restore(
-    resume: ResumeFile,
-    modules: Sequence[nn.Module],
-    optimizer: torch.optim.Optimizer,
-    notes: MutableMapping[str, Any],
-    steps: int,
-) -> tuple[int, Tensor]:
-    """Steps done and the losses of all steps; weights, optimizer and notes are as they were saved."""
-    state = resume.state
-    if state is None:
-        return 0, torch.full((steps,), math.nan)
-    for module, saved in zip(modules, state["modules"], strict=True):
-        module.load_state_dict(saved)
-    optimizer.load_state_dict(state["optimizer"])
-    notes.update(state["notes"])
-    return state["done"], state["losses"]
 
 
 def epochs(

@@ -91,7 +91,7 @@ def poolings(backbone: Backbone, taps: Sequence[str]) -> dict[str, Pooling]:
     wanted = list(backbone.taps) if every else [tap for tap in taps if tap != OUTPUT]
     if not taps or (not every and "all" in taps):
         raise DeepClusterError("--taps needs the names of layers, or `all` alone.")
-    shapes = _shapes(backbone, wanted)
+    shapes = tap_shapes(backbone, wanted)
     if OUTPUT in taps:
         shapes[OUTPUT] = (backbone.dim,)
     if every:
@@ -102,8 +102,8 @@ def poolings(backbone: Backbone, taps: Sequence[str]) -> dict[str, Pooling]:
 
 
 @torch.no_grad()
-def _shapes(backbone: Backbone, taps: Sequence[str]) -> dict[str, tuple[int, ...]]:
-    """Shape of each tap's activations for one image."""
+def tap_shapes(backbone: Backbone, taps: Sequence[str]) -> dict[str, tuple[int, ...]]:
+    """Shape of each tap's activations for one image, in the order of depth."""
     if not taps:
         return {}
     training = backbone.training

@@ -15,6 +15,7 @@ from deepcluster.clustering.whitening import Whitening
 from deepcluster.data.open import open_images
 from deepcluster.digest import digest
 from deepcluster.errors import BadImage, DeepClusterError
+from deepcluster.evaluate.linear.pooling import tap_shapes
 from deepcluster.evaluate.retrieval.images import ImageSubset
 from deepcluster.evaluate.retrieval.rmac import aggregate, pooled
 from deepcluster.evaluate.retrieval.whitening import RunningCovariance, load_whitening
@@ -263,18 +264,14 @@ def load_descriptor(subject: Subject, file: str | Path) -> Callable[[Sequence[np
     return describe
 
 
-@torch.inference_mode()
 def last_map(backbone: Backbone, tap: str | None = None) -> str:
     """The deepest layer that outputs feature maps, or `tap` where it does.
 
     Raises:
         DeepClusterError: there is none, or `tap` does not exist or outputs no maps.
     """
-    side = backbone.image_size
-    device = next(backbone.parameters()).device
-    with read_taps(backbone, backbone.taps if tap is None else [tap]) as outputs:
-        backbone(torch.zeros(1, 3, side, side, device=device))
-        maps = [name for name in backbone.taps if name in outputs and outputs[name].ndim == 4]
+    shapes = tap_shapes(backbone, backbone.taps if tap is None else [tap])
+    maps = [name for name, shape in shapes.items() if len(shape) == 3]
     if not maps:
         what = "has no layer" if tap is None else f"has in {tap} no layer"
         raise DeepClusterError(

@@ -77,9 +77,7 @@ def classification_aps(scores: np.ndarray, labels: np.ndarray, rule: Rule = "11-
 
 def mean_ap(values: np.ndarray) -> float:
     """Mean over the classes that have positives; NaN where none has."""
-    known = np.asarray(values, np.float64)
-    known = known[np.isfinite(known)]
-    return float(known.mean()) if len(known) else float("nan")
+    return float(np.nanmean(values)) if np.isfinite(values).any() else float("nan")
 
 
 def detection_aps(

@@ -15,8 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.optim.swa_utils import update_bn
 
 from deepcluster.errors import DeepClusterError
+from deepcluster.evaluate.linear.pooling import tap_shapes
 from deepcluster.models.alexnet import ConvThenLinear
 from deepcluster.models.backbone import Backbone
 from deepcluster.models.convnet import ConvNet
@@ -188,23 +190,18 @@ def tapped_map(backbone: Backbone, coarsest: int = 16) -> FeatureMaps:
     Raises:
         DeepClusterError: none of its taps is a map.
     """
-    start, channels = _input(backbone)
-    size = backbone.image_size
-    found = None
-    for path in filter(None, backbone._tap_paths.values()):
-        part = TappedNetwork(backbone.trunk, path)
-        with torch.no_grad():
-            output = part(torch.zeros(1, channels, size, size))
-        if output.ndim != 4 or output.shape[2] < 2:
-            continue
-        stride = round(size / output.shape[2])
-        if stride <= coarsest and stride & (stride - 1) == 0:
-            found = part, FeatureMap(output.shape[1], Grid(stride, (stride - 1) / 2 + start.first))
+    start, size, found = _input(backbone)[0], backbone.image_size, None
+    for tap, shape in tap_shapes(backbone, backbone.taps).items():
+        path = backbone._tap_paths[tap]
+        if path and len(shape) == 3 and shape[1] > 1:
+            stride = round(size / shape[1])
+            if stride <= coarsest and stride & (stride - 1) == 0:
+                found = path, FeatureMap(shape[0], Grid(stride, (stride - 1) / 2 + start.first))
     if found is None:
         raise DeepClusterError(
             f"{backbone.name} has no layer whose output is a map of the image: take a convolutional network."
         )
-    return FeatureMaps(backbone.sobel, [found[0]], [found[1]])
+    return FeatureMaps(backbone.sobel, [TappedNetwork(backbone.trunk, found[0])], [found[1]])
 
 
 def dilate(layers: Sequence[nn.Module], halvings: int) -> None:
@@ -261,23 +258,15 @@ def calibrate_batch_norms(network: nn.Module, images: Tensor) -> bool:
         Whether there was something to measure.
     """
     untrained = [
-        layer
-        for layer in batch_norms(network)
-        if int(getattr(layer, "num_batches_tracked", 1)) == 0
+        int(getattr(layer, "num_batches_tracked", 1)) == 0
         # files of weights without the counter have statistics all the same
         and not layer.running_mean.any()
         and bool((layer.running_var == 1).all())
+        for layer in batch_norms(network)
     ]
-    if not untrained:
+    if not untrained or not all(untrained):
         return False
-    momenta = [layer.momentum for layer in untrained]
-    for layer in untrained:
-        layer.momentum = None  # the plain mean over the batches
-        layer.train()
-    network(images)
-    for layer, momentum in zip(untrained, momenta, strict=True):
-        layer.momentum = momentum
-        layer.eval()
+    update_bn([images], network)
     return True
 
 
