@@ -1,6 +1,7 @@
 """The loss of several processes, with gradients summed while the backward pass is still computing."""
 # No postponed annotations: torch looks at those of the communication hook.
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -38,8 +39,10 @@ def parallel_loss(method: Method, group: ProcessGroup, deterministic: bool) -> t
     """
     if group.is_single or deterministic or method.local_parameters is not None:
         return method.loss, False
-    # Buffers stay as they are: some methods keep other rows of a table on each process.
-    parallel = DistributedDataParallel(_LossModule(method), broadcast_buffers=False, init_sync=False)
+    with warnings.catch_warnings():  # newer versions of torch want another option, which cannot do this yet
+        warnings.simplefilter("ignore", FutureWarning)
+        # Buffers stay as they are: some methods keep other rows of a table on each process.
+        parallel = DistributedDataParallel(_LossModule(method), broadcast_buffers=False, init_sync=False)
     parallel.register_comm_hook(None, _sum_gradients)
     return parallel, True
 
