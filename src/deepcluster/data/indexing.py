@@ -55,17 +55,15 @@ class _Earlier:
 
     def known(self) -> dict[str, Found]:
         """Path -> what it says of a shard, for those that were read to their end."""
-        shards, names = self.manifest.shards, self.manifest.classes
         found = {}
-        columns = zip(shards.paths, shards.images.tolist(), shards.bytes.tolist(), shards.stamps, strict=True)
-        for shard, (path, images, size, stamp) in enumerate(columns):
-            if shards.troubles[shard]:
-                continue
-            row = int(shards.rows[shard])
-            rows = slice(row, row + images)
-            classes = None if self.labels is None else tuple(names[k] for k in np.unique(self.labels[rows]).tolist())
-            largest = int(self.table["offset"][rows].max(initial=0))
-            found[path] = Found(images, size, stamp, largest=largest, classes=classes if images else (), row=row)
+        shards, names = self.manifest.shards, self.manifest.classes
+        columns = (shards.paths, shards.images.tolist(), shards.bytes.tolist(), shards.rows.tolist(), shards.stamps)
+        for path, images, size, row, stamp, trouble in zip(*columns, shards.troubles, strict=True):
+            if not trouble:
+                rows = slice(row, row + images)
+                classes = None if self.labels is None else tuple(names[k] for k in np.unique(self.labels[rows]))
+                largest = int(self.table["offset"][rows].max(initial=0))
+                found[path] = Found(images, size, stamp, largest=largest, classes=classes if images else (), row=row)
         return found
 
 

@@ -89,9 +89,8 @@ def _open_named(name: str) -> ImageSource:
     if not path.exists():
         if name == "digits":
             return open_digits()
-        if storage.is_url(name) or _is_pattern(name):
-            return open_shards(name)
-        raise _missing(name)
+        must_exist(name)
+        return open_shards(name)
     if name.lower().endswith(COMPRESSED):
         raise DeepClusterError(
             f"{name} is compressed and cannot be read in place: unpack it to a folder, or repack it as a plain .tar"

@@ -85,13 +85,15 @@ class RandomViews:
 
 
 @dataclass(frozen=True)
-class CenterCrop:
-    """One view, without any draw: resized, and cropped about the center; see `center_crop`."""
-
-    size: int = 224
-    """Height and width, in pixels."""
+class _Crop:
+    size: int = 224  # height and width, in pixels
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
+
+
+@dataclass(frozen=True)
+class CenterCrop(_Crop):
+    """One view, without any draw: resized, and cropped about the center; see `center_crop`."""
 
     def __call__(
         self, images: Images, generator: torch.Generator, device: Device = "cpu", first: int = 0, total: int = 0
@@ -100,15 +102,11 @@ class CenterCrop:
 
 
 @dataclass(frozen=True)
-class RandomCrop:
+class RandomCrop(_Crop):
     """One view: a random crop of the resized central square, mirrored half of the time.
 
     Images up to 64 px are not enlarged for it: they are shifted by up to an eighth, black outside.
     """
-
-    size: int = 224
-    mean: tuple[float, ...] = IMAGENET_MEAN
-    std: tuple[float, ...] = IMAGENET_STD
 
     def __call__(
         self, images: Images, generator: torch.Generator, device: Device = "cpu", first: int = 0, total: int = 0
@@ -127,12 +125,8 @@ class RandomCrop:
 
 
 @dataclass(frozen=True)
-class TenCrop:
+class TenCrop(_Crop):
     """Ten views: corners and center of the resized image, and of its mirror image, in torchvision's order."""
-
-    size: int = 224
-    mean: tuple[float, ...] = IMAGENET_MEAN
-    std: tuple[float, ...] = IMAGENET_STD
 
     @property
     def resized(self) -> int:

@@ -30,36 +30,23 @@ BLUR_SIGMA = (0.1, 2.0)  # pixels, as in SimCLR (arXiv 2002.05709, appendix A)
 class ViewGroup:
     """Random views of one size; the defaults are the crop and flip of arXiv 1807.05520 §3.4."""
 
-    size: int = 224
-    """Height and width of a view, in pixels."""
-    count: int = 1
-    """Views of each image."""
+    size: int = 224  # height and width of a view, in pixels
+    count: int = 1  # views of each image
     crop_scale: tuple[float, float] | None = (0.08, 1.0)
     """Share of the area that a random crop takes; None: no random crop, the whole image resized."""
-    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
-    """Width over height of a random crop."""
-    flip: float = 0.5
-    """Probability of a horizontal flip."""
-    brightness: float = 0.0
-    """Factor drawn from 1 ± this; so are contrast and saturation."""
+    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)  # width over height of a random crop
+    flip: float = 0.5  # probability of a horizontal flip
+    brightness: float = 0.0  # factor drawn from 1 ± this; so are contrast and saturation
     contrast: float = 0.0
     saturation: float = 0.0
-    hue: float = 0.0
-    """Shift of the hue, drawn from ± this share of the color circle, at most 0.5."""
-    jitter: float = 1.0
-    """Probability that brightness, contrast, saturation and hue vary at all."""
-    gray: float = 0.0
-    """Probability of a gray view."""
-    blur: float = 0.0
-    """Probability of a Gaussian blur with sigma from 0.1 to 2 pixels."""
-    rotate: float = 0.0
-    """Rotation drawn from ± this, in degrees."""
-    translate: float = 0.0
-    """Shift in x and y drawn from ± this share of the size."""
-    zoom: tuple[float, float] = (1.0, 1.0)
-    """Range of the scale about the center."""
-    shear: float = 0.0
-    """Shear in x drawn from ± this, in degrees."""
+    hue: float = 0.0  # shift of the hue, drawn from ± this share of the color circle, at most 0.5
+    jitter: float = 1.0  # probability that brightness, contrast, saturation and hue vary at all
+    gray: float = 0.0  # probability of a gray view
+    blur: float = 0.0  # probability of a Gaussian blur with sigma from 0.1 to 2 pixels
+    rotate: float = 0.0  # rotation drawn from ± this, in degrees
+    translate: float = 0.0  # shift in x and y drawn from ± this share of the size
+    zoom: tuple[float, float] = (1.0, 1.0)  # range of the scale about the center
+    shear: float = 0.0  # shear in x drawn from ± this, in degrees
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
 

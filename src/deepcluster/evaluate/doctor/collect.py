@@ -122,17 +122,7 @@ def is_finite(value: Any) -> bool:
 
 
 def collect(run: Run, data: Any = None, *, sample: int = SAMPLE, screen: Screen | None = None) -> RunDiagnostics:
-    """Measures a finished, stopped or broken run.
-
-    Args:
-        run: the run.
-        data: the training images, where they have moved; None = where they were.
-        sample: how many images are examined in augmented views, at most; 0 = none.
-        screen: shows a progress bar; None = silence.
-
-    Raises:
-        DeepClusterError: `data` is given and cannot be opened, or holds another number of images.
-    """
+    """Measures a finished, stopped or broken run; arguments and errors are those of `diagnose`."""
     found = RunDiagnostics(str(run.folder), run.config["settings"], run.config["images"], _bad_images(run))
     with contextlib.suppress(DeepClusterError):  # settings of another version
         params = config.from_dict(run.config["settings"]).method
