@@ -17,9 +17,9 @@ from deepcluster.evaluate.tensor_file import save_tensors
 from deepcluster.evaluate.voc.detection import mirror_boxes
 from deepcluster.evaluate.voc.detector import (
     Anchors,
+    Detector,
     DetectorConfig,
     RegionPool,
-    build_detector,
     keeps_fully_connected,
     load_detector,
     near_objects,
@@ -98,12 +98,12 @@ def test_fc6_and_fc7_start_as_the_backbones_where_they_fit() -> None:
     assert not keeps_fully_connected(fitting, DetectorConfig(redraw=True)) and not keeps_fully_connected(
         built("convnet"), plan
     )
-    detector = build_detector(fitting, CLASSES, plan).eval()
+    detector = Detector(fitting, CLASSES, plan).eval()
     region = torch.randn(2, 256, 6, 6)
     with torch.no_grad():
         expected = F.relu(fitting.trunk.get_submodule("classifier")(region.flatten(1)))
         torch.testing.assert_close(detector.heads.box_head(region), expected)
-    assert build_detector(small, CLASSES, plan).heads.box_head[1].in_features == 256 * 36
+    assert Detector(small, CLASSES, plan).heads.box_head[1].in_features == 256 * 36
     assert (
         DetectorConfig().sides == (128, 256, 512)
         and plan.sides == (20, 41, 82)
@@ -124,7 +124,7 @@ def test_every_network_trains_and_detects(
     tmp_path: Path, name: str, options: dict[str, Any], plan: dict[str, Any]
 ) -> None:
     config: dict[str, Any] = {"pool": "align", "min_size": 64} | plan
-    detector = build_detector(built(name, 64, **options), CLASSES, DetectorConfig(**config))
+    detector = Detector(built(name, 64, **options), CLASSES, DetectorConfig(**config))
     if detector.rpn is not None:  # fewer regions, for speed
         detector.rpn._pre_nms_top_n = detector.rpn._post_nms_top_n = {"training": 30, "testing": 12}
     images = [torch.rand(3, 50, 64), torch.rand(3, 70, 60)]
@@ -156,7 +156,7 @@ def test_every_network_trains_and_detects(
 
 def test_errors(tmp_path: Path) -> None:
     with pytest.raises(DeepClusterError, match="leave out --fpn"):
-        build_detector(built("convnet"), CLASSES, DetectorConfig(fpn=True, pool="align"))
+        Detector(built("convnet"), CLASSES, DetectorConfig(fpn=True, pool="align"))
     (tmp_path / "x.safetensors").write_bytes(b"nothing")
     for file in ("x.safetensors", "y.safetensors"):
         with pytest.raises(DeepClusterError, match="cannot be read as a detector"):

@@ -19,7 +19,7 @@ from deepcluster.evaluate.voc.segmentation import confusion_matrix, iou_scores, 
 from deepcluster.evaluate.voc.segmenter import (
     PIXELS,
     FullyConvolutional,
-    build_segmenter,
+    Segmenter,
     load_segmenter,
     resample,
 )
@@ -63,8 +63,8 @@ def test_absent_classes_are_left_out_and_wrong_guesses_are_not() -> None:
 
 def test_fc6_and_fc7_match_the_backbones_linear_layers(alexnet: Backbone) -> None:
     """Over a map of just their size, the convolutions give in one cell what the linear layers give."""
-    net = build_segmenter(alexnet, CLASSES).eval()
-    redrawn = build_segmenter(alexnet, CLASSES, redraw=True).eval()
+    net = Segmenter(alexnet, CLASSES).eval()
+    redrawn = Segmenter(alexnet, CLASSES, redraw=True).eval()
     torch.manual_seed(0)
     image = torch.randn(1, 3, 127, 127)
     with torch.no_grad():
@@ -80,7 +80,7 @@ def test_fc6_and_fc7_match_the_backbones_linear_layers(alexnet: Backbone) -> Non
 
 
 def test_scores_of_an_even_kernel_lie_between_cells(alexnet: Backbone) -> None:
-    net = build_segmenter(alexnet, CLASSES)
+    net = Segmenter(alexnet, CLASSES)
     head = net.head
     assert isinstance(head, FullyConvolutional)
     head.side = 6
@@ -90,7 +90,7 @@ def test_scores_of_an_even_kernel_lie_between_cells(alexnet: Backbone) -> None:
 @pytest.mark.parametrize("stride", [32, 16, 8])
 def test_finer_maps_add_their_scores(alexnet: Backbone, stride: int) -> None:
     torch.manual_seed(1)
-    net = build_segmenter(alexnet, CLASSES, stride=stride).eval()
+    net = Segmenter(alexnet, CLASSES, stride=stride).eval()
     nn.init.normal_(net.head.get_parameter("score.weight"))
     image = torch.randn(1, 3, 100, 140)
     with torch.no_grad():
@@ -116,14 +116,14 @@ def test_resampling_reproduces_a_ramp() -> None:
 
 def test_other_networks_get_a_head_and_refuse_impossible_strides(tmp_path: object) -> None:
     convnet = build_backbone("convnet", image_size=32, widths=(8, 8, 16)).eval()
-    net = build_segmenter(convnet, CLASSES).eval()
+    net = Segmenter(convnet, CLASSES).eval()
     torch.manual_seed(0)
     image = torch.randint(0, 256, (37, 50, 3), dtype=torch.uint8).numpy()
     assert net.segment(image).shape == (37, 50)
     with pytest.raises(DeepClusterError, match="has stride 4, not 8"):
-        build_segmenter(convnet, CLASSES, stride=8)
+        Segmenter(convnet, CLASSES, stride=8)
     with pytest.raises(DeepClusterError, match="32, 16 or 8, not 4"):
-        build_segmenter(build_backbone("alexnet", image_size=63), CLASSES, stride=4)
+        Segmenter(build_backbone("alexnet", image_size=63), CLASSES, stride=4)
     file = save_tensors(tmp_path / "net.safetensors", "segmenter", net.about, net.state_dict())  # type: ignore[operator]
     again = load_segmenter(file)
     np.testing.assert_array_equal(again.segment(image), net.segment(image))
@@ -134,7 +134,7 @@ def test_other_networks_get_a_head_and_refuse_impossible_strides(tmp_path: objec
 
 
 def test_training_keeps_the_backbones_statistics() -> None:
-    net = build_segmenter(build_backbone("convnet", image_size=32, widths=(8, 16)), CLASSES).train()
+    net = Segmenter(build_backbone("convnet", image_size=32, widths=(8, 16)), CLASSES).train()
     before = [value.clone() for value in net.maps.buffers()]
     net(torch.randn(2, 3, 32, 32)).sum().backward()
     assert all(torch.equal(value, old) for value, old in zip(net.maps.buffers(), before, strict=True))

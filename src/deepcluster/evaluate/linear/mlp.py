@@ -21,7 +21,6 @@ from deepcluster.evaluate.linear.probe import Classifier
 from deepcluster.evaluate.linear.recipes import MLP, Schedule, override
 from deepcluster.evaluate.linear.splits import split_data
 from deepcluster.evaluate.result import Result
-from deepcluster.models.backbone import Backbone
 
 if TYPE_CHECKING:
     from deepcluster.engine.subject import Subject
@@ -104,7 +103,11 @@ def mlp(
     evaluation = Evaluation("mlp", subject, divided, seeds, seed, precision, screen, crops, report, after_step)
     tap = FEATURES if own_layers else OUTPUT
     modules = {FEATURES: FEATURES} if own_layers else {}
-    pooling = last_map(backbone) if own_layers else Pooling("none", backbone.dim)
+    pooling = Pooling("none", backbone.dim)
+    if own_layers:  # fc6 reads the last map at the size it was made for
+        trunk: Any = backbone.trunk
+        width = next(layer for layer in trunk.classifier if isinstance(layer, nn.Linear)).in_features
+        pooling = Pooling("adaptive", width, side=trunk.side)
     layers = f"{depth} hidden layers of {hidden} with dropout {DROPOUT:g} on the normalized output"
     if own_layers:
         layers = "new fc6 and fc7, N(0, .01), biases .1, and a new top layer; dropout as in the network"
@@ -125,10 +128,3 @@ def mlp(
         lambda tap, layers: Classifier(pooling, layers, module=modules.get(tap, "")),
         lambda tap: "mlp",
     )
-
-
-def last_map(backbone: Backbone) -> Pooling:
-    """What fc6 of AlexNet and VGG-16 reads: the last map at the size it was made for."""
-    trunk: Any = backbone.trunk
-    width = next(layer for layer in trunk.classifier if isinstance(layer, nn.Linear)).in_features
-    return Pooling("adaptive", width, side=trunk.side)

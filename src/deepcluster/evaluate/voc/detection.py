@@ -25,7 +25,6 @@ from deepcluster.evaluate.voc.dataset import open_voc
 from deepcluster.evaluate.voc.detector import (
     Detector,
     DetectorConfig,
-    build_detector,
     keeps_fully_connected,
 )
 from deepcluster.evaluate.voc.maps import freeze_batch_norms
@@ -148,7 +147,7 @@ def voc_detection(
     sets.append(open_voc(test or data, test_split, "detection", sets[0].classes))
     given = [read_proposals(proposals, voc.ids) if head == "fast" else None for voc in sets]
     with preserve_random_state():
-        build_detector(subject.backbone, sets[0].classes, config)  # refuses now what it would refuse later
+        Detector(subject.backbone, sets[0].classes, config)  # refuses now what it would refuse later
     learned, tested = (Examples(voc, subject, screen) for voc in sets)
     # a detector learns from images with an object that is not difficult (arXiv 1504.08083, its code)
     shown = [index for index, objects in enumerate(learned.voc.objects) if (~objects.difficult).any()]
@@ -166,7 +165,7 @@ def voc_detection(
     }
 
     def build(backbone: Backbone) -> Detector:
-        detector = build_detector(backbone, learned.voc.classes, config)
+        detector = Detector(backbone, learned.voc.classes, config)
         freeze_batch_norms(detector)
         return detector
 

@@ -148,31 +148,51 @@ def near_objects(boxes: Tensor, truth: Tensor) -> Tensor:
 
 
 class Detector(MapNetwork):
-    """Images -> boxes with class and score, or, while training, the losses; `build_detector` puts its parts together.
+    """Images -> boxes with class and score, or, while training, the losses.
+
+    It starts from the weights of a backbone; the rest is drawn from torch's global generator.
+
+    AlexNet and VGG-16 give the map before their last pool, and regions of 6 x 6 or 7 x 7 cells go through their fc6 and
+    fc7 (arXiv 1504.08083 §2.2; drawn at random where they were made for another size of map). ResNets give the map of
+    layer3, and regions of 14 x 14 cells go through layer4 (arXiv 1506.01497 with arXiv 1512.03385 §A). Other networks
+    give their deepest map of stride 16 or finer, and two new linear layers follow.
 
     Args:
-        backbone: config of the backbone, as `build_backbone` takes it.
+        backbone: copied, and left as it is.
         classes: names; class c has the label c + 1, and 0 is background.
+
+    Raises:
+        DeepClusterError: the backbone has no such maps.
     """
 
     kind = "detector"
 
-    def __init__(
-        self,
-        backbone: dict[str, Any],
-        classes: Sequence[str],
-        config: DetectorConfig,
-        *,
-        maps: FeatureMaps,
-        pyramid: FeaturePyramidNetwork | None,
-        rpn: RegionProposalNetwork | None,
-        heads: RoIHeads,
-        transform: GeneralizedRCNNTransform,
-    ) -> None:
+    def __init__(self, backbone: Backbone, classes: Sequence[str], config: DetectorConfig) -> None:
         super().__init__()
-        self.about = {"backbone": backbone, "classes": tuple(classes), "config": dataclasses.asdict(config)}
+        own = trainable_copy(backbone)
+        self.about = {"backbone": own.config, "classes": tuple(classes), "config": dataclasses.asdict(config)}
         self.classes, self.config = tuple(classes), config
-        self.maps, self.pyramid, self.rpn, self.heads, self.transform = maps, pyramid, rpn, heads, transform
+        self.maps, self.pyramid, head, width, pool = _pyramid(own) if config.fpn else _single_map(own, config)
+        predictor = FastRCNNPredictor(width, len(classes) + 1)
+        nn.init.normal_(predictor.cls_score.weight, std=0.01)  # arXiv 1504.08083 §2.3
+        nn.init.normal_(predictor.bbox_pred.weight, std=0.001)
+        for layer in (predictor.cls_score, predictor.bbox_pred):
+            nn.init.zeros_(layer.bias)
+        self.rpn = _region_proposal_network(self.maps, config) if config.head == "faster" else None
+        self.heads = RoIHeads(
+            pool,
+            head,
+            predictor,
+            fg_iou_thresh=BACKGROUND[1],
+            bg_iou_thresh=BACKGROUND[1],
+            batch_size_per_image=config.regions,
+            positive_fraction=0.25,
+            bbox_reg_weights=None,
+            score_thresh=0.05,
+            nms_thresh=0.3,
+            detections_per_img=100,
+        )
+        self.transform = GeneralizedRCNNTransform(config.min_size, config.max_size, list(own.mean), list(own.std))
 
     def train(self, mode: bool = True) -> Detector:
         """Batch-norm keeps its statistics, also in training."""
@@ -230,50 +250,6 @@ class Detector(MapNetwork):
         (found,) = self([torch.from_numpy(image.copy()).to(device).permute(2, 0, 1).float() / 255], None, given)
         labels = [self.classes[label - 1] for label in found["labels"].tolist()]
         return {"boxes": found["boxes"].cpu().numpy(), "labels": labels, "scores": found["scores"].cpu().numpy()}
-
-
-def build_detector(backbone: Backbone, classes: Sequence[str], config: DetectorConfig) -> Detector:
-    """A detector that starts from the weights of `backbone`, which stays as it is; the rest is drawn from torch's
-    global generator.
-
-    AlexNet and VGG-16 give the map before their last pool, and regions of 6 x 6 or 7 x 7 cells go through their fc6 and
-    fc7 (arXiv 1504.08083 §2.2; drawn at random where they were made for another size of map). ResNets give the map of
-    layer3, and regions of 14 x 14 cells go through layer4 (arXiv 1506.01497 with arXiv 1512.03385 §A). Other networks
-    give their deepest map of stride 16 or finer, and two new linear layers follow.
-
-    Raises:
-        DeepClusterError: the backbone has no such maps.
-    """
-    own = trainable_copy(backbone)
-    maps, pyramid, head, width, pool = _pyramid(own) if config.fpn else _single_map(own, config)
-    predictor = FastRCNNPredictor(width, len(classes) + 1)
-    nn.init.normal_(predictor.cls_score.weight, std=0.01)  # arXiv 1504.08083 §2.3
-    nn.init.normal_(predictor.bbox_pred.weight, std=0.001)
-    for layer in (predictor.cls_score, predictor.bbox_pred):
-        nn.init.zeros_(layer.bias)
-    heads = RoIHeads(
-        pool,
-        head,
-        predictor,
-        fg_iou_thresh=BACKGROUND[1],
-        bg_iou_thresh=BACKGROUND[1],
-        batch_size_per_image=config.regions,
-        positive_fraction=0.25,
-        bbox_reg_weights=None,
-        score_thresh=0.05,
-        nms_thresh=0.3,
-        detections_per_img=100,
-    )
-    return Detector(
-        own.config,
-        classes,
-        config,
-        maps=maps,
-        pyramid=pyramid,
-        rpn=_region_proposal_network(maps, config) if config.head == "faster" else None,
-        heads=heads,
-        transform=GeneralizedRCNNTransform(config.min_size, config.max_size, list(own.mean), list(own.std)),
-    )
 
 
 def _region_proposal_network(maps: FeatureMaps, config: DetectorConfig) -> RegionProposalNetwork:
@@ -370,6 +346,6 @@ def load_detector(file: Path | str, device: str = "cpu") -> Detector:
     return load_network(
         file,
         Detector.kind,
-        lambda own, about: build_detector(own, about["classes"], DetectorConfig(**about["config"])),
+        lambda own, about: Detector(own, about["classes"], DetectorConfig(**about["config"])),
         device,
     )

@@ -21,7 +21,7 @@ from deepcluster.evaluate.linear.context import check_choice
 from deepcluster.evaluate.result import Result
 from deepcluster.evaluate.voc.annotation import VOID
 from deepcluster.evaluate.voc.dataset import open_voc
-from deepcluster.evaluate.voc.segmenter import Segmenter, build_segmenter
+from deepcluster.evaluate.voc.segmenter import Segmenter
 from deepcluster.evaluate.voc.training import (
     Examples,
     SGDConfig,
@@ -104,7 +104,7 @@ def voc_segmentation(
     voc = open_voc(data, split, "segmentation")
     test_voc = open_voc(test or data, test_split, "segmentation", voc.classes)
     with preserve_random_state():  # refuses now what it would refuse later
-        finest = build_segmenter(subject.backbone, voc.classes, stride=stride, redraw=redraw).maps.maps[0].grid.stride
+        finest = Segmenter(subject.backbone, voc.classes, stride=stride, redraw=redraw).maps.maps[0].grid.stride
     learned, tested = (Examples(part, subject, screen) for part in (voc, test_voc))
     with screen.bar("masks", len(voc)) as bar:
         images = []
@@ -134,7 +134,7 @@ def voc_segmentation(
         draws=draws,
         seed=seed,
         screen=screen,
-        build=lambda backbone: build_segmenter(backbone, voc.classes, stride=stride, redraw=redraw),
+        build=lambda backbone: Segmenter(backbone, voc.classes, stride=stride, redraw=redraw),
         loss=lambda segmenter, seed, batch: _loss(segmenter, learned, crops, seed, batch),
         score=lambda segmenter: _score(segmenter, tested, screen),
     )

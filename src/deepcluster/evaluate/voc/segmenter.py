@@ -40,36 +40,56 @@ PIXELS = Grid(1, 0.0)
 class Segmenter(MapNetwork):
     """(B, 3, H, W) normalized images -> (B, C + 1, H, W) scores; channel 0 is the background.
 
+    It starts from the weights of a backbone; the rest is drawn from torch's global generator.
+
     Args:
-        about: what `build_segmenter` builds it from: `backbone` (a config), `classes`, `stride` and `redraw`.
-        maps: from fine to coarse.
-        head: from the coarsest map to scores.
-        grid: where the cells of those scores lie.
-        skips: from each of the finer maps to scores, in the order of `maps`.
-        mean, std: what images are normalized with.
+        backbone: copied, and left as it is.
+        classes: C names, without the background; class c is pixel value c + 1.
+        stride: pixels between two cells of the finest map that is scored; None = 32 for AlexNet and VGG-16, for
+            others that of the map as it is. AlexNet and VGG-16 become FCN-32s and reach 16 and 8 by adding the scores
+            of finer maps (FCN-16s, FCN-8s; arXiv 1411.4038 §4.2). All others carry torchvision's FCN head on their
+            last map; ResNets reach finer strides by dilated convolutions.
+        redraw: initialize fc6 and fc7 of AlexNet and VGG-16 at random.
 
     Attributes:
-        classes: C names; class c is pixel value c + 1.
+        head: from the coarsest map to scores, whose cells lie on `grid`.
+        skips: from each of the finer maps to scores, in the order of `maps`.
+
+    Raises:
+        DeepClusterError: the backbone has no map, or cannot have this stride.
     """
 
     kind = "segmenter"
 
     def __init__(
-        self,
-        about: dict[str, Any],
-        *,
-        maps: FeatureMaps,
-        head: nn.Module,
-        grid: Grid,
-        skips: Sequence[nn.Module],
-        mean: tuple[float, ...],
-        std: tuple[float, ...],
+        self, backbone: Backbone, classes: Sequence[str], *, stride: int | None = None, redraw: bool = False
     ) -> None:
         super().__init__()
-        self.about = about
-        self.classes: tuple[str, ...] = tuple(about["classes"])
-        self.maps, self.head, self.grid, self.skips = maps, head, grid, nn.ModuleList(skips)
-        self.mean, self.std = mean, std
+        own, outputs = trainable_copy(backbone), len(classes) + 1
+        self.about = {"backbone": own.config, "classes": list(classes), "stride": stride, "redraw": redraw}
+        self.classes, self.mean, self.std = tuple(classes), own.mean, own.std
+        skips: list[nn.Module] = []
+        if not isinstance(own.trunk, ConvThenLinear):
+            self.maps = _last_map(own, stride)
+            last = self.maps.maps[-1]
+            self.head: nn.Module = FCNHead(last.channels, outputs)
+            self.grid = last.grid
+        else:
+            stride = stride or COARSEST
+            if stride not in (8, 16, COARSEST):
+                raise DeepClusterError(f"{backbone.name} gives scores of stride 32, 16 or 8, not {stride}.")
+            found = sequential_maps(own, drop_last_pool=False, strides=[step for step in (16, 8) if step >= stride])
+            assert found is not None
+            self.maps = found
+            for feature_map in found.maps[:-1]:
+                skip = nn.Conv2d(feature_map.channels, outputs, 1)
+                for weight in skip.parameters():
+                    nn.init.zeros_(weight)  # arXiv 1411.4038 §4.2: the network then starts as the coarser one
+                skips.append(skip)
+            last = found.maps[-1]
+            head = FullyConvolutional(own.trunk, last.channels, outputs, redraw)
+            self.head, self.grid = head, head.grid(last.grid)
+        self.skips = nn.ModuleList(skips)
 
     def train(self, mode: bool = True) -> Segmenter:
         """The backbone's batch-norm keeps its statistics, also in training."""
@@ -160,48 +180,6 @@ class FullyConvolutional(nn.Module):
         return scores
 
 
-def build_segmenter(
-    backbone: Backbone, classes: Sequence[str], *, stride: int | None = None, redraw: bool = False
-) -> Segmenter:
-    """A segmenter that starts from the weights of `backbone`, which stays as it is; the rest is drawn from torch's
-    global generator.
-
-    Args:
-        classes: C names, without the background.
-        stride: pixels between two cells of the finest map that is scored; None = 32 for AlexNet and VGG-16, for
-            others that of the map as it is. AlexNet and VGG-16 become FCN-32s and reach 16 and 8 by adding the scores
-            of finer maps (FCN-16s, FCN-8s; arXiv 1411.4038 §4.2). All others carry torchvision's FCN head on their
-            last map; ResNets reach finer strides by dilated convolutions.
-        redraw: initialize fc6 and fc7 of AlexNet and VGG-16 at random.
-
-    Raises:
-        DeepClusterError: the backbone has no map, or cannot have this stride.
-    """
-    own, outputs = trainable_copy(backbone), len(classes) + 1
-    about = {"backbone": own.config, "classes": list(classes), "stride": stride, "redraw": redraw}
-    skips: list[nn.Module] = []
-    if not isinstance(own.trunk, ConvThenLinear):
-        maps = _last_map(own, stride)
-        head: nn.Module = FCNHead(maps.maps[-1].channels, outputs)
-        grid = maps.maps[-1].grid
-    else:
-        stride = stride or COARSEST
-        if stride not in (8, 16, COARSEST):
-            raise DeepClusterError(f"{backbone.name} gives scores of stride 32, 16 or 8, not {stride}.")
-        finer = [step for step in (16, 8) if step >= stride]
-        found = sequential_maps(own, drop_last_pool=False, strides=finer)
-        assert found is not None
-        maps = found
-        for feature_map in maps.maps[:-1]:
-            skip = nn.Conv2d(feature_map.channels, outputs, 1)
-            for weight in skip.parameters():
-                nn.init.zeros_(weight)  # arXiv 1411.4038 §4.2: the network then starts as the coarser one
-            skips.append(skip)
-        head = FullyConvolutional(own.trunk, maps.maps[-1].channels, outputs, redraw)
-        grid = head.grid(maps.maps[-1].grid)
-    return Segmenter(about, maps=maps, head=head, grid=grid, skips=skips, mean=own.mean, std=own.std)
-
-
 def _last_map(backbone: Backbone, stride: int | None) -> FeatureMaps:
     """The last map, with the stride that is asked for."""
     trunk: Any = backbone.trunk
@@ -226,6 +204,6 @@ def load_segmenter(file: Path | str, device: str = "cpu") -> Segmenter:
     return load_network(
         file,
         Segmenter.kind,
-        lambda own, about: build_segmenter(own, about["classes"], stride=about["stride"], redraw=about["redraw"]),
+        lambda own, about: Segmenter(own, about["classes"], stride=about["stride"], redraw=about["redraw"]),
         device,
     )
