@@ -20,6 +20,7 @@ from deepcluster.features.block_reader import Rows
 
 EXACT_DIM = 1024  # widest covariance that is multiplied in float64 and solved directly
 SAMPLE = 1024  # rows from which the mean and the size of the covariance are guessed
+KRYLOV_ROUNDS = 12  # restarts at most
 HEADROOM = 2.0**10  # how far the guess may be too small before all rows are read again
 
 
@@ -97,7 +98,7 @@ def main_directions(covariance: Tensor, count: int) -> tuple[Tensor, Tensor]:
     return values.flip(0)[:count], vectors.flip(1)[:, :count].T
 
 
-def krylov_directions(covariance: Tensor, count: int, *, rounds: int = 12) -> tuple[Tensor, Tensor]:
+def krylov_directions(covariance: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """`main_directions` of a large matrix by a restarted block Krylov method (Musco and Musco 2015).
 
     Each round spans the blocks X, CX, C^2 X and C^3 X by an orthonormal basis, solves the small problem in it and
@@ -109,7 +110,7 @@ def krylov_directions(covariance: Tensor, count: int, *, rounds: int = 12) -> tu
     x = torch.randn(len(covariance), width, generator=generator, dtype=torch.float64).to(covariance.device)
     x = torch.linalg.qr(x).Q
     values = torch.zeros(width, dtype=torch.float64, device=covariance.device)
-    for _ in range(rounds):
+    for _ in range(KRYLOV_ROUNDS):
         basis, image = x, covariance @ x
         for _ in range(3):
             block = image[:, -width:]

@@ -265,7 +265,7 @@ def seed_for(seed: int, depth: int, node: int) -> int:
 
 
 def nearest_in_tree(
-    x: Any, levels: Sequence[Any], counts: Sequence[Any] | None = None, *, spherical: bool = False, device: Any = None
+    x: Any, levels: Sequence[Any], counts: Sequence[Any] | None = None, *, spherical: bool = False
 ) -> tuple[Any, Any]:
     """The cluster of each row of x (N, D) in a tree of centroids, such as `levels_` and `counts_` that a run has saved.
 
@@ -275,13 +275,12 @@ def nearest_in_tree(
         levels: centroids of each level, (K_i, D), each K_i a multiple of the one before.
         counts: rows each had, (K_i,); those with 0 are never the nearest. None = all had some.
         spherical: compare at unit length.
-        device: where to compute; None = where x is.
 
     Returns:
         (N,) int64 clusters of the last level and (N,) float32 Euclidean distances to their centroids, as tensors where
         x is one, else as arrays; the same clusters as `HierarchicalKMeans.predict` gives.
     """
-    rows = Rows(x, device)
+    rows = Rows(x)
     tables = [Rows(level, rows.device, name="centroids") for level in levels]
     widths = {table.dim for table in tables}
     if widths != {rows.dim}:

@@ -34,9 +34,8 @@ class Whitening(Float32Transformer, BaseEstimator):
         l2: L2-normalize the rows of the result; a row of zeros stays a row of zeros.
         floor: smallest variance kept, relative to the largest.
         device: where the work is done; None = where the rows are.
-        group: the processes that whiten together. All call `fit`, each with its own rows of one table, of which a
-            process may have none; all get the same whitening. Where shares begin at multiples of 1,024 rows it
-            does not depend on their number, to the last bit on CPUs. `transform` concerns nobody else.
+        group: the processes that whiten together, each with its own rows of one table, as in `KMeans`; all get the
+            same whitening.
 
     Attributes:
         mean_: (D,) float32 tensor, whatever kind X is.

@@ -46,7 +46,6 @@ def measure(
     pictures: Sequence[np.ndarray],
     views: ViewGroup,
     *,
-    seed: int = 0,
     device: str = "cpu",
     check: Callable[[int], None] = lambda images: None,
 ) -> ViewAgreement:
@@ -57,7 +56,6 @@ def measure(
         initial: the same backbone before its first step.
         pictures: M arrays (H, W, 3) uint8.
         views: the augmentation that the run was trained with.
-        seed: of the random views.
         check: called with the number of pictures after each batch.
     """
     backbone, initial, size = model.backbone.to(device).eval(), initial.to(device).eval(), model.backbone.image_size
@@ -66,7 +64,7 @@ def measure(
         batch = pictures[start : start + BATCH]
         shapes = np.array([picture.shape[:2] for picture in batch])
         images = center_crop(batch, size, device, views.mean, views.std)
-        augmented = augment(batch, draw(views, shapes, seeded(seed, start)), views, device)
+        augmented = augment(batch, draw(views, shapes, seeded(0, start)), views, device)
         gray = center_crop([without_color(picture) for picture in batch], size, device, views.mean, views.std)
         for name, network, x in (
             ("plain", backbone, images),
