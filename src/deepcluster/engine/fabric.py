@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from typing import Any
 
@@ -20,6 +21,7 @@ def make_fabric(run: TrainRun) -> Fabric:
     Raises:
         DeepClusterError: a device or precision that is not there, or two answers to how many processes.
     """
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # its lines about precision and processes
     device = pick_device(run.device)
     kind, _, position = device.partition(":")
     precision = run.precision

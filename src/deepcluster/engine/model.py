@@ -122,7 +122,11 @@ class Model:
                 config, steps = json.loads(metadata["backbone"]), json.loads(metadata["embedding"])
                 tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118
         except (SafetensorError, KeyError, OSError) as error:
-            raise DeepClusterError(f"{file} is not a model that this version of deepcluster saved: {error}.") from error
+            why = f"it has no {error}" if isinstance(error, KeyError) else str(error)
+            raise DeepClusterError(
+                f"{file} is not a model that this version of deepcluster saved ({why}): give another file, or train"
+                " again."
+            ) from error
 
         def part(prefix: str) -> dict[str, Tensor]:
             return {name[len(prefix) :]: value for name, value in tensors.items() if name.startswith(prefix)}
