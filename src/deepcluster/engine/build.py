@@ -117,8 +117,9 @@ def _check_view_size(backbone: Backbone, size: int, option: str) -> None:
     try:
         backbone.eval()(next(backbone.parameters()).new_zeros(1, 3, size, size))
     except Exception as error:  # networks refuse a size each in their own way
+        why = str(error).splitlines()[0].rstrip(".")
         raise DeepClusterError(
-            f"The network cannot take views of {size} pixels ({str(error).splitlines()[0].rstrip('.')}): give a larger {option}."
+            f"The network cannot take views of {size} pixels ({why}): give a larger {option}."
         ) from None
     finally:
         backbone.train(training)
