@@ -1,6 +1,7 @@
 # deepcluster: every task in one word. Needs Python 3.10 or newer, make, and the package index for the first run.
 PYTHON ?= python3
 BIN := .venv/bin
+DATA ?= ../shared/data
 
 .PHONY: help demo test test-all check bench clean
 
@@ -45,6 +46,23 @@ bench: .venv/.developer
 	$(BIN)/python benchmarks/clustering_memory.py
 	$(BIN)/python benchmarks/odc_step.py
 	$(BIN)/python benchmarks/manifest.py
+	$(BIN)/python benchmarks/linear.py
+	$(BIN)/python benchmarks/processes.py
+	$(BIN)/python benchmarks/plan.py
+	$(BIN)/python benchmarks/explore.py
+ifneq ($(wildcard $(DATA)/cifar10/test.tar),)
+	$(BIN)/python benchmarks/cifar.py --train "$(DATA)/cifar10/train-*.tar" --test $(DATA)/cifar10/test.tar
+	$(BIN)/python benchmarks/methods.py --train "$(DATA)/cifar10/train-*.tar" --test $(DATA)/cifar10/test.tar --out runs/methods
+	$(BIN)/python benchmarks/evaluation.py --data $(DATA)/cifar10/train-000.tar --test $(DATA)/cifar10/test.tar \
+		--out runs/table deepcluster=runs/methods/deepcluster odc=runs/methods/odc both=runs/methods/both
+else
+	@echo "no CIFAR-10 in $(DATA)/cifar10: cifar.py, methods.py and evaluation.py skipped; DATA=FOLDER names another folder"
+endif
+ifneq ($(wildcard $(DATA)/voc/bccd.tar),)
+	$(BIN)/python benchmarks/detection.py $(DATA)/voc/bccd.tar
+else
+	@echo "no $(DATA)/voc/bccd.tar: detection.py skipped"
+endif
 
 clean:
 	rm -rf .venv build dist src/*.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

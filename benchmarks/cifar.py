@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import math
 import time
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,12 @@ def ours(bank: tuple[np.ndarray, np.ndarray], out: Path, values: dict[str, Any])
     run = override(find_preset("deepcluster-convnet").run, values)
     began = time.perf_counter()
     done = engine.train(
-        run, Arrays("cifar10-20000", *bank), out, preset="deepcluster-convnet", overwrite=True, screen=Screen()
+        run,
+        Arrays(f"cifar10-{len(bank[0])}", *bank),
+        out,
+        preset="deepcluster-convnet",
+        overwrite=True,
+        screen=Screen(),
     )
     return done.backbone, time.perf_counter() - began
 
@@ -110,18 +116,25 @@ def main() -> None:
     parser.add_argument("--train", required=True)
     parser.add_argument("--test", required=True)
     parser.add_argument("--out", type=Path, default=Path("runs/cifar"))
+    parser.add_argument("--images", type=int, default=20_000, help="to train on")
+    parser.add_argument("--test-images", type=int, default=5_000)
+    parser.add_argument("--k", type=int, help="ours; by default the preset's")
     parser.add_argument("--epochs", type=int, help="ours; by default the preset's, about ten minutes on two cores")
     parser.add_argument("--minutes", type=float, default=10, help="the peer's")
     parser.add_argument("--workers", type=int, default=2, help="the peer's")
     parser.add_argument("--peer", action="store_true")
     args = parser.parse_args()
-    bank, test = first(args.train, 20_000), first(args.test, 5_000)
+    bank, test = first(args.train, args.images), first(args.test, args.test_images)
     rows = []
     torch.manual_seed(0)
     rows.append(("untrained", 0.0, judge(build_backbone("convnet", image_size=32).eval(), bank, test)))
-    backbone, seconds = ours(bank, args.out, {"epochs": args.epochs} if args.epochs else {})
+    backbone, seconds = ours(
+        bank, args.out, {name: value for name in ("epochs", "k") if (value := getattr(args, name))}
+    )
     rows.append(("deepcluster", seconds, judge(backbone, bank, test)))
-    if args.peer:
+    if args.peer and find_spec("lightly") is None:
+        print("lightly is not installed (pip install lightly): no peer")
+    elif args.peer:
         backbone, seconds = peer(bank, args.minutes, args.workers)
         rows.append(("lightly SwAV", seconds, judge(backbone, bank, test)))
     print(f"\n{'':<14}{'seconds':>9}{'kNN':>8}")

@@ -23,21 +23,25 @@ from deepcluster.evaluate.linear.linear import linear
 from deepcluster.evaluate.linear.low_shot import low_shot
 from deepcluster.evaluate.result import Result
 
+Score = Callable[[Subject, Screen], Result]
 
-def protocols(data: str, test: str, epochs: int) -> dict[str, Callable[[Subject, Screen], Result]]:
+
+def protocols(
+    data: str, test: str, epochs: int, shots: tuple[int, ...], neighbors: tuple[int, ...]
+) -> dict[str, Score]:
     """Name -> what scores a network."""
     return {
         "clusters": lambda subject, screen: clusters(subject, data, test, k="classes", draws=3, screen=screen),
-        "knn": lambda subject, screen: knn(subject, data, test, k=(1, 20, 200), screen=screen),
+        "knn": lambda subject, screen: knn(subject, data, test, k=neighbors, screen=screen),
         "linear": lambda subject, screen: linear(subject, data, test, screen=screen),
         "layers": lambda subject, screen: linear(
             subject, data, test, taps=("all",), recipe="quick", epochs=epochs, screen=screen
         ),
-        "low-shot": lambda subject, screen: low_shot(subject, data, test, shots=(1, 4, 16, 64), screen=screen),
+        "low-shot": lambda subject, screen: low_shot(subject, data, test, shots=shots, screen=screen),
     }
 
 
-def scores(subject: Subject, work: dict[str, Callable[[Subject, Screen], Result]], folder: Path) -> dict[str, float]:
+def scores(subject: Subject, work: dict[str, Score], folder: Path) -> dict[str, float]:
     """All scores of one network; each protocol's own JSON stays in `folder`."""
     found: dict[str, float] = {}
     for name, score in work.items():
@@ -71,9 +75,11 @@ def main() -> None:
     parser.add_argument("--test", required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--epochs", type=int, default=5, help="of the probes of all layers")
+    parser.add_argument("--shots", type=int, nargs="+", default=[1, 4, 16, 64], help="labeled images of each class")
+    parser.add_argument("--neighbors", type=int, nargs="+", default=[1, 20, 200])
     chosen = parser.parse_args()
     named = dict(run.split("=", 1) for run in chosen.runs)
-    work = protocols(chosen.data, chosen.test, chosen.epochs)
+    work = protocols(chosen.data, chosen.test, chosen.epochs, tuple(chosen.shots), tuple(chosen.neighbors))
     first = next(iter(named.values()))
     rows = {"random": scores(load_subject(first, untrained=True), work, chosen.out / "random")}
     for name, folder in named.items():

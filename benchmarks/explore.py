@@ -26,7 +26,7 @@ import torch
 
 from deepcluster.clustering.whitening import Whitening
 from deepcluster.engine.model import Model
-from deepcluster.engine.run import Run
+from deepcluster.engine.run import FORMAT, Run
 from deepcluster.explore import vectors
 from deepcluster.explore.explorer import Explorer
 from deepcluster.explore.server import listen, serve
@@ -71,11 +71,11 @@ def make(folder: Path, images: int, k: int, dim: int) -> Run:
     assignment = draw.integers(0, k, images)
     place = folder / "explore"
     place.mkdir(parents=True)
-    about = {"preset": "synthetic", "images": images, "settings": {}, "data": "squares"}
+    about = {"format": FORMAT, "preset": "synthetic", "images": images, "settings": {}, "data": "squares"}
     (folder / "run.json").write_text(json.dumps(about | {"source_fingerprint": f"squares{images}"}))
     backbone = build_backbone("convnet", image_size=32)
     whitening = Whitening().fit(draw.normal(size=(2 * backbone.dim, backbone.dim)).astype(np.float32))
-    Model(backbone, whitening, torch.from_numpy(centroids)).save(folder / "model.safetensors")
+    Model(backbone, torch.from_numpy(centroids), [whitening]).save(folder / "model.safetensors")
     run = Synthetic(folder, "cpu")
     mark = vectors.identity(run, f"squares{images}")
     rows = np.lib.format.open_memmap(place / f"vectors-{mark}.npy", "w+", np.float32, (images, dim))
@@ -194,11 +194,16 @@ def main() -> None:
         print(f"{'together':<58}{time.perf_counter() - began:8.3f} s")
         timed("the same again", lambda: first_view(client))
         timed(
-            "table, the last page, by purity", lambda: client.get(f"/api/clusters?sort=purity&offset={chosen.k - 100}")
+            "table, the last page, by purity",
+            lambda: client.get(f"/api/clusters?sort=purity&offset={max(0, chosen.k - 100)}"),
         )
         timed("search for a class", lambda: client.get("/api/clusters?search=class+42"))
         timed("nearest clusters of one", lambda: client.get("/api/clusters/5/nearest"))
-        timed("200 outliers of all images, 500,000 down", lambda: client.get("/api/outliers?limit=200&offset=500000"))
+        half = chosen.images // 2
+        timed(
+            f"200 outliers of all images, {half:,} down",
+            lambda: client.get(f"/api/outliers?limit=200&offset={half}"),
+        )
         timed("merge of 3 clusters", lambda: client.post("/api/edits", {"op": "merge", "clusters": [1, 2, 3]}))
         timed("undo", lambda: client.post("/api/undo", {}))
         timed("60 neighbors, the first time", lambda: client.get("/api/images/7/neighbors?limit=60"))

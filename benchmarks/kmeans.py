@@ -2,6 +2,7 @@
 
     python benchmarks/kmeans.py            # (50k x 256, k=1000) and (200k x 128, k=10000)
     python benchmarks/kmeans.py --quick    # a tenth of both
+    python benchmarks/kmeans.py --part 50  # a fiftieth
 
 Each size is run on structured rows (whitened, L2-normalized features of CIFAR-10 by an untrained network
 where the images are at hand, else a mixture of Gaussians; a mixture for the larger size) and on rows without
@@ -116,6 +117,7 @@ def faiss_run(x: np.ndarray, start: np.ndarray, rounds: int) -> tuple[float, flo
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a tenth of the rows and clusters")
+    parser.add_argument("--part", type=int, help="the rows and clusters divided by this; by default 1")
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1))
@@ -124,7 +126,7 @@ def main() -> None:
     parser.add_argument("--only", choices=("small", "large"))
     chosen = parser.parse_args()
     torch.set_num_threads(chosen.threads)
-    part = 10 if chosen.quick else 1
+    part = chosen.part or (10 if chosen.quick else 1)
     run = (chosen.rounds, chosen.repeats, chosen.precision, chosen.tol)
     if chosen.only != "large":
         n, d, k = 50_000 // part, 256, 1000 // part

@@ -136,6 +136,7 @@ def main() -> None:
     parser.add_argument("--test", required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--images", type=int, default=20_000)
+    parser.add_argument("--test-images", type=int, default=5_000)
     parser.add_argument("--epochs", type=int, default=12, help="of a run from scratch")
     parser.add_argument("--image-size", type=int, default=32)
     parser.add_argument("--view-size", type=int, default=24)
@@ -144,7 +145,7 @@ def main() -> None:
     chosen = parser.parse_args()
     bank, test = (
         first(source, count, chosen.image_size)
-        for source, count in ((chosen.train, chosen.images), (chosen.test, 5_000))
+        for source, count in ((chosen.train, chosen.images), (chosen.test, chosen.test_images))
     )
     source = Arrays(f"first-{len(bank[0])}", *bank)
     curves: dict[str, list[dict[str, Any]]] = {}

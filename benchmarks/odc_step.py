@@ -19,6 +19,7 @@ import torch.nn.functional as F
 
 from deepcluster.engine.optim import make_optimizer
 from deepcluster.methods.odc import ODC
+from deepcluster.methods.params import ODCParams
 from deepcluster.models.zoo import build_backbone
 from deepcluster.types import Batch
 
@@ -27,7 +28,7 @@ def filled(n: int, k: int, dim: int, centers: torch.Tensor) -> ODC:
     """ODC whose memory holds `n` noisy copies of `k` centers, all clusters of the same size."""
     sgd = functools.partial(make_optimizer, name="sgd", lr=0.06, momentum=0.9, weight_decay=1e-5)
     backbone = build_backbone("convnet", image_size=32)
-    learner = ODC(backbone, n=n, k=k, neck_optimizer=sgd, head_optimizer=sgd, feature_dim=dim)
+    learner = ODC(backbone, ODCParams(k=k, feature_dim=dim, head_lr=0.06), n=n, make_optimizer=sgd)
     learner.assignment.copy_(torch.randperm(n) % k)
     for rows in torch.arange(n).split(65536):
         label = learner.assignment[rows]
@@ -53,9 +54,9 @@ def main() -> None:
     for _ in range(args.steps):
         for n, learner in learners.items():
             index = torch.randint(n, (args.batch,))
-            learner._seen = [learner.features[index] + 0.05 * torch.randn(args.batch, args.dim)]
+            learner._step_features = [learner.features[index] + 0.05 * torch.randn(args.batch, args.dim)]
             began = time.perf_counter()
-            learner.after_step(Batch(index, ()))
+            learner.after_step(Batch(index, (), torch.arange(args.batch), args.batch))
             seconds[n].append(time.perf_counter() - began)
             began = time.perf_counter()
             torch.bincount(learner.assignment, minlength=args.k)

@@ -2,6 +2,7 @@
 
     python benchmarks/pic.py            # 50k x 256
     python benchmarks/pic.py --quick    # a tenth
+    python benchmarks/pic.py --part 50  # a fiftieth
 
 The rows are those of benchmarks/kmeans.py: whitened, L2-normalized features of CIFAR-10 by an untrained network where
 the images are at hand, else a mixture of Gaussians. Both searches use the same threads and take turns, so that
@@ -63,11 +64,12 @@ def searches(x: np.ndarray, k: int, repeats: int) -> tuple[np.ndarray, np.ndarra
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a tenth of the rows")
+    parser.add_argument("--part", type=int, help="the rows divided by this; by default 1")
     parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1))
     chosen = parser.parse_args()
     torch.set_num_threads(chosen.threads)
-    n, d = 50_000 // (10 if chosen.quick else 1), 256
+    n, d = 50_000 // (chosen.part or (10 if chosen.quick else 1)), 256
     x = cifar_features(n, d)
     print("mixture (no CIFAR-10 at hand)" if x is None else "CIFAR-10 features, whitened", f"N={n} D={d}", flush=True)
     x = mixture(n, d, 1000) if x is None else x
