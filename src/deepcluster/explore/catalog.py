@@ -139,12 +139,8 @@ class Catalog:
         """A page of the table.
 
         Args:
-            sort: one of `SORTS`.
+            sort: one of `SORTS`; a DeepClusterError otherwise.
             search: words that number, name or main class must hold, whatever their case.
-            hidden: whether hidden clusters are shown too.
-
-        Raises:
-            DeepClusterError: there is no such order.
         """
         table = self.table()
         chosen = np.flatnonzero(hidden | self._visible(table.number))

@@ -162,11 +162,7 @@ class Explorer:
         return page
 
     def photo(self, content: bytes, count: int) -> dict[str, Any]:
-        """The cluster of a picture that is none of the images, and the images most similar to it.
-
-        Raises:
-            DeepClusterError: it is no picture.
-        """
+        """The cluster of a picture that is none of the images, and the images most similar to it."""
         try:
             picture = decode(content, short_side(self.run.image_size))
         except BadImage as error:
@@ -320,11 +316,7 @@ class Explorer:
 
 @contextlib.contextmanager
 def exclusive(folder: Path) -> Iterator[None]:
-    """Keep a second explorer from editing the same run.
-
-    Raises:
-        DeepClusterError: there is one already.
-    """
+    """Keep a second explorer from editing the same run: a DeepClusterError where there is one already."""
     file = folder / "explore" / "lock"
     try:
         import fcntl

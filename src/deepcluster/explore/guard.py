@@ -7,11 +7,11 @@ and cannot show what it serves (headers).
 from __future__ import annotations
 
 import secrets
-from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any
+from collections.abc import Awaitable, Callable
 
-from starlette.datastructures import Headers, MutableHeaders
-from starlette.responses import JSONResponse
+from starlette.datastructures import Headers
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
 
 HOSTS = ("127.0.0.1", "localhost")
 POLICY = (
@@ -29,64 +29,37 @@ HEADERS = {
 LONGEST = 32 << 20
 """Bytes of a request at most: a photo, or the indices of a large selection."""
 
-Message = MutableMapping[str, Any]
 
-
-class Guard:
-    """Wraps an application; see the file's docstring.
+async def guard(token: str, request: Request, answer: Callable[[Request], Awaitable[Response]]) -> Response:
+    """Answers a request if it is allowed; see the file's docstring.
 
     Args:
-        app: receives the requests that are allowed.
         token: what every request but GET and HEAD must carry as `X-Token`.
+        answer: called with the requests that are allowed.
     """
+    refused = refusal(request.method, request.url.path, request.headers, token)
+    response = await answer(request) if refused is None else JSONResponse({"error": refused[1]}, refused[0])
+    response.headers.update(HEADERS)
+    response.headers.setdefault("cache-control", "no-store")
+    return response
 
-    def __init__(self, app: Callable[..., Awaitable[None]], token: str) -> None:
-        self.app, self.token = app, token
 
-    async def __call__(
-        self,
-        scope: Message,
-        receive: Callable[[], Awaitable[Message]],
-        send: Callable[[Message], Awaitable[None]],
-    ) -> None:
-        if scope["type"] == "lifespan":
-            await self.app(scope, receive, send)
-            return
-        if scope["type"] != "http":
-            return
-
-        async def armed(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                headers = MutableHeaders(scope=message)
-                for name, value in HEADERS.items():
-                    headers[name] = value
-                if "cache-control" not in headers:
-                    headers["cache-control"] = "no-store"
-            await send(message)
-
-        refusal = self.refusal(str(scope["method"]), str(scope["path"]), Headers(scope=scope))
-        if refusal is not None:
-            status, why = refusal
-            await JSONResponse({"error": why}, status)(scope, receive, armed)
-            return
-        await self.app(scope, receive, armed)
-
-    def refusal(self, method: str, path: str, headers: Headers) -> tuple[int, str] | None:
-        """Status and reason if a request is refused."""
-        host = headers.get("host", "")
-        if host.rpartition(":")[0] not in HOSTS and host not in HOSTS:
-            return 421, "This server answers to 127.0.0.1 and localhost only."
-        origin = headers.get("origin")
-        if origin is not None and origin != f"http://{host}":
-            return 403, "Requests from other pages are refused."
-        if path != "/" and headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none"):
-            return 403, "Requests from other pages are refused."
-        if method not in ("GET", "HEAD"):
-            if not secrets.compare_digest(headers.get("x-token", "").encode(), self.token.encode()):
-                return 403, "The page is from an earlier start of the explorer: reload it."
-            length = headers.get("content-length", "")
-            if not length.isdigit():
-                return 411, "The request must state its length."
-            if int(length) > LONGEST:
-                return 413, f"The request is too large: at most {LONGEST >> 20} MiB are accepted."
-        return None
+def refusal(method: str, path: str, headers: Headers, token: str) -> tuple[int, str] | None:
+    """Status and reason if a request is refused."""
+    host = headers.get("host", "")
+    if host.rpartition(":")[0] not in HOSTS and host not in HOSTS:
+        return 421, "This server answers to 127.0.0.1 and localhost only."
+    origin = headers.get("origin")
+    if origin is not None and origin != f"http://{host}":
+        return 403, "Requests from other pages are refused."
+    if path != "/" and headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none"):
+        return 403, "Requests from other pages are refused."
+    if method not in ("GET", "HEAD"):
+        if not secrets.compare_digest(headers.get("x-token", "").encode(), token.encode()):
+            return 403, "The page is from an earlier start of the explorer: reload it."
+        length = headers.get("content-length", "")
+        if not length.isdigit():
+            return 411, "The request must state its length."
+        if int(length) > LONGEST:
+            return 413, f"The request is too large: at most {LONGEST >> 20} MiB are accepted."
+    return None

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
+from starlette.middleware.base import BaseHTTPMiddleware
 from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
@@ -23,7 +24,7 @@ from deepcluster.errors import DeepClusterError
 from deepcluster.explore import history, layout, thumbs
 from deepcluster.explore.duplicates import Twins
 from deepcluster.explore.explorer import EXPORTS, Explorer, Pending
-from deepcluster.explore.guard import Guard
+from deepcluster.explore.guard import guard
 from deepcluster.explore.journal import ChangedMeanwhile
 
 if TYPE_CHECKING:
@@ -310,10 +311,10 @@ async def _post(handler: Callable[[bytes], Answer], request: Request) -> Respons
     return await run_in_threadpool(_respond, handler, await request.body())
 
 
-def create_app(explorer: Explorer, token: str | None = None) -> Guard:
+def create_app(explorer: Explorer) -> BaseHTTPMiddleware:
     """The application; every request passes the guard first."""
-    token = token or secrets.token_urlsafe(24)
-    return Guard(Starlette(routes=Pages(explorer, token).routes()), token)
+    token = secrets.token_urlsafe(24)
+    return BaseHTTPMiddleware(Starlette(routes=Pages(explorer, token).routes()), partial(guard, token))
 
 
 def listen(port: int) -> socket.socket:

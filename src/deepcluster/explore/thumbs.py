@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import os
 import shutil
 import threading
@@ -14,7 +13,7 @@ import numpy as np
 
 from deepcluster.data.source import ImageSource
 from deepcluster.errors import BadImage, DeepClusterError
-from deepcluster.visualize.images import thumbnail
+from deepcluster.visualize.images import encoded, thumbnail
 
 SIDES = (96, 192)
 WHOLE = 1024
@@ -47,14 +46,14 @@ class Thumbs:
         picture = self.read(index, side)[0]
         if picture is None:
             return None
-        found = _encoded(thumbnail(picture, min(side, *picture.shape[:2])))
+        found, _ = encoded(thumbnail(picture, min(side, *picture.shape[:2])), tiny=TINY)
         self._put(file, found)
         return found
 
     def full(self, index: int) -> bytes | None:
         """Image `index` as it is, shrunk where it is large; None where it cannot be read."""
         picture = self.read(index, WHOLE)[0]
-        return None if picture is None else _encoded(picture, 88)
+        return None if picture is None else encoded(picture, tiny=TINY, quality=88)[0]
 
     def read(self, index: int, side: int | None) -> tuple[np.ndarray | None, str]:
         """The pixels of an image, or None and the reason why it cannot be read."""
@@ -99,21 +98,9 @@ def placeholder() -> bytes:
     page = Image.new("RGB", (32, 32), (200, 200, 200))
     for line in ((8, 8, 23, 23), (8, 23, 23, 8)):
         ImageDraw.Draw(page).line(line, fill=(110, 110, 110), width=2)
-    return _encoded(np.asarray(page))
+    return encoded(np.asarray(page), tiny=TINY)[0]
 
 
 def kind(content: bytes) -> str:
     """The media type of a picture."""
     return "image/png" if content.startswith(b"\x89PNG") else "image/jpeg"
-
-
-def _encoded(picture: np.ndarray, quality: int = 82) -> bytes:
-    from PIL import Image
-
-    buffer = io.BytesIO()
-    image = Image.fromarray(np.ascontiguousarray(picture))
-    if max(image.size) <= TINY:
-        image.save(buffer, "png", compress_level=3)
-    else:
-        image.save(buffer, "jpeg", quality=quality)
-    return buffer.getvalue()

@@ -54,13 +54,7 @@ def confusion_shares(table: np.ndarray) -> np.ndarray:
 def confusion_figure(assignment: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> Figure:
     """Left, what each cluster consists of; right, the share of each class in the clusters of each.
 
-    Args:
-        assignment: (N,) cluster of each image; -1 = none.
-        labels: (N,) class of each image, -1 = none.
-        names: of the classes.
-
-    Raises:
-        DeepClusterError: no image has both.
+    Arguments and errors as of `contingency`; `names` are of the classes.
     """
     known = labels[(assignment >= 0) & (labels >= 0)]
     shown = np.sort(np.argsort(-np.bincount(known, minlength=len(names)), kind="stable")[:MOST_CLASSES])

@@ -116,11 +116,7 @@ def curve(metrics: Metrics, key: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def history_figure(metrics: Metrics, clusters: int, images: int | None = None, rotations: int = 1) -> Figure:
-    """All panels of a run in one figure; see `panels`.
-
-    Raises:
-        DeepClusterError: no epoch has ended yet.
-    """
+    """All panels of a run in one figure; as `panels`, and a DeepClusterError where no epoch has ended yet."""
     shown = panels(metrics, clusters, images, rotations)
     if not shown:
         raise DeepClusterError("There is no curve to draw yet: no epoch has ended; train for longer first.")
@@ -128,11 +124,7 @@ def history_figure(metrics: Metrics, clusters: int, images: int | None = None, r
 
 
 def panel_figure(shown: Sequence[tuple[Panel, Curves]], *, labels: bool = True) -> Figure:
-    """Panels with their curves, two in a row.
-
-    Args:
-        labels: names at the ends of the lines.
-    """
+    """Panels with their curves, two in a row, with `labels` at the ends of the lines."""
     columns = min(2, len(shown))
     rows = -(-len(shown) // columns)
     page = style.figure(4.7 * columns, ROW * rows)

@@ -5,10 +5,11 @@ This file knows pixels and letters, and nothing of what is shown.
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -53,6 +54,16 @@ def _resized(image: np.ndarray, height: int, width: int) -> np.ndarray:
     filter_ = Image.Resampling.NEAREST if height >= 2 * image.shape[0] else Image.Resampling.LANCZOS
     picture = Image.fromarray(np.ascontiguousarray(image))
     return np.asarray(picture.resize((width, height), filter_, reducing_gap=3.0 if height < image.shape[0] else None))
+
+
+def encoded(image: np.ndarray, *, tiny: int, quality: int = 82) -> tuple[bytes, Literal["png", "jpeg"]]:
+    """An (H, W, 3) image as PNG where no side is longer than `tiny`, as JPEG otherwise, and which of them it is."""
+    from PIL import Image
+
+    kind: Literal["png", "jpeg"] = "png" if max(image.shape[:2]) <= tiny else "jpeg"
+    buffer = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(image)).save(buffer, kind, quality=quality)
+    return buffer.getvalue(), kind
 
 
 def enlarged(image: np.ndarray, factor: int) -> np.ndarray:

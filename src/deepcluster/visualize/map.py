@@ -121,10 +121,7 @@ def lay_out(features: np.ndarray, how: Layout, *, seed: int = 0, perplexity: flo
     """(N, 2) float32 positions of (N, D) features, which are scaled to unit length first, so that cosines count.
 
     Args:
-        how: "pca": the two directions in which the features vary most; distances are true as far as two directions
-            go. "tsne": neighbors stay neighbors (van der Maaten and Hinton 2008); far distances
-            and sizes of groups mean little. "umap": McInnes, Healy and Melville 2018, likewise.
-        perplexity: of t-SNE: about how many neighbors count.
+        how: "pca", "tsne" (van der Maaten and Hinton 2008) or "umap" (McInnes, Healy and Melville 2018).
 
     Raises:
         DeepClusterError: too few images, or UMAP is not installed.
@@ -167,7 +164,6 @@ def map_figure(
         positions: (N, 2).
         groups: (N,) group of each image, -1 = none, drawn in gray below the others; None = all of one color.
         names: of the groups; up to `MOST_NAMED` groups that occur are named in a legend, more share the colors.
-        axes_names: what lies along both axes.
     """
     used = np.array([], np.int64) if groups is None else np.unique(groups[groups >= 0])
     legend = 1 < len(used) <= MOST_NAMED

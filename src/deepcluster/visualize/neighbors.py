@@ -70,11 +70,7 @@ def neighbor_sheet(
     seed: int = 0,
     screen: Screen | None = None,
 ) -> tuple[np.ndarray, str]:
-    """Rows of neighbors by each network, and the sentences that explain them; options as in `draw_neighbors`.
-
-    Raises:
-        DeepClusterError: there are not so many queries or neighbors, or a query cannot be decoded.
-    """
+    """Rows of neighbors by each network, and the sentences that explain them; options as in `draw_neighbors`."""
     labels, chosen = known_labels(pixels.source), np.array(index, np.int64)
     rows = {}
     for name, network in networks.items():
@@ -98,14 +94,7 @@ def neighbor_sheet(
 
 
 def draw_queries(good: np.ndarray, count: int, seed: int, labels: np.ndarray | None = None) -> np.ndarray:
-    """(count,) int64 of the (M,) images `good`, drawn at random.
-
-    Args:
-        labels: (M,) classes of these images: then from as many classes as there are.
-
-    Raises:
-        DeepClusterError: there are not so many.
-    """
+    """(count,) int64 of the (M,) images `good`, drawn at random, of as many of their classes as there are."""
     if not 1 <= count <= len(good):
         raise DeepClusterError(f"{count} queries cannot be drawn from {len(good)} images: ask for fewer.")
     shuffled = np.random.default_rng(seed).permutation(len(good))
@@ -121,14 +110,9 @@ def draw_queries(good: np.ndarray, count: int, seed: int, labels: np.ndarray | N
 
 
 def nearest_rows(features: np.ndarray, queries: np.ndarray, count: int, device: str = "cpu") -> np.ndarray:
-    """(Q, count) int64 images nearest to each query by cosine, without itself; bad images are nobody's neighbor.
+    """(Q, count) int64 images nearest by cosine to each query (a row of the (N, D) features), without itself.
 
-    Args:
-        features: (N, D), NaN rows = bad.
-        queries: (Q,) int64 rows of it.
-
-    Raises:
-        DeepClusterError: there are not so many neighbors.
+    Bad images, whose rows are NaN, are nobody's neighbor.
     """
     good = np.flatnonzero(np.isfinite(features).all(axis=1))
     if count >= len(good):

@@ -64,13 +64,7 @@ def contingency(assignment: np.ndarray, labels: np.ndarray, classes: int | None 
 
 
 def purity_figure(sizes: np.ndarray, purity: np.ndarray, classes: int) -> Figure:
-    """A dot for each cluster, its size on a logarithmic axis; how often each is, above and at the right.
-
-    Args:
-        sizes: (C,) images of each cluster.
-        purity: (C,) share of its most frequent class.
-        classes: number of classes; one cluster of all images would have about one in so many.
-    """
+    """A dot for each cluster, its (C,) size on a logarithmic axis; how often each is, above and at the right."""
     page = style.figure(8, 5.6)
     axes = page.subplots(2, 2, width_ratios=(5, 1), height_ratios=(1, 4), sharex="col", sharey="row")
     cloud: Axes = axes[1, 0]

@@ -20,11 +20,9 @@ from deepcluster.io import write_text
 from deepcluster.visualize import history, report_text, sizes, style
 from deepcluster.visualize.clustered_images import ClusteredImages, reader, short_name, training_clusters
 from deepcluster.visualize.clusters import Contact, contact, largest, majority
-from deepcluster.visualize.images import thumbnail
+from deepcluster.visualize.images import encoded, thumbnail
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
-
     from deepcluster.data.source import ImageSource
     from deepcluster.engine.run import Run
 
@@ -49,15 +47,11 @@ MOST_BYTES_EACH = 600_000
 
 
 def write_report(run: Run, *, clusters: int = 24, images: int = 12) -> Path:
-    """One self-contained page with the curves, pictures and clusters of a run, RUN/report.html.
+    """One self-contained page with the curves, pictures and clusters of a run, RUN/report.html; returns its path.
 
     Args:
-        run: a finished, stopped or running run.
         clusters: clusters shown, the largest first.
         images: images shown of each, the nearest to its center first.
-
-    Returns:
-        The path of the page.
 
     Raises:
         DeepClusterError: the run folder cannot be written.
@@ -152,23 +146,13 @@ def embedded_file(path: Path, most: int) -> str | None:
     while len(content) > most and min(picture.size) > 32:
         if kind == "jpeg":
             picture = picture.resize((picture.width * 4 // 5, picture.height * 4 // 5), Image.Resampling.LANCZOS)
-        content, kind = _encoded(picture, "jpeg", quality=86), "jpeg"
+        content, kind = encoded(np.asarray(picture), tiny=0, quality=86)
     return _data_uri(content, kind)
 
 
 def embedded_thumbnail(image: np.ndarray, side: int) -> str:
     """An (H, W, 3) uint8 image as a square data URI: PNG where it is tiny, JPEG otherwise."""
-    from PIL import Image
-
-    square = Image.fromarray(thumbnail(image, min(side, *image.shape[:2])))
-    kind = "png" if square.width <= 48 else "jpeg"
-    return _data_uri(_encoded(square, kind, quality=82), kind)
-
-
-def _encoded(picture: Image, kind: str, **options: int) -> bytes:
-    buffer = io.BytesIO()
-    picture.save(buffer, kind, optimize=True, **options)
-    return buffer.getvalue()
+    return _data_uri(*encoded(thumbnail(image, min(side, *image.shape[:2])), tiny=48))
 
 
 def _data_uri(content: bytes, kind: str) -> str:
