@@ -72,7 +72,8 @@ def _resume(
     asked = engine.with_clusterer(config.override(preset, values), clusterer)
     if config.override(asked, {"epochs": before.epochs}) != before:
         raise DeepClusterError(
-            f"{out} was started with other settings than these: leave them out to resume it, or start anew elsewhere."
+            f"{out} was started with other settings than these: leave them out to resume it, or start"
+            " another run in another folder."
         )
     return engine.train_again(
         out, data, screen, clusterer, epochs=None if asked.epochs == before.epochs else asked.epochs

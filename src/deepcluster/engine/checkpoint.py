@@ -74,17 +74,17 @@ def save(file: Path, method: Method, optimizer: torch.optim.Optimizer, progress:
     }
     with method.group.collective_section():  # nobody ends, or goes on, while the first one writes
         if method.group.is_first:
-            write_atomic(file, lambda beside: torch.save(state, beside))
+            write_atomic(file, lambda temporary: torch.save(state, temporary))
 
 
 def keep_copy(file: Path, copy: Path) -> None:
     """A second name for the checkpoint `file`, without writing it twice where the disk allows."""
 
-    def link(beside: Path) -> None:
+    def link(temporary: Path) -> None:
         try:
-            os.link(file, beside)
+            os.link(file, temporary)
         except OSError:
-            beside.write_bytes(file.read_bytes())
+            temporary.write_bytes(file.read_bytes())
 
     write_atomic(copy, link)
 

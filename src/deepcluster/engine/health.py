@@ -24,7 +24,7 @@ def swallows(sizes: np.ndarray) -> bool:
 def stuck(losses: Sequence[float], k: int) -> bool:
     """Whether the mean loss of the last two epochs is still ln K, as for a classifier that guesses.
 
-    Two epochs, because the classifier is drawn anew in each and the first has barely begun.
+    Two epochs, because the classifier is re-initialized in each and has hardly learned in the first.
     """
     return k > 1 and len(losses) > 1 and min(losses[-2:]) >= (1 - STUCK) * math.log(k)
 
@@ -48,8 +48,8 @@ def check_clusters(sizes: np.ndarray, warn: Callable[[str], None]) -> bool:
 
 def check_loss(losses: Sequence[float], k: int, warn: Callable[[str], None]) -> bool:
     """Warns when the loss is `stuck` at ln K. Said in the second epoch and in every tenth."""
-    told = len(losses) == 2 or (len(losses) > 2 and len(losses) % 10 == 0)
-    if not told or not stuck(losses, k):
+    due = len(losses) == 2 or (len(losses) > 2 and len(losses) % 10 == 0)
+    if not due or not stuck(losses, k):
         return True
     warn(
         f"the loss has stayed at ln {k} = {math.log(k):.2f}, so the classifier predicts nothing yet: raise"

@@ -105,7 +105,7 @@ class Model:
             tensors |= {"tree.upper": self.tree.upper, "tree.used": self.tree.used}
         plain = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
         metadata = {"format": "pt", "backbone": json.dumps(self.backbone.config), "embedding": json.dumps(steps)}
-        write_atomic(file, lambda beside: save_file(plain, beside, metadata))
+        write_atomic(file, lambda temporary: save_file(plain, temporary, metadata))
 
     @classmethod
     def load(cls, file: Path) -> Model:
@@ -177,16 +177,16 @@ def load_initial_weights(file: Path | str, networks: Iterable[Backbone]) -> None
     Raises:
         DeepClusterError: the file holds another network, or none.
     """
-    begun = backbone_from(file)
-    made = ", ".join(f"{name} {value}" for name, value in begun.config.items())
+    initial = backbone_from(file)
+    made = ", ".join(f"{name} {value}" for name, value in initial.config.items())
     for network in networks:
-        if _plan(begun) != _plan(network):
+        if _plan(initial) != _plan(network):
             ours = ", ".join(f"{name} {value}" for name, value in network.config.items())
             raise DeepClusterError(
                 f"{file} holds another network ({made}) than the one to be trained ({ours}): make the --backbone"
                 " settings and --image-size those of the file, or leave --backbone.weights out."
             )
-        network.load_state_dict(begun.state_dict())
+        network.load_state_dict(initial.state_dict())
 
 
 def _plan(backbone: Backbone) -> tuple[object, ...]:

@@ -297,7 +297,7 @@ def _column(file: Path, kinds: str) -> np.ndarray:
     except (OSError, ValueError, EOFError) as error:
         why = (str(error).splitlines() or ["cut short"])[0]
         raise DeepClusterError(
-            f"{file} is damaged ({why}): write it anew from the last checkpoint by `deepcluster train --resume"
+            f"{file} is damaged ({why}): write it again from the last checkpoint by `deepcluster train --resume"
             f" {file.parent}`."
         ) from error
     return found

@@ -380,4 +380,4 @@ def _centroids_of(file: Path) -> np.ndarray:
 def _save(file: Path, values: np.ndarray) -> None:
     buffer = io.BytesIO()
     np.save(buffer, values, allow_pickle=False)
-    write_atomic(file, lambda beside: beside.write_bytes(buffer.getvalue()))
+    write_atomic(file, lambda temporary: temporary.write_bytes(buffer.getvalue()))

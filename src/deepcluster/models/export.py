@@ -6,15 +6,14 @@ This file knows nothing of runs, whitening or centroids.
 from __future__ import annotations
 
 import json
-import os
-import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from deepcluster.errors import DeepClusterError
+from deepcluster.io import write_atomic
 from deepcluster.models.backbone import Backbone
 from deepcluster.models.resnet import RESNETS
 from deepcluster.models.zoo import build_backbone
@@ -49,7 +48,7 @@ def export_backbone(
             "std": json.dumps(list(backbone.std)),
         } | {key: value if isinstance(value, str) else json.dumps(value) for key, value in (metadata or {}).items()}
         tensors = _tensors(backbone)
-        return _write(file, lambda beside: save_file(tensors, beside, notes))
+        return write_atomic(file, lambda temporary: save_file(tensors, temporary, notes))
     if format == "torchvision":
         if backbone.torchvision is None:
             raise DeepClusterError(
@@ -57,7 +56,7 @@ def export_backbone(
                 " as safetensors, which deepcluster.models.export.load_backbone reads."
             )
         tensors = _tensors(backbone.trunk)
-        return _write(file, lambda beside: torch.save(tensors, beside))
+        return write_atomic(file, lambda temporary: torch.save(tensors, temporary))
     raise DeepClusterError(f"There is no export format {format!r} for backbones; choose one of {', '.join(FORMATS)}.")
 
 
@@ -102,17 +101,3 @@ def _unlike(backbone: Backbone) -> str:
 
 def _describe(backbone: Backbone) -> str:
     return ", ".join(f"{key}={value}" for key, value in backbone.config.items())
-
-
-def _write(file: Path, write: Callable[[Path], None]) -> Path:
-    beside = file.with_name(f".{file.name}.{uuid.uuid4().hex[:8]}.part")
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            write(beside)
-            os.replace(beside, file)
-        finally:
-            beside.unlink(missing_ok=True)
-    except (OSError, RuntimeError) as error:  # torch and safetensors have their own words for a full disk
-        raise DeepClusterError(f"{file} cannot be written ({error}); choose another place.") from error
-    return file

@@ -183,7 +183,9 @@ def save_released(
         "state_dict": {name: tensor.detach().cpu().contiguous().clone() for name, tensor in theirs.items()},
         "optimizer": {"state": {}, "param_groups": []},
     }
-    return write_atomic(Path(file), lambda beside: torch.save(state, beside, _use_new_zipfile_serialization=False))
+    return write_atomic(
+        Path(file), lambda temporary: torch.save(state, temporary, _use_new_zipfile_serialization=False)
+    )
 
 
 def _names(backbone: Backbone, arch: str) -> dict[str, str]:

@@ -71,7 +71,7 @@ CONVNET = Preset(
         data=DataParams(view_size=24, crop_scale=(0.2, 1.0), jitter=0.8, saturation=0.0, hue=0.0),
         backbone=BackboneParams(name="convnet", sobel="paper"),
     ),
-    """A small ConvNet for small images such as CIFAR-10, online, beside `deepcluster-convnet`.
+    """A small ConvNet for small images such as CIFAR-10, online, to compare with `deepcluster-convnet`.
 
     Source: our own values; network, views and optimizer are those of `deepcluster-convnet`, to compare methods. From
         scratch, so few epochs are too few for labels that mend step by step: the paper takes 440.

@@ -23,8 +23,8 @@ DEEPCLUSTER = Preset(
     ),
     """DeepCluster on the handwritten digits that come with scikit-learn, in under a minute on two cores.
 
-    Source: our own values. The digits stay at 8 x 8 pixels; twenty clusters, twice the ten kinds; four clusterings
-        at once and averaged weights, which calm the swing from epoch to epoch that so few images bring; a fast
+    Source: our own values. The digits stay at 8 x 8 pixels; twenty clusters, twice the ten classes; four clusterings
+        at once and averaged weights, which reduce the changes from epoch to epoch that so few images bring; a fast
         classifier, which at the backbone's rate would not learn between two clusterings of fourteen steps.
     Command: deepcluster train tiny-deepcluster --data digits --out runs/digits
     Cost and score: see the README's table; clusters are merged to ten by `deepcluster evaluate RUN clusters --k 10`.

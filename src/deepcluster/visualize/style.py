@@ -164,4 +164,4 @@ def save(picture: Figure | np.ndarray, path: str | Path) -> Path:
         DeepClusterError: the folder cannot be written.
     """
     content = png(picture)
-    return write_atomic(Path(path), lambda beside: beside.write_bytes(content))
+    return write_atomic(Path(path), lambda temporary: temporary.write_bytes(content))
