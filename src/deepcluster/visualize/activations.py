@@ -25,7 +25,7 @@ from deepcluster.models.heads import ProjectionHead
 from deepcluster.models.sobel import Sobel
 from deepcluster.random import seeded
 from deepcluster.visualize import objectives, style
-from deepcluster.visualize.clustered_images import SILENT, require_clusters, short_name
+from deepcluster.visualize.clustered_images import SILENT, check_clusters, require_clusters, short_name
 from deepcluster.visualize.images import enlarged, grid, stacked, text_line, titled
 from deepcluster.visualize.layers import check_size, choose_filters, deepest_layer
 from deepcluster.visualize.objectives import FrozenNetwork, Objective, l2, total_variation
@@ -290,9 +290,7 @@ def _cluster_objective(subject: Subject, numbers: Sequence[int], by: str) -> Cal
             f"{run.folder} has no checkpoint with a classifier over all clusters: leave out --by logit."
         )
     k = len(run.centroids if head is None else head[0])
-    for number in numbers:
-        if not 0 <= number < k:
-            raise DeepClusterError(f"There is no cluster {number} in {run.folder}; its clusters are 0 to {k - 1}.")
+    check_clusters(run, numbers, k)
     if head is not None:
         weight, bias = head
         return lambda part: objectives.logit(weight[list(part)], bias[list(part)], relu=run.backbone.head_relu)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import PurePath
@@ -49,7 +49,6 @@ def clustered_images(subject: Subject, what: str, data: Any = None, screen: Scre
     """The images of `data`, assigned to a run's clusters.
 
     Args:
-        subject: must be a run with clusters.
         what: the picture they are for, named in errors.
         data: what `open_images` takes; None = the images the run was trained on, with the clusters it kept.
 
@@ -95,6 +94,13 @@ def require_clusters(subject: Subject, what: str) -> Run:
     return run
 
 
+def check_clusters(run: Run, numbers: Iterable[int], k: int) -> None:
+    """A DeepClusterError where a number is none of the run's `k` clusters."""
+    for number in numbers:
+        if not 0 <= number < k:
+            raise DeepClusterError(f"There is no cluster {number} in {run.folder}; its clusters are 0 to {k - 1}.")
+
+
 def check_training_images(run: Run, source: ImageSource, images: int) -> None:
     """A DeepClusterError where the source does not hold the `images` images that the run was trained on."""
     if len(source) != images or source.fingerprint() != run.config["source_fingerprint"]:
@@ -104,11 +110,7 @@ def check_training_images(run: Run, source: ImageSource, images: int) -> None:
 
 
 def open_pixels(subject: Subject, data: Any) -> Pixels:
-    """The decoded images of `data`; None = those the run was trained on.
-
-    Raises:
-        DeepClusterError: there are none, or they are others than the run was trained on.
-    """
+    """The decoded images of `data`; None = those the run was trained on, which must still be there."""
     if data is not None:
         return subject.pixels(data)
     source = subject.source()

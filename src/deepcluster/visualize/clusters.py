@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from deepcluster.errors import DeepClusterError
 from deepcluster.visualize import style
 from deepcluster.visualize.clustered_images import (
     ClusteredImages,
+    check_clusters,
     class_name,
     clustered_images,
     reader,
@@ -55,10 +55,7 @@ def draw_clusters(
     Returns:
         The path of clusters.png, or those of cluster-0007.png and so on.
     """
-    k = len(require_clusters(run, "clusters").centroids)
-    for number in only:
-        if not 0 <= number < k:
-            raise DeepClusterError(f"There is no cluster {number} in {run.folder}; its clusters are 0 to {k - 1}.")
+    check_clusters(run, only, len(require_clusters(run, "clusters").centroids))
     shown = clustered_images(run, "clusters", data, screen)
     numbers = np.array(only, np.int64) if only else largest(shown.sizes)[:clusters]
     contacts = [contact(shown, int(number), images=images, farthest=farthest) for number in numbers]

@@ -151,7 +151,6 @@ def tile_sheet(tiles: list[np.ndarray], columns: int | None = None, side: int = 
 
     Args:
         columns: by default about half as many rows as columns, all of them full if possible.
-        side: least height of a tile in pixels.
         halves: each tile is a pair, to be parted by a thin line.
     """
     height, width = tiles[0].shape[:2]

@@ -205,7 +205,6 @@ def top_sheet(
         numbers: of the filters, one a row of `ranked`.
         images: index -> the image as the network sees it.
         field: None = no crops.
-        columns: blocks in a row.
         extra: an image of each filter to stand at the left, such as one found to excite it, (H, W, 3) uint8.
     """
     edge = max(1, round(ranked.score.shape[1] ** 0.5))
