@@ -29,7 +29,7 @@ from deepcluster.engine.log import read_metrics
 from deepcluster.engine.model import MODEL, Model, file_model
 from deepcluster.engine.subject import CACHE_GB, RESULTS, Subject
 from deepcluster.errors import DeepClusterError
-from deepcluster.methods.params import MethodParams
+from deepcluster.methods.params import MethodParams, method_class
 from deepcluster.models.backbone import Backbone
 from deepcluster.models.zoo import build_backbone
 
@@ -134,15 +134,20 @@ class Run(Subject):
         are its unit directions and no bias, which choose the same cluster for every image.
         """
         file = self.folder / "checkpoints" / "last.ckpt"
-        if not file.exists():
+        classifiers = self.saved_clusters(checkpoint.load(file))[1] if file.exists() else []
+        if not classifiers:
             return None
-        state = checkpoint.load(file)["method"]
-        if "heads.0.directions" in state:
-            directions = torch.nn.functional.normalize(state["heads.0.directions"], dim=1)
-            return directions, torch.zeros(len(directions))
-        if "heads.0.linear.weight" in state:
-            return state["heads.0.linear.weight"], state["heads.0.linear.bias"]
-        return None
+        weight, bias = classifiers[0]
+        return weight, torch.zeros(len(weight)) if bias is None else bias
+
+    def saved_clusters(self, saved: dict[str, Any]) -> tuple[Tensor, list[tuple[Tensor, Tensor | None]]]:
+        """Assignments and classifiers in a checkpoint of the run; see `Method.saved_clusters`. None in that of another
+        method."""
+        try:
+            assignments, classifiers = method_class(self.params).saved_clusters(saved["method"])
+        except KeyError:
+            return torch.empty(0, 0, dtype=torch.int64), []
+        return assignments, classifiers
 
     def source(self) -> ImageSource:
         """The training images, opened again."""

@@ -7,7 +7,7 @@ batches, saves its state, and steps the optimizers it asks for.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -125,6 +125,13 @@ class Method(nn.Module, ABC):
     def cluster_tree(self) -> ClusterTree | None:
         """The levels above the centroids, where those were found level by level."""
         return None
+
+    @staticmethod
+    def saved_clusters(state: Mapping[str, Tensor]) -> tuple[Tensor, list[tuple[Tensor, Tensor | None]]]:
+        """What the state in a checkpoint holds of the clusters: (T, N) assignments of T clusterings, and weight (K, D)
+        and bias (K,) of the classifier of each; no bias = a cosine classifier. No classifiers where they are not one
+        for each clustering."""
+        return state["assignment"][None], []
 
     @property
     def last_assignment(self) -> Tensor:

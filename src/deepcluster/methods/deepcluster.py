@@ -8,6 +8,7 @@ features again. This file knows nothing of files, loaders, devices or checkpoint
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -90,6 +91,17 @@ class DeepCluster(WhitenedMethod):
     def feature_network(self) -> Backbone:
         """The network whose features are clustered: the backbone, or its moving average."""
         return self.backbone if self.ema_backbone is None else self.ema_backbone
+
+    @staticmethod
+    def saved_clusters(state: Mapping[str, Tensor]) -> tuple[Tensor, list[tuple[Tensor, Tensor | None]]]:
+        classifiers: list[tuple[Tensor, Tensor | None]] = []
+        for number in range(len(state["assignments"])):
+            prefix = f"heads.{number}."
+            if prefix + "directions" in state:
+                classifiers.append((F.normalize(state[prefix + "directions"], dim=1), None))
+            else:
+                classifiers.append((state[prefix + "linear.weight"], state[prefix + "linear.bias"]))
+        return state["assignments"], classifiers
 
     def due(self, step: int, steps_per_epoch: int) -> bool:
         """Every `reassign` epochs."""

@@ -140,7 +140,7 @@ def collect(run: Run, data: Any = None, *, sample: int = SAMPLE, screen: Screen 
     initial = None if model is None and state is None else _initial_backbone(run, found)
     if state is not None:
         found.epochs_done = progress_of(state)
-        _measure_checkpoint(found, state, initial)
+        _measure_checkpoint(run, found, state, initial)
     found.finished = _is_finished(run, found)
     source = _open_source(run, data, found)
     if source is not None and source.labels is not None and (source.labels >= 0).any():
@@ -190,24 +190,22 @@ def _measure_features(found: RunDiagnostics, model: Model) -> None:
     found.directions, found.directions_alive = size.shape[0], int((size.amax(1) > 0).sum())
 
 
-def _measure_checkpoint(found: RunDiagnostics, state: dict[str, Any], initial: Backbone | None) -> None:
+def _measure_checkpoint(run: Run, found: RunDiagnostics, state: dict[str, Any], initial: Backbone | None) -> None:
     """The classifiers of the last checkpoint, the clusters they were trained on, and how far the backbone moved."""
     method, progress = state["method"], state["progress"]
     found.not_finite += _not_finite(method)
     step = progress.get("step", 0)
     if initial is not None and step > 0:
         found.backbone_change = _relative_change(method, initial)
-    assignments = method.get("assignments")
-    linear = {name: value for name, value in method.items() if name.startswith("heads.")}
-    drawn = [value for name, value in linear.items() if name.endswith("linear.weight")]
-    heads = drawn + [value for name, value in linear.items() if name.endswith("directions")]
-    if assignments is None or not heads or not (assignments >= 0).any():
+    assignments, classifiers = run.saved_clusters(state)
+    if not classifiers or not (assignments >= 0).any():
         return
     used = sum(len(row[row >= 0].unique()) for row in assignments)
-    found.outputs = sum(len(head) for head in heads)
+    found.outputs = sum(len(weight) for weight, _ in classifiers)
     found.outputs_unused = max(0, found.outputs - used)
-    if drawn and step > progress.get("refreshed", -1) >= 0:
-        spread = float(drawn[0].float().std()) / STD
+    weight, bias = classifiers[0]
+    if bias is not None and step > progress.get("refreshed", -1) >= 0:
+        spread = float(weight.float().std()) / STD
         found.head_spread = spread if math.isfinite(spread) else None
 
 
