@@ -606,6 +606,8 @@ def test_early_stopped_run_is_finished(healthy: Path, tmp_path: Path) -> None:
 
 PIC = {"algorithm": "pic", "k": 0, "clusterings": 1}
 OWN = {"algorithm": "custom", "k": 0, "clusterings": 1}
+OF_CHECKPOINT = {"unused_outputs"}
+"""The check that reads DeepCluster's classifiers in the checkpoint, which ODC does not have."""
 
 
 @pytest.mark.parametrize("values", [PIC, OWN, None], ids=["pic", "custom", "odc"])
@@ -629,7 +631,8 @@ def test_advice_names_only_options_of_the_method(
     if values is not None:
         known -= {"--method.k", "--method.init", "--method.iterations", "--method.spherical", "--method.backend"}
     found = run_checks(facts)
-    assert name in {finding.check for finding in found}
+    if values is not None or name not in OF_CHECKPOINT:
+        assert name in {finding.check for finding in found}
     for text in (*(finding.change for finding in found), how_many(facts)):
         assert set(re.findall(r"--method\.[\w-]*\w", text)) <= known, text
 
