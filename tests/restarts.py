@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -29,7 +30,7 @@ def images(n: int = 64, size: int = 12) -> np.ndarray:
     return (shapes[np.arange(n) % 4] + noise).astype(np.uint8)
 
 
-def fit(out: Path, run: TrainRun, data: object = None, **more: object) -> dict:
+def fit(out: Path, run: TrainRun, data: object = None, **more: object) -> dict[str, Any]:
     train.train(run, images() if data is None else data, out, screen=Screen(quiet=True), **more)  # type: ignore[arg-type]
     return checkpoint.load(out / "checkpoints" / "last.ckpt")
 

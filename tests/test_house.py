@@ -39,7 +39,7 @@ def test_public_names() -> None:
         assert getattr(dc, name).__doc__ or name == "PRESETS", name
     assert set(dc.__all__) <= set(dir(dc))
     with pytest.raises(AttributeError, match="no attribute 'trian'"):
-        _ = dc.trian  # type: ignore[attr-defined]
+        _ = dc.trian
 
 
 def test_version_is_told_once() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -32,7 +33,8 @@ def test_digest_depends_on_every_bit_and_on_nothing_else() -> None:
 
 
 def test_finished_stages_and_the_running_ones_state_survive(tmp_path: Path) -> None:
-    file, said = tmp_path / "work.state", []
+    file = tmp_path / "work.state"
+    said: list[str] = []
     first = ResumeFile(file, {"lr": 0.1})
     assert first.run("one", lambda: 11) == 11
 
@@ -54,7 +56,8 @@ def test_finished_stages_and_the_running_ones_state_survive(tmp_path: Path) -> N
 
 
 def test_a_file_of_other_work_is_not_used_and_a_damaged_one_is_refused(tmp_path: Path) -> None:
-    file, said = tmp_path / "work.state", []
+    file = tmp_path / "work.state"
+    said: list[str] = []
     ResumeFile(file, {"lr": 0.1}).run("one", lambda: 11)
     other = ResumeFile(file, {"lr": 0.2}, say=said.append)
     assert "other settings" in said[0]
@@ -67,7 +70,7 @@ def test_a_file_of_other_work_is_not_used_and_a_damaged_one_is_refused(tmp_path:
 
 def test_a_file_that_would_run_code_is_refused(tmp_path: Path) -> None:
     class Hostile:
-        def __reduce__(self) -> tuple:
+        def __reduce__(self) -> tuple[Any, ...]:
             return (Path.touch, (tmp_path / "ran",))
 
     torch.save({"digest": Hostile()}, tmp_path / "work.state")

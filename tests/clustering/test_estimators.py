@@ -101,8 +101,9 @@ def test_tables_that_are_not_arrays_stay_what_they_are(tmp_path: Any) -> None:
 def test_integer_weights_equal_repeated_rows() -> None:
     x, rng = blobs(400, 5), np.random.default_rng(1)
     weight = rng.integers(0, 4, 400)
-    run = {"init": x[weight > 0][:12], "max_iter": 30}
-    for more in ({}, {"spherical": True}, {"precision": "int8"}):
+    run: dict[str, Any] = {"init": x[weight > 0][:12], "max_iter": 30}
+    variants: list[dict[str, Any]] = [{}, {"spherical": True}, {"precision": "int8"}]
+    for more in variants:
         weighted = KMeans(12, **run, **more).fit(x, sample_weight=weight)
         repeated = KMeans(12, **run, **more).fit(np.repeat(x, weight, axis=0))
         np.testing.assert_allclose(weighted.cluster_centers_, repeated.cluster_centers_, atol=1e-5)

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -76,7 +77,7 @@ def test_same_objective_as_faiss(precision: str, spherical: bool) -> None:
     x = blobs(8000, 32, 300)
     x /= np.linalg.norm(x, axis=1, keepdims=True)
     start = x[:300]
-    run = {"init": start, "spherical": spherical, "random_state": 0}
+    run: dict[str, Any] = {"init": start, "spherical": spherical, "random_state": 0}
     ours = KMeans(300, precision=precision, **run).fit(x)
     theirs = KMeans(300, backend="faiss", **run).fit(x)
     assert 0.97 * theirs.inertia_ < ours.inertia_ < 1.005 * theirs.inertia_
@@ -87,7 +88,7 @@ def test_same_objective_as_faiss(precision: str, spherical: bool) -> None:
 
 def test_torch_and_faiss_backends_agree_while_no_cluster_is_empty() -> None:
     x = blobs(4000, 16, 20)
-    run = {"init": x[:20], "max_iter": 5}
+    run: dict[str, Any] = {"init": x[:20], "max_iter": 5}
     ours, theirs = KMeans(20, **run).fit(x), KMeans(20, backend="faiss", **run).fit(x)
     np.testing.assert_allclose(ours.cluster_centers_, theirs.cluster_centers_, atol=1e-4)
     np.testing.assert_allclose(ours.objectives_, theirs.objectives_, rtol=1e-4)
@@ -187,7 +188,7 @@ def test_a_file_is_clustered_like_the_same_rows_in_memory(tmp_path: Path) -> Non
     path = tmp_path / "x.npy"
     np.save(path, x)
     for precision in ("float32", "int8"):
-        run = {"random_state": 5, "precision": precision, "chunk": 700}
+        run: dict[str, Any] = {"random_state": 5, "precision": precision, "chunk": 700}
         memory, file = KMeans(300, **run).fit(x), KMeans(300, **run).fit(np.load(path, mmap_mode="r"))
         tensor = KMeans(300, **run).fit(torch.from_numpy(x))
         np.testing.assert_array_equal(memory.labels_, file.labels_)
@@ -385,7 +386,7 @@ def test_output_is_a_tensor_for_tensors_and_an_array_otherwise() -> None:
         ({}, np.array([[0, 0], [np.inf, 1], [1, 0]]), "Row 1 of the features holds NaN or infinity"),
     ],
 )
-def test_invalid_input_raises(arguments: dict, x: np.ndarray, words: str) -> None:
+def test_invalid_input_raises(arguments: dict[str, Any], x: np.ndarray, words: str) -> None:
     with pytest.raises(DeepClusterError, match=words):
         KMeans(**{"n_clusters": 2, **arguments}).fit(x)
 

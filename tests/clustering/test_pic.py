@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 from decimal import Decimal, localcontext
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -174,7 +175,8 @@ def test_versions_differ() -> None:
 def test_each_argument_changes_something() -> None:
     x = blobs(300, 3, 8, spread=0.4)
     plain = PIC(sigma=0.3, alpha=0.1, join_singletons=False).fit(x)
-    for change in ({"n_neighbors": 9}, {"sigma": 0.1}, {"alpha": 0.9}, {"max_iter": 1}):
+    changes: list[dict[str, Any]] = [{"n_neighbors": 9}, {"sigma": 0.1}, {"alpha": 0.9}, {"max_iter": 1}]
+    for change in changes:
         other = PIC(**{"sigma": 0.3, "alpha": 0.1, "join_singletons": False, **change}).fit(x)
         assert not same_partition(plain.labels_, other.labels_), change
     alike = np.zeros((40, 3))
@@ -296,7 +298,7 @@ def test_speaks_scikit_learn() -> None:
         ({}, np.ones(9), "Expected 2D array"),
     ],
 )
-def test_invalid_input_raises(arguments: dict, x: np.ndarray, words: str) -> None:
+def test_invalid_input_raises(arguments: dict[str, Any], x: np.ndarray, words: str) -> None:
     with pytest.raises(DeepClusterError, match=words):
         PIC(**arguments).fit(x)
 

@@ -120,7 +120,7 @@ def stop_after(steps: int, run: TrainRun, out: Path, monkeypatch: pytest.MonkeyP
     ],
     ids=["sobel", "resnet", "widths", "pools", "mean"],
 )
-def test_another_network_is_refused(earlier: Run, tmp_path: Path, values: dict) -> None:
+def test_another_network_is_refused(earlier: Run, tmp_path: Path, values: dict[str, Any]) -> None:
     weights = {"backbone.weights": str(earlier.folder / "model.safetensors")}
     with pytest.raises(DeepClusterError, match=r"holds another network .*name convnet.* make the --backbone settings"):
         fit(tmp_path / "run", **values, **weights)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,7 +26,7 @@ def settings(**values: object) -> TrainRun:
 
 @pytest.mark.parametrize("steps", [1, 6])
 @pytest.mark.parametrize("values", [{"head": "centroids"}, {"optimizer.name": "sgd", "lr": 0.05, "reassign": 2.0}])
-def test_a_stopped_run_goes_on_to_the_bit(tmp_path: Path, steps: int, values: dict) -> None:
+def test_a_stopped_run_goes_on_to_the_bit(tmp_path: Path, steps: int, values: dict[str, Any]) -> None:
     run = settings(**values)
     whole = fit(tmp_path / "whole", run)
     stop_after(tmp_path / "cut", run, steps)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -45,7 +46,7 @@ def run(short: Path, tmp_path: Path) -> Path:
         pytest.param({"reassign": 0.4, "optimizer.name": "adamw"}, id="fractional"),
     ],
 )
-def test_a_run_made_longer_is_the_long_run(values: dict, tmp_path: Path) -> None:
+def test_a_run_made_longer_is_the_long_run(values: dict[str, Any], tmp_path: Path) -> None:
     """Bit for bit, where the learning rate does not depend on the length."""
     values = {"optimizer.schedule": "constant", **values}
     whole = fit(tmp_path / "whole", settings(**values, epochs=3))

@@ -70,7 +70,7 @@ def settings(name: str, **values: Any) -> TrainRun:
 def _fit(group: ProcessGroup, name: str, folder: str, values: dict[str, Any]) -> dict[str, Any]:
     out = Path(folder) / f"{name}-{group.size}"
     data = open_images(images(N))
-    data.labels = np.arange(N) % 4  # type: ignore[misc]
+    data.labels = np.arange(N) % 4
     run = train.train(settings(name, **values), data, out, screen=Screen(quiet=True))
     timed = ("seconds", "images_per")
     rows = [{key: value for key, value in row.items() if not key.startswith(timed)} for row in run.metrics]

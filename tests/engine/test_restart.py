@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -32,7 +33,7 @@ from restarts import differing, fit, images, settings, stop_after
     ],
     ids=["plain", "weight", "fractional-adamw", "every-other-published", "centroids"],
 )
-def test_one_epoch_and_one_more_are_two(tmp_path: Path, values: dict) -> None:
+def test_one_epoch_and_one_more_are_two(tmp_path: Path, values: dict[str, Any]) -> None:
     run = settings(**values)
     whole = fit(tmp_path / "whole", run)
     first = tmp_path / "halves"

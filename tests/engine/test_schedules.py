@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -27,7 +28,7 @@ def test_cosine_and_step_are_torchs() -> None:
 
 
 def test_bottou_constant_and_warmup() -> None:
-    values = {"steps": 100, "steps_per_epoch": 10, "lr": 0.05, "weight_decay": 0.5}
+    values: dict[str, Any] = {"steps": 100, "steps_per_epoch": 10, "lr": 0.05, "weight_decay": 0.5}
     assert factor("bottou", 40, **values) == pytest.approx(1 / math.sqrt(1 + 0.05 * 0.5 * 40))
     assert {factor("constant", step, **values) for step in range(100)} == {1.0}
     rise = [factor("constant", step, warmup=0.5, **values) for step in range(6)]

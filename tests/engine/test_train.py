@@ -6,6 +6,7 @@ import csv
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from deepcluster.engine.model import Model
 from deepcluster.errors import DeepClusterError
 
 AVERAGED = "ema_backbone.trunk.features.0.0.weight"
-TINY = {"epochs": 1, "k": 4, "whiten": 8, "batch_size": 16, "image_size": 12, "quiet": True}
+TINY: dict[str, Any] = {"epochs": 1, "k": 4, "whiten": 8, "batch_size": 16, "image_size": 12, "quiet": True}
 
 
 def images(n: int = 64, size: int = 12) -> np.ndarray:
@@ -130,7 +131,7 @@ def test_images_without_labels_have_no_label_scores(tmp_path: Path) -> None:
 
 
 def test_learning_finds_the_kinds(tmp_path: Path) -> None:
-    values = {**TINY, "epochs": 3, "whiten": 3, "init": "k-means++"}
+    values: dict[str, Any] = {**TINY, "epochs": 3, "whiten": 3, "init": "k-means++"}
     done = dc.train("tiny-deepcluster", images(128), tmp_path / "run", **values)
     from deepcluster.clustering.metrics import nmi
 
@@ -138,7 +139,14 @@ def test_learning_finds_the_kinds(tmp_path: Path) -> None:
 
 
 def test_several_clusterings_and_averaged_weights(tmp_path: Path) -> None:
-    values = {**TINY, "clusterings": 3, "ema_decay": 0.9, "head": "centroids", "init": "previous", "reassign": 0.5}
+    values: dict[str, Any] = {
+        **TINY,
+        "clusterings": 3,
+        "ema_decay": 0.9,
+        "head": "centroids",
+        "init": "previous",
+        "reassign": 0.5,
+    }
     done = dc.train("tiny-deepcluster", images(), tmp_path / "run", **values)
     state = torch.load(done.folder / "checkpoints/last.ckpt", weights_only=True)["method"]
     assert state["assignments"].shape == (3, 64)
@@ -234,7 +242,7 @@ TOGETHER = {
 }
 
 
-def loss_of(values: dict, out: Path) -> list[float]:
+def loss_of(values: dict[str, Any], out: Path) -> list[float]:
     noise = np.random.default_rng(0).integers(0, 255, (48, 12, 12, 3)).astype(np.uint8)  # every grouping differs
     done = dc.train(override(BASE, values), noise, out, quiet=True)
     return [row["loss"] for row in done.metrics]
@@ -312,7 +320,7 @@ def test_a_checkpoint_that_wants_to_run_code_is_refused(run: dc.Run, tmp_path: P
     import os
 
     class Evil:
-        def __reduce__(self) -> tuple:
+        def __reduce__(self) -> tuple[Any, ...]:
             return os.mkdir, (str(tmp_path / "evil"),)
 
     file = run.folder / "checkpoints/last.ckpt"
@@ -346,14 +354,14 @@ def test_overrides_by_name() -> None:
 
 
 @pytest.mark.parametrize("values", [{"epochs": 0}, {"batch_size": -4}, {"optimizer.lr": -1.0}])
-def test_numbers_no_run_can_have_leave_no_folder(values: dict, tmp_path: Path) -> None:
+def test_numbers_no_run_can_have_leave_no_folder(values: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(DeepClusterError, match="give"):
         dc.train(override(BASE, values), images(), tmp_path / "run", quiet=True)
     assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("values", [{"data.view_size": 3}, {"data.small_views": 2}], ids=["views", "small views"])
-def test_views_too_small_for_the_network_are_refused(values: dict, tmp_path: Path) -> None:
+def test_views_too_small_for_the_network_are_refused(values: dict[str, Any], tmp_path: Path) -> None:
     name = "--data.small-view-size" if "data.small_views" in values else "--data.view-size"
     with pytest.raises(DeepClusterError, match=f"cannot take views of . pixels .*{name}"):
         loss_of(values, tmp_path / "run")

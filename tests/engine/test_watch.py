@@ -6,6 +6,7 @@ import functools
 import os
 import signal
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -39,12 +40,12 @@ def labelled(n: int = 64) -> Arrays:
     return Arrays("squares", images(n), labels, ("a", "b", "c", "d"))
 
 
-def fit(out: Path, run: TrainRun) -> dict:
+def fit(out: Path, run: TrainRun) -> dict[str, Any]:
     train.train(run, labelled(), out, screen=Screen(quiet=True))
     return checkpoint.load(out / "checkpoints" / "last.ckpt")
 
 
-def rows(*values: float | None) -> list[dict]:
+def rows(*values: float | None) -> list[dict[str, Any]]:
     return [{"epoch": epoch, "watched": value} for epoch, value in enumerate(values)]
 
 
@@ -58,7 +59,7 @@ def made_up(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """Watched values by epoch, in place of measured ones, so that the best epoch is known."""
     values = [0.2, 0.6, 0.5, 0.4, 0.3, 0.3]
 
-    def watched(self: monitor.Monitor, c: loop.TrainContext, state: loop.TrainState, epoch: int) -> dict:
+    def watched(self: monitor.Monitor, c: loop.TrainContext, state: loop.TrainState, epoch: int) -> dict[str, Any]:
         return {"watched": values[epoch]} if self.watch and self.watch.due(epoch) else {}
 
     monkeypatch.setattr(monitor.Monitor, "_watched", watched)
@@ -251,7 +252,7 @@ def test_interrupted_while_it_looks(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         ({"watch": "nmi", "watch_every": 0}, "at least 1"),
     ],
 )
-def test_settings_that_make_no_sense(tmp_path: Path, values: dict, sentence: str) -> None:
+def test_settings_that_make_no_sense(tmp_path: Path, values: dict[str, Any], sentence: str) -> None:
     with pytest.raises(DeepClusterError, match=sentence):
         fit(tmp_path / "run", settings(**values))
     assert not (tmp_path / "run").exists()

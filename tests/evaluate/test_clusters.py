@@ -56,18 +56,18 @@ def test_images_without_cluster_or_label_do_not_count() -> None:
 
 
 def test_own_clusters_of_the_training_images_and_of_new_ones(run: FakeRun) -> None:
-    own = clusters(run)  # type: ignore[arg-type]
+    own = clusters(run)
     assert own.scores == dict(score_assignment(run.assignment, run.source().labels))
     assert own.settings["assignment"] == "as training left it" and own.draws == []
     points, labels, _ = blobs(40, 5)
     points[3] = np.nan
-    new = clusters(run, Source(points, labels, ("ant", "bee", "cat"), "new"))  # type: ignore[arg-type]
+    new = clusters(run, Source(points, labels, ("ant", "bee", "cat"), "new"))
     assert new.settings["images"] == 40 and new.settings["images_scored"] == 39
     assert new.settings["assignment"].startswith("nearest centroid")
 
 
 def test_clustered_anew_gives_mean_deviation_and_draws(run: FakeRun) -> None:
-    result = clusters(run, k="classes", draws=3, seed=5)  # type: ignore[arg-type]
+    result = clusters(run, k="classes", draws=3, seed=5)
     assert [draw["seed"] for draw in result.draws] == [5, 6, 7] and all(draw["k"] == 3 for draw in result.draws)
     for name in NAMES:
         values = [draw[name] for draw in result.draws]
@@ -78,8 +78,8 @@ def test_clustered_anew_gives_mean_deviation_and_draws(run: FakeRun) -> None:
     theirs = KMeans(3, n_init=10, random_state=0).fit(table)
     assert result.draws[0]["inertia"] == pytest.approx(theirs.inertia_, rel=0.01)
     assert result.scores["k3_accuracy"] > 0.7
-    assert clusters(run, k="classes", draws=3, seed=5).scores == result.scores  # type: ignore[arg-type]
-    single = clusters(run, k=2)  # type: ignore[arg-type]
+    assert clusters(run, k="classes", draws=3, seed=5).scores == result.scores
+    single = clusters(run, k=2)
     assert "k2_nmi" in single.scores and "k2_nmi_std" not in single.scores
     assert "without a cluster count as wrong" in single.settings["k2_accuracy"]
 
@@ -93,13 +93,13 @@ def test_clustering_anew_leaves_bad_images_out() -> None:
 
 def test_mistakes_are_sentences(run: FakeRun, train_source: Source) -> None:
     with pytest.raises(DeepClusterError, match="choose 1 to 90"):
-        clusters(run, k=91)  # type: ignore[arg-type]
+        clusters(run, k=91)
     with pytest.raises(DeepClusterError, match="or 'classes'"):
         clusters(run, k="many")  # type: ignore[arg-type]
     with pytest.raises(DeepClusterError, match="1 or more"):
-        clusters(run, k=3, draws=0)  # type: ignore[arg-type]
+        clusters(run, k=3, draws=0)
     with pytest.raises(DeepClusterError, match="plain has none"):
-        clusters(run, Source(train_source.points, None, (), "plain"))  # type: ignore[arg-type]
+        clusters(run, Source(train_source.points, None, (), "plain"))
 
 
 def test_matching_says_what_is_left_over() -> None:
@@ -109,7 +109,7 @@ def test_matching_says_what_is_left_over() -> None:
 
 def test_result_is_written_whole_and_in_plain_values(tmp_path: Path) -> None:
     settings = {"k": np.int64(3), "path": tmp_path, "rows": (1, 2), "note": "two words"}
-    result = Result("clusters", settings, {"nmi": np.float32(0.5), "odd": float("nan")}, [{"seed": 0}])  # type: ignore[dict-item]
+    result = Result("clusters", settings, {"nmi": np.float32(0.5), "odd": float("nan")}, [{"seed": 0}])
     path = result.save(tmp_path)
     assert path == tmp_path / "clusters.json"
     content = json.loads(path.read_text())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -174,6 +175,6 @@ def test_output_is_a_tensor_for_tensors_and_an_array_otherwise() -> None:
         ({}, np.ones(4), "must be a table"),
     ],
 )
-def test_invalid_input_raises(arguments: dict, x: np.ndarray, words: str) -> None:
+def test_invalid_input_raises(arguments: dict[str, Any], x: np.ndarray, words: str) -> None:
     with pytest.raises(DeepClusterError, match=words):
         nearest_rows(x, **{"k": 1, **arguments})

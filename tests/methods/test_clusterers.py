@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from deepcluster.errors import DeepClusterError
 from groups import STEP, batch, described, method
 from restarts import differing, images, settings, stop_after
 
-SMALL = {"epochs": 2, "whiten": 8, "batch_size": 16, "image_size": 12, "clusterings": 1, "quiet": True}
+SMALL: dict[str, Any] = {"epochs": 2, "whiten": 8, "batch_size": 16, "image_size": 12, "clusterings": 1, "quiet": True}
 
 
 class ByTurns:
@@ -47,7 +48,7 @@ def test_the_head_follows_the_number_of_clusters(head: str) -> None:
             id(p) for p in learner.heads.parameters()
         }
         loss = learner.loss(replace(batch(8), index=torch.arange(1, 9)), STEP)["loss"]
-        loss.backward()
+        torch.autograd.backward(loss)
         assert torch.isfinite(loss)
         assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in learner.heads.parameters())
         assert 0 not in learner.order(64, torch.Generator().manual_seed(0)).tolist()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from typing import Any
 
 import numpy as np
 import pytest
@@ -60,7 +61,7 @@ def test_the_first_step_guesses_and_teaches() -> None:
     learner.refresh(described, (1,))
     loss = learner.loss(batch(32), STEP)["loss"]
     assert loss.item() == pytest.approx(math.log(8) + math.log(4), abs=0.3)
-    loss.backward()
+    torch.autograd.backward(loss)
     for name, parameter in learner.named_parameters():
         if not name.startswith("sub_heads"):
             assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
@@ -81,7 +82,7 @@ def test_classifiers_that_are_aimed_are_right_from_the_first_step() -> None:
     alone = method(k=1, super_clusters=1, head="centroids")
     alone.refresh(described, (1,))
     loss = alone.train().loss(batch(8), STEP)["loss"]
-    loss.backward()
+    torch.autograd.backward(loss)
     assert torch.isfinite(loss) and all(torch.isfinite(p.grad).all() for p in alone.backbone.parameters())
 
 
@@ -94,7 +95,7 @@ def test_learning_raises_the_three_accuracies() -> None:
     for _ in range(60):
         for each in (optimizer, *learner.optimizers().values()):
             each.zero_grad()
-        learner.loss(batch(16), STEP)["loss"].backward()
+        torch.autograd.backward(learner.loss(batch(16), STEP)["loss"])
         for each in (optimizer, *learner.optimizers().values()):
             each.step()
         shares.append(learner.epoch_stats())
@@ -172,7 +173,7 @@ def test_refresh_draws_classifiers_and_their_optimizers_anew() -> None:
         ({"reassign": 0.0}, "--method.reassign is 0.0"),
     ],
 )
-def test_numbers_that_cannot_be_are_refused(values: dict, said: str) -> None:
+def test_numbers_that_cannot_be_are_refused(values: dict[str, Any], said: str) -> None:
     with pytest.raises(DeepClusterError, match=said):
         method(**values)
 

@@ -203,7 +203,7 @@ def test_first_step_has_a_finite_loss_and_a_gradient_everywhere(memory: str, sta
     learner = odc(memory=memory, start=start)
     learner.refresh(described, (0, 0))
     loss = learner.loss(batch(views=views), STEP)["loss"]
-    loss.backward()
+    torch.autograd.backward(loss)
     assert torch.isfinite(loss)
     for name, parameter in learner.named_parameters():
         # a bias before batch-norm has no effect

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -33,7 +34,7 @@ def used(backbone: Backbone, size: int) -> Backbone:
     ],
     ids=lambda options: options["name"],
 )
-def test_safetensors_round_trip(options: dict, tmp_path: Path) -> None:
+def test_safetensors_round_trip(options: dict[str, Any], tmp_path: Path) -> None:
     size = options["image_size"]
     backbone = used(build_backbone(**options), size)
     file = export_backbone(backbone, "safetensors", tmp_path / "new" / "b.safetensors", {"preset": "p", "k": 3})
@@ -89,7 +90,7 @@ def test_vgg16_is_torchvisions(tmp_path: Path) -> None:
         {"name": "timm:resnet10t", "image_size": 32},
     ],
 )
-def test_torchvision_has_no_such_network(options: dict, tmp_path: Path) -> None:
+def test_torchvision_has_no_such_network(options: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(DeepClusterError, match="export it as safetensors"):
         export_backbone(build_backbone(**options), "torchvision", tmp_path / "b.pth")
     assert list(tmp_path.iterdir()) == []

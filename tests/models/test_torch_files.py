@@ -19,11 +19,11 @@ from deepcluster.errors import DeepClusterError
 from deepcluster.models.torch_files import read_torch
 
 
-class Python2Pickler(pickle._Pickler):  # type: ignore[name-defined]
+class Python2Pickler(pickle._Pickler):
     """Writes what Python 2's pickle wrote: short texts as bytes, integers beyond 32 bits as text, OrderedDicts as a
     call with a list of pairs."""
 
-    dispatch = pickle._Pickler.dispatch.copy()  # type: ignore[attr-defined]
+    dispatch = pickle._Pickler.dispatch.copy()
 
     def save_text(self, text: str) -> None:
         raw = text.encode()
@@ -39,7 +39,7 @@ class Python2Pickler(pickle._Pickler):  # type: ignore[name-defined]
         else:
             self.write(pickle.INT + repr(number).encode() + b"\n")
 
-    def save_ordered(self, pairs: OrderedDict) -> None:
+    def save_ordered(self, pairs: OrderedDict[Any, Any]) -> None:
         self.save_reduce(OrderedDict, ([list(pair) for pair in pairs.items()],), obj=pairs)
 
     dispatch[str] = save_text
