@@ -30,7 +30,10 @@ def together(work: Callable[..., Any], size: int, *arguments: Any) -> list[Any]:
     # A server that has loaded everything once is copied for each process: loading it anew would take most of the time.
     multiprocessing.set_forkserver_preload(LOADED)
     with tempfile.TemporaryDirectory() as folder:
-        mp.start_processes(_process, (size, free_port(), work, arguments, folder), size, start_method="forkserver")
+        torch_processes: Any = mp  # not annotated in torch
+        torch_processes.start_processes(
+            _process, (size, free_port(), work, arguments, folder), size, start_method="forkserver"
+        )
         return [torch.load(Path(folder) / str(rank), weights_only=False) for rank in range(size)]
 
 

@@ -17,7 +17,7 @@ from deepcluster.engine.log import Screen
 from deepcluster.errors import Interrupted
 from deepcluster.presets import find_preset
 
-SMALL = {"epochs": 2, "k": 5, "whiten": 8, "batch_size": 16, "image_size": 12, "keep_every": 1}
+SMALL: dict[str, Any] = {"epochs": 2, "k": 5, "whiten": 8, "batch_size": 16, "image_size": 12, "keep_every": 1}
 
 
 def settings(**values: object) -> TrainRun:
@@ -51,17 +51,18 @@ def differing(a: object, b: object, where: str = "") -> list[str]:
 def stop_after(out: Path, run: TrainRun, steps: int, data: object = None, **more: object) -> None:
     """Trains until so many optimizer steps are done, then stops as Ctrl-C does."""
     seen = {"steps": 0}
-    original = loop.step_all
+    module: Any = loop
+    original = module.step_all
 
     def counting(*arguments: object, **options: object) -> None:
-        original(*arguments, **options)  # type: ignore[arg-type]
+        original(*arguments, **options)
         seen["steps"] += 1
         if seen["steps"] == steps:
             os.kill(os.getpid(), signal.SIGINT)
 
-    loop.step_all = counting  # type: ignore[assignment]
+    module.step_all = counting
     try:
         with pytest.raises(Interrupted):
             train.train(run, images() if data is None else data, out, screen=Screen(quiet=True), **more)  # type: ignore[arg-type]
     finally:
-        loop.step_all = original
+        module.step_all = original

@@ -18,10 +18,12 @@ from deepcluster.resume import ResumeFile
 def test_digest_depends_on_every_bit_and_on_nothing_else() -> None:
     torch.manual_seed(0)
     network = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
-    same = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
+    norm = nn.BatchNorm1d(2)
+    same = nn.Sequential(nn.Linear(3, 2), norm)
     same.load_state_dict(network.state_dict())
     assert digest(network) == digest(same.eval())
-    same[1].running_mean[0] += 1e-7
+    assert norm.running_mean is not None
+    norm.running_mean[0] += 1e-7
     assert digest(network) != digest(same)
     assert digest({"a": 1, "b": (2, 3)}, Path("x")) == digest({"b": [2, 3], "a": 1}, "x")
     array = np.arange(6)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -34,7 +35,12 @@ def expected_failures(estimator: Any) -> dict[str, str]:
     return {}
 
 
-@parametrize_with_checks([KMeans(), HierarchicalKMeans(), PIC(), Whitening()], expected_failed_checks=expected_failures)
+every_check: Callable[[Callable[..., None]], Callable[..., None]] = parametrize_with_checks(
+    [KMeans(), HierarchicalKMeans(), PIC(), Whitening()], expected_failed_checks=expected_failures
+)
+
+
+@every_check
 def test_scikit_learn_checks(estimator: Any, check: Any) -> None:
     check(estimator)
 

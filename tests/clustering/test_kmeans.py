@@ -121,8 +121,8 @@ def test_labels_are_what_predict_says(precision: str) -> None:
 def test_int8_search_finds_the_nearest(scale: float) -> None:
     """Rows of very unequal length and coordinates of unequal width, centroids of single rows among means."""
     rng = np.random.default_rng(0)
-    x = blobs(6000, 40, 2000) * rng.uniform(0.2, 3, (6000, 1)) * rng.uniform(0.2, 3, (1, 40)) * scale
-    x = torch.from_numpy(x.astype(np.float32))
+    rows = blobs(6000, 40, 2000) * rng.uniform(0.2, 3, (6000, 1)) * rng.uniform(0.2, 3, (1, 40)) * scale
+    x = torch.from_numpy(rows.astype(np.float32))
     centroids = torch.cat([x[:1000], x[1000:5000].view(4, 1000, 40).mean(0)])
     search = Int8AssignStep(Points(Rows(x)), len(centroids)).search(centroids)
     assert isinstance(search, Int8Search)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from collections.abc import Callable
 from decimal import Decimal, localcontext
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,8 @@ VERSIONS = ["paper", "published"]
 
 def unit(n: int, d: int, seed: int = 0) -> np.ndarray:
     x = np.random.default_rng(seed).normal(size=(n, d)).astype(np.float32)
-    return x / np.linalg.norm(x, axis=1, keepdims=True)
+    rows: np.ndarray = x / np.linalg.norm(x, axis=1, keepdims=True)
+    return rows
 
 
 def blobs(n: int = 600, d: int = 16, groups: int = 12, seed: int = 0, spread: float = 0.05) -> np.ndarray:
@@ -82,7 +84,7 @@ def in_decimals(
                 rise = v[j] - v[i]
                 if rise > level and edges[i][j] * rise > best * (1 + level.sqrt()):
                     best, pointer[i] = edges[i][j] * rise, j
-        rise = np.array([float(each - min(v)) for each in v])
+        rises = np.array([float(each - min(v)) for each in v])
     root = list(range(n))
     for i in range(n):
         while pointer[root[i]] != root[i]:
@@ -94,7 +96,7 @@ def in_decimals(
             if sizes[old[i]] == 1:
                 root[i] = next((old[j] for j in near[i] if sizes[old[j]] > 1), old[i])
     names = sorted(set(root), key=lambda r: (-root.count(r), root.index(r)))
-    return [names.index(r) for r in root], rise
+    return [names.index(r) for r in root], rises
 
 
 def same_partition(a: np.ndarray, b: np.ndarray) -> bool:
@@ -113,13 +115,14 @@ def same_partition(a: np.ndarray, b: np.ndarray) -> bool:
 @settings(max_examples=60, deadline=None)
 def test_equals_the_formulas(n: int, k: int, kind: int, seed: int, version: str, join: bool) -> None:
     rng = np.random.default_rng(seed)
-    x = [
+    draws: list[Callable[[], np.ndarray]] = [
         lambda: rng.normal(size=(n, 3)) / 2,
         lambda: rng.integers(0, 3, (n, 2)) / 2,  # duplicates and ties
         lambda: np.repeat(rng.normal(size=(n, 4)), 2, axis=0)[:n] / 3,
         lambda: unit(n, 8, seed) / 2,
         lambda: np.concatenate([np.zeros((n - 1, 2)), np.ones((1, 2))]),  # one alone
-    ][kind]()
+    ]
+    x = draws[kind]()
     k = min(k, n - 1)
     ours = PIC(k, 0.5, 0.01, version=version, max_iter=40, join_singletons=join).fit(x)
     expected, rise = in_decimals(

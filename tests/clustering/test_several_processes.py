@@ -115,7 +115,8 @@ def _everything(group: ProcessGroup) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def one() -> dict[str, Any]:
-    return together(_everything, 1)[0]
+    results: dict[str, Any] = together(_everything, 1)[0]
+    return results
 
 
 @pytest.fixture(scope="module", params=[pytest.param(2, marks=pytest.mark.slow), 3])

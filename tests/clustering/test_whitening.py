@@ -26,8 +26,10 @@ def table(n: int = 500, d: int = 24, seed: int = 0) -> np.ndarray:
 def by_svd(x: np.ndarray, width: int, l2: bool = True) -> np.ndarray:
     centered = x.astype(np.float64) - x.mean(0, dtype=np.float64)
     _, singular, directions = np.linalg.svd(centered, full_matrices=False)
-    white = centered @ directions[:width].T / singular[:width] * np.sqrt(len(x))
-    return white / np.linalg.norm(white, axis=1, keepdims=True) if l2 else white
+    white: np.ndarray = centered @ directions[:width].T / singular[:width] * np.sqrt(len(x))
+    if l2:
+        white /= np.linalg.norm(white, axis=1, keepdims=True)
+    return white
 
 
 def up_to_sign(a: np.ndarray, b: np.ndarray, atol: float) -> None:

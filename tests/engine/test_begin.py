@@ -95,7 +95,8 @@ def stop_after(steps: int, run: TrainRun, out: Path, monkeypatch: pytest.MonkeyP
     import os
     import signal
 
-    original, done = loop.step_all, []
+    module: Any = loop
+    original, done = module.step_all, []
 
     def counting(*arguments: Any, **options: Any) -> None:
         original(*arguments, **options)

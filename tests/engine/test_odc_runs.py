@@ -59,7 +59,7 @@ CHANGES = {
     "head_lr": 0.5,
 }
 RESTLESS = {"method.momentum": 1.0, "min_size": 6, "optimizer.lr": 0.05, "centroid_every": 1}  # clusters become small
-BESIDE = {
+BESIDE: dict[str, dict[str, Any]] = {
     "memory": {"dropout": 0.5},
     "iterations": {"min_size": 1},
     "nearest": {"feature_dim": 3},
@@ -77,8 +77,9 @@ def test_every_setting_is_listed_here() -> None:
 
 @pytest.mark.parametrize("name", CHANGES)
 def test_no_setting_is_accepted_and_ignored(name: str, tmp_path: Path) -> None:
-    rows = []
-    for values in ({}, {name: CHANGES[name]}):
+    rows: list[list[float]] = []
+    variants: list[dict[str, Any]] = [{}, {name: CHANGES[name]}]
+    for values in variants:
         run = settings(**(BESIDE.get(name, {}) | values | {"epochs": 3}))
         train.train(run, NOISE, tmp_path / str(len(rows)), screen=Screen(quiet=True))
         rows.append([row["loss"] for row in dc.load_run(tmp_path / str(len(rows))).metrics])

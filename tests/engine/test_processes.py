@@ -114,7 +114,8 @@ def _cut(group: ProcessGroup, name: str, folder: str, stop_at: int) -> None:
     """Trains until one process, the last, is told to stop within an epoch."""
     from deepcluster.engine import loop
 
-    steps, original = {"done": 0}, loop.step_all
+    module: Any = loop
+    steps, original = {"done": 0}, module.step_all
 
     def counting(*arguments: Any, **options: Any) -> None:
         original(*arguments, **options)
@@ -122,14 +123,14 @@ def _cut(group: ProcessGroup, name: str, folder: str, stop_at: int) -> None:
         if steps["done"] == stop_at and group.rank == group.size - 1:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    loop.step_all = counting  # type: ignore[assignment]
+    module.step_all = counting
     try:
         run = settings(name, processes=group.size)
         train.train(run, images(N), Path(folder) / "cut", screen=Screen(quiet=True))
     except Interrupted:
         return
     finally:
-        loop.step_all = original
+        module.step_all = original
     raise AssertionError("the run was not stopped")
 
 

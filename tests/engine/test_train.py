@@ -14,10 +14,11 @@ import torch
 from PIL import Image
 
 import deepcluster as dc
-from deepcluster.config import BackboneParams, DataParams, DeepClusterParams, OptimizerParams, TrainRun, override
+from deepcluster.config import BackboneParams, DataParams, OptimizerParams, TrainRun, override
 from deepcluster.engine import train
 from deepcluster.engine.model import Model
 from deepcluster.errors import DeepClusterError
+from deepcluster.methods.params import DeepClusterParams
 
 AVERAGED = "ema_backbone.trunk.features.0.0.weight"
 TINY: dict[str, Any] = {"epochs": 1, "k": 4, "whiten": 8, "batch_size": 16, "image_size": 12, "quiet": True}
@@ -155,7 +156,7 @@ def test_several_clusterings_and_averaged_weights(tmp_path: Path) -> None:
     torch.testing.assert_close(done.backbone.state_dict()[AVERAGED.removeprefix("ema_backbone.")], average)
 
 
-CHANGES = {
+CHANGES: dict[str, Any] = {
     "epochs": 1,
     "batch_size": 8,
     "seed": 1,
@@ -224,7 +225,7 @@ CHANGES = {
     "backbone.options": {"widths": [8, 8, 8, 8, 8]},
 }
 PIC = {"method.algorithm": "pic", "method.k": 0}
-TOGETHER = {
+TOGETHER: dict[str, tuple[dict[str, Any], Any]] = {
     "method.neighbors": (PIC, 2),
     "method.sigma": (PIC, 1.0),
     "method.alpha": (PIC, 0.9),
@@ -287,8 +288,14 @@ def test_no_setting_of_another_is_ignored(name: str, tmp_path: Path) -> None:
 def test_the_backend_is_asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     from deepcluster.clustering import faiss_kmeans
 
-    calls, original = [], faiss_kmeans.faiss_lloyd
-    monkeypatch.setattr(faiss_kmeans, "faiss_lloyd", lambda *a, **b: calls.append(1) or original(*a, **b))
+    calls: list[int] = []
+    original = faiss_kmeans.faiss_lloyd
+
+    def counting(*arguments: Any, **options: Any) -> Any:
+        calls.append(1)
+        return original(*arguments, **options)
+
+    monkeypatch.setattr(faiss_kmeans, "faiss_lloyd", counting)
     loss_of({"method.backend": "faiss"}, tmp_path / "run")
     assert len(calls) == 3  # two epochs and the closing one
 
@@ -342,8 +349,9 @@ def test_changed_images_are_noticed_on_resuming(tmp_path: Path) -> None:
 
 def test_overrides_by_name() -> None:
     base = TrainRun()
-    assert override(base, {"k": 7}).method.k == 7
-    assert override(base, {"method__k": 7}).method.k == 7
+    for values in ({"k": 7}, {"method__k": 7}):
+        method: Any = override(base, values).method
+        assert method.k == 7
     assert override(base, {"method": {"k": 7}, "lr": 1}).optimizer.lr == 1.0
     with pytest.raises(DeepClusterError, match="several groups"):
         override(base, {"name": "x"})

@@ -23,8 +23,7 @@ from deepcluster.engine.model import Model
 from deepcluster.engine.run import load_run
 from deepcluster.errors import DeepClusterError, Interrupted
 from deepcluster.presets import find_preset
-
-from .test_restart import differing, images, stop_after
+from restarts import differing, images, stop_after
 
 SMALL = {"epochs": 4, "k": 5, "whiten": 8, "batch_size": 16, "image_size": 12, "keep_every": 1}
 STEPS = 4  # of an epoch of 64 images
@@ -115,6 +114,7 @@ def test_watched_values_are_those_of_the_epochs_end(tmp_path: Path) -> None:
     assert ["watched" in row for row in run.metrics] == [False, True, False, True]
     network = build.at_checkpoint(run.config, run.folder / "checkpoints/epoch-0001.ckpt")
     features = Model(network, run.centroids).features(run.pixels(source))[1]
+    assert source.labels is not None
     known = source.labels >= 0
     assert run.metrics[1]["watched"] == pytest.approx(monitor.knn_score(features[known], source.labels[known]))
     fit(tmp_path / "nmi", settings(watch="nmi", epochs=2))
@@ -225,7 +225,8 @@ def test_killed_between_the_last_and_the_best_checkpoint(
 def test_interrupted_while_it_looks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = settings(watch="knn")
     whole = fit(tmp_path / "whole", run)
-    original, calls = monitor.extract_all, {"watched": 0}
+    module: Any = monitor
+    original, calls = module.extract_all, {"watched": 0}
 
     def describe(w: loop.TrainContext, step: int, only: np.ndarray | None = None) -> object:
         if only is not None:

@@ -61,7 +61,8 @@ def test_files_are_as_large_as_those_of_a_run(name: str, tmp_path: Path) -> None
 def test_a_process_holds_the_state_of_its_method(name: str, processes: int) -> None:
     n = 6144  # six blocks of 1,024 images, which processes share
     run = settings(name)
-    found = DryRun(run, 16 // processes, processes).at(n, n // processes, run.method.k)
+    method: Any = run.method
+    found = DryRun(run, 16 // processes, processes).at(n, n // processes, method.k)
     group = ProcessGroup(0, processes)
     method = build_method(run, n, group=group)
     own = sum(p.nbytes for p in method.local_parameters or ())

@@ -46,7 +46,8 @@ class FakeRun:
         self.model = SimpleNamespace(whitening=self.whitening)
 
     def embed(self, features: np.ndarray) -> np.ndarray:
-        return self.whitening.transform(features)
+        embedded: np.ndarray = self.whitening.transform(features)
+        return embedded
 
     def source(self) -> Source:
         return self._source

@@ -56,8 +56,9 @@ def test_images_without_cluster_or_label_do_not_count() -> None:
 
 
 def test_own_clusters_of_the_training_images_and_of_new_ones(run: FakeRun) -> None:
-    own = clusters(run)
-    assert own.scores == dict(score_assignment(run.assignment, run.source().labels))
+    own, labels = clusters(run), run.source().labels
+    assert labels is not None
+    assert own.scores == dict(score_assignment(run.assignment, labels))
     assert own.settings["assignment"] == "as training left it" and own.draws == []
     points, labels, _ = blobs(40, 5)
     points[3] = np.nan

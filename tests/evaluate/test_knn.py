@@ -109,6 +109,7 @@ def test_sources_that_cannot_be_compared(run: FakeRun, train_source: Source) -> 
 
 def test_tap_and_whitened_change_what_is_compared(run: FakeRun, train_source: Source) -> None:
     def expected(table: np.ndarray) -> float:
+        assert train_source.labels is not None
         return dict(score_features(table, train_source.labels, None, None, k=(3,), classes=3))["knn3_top1"]
 
     tapped = knn(run, k=(3,), tap="layer1")  # type: ignore[arg-type]

@@ -33,7 +33,8 @@ from deepcluster.random import seeded
 
 def subject(folder: Path, name: str = "convnet", size: int = 16, **options: Any) -> Subject:
     """A network drawn at random."""
-    options: dict[str, Any] = {"widths": (8, 8, 16), "pools": (1, 2)} | options if name == "convnet" else options
+    if name == "convnet":
+        options = {"widths": (8, 8, 16), "pools": (1, 2)} | options
     with torch.random.fork_rng():
         torch.manual_seed(0)
         backbone = build_backbone(name, image_size=size, **options).eval()
@@ -101,7 +102,7 @@ def test_one_step_is_sgd_by_hand(tmp_path: Path) -> None:
     net, train, test = subject(tmp_path, "alexnet", 64), stripes(12, side=64), stripes(9, 1, side=64)
     options: dict[str, Any] = {"epochs": 2, "lr": (0.1,), "weight_decay": (0.5,), "batch_size": 12}
     probe = probe_of(linear(net, train, test, taps=("fc6",), recipe="deepcluster", **options))
-    layer = linear_head(4096, 3, norm=False, seed=0, name="fc6")[0]
+    layer: Any = linear_head(4096, 3, norm=False, seed=0, name="fc6")[0]
     weight, bias = layer.weight.detach().clone(), layer.bias.detach().clone()
     assert float(weight.std()) == pytest.approx(0.01, rel=0.05) and not bias.any()
     speed = [torch.zeros_like(weight), torch.zeros_like(bias)]
@@ -136,6 +137,7 @@ def test_taps_together_are_taps_alone_and_the_network_is_left_alone(tmp_path: Pa
 
 def test_saved_probe_gives_the_score(tmp_path: Path) -> None:
     net, train, test = subject(tmp_path), stripes(90, classes=7), stripes(63, 1, classes=7)
+    assert test.labels is not None
     result = linear(net, train, test, **QUICK)
     probe = probe_of(result)
     assert probe.taps == ("conv1", "conv3")
@@ -160,7 +162,7 @@ def test_ten_crops_average_softmax(tmp_path: Path) -> None:
     own = probe.classifiers["conv3"]
     views = TenCrop(16, net.backbone.mean, net.backbone.std)(list(test.images), seeded(0))
     frozen = FrozenFeatures(net.backbone, {"conv3": own.pooling})
-    mean = sum(apply_layers(own.layers, frozen(view)["conv3"]).softmax(1) for view in views) / 10
+    mean: Any = sum(apply_layers(own.layers, frozen(view)["conv3"]).softmax(1) for view in views) / 10
     right = (mean.argmax(1).numpy() == test.labels).mean()
     assert result.scores["linear_conv3_top1"] == pytest.approx(right)
     assert "ten crops" in result.settings["test_crops"]

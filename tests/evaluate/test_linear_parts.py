@@ -207,7 +207,8 @@ def test_batch_norm_is_folded_and_deeper_layers_are_not_computed() -> None:
     frozen = FrozenFeatures(backbone, poolings(backbone, ["layer1"]))
     frozen(torch.zeros(1, 3, 32, 32))
     calls: list[int] = []
-    frozen.network.trunk.layer2.register_forward_hook(lambda *_: calls.append(1))
+    trunk: Any = frozen.network.trunk
+    trunk.layer2.register_forward_hook(lambda *_: calls.append(1))
     frozen(torch.zeros(1, 3, 32, 32))
     assert not calls
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -32,8 +32,9 @@ def backbone_file(result: Result) -> Path:
 
 
 @pytest.mark.parametrize("classifier", ["logistic", "svm"])
-def test_each_draw_is_scikit_learns(tmp_path: Path, classifier: str) -> None:
+def test_each_draw_is_scikit_learns(tmp_path: Path, classifier: Literal["logistic", "svm"]) -> None:
     net, train, test = subject(tmp_path), stripes(90), stripes(60, 1)
+    assert train.labels is not None
     result = low_shot(net, train, test, shots=(2, 8), draws=3, classifier=classifier, c=10.0)
     known, asked = normalize(net.features(train)), normalize(net.features(test))
     assert len(result.draws) == 6
@@ -66,8 +67,10 @@ def test_draws_are_repeated_nested_and_different(tmp_path: Path) -> None:
 def test_share_of_the_labels_is_of_each_class(tmp_path: Path) -> None:
     net, test = subject(tmp_path), stripes(30, 1)
     whole = stripes(120)
+    assert whole.labels is not None
     rows = np.concatenate([np.flatnonzero(whole.labels == k)[:n] for k, n in enumerate((40, 20, 3))])
-    train = Arrays("uneven", whole.images[rows], whole.labels[rows], whole.classes)
+    train = Arrays("uneven", np.asarray(whole.images)[rows], whole.labels[rows], whole.classes)
+    assert train.labels is not None
     result = low_shot(net, train, test, fraction=(0.1, 0.5), draws=2)
     sizes = {draw["of"]: np.bincount(train.labels[draw["images"]]).tolist() for draw in result.draws}
     assert sizes == {"fraction_0.1": [4, 2, 1], "fraction_0.5": [20, 10, 2]}

@@ -22,7 +22,8 @@ SMALL: dict[str, Any] = {"epochs": 3, "batch_size": 16, "hidden": 32}
 
 
 def test_layers_begin_as_the_paper_has_them() -> None:
-    head = fully_connected(build_backbone("alexnet", image_size=64), 5, 0)
+    head: Any = fully_connected(build_backbone("alexnet", image_size=64), 5, 0)
+    other: Any = fully_connected(build_backbone("alexnet", image_size=64), 5, 1)
     kinds = [type(layer).__name__ for layer in head]
     assert kinds == ["Dropout", "Linear", "ReLU", "Dropout", "Linear", "ReLU", "Linear"]
     for place in (1, 4):
@@ -30,7 +31,7 @@ def test_layers_begin_as_the_paper_has_them() -> None:
         assert head[place].weight.abs().max().item() > 0.03  # normal, not uniform
     assert head[6].weight.abs().max().item() <= 1 / 64 and head[6].weight.std().item() > 0.005
     assert all((head[place].bias == 0.1).all() for place in (1, 4, 6))
-    assert not torch.equal(head[1].weight, fully_connected(build_backbone("alexnet", image_size=64), 5, 1)[1].weight)
+    assert not torch.equal(head[1].weight, other[1].weight)
 
 
 def test_what_is_saved_is_what_was_trained() -> None:
@@ -54,8 +55,9 @@ def test_alexnet_keeps_its_convolutions(tmp_path: Path) -> None:
     assert (probe.predict(test, net) == test.labels).mean() == result.scores["mlp_top1"]
     # the layers read the flattened last map
     own = probe.classifiers["features"]
+    trunk: Any = net.backbone.trunk
     with torch.no_grad():
-        maps = net.backbone.trunk.features(torch.randn(2, 3, 64, 64))
+        maps = trunk.features(torch.randn(2, 3, 64, 64))
     assert torch.equal(own.pooling(maps), maps.flatten(1)) and len(own.layers) == 3
 
 

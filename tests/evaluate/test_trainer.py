@@ -7,6 +7,7 @@ import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -23,7 +24,7 @@ STEPS, PER_EPOCH = 11, 4
 SCREEN = Screen(quiet=True)
 
 
-def networks() -> list[nn.Module]:
+def networks() -> list[Any]:
     torch.manual_seed(0)
     return [nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Dropout(0.5), nn.Linear(8, 3)) for _ in range(2)]
 
@@ -79,7 +80,8 @@ def test_killed_and_continued_training_gives_the_same_bits(tmp_path: Path, at: i
     with pytest.raises(Kill):
         fit(tmp_path / "b.state", networks(), save_seconds=save_seconds, after_step=kill)
     torch.manual_seed(99)  # the history of the global generator does not matter
-    continued, steps = networks(), []
+    continued = networks()
+    steps: list[int] = []
     again = fit(tmp_path / "b.state", continued, after_step=steps.append)
     assert steps[:1] == ([] if at == STEPS else [1 + (at if save_seconds == 0 else at // PER_EPOCH * PER_EPOCH)])
     assert torch.equal(again.nan_to_num(), losses.nan_to_num()) and losses.isnan().nonzero().tolist() == [[2]]
@@ -88,10 +90,14 @@ def test_killed_and_continued_training_gives_the_same_bits(tmp_path: Path, at: i
 
 
 def test_interrupt_saves_and_the_global_generator_is_left_alone(tmp_path: Path) -> None:
+    def interrupt(done: int) -> None:
+        if done == 6:
+            os.kill(os.getpid(), signal.SIGINT)
+
     undisturbed = networks()
     fit(tmp_path / "a.state", undisturbed)
     with pytest.raises(Interrupted):
-        fit(tmp_path / "b.state", networks(), after_step=lambda done: done == 6 and os.kill(os.getpid(), signal.SIGINT))
+        fit(tmp_path / "b.state", networks(), after_step=interrupt)
     assert torch.load(tmp_path / "b.state")["state"]["done"] == 7  # noticed after the next step
     continued = networks()
     torch.manual_seed(7)

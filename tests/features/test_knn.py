@@ -30,7 +30,8 @@ def oracle(x: np.ndarray, k: int, queries: np.ndarray | None = None) -> tuple[np
 
 def unit(n: int, d: int, seed: int = 0) -> np.ndarray:
     x = np.random.default_rng(seed).normal(size=(n, d)).astype(np.float32)
-    return x / np.linalg.norm(x, axis=1, keepdims=True)
+    rows: np.ndarray = x / np.linalg.norm(x, axis=1, keepdims=True)
+    return rows
 
 
 def tables() -> dict[str, np.ndarray]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from copy import copy
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +40,7 @@ def test_the_head_follows_the_number_of_clusters(head: str) -> None:
     for sign in (1, -1, 1):
         before = described()
         turned = type(before)(before.index, sign * before.features)
-        clustering = learner.refresh(lambda turned=turned: turned, (0, 0))
+        clustering = learner.refresh(partial(copy, turned), (0, 0))
         seen.add(clustering.k)
         assert clustering.assignment[0] == -1 and np.isnan(clustering.distance[0])
         assert set(clustering.assignment[1:]) == set(range(clustering.k))
@@ -89,8 +91,8 @@ def test_scikit_learns_clusterers_train_and_go_on(tmp_path: Path, clusterer: obj
     run = settings(clusterings=1, keep_every=0)
     stop_after(tmp_path / "cut", run, 5, clusterer=clusterer)
     dc.train(run, images(), tmp_path / "cut", resume=True, clusterer=clusterer, quiet=True)
-    states = [checkpoint.load(tmp_path / name / "checkpoints/last.ckpt") for name in ("whole", "cut")]
-    assert differing(*states) == []
+    one, other = (checkpoint.load(tmp_path / name / "checkpoints/last.ckpt") for name in ("whole", "cut"))
+    assert differing(one, other) == []
 
 
 def test_a_clusterer_that_is_missing_is_asked_for(tmp_path: Path) -> None:
@@ -136,8 +138,8 @@ def test_pic_trains_and_goes_on(tmp_path: Path, version: str, head: str) -> None
     stop_after(tmp_path / "cut", run, 5)
     dc.train(run, images(), tmp_path / "cut", resume=True, quiet=True)
     dc.train(run, images(), tmp_path / "whole", quiet=True)
-    states = [checkpoint.load(tmp_path / name / "checkpoints/last.ckpt") for name in ("whole", "cut")]
-    assert differing(*states) == []
+    one, other = (checkpoint.load(tmp_path / name / "checkpoints/last.ckpt") for name in ("whole", "cut"))
+    assert differing(one, other) == []
     finished = dc.load_run(tmp_path / "whole")
     assert finished.assignment.max() + 1 == len(finished.centroids) > 1
     assert finished.assign(images()).cluster.max() < len(finished.centroids)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections import Counter
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -80,11 +81,13 @@ def test_published_sampling_keeps_the_natural_frequencies() -> None:
 def test_head_and_optimizer_are_made_anew() -> None:
     learner = method()
     learner.refresh(described, (0, 0))
-    before, optimizer = learner.heads[0].linear.weight.clone(), learner.head_optimizer
+    head: Any = learner.heads[0]
+    before, optimizer = head.linear.weight.clone(), learner.head_optimizer
     learner.refresh(described, (0, 1))
-    assert learner.head_optimizer is not optimizer
-    assert not torch.equal(before, learner.heads[0].linear.weight)
-    assert learner.head_optimizer.param_groups[0]["params"][0] is learner.heads[0].linear.weight
+    assert learner.head_optimizer is not None and learner.head_optimizer is not optimizer
+    head = learner.heads[0]
+    assert not torch.equal(before, head.linear.weight)
+    assert learner.head_optimizer.param_groups[0]["params"][0] is head.linear.weight
 
 
 def test_previous_centroids_keep_the_names_of_clusters() -> None:
@@ -155,4 +158,5 @@ def test_a_classifier_drawn_anew_keeps_its_rate(head: str, rate: float) -> None:
     learner = method(head=head)
     learner.refresh(described, (0, 0))
     set_rate(learner.optimizers().values(), 0.1)
+    assert learner.head_optimizer is not None
     assert learner.head_optimizer.param_groups[0]["lr"] == pytest.approx(rate)

@@ -83,7 +83,9 @@ def test_classifiers_that_are_aimed_are_right_from_the_first_step() -> None:
     alone.refresh(described, (1,))
     loss = alone.train().loss(batch(8), STEP)["loss"]
     torch.autograd.backward(loss)
-    assert torch.isfinite(loss) and all(torch.isfinite(p.grad).all() for p in alone.backbone.parameters())
+    assert torch.isfinite(loss) and all(
+        p.grad is not None and torch.isfinite(p.grad).all() for p in alone.backbone.parameters()
+    )
 
 
 def test_learning_raises_the_three_accuracies() -> None:
@@ -153,11 +155,13 @@ def test_all_super_classes_and_within_them_all_sub_clusters_are_equally_many() -
 def test_refresh_draws_classifiers_and_their_optimizers_anew() -> None:
     learner = method()
     learner.refresh(described, (1,))
-    weights = [head.linear.weight.clone() for head in (learner.super_head, *learner.sub_heads.values())]  # type: ignore[union-attr]
+    heads: list[Any] = [learner.super_head, *learner.sub_heads.values()]
+    weights = [head.linear.weight.clone() for head in heads]
     optimizers = learner.optimizers()
     assert len(optimizers) == 1 + 8 and all(o.param_groups[0]["momentum"] == 0.9 for o in optimizers.values())
     clustering = learner.refresh(described, (2,))
-    fresh = [head.linear.weight for head in (learner.super_head, *learner.sub_heads.values())]  # type: ignore[union-attr]
+    heads = [learner.super_head, *learner.sub_heads.values()]
+    fresh = [head.linear.weight for head in heads]
     assert not any(torch.equal(a, b) for a, b in zip(weights, fresh, strict=True))
     assert not torch.equal(fresh[1], fresh[2])
     assert all(a is not b for a, b in zip(optimizers.values(), learner.optimizers().values(), strict=True))

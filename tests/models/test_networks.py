@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -22,7 +23,7 @@ def alexnet() -> nn.Module:
     return build_alexnet(2, 224).trunk
 
 
-def test_alexnet_has_the_map_sizes_of_the_paper(alexnet: nn.Module) -> None:
+def test_alexnet_has_the_map_sizes_of_the_paper(alexnet: Any) -> None:
     sides, maps = [], torch.zeros(1, 2, 224, 224)
     with torch.no_grad():
         for layer in alexnet.eval().features:
@@ -50,7 +51,8 @@ def test_state_dict_has_the_published_layout(alexnet: nn.Module) -> None:
 @pytest.mark.parametrize(("size", "side"), [(112, 2), (63, 1), (227, 6)])
 def test_alexnet_flattens_to_what_the_image_size_leaves(size: int, side: int) -> None:
     backbone = build_backbone("alexnet", sobel="paper", image_size=size).eval()
-    assert backbone.trunk.classifier[1].in_features == 256 * side * side
+    trunk: Any = backbone.trunk
+    assert trunk.classifier[1].in_features == 256 * side * side
     with torch.no_grad():
         assert backbone(torch.randn(1, 3, size, size)).shape == (1, 4096)
 
@@ -95,15 +97,15 @@ def test_weights_begin_as_in_the_paper() -> None:
         elif isinstance(part, nn.Linear):
             assert part.weight.std().item() == pytest.approx(0.01, rel=0.01)
         elif isinstance(part, nn.BatchNorm2d):
-            assert (part.weight == 1).all()
+            assert torch.equal(part.weight, torch.ones_like(part.weight))
         else:
             continue
-        assert (part.bias == 0).all()
+        assert part.bias is not None and not part.bias.any()
 
 
 def test_vgg_sizes_at_224_with_the_padding_of_deepercluster() -> None:
     with torch.device("meta"):
-        trunk = build_vgg16(2, 226).trunk.eval()
+        trunk: Any = build_vgg16(2, 226).trunk.eval()
     sides, maps = [], torch.empty(1, 2, 226, 226, device="meta")
     for layer in trunk.features:
         maps = layer(maps)
@@ -118,7 +120,8 @@ def test_convnet_is_convolution_norm_relu_pool_written_plainly() -> None:
     backbone = build_backbone("convnet", image_size=32).train()
     images = torch.randn(5, 3, 32, 32)
     maps = images
-    for number, block in enumerate(backbone.trunk.features, start=1):
+    trunk: Any = backbone.trunk
+    for number, block in enumerate(trunk.features, start=1):
         maps = F.conv2d(maps, block[0].weight, padding=1)
         maps = F.relu(F.batch_norm(maps, None, None, block[1].weight, block[1].bias, training=True))
         if number in (1, 3, 5):
@@ -137,8 +140,9 @@ def test_convnet_leaves_out_pools_that_would_leave_nothing(size: int, side: int)
 def test_convnet_widths_and_pools_are_options() -> None:
     parts = build_convnet(3, 16, widths=(4, 6), pools=())
     assert parts.dim == 6 and list(parts.taps) == ["conv1", "conv2", "pool"]
+    trunk: Any = parts.trunk
     with torch.no_grad():
-        assert parts.trunk.features(torch.randn(1, 3, 16, 16)).shape == (1, 6, 16, 16)
+        assert trunk.features(torch.randn(1, 3, 16, 16)).shape == (1, 6, 16, 16)
     for wrong in ({"widths": ()}, {"widths": (8, 0)}, {"pools": (6,)}, {"pools": (0,)}):
         with pytest.raises(DeepClusterError):
             build_convnet(3, 16, **wrong)
@@ -151,7 +155,8 @@ def test_convnet_layers_after_the_mean() -> None:
         out = backbone(torch.randn(4, 3, 16, 16))
     assert backbone.dim == 10 and out.shape == (4, 10) and torch.equal(activations["fc"], out)
     assert activations["pool"].shape == (4, 128)
-    first, norm, _, last = backbone.trunk.classifier
+    trunk: Any = backbone.trunk
+    first, norm, _, last = trunk.classifier
     expected = last(torch.relu(norm(first(activations["pool"]))))
     torch.testing.assert_close(out, expected)
     assert build_backbone(**backbone.config).dim == 10

@@ -161,6 +161,7 @@ def test_vgg16_computes_what_theirs_does(sobel: bool, tmp_path: Path) -> None:
     network = lived(Reference("vgg16", sobel))
     released = load_released(publish(network, "vgg16", tmp_path / "checkpoint.pth.tar"))
     compare(network, released)
+    assert released.head_weight is not None and released.head_bias is not None
     head = (released.head_weight, released.head_bias)
     again = load_released(save_released(released.backbone, tmp_path / "ours.pth.tar", head, 3))
     assert differing(released, again) == []
@@ -188,6 +189,7 @@ def test_their_scripts_read_ours_and_the_round_trip_is_exact(
     sobel_alexnet: tuple[nn.Module, Path], tmp_path: Path
 ) -> None:
     released = load_released(sobel_alexnet[1])
+    assert released.head_weight is not None and released.head_bias is not None
     head = (released.head_weight, released.head_bias)
     released.backbone.to(memory_format=torch.channels_last)
     file = save_released(released.backbone, tmp_path / "new" / "ours.pth.tar", head, epoch=7)
@@ -204,7 +206,7 @@ def test_their_scripts_read_ours_and_the_round_trip_is_exact(
 
 def test_without_a_classifier_zeros_stand_for_it(tmp_path: Path) -> None:
     backbone = build_backbone("alexnet").eval()
-    network, _ = as_their_scripts_do(save_released(backbone, tmp_path / "ours.pth.tar", k=5))
+    network: Any = as_their_scripts_do(save_released(backbone, tmp_path / "ours.pth.tar", k=5))[0]
     assert network.top_layer.weight.shape == (5, 4096) and not network.top_layer.weight.any()
     images = torch.randn(1, 3, 224, 224)
     with torch.no_grad():
@@ -288,13 +290,14 @@ def test_tensors_that_do_not_fit_get_one_sentence(change: Any, sentence: str, tm
 
 
 def test_other_layouts_get_one_sentence(tmp_path: Path) -> None:
-    for content in (
+    contents: list[object] = [
         torch.zeros(3),
         {"a": 1},
         {"arch": "alexnet"},
         {"state_dict": {}},
         {"arch": "alexnet", "state_dict": 1},
-    ):
+    ]
+    for content in contents:
         torch.save(content, tmp_path / "checkpoint")
         with pytest.raises(DeepClusterError, match="has not the layout of DeepCluster's checkpoints"):
             load_released(tmp_path / "checkpoint")

@@ -53,7 +53,12 @@ def test_nothing_to_learn_and_nothing_to_save() -> None:
     layer = Sobel()
     assert list(layer.parameters()) == []
     assert layer.state_dict() == {}
-    nn.Sequential(layer).apply(lambda module: [nn.init.zeros_(p) for p in module.parameters()])
+
+    def clear(module: nn.Module) -> None:
+        for parameter in module.parameters():
+            nn.init.zeros_(parameter)
+
+    nn.Sequential(layer).apply(clear)
     assert layer.kernel.abs().sum() > 0
 
 

@@ -47,7 +47,11 @@ def _steps(group: ProcessGroup, cut: list[int], norm: bool = True) -> dict[str, 
         x = images()[rows].requires_grad_(True)
         out = net(x)
         (out.square() * torch.arange(6)).sum().backward()
-    grads = {name: group.sum_(parameter.grad.clone()) for name, parameter in net.named_parameters()}
+    grads = {}
+    for name, parameter in net.named_parameters():
+        assert parameter.grad is not None
+        grads[name] = group.sum_(parameter.grad.clone())
+    assert x.grad is not None
     draw = torch.rand(1)
     revert_sync_batchnorm(net)
     assert all(type(layer).__module__.startswith("torch.") for layer in net)

@@ -18,12 +18,14 @@ import torch
 from deepcluster.errors import DeepClusterError
 from deepcluster.models.torch_files import read_torch
 
+PythonPickler: Any = pickle._Pickler  # the one in Python, whose methods can be replaced
 
-class Python2Pickler(pickle._Pickler):
+
+class Python2Pickler(PythonPickler):
     """Writes what Python 2's pickle wrote: short texts as bytes, integers beyond 32 bits as text, OrderedDicts as a
     call with a list of pairs."""
 
-    dispatch = pickle._Pickler.dispatch.copy()
+    dispatch = PythonPickler.dispatch.copy()
 
     def save_text(self, text: str) -> None:
         raw = text.encode()

@@ -39,9 +39,8 @@ def shrunk(run: TrainRun) -> TrainRun:
     small = {"epochs": 2, "batch_size": N, "keep_every": 1, "device": "cpu", "precision": "32"}
     small |= {"image_size": SMALLEST.get(run.backbone.name, 12), "data.view_size": 0}
     few = {"k": 4, "whiten": 8}
-    has = {item.name for item in dataclasses.fields(run.method)} - (
-        set() if run.method.k else {"k"}
-    )  # PIC finds its own
+    method: Any = run.method
+    has = {item.name for item in dataclasses.fields(method)} - (set() if method.k else {"k"})  # PIC finds its own
     return override(run, small | {f"method.{name}": value for name, value in few.items() if name in has})
 
 

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 
-from deepcluster.clustering.whitening import Whitening
 from deepcluster.engine.model import Model
 from deepcluster.engine.subject import Subject
 from deepcluster.models.zoo import build_backbone
@@ -46,6 +45,4 @@ def subject(tmp_path: Path) -> Subject:
     for layer in backbone.modules():  # else batch-norm would do nothing
         if isinstance(layer, torch.nn.BatchNorm2d):
             torch.nn.init.uniform_(layer.running_mean, -0.1, 0.1)  # type: ignore[arg-type]
-    return Subject(
-        "convnet, drawn", Model(backbone, Whitening(), torch.zeros(0, backbone.dim)), "cpu", tmp_path / "out"
-    )
+    return Subject("convnet, drawn", Model(backbone, torch.zeros(0, backbone.dim)), "cpu", tmp_path / "out")

@@ -66,7 +66,7 @@ def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def subject(results: Path, name: str = "convnet", **options: Any) -> Subject:
     torch.manual_seed(3)
     backbone = build_backbone(name, image_size=32, **({"widths": (16, 16, 24), "pools": (1, 2)} | options)).eval()
-    return Subject("net", Model(backbone, None, torch.zeros(0, backbone.dim)), "cpu", results)
+    return Subject("net", Model(backbone, torch.zeros(0, backbone.dim)), "cpu", results)
 
 
 def detect(results: Path, data: Path, iterations: int = 4, **more: Any) -> Result:
