@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import re
 import runpy
 import subprocess
@@ -16,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from deepcluster.cli.main import main
@@ -82,8 +84,13 @@ def ks(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = override(find_preset("tiny-deepcluster").run, SETTINGS | {"method.k": 8})
     stop_after(out / "k-00008", run, 8, str(images))
     words = ["tiny-deepcluster", "--data", images, "--out", out, *OPTIONS, "--values", 24, 8, 2]
+    threads = {"OMP_NUM_THREADS": str(torch.get_num_threads())}  # as many as here, or sums are rounded otherwise
     done = subprocess.run(
-        [sys.executable, SCRIPTS / "sweep.py", *map(str, words)], capture_output=True, text=True, check=False
+        [sys.executable, SCRIPTS / "sweep.py", *map(str, words)],
+        env=os.environ | threads,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     assert "k = 2" in done.stdout and "f 3 values" in done.stdout
@@ -408,5 +415,7 @@ def test_classes_missing_from_the_tree(file: Path, tmp_path: Path, part: Callabl
 
 
 def test_readme_names_every_script() -> None:
-    named = set(re.findall(r"^python (\w+)\.py", (SCRIPTS.parents[1] / "README.md").read_text(), re.M))
+    named = set(
+        re.findall(r"^python examples/reproduce/(\w+)\.py", (SCRIPTS.parents[1] / "README.md").read_text(), re.M)
+    )
     assert named == {path.stem for path in SCRIPTS.glob("*.py")} - {"common"}
