@@ -1,4 +1,4 @@
-"""One state, one file: everything that a resumed run needs to go on to the bit.
+"""One state, one file: everything that a resumed run needs to continue bit for bit.
 
 Loaded with `weights_only`, so a file that wants to run code is refused.
 """
@@ -72,7 +72,7 @@ def save(file: Path, method: Method, optimizer: torch.optim.Optimizer, progress:
         "precision": dict(fabric.strategy.precision.state_dict()),
         "random": random_state(),
     }
-    with method.group.collective_section():  # nobody ends, or goes on, while the first one writes
+    with method.group.collective_section():  # nobody ends or continues while the first one writes
         if method.group.is_first:
             write_atomic(file, lambda temporary: torch.save(state, temporary))
 

@@ -55,7 +55,7 @@ def is_finished(folder: Path) -> bool:
 
 
 def lengthened(run: TrainRun, folder: Path, epochs: int) -> TrainRun:
-    """The settings of the run in `folder` with another number of epochs. A run that `--stop` has ended goes on
+    """The settings of the run in `folder` with another number of epochs. A run that `--stop` has ended continues
     without it.
 
     Raises:

@@ -1,7 +1,7 @@
 """The training loop: extract features, cluster, train, repeat.
 
-Every random draw comes from a key of (seed, purpose, step), so a run that was stopped anywhere goes on with the
-batches it would have had.
+Every random draw comes from a key of (seed, purpose, step), so a run that was stopped anywhere continues with
+the batches it would have had.
 """
 
 from __future__ import annotations
@@ -210,7 +210,7 @@ def features_file(folder: Path, group: ProcessGroup) -> Path:
 
 
 def end_epoch(c: TrainContext, state: TrainState) -> None:
-    """Evaluates the epoch that has just ended (again when the run goes on, if it is interrupted), saves, and keeps the
+    """Evaluates the epoch that has just ended (again on resume, if it is interrupted), saves, and keeps the
     checkpoints that are to be kept."""
     epoch = state.step // state.steps_per_epoch - 1
     try:

@@ -180,7 +180,7 @@ class Monitor:
         if labels is not None and (labels >= 0).any():
             state.latest["nmi_labels"] = nmi(labels, now)
             state.latest["purity"] = purity(now, labels)
-        if clustering.k > 1 or params.rotations_predicted == 1:  # rotations alone are something to tell apart
+        if clustering.k > 1 or params.rotations_predicted == 1:  # rotations alone give classes to predict
             check_clusters(clustering.sizes, c.screen.warn)
         with c.group.collective_section():
             if not c.group.is_first:

@@ -66,7 +66,7 @@ def about(
     clusterer: object = None,
     group: ProcessGroup = SINGLE,
 ) -> dict[str, Any]:
-    """run.json: everything resolved; a clusterer that was handed over, as it prints itself."""
+    """run.json: everything resolved; a clusterer passed in Python by its repr."""
     packages = ("deepcluster", "torch", "torchvision", "lightning-fabric", "numpy")
     return {
         "format": FORMAT,

@@ -26,7 +26,7 @@ from deepcluster.models.zoo import build_backbone
 
 CACHE_GB = 20.0
 RESULTS = Path("evaluations")
-"""Where results about something that is no run folder are written, beneath the folder one stands in."""
+"""Where results about a network that is not a run are written, in the current folder."""
 
 
 class Subject:

@@ -55,7 +55,7 @@ def train(
         data: what `open_images` takes.
         preset: name of the preset that `run` started from, for run.json.
         out: the run folder; must not hold a run yet, unless `resume` or `overwrite`.
-        resume: go on from `out`'s last checkpoint; `run` must be its own.
+        resume: continue from `out`'s last checkpoint; `run` must be its own.
         clusterer: replaces k-means; sets `method.algorithm` to "custom" and `method.k` to 0.
 
     Raises:
@@ -257,13 +257,13 @@ def train_again(
     epochs: int | None = None,
     processes: int | None = None,
 ) -> runs.Run:
-    """`deepcluster train --resume`: goes on exactly where the run in `folder` stood.
+    """`deepcluster train --resume`: continues exactly where the run in `folder` stopped.
 
     Args:
-        data: needed only where the training images were handed over as arrays.
-        clusterer: needed only where one was handed over.
+        data: needed only if the training images were passed as arrays.
+        clusterer: needed only if one was passed.
         processes: on this machine; None = as many as before. A launcher settles it without being asked.
-        epochs: another length of the run, which the learning rate's schedule then follows; None = as it was begun.
+        epochs: new number of epochs, which the learning rate's schedule then follows; None = as before.
 
     Raises:
         DeepClusterError: fewer epochs than are done, or other images than the run's.

@@ -18,7 +18,7 @@ class MethodParams:
 
     @property
     def rotations_predicted(self) -> int:
-        """Rotations of an image that the network tells apart together with its cluster; 1 = none."""
+        """Number of rotations of an image that the network predicts together with its cluster; 1 = none."""
         return 1
 
     @property

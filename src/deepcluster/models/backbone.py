@@ -16,7 +16,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 @dataclass(frozen=True)
 class Parts:
-    """A network without its classifier, as the builders of this room hand it over.
+    """A network without its classifier, as the builders of this package return it.
 
     Attributes:
         trunk: (B, C, H, W) -> (B, dim).
