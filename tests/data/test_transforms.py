@@ -35,7 +35,9 @@ def test_ten_crops_equal_torchvision() -> None:
     for row, image in enumerate(images):
         for view, their in zip(views, ten(resize(chw(image))), strict=True):
             their = v2.functional.normalize(their / 255, list(IMAGENET_MEAN), list(IMAGENET_STD))
-            torch.testing.assert_close(view[row], their, atol=1e-5, rtol=1e-5)
+            # without AVX2 resizing rounds some pixels to the next of 255 levels
+            torch.testing.assert_close(view[row], their, atol=1.1 / 255 / min(IMAGENET_STD), rtol=0)
+            assert (view[row] - their).abs().mean() < 0.3 / 255 / min(IMAGENET_STD)
 
 
 @pytest.mark.parametrize("size", [72, 32])
