@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from deepcluster.errors import DeepClusterError
 from deepcluster.models.backbone import Backbone
 
 
@@ -131,7 +132,7 @@ def _max_pool2d(
     return_indices: bool = False,
 ) -> Tensor:  # fmt: skip
     if dilation not in (1, (1, 1)):
-        raise NotImplementedError
+        raise DeepClusterError("Receptive fields of dilated max-pooling cannot be measured: choose another backbone.")
     return torch.nn.functional.avg_pool2d(image, kernel_size, stride, padding, ceil_mode)
 
 
