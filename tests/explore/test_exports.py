@@ -18,7 +18,7 @@ from deepcluster.explore.explorer import Explorer
 
 
 def edited(explorer: Explorer) -> Explorer:
-    first, second, third = (row["id"] for row in explorer.catalog.rows(limit=3)["rows"])
+    first, second, third = (row["id"] for row in explorer.catalog.rows(part=slice(3))["rows"])
     explorer.edit({"op": "rename", "cluster": first, "name": '../../<b>"x"/\N{FOX FACE}'})
     explorer.edit({"op": "merge", "clusters": [first, second], "into": first})
     explorer.edit({"op": "hide", "clusters": [third], "hidden": True})

@@ -103,7 +103,7 @@ def test_edited_clusters_have_their_own_distances_after_a_restart(run: Run) -> N
     first = Explorer(run)
     first.jobs["images"].wait(60)
     first.jobs["vectors"].start().wait(60)
-    big, small = (row["id"] for row in first.catalog.rows(limit=2)["rows"])
+    big, small = (row["id"] for row in first.catalog.rows(part=slice(2))["rows"])
     first.edit({"op": "merge", "clusters": [big, small], "into": big})
     told = first.catalog.row(big)["distance"]
     first.close()

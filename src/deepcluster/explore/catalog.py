@@ -133,10 +133,9 @@ class Catalog:
         descending: bool = True,
         search: str = "",
         hidden: bool = False,
-        offset: int = 0,
-        limit: int = 100,
+        part: slice = slice(None),
     ) -> dict[str, Any]:
-        """A page of the table.
+        """A part of the table.
 
         Args:
             sort: one of `SORTS`; a DeepClusterError otherwise.
@@ -153,7 +152,7 @@ class Catalog:
         return {
             "total": len(chosen),
             "all": len(table.number),
-            "rows": [self.row(int(table.number[row])) for row in chosen[offset : offset + limit]],
+            "rows": [self.row(int(table.number[row])) for row in chosen[part]],
         }
 
     def row(self, group: int) -> dict[str, Any]:
@@ -170,19 +169,19 @@ class Catalog:
             "name": self.groups.name(group),
             "named": group in self.groups.names,
             "size": int(table.size[row]),
-            "distance": _number(table.distance[row]),
+            "distance": json_number(table.distance[row]),
             "label": self.class_name(label),
-            "purity": _number(table.purity[row]),
+            "purity": json_number(table.purity[row]),
             "hidden": group in self.groups.hidden,
             "edited": group in self._moved,
         }
 
-    def members(self, group: int, *, farthest: bool = False, offset: int = 0, limit: int = 100) -> dict[str, Any]:
-        """A page of a group's images, by distance to its center; unknown distances come last."""
+    def members(self, group: int, *, farthest: bool = False) -> np.ndarray:
+        """(M,) images of a group by distance to its center; unknown distances come last."""
         self._row(group)
         members = self.groups.members(group)
         own = self.own[members]
-        return self.page(members[np.argsort(-own if farthest else own, kind="stable")], offset, limit)
+        return members[np.argsort(-own if farthest else own, kind="stable")]
 
     def nearest(self, groups: list[int], count: int = 8) -> dict[int, list[tuple[int, float]]]:
         """The groups whose centers are nearest to those of `groups`, nearest first, with the distance; hidden ones are
@@ -220,8 +219,8 @@ class Catalog:
         first[np.searchsorted(numbers, self.groups.group[order])] = order
         return first
 
-    def outliers(self, offset: int = 0, limit: int = 100) -> dict[str, Any]:
-        """Images farther from their center than others of their cluster are, the most extreme first.
+    def outliers(self) -> tuple[np.ndarray, np.ndarray]:
+        """(M,) images by how far from their center they are for their cluster, farthest first, and their scores.
 
         The score is the distance over the cluster's mean distance; clusters of one image, and hidden ones, have none.
         """
@@ -231,14 +230,8 @@ class Catalog:
         with np.errstate(divide="ignore", invalid="ignore"):
             score = self.own / mean[np.searchsorted(table.number, self.groups.group)]
         known = np.flatnonzero(np.isfinite(score))
-        page = self.page(known[np.argsort(-score[known], kind="stable")], offset, limit)
-        for one in page["images"]:
-            one["score"] = _number(score[one["id"]])
-        return page
-
-    def page(self, index: np.ndarray, offset: int = 0, limit: int = 100) -> dict[str, Any]:
-        """Some of the images `index` (M,), in that order."""
-        return {"total": len(index), "images": [self.image(int(one)) for one in index[offset : offset + limit]]}
+        known = known[np.argsort(-score[known], kind="stable")]
+        return known, score[known]
 
     def image(self, index: int) -> dict[str, Any]:
         """One image for the page."""
@@ -246,7 +239,7 @@ class Catalog:
         return {
             "id": index,
             "cluster": group,
-            "distance": _number(self.own[index]),
+            "distance": json_number(self.own[index]),
             "label": self.class_name(int(self.labels[index])) if self.labels is not None else None,
             "selected": bool(self.groups.selected[index]),
         }
@@ -370,6 +363,6 @@ def _slots(group: np.ndarray, numbers: np.ndarray) -> np.ndarray:
     return result
 
 
-def _number(value: Any) -> float | None:
-    """For JSON, which has no NaN."""
+def json_number(value: Any) -> float | None:
+    """A number with four decimals; None for NaN and infinity, which JSON does not have."""
     return round(float(value), 4) if np.isfinite(value) else None

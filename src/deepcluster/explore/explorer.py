@@ -26,7 +26,7 @@ from deepcluster.engine.model import MODEL
 from deepcluster.engine.subject import short_side
 from deepcluster.errors import BadImage, DeepClusterError
 from deepcluster.explore import duplicates, exports, layout, vectors
-from deepcluster.explore.catalog import Catalog
+from deepcluster.explore.catalog import Catalog, json_number
 from deepcluster.explore.groups import Groups
 from deepcluster.explore.jobs import Job
 from deepcluster.explore.journal import Journal
@@ -58,7 +58,7 @@ class Explorer:
         source: images to show in place of those the run was trained on, which are opened when they are needed.
         assignment: (N,) clusters of `source`; None = the run's own.
         distance: (N,) distances that go with them.
-        folder: where edits, vectors and thumbnails are kept; None = RUN/explore.
+        folder: where edits and vectors are kept; None = RUN/explore.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class Explorer:
         self._own_images = folder is None
         if self.journal.set_aside is not None:
             self.notices.append(f"Edits of an earlier clustering were put aside as {self.journal.set_aside.name}.")
-        self.thumbs = Thumbs(self.folder / "thumbs", lambda: self.jobs["images"].wait(120))
+        self.thumbs = Thumbs(lambda: self.jobs["images"].wait(120))
         self.jobs: dict[str, Job] = {
             "images": Job("opening the images", lambda job: self._open(source)),
             "vectors": Job("computing features", self._describe),
@@ -154,12 +154,24 @@ class Explorer:
             self.catalog.update(self.groups.touched)
             return words
 
-    def with_paths(self, page: dict[str, Any]) -> dict[str, Any]:
-        """The page of images with their paths, where the images are open."""
+    def image(self, index: int, **numbers: float) -> dict[str, Any]:
+        """One image for the page, with its path where the images are open, and `numbers` such as a similarity."""
         source: ImageSource | None = self.jobs["images"].result
-        for one in page["images"]:
-            one["path"] = f"image {one['id']}" if source is None else exports.plain_text(source.path(one["id"]))
-        return page
+        path = f"image {index}" if source is None else exports.plain_text(source.path(index))
+        more = {name: json_number(number) for name, number in numbers.items()}
+        return {**self.catalog.image(index), **more, "path": path}
+
+    def images(self, index: np.ndarray, part: slice = slice(None), **numbers: np.ndarray) -> dict[str, Any]:
+        """A part of the images `index` (M,) for the page, with (M,) `numbers` of each."""
+        with self.lock:
+            rows = zip(index[part].tolist(), *(column[part] for column in numbers.values()), strict=True)
+            shown = [self.image(one, **dict(zip(numbers, values, strict=True))) for one, *values in rows]
+        return {"total": len(index), "images": shown}
+
+    def similar(self, vector: np.ndarray, count: int, but: int | None = None) -> dict[str, Any]:
+        """The images most similar to a vector, for the page; see `Vectors.nearest`."""
+        index, similarity = self.vectors().nearest(vector, count, but)
+        return self.images(index, similarity=similarity)
 
     def photo(self, content: bytes, count: int) -> dict[str, Any]:
         """The cluster of a picture that is none of the images, and the images most similar to it."""
@@ -182,7 +194,7 @@ class Explorer:
                 "neighbors": None,
             }
         try:
-            found["neighbors"] = self.similar(*self.vectors().nearest(vector, count))
+            found["neighbors"] = self.similar(vector, count)
         except Pending as pending:
             found["pending"] = pending.job.as_dict()
         return found
@@ -304,14 +316,6 @@ class Explorer:
         part = np.asarray(KMeans(n_clusters=into, random_state=SPLIT_SEED, max_iter=50).fit_predict(rows))
         order = np.argsort(-np.bincount(part, minlength=into), kind="stable")
         return [members[part == one].tolist() for one in order[1:] if (part == one).any()]
-
-    def similar(self, index: np.ndarray, similarity: np.ndarray) -> dict[str, Any]:
-        """A page of images with their similarities."""
-        with self.lock:
-            page = self.catalog.page(index, 0, len(index))
-        for one, value in zip(page["images"], similarity, strict=True):
-            one["similarity"] = round(float(value), 4)
-        return self.with_paths(page)
 
 
 @contextlib.contextmanager

@@ -15,6 +15,7 @@ from deepcluster.errors import DeepClusterError
 
 NAME_LENGTH = 200
 """Characters of a name at most."""
+NOTHING = (np.zeros(0, np.int64), np.zeros(0, np.int64))
 
 
 @dataclass
@@ -29,8 +30,8 @@ class Patch:
         after: the number the next new group will get; None = as before.
     """
 
-    group: tuple[np.ndarray, np.ndarray] | None = None
-    selected: tuple[np.ndarray, np.ndarray] | None = None
+    group: tuple[np.ndarray, np.ndarray] = NOTHING
+    selected: tuple[np.ndarray, np.ndarray] = NOTHING
     names: dict[int, str | None] = field(default_factory=dict)
     hidden: dict[int, bool] = field(default_factory=dict)
     after: int | None = None
@@ -74,27 +75,20 @@ class Groups:
 
     def apply(self, patch: Patch) -> Patch:
         """Apply `patch` and return its inverse."""
-        back = Patch(after=self.next if patch.after is not None else None)
-        self.touched = set()
-        if patch.group is not None:
-            index, value = patch.group
-            before = self.group[index]
-            back.group = (index, before)
-            self.touched = {int(one) for one in np.union1d(before, value)} - {-1}
-            self.group[index] = value
-        if patch.selected is not None:
-            index, value = patch.selected
-            back.selected = (index, self.selected[index])
-            self.selected[index] = value
-        for group, name in patch.names.items():
-            back.names[group] = self.names.pop(group, None)
-            if name is not None:
-                self.names[group] = name
-        for group, hidden in patch.hidden.items():
-            back.hidden[group] = group in self.hidden
-            (self.hidden.add if hidden else self.hidden.discard)(group)
-        if patch.after is not None:
-            self.next = patch.after
+        (moved, into), (marked, on) = patch.group, patch.selected
+        back = Patch(
+            (moved, self.group[moved]),
+            (marked, self.selected[marked]),
+            {group: self.names.get(group) for group in patch.names},
+            {group: group in self.hidden for group in patch.hidden},
+            self.next,
+        )
+        self.touched = set(np.union1d(self.group[moved], into).tolist()) - {-1}
+        self.group[moved], self.selected[marked] = into, on
+        self.names = {group: name for group, name in (self.names | patch.names).items() if name is not None}
+        hidden = dict.fromkeys(self.hidden, True) | patch.hidden
+        self.hidden = {group for group, is_hidden in hidden.items() if is_hidden}
+        self.next = self.next if patch.after is None else patch.after
         return back
 
     def plan(self, edit: Mapping[str, Any]) -> Patch:

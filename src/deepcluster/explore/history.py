@@ -10,6 +10,7 @@ import numpy as np
 
 from deepcluster.clustering.metrics import nmi
 from deepcluster.engine import checkpoint
+from deepcluster.engine.run import Run
 from deepcluster.errors import DeepClusterError
 
 POINTS = 240
@@ -23,24 +24,23 @@ def kept_epochs(folder: Path) -> dict[int, Path]:
     return {int(epoch): epochs[epoch] for epoch in sorted(filter(str.isdecimal, epochs), key=int)}
 
 
-def clusters_of(file: Path) -> np.ndarray | None:
-    """(N,) int64 clusters in a checkpoint; None where it has none.
+def clusters_of(run: Run, file: Path) -> np.ndarray | None:
+    """(N,) int64 clusters in a checkpoint of the run; None where it has none.
 
     Raises:
         DeepClusterError: the file is damaged, or gone.
     """
     try:
-        return _read(file, file.stat().st_mtime_ns)
+        return _read(run, file, file.stat().st_mtime_ns)
     except OSError as error:
         raise DeepClusterError(f"{file} cannot be read ({error.strerror}): load the page again.") from error
 
 
 @lru_cache(maxsize=4)  # of a million images each takes 8 MB
-def _read(file: Path, mtime_ns: int) -> np.ndarray | None:
+def _read(run: Run, file: Path, mtime_ns: int) -> np.ndarray | None:
     """The clusters in the file of that time, which further training may replace."""
-    state = checkpoint.load(file)["method"]
-    found = state["assignments"][0] if "assignments" in state else state.get("assignment")
-    return None if found is None or not (found >= 0).any() else found.cpu().numpy().astype(np.int64)
+    clusterings = run.saved_clusters(checkpoint.load(file))[0]
+    return clusterings[0].cpu().numpy().astype(np.int64) if (clusterings[:1] >= 0).any() else None
 
 
 def sizes(assignment: np.ndarray, last: np.ndarray) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
 
-from deepcluster.errors import DeepClusterError
+from deepcluster.errors import BadImage, DeepClusterError
 from deepcluster.explore import history, layout, thumbs
 from deepcluster.explore.duplicates import Twins
 from deepcluster.explore.explorer import EXPORTS, Explorer, Pending
@@ -119,13 +119,14 @@ class Pages:
         """An image in full, or shrunk where it is very large."""
         return self._picture(request, self.explorer.thumbs.full, 0)
 
-    def _picture(self, request: Request, make: Callable[[int], bytes | None], side: int) -> Response:
+    def _picture(self, request: Request, make: Callable[[int], bytes], side: int) -> Response:
         index = self._index(request)
         tag = f'"{self.explorer.mark}-{index}-{side}"'
         if request.headers.get("if-none-match") == tag:
             return Response(status_code=304, headers={**FOREVER, "etag": tag})
-        content = make(index)
-        if content is None:
+        try:
+            content = make(index)
+        except BadImage:
             return Response(thumbs.placeholder(), media_type="image/png", headers={"x-image": "missing"})
         return Response(content, media_type=thumbs.kind(content), headers={**FOREVER, "etag": tag})
 
@@ -138,7 +139,7 @@ class Pages:
                 descending=query.get("descending", "1") == "1",
                 search=query.get("search", "")[:200],
                 hidden=query.get("hidden", "0") == "1",
-                **_slice(request),
+                part=_slice(request),
             )
             count = min(_integer(request, "nearest", 0), 10)
             nearest = catalog.nearest([row["id"] for row in found["rows"]], count) if count else {}
@@ -160,7 +161,7 @@ class Pages:
             catalog.row(number)
             found = [
                 {**catalog.row(other), "apart": round(distance, 4), "cover": catalog.cover(other)}
-                for other, distance in catalog.nearest([number], min(_slice(request, 12)["limit"], 50))[number]
+                for other, distance in catalog.nearest([number], min(_integer(request, "limit", 12), 50))[number]
             ]
         return {"clusters": found}
 
@@ -168,26 +169,28 @@ class Pages:
         """A page of a cluster's images."""
         farthest = request.query_params.get("order") == "far"
         with self.explorer.lock:
-            page = self.explorer.catalog.members(_cluster(request), farthest=farthest, **_slice(request))
-        return self.explorer.with_paths(page)
+            index = self.explorer.catalog.members(_cluster(request), farthest=farthest)
+            return self.explorer.images(index, _slice(request))
 
     def image(self, request: Request) -> Answer:
         """One image, with its cluster's name and, where it cannot be read, the reason."""
         index = self._index(request)
+        reason = ""
+        try:
+            self.explorer.thumbs.read(index, 8)
+        except BadImage as error:
+            reason = str(error)
         with self.explorer.lock:
-            found = self.explorer.catalog.image(index)
-            found["name"] = self.explorer.groups.name(found["cluster"])
-        found["reason"] = self.explorer.thumbs.read(index, 8)[1]
-        self.explorer.with_paths({"images": [found]})
-        return found
+            found = self.explorer.image(index)
+            return {**found, "name": self.explorer.groups.name(found["cluster"]), "reason": reason}
 
     def neighbors(self, request: Request) -> Answer:
         """The images most similar to one."""
-        index, count = self._index(request), max(1, _slice(request, 60)["limit"])
+        index, count = self._index(request), min(max(1, _integer(request, "limit", 60)), PAGE)
         table = self.explorer.vectors()
         if index in table.bad:
             return {"total": 0, "images": []}
-        return self.explorer.similar(*table.nearest(table.rows[index], count, but=index))
+        return self.explorer.similar(table.rows[index], count, but=index)
 
     def map_positions(self, request: Request) -> Answer:
         """(N, 2) little-endian int16 of a layout of the map."""
@@ -208,8 +211,8 @@ class Pages:
     def outliers(self, request: Request) -> Answer:
         """A page of the images that are farthest from their center for their cluster."""
         with self.explorer.lock:
-            page = self.explorer.catalog.outliers(**_slice(request))
-        return self.explorer.with_paths(page)
+            index, score = self.explorer.catalog.outliers()
+            return self.explorer.images(index, _slice(request), score=score)
 
     def duplicates(self, request: Request) -> Answer:
         """A page of groups of near-duplicates."""
@@ -217,24 +220,22 @@ class Pages:
             least = float(request.query_params.get("similarity", "0.98"))
         except ValueError:
             raise DeepClusterError("The similarity is a number from 0 to 1.") from None
-        part = _slice(request, 20)
         found: Twins = self.explorer.need("duplicates")
         groups = found.groups(least)
-        shown = groups[part["offset"] : part["offset"] + part["limit"]]
-        with self.explorer.lock:
-            pages = [self.explorer.catalog.page(group, 0, 60) for group in shown]
-        for page, group in zip(pages, shown, strict=True):
-            page["similarity"] = round(float(found.similarity[group].max()), 4)
-            page["ids"] = group.tolist()  # all of them, of which `images` are the first
-            self.explorer.with_paths(page)
-        return {"total": len(groups), "images": sum(map(len, groups)), "groups": pages}
+        shown = [
+            {
+                **self.explorer.images(group, slice(60)),
+                "similarity": round(float(found.similarity[group].max()), 4),
+                "ids": group.tolist(),  # all of them, of which `images` are the first
+            }
+            for group in groups[_slice(request, 20)]
+        ]
+        return {"total": len(groups), "images": sum(map(len, groups)), "groups": shown}
 
     def selection(self, request: Request) -> Answer:
         """A page of the selected images."""
         with self.explorer.lock:
-            index = np.flatnonzero(self.explorer.groups.selected)
-            page = self.explorer.catalog.page(index, **_slice(request))
-        return self.explorer.with_paths(page)
+            return self.explorer.images(np.flatnonzero(self.explorer.groups.selected), _slice(request))
 
     def history(self, request: Request) -> Answer:
         """The curves, and the epochs whose clusters are known."""
@@ -247,7 +248,7 @@ class Pages:
         epoch = _number(request.path_params["epoch"], "An epoch")
         run, last = self.explorer.run, self.explorer.run.assignment
         file = history.kept_epochs(run.folder).get(epoch)
-        found = None if file is None else history.clusters_of(file)
+        found = None if file is None else history.clusters_of(run, file)
         if found is None and epoch in (row["epoch"] for row in run.metrics[-1:]):
             found = last
         return {"epoch": epoch, "known": found is not None} | ({} if found is None else history.sizes(found, last))
@@ -369,9 +370,10 @@ def _integer(request: Request, name: str, default: int) -> int:
     return int(text)
 
 
-def _slice(request: Request, limit: int = 100) -> dict[str, int]:
+def _slice(request: Request, limit: int = 100) -> slice:
     """Which part of a list is asked for."""
-    return {"offset": _integer(request, "offset", 0), "limit": min(_integer(request, "limit", limit), PAGE)}
+    start = _integer(request, "offset", 0)
+    return slice(start, start + min(_integer(request, "limit", limit), PAGE))
 
 
 def _number(text: str, what: str) -> int:

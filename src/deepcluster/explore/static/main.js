@@ -8,7 +8,7 @@ import { ClusterList } from "./list.js";
 import { DuplicateView, OutlierView, SelectionView } from "./lists.js";
 import { MapView } from "./map.js";
 import { TableView } from "./table.js";
-import { onChange, refresh, store, turn } from "./store.js";
+import { keep, onChange, refresh, store, turn } from "./store.js";
 
 const view = byId("view");
 const VIEWS = { table: TableView, map: MapView, outliers: OutlierView, duplicates: DuplicateView, history: HistoryView, selection: SelectionView };
@@ -76,8 +76,7 @@ async function follow() {
     pause = Math.min(1500, pause * 1.3);
     const state = await telling(() => get("/api/state"));
     if (!state) return;
-    store.state = state;
-    surroundings(state); // what undo says and what it takes back are of the same state
+    surroundings(keep(state)); // what undo says and what it takes back are of the same state
   }
   hideProgress();
   await refresh("images");

@@ -6,9 +6,12 @@ export const store = { state: null };
 const listeners = [];
 export const onChange = (listener) => listeners.push(listener);
 
+// An answer that was on its way while an edit was made is older than that of the edit.
+export const keep = (state) => (store.state = state.revision < store.state?.revision ? store.state : state);
+
 export function take(state, why = "") {
-  store.state = state;
-  for (const listener of listeners) listener(state, why);
+  keep(state);
+  for (const listener of listeners) listener(store.state, why);
 }
 
 export const refresh = async (why) => take(await get("/api/state"), why);
