@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from deepcluster.errors import DeepClusterError
-from deepcluster.evaluate.linear.logistic import span
+from deepcluster.evaluate.linear.logistic import principal_axes
 from deepcluster.random import seed_of
 from deepcluster.resume import ResumeFile
 
@@ -79,15 +79,16 @@ def fit_svms(
     columns = np.asarray(labels).T
     done = dict((resume.state or {}) if resume else {})  # class, as text -> plain values
     after_class(len(done))
-    points, basis = torch.from_numpy(np.asarray(features, np.float64)), None
+    points, axes = torch.from_numpy(np.asarray(features, np.float64)), None
     if len(points) < points.shape[1]:  # fits of 9,600 dimensions take a fraction of the time
-        points, basis = span(points)
+        axes = principal_axes(points)
+        points = points @ axes
     workers = 1 if points.numel() * len(costs) < PARALLEL_SIZE else min(len(columns), os.cpu_count() or 1)
     missing = [number for number in range(len(columns)) if str(number) not in done]
     tasks = (delayed(fit_svm)(points.numpy(), columns[k], seed=seed_of(seed, FOLD, k), costs=costs) for k in missing)
     for number, svm in zip(missing, Parallel(n_jobs=workers, return_as="generator")(tasks), strict=True):
-        if svm is not None and basis is not None:
-            svm = replace(svm, weight=basis @ svm.weight)
+        if svm is not None and axes is not None:
+            svm = replace(svm, weight=axes @ svm.weight)
         done[str(number)] = None if svm is None else vars(svm)
         if resume is not None and resume.due:
             resume.save(done)
