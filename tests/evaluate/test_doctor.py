@@ -265,10 +265,12 @@ def altered(name: str, healthy: Path, colored: Path, tmp_path: Path) -> Diagnosi
 # ------------------------------------------------------------------------------------------------------------- checks
 
 
-def test_every_check_has_a_trigger() -> None:
-    source = "".join(file.read_text() for file in Path(doctor.__file__).parent.glob("checks_*.py"))
-    names = re.findall(r'Finding\(\s*"(\w+)"', source)
+def test_every_check_has_a_trigger_and_words() -> None:
+    folder = Path(doctor.__file__).parent
+    source = "".join(file.read_text() for file in folder.glob("checks_*.py"))
+    names = re.findall(r'finding\(\s*run,\s*"(\w+)"', source)
     assert sorted(names) == sorted(TRIGGERS)
+    assert sorted(names) == sorted(re.findall(r"^\[(\w+)\]$", (folder / "findings.ini").read_text(), re.M))
 
 
 def test_no_findings_on_a_healthy_run(facts: RunDiagnostics) -> None:

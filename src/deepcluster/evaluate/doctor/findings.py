@@ -1,4 +1,4 @@
-"""`Finding`, the result of a check, and advice in terms of options that this run has.
+"""`Finding`, the result of a check; its words, which are in findings.ini; and advice in terms of options of the run.
 
 This file knows settings and commands, and no check.
 """
@@ -7,7 +7,11 @@ from __future__ import annotations
 
 import re
 import shlex
+from collections.abc import Callable
+from configparser import ConfigParser
 from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -31,6 +35,53 @@ class Finding:
     meaning: str  # what that says about the run
     change: str  # what to do, with our own options
     values: dict[str, Any] = field(default_factory=dict)  # the numbers behind it
+
+
+def finding(run: RunDiagnostics, check: str, severity: Severity, values: dict[str, Any], **words: Any) -> Finding:
+    """A finding in the words of findings.ini.
+
+    Args:
+        check: its section there.
+        values: the numbers behind it.
+        words: what else the sentences have in braces besides `values`, the run, and the advice below.
+    """
+    advice = {
+        "rate": _Scaled(rate, run),
+        "head_rate": _Scaled(head_rate, run),
+        "rates": _Scaled(rates, run),
+        "suggested": clusters_option(run, suggested_k(run)),
+        "resume": resume(run),
+        "report": report(run),
+        "folder": shlex.quote(run.folder),
+    }
+    known = {"run": run, **advice, **values, **words}
+
+    def lines(part: str) -> list[str]:
+        section = _texts()[check]
+        text = section.get(f"{part}.{severity}", section.get(part, ""))
+        return [line.format_map(known) for line in text.strip().split("\n")]
+
+    seen, meaning, change, after = (" ".join(lines(part)) for part in ("seen", "meaning", "change", "after"))
+    change = change or alternatives(run, *lines("try")) + after
+    return Finding(check, severity, seen, meaning, change, values)
+
+
+@cache
+def _texts() -> ConfigParser:
+    texts = ConfigParser(interpolation=None, delimiters=("=",))
+    texts.read(Path(__file__).with_name("findings.ini"), encoding="utf-8")
+    return texts
+
+
+@dataclass(frozen=True)
+class _Scaled:
+    """`{rate[0.3]}` in findings.ini."""
+
+    option: Callable[[RunDiagnostics, float], str]
+    run: RunDiagnostics
+
+    def __getitem__(self, factor: str) -> str:
+        return self.option(self.run, float(factor))
 
 
 KMEANS_OPTIONS = ("k", "iterations", "init", "spherical", "backend")
