@@ -8,13 +8,15 @@ from torch import nn
 
 from deepcluster.errors import DeepClusterError
 from deepcluster.models.backbone import IMAGENET_MEAN, IMAGENET_STD, Parts
+from deepcluster.models.pretrained import packaged_file, packaged_state
 
 
 def build_timm(name: str, channels: int, size: int, *, pretrained: bool = False, **options: Any) -> Parts:
     """A model of timm for (channels, size, size) input; its output is what timm pools.
 
     Args:
-        pretrained: timm's weights; `mean` and `std` are then the ones those weights expect.
+        pretrained: published weights, from an installed package that carries them or else as timm fetches them;
+            `mean` and `std` are then the ones those weights expect.
         options: passed to `timm.create_model`, such as `drop_path_rate`.
 
     Taps: the stages that timm lists in `feature_info`, or its blocks or stages; then pool, the output.
@@ -26,14 +28,16 @@ def build_timm(name: str, channels: int, size: int, *, pretrained: bool = False,
 
     trunk: Any  # timm's models share attributes, no class
     settings = {"num_classes": 0, "in_chans": channels} | options
+    packaged = packaged_file(name) if pretrained and channels == 3 else None
+    settings["pretrained"] = pretrained and packaged is None
     try:
         try:
             # Transformers must know the size of the image; convolutional networks have no such argument.
-            trunk = timm.create_model(name, pretrained=pretrained, img_size=size, **settings)
+            trunk = timm.create_model(name, img_size=size, **settings)
         except TypeError as error:
             if "img_size" not in str(error):
                 raise
-            trunk = timm.create_model(name, pretrained=pretrained, **settings)
+            trunk = timm.create_model(name, **settings)
     except (TypeError, ValueError, AssertionError) as error:
         raise DeepClusterError(
             f"timm cannot build {name!r} for {size} px and {channels} channels with {options}: {error}"
@@ -45,6 +49,8 @@ def build_timm(name: str, channels: int, size: int, *, pretrained: bool = False,
             f"The weights of timm:{name} could not be fetched ({_first_line(error)}); "
             "connect to the network once, or leave out pretrained."
         ) from error
+    if packaged is not None:
+        trunk.load_state_dict(packaged_state(packaged, trunk.state_dict()))
     expected: dict[str, Any] = trunk.pretrained_cfg if pretrained else {}
     return Parts(
         trunk,
