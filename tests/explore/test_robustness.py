@@ -44,7 +44,7 @@ def test_images_that_were_exchanged_are_refused(own: Path, tmp_path: Path) -> No
     with pytest.raises(DeepClusterError, match="no longer holds the images"):
         explorer.export("csv", False)
     with pytest.raises(DeepClusterError, match="no longer holds the images"):
-        draw_clusters(run, folder=tmp_path)
+        draw_clusters(run)
     explorer.close()
     other = open_explorer(run, str(tmp_path / "own/photos"))  # assigned anew
     other.jobs["images"].wait(60)

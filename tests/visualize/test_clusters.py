@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
 
 from deepcluster.data.arrays import open_array
 from deepcluster.engine.run import Run, load_run
 from deepcluster.errors import DeepClusterError
+from deepcluster.visualize import style
 from deepcluster.visualize.clustered_images import ClusteredImages, clustered_images
 from deepcluster.visualize.clusters import (
     Contact,
@@ -81,13 +81,11 @@ def test_a_sheet_shows_the_chosen_images_and_reads_no_others(run: Run) -> None:
 
 
 def test_clusters_asked_for_get_a_page_each(run: Run) -> None:
-    paths = draw_clusters(run, only=(3, 0), folder=run.folder / "pictures")
-    assert [path.name for path in paths] == ["cluster-0003.png", "cluster-0000.png"]
-    for path in paths:
-        with Image.open(path) as page:
-            page.verify()
+    pages = draw_clusters(run, only=(3, 0))
+    assert list(pages) == ["cluster-0003", "cluster-0000"]
+    assert all(style.png(page)[:4] == b"\x89PNG" for page in pages.values())
     with pytest.raises(DeepClusterError, match="0 to 4"):
-        draw_clusters(run, only=(5,), folder=run.folder)
+        draw_clusters(run, only=(5,))
 
 
 def test_images_without_distances_come_in_the_order_of_the_source(run: Run) -> None:
@@ -137,7 +135,7 @@ def test_a_sheet_of_images_that_are_gone_is_drawn(run: Run, squares: Path, tmp_p
     page = contact_sheet([Contact(0, 3, np.arange(3), np.array([], np.int64))], lambda index: None)
     assert (page[-50, 10:90] == 232).all()
     with pytest.raises(DeepClusterError, match="nowhere"):
-        draw_clusters(rewritten(run, data=str(tmp_path / "nowhere")), folder=tmp_path)
+        draw_clusters(rewritten(run, data=str(tmp_path / "nowhere")))
     with pytest.raises(DeepClusterError, match="no longer holds the images"):
-        draw_clusters(rewritten(run, data=str(squares), source_fingerprint="another"), folder=tmp_path)
+        draw_clusters(rewritten(run, data=str(squares), source_fingerprint="another"))
     assert load_run(run.folder, device="cpu").clustered

@@ -119,10 +119,11 @@ def test_effective_clusters() -> None:
 
 def test_pictures_are_written_to_the_folder_or_an_error_says_why(run: Run) -> None:
     folder = run.folder / "pictures"
-    assert draw_history(run, folder=folder) == [folder / "history.png"]
-    assert draw_sizes(run, folder=folder) == [folder / "sizes.png"]
+    (name, page), *others = [*draw_history(run).items(), *draw_sizes(run).items()]
+    assert name == "history" and [other for other, _ in others] == ["sizes"]
+    assert style.save(page, folder / "history.png") == folder / "history.png"
     with pytest.raises(DeepClusterError, match="cannot be written"):
-        draw_sizes(run, folder=folder / "history.png")  # not a folder
+        style.save(page, folder / "history.png" / "sizes.png")  # not a folder
 
 
 def test_svg_uses_the_colors_of_the_page_and_loads_nothing() -> None:

@@ -22,7 +22,7 @@ from deepcluster.engine.model import MODEL
 from deepcluster.engine.run import Run
 from deepcluster.visualize import history, report_text
 from deepcluster.visualize.clustered_images import short_name
-from deepcluster.visualize.report import embedded_thumbnail, write_report
+from deepcluster.visualize.report import embedded_thumbnail, environment, write_report
 
 from .conftest import HOSTILE, K, N, metrics_row, rewritten
 
@@ -217,30 +217,35 @@ def test_names_of_data_are_short() -> None:
     assert short_name("torchvision:CIFAR10?root=/data") == "torchvision:CIFAR10"
 
 
+def words(part: str, config: dict[str, Any], metrics: list[dict[str, Any]], sizes: np.ndarray | None) -> str:
+    """A part of the page about these numbers, in one line."""
+    says = getattr(environment().get_template("report_text.html").module, part)
+    return " ".join(says(report_text.Numbers(config, metrics, sizes)).split())
+
+
 def test_the_summary_says_what_the_curves_say() -> None:
     metrics = [
         {"loss": 3.5, "purity": 0.2, "nmi_labels": 0.1, "watched": 0.31},
         {"loss": 3.0, "purity": 0.3, "nmi_labels": 0.2, "watched": 0.42, "nmi_previous": 0.5, "reassigned": 0.6},
         {"loss": 2.5, "purity": 0.4, "nmi_labels": 0.3, "watched": 0.40, "nmi_previous": 0.7, "reassigned": 0.25},
     ]
-    said = " ".join(report_text.summary({"settings": {"watch": "knn"}}, metrics, np.array([1, 5, 9, 0])))
+    said = words("summary", {"settings": {"watch": "knn"}}, metrics, np.array([1, 5, 9, 0]))
     for part in ("fell from 3.50 to 2.50 in 3", "among 4 clusters would cost 1.39", "Half of the clusters hold 5",
                  "smallest holds 1 and the largest 9", "from 0.50 to 0.70, still rising", "25 % of the images changed",
                  "40 % of the images are of their cluster's main class", "NMI of 0.30", "kNN accuracy",
                  "42.0 % after epoch 2"):  # fmt: skip
         assert part in said, part
-    assert report_text.summary({}, [], None) == []
-    assert report_text.summary({}, [{"loss": None}], np.array([3])) == [
+    assert words("summary", {}, [], None) == ""
+    assert words("summary", {}, [{"loss": None}], np.array([3])) == (
         "Half of the clusters hold 3 images or more; the smallest holds 3 and the largest 3."
-    ]
+    )
 
 
 def test_guessing_counts_rotations() -> None:
     config = {"settings": {"method": {"name": "deepercluster", "k": 20, "super_clusters": 4, "rotations": True}}}
     sizes, metrics = np.full(20, 9), [{"loss": 4.2}, {"loss": 3.9}]
-    figure = next(fact for fact in report_text.key_figures(config, metrics, sizes) if fact.name == "loss")
-    assert figure.hint == "guessing: ln 80 = 4.38"
-    assert report_text.remarks(config, metrics, sizes, 0, Path("run")) == []
-    assert "20 clusters and 4 rotations would cost 4.38" in " ".join(report_text.summary(config, metrics, sizes))
+    assert "guessing: ln 80 = 4.38" in words("figures", config, metrics, sizes)
+    assert report_text.remarks(report_text.Numbers(config, metrics, sizes), 0, Path("run")) == []
+    assert "20 clusters and 4 rotations would cost 4.38" in words("summary", config, metrics, sizes)
     (loss,) = (panel for panel in history.panels(metrics, 20, rotations=4) if panel.title == "Loss")
     assert loss.levels == {"ln 80": pytest.approx(np.log(80))}

@@ -47,7 +47,10 @@ def command(arguments: list[str]) -> None:
     screen = Screen(stderr=values["json"])
     subject = opening.call(values | size)
     folder = values["out"] or getattr(subject, "folder", subject.results) / "pictures"
-    files = draw.call(values, subject=subject, run=subject, screen=screen, folder=folder)
+    from deepcluster.visualize.style import save
+
+    pictures = draw.call(values, subject=subject, run=subject, screen=screen)
+    files = [save(picture, folder / f"{name}.png") for name, picture in pictures.items()]
     if values["json"]:
         print(dumps({"pictures": [str(file) for file in files]}))
     else:
@@ -57,7 +60,7 @@ def command(arguments: list[str]) -> None:
 
 def _draw(name: str) -> Function:
     module = name.replace("-", "_")
-    return Function(f"deepcluster.visualize.{module}:draw_{module}", ("subject", "run", "screen", "folder"))
+    return Function(f"deepcluster.visualize.{module}:draw_{module}", ("subject", "run", "screen"))
 
 
 def _has_size(model: Path) -> bool:

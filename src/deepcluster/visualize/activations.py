@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -24,12 +23,13 @@ from deepcluster.errors import DeepClusterError
 from deepcluster.models.heads import ProjectionHead
 from deepcluster.models.sobel import Sobel
 from deepcluster.random import seeded
-from deepcluster.visualize import objectives, style
+from deepcluster.visualize import objectives
 from deepcluster.visualize.clustered_images import SILENT, check_clusters, require_clusters, short_name
 from deepcluster.visualize.images import enlarged, grid, stacked, text_line, titled
 from deepcluster.visualize.layers import check_size, choose_filters, deepest_layer
 from deepcluster.visualize.objectives import FrozenNetwork, Objective, l2, total_variation
 from deepcluster.visualize.parametrizations import RandomViews, random_spectrum, spectrum_to_image
+from deepcluster.visualize.style import Pictures
 
 Recipe = Literal["paper", "fourier"]
 Check = Callable[[int], None]
@@ -62,9 +62,8 @@ def draw_activations(
     smooth: float = 0.0,
     size: int | None = None,
     seed: int = 0,
-    folder: Path,
-    screen: Screen | None = None,
-) -> list[Path]:
+    screen: Screen = SILENT,
+) -> Pictures:
     """Images that excite filters, or clusters, as much as possible, by gradient ascent (the paper's figure 4).
 
     Args:
@@ -84,9 +83,6 @@ def draw_activations(
         smooth: weight of the mean difference of neighboring pixels, which is subtracted.
         size: side of the images in pixels; by default the network's.
         seed: of the images at the start and of the filters that are drawn.
-
-    Returns:
-        The path of activations-TAP.png or activations-clusters.png.
     """
     if clusters and (filters or tap or objective):
         raise DeepClusterError("--clusters stand in place of filters: leave out --tap, --filters and --objective.")
@@ -122,7 +118,7 @@ def draw_activations(
     if sees_no_colors(subject):
         text += " They are shown in gray: behind Sobel the network sees no colors."
     page = titled(sheet, f"What excites {tap} of {short_name(subject.name)}", text)
-    return [style.save(page, folder / f"activations-{tap.replace('/', '-')}.png")]
+    return {f"activations-{tap.replace('/', '-')}": page}
 
 
 def maximize(
@@ -137,7 +133,7 @@ def maximize(
     smooth: float = 0.0,
     size: int | None = None,
     seed: int = 0,
-    screen: Screen | None = None,
+    screen: Screen = SILENT,
 ) -> list[np.ndarray]:
     """A (S, S, 3) uint8 image for each of some filters or clusters, as shown; options as in `draw_activations`.
 
@@ -154,7 +150,7 @@ def maximize(
     maximizer = maximize_pixels if paper else maximize_spectrum
     parts = [numbers[start : start + AT_ONCE] for start in range(0, len(numbers), AT_ONCE)]
     images: list[np.ndarray] = []
-    with (screen or SILENT).bar("ascent", steps * len(parts), "steps") as bar:
+    with screen.bar("ascent", steps * len(parts), "steps") as bar:
         for number, part in enumerate(parts):
             objective = objective_of(part)
             if smooth:

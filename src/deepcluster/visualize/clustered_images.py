@@ -7,18 +7,16 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import PurePath
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from deepcluster.data.cache import Pixels
+from deepcluster.data.source import ImageSource
 from deepcluster.engine.log import Screen
+from deepcluster.engine.run import Run
+from deepcluster.engine.subject import Subject
 from deepcluster.errors import BadImage, DeepClusterError
-
-if TYPE_CHECKING:
-    from deepcluster.data.cache import Pixels
-    from deepcluster.data.source import ImageSource
-    from deepcluster.engine.run import Run
-    from deepcluster.engine.subject import Subject
 
 SILENT = Screen(quiet=True)
 
@@ -45,7 +43,7 @@ class ClusteredImages:
         return np.bincount(self.cluster[self.cluster >= 0], minlength=self.k)
 
 
-def clustered_images(subject: Subject, what: str, data: Any = None, screen: Screen | None = None) -> ClusteredImages:
+def clustered_images(subject: Subject, what: str, data: Any = None, screen: Screen = SILENT) -> ClusteredImages:
     """The images of `data`, assigned to a run's clusters.
 
     Args:
@@ -61,7 +59,7 @@ def clustered_images(subject: Subject, what: str, data: Any = None, screen: Scre
         check_training_images(run, source, len(run.assignment))
         return training_clusters(run, source)
     pixels = run.pixels(data)
-    with (screen or SILENT).bar("images", len(pixels)) as bar:
+    with screen.bar("images", len(pixels)) as bar:
         found = run.assign(pixels, bar)
     return ClusteredImages(pixels.source, np.asarray(found.cluster), np.asarray(found.distance), len(run.centroids))
 
@@ -76,8 +74,6 @@ def training_clusters(run: Run, source: ImageSource) -> ClusteredImages:
 
 def require_run(subject: Subject, what: str) -> Run:
     """The subject; a DeepClusterError where it is a network alone and no run folder."""
-    from deepcluster.engine.run import Run
-
     if not isinstance(subject, Run):
         raise DeepClusterError(
             f"{subject.name} has no clusters or curves, and `visualize {what}` draws them: give a run folder."

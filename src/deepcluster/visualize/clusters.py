@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from deepcluster.visualize import style
+from deepcluster.engine.log import Screen
+from deepcluster.engine.run import Run
 from deepcluster.visualize.clustered_images import (
+    SILENT,
     ClusteredImages,
     check_clusters,
     class_name,
@@ -22,10 +23,7 @@ from deepcluster.visualize.clustered_images import (
     require_clusters,
 )
 from deepcluster.visualize.images import WHITE, grid, padded, stacked, text_line, thumbnail
-
-if TYPE_CHECKING:
-    from deepcluster.engine.log import Screen
-    from deepcluster.engine.run import Run
+from deepcluster.visualize.style import Pictures
 
 SIDE = 96
 """Pixels of a thumbnail."""
@@ -39,9 +37,8 @@ def draw_clusters(
     only: tuple[int, ...] = (),
     images: int = 12,
     farthest: int = 0,
-    folder: Path,
-    screen: Screen | None = None,
-) -> list[Path]:
+    screen: Screen = SILENT,
+) -> Pictures:
     """Clusters as contact sheets, the images nearest to the center first.
 
     Args:
@@ -51,9 +48,6 @@ def draw_clusters(
         only: these clusters instead, each on a page of its own.
         images: images of each that are nearest to its center.
         farthest: images of each that are farthest from it.
-
-    Returns:
-        The path of clusters.png, or those of cluster-0007.png and so on.
     """
     check_clusters(run, only, len(require_clusters(run, "clusters").centroids))
     shown = clustered_images(run, "clusters", data, screen)
@@ -61,11 +55,8 @@ def draw_clusters(
     contacts = [contact(shown, int(number), images=images, farthest=farthest) for number in numbers]
     read, columns = reader(shown.source, SIDE), max(1, min(images, 12))
     if not only:
-        return [style.save(contact_sheet(contacts, read, columns=columns), folder / "clusters.png")]
-    return [
-        style.save(contact_sheet([each], read, columns=columns), folder / f"cluster-{each.cluster:04d}.png")
-        for each in contacts
-    ]
+        return {"clusters": contact_sheet(contacts, read, columns=columns)}
+    return {f"cluster-{each.cluster:04d}": contact_sheet([each], read, columns=columns) for each in contacts}
 
 
 @dataclass(frozen=True)

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePath
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from matplotlib.figure import Figure
 
+from deepcluster.engine.log import Screen
+from deepcluster.engine.run import Run, load_subject
+from deepcluster.engine.subject import Subject
 from deepcluster.errors import DeepClusterError
 from deepcluster.visualize import style
 from deepcluster.visualize.clustered_images import SILENT, open_pixels
@@ -15,12 +19,7 @@ from deepcluster.visualize.filters import filter_sheet
 from deepcluster.visualize.history import Metrics, Panel, curve, panel_figure
 from deepcluster.visualize.images import side_by_side, stacked, text_line, titled
 from deepcluster.visualize.neighbors import neighbor_sheet
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-    from deepcluster.engine.log import Screen
-    from deepcluster.engine.subject import Subject
+from deepcluster.visualize.style import Picture, Pictures
 
 PANELS = (
     Panel("Loss", "cross-entropy (nats)", {"": "loss"}),
@@ -43,9 +42,8 @@ def draw_compare(
     k: int = 10,
     image_size: int | None = None,
     seed: int = 0,
-    folder: Path,
-    screen: Screen | None = None,
-) -> list[Path]:
+    screen: Screen = SILENT,
+) -> Pictures:
     """Two runs side by side: their curves, their first filters, and their neighbors of the same queries.
 
     Args:
@@ -56,13 +54,7 @@ def draw_compare(
         image_size: for backbones by name: side of their input images in pixels; by default what their weights were
             made for.
         seed: of the queries.
-
-    Returns:
-        The paths of compare-history.png (of two runs), compare-filters.png (where both have filters) and
-        compare-neighbors.png.
     """
-    from deepcluster.engine.run import Run, load_subject
-
     by_name = not (Path(other) / "run.json").is_file() and not Path(other).is_file()
     second = load_subject(other, device=subject.device, image_size=image_size if by_name else None)
     if image_size is not None and isinstance(subject, Run) and isinstance(second, Run):
@@ -71,24 +63,22 @@ def draw_compare(
     networks = dict(zip(names, (subject, second), strict=True))
     pixels = open_pixels(subject, data)
     neighbors, text = neighbor_sheet(networks, pixels, queries=queries, k=k, seed=seed, screen=screen)
-    files = []
+    pictures: dict[str, Picture] = {}
     if isinstance(subject, Run) and isinstance(second, Run):
-        curves = compare_figure({names[0]: subject.metrics, names[1]: second.metrics})
-        files.append(style.save(curves, folder / "compare-history.png"))
+        pictures["compare-history"] = compare_figure({names[0]: subject.metrics, names[1]: second.metrics})
     try:
         filters = {name: filter_sheet(network) for name, network in networks.items()}
     except DeepClusterError as error:
-        (screen or SILENT).say(f"no picture of filters: {error}")
+        screen.say(f"no picture of filters: {error}")
     else:
         texts = {name: text for name, (_, text) in filters.items()}
         if len(set(texts.values())) == 1:
             texts = {"Both": texts[names[0]]}
         legend = " ".join(f"{name}: {text}" for name, text in texts.items())
         sheets = named_side_by_side({name: sheet for name, (sheet, _) in filters.items()})
-        page = titled(sheets, "First-layer filters", legend)
-        files.append(style.save(page, folder / "compare-filters.png"))
-    page = titled(neighbors, f"The {k} nearest images of the same queries", text[:1].upper() + text[1:])
-    return [*files, style.save(page, folder / "compare-neighbors.png")]
+        pictures["compare-filters"] = titled(sheets, "First-layer filters", legend)
+    title = f"The {k} nearest images of the same queries"
+    return {**pictures, "compare-neighbors": titled(neighbors, title, text[:1].upper() + text[1:])}
 
 
 def compare_figure(runs: Mapping[str, Metrics]) -> Figure:

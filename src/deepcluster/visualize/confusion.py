@@ -3,38 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
+from deepcluster.engine.log import Screen
+from deepcluster.engine.run import Run
 from deepcluster.visualize import style
-from deepcluster.visualize.clustered_images import clustered_images, require_labels
+from deepcluster.visualize.clustered_images import SILENT, clustered_images, require_labels
 from deepcluster.visualize.purity import contingency
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
-    from deepcluster.engine.log import Screen
-    from deepcluster.engine.run import Run
+from deepcluster.visualize.style import Pictures
 
 MOST_CLASSES = 40
 """Classes drawn at most, the largest ones; rows would be too thin to read."""
 
 
-def draw_confusion(run: Run, *, data: Any = None, folder: Path, screen: Screen | None = None) -> list[Path]:
+def draw_confusion(run: Run, *, data: Any = None, screen: Screen = SILENT) -> Pictures:
     """What each cluster consists of, and which classes share clusters; needs labels.
 
     Args:
         data: labelled images, new ones too, which are assigned to the run's clusters; by default those it was trained
             on.
-
-    Returns:
-        The path of confusion.png.
     """
     shown = clustered_images(run, "confusion", data, screen)
-    return [style.save(confusion_figure(shown.cluster, *require_labels(shown.source)), folder / "confusion.png")]
+    return {"confusion": confusion_figure(shown.cluster, *require_labels(shown.source))}
 
 
 def by_main_class(table: np.ndarray) -> np.ndarray:

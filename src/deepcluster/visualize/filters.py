@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 
+from deepcluster.engine.subject import Subject
 from deepcluster.errors import DeepClusterError
-from deepcluster.visualize import style
+from deepcluster.models.backbone import Backbone
 from deepcluster.visualize.clustered_images import short_name
 from deepcluster.visualize.images import WHITE, enlarged, grid, titled
-
-if TYPE_CHECKING:
-    from deepcluster.engine.log import Screen
-    from deepcluster.engine.subject import Subject
-    from deepcluster.models.backbone import Backbone
+from deepcluster.visualize.style import Pictures
 
 Order = Literal["norm", "index", "pca"]
 Sobel = Literal["pair", "direction", "gray"]
@@ -30,9 +26,7 @@ def draw_filters(
     order: Order = "norm",
     shared: bool = False,
     sobel: Sobel = "pair",
-    folder: Path,
-    screen: Screen | None = None,
-) -> list[Path]:
+) -> Pictures:
     """The filters of the first convolution, in colors or over the two edge maps of Sobel (the paper's figure 3).
 
     Args:
@@ -40,13 +34,9 @@ def draw_filters(
         shared: one scale for all filters; by default each is as bright as it can be.
         sobel: behind Sobel: pair = both channels in gray, direction = edges by hue, gray = the filter on the gray image
             that filter and Sobel amount to together.
-
-    Returns:
-        The path of filters.png.
     """
     picture, text = filter_sheet(subject, order, shared, sobel)
-    page = titled(picture, f"First-layer filters of {short_name(subject.name)}", text)
-    return [style.save(page, folder / "filters.png")]
+    return {"filters": titled(picture, f"First-layer filters of {short_name(subject.name)}", text)}
 
 
 def filter_sheet(

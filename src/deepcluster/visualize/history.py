@@ -8,22 +8,17 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
-from deepcluster.config import params_of
+from deepcluster.engine.run import Run
 from deepcluster.errors import DeepClusterError
 from deepcluster.visualize import style
 from deepcluster.visualize.clustered_images import require_run
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
-    from deepcluster.engine.log import Screen
-    from deepcluster.engine.run import Run
+from deepcluster.visualize.style import Pictures
 
 ROW = 2.6
 """Inches from one row of panels to the next."""
@@ -36,16 +31,12 @@ Ending = tuple[float, str, str]
 """Height of a line's end in data, its name, its color."""
 
 
-def draw_history(run: Run, *, folder: Path, screen: Screen | None = None) -> list[Path]:
-    """Curves over the epochs: loss, agreement, reassignment, sizes, learning rate, time.
-
-    Returns:
-        The path of history.png.
-    """
+def draw_history(run: Run) -> Pictures:
+    """Curves over the epochs: loss, agreement, reassignment, sizes, learning rate, time."""
     run = require_run(run, "history")
     images = int((np.asarray(run.assignment) >= 0).sum())
-    page = history_figure(run.metrics, len(run.centroids), images, params_of(run.config).rotations_predicted)
-    return [style.save(page, folder / "history.png")]
+    rotations = run.params.rotations_predicted
+    return {"history": history_figure(run.metrics, len(run.centroids), images, rotations)}
 
 
 @dataclass(frozen=True)

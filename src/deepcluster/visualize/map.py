@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
+from matplotlib.figure import Figure
 
+from deepcluster.engine.log import Screen
+from deepcluster.engine.subject import Subject
 from deepcluster.errors import DeepClusterError
 from deepcluster.features.extract import extract
 from deepcluster.visualize import style
@@ -22,12 +24,7 @@ from deepcluster.visualize.clustered_images import (
     short_name,
 )
 from deepcluster.visualize.images import WHITE, thumbnail, titled
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-    from deepcluster.engine.log import Screen
-    from deepcluster.engine.subject import Subject
+from deepcluster.visualize.style import Picture, Pictures
 
 Layout = Literal["pca", "tsne", "umap"]
 MOST_NAMED = 12
@@ -49,9 +46,8 @@ def draw_map(
     tap: str | None = None,
     perplexity: float = 30.0,
     seed: int = 0,
-    folder: Path,
-    screen: Screen | None = None,
-) -> list[Path]:
+    screen: Screen = SILENT,
+) -> Pictures:
     """The features of images on a plane, a dot each, colored by cluster or class; or the images themselves.
 
     Args:
@@ -63,15 +59,11 @@ def draw_map(
         tap: layer whose features are laid out; by default the network's output.
         perplexity: of t-SNE: about how many neighbors count.
         seed: of the images that are drawn, and of the layout.
-
-    Returns:
-        The paths of map-pca.png, map-tsne.png, ...
     """
     if points < 4:
         raise DeepClusterError(f"--points {points} are too few for a map: give 4 or more.")
     if "umap" in layout:
         _require_umap()
-    screen = screen or SILENT
     pixels = open_pixels(subject, data)
     index = pixels.good
     if len(pixels) > points:
@@ -97,24 +89,24 @@ def draw_map(
             if tap is not None:
                 output = extract(backbone, pixels, device=subject.device, only=index)[1]
             groups = run.model.nearest(output)[0]
-    files = []
+    pictures: dict[str, Picture] = {}
     for how in layout:
         screen.say(f"laying out {len(features):,} images by {how}")
         positions = lay_out(features, how, seed=seed, perplexity=perplexity)
         what = {"pca": "PCA", "tsne": "t-SNE", "umap": "UMAP"}[how]
         title = f"{what} of the features of {short_name(subject.name)}"
         text = f"{len(index):,} images of {short_name(pixels.source.name)}"
-        picture: np.ndarray | Figure
+        file = f"map-{how}"
         if thumbnails:
             text += "; each cell of a grid shows the image that lies nearest to its middle."
-            picture = titled(thumbnail_map(positions, index, reader(pixels.source, 48)), title, text)
+            images = thumbnail_map(positions, index, reader(pixels.source, 48))
+            pictures[f"{file}-thumbnails"] = titled(images, title, text)
         else:
             by = {"none": "", "label": ", colored by class", "cluster": ", colored by cluster"}[color]
             text += f", a dot each{by}"
             axes = ("first principal component", "second principal component") if how == "pca" else ("", "")
-            picture = map_figure(positions, groups, names, title, text, axes)
-        files.append(style.save(picture, folder / f"map-{how}{'-thumbnails' if thumbnails else ''}.png"))
-    return files
+            pictures[file] = map_figure(positions, groups, names, title, text, axes)
+    return pictures
 
 
 def lay_out(features: np.ndarray, how: Layout, *, seed: int = 0, perplexity: float = 30.0) -> np.ndarray:

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from deepcluster.data.cache import Pixels
+from deepcluster.engine.log import Screen
+from deepcluster.engine.subject import Subject
 from deepcluster.errors import DeepClusterError
 from deepcluster.features import knn
 from deepcluster.visualize import style
 from deepcluster.visualize.clustered_images import SILENT, class_name, known_labels, open_pixels, reader, short_name
 from deepcluster.visualize.images import WHITE, framed, padded, side_by_side, stacked, text_line, thumbnail, titled
-
-if TYPE_CHECKING:
-    from deepcluster.data.cache import Pixels
-    from deepcluster.engine.log import Screen
-    from deepcluster.engine.subject import Subject
+from deepcluster.visualize.style import Pictures
 
 SAME, OTHER = style.SERIES[2], style.SERIES[1]
 """Frames of neighbors of the query's class, and of another."""
@@ -35,9 +33,8 @@ def draw_neighbors(
     k: int = 10,
     tap: str | None = None,
     seed: int = 0,
-    folder: Path,
-    screen: Screen | None = None,
-) -> list[Path]:
+    screen: Screen = SILENT,
+) -> Pictures:
     """The nearest images of some queries, by the trained network and by the same one before training.
 
     Args:
@@ -47,16 +44,13 @@ def draw_neighbors(
         k: neighbors of each.
         tap: layer whose features are compared; by default the network's output.
         seed: of the queries, and of the untrained network where it is not that of a run.
-
-    Returns:
-        The path of neighbors.png.
     """
     networks = {"trained": subject, "untrained": subject.untrained(seed)}
     sheet, text = neighbor_sheet(
         networks, open_pixels(subject, data), queries=queries, index=index, k=k, tap=tap, seed=seed, screen=screen
     )
-    page = titled(sheet, f"The {k} nearest images of each query", f"{short_name(subject.name)}: {text}")
-    return [style.save(page, folder / "neighbors.png")]
+    title = f"The {k} nearest images of each query"
+    return {"neighbors": titled(sheet, title, f"{short_name(subject.name)}: {text}")}
 
 
 def neighbor_sheet(
@@ -68,13 +62,13 @@ def neighbor_sheet(
     k: int,
     tap: str | None = None,
     seed: int = 0,
-    screen: Screen | None = None,
+    screen: Screen = SILENT,
 ) -> tuple[np.ndarray, str]:
     """Rows of neighbors by each network, and the sentences that explain them; options as in `draw_neighbors`."""
     labels, chosen = known_labels(pixels.source), np.array(index, np.int64)
     rows = {}
     for name, network in networks.items():
-        with (screen or SILENT).bar(name, len(pixels)) as bar:
+        with screen.bar(name, len(pixels)) as bar:
             features = network.features(pixels, tap, bar)
         good = np.flatnonzero(np.isfinite(features).all(axis=1))
         for query in chosen[~np.isin(chosen, good)]:

@@ -5,37 +5,31 @@ The paper remarks that a cluster's purity hardly depends on its size.
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
+from deepcluster.engine.log import Screen
+from deepcluster.engine.run import Run
 from deepcluster.errors import DeepClusterError
 from deepcluster.visualize import style
-from deepcluster.visualize.clustered_images import clustered_images, require_labels
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
-    from deepcluster.engine.log import Screen
-    from deepcluster.engine.run import Run
+from deepcluster.visualize.clustered_images import SILENT, clustered_images, require_labels
+from deepcluster.visualize.style import Pictures
 
 
-def draw_purity(run: Run, *, data: Any = None, folder: Path, screen: Screen | None = None) -> list[Path]:
+def draw_purity(run: Run, *, data: Any = None, screen: Screen = SILENT) -> Pictures:
     """The size of each cluster against the share of its main class; needs labels.
 
     Args:
         data: labelled images, new ones too, which are assigned to the run's clusters; by default those it was trained
             on.
-
-    Returns:
-        The path of purity.png.
     """
     shown = clustered_images(run, "purity", data, screen)
     labels, names = require_labels(shown.source)
     sizes, purity = size_and_purity(shown.cluster, labels)
-    return [style.save(purity_figure(sizes, purity, len(names)), folder / "purity.png")]
+    return {"purity": purity_figure(sizes, purity, len(names))}
 
 
 def size_and_purity(assignment: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

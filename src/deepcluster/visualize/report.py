@@ -8,23 +8,24 @@ from __future__ import annotations
 
 import base64
 import io
+import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
 
 from deepcluster.config import params_of
+from deepcluster.data.source import ImageSource
+from deepcluster.engine.run import Run
 from deepcluster.errors import DeepClusterError
 from deepcluster.io import write_text
 from deepcluster.visualize import history, report_text, sizes, style
 from deepcluster.visualize.clustered_images import ClusteredImages, reader, short_name, training_clusters
 from deepcluster.visualize.clusters import Contact, contact, largest, majority
 from deepcluster.visualize.images import encoded, thumbnail
-
-if TYPE_CHECKING:
-    from deepcluster.data.source import ImageSource
-    from deepcluster.engine.run import Run
 
 ROWS_SHOWN = 500
 """Rows of the table of all clusters; a page with ten thousand would be slow to open."""
@@ -46,6 +47,17 @@ MOST_BYTES = 4_000_000
 MOST_BYTES_EACH = 600_000
 
 
+def environment() -> Environment:
+    """Where the page's templates are, and what they call."""
+    found = Environment(
+        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+        lstrip_blocks=True,
+    )  # fmt: skip
+    words = (report_text.count, report_text.number, report_text.duration, sizes.effective, math.log, np.median)
+    found.globals |= {word.__name__: word for word in words}
+    return found
+
+
 def write_report(run: Run, *, clusters: int = 24, images: int = 12) -> Path:
     """One self-contained page with the curves, pictures and clusters of a run, RUN/report.html; returns its path.
 
@@ -56,9 +68,6 @@ def write_report(run: Run, *, clusters: int = 24, images: int = 12) -> Path:
     Raises:
         DeepClusterError: the run folder cannot be written.
     """
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-    from markupsafe import Markup
-
     folder, config, metrics = Path(run.folder), run.config, run.metrics
     assignment, k = _clusters(run)
     source, problem = _source(run, assignment)
@@ -82,31 +91,23 @@ def write_report(run: Run, *, clusters: int = 24, images: int = 12) -> Path:
             cards, unreadable = _cards(shown, numbers, images)
             problem = problem or unreadable
         plots = [_plot(draw, counts) for draw in (sizes.draw_sorted, sizes.draw_histogram)] if clustered else []
-    used = 0 if counts is None else int((counts > 0).sum())
     curves = [
         style.svg(history.panel_figure([(panel, panel.curves(metrics))]))
         for panel in history.panels(metrics, k, clustered, params_of(config).rotations_predicted)
     ]
-    template = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
-        lstrip_blocks=True,
-    ).get_template("report.html")  # fmt: skip
-    html = template.render(
+    told = report_text.Numbers(config, metrics, counts)
+    page = environment().get_template("report.html")
+    html = page.render(
         title=f"{config.get('preset', 'run')} on {short_name(str(config.get('data', 'images')))}",
-        lead=_lead(config, len(metrics), counts),
-        config=config,
-        created=str(config.get("created", ""))[:16].replace("T", " "),
-        figures=report_text.key_figures(config, metrics, counts),
-        summary=report_text.summary(config, metrics, counts),
-        remarks=report_text.remarks(config, metrics, counts, bad, folder),
+        run=told,
+        remarks=report_text.remarks(told, bad, folder),
         evaluations=report_text.evaluations(folder),
         curves=[Markup(svg) for svg in curves],  # every text in them is ours
         spread=None if counts is None or not clustered else sizes.summary(counts),
         sizes=[Markup(svg) for svg in plots],
         cards=cards,
-        shown=min(clusters, used),
+        clusters=clusters,
         rows=rows,
-        used=used,
         gone=problem,
         pictures=saved_pictures(folder / "pictures"),
         bad=bad,
@@ -209,17 +210,6 @@ def _source(run: Run, assignment: np.ndarray | None) -> tuple[ImageSource | None
             "Put them back and run `deepcluster report` again."
         )
     return source, ""
-
-
-def _lead(config: dict[str, Any], epochs: int, counts: np.ndarray | None) -> str:
-    """The run in one sentence."""
-    done = f"after {epochs:,} epoch{'s' * (epochs != 1)}"
-    if not params_of(config).finds_clusters:
-        return f"{config.get('images', 'All')} images, {done}; a run that predicts rotations alone and has no clusters."
-    if counts is None:
-        return f"{config.get('images', 'All')} images, not clustered yet, {done}."
-    used = int((counts > 0).sum())
-    return f"{int(counts.sum()):,} images in {used:,} cluster{'s' * (used != 1)}, {done}, found without labels."
 
 
 def _plot(draw: Callable[..., None], counts: np.ndarray) -> str:

@@ -3,38 +3,32 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
+from deepcluster.engine.log import Screen
+from deepcluster.engine.run import Run
 from deepcluster.visualize import style
-from deepcluster.visualize.clustered_images import clustered_images, require_clusters
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
-    from deepcluster.engine.log import Screen
-    from deepcluster.engine.run import Run
+from deepcluster.visualize.clustered_images import SILENT, clustered_images, require_clusters
+from deepcluster.visualize.style import Pictures
 
 
-def draw_sizes(run: Run, *, data: Any = None, folder: Path, screen: Screen | None = None) -> list[Path]:
+def draw_sizes(run: Run, *, data: Any = None, screen: Screen = SILENT) -> Pictures:
     """How many images each cluster has, and how many clusters have that size.
 
     Args:
         data: images to count, new ones too, which are assigned to the run's clusters; by default those it was trained
             on.
-
-    Returns:
-        The path of sizes.png.
     """
     if data is not None:
         sizes = clustered_images(run, "sizes", data, screen).sizes
     else:  # the images themselves are not needed
         assignment = np.asarray(require_clusters(run, "sizes").assignment)
         sizes = np.bincount(assignment[assignment >= 0], minlength=len(run.centroids))
-    return [style.save(sizes_figure(sizes), folder / "sizes.png")]
+    return {"sizes": sizes_figure(sizes)}
 
 
 def sizes_figure(sizes: np.ndarray) -> Figure:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import io
 import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
@@ -20,6 +21,10 @@ if TYPE_CHECKING:
     from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
+Picture: TypeAlias = "Figure | np.ndarray"
+"""A figure, or an (H, W, 3) uint8 image."""
+Pictures = Mapping[str, Picture]
+"""Name of a file, without its ending -> what is in it."""
 SERIES = ("#0072b2", "#d55e00", "#008f67", "#b0568f", "#a67c00", "#3d8fc4")
 INK, QUIET, LINE, PAPER = "#1c2128", "#626b77", "#dfe3e8", "#ffffff"
 DASHES = (0, (4, 3))
@@ -111,7 +116,7 @@ def label(axes: Axes, lines: list[tuple[float, str, str]], height: float) -> Non
         )  # fmt: skip
 
 
-def png(picture: Figure | np.ndarray) -> bytes:
+def png(picture: Picture) -> bytes:
     """A figure, or an (H, W, 3) uint8 image, as PNG."""
     buffer = io.BytesIO()
     if isinstance(picture, np.ndarray):
@@ -157,7 +162,7 @@ def svg(picture: Figure) -> str:
     return re.sub(r'<g id="[^"]*"', "<g", text)
 
 
-def save(picture: Figure | np.ndarray, path: str | Path) -> Path:
+def save(picture: Picture, path: str | Path) -> Path:
     """Write a figure or an (H, W, 3) uint8 image as PNG and return its path.
 
     Raises:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -23,12 +22,12 @@ from deepcluster.engine.subject import Subject
 from deepcluster.errors import DeepClusterError
 from deepcluster.models.backbone import Backbone
 from deepcluster.models.taps import read_taps
-from deepcluster.visualize import style
 from deepcluster.visualize.activations import Recipe, filter_objective, maximize
 from deepcluster.visualize.clustered_images import SILENT, open_pixels, short_name
 from deepcluster.visualize.images import grid, letterboxed, padded, side_by_side, stacked, text_line, thumbnail, titled
 from deepcluster.visualize.layers import check_filters, choose_filters, deepest_layer, feature_maps
 from deepcluster.visualize.receptive_fields import ReceptiveField, receptive_field
+from deepcluster.visualize.style import Picture, Pictures
 
 Score = Literal["mean", "max"]
 
@@ -45,9 +44,8 @@ def draw_top_images(
     beside: Recipe | None = None,
     steps: int | None = None,
     seed: int = 0,
-    folder: Path,
-    screen: Screen | None = None,
-) -> list[Path]:
+    screen: Screen = SILENT,
+) -> Pictures:
     """The nine images that excite each filter most, whole and cropped to what it saw (the paper's figures 4 and 5).
 
     Args:
@@ -60,9 +58,6 @@ def draw_top_images(
         beside: also draw, at the left, the image found to excite the filter most by this recipe of `activations`.
         steps: steps of that recipe; by default its own.
         seed: of the filters that are drawn.
-
-    Returns:
-        The path of top-images-TAP.png for each layer.
     """
     if steps is not None and beside is None:
         raise DeepClusterError("--steps belong to a recipe: name it by --beside paper or --beside fourier.")
@@ -72,10 +67,10 @@ def draw_top_images(
     taps = taps or (deepest_layer(backbone),)
     wanted = {tap: choose_filters(backbone, tap, filters, count, seed) for tap in taps}
     pixels = open_pixels(subject, data)
-    with (screen or SILENT).bar("images", len(pixels)) as bar:
+    with screen.bar("images", len(pixels)) as bar:
         ranking = rank_images(backbone, pixels, wanted, count=images, score=score, device=subject.device, check=bar)
     pictures = network_input(backbone, pixels, np.concatenate([each.index.flatten() for each in ranking.values()]))
-    files = []
+    pages: dict[str, Picture] = {}
     for tap, ranked in ranking.items():
         field = receptive_field(backbone, tap)
         if field is not None and min(field.size) >= backbone.image_size:
@@ -96,9 +91,9 @@ def draw_top_images(
             text += f" At the right, the {size} pixels that the strongest position of the map depends on."
         else:
             text += " Each position of the map depends on the whole image."
-        page = titled(sheet, f"The {images} images that excite filters of {tap} most", text)
-        files.append(style.save(page, folder / f"top-images-{tap.replace('/', '-')}.png"))
-    return files
+        title = f"The {images} images that excite filters of {tap} most"
+        pages[f"top-images-{tap.replace('/', '-')}"] = titled(sheet, title, text)
+    return pages
 
 
 @dataclass
