@@ -2,35 +2,41 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from deepcluster import config
 from deepcluster.config import TrainRun
+from deepcluster.data.open import open_images
 from deepcluster.engine import train as engine
 from deepcluster.engine.log import Screen
 from deepcluster.engine.run import Run, read_config
 from deepcluster.errors import DeepClusterError
 from deepcluster.presets import find_preset
+from deepcluster.presets.choose import AUTO, FOLLOWED, choose
 
 
 def train(
-    preset: str | TrainRun,
+    preset: str | TrainRun | None = None,
     data: Any = None,
     out: str | Path | None = None,
     *,
+    minutes: float | None = None,
     overwrite: bool = False,
     resume: bool = False,
     quiet: bool = False,
     clusterer: Any = None,
     **values: Any,
 ) -> Run:
-    """Trains a preset, or settings of your own, and returns the finished run.
+    """Trains a preset, settings of your own, or what suits the images, and returns the finished run.
 
     Args:
-        preset: a preset's name, or a `TrainRun`.
+        preset: a preset's name, or a `TrainRun`; None = method, network and their settings are chosen from the images
+            and the machine, see `presets.choose`.
         data: a folder, tar shards, a list of files, `digits`, an array (N, H, W[, C]) uint8, a list of paths.
         out: the run folder to write.
+        minutes: what the whole run may take, in place of `epochs`; without a preset, and without `epochs`, 10.
         overwrite: replace a run that `out` already holds.
         resume: go on from the last checkpoint of the run that `out` holds, with the settings it was started with;
             only `epochs` may be larger, which makes the run longer.
@@ -50,24 +56,33 @@ def train(
         (1797,)
     """
     if data is None or out is None:
-        raise DeepClusterError("train needs data and out: train(preset, data='photos/', out='runs/photos').")
+        raise DeepClusterError("train needs data and out: train(data='photos/', out='runs/photos', minutes=10).")
+    if minutes is not None and "epochs" in values:
+        raise DeepClusterError(config.BOTH)
+    if minutes is not None:
+        values["minutes"] = minutes
     if resume:
         return _resume(preset, values, data, Path(out), Screen(quiet), clusterer)
-    name, run = (preset, find_preset(preset).run) if isinstance(preset, str) else ("custom", preset)
-    values_set = config.override(run, values)
-    return engine.train(
-        values_set, data, out, preset=name, overwrite=overwrite, screen=Screen(quiet), clusterer=clusterer
-    )
+    screen, name = Screen(quiet), "custom"
+    if preset is None:
+        data = open_images(data)
+        chosen = choose(data, **{each: values[each] for each in FOLLOWED if each in values})
+        name, preset = AUTO, chosen.run if "epochs" not in values else replace(chosen.run, minutes=None)
+        screen.say(chosen.about)
+    elif isinstance(preset, str):
+        name, preset = preset, find_preset(preset).run
+    run = config.override(preset, values)
+    return engine.train(run, data, out, preset=name, overwrite=overwrite, screen=screen, clusterer=clusterer)
 
 
 def _resume(
-    preset: str | TrainRun, values: dict[str, Any], data: Any, out: Path, screen: Screen, clusterer: Any
+    preset: str | TrainRun | None, values: dict[str, Any], data: Any, out: Path, screen: Screen, clusterer: Any
 ) -> Run:
     started = read_config(out)
     before = config.from_dict(started["settings"])
-    if isinstance(preset, str):
-        if started["preset"] != preset:
-            raise DeepClusterError(f"{out} is a run of {started['preset']}, not of {preset}: resume that one.")
+    if isinstance(preset, str) and started["preset"] != preset:
+        raise DeepClusterError(f"{out} is a run of {started['preset']}, not of {preset}: resume that one.")
+    if not isinstance(preset, TrainRun):
         preset = before
     asked = engine.with_clusterer(config.override(preset, values), clusterer)
     if config.override(asked, {"epochs": before.epochs}) != before:

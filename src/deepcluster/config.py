@@ -112,6 +112,9 @@ class TrainRun:
 
     epochs: int = 200
     """Length of training; one epoch samples as many images as the data holds."""
+    minutes: float | None = None
+    """In place of epochs: the whole run is to take so many minutes, the last clustering included. The speed is measured
+    before the first step, and as many epochs as fit, but at least one, are noted in run.json, for a resumed run too."""
     batch_size: int = 256
     """Images per optimizer step."""
     seed: int = 0
@@ -152,6 +155,8 @@ class TrainRun:
     backbone: BackboneParams = field(default_factory=BackboneParams)
 
 
+BOTH = "Both minutes and epochs are given, and each says how long the run is: leave one of them out."
+"""What is said to whoever gives both."""
 GROUPS = ("method", "optimizer", "data", "backbone")
 
 

@@ -110,7 +110,7 @@ def test_options_are_those_of_the_imported_function(target: str) -> None:
     ],
 )
 def test_flags_take_true_and_false(words: list[str], stop: bool, sync_batchnorm: bool, replace: bool) -> None:
-    train = Function("deepcluster.cli.train:train", {"preset", "settings"})
+    train = Function("deepcluster.cli.train:train", {"preset", "settings", "about", "began", "source"})
     preset = PRESETS["tiny-odc"].run
     values = parse_options([train], ["--data", "a", "--out", "b", *words], prog="train", settings=preset)
     run = values["settings"]

@@ -57,6 +57,10 @@ def command(arguments: list[str]) -> None:
         raise DeepClusterError("Say how many images, by one of two: deepcluster plan PRESET --images 1e6, or --data S.")
     if chosen.images is not None and chosen.images != int(chosen.images):
         raise DeepClusterError(f"--images is {chosen.images:g}: give a whole number, such as 1e6.")
+    if chosen.settings.minutes is not None:
+        raise DeepClusterError(
+            "How long so many epochs take is what plan tells: give --epochs and leave --minutes out."
+        )
     if chosen.per_machine < 0:
         raise DeepClusterError(f"--per-machine is {chosen.per_machine}: give the processes of one machine, such as 8.")
     if chosen.network_gbit is not None and chosen.network_gbit <= 0:

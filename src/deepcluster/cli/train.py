@@ -1,65 +1,138 @@
-"""`deepcluster train PRESET --data S --out RUN` and `deepcluster train --resume RUN`."""
+"""`deepcluster train [PRESET] --data S --out RUN` and `deepcluster train --resume RUN`."""
 
 from __future__ import annotations
 
 import shlex
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deepcluster.cli.common import show
 from deepcluster.cli.options import Function, parse_options
-from deepcluster.config import TrainRun
+from deepcluster.config import BOTH, TrainRun
 from deepcluster.data.open import must_exist
 from deepcluster.distributed import is_secondary_process
 from deepcluster.errors import DeepClusterError, Interrupted
 
 if TYPE_CHECKING:
+    from deepcluster.data.source import ImageSource
     from deepcluster.engine.log import Screen
     from deepcluster.engine.run import Run
 
 HELP = """\
-Trains a preset on your images, or resumes a run.
+Trains on your images, or resumes a run.
 
-usage: deepcluster train PRESET --data S --out RUN [--epochs N] [--method.k K] [--SETTING VALUE ...]
+usage: deepcluster train --data S --out RUN [--minutes 10] [--method.k K] [--SETTING VALUE ...]
+       deepcluster train PRESET --data S --out RUN [--epochs N | --minutes M] [--SETTING VALUE ...]
        deepcluster train --resume RUN [--epochs N] [--data S]
 
-  PRESET         a preset's name; `deepcluster presets` lists them
+  PRESET         a preset's name; `deepcluster presets` lists them. Without one the network, the image size, the
+                 number of clusters and the batches are chosen from the images and the machine, and told
   --data S       images: a folder, tar shards, a list, an array, torchvision:NAME, or digits;
                  with --resume only if they have moved
   --out RUN      the run folder to write
-  --resume RUN   resume a run exactly where it stopped
-  --epochs N     number of epochs; with --resume a new number, for a finished run too
+  --minutes M    what the whole run may take, the last clustering included: the speed is measured at first, and as
+                 many epochs as fit are trained, at least one. Without a preset and without --epochs, 10
+  --epochs N     number of epochs, in place of minutes; with --resume a new number, for a finished run too
+  --method NAME  without a preset: deepcluster, odc or another method, in place of deepcluster
+  --resume RUN   resume a run exactly where it stopped; its epochs stay, and nothing is measured again
   --overwrite    replace the run that is already in --out
   --json         print one JSON object to standard output
 
-`deepcluster train PRESET --help` lists every setting of a preset with its value.
+`deepcluster train PRESET --help` lists every setting of a preset with its value, `deepcluster train --data S --help`
+those that are chosen for these images. Each can be given, as in --method.k 50 --seed 1 --image-size 96.
 """
 
 
 def command(arguments: list[str]) -> None:
-    """Trains a preset or resumes a run."""
+    """Trains a preset, trains what suits the images, or resumes a run."""
+    began = time.monotonic()
     name = arguments[0] if arguments and not arguments[0].startswith("-") else None
-    if any(word == "--resume" or word.startswith("--resume=") for word in arguments):
+    if _given(arguments, "resume") is not None:
         prog, function = "deepcluster train --resume RUN", Function(f"{__name__}:resume", injected=("preset",))
         function.call(parse_options([function], arguments[1:] if name else arguments, prog=prog), preset=name)
     elif name:
         from deepcluster.presets import find_preset
 
-        preset, function = find_preset(name), Function(f"{__name__}:train", injected=("preset", "settings"))
-        values = parse_options(
-            [function], arguments[1:], prog=f"deepcluster train {name}", settings=preset.run, about=preset.about
-        )
-        function.call(values, preset=name, settings=values["settings"])
+        preset = find_preset(name)
+        _train(arguments[1:], f"deepcluster train {name}", name, preset.run, preset.about, began)
+    elif _given(arguments, "data") is not None:
+        _train_chosen(arguments, began)
     elif arguments and arguments[0] in ("-h", "--help"):
         print(HELP, end="")
     else:
-        raise DeepClusterError("The preset comes first: deepcluster train PRESET --data S --out RUN.")
+        raise DeepClusterError(
+            "--data must be given: deepcluster train --data S --out RUN. `deepcluster train --help` says more."
+        )
+
+
+def _train_chosen(arguments: list[str], began: float) -> None:
+    """Trains with settings that are chosen from the images and the machine."""
+    must_exist(_given(arguments, "data"))
+    from deepcluster.data.open import open_images
+    from deepcluster.presets.choose import AUTO, choose
+
+    source = open_images(_given(arguments, "data"))
+    size = _given(arguments, "image-size") or ""
+    chosen = choose(
+        source,
+        method=_given(arguments, "method"),
+        image_size=int(size) if size.isdigit() else None,
+        device=_given(arguments, "device") or "auto",
+    )
+    run = chosen.run if _given(arguments, "epochs") is None else replace(chosen.run, minutes=None)
+    _train(_without(arguments, "method"), "deepcluster train", AUTO, run, chosen.about, began, source)
+
+
+def _train(
+    arguments: list[str],
+    prog: str,
+    preset: str,
+    run: TrainRun,
+    about: str,
+    began: float,
+    source: ImageSource | None = None,
+) -> None:
+    """Trains with the settings of `run` and those in the arguments."""
+    if _given(arguments, "minutes") is not None and _given(arguments, "epochs") is not None:
+        raise DeepClusterError(BOTH)
+    function = Function(f"{__name__}:train", injected=("preset", "settings", "about", "began", "source"))
+    values = parse_options([function], arguments, prog=prog, settings=run, about=about)
+    settings, told = values["settings"], about if source is not None else ""
+    function.call(values, preset=preset, settings=settings, about=told, began=began, source=source)
+
+
+def _given(arguments: list[str], option: str) -> str | None:
+    """The value that the arguments give to an option, "" where it is missing; None = the option is not there."""
+    for position, word in enumerate(arguments):
+        name, equals, value = word.partition("=")
+        if name == f"--{option}":
+            return value if equals else "".join(arguments[position + 1 : position + 2])
+    return None
+
+
+def _without(arguments: list[str], option: str) -> list[str]:
+    """The arguments without an option and its value."""
+    for position, word in enumerate(arguments):
+        if word.partition("=")[0] == f"--{option}":
+            return arguments[:position] + arguments[position + (1 if "=" in word else 2) :]
+    return arguments
 
 
 def train(
-    *, preset: str, settings: TrainRun, data: str, out: Path, overwrite: bool = False, json: bool = False
+    *,
+    preset: str,
+    settings: TrainRun,
+    about: str = "",
+    began: float,
+    source: ImageSource | None = None,
+    data: str,
+    out: Path,
+    overwrite: bool = False,
+    json: bool = False,
 ) -> None:
     """Trains on images and writes a run folder. Ctrl-C or SIGTERM saves the run; --resume continues it.
 
@@ -73,8 +146,11 @@ def train(
     from deepcluster.engine.log import Screen
 
     screen = Screen(quiet=is_secondary_process(), stderr=json)
+    if about:
+        screen.say(about)
     with _resume_hint(out, screen):
-        run = engine.train(settings, data, out, preset=preset, overwrite=overwrite, screen=screen)
+        images = data if source is None else source
+        run = engine.train(settings, images, out, preset=preset, overwrite=overwrite, screen=screen, began=began)
     _show(run, screen, json)
 
 

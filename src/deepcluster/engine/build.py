@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from lightning_fabric import Fabric
 from torch import nn
 
 from deepcluster import config as settings
@@ -24,6 +26,7 @@ from deepcluster.errors import DeepClusterError
 from deepcluster.methods.base import Method
 from deepcluster.methods.params import method_class
 from deepcluster.models.backbone import Backbone
+from deepcluster.models.sync_batchnorm import BatchSlice, convert_sync_batchnorm
 from deepcluster.models.zoo import build_backbone
 from deepcluster.random import seed_of
 
@@ -39,7 +42,7 @@ def check(run: TrainRun) -> None:
     """Refuses numbers that no run can have.
 
     Raises:
-        DeepClusterError: no epochs, no images in a step, or a negative learning rate.
+        DeepClusterError: no epochs or minutes, no images in a step, or a negative learning rate.
     """
     for name, value, least in (
         ("epochs", run.epochs, 1),
@@ -48,6 +51,10 @@ def check(run: TrainRun) -> None:
     ):
         if value < least:
             raise DeepClusterError(f"--{name} is {value}: give at least {least}.")
+    if run.minutes is not None and not 0 < run.minutes < math.inf:
+        raise DeepClusterError(
+            f"--minutes is {run.minutes:g}: give the minutes that the run may take, such as 10, or --epochs instead."
+        )
     if not run.optimizer.lr >= 0:
         raise DeepClusterError(f"--optimizer.lr is {run.optimizer.lr}: give a learning rate of 0 or more.")
 
@@ -75,6 +82,43 @@ def build_method(run: TrainRun, n: int, clusterer: Any = None, group: ProcessGro
         draw_backbone(run), run.method, n=n, make_optimizer=own_optimizer, clusterer=clusterer, group=group
     )
     return method
+
+
+@dataclass
+class Parts:
+    """What is trained: the method on its device, the optimizer of its backbone, and what tells its layers which images
+    of a batch are this process's."""
+
+    method: Method
+    optimizer: torch.optim.Optimizer
+    batch_slice: BatchSlice
+
+
+def build_parts(
+    run: TrainRun, n: int, fabric: Fabric, group: ProcessGroup, clusterer: Any = None, *, initial_weights: bool = True
+) -> Parts:
+    """The parts of a run of `n` images at its beginning, the same on all processes. Seeds every global generator.
+
+    Args:
+        initial_weights: read the file of initial weights, where the run has one; a checkpoint makes it unnecessary.
+
+    Raises:
+        DeepClusterError: settings that the network or the method refuses, or a file of another network.
+    """
+    seed_everything(run.seed)
+    method, batch_slice, o = build_method(run, n, clusterer, group), BatchSlice(), run.optimizer
+    with group.collective_section():
+        if run.backbone.weights and initial_weights:
+            load_initial_weights(run.backbone.weights, (method.backbone, method.feature_network))
+    native = fabric.device.type == "cuda" and not run.deterministic
+    convert_sync_batchnorm(method, group, batch_slice, norm=run.sync_batchnorm, native=native)
+    method.to(device=fabric.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    optimizer = make_optimizer(
+        method.backbone.parameters(), o.name, lr=o.lr, momentum=o.momentum, weight_decay=o.weight_decay
+    )
+    for weight in method.backbone.state_dict().values():
+        group.broadcast_(weight)  # processors of different kinds may draw different last digits
+    return Parts(method, optimizer, batch_slice)
 
 
 def views_of(run: TrainRun, backbone: Backbone) -> RandomViews:

@@ -43,6 +43,11 @@ class Bar:
         if self.progress is not None and self.task is not None:
             self.progress.advance(self.task, images)
 
+    def describe(self, text: str) -> None:
+        """Changes the words before it."""
+        if self.progress is not None and self.task is not None:
+            self.progress.update(self.task, description=text)
+
     def to(self, images: int) -> None:
         """Moves it to so many."""
         if self.progress is not None and self.task is not None:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from lightning_fabric import Fabric
+from torch import Tensor
 
 from deepcluster.config import TrainRun
 from deepcluster.data.cache import Pixels
@@ -22,16 +23,17 @@ from deepcluster.data.loader import Loader
 from deepcluster.data.transforms import RandomViews
 from deepcluster.distributed import ProcessGroup
 from deepcluster.engine import checkpoint
+from deepcluster.engine.clock import Clock, duration
 from deepcluster.engine.log import Screen
 from deepcluster.engine.optim import set_rate, step_all
-from deepcluster.engine.parallel import parallel_loss
+from deepcluster.engine.parallel import Loss, parallel_loss
 from deepcluster.engine.schedules import rate_factor
 from deepcluster.errors import Interrupted
 from deepcluster.features.extract import extract
 from deepcluster.methods.base import Features, Method
 from deepcluster.models.sync_batchnorm import BatchSlice, average_running_stats
 from deepcluster.random import seeded
-from deepcluster.types import Clustering, TrainStep
+from deepcluster.types import Batch, Clustering, TrainStep
 
 if TYPE_CHECKING:
     from deepcluster.engine.monitor import Monitor
@@ -57,7 +59,8 @@ class TrainState:
 @dataclass(frozen=True)
 class TrainContext:
     """Everything that stays the same from the first step to the last; `batch_slice` tells layers which images of each
-    batch are this process's, `monitor` evaluates the run, and `stopped` tells whether Ctrl-C or SIGTERM has come."""
+    batch are this process's, `monitor` evaluates the run, `clock` knows how long the rest takes, and `stopped` tells
+    whether Ctrl-C or SIGTERM has come."""
 
     run: TrainRun
     fabric: Fabric
@@ -70,6 +73,7 @@ class TrainContext:
     folder: Path
     screen: Screen
     monitor: Monitor
+    clock: Clock
     stopped: Callable[[], bool]
 
 
@@ -77,8 +81,7 @@ def fit(c: TrainContext, state: TrainState) -> None:
     """Trains until the run's epochs are done, from wherever `state` stands. Raises Interrupted after a checkpoint was
     saved when the run is told to stop, and DeepClusterError where the loss is no longer a number."""
     run, method, group, per_epoch = c.run, c.method, c.group, state.steps_per_epoch
-    total, clip = run.epochs * per_epoch, run.optimizer.clip
-    scaler = getattr(c.fabric.strategy.precision, "scaler", None)
+    total = run.epochs * per_epoch
     if state.step % per_epoch == 0 and "images" in state.totals:
         end_epoch(c, state)  # the run was stopped while it evaluated that epoch
     else:
@@ -105,24 +108,21 @@ def fit(c: TrainContext, state: TrainState) -> None:
                 group=group,
             )
             compute_loss, summed = parallel_loss(method, group, run.deterministic)
-            loss_sum, own = torch.zeros((), dtype=torch.float64, device=c.fabric.device), method.local_parameters
+            loss_sum = torch.zeros((), dtype=torch.float64, device=c.fabric.device)
             started = time.perf_counter()
             method.train()
             with c.screen.bar(f"epoch {epoch + 1}/{run.epochs}", (end - state.step) * state.batch_size) as advance:
                 for batch in loader:
-                    c.batch_slice.position, c.batch_slice.total = batch.position, batch.whole
                     if group.any(len(batch.index) > 0):  # else none of its images can be decoded
-                        optimizers = {"backbone": c.optimizer, **method.optimizers()}
-                        set_rate(optimizers.values(), rate_factor(run.optimizer, state.step, total, per_epoch))
-                        with c.fabric.autocast():
-                            losses = compute_loss(batch, TrainStep(state.step, per_epoch, total))
-                        c.fabric.backward(losses["loss"])
-                        step_all(optimizers.values(), method.parameters(), clip, scaler, group, own, summed)
-                        method.after_step(batch)
-                        loss_sum += losses["loss"].detach() * batch.whole
+                        loss = train_step(c, compute_loss, batch, TrainStep(state.step, per_epoch, total), summed)
+                        loss_sum += loss * batch.whole
                         state.add("images", batch.whole)
                         advance(batch.whole)
                     state.step += 1
+                    c.clock.lap("step")
+                    advance.describe(f"epoch {epoch + 1}/{run.epochs}, {duration(c.clock.left(state.step))} left")
+                    if word := c.clock.first_word(state.step):
+                        c.screen.say(word)
 
                     late, stopped = group.any_of(time.monotonic() - saved_at > 60 * run.save_minutes, c.stopped())
                     if (late or stopped) and state.step < end:
@@ -142,6 +142,21 @@ def fit(c: TrainContext, state: TrainState) -> None:
             if group.any(c.stopped()) and state.step < total:
                 save(c, state)
                 raise Interrupted
+
+
+def train_step(c: TrainContext, compute_loss: Loss, batch: Batch, step: TrainStep, summed: bool) -> Tensor:
+    """One step of all optimizers on a batch; returns its loss. `parallel_loss` gives `compute_loss` and `summed`."""
+    method, o = c.method, c.run.optimizer
+    c.batch_slice.position, c.batch_slice.total = batch.position, batch.whole
+    optimizers = [c.optimizer, *method.optimizers().values()]
+    set_rate(optimizers, rate_factor(o, step.step, step.total, step.steps_per_epoch))
+    with c.fabric.autocast():
+        loss = compute_loss(batch, step)["loss"]
+    c.fabric.backward(loss)
+    scaler = getattr(c.fabric.strategy.precision, "scaler", None)
+    step_all(optimizers, method.parameters(), o.clip, scaler, c.group, method.local_parameters, summed)
+    method.after_step(batch)
+    return loss.detach()
 
 
 def segments(method: Method, epoch: int, per_epoch: int) -> Iterator[tuple[int, int]]:
@@ -175,6 +190,7 @@ def refresh(c: TrainContext, state: TrainState, *, last: bool = False) -> Cluste
     state.add("seconds_cluster", time.perf_counter() - started - seconds)
     if clustering is not None:
         c.monitor.after_clustering(c, state, before, clustering)
+    c.clock.lap("clustering")
     return clustering
 
 
@@ -225,6 +241,7 @@ def end_epoch(c: TrainContext, state: TrainState) -> None:
             checkpoint.keep_copy(last, last.with_name(f"epoch-{epoch:04d}.ckpt"))
     c.monitor.keep_best(c, state)
     c.monitor.report_stall(c)
+    c.clock.lap("epoch")
 
 
 def save(c: TrainContext, state: TrainState) -> None:

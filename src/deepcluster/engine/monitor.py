@@ -17,6 +17,7 @@ from deepcluster.clustering.metrics import nmi, purity, size_stats
 from deepcluster.config import TrainRun
 from deepcluster.data.source import ImageSource
 from deepcluster.engine import checkpoint
+from deepcluster.engine.clock import duration
 from deepcluster.engine.health import check_clusters, check_loss
 from deepcluster.engine.log import Metrics, line
 from deepcluster.engine.loop import TrainContext, TrainState, extract_all
@@ -229,7 +230,8 @@ class Monitor:
         }
         with c.group.collective_section():
             self.metrics.add(row)
-        c.screen.say(line(row, c.run.epochs))
+        left = duration(c.clock.left(state.step))
+        c.screen.say(line(row, c.run.epochs) + (f"  {left} left" if epoch + 1 < c.run.epochs else ""))
         classes = latest.get("k", 1) * c.run.method.rotations_predicted
         check_loss([entry["loss"] for entry in self.metrics.rows], classes, c.screen.warn)
         state.totals = {}

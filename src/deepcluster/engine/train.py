@@ -7,6 +7,8 @@ from __future__ import annotations
 import dataclasses
 import os
 import shutil
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,21 +23,20 @@ from deepcluster.data.source import ImageSource
 from deepcluster.distributed import ProcessGroup, current
 from deepcluster.engine import checkpoint, run_folder
 from deepcluster.engine import run as runs
-from deepcluster.engine.build import build_method, check, seed_everything, views_of
+from deepcluster.engine.build import Parts, build_method, build_parts, check, views_of
+from deepcluster.engine.clock import Clock, duration, known_seconds
 from deepcluster.engine.fabric import launched, make_fabric
 from deepcluster.engine.length import lengthened
 from deepcluster.engine.log import Metrics, Screen
 from deepcluster.engine.loop import TrainContext, TrainState, features_file, fit, refresh
-from deepcluster.engine.model import load_initial_weights
 from deepcluster.engine.monitor import Monitor, exported_model, make_watch
-from deepcluster.engine.optim import make_optimizer
 from deepcluster.engine.signals import stop_signals
+from deepcluster.engine.speed import MARGIN, measure
 from deepcluster.engine.subject import short_side
 from deepcluster.errors import DeepClusterError
 from deepcluster.io import write_json
 from deepcluster.methods.base import Method
 from deepcluster.methods.clusterer import Clusterer
-from deepcluster.models.sync_batchnorm import BatchSlice, convert_sync_batchnorm
 
 
 def train(
@@ -48,6 +49,7 @@ def train(
     overwrite: bool = False,
     screen: Screen | None = None,
     clusterer: Clusterer | None = None,
+    began: float | None = None,
 ) -> runs.Run:
     """Trains and returns the finished run.
 
@@ -57,12 +59,13 @@ def train(
         out: the run folder; must not hold a run yet, unless `resume` or `overwrite`.
         resume: continue from `out`'s last checkpoint; `run` must be its own.
         clusterer: replaces k-means; sets `method.algorithm` to "custom" and `method.k` to 0.
+        began: what `time.monotonic` gave when the minutes of `run.minutes` began; None = now.
 
     Raises:
         DeepClusterError: bad data, settings, or folder.
         Interrupted: Ctrl-C or SIGTERM, after everything was saved.
     """
-    folder = Path(out)
+    folder, began = Path(out), time.monotonic() if began is None else began
     run = with_clusterer(run, clusterer)
     check(run)
     fabric = make_fabric(run)
@@ -75,7 +78,7 @@ def train(
         if group.is_first:
             run_folder.prepare_folder(folder, resume=resume, overwrite=overwrite)
     try:
-        return _train(run, source, folder, fabric, group, screen, preset, resume, clusterer)
+        return _train(run, source, folder, fabric, group, screen, preset, resume, clusterer, began)
     except DeepClusterError:
         if group.is_first and not resume and not (folder / "checkpoints" / "last.ckpt").exists():
             shutil.rmtree(folder)  # a mistake leaves nothing that would stand in the way of the next try
@@ -92,6 +95,7 @@ def _train(
     preset: str,
     resume: bool,
     clusterer: Clusterer | None,
+    began: float,
 ) -> runs.Run:
     # Images
     watch = make_watch(run, source)
@@ -102,6 +106,9 @@ def _train(
         raise DeepClusterError(
             f"{source.name} holds {len(pixels.good)} image(s) that can be decoded: training needs at least 2."
         )
+    known: dict[str, float] = {}
+    if run.minutes is not None and not resume:
+        run, known = within_minutes(run, pixels, fabric, group, folder, screen, clusterer, began)
     with group.collective_section():
         if group.is_first and not resume:
             write_json(folder / "run.json", run_folder.about(run, preset, source, pixels, clusterer, group))
@@ -113,50 +120,26 @@ def _train(
     run_folder.tell_bad(pixels, screen)
 
     # Method, and its state in the last checkpoint
-    seed_everything(run.seed)
-    method, batch_slice = build_method(run, len(source), clusterer, group), BatchSlice()
+    state = TrainState(*steps_per_epoch(run, len(pixels.good), group))
     last = folder / "checkpoints" / "last.ckpt"
     has_checkpoint = resume and group.any(last.exists())
     with group.collective_section():
         if has_checkpoint and not last.exists():
             raise DeepClusterError(f"Not every process sees {last}: the run folder must be on a disk that all share.")
-        if run.backbone.weights and not has_checkpoint:
-            load_initial_weights(run.backbone.weights, (method.backbone, method.feature_network))
-    native = fabric.device.type == "cuda" and not run.deterministic
-    convert_sync_batchnorm(method, group, batch_slice, norm=run.sync_batchnorm, native=native)
-    method.to(device=fabric.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    o = run.optimizer
-    optimizer = make_optimizer(
-        method.backbone.parameters(), o.name, lr=o.lr, momentum=o.momentum, weight_decay=o.weight_decay
-    )
-    for weight in method.backbone.state_dict().values():
-        group.broadcast_(weight)  # processors of different kinds may draw different last digits
-    state = TrainState(*steps_per_epoch(run, len(pixels.good), group))
+    parts = build_parts(run, len(source), fabric, group, clusterer, initial_weights=not has_checkpoint)
+    method = parts.method
     if has_checkpoint:
-        state = restore(last, method, optimizer, fabric)
+        state = restore(last, method, parts.optimizer, fabric)
         screen.say(f"resuming {folder} at epoch {state.step // state.steps_per_epoch + 1}, step {state.step}")
     elif resume:
         screen.say(f"{folder} has no checkpoint yet: starting from its beginning")
-    if run.compile:
-        method.backbone.compile()
 
     # Training
     metrics = Metrics(folder, state.step // state.steps_per_epoch, write=group.is_first)
+    clock = Clock(method, run.epochs, state.steps_per_epoch, known | known_seconds(metrics.rows))
     with stop_signals() as stopped:
-        context = TrainContext(
-            run=run,
-            fabric=fabric,
-            group=group,
-            batch_slice=batch_slice,
-            method=method,
-            optimizer=optimizer,
-            pixels=pixels,
-            views=views_of(run, method.backbone),
-            folder=folder,
-            screen=screen,
-            monitor=Monitor(metrics, watch),
-            stopped=stopped,
-        )
+        monitor = Monitor(metrics, watch)
+        context = make_context(run, parts, pixels, fabric, group, folder, screen, monitor, clock, stopped)
         try:
             fit(context, state)
             clustering = refresh(context, state, last=True)
@@ -178,6 +161,78 @@ def _train(
             f"{folder / 'bad_images.csv'} lists what cannot be decoded: {len(pixels.bad):,} of {len(pixels):,} files"
         )
     return runs.load_run(folder, device=run.device)
+
+
+def make_context(
+    run: TrainRun,
+    parts: Parts,
+    pixels: Pixels,
+    fabric: Fabric,
+    group: ProcessGroup,
+    folder: Path,
+    screen: Screen,
+    monitor: Monitor,
+    clock: Clock,
+    stopped: Callable[[], bool] = lambda: False,
+) -> TrainContext:
+    """What the training loop needs, of these parts; compiles the backbone where the run says so."""
+    if run.compile:
+        parts.method.backbone.compile()
+    return TrainContext(
+        run=run,
+        fabric=fabric,
+        group=group,
+        batch_slice=parts.batch_slice,
+        method=parts.method,
+        optimizer=parts.optimizer,
+        pixels=pixels,
+        views=views_of(run, parts.method.backbone),
+        folder=folder,
+        screen=screen,
+        monitor=monitor,
+        clock=clock,
+        stopped=stopped,
+    )
+
+
+def within_minutes(
+    run: TrainRun,
+    pixels: Pixels,
+    fabric: Fabric,
+    group: ProcessGroup,
+    folder: Path,
+    screen: Screen,
+    clusterer: Clusterer | None,
+    began: float,
+) -> tuple[TrainRun, dict[str, float]]:
+    """The run with as many epochs as fit into its minutes, of which those since `began` are over; and the seconds of
+    its parts, for `Clock`."""
+    assert run.minutes is not None
+    images = len(pixels.good)
+    state = TrainState(*steps_per_epoch(run, images, group))
+
+    def thrown_away(n: int) -> TrainContext:
+        parts = build_parts(run, n, fabric, group, clusterer)
+        monitor, clock = Monitor(Metrics(folder, 0, write=False), None), Clock(parts.method, 1, 1)
+        return make_context(run, parts, pixels, fabric, group, folder, Screen(quiet=True), monitor, clock)
+
+    screen.say("measuring the speed of this machine")
+    speed = measure(thrown_away, run, state, images)
+    over = float(group.max_(torch.tensor(time.monotonic() - began, dtype=torch.float64)))
+    method = build_method(run, 1, clusterer)
+    epochs, seconds = speed.epochs_within(60 * MARGIN * run.minutes - over, method, state.steps_per_epoch)
+    one = duration(state.steps_per_epoch * speed.step + speed.epoch)
+    if over + seconds > 60 * run.minutes:
+        screen.warn(
+            f"--minutes {run.minutes:g} is too short for a single epoch, which is trained all the same: the run will"
+            f" end in about {duration(seconds)}. A smaller --image-size or another --backbone.name is faster."
+        )
+    else:
+        screen.say(
+            f"about {duration(seconds)} left: {epochs:,} epochs of {one}, each clustering {duration(speed.clustering)}"
+        )
+    known = {"step": speed.step, "clustering": speed.clustering, "epoch": speed.epoch}
+    return dataclasses.replace(run, epochs=epochs), known
 
 
 def with_clusterer(run: TrainRun, clusterer: Clusterer | None) -> TrainRun:

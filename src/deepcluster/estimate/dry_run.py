@@ -25,9 +25,10 @@ from deepcluster.distributed import ProcessGroup
 from deepcluster.engine.build import build_method, draw_backbone, views_of
 from deepcluster.engine.monitor import exported_model
 from deepcluster.engine.optim import make_optimizer
+from deepcluster.engine.speed import asks_for_features, clustered
 from deepcluster.errors import DeepClusterError
-from deepcluster.methods.base import Features, Method
-from deepcluster.types import Batch, Clustering, TrainStep
+from deepcluster.methods.base import Method
+from deepcluster.types import Batch, TrainStep
 
 ROWS = 2048
 """Images of each process in the dry run, and once twice as many."""
@@ -106,7 +107,8 @@ class DryRun:
             own["method.iterations"] = ROUNDS[rounds]
         run = config.override(run, own)
         with FlopCounterMode(display=False) as flops:
-            method, clustering = clustered(run, n)
+            method = build_method(run, n)
+            clustering = clustered(method, n)
         state = bytes_of(method.state_dict())
         kept = moments(run, method)
         values = {"refresh_flops": float(flops.get_total_flops()), "state": state, "checkpoint": state + kept}
@@ -173,30 +175,6 @@ def small_k(run: TrainRun) -> tuple[int, int]:
 def _build(run: TrainRun, k: int) -> Method:
     run = config.override(run, {"method.k": k})
     return build_method(run, 1)
-
-
-def clustered(run: TrainRun, n: int) -> tuple[Method, Clustering | None]:
-    """The run's method after it has clustered made-up features of n images, and the clustering."""
-    method = build_method(run, n)
-    features = np.random.default_rng(0).standard_normal((n, method.backbone.dim), np.float32)
-    features /= (1 + np.arange(method.backbone.dim, dtype=np.float32) / 8) ** 1.5  # real ones have few main directions
-    return method, method.refresh(lambda: Features(np.arange(n), features), (0,))
-
-
-def asks_for_features(method: Method) -> bool:
-    """Whether a method that has clustered once computes features again for the next clustering."""
-
-    class Asked(Exception):
-        pass
-
-    def extract_features() -> Features:
-        raise Asked
-
-    try:
-        method.refresh(extract_features, (1,))
-    except Asked:
-        return True
-    return False
 
 
 @dataclass(frozen=True)

@@ -21,11 +21,12 @@ from deepcluster.data.cache import SMALL, Pixels, load_pixels
 from deepcluster.data.loader import Loader
 from deepcluster.data.open import open_images
 from deepcluster.distributed import ProcessGroup
-from deepcluster.engine.build import check, views_of
+from deepcluster.engine.build import build_method, check, views_of
 from deepcluster.engine.optim import make_optimizer, step_all
+from deepcluster.engine.speed import clustered
 from deepcluster.engine.subject import short_side
 from deepcluster.errors import DeepClusterError
-from deepcluster.estimate.dry_run import ROWS, Counted, DryRun, clustered, count_backbone, number_of_clusters
+from deepcluster.estimate.dry_run import ROWS, Counted, DryRun, count_backbone, number_of_clusters
 from deepcluster.features.extract import IN_MEMORY, extract
 from deepcluster.types import TrainStep
 
@@ -386,7 +387,8 @@ def time_steps(job: Job, dry: DryRun, data: Any = None) -> Timed:
     seconds, flops = [], []
     for n in (ROWS, 4 * ROWS):
         began = time.perf_counter()
-        clustered(config.override(run, {"method.k": dry.samples[-1].k} if number_of_clusters(run) else {}), n)
+        few = config.override(run, {"method.k": dry.samples[-1].k} if number_of_clusters(run) else {})
+        clustered(build_method(few, n), n)
         seconds.append(time.perf_counter() - began)
         flops.append(dry.at(n * job.processes, n, dry.samples[-1].k)["refresh_flops"])
     slope = max(0.0, seconds[1] - seconds[0]) / (flops[1] - flops[0])

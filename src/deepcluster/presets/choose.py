@@ -1,0 +1,258 @@
+"""The settings of a run for which no preset was named, from the images and the machine.
+
+Every number that may want to be tuned is a named constant or a field of `KINDS`; the reasons stand beside them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from deepcluster.config import BackboneParams, DataParams, OptimizerParams, TrainRun, from_dict, names
+from deepcluster.data.source import ImageSource
+from deepcluster.errors import BadImage, DeepClusterError
+from deepcluster.methods.params import MethodParams
+
+AUTO = "auto"
+"""What run.json calls the preset of a run whose settings were chosen."""
+FOLLOWED = ("image_size", "device")
+"""Settings that the others are chosen for, where the user gives them."""
+DEFAULT = "deepcluster"
+"""The method, where none is named."""
+MINUTES = 10.0
+"""Of a run without a preset."""
+SAMPLE = 48
+"""Images that are looked at."""
+SHRUNK = 256
+"""Their shorter side is decoded to this, at most, in pixels: whether photos are larger makes no difference."""
+GRAY = 8
+"""Largest difference between the colors of a pixel, of 255, that counts as gray: JPEG leaves some."""
+
+
+@dataclass(frozen=True)
+class Images:
+    """What the choice depends on.
+
+    Attributes:
+        count: images of the source. side: median of the shorter side, in pixels, at most `SHRUNK`.
+        color: whether any of those looked at has colors. mixed: whether they differ in size.
+    """
+
+    count: int
+    side: int
+    color: bool
+    mixed: bool = False
+
+    def __str__(self) -> str:
+        size = f"{SHRUNK} px and more" if self.side >= SHRUNK else f"about {self.side} px" if self.mixed else ""
+        return f"{self.count:,} {'color' if self.color else 'gray'} images of {size or f'{self.side} px'}"
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What the choice depends on: "cpu", "cuda" or "mps", processor cores, bytes of the GPU's memory, and whether
+    16-bit floats are fast."""
+
+    device: str
+    cores: int
+    memory: int = 0
+    bf16: bool = False
+
+    def __str__(self) -> str:
+        where = f"{self.cores} cores" if self.device == "cpu" else f"a GPU of {self.memory / 2**30:.0f} GiB"
+        return where + (" with bf16" if self.bf16 else "")
+
+
+@dataclass(frozen=True)
+class Kind:
+    """The settings for images up to some size.
+
+    Attributes:
+        up_to: largest side of such images, in pixels. image_size: what the network sees; 0 = the side of the images.
+        view: side of the training views, as a share of `image_size`: smaller views cost less than they lose, and a
+            network trained on enlarged crops is at its best on images a little larger (arXiv 1906.06423).
+        images_per_cluster: which k follows from; most_clusters: its upper limit.
+        batch: images of a step, at most.
+        lr: of AdamW. method: further parameters, for methods that have them.
+    """
+
+    up_to: int
+    backbone: BackboneParams
+    image_size: int
+    view: float
+    data: DataParams
+    images_per_cluster: float
+    most_clusters: int
+    batch: int
+    lr: float
+    method: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+_PHOTO = DataParams(crop_scale=(0.2, 1.0), jitter=0.8, gray=0.2)
+_TINY = {"whiten": 32, "clusterings": 4, "ema_decay": 0.98, "head": "redraw", "head_lr": 0.02}
+KINDS = {
+    "cpu": (
+        # As tiny-deepcluster: digits and icons have a right way up and two sides, so no flips and no crops, but small
+        # shifts and turns. Twice as many clusters as kinds are enough where a kind looks much the same.
+        Kind(16, BackboneParams("convnet", options={"widths": [32, 64, 128], "pools": [1, 2]}), 0, 1.0,
+             DataParams(crop_scale=None, flip=0.0, rotate=12, translate=0.13, zoom=(0.87, 1.15), shear=6),
+             images_per_cluster=80, most_clusters=200, batch=128, lr=0.002, method=_TINY),
+        # Those of deepcluster-convnet, measured on CIFAR-10: at this size the images per second count most, and Sobel
+        # filters are worth three points of kNN. Its clusters hold ten images each.
+        Kind(48, BackboneParams("convnet", sobel="paper"), 0, 0.75,
+             DataParams(crop_scale=(0.2, 1.0), jitter=0.8, saturation=0.0, hue=0.0),
+             images_per_cluster=10, most_clusters=2_000, batch=256, lr=0.003),
+        # Photos on a CPU: a ResNet-18 on 64 pixels sees 100 to 200 images a second, so that a thousand photos are seen
+        # fifty times in ten minutes. In color, which tells photos of different things apart.
+        Kind(SHRUNK, BackboneParams("resnet18"), 64, 0.75, _PHOTO,
+             images_per_cluster=10, most_clusters=2_000, batch=128, lr=0.002),
+    ),
+    "gpu": (
+        Kind(16, BackboneParams("convnet", options={"widths": [32, 64, 128], "pools": [1, 2]}), 0, 1.0,
+             DataParams(crop_scale=None, flip=0.0, rotate=12, translate=0.13, zoom=(0.87, 1.15), shear=6),
+             images_per_cluster=80, most_clusters=200, batch=128, lr=0.002, method=_TINY),
+        # A GPU has the speed for a ResNet-18 whose first layer keeps all pixels of small images.
+        Kind(48, BackboneParams("resnet18", sobel="paper", options={"stem": "small"}), 0, 0.75,
+             DataParams(crop_scale=(0.2, 1.0), jitter=0.8, saturation=0.0, hue=0.0),
+             images_per_cluster=10, most_clusters=2_000, batch=256, lr=0.003),
+        Kind(SHRUNK, BackboneParams("resnet18"), 128, 0.75, _PHOTO,
+             images_per_cluster=10, most_clusters=4_000, batch=256, lr=0.002),
+    ),
+}  # fmt: skip
+"""Where it computes -> the kinds of images, by ascending size; all larger ones are of the last kind."""
+
+LEAST_STEPS = 8
+"""Steps of an epoch, at least: batches are smaller where there are few images."""
+LEAST_BATCH = 16
+"""But not so small that batch-norm has nothing to go by."""
+STEPS_BETWEEN = 24
+"""Steps between two clusterings, at least: the classifier must learn the clusters before they change."""
+MOST_DIMENSIONS = 128
+"""Of the whitened features."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Settings, and the sentence that tells them."""
+
+    run: TrainRun
+    about: str
+
+
+def choose(
+    source: ImageSource, *, method: str | None = None, image_size: int | None = None, device: str = "auto"
+) -> Choice:
+    """A method with the network, size, clusters and batches that suit these images and this machine, for ten
+    minutes.
+
+    Args:
+        method: its name in `METHODS`; None = deepcluster.
+        image_size: of the network, in pixels, where the user wants one; views follow it.
+        device: what the run is to compute on.
+
+    Raises:
+        DeepClusterError: none of the images looked at can be decoded, or there is no such method.
+    """
+    return choose_for(look_at(source), this_machine(device), method, image_size)
+
+
+def choose_for(images: Images, machine: Machine, method: str | None = None, image_size: int | None = None) -> Choice:
+    """The same, from what is known of both."""
+    kinds = KINDS["cpu" if machine.device == "cpu" else "gpu"]
+    kind = next((kind for kind in kinds if images.side <= kind.up_to), kinds[-1])
+    size = image_size or kind.image_size or images.side
+    k = min(images.count / kind.images_per_cluster, images.count / 10, kind.most_clusters)
+    k = max(2, int(k) // 2 * 2)  # DeeperCluster divides them among its super-clusters
+    batch = kind.batch
+    while batch > LEAST_BATCH and images.count < LEAST_STEPS * batch:
+        batch //= 2
+    steps = max(1, round(images.count / batch))
+    data = dataclasses.replace(kind.data, view_size=0 if kind.view == 1 else max(8, round(kind.view * size)))
+    if not images.color:  # nothing to shift, and every image is gray already
+        data = dataclasses.replace(data, saturation=0.0, hue=0.0, gray=0.0)
+    values = {
+        "k": k,
+        "reassign": float(max(1 if k < 1_000 else 2, -(-STEPS_BETWEEN // steps))),
+        # a direction of few images is noise, which whitening would raise to the others' level
+        "whiten": max(2, min(MOST_DIMENSIONS, images.count // 8)),
+        "iterations": 10,
+        # the paper's classifier, drawn anew at each clustering, needs longer runs than minutes
+        "head": "centroids",
+        "super_clusters": 2,
+        # ODC from nothing: labels that begin badly mend slowly online
+        "start": "whitened",
+        "feature_dim": 128,
+        "hidden": 256,
+        "dropout": 0.0,
+        **kind.method,
+    }
+    run = TrainRun(
+        minutes=MINUTES,
+        batch_size=batch,
+        image_size=size,
+        keep_every=0,
+        method=method_params(method or DEFAULT, values),
+        optimizer=OptimizerParams(name="adamw", lr=kind.lr, weight_decay=1e-4, schedule="cosine"),
+        data=data,
+        backbone=kind.backbone,
+    )
+    about = (
+        f"{images} on {machine}: {method or DEFAULT} with {kind.backbone.name} at {size} px, {k:,} clusters, batches of"
+        f" {batch}"
+    )
+    return Choice(run, about)
+
+
+def method_params(name: str, values: Mapping[str, Any]) -> MethodParams:
+    """The parameters of the method of this name, with those of the values that it has.
+
+    Raises:
+        DeepClusterError: there is no such method.
+    """
+    known = names(from_dict({"method": {"name": name}}))
+    own = {key: value for key, value in values.items() if f"method.{key}" in known}
+    return from_dict({"method": {"name": name} | own}).method
+
+
+def look_at(source: ImageSource) -> Images:
+    """What a sample of the images, evenly spaced, is like; those that cannot be decoded are left out.
+
+    Raises:
+        DeepClusterError: none of them can be decoded.
+    """
+    sides, color, why = [], False, ""
+    for index in np.unique(np.linspace(0, len(source) - 1, SAMPLE).astype(int)):
+        try:
+            pixels = source.read(int(index), SHRUNK)
+        except BadImage as error:
+            why = why or f"{source.path(int(index))}: {error}"
+            continue
+        sides.append(min(pixels.shape[:2]))
+        color = color or bool((pixels.max(2).astype(int) - pixels.min(2) > GRAY).mean() > 0.01)
+    if not sides:
+        raise DeepClusterError(
+            f"None of the images of {source.name} that were looked at can be decoded ({why}): give images as --data."
+        )
+    return Images(len(source), int(np.median(sides)), color, mixed=min(sides) != max(sides))
+
+
+def this_machine(device: str = "auto") -> Machine:
+    """The machine this runs on."""
+    import torch
+
+    from deepcluster.engine.fabric import fast_bfloat16, pick_device
+
+    kind = pick_device(device).partition(":")[0]
+    memory = torch.cuda.get_device_properties(0).total_memory if kind == "cuda" else 0
+    return Machine(kind, usable_cores(), memory, fast_bfloat16(kind))
+
+
+def usable_cores() -> int:
+    """Processor cores that this process may use."""
+    affinity: Any = getattr(os, "sched_getaffinity", None)  # not on macOS
+    return len(affinity(0)) if affinity else os.cpu_count() or 1

@@ -1,0 +1,118 @@
+"""What is chosen for images and machines that no preset was named for."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import deepcluster as dc
+from deepcluster.cli.main import main
+from deepcluster.config import as_dict, from_dict
+from deepcluster.data.open import open_images
+from deepcluster.engine.build import build_method, check, views_of
+from deepcluster.errors import DeepClusterError
+from deepcluster.methods.params import METHODS, method_name
+from deepcluster.presets.choose import SHRUNK, Images, Machine, choose, choose_for, look_at
+
+CPU, GPU = Machine("cpu", 2), Machine("cuda", 16, 80 << 30, True)
+SETS = {
+    "digits": Images(1_797, 8, color=False),
+    "cifar": Images(20_000, 32, color=True),
+    "photos": Images(1_244, 112, color=True, mixed=True),
+    "few": Images(64, SHRUNK, color=True, mixed=True),
+    "many": Images(100_000, SHRUNK, color=True, mixed=True),
+}
+
+
+def photos(folder: Path, n: int, gray: bool = False) -> Path:
+    folder.mkdir()
+    for number in range(n):
+        rng = np.random.default_rng(number)
+        size = (60 + number % 5, 80)
+        pixels = rng.integers(0, 255, (*size, 1 if gray else 3)).repeat(3 if gray else 1, axis=2)
+        Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{number}.png")
+    return folder
+
+
+@pytest.mark.parametrize("name", SETS)
+@pytest.mark.parametrize("machine", [CPU, GPU], ids=["cpu", "gpu"])
+@pytest.mark.parametrize("method", [None, *METHODS])
+def test_a_choice_can_be_trained(name: str, machine: Machine, method: str | None) -> None:
+    """Its parts can be built, run.json holds it, and there are enough images for its clusters and batches."""
+    images = SETS[name]
+    run = choose_for(images, machine, method).run
+    check(run)
+    assert from_dict(json.loads(json.dumps(as_dict(run)))) == run
+    views_of(run, build_method(run, images.count).backbone)
+    assert (
+        run.batch_size <= images.count / 4 and run.minutes == 10 and method_name(run.method) == method
+    ) or "deepcluster"
+    k = getattr(run.method, "k")  # noqa: B009 - not all methods have one
+    assert 2 <= k <= images.count // 10
+
+
+def test_small_images_get_small_networks_at_their_own_size() -> None:
+    digits, cifar, photo = (choose_for(SETS[name], CPU).run for name in ("digits", "cifar", "photos"))
+    assert (digits.image_size, cifar.image_size) == (8, 32) and photo.image_size >= 64
+    assert digits.backbone.name == cifar.backbone.name == "convnet" != photo.backbone.name
+    assert digits.data.flip == 0 and digits.data.crop_scale is None and cifar.data.flip > 0
+    assert digits.data.gray == digits.data.hue == 0 < photo.data.gray
+
+
+def test_more_images_get_more_clusters_and_larger_batches() -> None:
+    few, photo, many = (choose_for(SETS[name], CPU).run for name in ("few", "photos", "many"))
+    assert few.batch_size < photo.batch_size
+    assert few.method.k < photo.method.k < many.method.k  # type: ignore[attr-defined]
+    assert few.method.reassign >= 24 / (64 / few.batch_size)  # type: ignore[attr-defined]
+
+
+def test_the_sentence_names_what_was_seen_and_chosen() -> None:
+    about = choose_for(SETS["few"], CPU).about
+    assert about.startswith("64 color images of 256 px and more on 2 cores: deepcluster with resnet18 at 64 px, 6 ")
+    assert "gray images of 8 px on a GPU of 80 GiB with bf16" in choose_for(SETS["digits"], GPU).about
+
+
+def test_a_size_that_the_user_gives_is_followed_by_the_views() -> None:
+    run = choose_for(SETS["photos"], CPU, image_size=96).run
+    assert (run.image_size, run.data.view_size) == (96, 72)
+
+
+def test_images_are_looked_at_and_damaged_ones_left_out(tmp_path: Path) -> None:
+    folder = photos(tmp_path / "color", 12)
+    (folder / "0.png").write_bytes(b"no image")
+    assert look_at(open_images(str(folder))) == Images(12, 62, color=True, mixed=True)
+    assert look_at(open_images(str(photos(tmp_path / "gray", 3, gray=True)))) == Images(3, 61, color=False, mixed=True)
+    assert look_at(open_images("digits")) == Images(1_797, 8, color=False)
+    for file in folder.iterdir():
+        file.write_bytes(b"no image")
+    with pytest.raises(DeepClusterError, match=r"None of the images of .* can be decoded \(.*0\.png"):
+        choose(open_images(str(folder)))
+
+
+def test_no_preset_is_needed_and_settings_can_be_given(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = photos(tmp_path / "photos", 64)
+    (folder / "5.png").write_bytes(b"no image")
+    words = ["train", "--data", folder, "--out", tmp_path / "run", "--epochs", 1, "--method.k", 3, "--seed", 1]
+    assert main([str(word) for word in [*words, "--image-size", 32, "--batch-size", 32]]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("64 color images of about 62 px on ") and "measuring" not in said
+    config = json.loads((tmp_path / "run/run.json").read_text())
+    settings = config["settings"]
+    assert (config["preset"], settings["epochs"], settings["minutes"], settings["seed"]) == ("auto", 1, None, 1)
+    assert (settings["method"]["k"], settings["image_size"], settings["data"]["view_size"]) == (3, 32, 24)
+    assert (tmp_path / "run/bad_images.csv").read_text().count("\n") == 2
+
+
+def test_the_same_in_python(tmp_path: Path) -> None:
+    folder = photos(tmp_path / "photos", 64)
+    with pytest.raises(DeepClusterError, match="Both minutes and epochs"):
+        dc.train(data=folder, out=tmp_path / "run", minutes=1, epochs=2)
+    run = dc.train(data=folder, out=tmp_path / "run", minutes=0.01, image_size=32, k=3, quiet=True)
+    assert run.config["preset"] == "auto" and run.config["settings"]["minutes"] == 0.01
+    assert len(run.metrics) == run.config["settings"]["epochs"] == 1 and run.assignment.max() == 2
+    again = dc.train(data=folder, out=tmp_path / "run", resume=True, epochs=2, quiet=True)
+    assert len(again.metrics) == 2
