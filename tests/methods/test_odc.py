@@ -41,7 +41,7 @@ class Straight(torch.nn.Module):
 
     project = forward
 
-    def set_running_stats(self, blocks: object, group: object = None) -> None:
+    def fit_running_stats(self, features: object, group: object = None) -> None:
         pass
 
 

@@ -182,6 +182,8 @@ def refresh(c: TrainContext, state: TrainState, *, last: bool = False) -> Cluste
 
     try:
         clustering = c.method.refresh(extract_features, (c.run.seed, REFRESH, state.step))
+        if last and clustering is not None:
+            clustering = c.method.finish(extract_features, clustering)
     except Interrupted:  # while features were extracted: nothing has changed yet
         save(c, state)
         raise

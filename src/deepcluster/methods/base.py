@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from deepcluster.clustering.hierarchical import nearest_in_tree
 from deepcluster.clustering.whitening import Whitening
 from deepcluster.distributed import SINGLE, ProcessGroup
 from deepcluster.errors import DeepClusterError
@@ -66,6 +67,8 @@ class Method(nn.Module, ABC):
     backbone: Backbone
     assignment: Tensor
     group: ProcessGroup = SINGLE
+    row_buffers: tuple[str, ...] = ()
+    """Names of buffers with a row for each image, of which each process keeps those of its range `local_range`."""
 
     @abstractmethod
     def __init__(
@@ -79,7 +82,9 @@ class Method(nn.Module, ABC):
         group: ProcessGroup = SINGLE,
     ) -> None:
         super().__init__()
-        self.backbone, self.group = backbone, group
+        self.backbone, self.group, self.n = backbone, group, n
+        self.local_range = group.row_range(n)
+        self.register_load_state_dict_pre_hook(_take_own_rows)  # type: ignore[no-untyped-call]
 
     @abstractmethod
     def order(self, length: int, generator: torch.Generator) -> Tensor:
@@ -101,6 +106,18 @@ class Method(nn.Module, ABC):
     def refresh(self, extract_features: ExtractFeatures, key: tuple[int, ...]) -> Clustering | None:
         """Recomputes the clusters and takes them as targets. `key` seeds every random draw."""
         return None
+
+    def finish(self, extract_features: ExtractFeatures, last: Clustering) -> Clustering:
+        """The clustering that the finished run reports; by default the `last` one."""
+        return last
+
+    def nearest_clusters(self, extracted: Features, centroids: Tensor) -> Clustering:
+        """The clustering that has each image at the nearest of the (K, P) centroids, as the saved model assigns."""
+        z = extracted.features
+        for each in self.embedding:
+            z = each.transform(z)
+        labels, _ = nearest_in_tree(z, [centroids.cpu()])
+        return scatter_to_dataset(self.n, extracted.index, z, labels, centroids.cpu(), self.group)
 
     def after_step(self, batch: Batch) -> None:
         """Called after each optimizer step, for methods that keep memories."""
@@ -147,7 +164,13 @@ class Method(nn.Module, ABC):
     def full_state_dict(self) -> dict[str, Any]:
         """`state_dict` of what all processes hold together; every process must call it, the first one gets it. Loading
         it gives each process its part, however many there are."""
-        return self.state_dict()
+        state = self.state_dict()
+        if not self.group.is_single:
+            own = torch.arange(*self.local_range)
+            for name in self.row_buffers:
+                rows = self.group.gather_to_first(own, getattr(self, name), self.n)
+                state[name] = state[name] if rows is None else rows
+        return state
 
     def full_optimizer_states(self) -> dict[str, dict[str, Any]]:
         """The states of `optimizers()` likewise."""
@@ -156,6 +179,21 @@ class Method(nn.Module, ABC):
     def bytes_per_step(self, batch_size: int) -> int:
         """Bytes that each process sends in a training step, gradients and batch-norm apart."""
         return 0
+
+    def store_rows_(self, table: Tensor, index: Tensor, rows: Tensor) -> None:
+        """Writes `rows` (B, ...) of images `index` (B,) into `table`, one of `row_buffers`, as far as they are kept
+        here."""
+        here = (index >= self.local_range[0]) & (index < self.local_range[1])
+        table[index[here] - self.local_range[0]] = rows[here]
+
+
+def _take_own_rows(method: nn.Module, state: dict[str, Any], prefix: str, *rest: Any) -> None:
+    """Before a checkpoint is loaded: of the rows of all images in it, those that are kept here."""
+    assert isinstance(method, Method)
+    for name in method.row_buffers:
+        rows = state.get(prefix + name)
+        if not method.group.is_single and isinstance(rows, Tensor) and len(rows) == method.n:
+            state[prefix + name] = rows[slice(*method.local_range)]
 
 
 class WhitenedMethod(Method):
@@ -201,6 +239,11 @@ def interval_due(epochs: float, step: int, steps_per_epoch: int) -> bool:
     """Whether `step` is the first, or the nearest to a multiple of `epochs`: fractional intervals do not drift."""
     interval = max(1.0, epochs * steps_per_epoch)
     return step == 0 or int(step / interval) > int((step - 1) / interval)
+
+
+def large_views(batch: Batch) -> int:
+    """Number of views of the first one's size; those after them are smaller (multi-crop, arXiv 2006.09882 §3.2)."""
+    return sum(view.shape[-1] == batch.views[0].shape[-1] for view in batch.views)
 
 
 def check_ranges(*settings: tuple[str, object, bool, str]) -> None:

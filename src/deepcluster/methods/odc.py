@@ -37,6 +37,7 @@ from deepcluster.types import Batch, Clustering, Embedding, TrainStep
 class ODC(Method):
     """Clusters and learns in the same step."""
 
+    row_buffers = ("features",)
     features: Tensor
     assignment: Tensor
     assignment_at_refresh: Tensor
@@ -75,7 +76,6 @@ class ODC(Method):
         self.neck_optimizer = make_optimizer(self.neck.parameters())
         self.head_optimizer = make_optimizer(self.head.parameters(), lr=p.head_lr, momentum=0.0)
         # Samples memory (§3.1): a feature and a label of every image; each process has the features of its range.
-        self.local_range = group.row_range(n)
         self.register_buffer("features", torch.zeros(self.local_range[1] - self.local_range[0], p.feature_dim))
         self.register_buffer("assignment", torch.full((n,), -1, dtype=torch.int64))
         self.register_buffer("assignment_at_refresh", torch.full((n,), -1, dtype=torch.int64))
@@ -87,15 +87,7 @@ class ODC(Method):
         self.register_buffer("counts", torch.zeros(2, dtype=torch.int64))  # labels given and changed in this epoch
         self._members: Members | None = None
         self._step_features: list[Tensor] = []  # of this step's images, from `loss` to `after_step`
-        self.register_load_state_dict_pre_hook(_take_own_features)  # type: ignore[no-untyped-call]
         self.register_load_state_dict_post_hook(_drop_members)  # type: ignore[no-untyped-call]
-
-    def full_state_dict(self) -> dict[str, Any]:
-        state = self.state_dict()
-        if self.group.is_single:
-            return state
-        features = self.group.gather_to_first(torch.arange(*self.local_range), self.features, len(self.assignment))
-        return state if features is None else state | {"features": features}
 
     def rows(self, index: Tensor) -> Tensor:
         """(M, D) features in memory of images `index` (M,), whichever process has them."""
@@ -103,14 +95,6 @@ class ODC(Method):
             return self.features[index]
         here = (index >= self.local_range[0]) & (index < self.local_range[1])
         return self.group.combine_rows(self.features[index[here] - self.local_range[0]], here)
-
-    def _store(self, index: Tensor, z: Tensor) -> None:
-        """New features (M, D) of images `index` (M,), as far as they are kept here."""
-        if self.group.is_single:
-            self.features[index] = z
-            return
-        here = (index >= self.local_range[0]) & (index < self.local_range[1])
-        self.features[index[here] - self.local_range[0]] = z[here]
 
     @property
     def members(self) -> Members:
@@ -154,14 +138,13 @@ class ODC(Method):
         blocks = [block.numpy() for block in torch.split(torch.arange(len(index)), 8192)]
         # The batch-norm of a new projection head has no statistics yet. With any others than those of these features,
         # the first epoch of training would change every label.
-        parts = (torch.as_tensor(extracted.features[block]).to(self.features) for block in blocks)
-        self.neck.set_running_stats(parts, group)
+        self.neck.fit_running_stats(extracted.features, group)
         rows = self.features.new_zeros(len(index), self.features.shape[1])
         for block in blocks:
             part = torch.as_tensor(extracted.features[block]).to(self.features)
             rows[block] = F.normalize(self.neck.project(part).float(), dim=1)
         for positions, part in group.gather_in_blocks(index, rows):
-            self._store(positions, part)
+            self.store_rows_(self.features, positions, part)
         table: Any = rows
         if self.params.start == "whitened":
             table = Whitening(rows.shape[1], group=group).fit_transform(extracted.features)
@@ -226,7 +209,7 @@ class ODC(Method):
         """New features and labels of different images `index` (B,)."""
         before, old = self.rows(index), self.assignment[index]
         after = F.normalize((1 - self.params.momentum) * before + self.params.momentum * z, dim=1)
-        self._store(index, after)
+        self.store_rows_(self.features, index, after)
         new = self.nearest_cluster(after)
         self.assignment[index] = new
         self._moved(index, old, new, before, after)
@@ -358,14 +341,6 @@ def split_in_two(x: Tensor, least: int, rounds: int = 20) -> Tensor:
     second = torch.zeros(len(x), dtype=torch.bool, device=x.device)
     second[torch.argsort(along, descending=True, stable=True)[:size]] = True
     return second
-
-
-def _take_own_features(method: nn.Module, state: dict[str, Any], prefix: str, *rest: Any) -> None:
-    """Before a checkpoint is loaded: of the features of all images in it, those that are kept here."""
-    assert isinstance(method, ODC)
-    features = state.get(prefix + "features")
-    if not method.group.is_single and isinstance(features, Tensor) and len(features) == len(method.assignment):
-        state[prefix + "features"] = features[slice(*method.local_range)]
 
 
 def _drop_members(method: nn.Module, incompatible: object) -> None:

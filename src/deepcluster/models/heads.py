@@ -154,15 +154,19 @@ class ProjectionHead(nn.Module):
         hidden, out: widths of the two layers.
         dropout: dropout rate after the hidden layer.
         relu: begin with a ReLU, where the backbone left its last one out.
+        last_relu: end with one; SwAV and DeepCluster-v2 do not (arXiv 2006.09882, appendix A).
 
     Attributes:
         config: the arguments that make this head again.
     """
 
-    def __init__(self, dim: int, hidden: int, out: int, *, dropout: float, relu: bool) -> None:
+    def __init__(
+        self, dim: int, hidden: int, out: int, *, relu: bool, dropout: float = 0.0, last_relu: bool = True
+    ) -> None:
         super().__init__()
         self.config: dict[str, Any] = {"dim": dim, "hidden": hidden, "out": out, "dropout": dropout, "relu": relu}
-        self.relu = relu
+        self.config["last_relu"] = last_relu
+        self.relu, self.last_relu = relu, last_relu
         self.first = nn.Linear(dim, hidden)
         self.norm = nn.BatchNorm1d(hidden)
         self.dropout = nn.Dropout(dropout)
@@ -173,7 +177,8 @@ class ProjectionHead(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         features = F.relu(features) if self.relu else features
-        return F.relu(self.second(self.dropout(F.relu(self.norm(self.first(features))))))
+        out: Tensor = self.second(self.dropout(F.relu(self.norm(self.first(features)))))
+        return F.relu(out) if self.last_relu else out
 
     @torch.no_grad()
     def project(self, features: Tensor) -> Tensor:
@@ -191,6 +196,15 @@ class ProjectionHead(nn.Module):
         blocks = torch.split(torch.from_numpy(np.ascontiguousarray(features, np.float32)), 8192)
         device = self.first.weight.device
         return torch.cat([F.normalize(self.project(block.to(device)), dim=1).cpu() for block in blocks]).numpy()
+
+    def directions(self, features: Tensor) -> Tensor:
+        """(B, out) float32 unit rows, in whatever mode the head is in."""
+        return F.normalize(self(features).float(), dim=1)
+
+    def fit_running_stats(self, features: np.ndarray, group: ProcessGroup = SINGLE) -> None:
+        """`set_running_stats` of the (M, dim) features of this process, in memory or memory-mapped."""
+        blocks = (torch.as_tensor(np.array(features[start : start + 8192])) for start in range(0, len(features), 8192))
+        self.set_running_stats((block.to(self.first.weight) for block in blocks), group)
 
     @torch.no_grad()
     def set_running_stats(self, blocks: Iterable[Tensor], group: ProcessGroup = SINGLE) -> None:
