@@ -27,7 +27,10 @@ PAGES: dict[str, list[str]] = {
     **{name: [name] for name in COMMANDS},
     **{f"evaluate-{name}": ["evaluate", "RUN", name] for name in PROTOCOLS},
     **{f"visualize-{name}": ["visualize", "RUN", name] for name in PICTURES},
-    **{f"train-{name}": ["train", name] for name in ("tiny-deepcluster", "tiny-odc", "tiny-deepercluster")},
+    **{
+        f"train-{name}": ["train", name]
+        for name in ("tiny-deepcluster", "tiny-deepcluster-v2", "tiny-swav", "tiny-odc", "tiny-deepercluster")
+    },
     "train-resume": ["train", "--resume", "RUN"],
 }
 FUNCTIONS = {

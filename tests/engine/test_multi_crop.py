@@ -11,7 +11,9 @@ import pytest
 import deepcluster as dc
 
 
-@pytest.mark.parametrize("preset", ["tiny-deepcluster", "tiny-deepercluster", "tiny-odc"])
+@pytest.mark.parametrize(
+    "preset", ["tiny-deepcluster", "tiny-deepercluster", "tiny-odc", "tiny-deepcluster-v2", "tiny-swav"]
+)
 def test_methods_train_on_small_views_too(preset: str, tmp_path: Path) -> None:
     images = np.random.default_rng(0).integers(0, 256, (64, 24, 24, 3), dtype=np.uint8)
     losses = []

@@ -52,6 +52,11 @@ RUNS: dict[str, tuple[str, dict[str, Any]]] = {
     "pic": ("tiny-deepcluster-pic", {"whiten": 8}),
     "odc": ("tiny-odc", {"k": 4, "feature_dim": 8, "hidden": 16, "dropout": 0.3, "start": "neck", "replace": True}),
     "odc eval": ("tiny-odc", {"k": 4, "feature_dim": 8, "hidden": 16, "memory": "eval", "centroid_every": 2}),
+    "deepcluster-v2": ("tiny-deepcluster-v2", {"k": 2, "feature_dim": 8, "hidden": 16, "clusterings": 2}),
+    "swav": (
+        "tiny-swav",
+        {"k": 4, "feature_dim": 8, "hidden": 16, "queue_size": 150, "queue_epoch": 0.5, "freeze_epochs": 0.3},
+    ),
     "deepercluster": ("tiny-deepercluster", {"k": 4, "super_clusters": 2, "whiten": 8, "clip": 0.5}),
     "deepercluster 4": ("tiny-deepercluster", {"k": 4, "super_clusters": 4, "whiten": 8, "method.iterations": 3}),
     "one class": (
@@ -140,7 +145,7 @@ def _go_on(group: ProcessGroup, folder: str) -> np.ndarray:
     return train.train_again(Path(folder) / "cut", images(N), screen=Screen(quiet=True), processes=processes).assignment
 
 
-@pytest.mark.parametrize("name", ["deepercluster", "odc"])
+@pytest.mark.parametrize("name", ["deepercluster", "odc", "deepcluster-v2", "swav"])
 @pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)])
 def test_a_run_goes_on_with_another_number_of_processes(tmp_path: Path, name: str, before: int, after: int) -> None:
     """One process is told to stop, all do; the rest is done by more processes, or fewer."""

@@ -29,6 +29,8 @@ TINY: dict[str, tuple[str, dict[str, Any]]] = {
     "deepcluster": ("tiny-deepcluster", {"k": 6, "whiten": 8, "clusterings": 2, "ema_decay": 0.9}),
     "many clusters": ("tiny-deepcluster", {"k": 130, "whiten": 8, "optimizer.name": "adamw", "head": "redraw"}),
     "odc": ("tiny-odc", {"k": 6, "feature_dim": 8, "hidden": 16}),
+    "deepcluster-v2": ("tiny-deepcluster-v2", {"k": 6, "feature_dim": 8, "hidden": 16}),
+    "swav": ("tiny-swav", {"k": 6, "feature_dim": 8, "hidden": 16, "queue_size": 64}),
     "deepercluster": ("tiny-deepercluster", {"k": 128, "super_clusters": 2, "whiten": 8}),
     "rotnet": ("tiny-rotnet", {"whiten": 8}),
 }

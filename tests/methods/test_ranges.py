@@ -20,6 +20,14 @@ WRONG = {
         "k": 0, "feature_dim": 0, "hidden": 0, "dropout": 1.0, "momentum": 0.0, "centroid_every": 0, "handle_every": 0,
         "min_size": 0, "iterations": 0,
     },
+    "deepcluster-v2": {
+        "k": 0, "clusterings": 0, "memory_views": 0, "feature_dim": 0, "hidden": 0, "temperature": 0.0,
+        "iterations": 0, "reassign": 0.0,
+    },
+    "swav": {
+        "k": 0, "feature_dim": 0, "hidden": 0, "temperature": 0.0, "epsilon": 0.0, "iterations": 0, "queue_size": -1,
+        "queue_epoch": -1.0, "freeze_epochs": -1.0, "reassign": 0.0,
+    },
 }  # fmt: skip
 SMALL = {"epochs": 1, "batch_size": 16, "image_size": 12}
 
@@ -36,16 +44,16 @@ def test_the_wrong_one_is_named_alone(method: str, name: str, tmp_path: Path) ->
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("method", ["deepcluster", "odc"])
+@pytest.mark.parametrize("method", ["deepcluster", "odc", "deepcluster-v2"])
 def test_too_many_clusters_get_one_number_to_try(method: str, tmp_path: Path) -> None:
     run = override(find_preset(f"tiny-{method}").run, SMALL | {"method.k": 65})
-    few = {"deepcluster": 6, "odc": 3}[method]
+    few = {"deepcluster": 6, "odc": 3, "deepcluster-v2": 3}[method]
     with pytest.raises(DeepClusterError) as caught:
         dc.train(run, images(), tmp_path / "run", quiet=True)
     assert str(caught.value).endswith(f"64 images for 65 clusters: ask for fewer, such as --method.k {few}.")
 
 
-@pytest.mark.parametrize("method", ["deepcluster", "odc"])
+@pytest.mark.parametrize("method", ["deepcluster", "odc", "deepcluster-v2", "swav"])
 def test_one_cluster_alone_is_not_passed_over_in_silence(
     method: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

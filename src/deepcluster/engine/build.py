@@ -24,7 +24,7 @@ from deepcluster.engine.model import load_initial_weights
 from deepcluster.engine.optim import make_optimizer
 from deepcluster.errors import DeepClusterError
 from deepcluster.methods.base import Method
-from deepcluster.methods.params import method_class
+from deepcluster.methods.params import method_class, method_name
 from deepcluster.models.backbone import Backbone
 from deepcluster.models.sync_batchnorm import BatchSlice, convert_sync_batchnorm
 from deepcluster.models.zoo import build_backbone
@@ -42,7 +42,7 @@ def check(run: TrainRun) -> None:
     """Refuses numbers that no run can have.
 
     Raises:
-        DeepClusterError: no epochs or minutes, no images in a step, or a negative learning rate.
+        DeepClusterError: no epochs or minutes, no images in a step, too few views, or a negative learning rate.
     """
     for name, value, least in (
         ("epochs", run.epochs, 1),
@@ -54,6 +54,11 @@ def check(run: TrainRun) -> None:
     if run.minutes is not None and not 0 < run.minutes < math.inf:
         raise DeepClusterError(
             f"--minutes is {run.minutes:g}: give the minutes that the run may take, such as 10, or --epochs instead."
+        )
+    views, least = run.data.views + run.data.small_views, run.method.least_views
+    if views < least:
+        raise DeepClusterError(
+            f"--data.views is {views}, but {method_name(run.method)} compares views of an image: give at least {least}."
         )
     if not run.optimizer.lr >= 0:
         raise DeepClusterError(f"--optimizer.lr is {run.optimizer.lr}: give a learning rate of 0 or more.")

@@ -31,6 +31,11 @@ class MethodParams:
         """Whether each process trains classifiers that the others do not have."""
         return False
 
+    @property
+    def least_views(self) -> int:
+        """Number of views of an image that a step needs."""
+        return 1
+
     def with_clusterer(self, clusterer: Any) -> MethodParams:
         """These parameters for a clusterer that was passed in Python in place of k-means (None = none was).
 
@@ -189,10 +194,66 @@ class DeeperClusterParams(MethodParams):
         return True
 
 
+@dataclass(frozen=True)
+class DeepClusterV2Params(MethodParams):
+    """DeepCluster-v2 (Caron et al. 2020, arXiv 2006.09882). Defaults are the paper's for ImageNet."""
+
+    k: int = 3_000
+    """Number of clusters."""
+    clusterings: int = 3
+    """Number of k-means runs with different seeds, each with its own prototypes; the first one is reported."""
+    memory_views: int = 2
+    """How many large views of each image are remembered; the clusterings take them in turn."""
+    feature_dim: int = 128
+    """Dimensions of the embeddings, the output of the projection head."""
+    hidden: int = 2_048
+    """Width of the projection head's hidden layer."""
+    temperature: float = 0.1
+    """Cosines to the prototypes are divided by this."""
+    iterations: int = 10
+    """Lloyd iterations of each spherical k-means."""
+    reassign: float = 1.0
+    """Epochs between two clusterings of the memory; fractions are allowed."""
+
+
+@dataclass(frozen=True)
+class SwAVParams(MethodParams):
+    """SwAV (Caron et al. 2020, arXiv 2006.09882). Defaults are the paper's for ImageNet."""
+
+    k: int = 3_000
+    """Number of prototypes, which are the clusters."""
+    feature_dim: int = 128
+    """Dimensions of the embeddings, the output of the projection head."""
+    hidden: int = 2_048
+    """Width of the projection head's hidden layer."""
+    temperature: float = 0.1
+    """Cosines to the prototypes are divided by this where a view predicts the code of another."""
+    epsilon: float = 0.05
+    """Smoothness of the codes: small values assign each view to one prototype, large ones to many (§3.1)."""
+    iterations: int = 3
+    """Sinkhorn-Knopp iterations that make the codes use all prototypes equally (§3.1)."""
+    queue_size: int = 0
+    """Embeddings of the last steps that take part when codes are computed, for batches much smaller than the number of
+    prototypes (§4.3: 3,840 for batches of 256); 0 = none."""
+    queue_epoch: float = 15.0
+    """The queue takes part from this epoch on; before, embeddings change too fast."""
+    freeze_epochs: float = 1.0
+    """Epochs at the beginning in which the prototypes stay as they are."""
+    reassign: float = 1.0
+    """Epochs between two passes over all images that find their nearest prototypes, for the metrics of the run and for
+    `assign`: training needs none but the first."""
+
+    @property
+    def least_views(self) -> int:
+        return 2
+
+
 METHODS: dict[str, tuple[type[MethodParams], str]] = {
     "deepcluster": (DeepClusterParams, "deepcluster.methods.deepcluster:DeepCluster"),
     "deepercluster": (DeeperClusterParams, "deepcluster.methods.deepercluster:DeeperCluster"),
+    "deepcluster-v2": (DeepClusterV2Params, "deepcluster.methods.deepcluster_v2:DeepClusterV2"),
     "odc": (ODCParams, "deepcluster.methods.odc:ODC"),
+    "swav": (SwAVParams, "deepcluster.methods.swav:SwAV"),
 }
 """Name in `run.json` -> its parameters, and where its class is."""
 

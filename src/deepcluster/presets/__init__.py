@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from deepcluster.errors import DeepClusterError, did_you_mean
-from deepcluster.presets import deepcluster, deepercluster, odc, tiny
+from deepcluster.presets import deepcluster, deepercluster, odc, swav, tiny
 from deepcluster.presets.preset import Preset
 
 PRESETS: dict[str, Preset] = {
@@ -32,6 +32,8 @@ PRESETS: dict[str, Preset] = {
     "tiny-deepcluster": tiny.DEEPCLUSTER,
     "tiny-deepcluster-pic": tiny.PIC,
     "tiny-odc": tiny.ODC,
+    "tiny-deepcluster-v2": swav.TINY_DEEPCLUSTER_V2,
+    "tiny-swav": swav.TINY_SWAV,
     "tiny-deepercluster": deepercluster.TINY,
     "tiny-rotnet": deepercluster.TINY_ROTNET,
 }

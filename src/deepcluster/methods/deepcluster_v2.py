@@ -1,0 +1,175 @@
+"""DeepCluster-v2 (Caron, Misra, Mairal, Goyal, Bojanowski, Joulin 2020, arXiv 2006.09882, appendix).
+
+DeepCluster with what made contrastive methods strong: a projection head, strong views of several sizes, a cosine
+schedule. A memory holds the embeddings that the large views of every image had when they were last shown, so no pass
+over all images is needed before a clustering. Spherical k-means clusters the memory several times with different seeds,
+and its centroids are the prototypes of the next epoch, as they are: nothing has to be learned anew, and clusters need
+not keep their numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from deepcluster.clustering.kmeans import KMeans
+from deepcluster.data.sampler import epoch_order
+from deepcluster.distributed import SINGLE, ProcessGroup
+from deepcluster.methods.base import (
+    ExtractFeatures,
+    MakeOptimizer,
+    Method,
+    check_enough_images,
+    check_ranges,
+    interval_due,
+    large_views,
+    scatter_to_dataset,
+)
+from deepcluster.methods.odc import occurrences
+from deepcluster.methods.params import DeepClusterV2Params
+from deepcluster.models.backbone import Backbone
+from deepcluster.models.heads import ProjectionHead
+from deepcluster.random import seed_of
+from deepcluster.types import Batch, Clustering, Embedding, TrainStep
+
+
+class DeepClusterV2(Method):
+    """Predicts the clusters of remembered embeddings by their centroids."""
+
+    row_buffers = ("memory",)
+    memory: Tensor
+    assignments: Tensor
+    prototypes: Tensor
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        params: DeepClusterV2Params,
+        *,
+        n: int,
+        make_optimizer: MakeOptimizer,
+        clusterer: Any = None,
+        group: ProcessGroup = SINGLE,
+    ) -> None:
+        super().__init__(backbone, params, n=n, make_optimizer=make_optimizer, group=group)
+        p = self.params = params
+        check_ranges(
+            ("k", p.k, p.k >= 1, "1 cluster or more"),
+            ("clusterings", p.clusterings, p.clusterings >= 1, "1 or more"),
+            ("memory-views", p.memory_views, p.memory_views >= 1, "1 or more"),
+            ("feature-dim", p.feature_dim, p.feature_dim >= 1, "1 or more"),
+            ("hidden", p.hidden, p.hidden >= 1, "1 or more"),
+            ("temperature", p.temperature, p.temperature > 0, "a number above 0"),
+            ("iterations", p.iterations, p.iterations >= 1, "1 or more"),
+            ("reassign", p.reassign, p.reassign > 0, "a number of epochs above 0"),
+        )
+        self.neck = ProjectionHead(backbone.dim, p.hidden, p.feature_dim, relu=backbone.head_relu, last_relu=False)
+        self.neck_optimizer = make_optimizer(self.neck.parameters())
+        kept = self.local_range[1] - self.local_range[0]
+        self.register_buffer("memory", torch.zeros(kept, p.memory_views, p.feature_dim))
+        self.register_buffer("assignments", torch.full((p.clusterings, n), -1, dtype=torch.int64))
+        self.register_buffer("prototypes", torch.zeros(p.clusterings, p.k, p.feature_dim))
+        self._seen: list[Tensor] = []  # embeddings of this step's large views, from `loss` to `after_step`
+
+    @property
+    def assignment(self) -> Tensor:  # type: ignore[override]
+        """(N,) int64, the first clustering: the one that is reported and saved."""
+        return self.assignments[0]
+
+    @staticmethod
+    def saved_clusters(state: Mapping[str, Tensor]) -> tuple[Tensor, list[tuple[Tensor, Tensor | None]]]:
+        return state["assignments"], []
+
+    def due(self, step: int, steps_per_epoch: int) -> bool:
+        """Every `reassign` epochs."""
+        return interval_due(self.params.reassign, step, steps_per_epoch)
+
+    @torch.no_grad()
+    def refresh(self, extract_features: ExtractFeatures, key: tuple[int, ...]) -> Clustering:
+        """Clusters the memory; before the first step, fills it with embeddings of all images.
+
+        Raises:
+            DeepClusterError: fewer images than clusters.
+        """
+        p = self.params
+        if not (self.assignment >= 0).any():
+            self._fill_memory(extract_features)
+        known = (self.assignment >= 0).nonzero().flatten()
+        check_enough_images(len(known), p.k, max(2, len(known) // 20))
+        index = known[(known >= self.local_range[0]) & (known < self.local_range[1])]
+        reported: Clustering | None = None
+        for number in range(p.clusterings):
+            rows = self.memory[index - self.local_range[0], number % p.memory_views]
+            kmeans = KMeans(
+                p.k,
+                max_iter=p.iterations,
+                spherical=True,
+                random_state=seed_of(*key, number) % 2**31,
+                device=self.memory.device,
+                group=self.group,
+            ).fit(rows)
+            self.prototypes[number] = kmeans.cluster_centers_
+            self.assignments[number, self.group.gather(index)] = self.group.gather(kmeans.labels_)
+            if reported is None:
+                z, centroids = rows.cpu().numpy(), kmeans.cluster_centers_.cpu()
+                labels = kmeans.labels_.cpu().numpy()
+                reported = scatter_to_dataset(self.n, index.cpu().numpy(), z, labels, centroids, self.group)
+        assert reported is not None
+        return reported
+
+    def finish(self, extract_features: ExtractFeatures, last: Clustering) -> Clustering:
+        """Of every image as it is, by the network as it is now: the memory is of past views."""
+        return self.nearest_clusters(extract_features(), last.centroids)
+
+    def _fill_memory(self, extract_features: ExtractFeatures) -> None:
+        """Every view of an image begins with the embedding of the image as it is."""
+        extracted = extract_features()
+        # The batch-norm of a new projection head has no statistics yet.
+        self.neck.fit_running_stats(extracted.features, self.group)
+        index = torch.from_numpy(extracted.index).to(self.memory.device)
+        z = torch.from_numpy(self.neck.transform(extracted.features)).to(self.memory)
+        for positions, rows in self.group.gather_in_blocks(index, z):
+            self.assignments[:, positions] = 0
+            self.store_rows_(self.memory, positions, rows[:, None].expand(-1, self.params.memory_views, -1))
+
+    def order(self, length: int, generator: torch.Generator) -> Tensor:
+        """Every image equally often."""
+        return epoch_order(self.assignment.cpu(), length, "images", generator)
+
+    def loss(self, batch: Batch, step: TrainStep) -> dict[str, Tensor]:
+        """Cross-entropy to the pseudo-labels, averaged over views of all sizes and over clusterings."""
+        labels = self.assignments[:, batch.index.to(self.assignments.device)]
+        large, terms = large_views(batch), []
+        self._seen = []
+        for number, view in enumerate(batch.views):
+            z = self.neck.directions(self.backbone(view))
+            if number < large:
+                self._seen.append(z.detach())
+            for prototypes, label in zip(self.prototypes, labels, strict=True):
+                logits = (z @ prototypes.T).float() / self.params.temperature
+                terms.append(self.group.mean(F.cross_entropy(logits, label, reduction="none")))
+        return {"loss": torch.stack(terms).mean()}
+
+    @torch.no_grad()
+    def after_step(self, batch: Batch) -> None:
+        """The memory takes the embeddings of the large views."""
+        index = self.group.gather(batch.index.to(self.memory.device))
+        seen = [self._seen[number % len(self._seen)] for number in range(self.params.memory_views)]
+        z = self.group.gather(torch.stack(seen, 1))
+        for rows in occurrences(index):  # an image may occur twice in a batch: the last one stays
+            self.store_rows_(self.memory, index[rows], z[rows])
+        self._seen = []
+
+    @property
+    def embedding(self) -> list[Embedding]:
+        return [self.neck]
+
+    def bytes_per_step(self, batch_size: int) -> int:
+        return batch_size * (4 * self.params.memory_views * self.params.feature_dim + 8)
+
+    def optimizers(self) -> dict[str, torch.optim.Optimizer]:
+        return {"neck": self.neck_optimizer}
