@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from deepcluster.errors import DeepClusterError
 from deepcluster.models.backbone import Backbone
@@ -23,6 +24,32 @@ def feature_maps(activations: Tensor) -> Tensor:
     if activations.ndim == 3:
         return activations.transpose(1, 2)[:, :, None, :]
     return activations[:, :, None, None]
+
+
+class _Reached(Exception):
+    """The layer has been computed."""
+
+
+def tap_output(backbone: Backbone, tap: str, images: Tensor) -> Tensor:
+    """What a tap gives for (B, 3, H, W) images; later layers are not computed.
+
+    Raises:
+        DeepClusterError: no such tap.
+    """
+
+    def stop(module: nn.Module, inputs: Any, output: Tensor) -> None:
+        raise _Reached(output)
+
+    check_tap(backbone, tap)
+    handle = backbone.tap_module(tap).register_forward_hook(stop)
+    try:
+        backbone(images)
+    except _Reached as reached:
+        output: Tensor = reached.args[0]
+        return output
+    finally:
+        handle.remove()
+    raise AssertionError(f"{backbone.name} does not compute its tap {tap}")
 
 
 @torch.no_grad()

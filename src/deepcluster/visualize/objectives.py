@@ -1,40 +1,66 @@
 """What an image is to excite, as terms that add up: `channel("conv3", [7]) - 1e-5 * l2()`.
 
-An objective gives one number for each image of a batch. It names the taps it needs, and knows nothing of how an
-image is changed to make the number larger.
+An objective gives one number for each image of a batch, and knows nothing of how an image is changed to make it larger.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from deepcluster.errors import DeepClusterError
 from deepcluster.models.backbone import Backbone
-from deepcluster.visualize.layers import check_filters, check_tap, feature_maps
+from deepcluster.visualize.layers import check_filters, check_tap, feature_maps, tap_output
 
 
 @dataclass(frozen=True)
-class Activations:
-    """The result of one forward pass.
+class Forward:
+    """Images that a network is shown, and what it makes of them.
 
     Attributes:
-        images: (B, 3, H, W), before any normalization.
-        maps: tap -> (B, F, H, W) activations.
-        before_relu: tap -> the same before the last ReLU; the activations themselves where there is no ReLU.
-        features: (B, D) output of the network; None if no objective needs it.
+        network: what is asked.
+        shown: (B, 3, H, W), before any normalization.
+        original: the images of which those are views.
     """
 
-    images: Tensor
-    maps: Mapping[str, Tensor] = field(default_factory=dict)
-    before_relu: Mapping[str, Tensor] = field(default_factory=dict)
-    features: Tensor | None = None
+    network: FrozenNetwork
+    shown: Tensor
+    original: Tensor
+
+    @cached_property
+    def features(self) -> Tensor:
+        """(B, D) output of the network."""
+        output: Tensor = self.network.backbone(self.network.normalized(self.shown))
+        return output
+
+    def maps(self, tap: str, filters: Sequence[int]) -> Tensor:
+        """(B, F, H, W) maps of a tap, before the ReLU for images whose own filter is silent: there the gradient is 0.
+
+        Raises:
+            DeepClusterError: no such tap or filter.
+        """
+        backbone, before_relu = self.network.backbone, dict[str, Tensor]()
+
+        def keep(relu: nn.Module, inputs: Any) -> None:
+            before_relu["last"] = feature_maps(inputs[0].clone())  # an inplace ReLU would change it
+
+        check_tap(backbone, tap)
+        relus = [part for part in backbone.tap_module(tap).modules() if isinstance(part, nn.ReLU)]
+        handles = [part.register_forward_pre_hook(keep) for part in relus]
+        try:
+            maps = feature_maps(tap_output(backbone, tap, self.network.normalized(self.shown)))
+        finally:
+            for handle in handles:
+                handle.remove()
+        check_filters(tap, filters, maps.shape[1])
+        before = before_relu.get("last", maps)
+        silent = _own(maps.detach().amax((2, 3)), filters) <= 0
+        return torch.where(silent[:, None, None, None], before, maps) if before.shape == maps.shape else maps
 
 
 @dataclass(frozen=True)
@@ -42,21 +68,16 @@ class Objective:
     """A number for each image of a batch, (B,); objectives add, subtract and take factors.
 
     Attributes:
-        score: from activations to (B,).
-        taps: layers that it needs.
-        features: whether it needs the output of the network.
+        score: from a forward pass to (B,).
     """
 
-    score: Callable[[Activations], Tensor]
-    taps: frozenset[str] = frozenset()
-    features: bool = False
+    score: Callable[[Forward], Tensor]
 
     def __add__(self, other: Objective) -> Objective:
-        taps, features = self.taps | other.taps, self.features or other.features
-        return Objective(lambda found: self.score(found) + other.score(found), taps, features)
+        return Objective(lambda found: self.score(found) + other.score(found))
 
     def __mul__(self, factor: float) -> Objective:
-        return Objective(lambda found: self.score(found) * factor, self.taps, self.features)
+        return Objective(lambda found: self.score(found) * factor)
 
     __rmul__ = __mul__
 
@@ -87,7 +108,7 @@ def contrast(tap: str, filters: Sequence[int]) -> Objective:
 
 def _of_maps(tap: str, filters: Sequence[int], values: Callable[[Tensor], Tensor]) -> Objective:
     """For each image its own filter's of the (B, F) `values` of (B, F, H, W) maps."""
-    return Objective(lambda found: _own(values(_live_maps(found, tap, filters)), filters), frozenset([tap]))
+    return Objective(lambda found: _own(values(found.maps(tap, filters)), filters))
 
 
 def closeness(embed: Callable[[Tensor], Tensor], centers: Tensor) -> Objective:
@@ -96,12 +117,7 @@ def closeness(embed: Callable[[Tensor], Tensor], centers: Tensor) -> Objective:
     Args:
         embed: from (B, D) features to (B, P) in the space of the centers; gradients must pass.
     """
-
-    def score(found: Activations) -> Tensor:
-        assert found.features is not None
-        return -(embed(found.features) - centers.to(found.features)).square().sum(1) / 2
-
-    return Objective(score, features=True)
+    return Objective(lambda found: -(embed(found.features) - centers.to(found.features)).square().sum(1) / 2)
 
 
 def logit(weight: Tensor, bias: Tensor, relu: bool = False) -> Objective:
@@ -111,22 +127,21 @@ def logit(weight: Tensor, bias: Tensor, relu: bool = False) -> Objective:
         relu: the classifier begins with a ReLU.
     """
 
-    def score(found: Activations) -> Tensor:
-        assert found.features is not None
+    def score(found: Forward) -> Tensor:
         features = found.features.relu() if relu else found.features
         return (features * weight.to(features)).sum(1) + bias.to(features)
 
-    return Objective(score, features=True)
+    return Objective(score)
 
 
 def l2() -> Objective:
     """Sum of the squares of all values of an image."""
-    return Objective(lambda found: found.images.square().flatten(1).sum(1))
+    return Objective(lambda found: found.original.square().flatten(1).sum(1))
 
 
 def total_variation() -> Objective:
     """Mean absolute difference of neighboring pixels, down and across."""
-    return Objective(lambda found: sum(found.images.diff(dim=axis).abs().flatten(1).mean(1) for axis in (2, 3)))  # type: ignore[arg-type,return-value]
+    return Objective(lambda found: sum(found.original.diff(dim=axis).abs().flatten(1).mean(1) for axis in (2, 3)))  # type: ignore[arg-type,return-value]
 
 
 class FrozenNetwork:
@@ -144,69 +159,17 @@ class FrozenNetwork:
         mean, std = (backbone.mean, backbone.std) if normalize else ((0.0,) * 3, (1.0,) * 3)
         self.mean, self.std = (torch.tensor(each, device=device).view(3, 1, 1) for each in (mean, std))
 
+    def normalized(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) images as the network takes them."""
+        return (images - self.mean) / self.std
+
     def score(self, images: Tensor, objective: Objective, original: Tensor | None = None) -> Tensor:
         """(B,) the objective of (B, 3, H, W) images.
 
         Args:
             original: the images of which `images` are views, for `l2` and `total_variation`; None = `images`.
         """
-        original = images if original is None else original
-        with _recorded(self.backbone, objective) as (maps, before_relu):
-            features = None
-            with suppress(_AllRecorded):
-                features = self.backbone((images - self.mean) / self.std)
-        return objective.score(Activations(original, maps, before_relu, features))
-
-
-class _AllRecorded(Exception):
-    """Everything that the objective needs is recorded: later layers need not compute."""
-
-
-@contextmanager
-def _recorded(backbone: Backbone, objective: Objective) -> Iterator[tuple[dict[str, Tensor], dict[str, Tensor]]]:
-    """Maps after and before the last ReLU of the objective's taps, of the forward pass inside the block.
-
-    Raises:
-        DeepClusterError: the backbone has no tap of that name.
-    """
-    maps: dict[str, Tensor] = {}
-    before_relu: dict[str, Tensor] = {}
-    handles: list[RemovableHandle] = []
-
-    def record(tap: str) -> None:
-        def keep_input(relu: nn.Module, inputs: Any) -> None:
-            before_relu[tap] = feature_maps(inputs[0].clone())  # an inplace ReLU would change it
-
-        def keep_output(layer: nn.Module, inputs: Any, output: Tensor) -> None:
-            maps[tap] = feature_maps(output)
-            if tap not in before_relu or before_relu[tap].shape != maps[tap].shape:
-                before_relu[tap] = maps[tap]
-            if len(maps) == len(objective.taps) and not objective.features:
-                raise _AllRecorded
-
-        module = backbone.tap_module(tap)
-        relus = [part for part in module.modules() if isinstance(part, nn.ReLU)]
-        handles.extend(part.register_forward_pre_hook(keep_input) for part in relus)
-        handles.append(module.register_forward_hook(keep_output))
-
-    try:
-        for tap in objective.taps:
-            check_tap(backbone, tap)
-            record(tap)
-        yield maps, before_relu
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _live_maps(found: Activations, tap: str, filters: Sequence[int]) -> Tensor:
-    """(B, F, H, W) maps of a tap, before the ReLU for images whose own filter is silent: there the gradient is 0."""
-    maps, before_relu = found.maps[tap], found.before_relu[tap]
-    check_filters(tap, filters, maps.shape[1])
-    if before_relu is maps:
-        return maps
-    silent = _own(maps.detach().amax((2, 3)), filters) <= 0
-    return torch.where(silent[:, None, None, None], before_relu, maps)
+        return objective.score(Forward(self, images, images if original is None else original))
 
 
 def _own(table: Tensor, filters: Sequence[int]) -> Tensor:

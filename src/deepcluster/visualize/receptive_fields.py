@@ -18,6 +18,7 @@ from torch.overrides import TorchFunctionMode
 
 from deepcluster.errors import DeepClusterError
 from deepcluster.models.backbone import Backbone
+from deepcluster.visualize.layers import tap_output
 
 
 @dataclass(frozen=True)
@@ -72,26 +73,12 @@ def receptive_field(backbone: Backbone, tap: str) -> ReceptiveField | None:
     return ReceptiveField((int(step[0]), int(step[1])), (top, left), (bottom, end))
 
 
-class _Reached(Exception):
-    """The layer has been computed."""
-
-
 def _maps(backbone: Backbone, tap: str, image: Tensor) -> Tensor | None:
     """The tap's output with equal weights; None where the network cannot be computed so."""
-    outputs: list[Tensor] = []
-
-    def keep(module: torch.nn.Module, inputs: Any, output: Tensor) -> None:
-        outputs.append(output)
-        raise _Reached
-
-    handle = backbone.tap_module(tap).register_forward_hook(keep)
-    try:
-        # what a network does with an image of another size, or with float64, fails in many ways
-        with suppress(Exception), _EqualWeights():
-            backbone.eval()(image)
-    finally:
-        handle.remove()
-    return outputs[0] if outputs else None
+    # what a network does with an image of another size, or with float64, fails in many ways
+    with suppress(Exception), _EqualWeights():
+        return tap_output(backbone.eval(), tap, image)
+    return None
 
 
 def _extent(value: Tensor, image: Tensor) -> np.ndarray:
