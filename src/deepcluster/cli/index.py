@@ -34,12 +34,13 @@ def index(
     paths = named(shards)
     with screen.bar("shards", len(paths), unit="shards") as advance:
         manifest = index_shards(paths, out, labels=not no_labels, workers=workers, progress=advance)
-    table, broken = manifest.shards, []
-    for path, images, trouble in zip(table.paths, table.images.tolist(), table.troubles, strict=True):
-        if trouble:
-            broken.append({"shard": path, "trouble": trouble, "images": images})
-            screen.warn(f"{sentence_of(path, trouble)}; {images:,} images were found in it")
-    count, total, classes = len(table.paths), int(table.images.sum()), len(manifest.classes)
+    broken = []
+    for shard in manifest.shards:
+        if shard.trouble:
+            broken.append({"shard": shard.path, "trouble": shard.trouble, "images": shard.images})
+            screen.warn(f"{sentence_of(shard.path, shard.trouble)}; {shard.images:,} images were found in it")
+    count, classes = len(manifest.shards), len(manifest.classes)
+    total = sum(shard.images for shard in manifest.shards)
     values = {"out": str(out), "shards": count, "images": total, "classes": classes, "broken": broken}
     sentence = f"{out}: {total:,} images in {count:,} shards"
     sentence += f", {len(broken):,} of them missing or broken" if broken else ""

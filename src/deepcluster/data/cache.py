@@ -20,9 +20,9 @@ from pathlib import Path
 
 import numpy as np
 
-from deepcluster.data.cache_folder import cache_folder
 from deepcluster.data.decode_pool import Decoded, decode_batch, decode_batches
 from deepcluster.data.source import ImageSource
+from deepcluster.data.storage import cache_folder
 from deepcluster.digest import digest
 from deepcluster.distributed import ProcessGroup
 from deepcluster.errors import DeepClusterError

@@ -20,7 +20,7 @@ from deepcluster.data import storage
 from deepcluster.data.archive import find_format, format_of, scan
 from deepcluster.data.manifest import Manifest, open_tables, read_manifest, relative, write_manifest
 from deepcluster.data.naming import labels_from_parents, natural_key
-from deepcluster.data.shards import ShardList, index_file, read_members, row_type, write_members
+from deepcluster.data.shards import Shard, index_file, read_members, row_type, write_members
 from deepcluster.digest import digest
 from deepcluster.errors import DeepClusterError
 from deepcluster.io import write_atomic
@@ -56,12 +56,11 @@ class _Earlier:
     def known(self) -> dict[str, Found]:
         """Path -> what it says of a shard, for those that were read to their end."""
         found = {}
-        shards, names = self.manifest.shards, self.manifest.classes
-        columns = (shards.paths, shards.images.tolist(), shards.bytes.tolist(), shards.rows.tolist(), shards.stamps)
-        for path, images, size, row, stamp, trouble in zip(*columns, shards.troubles, strict=True):
+        for path, images, size, row, stamp, trouble in self.manifest.shards:
             if not trouble:
-                rows = slice(row, row + images)
-                classes = None if self.labels is None else tuple(names[k] for k in np.unique(self.labels[rows]))
+                rows, classes = slice(row, row + images), None
+                if self.labels is not None:
+                    classes = tuple(self.manifest.classes[k] for k in np.unique(self.labels[rows]))
                 largest = int(self.table["offset"][rows].max(initial=0))
                 found[path] = Found(images, size, stamp, largest=largest, classes=classes if images else (), row=row)
         return found
@@ -209,25 +208,20 @@ def _index_one(job: tuple[str, Found | None, Path]) -> Found:
 
 def _merge(out: Path, paths: list[str], results: list[Found], earlier: _Earlier | None, asked: bool) -> Manifest:
     """Writes the tables, and last the manifest that names them."""
-    images = np.array([result.images for result in results], np.int64)
-    shards = ShardList(
-        str(out.absolute().parent),
-        paths,
-        images,
-        np.array([result.bytes for result in results], np.int64),
-        np.cumsum(images) - images,
-        [result.stamp for result in results],
-        [result.trouble for result in results],
-    )
+    ends = np.cumsum([result.images for result in results]).tolist()
+    shards = [
+        Shard(path, result.images, result.bytes, end - result.images, result.stamp, result.trouble)
+        for path, result, end in zip(paths, results, ends, strict=True)
+    ]
     for left in out.parent.glob(f".{out.stem}.*.npy.*.part"):  # by a killed call
         left.unlink(missing_ok=True)
 
     def write(file: Path, kind: np.dtype, rows_of: Callable[[str, Found], np.ndarray]) -> str:
         def fill(beside: Path) -> None:
-            table = np.lib.format.open_memmap(beside, "w+", kind, (int(images.sum()),))
-            for row, path, result in zip(shards.rows.tolist(), paths, results, strict=True):
-                if result.images:
-                    table[row : row + result.images] = rows_of(path, result)
+            table = np.lib.format.open_memmap(beside, "w+", kind, (ends[-1],))
+            for shard, result in zip(shards, results, strict=True):
+                if shard.images:
+                    table[shard.row : shard.row + shard.images] = rows_of(shard.path, result)
             table.flush()
 
         return write_atomic(file, fill).name

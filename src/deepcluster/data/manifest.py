@@ -16,21 +16,20 @@ from typing import Any
 import numpy as np
 
 from deepcluster.data.archive import find_format
-from deepcluster.data.shards import ShardList, Shards
+from deepcluster.data.shards import Shard, Shards, fingerprint_of
 from deepcluster.data.storage import is_url
 from deepcluster.errors import DeepClusterError
 from deepcluster.io import write_text
 
 FORMAT = "deepcluster manifest"
 VERSION = 1
-FIELDS = ("path", "images", "bytes", "row", "stamp")
 
 
 @dataclass(frozen=True)
 class Manifest:
     """What a manifest file says."""
 
-    shards: ShardList  # the shards in order
+    shards: list[Shard]  # in order; relative paths start from the manifest's folder
     index: str  # name of the .npy with `offset` and `length` of each image, beside the manifest
     labels: str | None  # name of the .npy with the label of each image, beside the manifest; None without labels
     classes: tuple[str, ...]  # class names
@@ -47,14 +46,14 @@ def open_manifest(name: str) -> Shards:
     file = Path(name).expanduser()
     manifest = read_manifest(file)
     shards = manifest.shards
-    if not shards.images.sum():
+    if not any(shard.images for shard in shards):
         raise DeepClusterError(f"the manifest {name} names no image: index shards that hold some")
     table, labels = open_tables(file, manifest)
     reopen = partial(open_manifest, str(file.absolute()))
     if labels is not None:
         labels = _in_order(labels, shards)
-    fingerprint = shards.fingerprint(manifest.digest, manifest.classes)
-    return Shards(name, shards, table, fingerprint, labels=labels, classes=manifest.classes, reopen=reopen)
+    fingerprint, base = fingerprint_of(shards, manifest.digest, manifest.classes), str(file.absolute().parent)
+    return Shards(name, shards, table, fingerprint, base=base, labels=labels, classes=manifest.classes, reopen=reopen)
 
 
 def read_manifest(file: Path) -> Manifest:
@@ -79,7 +78,7 @@ def read_manifest(file: Path) -> Manifest:
             "index the shards again, or update deepcluster"
         )
     try:
-        return _parsed(content, str(file.absolute().parent))
+        return _parsed(content)
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise DeepClusterError(
             f"the manifest {file} is damaged ({type(error).__name__}: {error}): index the shards again"
@@ -97,12 +96,8 @@ def write_manifest(file: Path, manifest: Manifest) -> None:
         "classes": list(manifest.classes),
         "digest": manifest.digest,
     }
-    shards = manifest.shards
-    columns = (shards.images.tolist(), shards.bytes.tolist(), shards.rows.tolist(), shards.stamps)
-    lines = []
-    for path, *values, trouble in zip(shards.paths, *columns, shards.troubles, strict=True):
-        entry = dict(zip(FIELDS, (path, *values), strict=True))
-        lines.append(json.dumps(entry | {"trouble": trouble} if trouble else entry))
+    rows = (shard._asdict().items() for shard in manifest.shards)
+    lines = [json.dumps({name: value for name, value in row if value or name != "trouble"}) for row in rows]
     opening = json.dumps(head, indent=1)[:-2]  # without its closing brace
     write_text(file, f'{opening},\n "shards": [\n  ' + ",\n  ".join(lines) + "\n ]\n}\n")
 
@@ -115,7 +110,7 @@ def open_tables(file: Path, manifest: Manifest) -> tuple[np.ndarray, np.ndarray 
     """
     table = _mapped(file, manifest.index)
     integers = table.dtype.names == ("offset", "length") and all(table.dtype[k].kind == "u" for k in range(2))
-    needed = int((manifest.shards.rows + manifest.shards.images).max(initial=0))
+    needed = max((shard.row + shard.images for shard in manifest.shards), default=0)
     if table.ndim != 1 or not integers or len(table) < needed:
         raise _misfit(file, manifest.index, f"{needed:,} rows of offset and length")
     if manifest.labels is None:
@@ -132,36 +127,19 @@ def _misfit(file: Path, name: str, needed: str) -> DeepClusterError:
     )
 
 
-def _parsed(content: dict[str, Any], base: str) -> Manifest:
-    entries = content["shards"]
-    paths = [entry["path"] for entry in entries]
-    images, sizes, rows = (
-        np.array([entry[field] for entry in entries], np.int64) for field in ("images", "bytes", "row")
-    )
-    for path in paths:
-        if not isinstance(path, str) or find_format(path) is None:
-            raise ValueError(f"{path!r} is no path of a .tar or .zip shard")
-    if any((column < 0).any() for column in (images, sizes, rows)):
-        raise ValueError("a shard has a negative number")
+def _parsed(content: dict[str, Any]) -> Manifest:
+    shards = [Shard(**entry) for entry in content["shards"]]
+    for shard in shards:
+        if not isinstance(shard.path, str) or find_format(shard.path) is None:
+            raise ValueError(f"{shard.path!r} is no path of a .tar or .zip shard")
+        if min(shard.images, shard.bytes, shard.row) < 0:
+            raise ValueError("a shard has a negative number")
     names = [content["index"], *([content["labels"]] if content["labels"] is not None else [])]
     if any(PurePosixPath(name).name != name or not name.endswith(".npy") for name in names):
         raise ValueError("a table is no .npy file beside the manifest")
-    return Manifest(
-        ShardList(
-            base,
-            paths,
-            images,
-            sizes,
-            rows,
-            [str(entry.get("stamp", "")) for entry in entries],
-            [str(entry.get("trouble", "")) for entry in entries],
-        ),
-        content["index"],
-        content["labels"],
-        tuple(map(str, content["classes"])),
-        bool(content["class_folders"]),
-        str(content["digest"]),
-    )
+    classes = tuple(map(str, content["classes"]))
+    asked, content_digest = bool(content["class_folders"]), str(content["digest"])
+    return Manifest(shards, content["index"], content["labels"], classes, asked, content_digest)
 
 
 def _mapped(file: Path, name: str) -> np.ndarray:
@@ -176,13 +154,12 @@ def _mapped(file: Path, name: str) -> np.ndarray:
         ) from None
 
 
-def _in_order(labels: np.ndarray, shards: ShardList) -> np.ndarray:
+def _in_order(labels: np.ndarray, shards: list[Shard]) -> np.ndarray:
     """Labels of the images in the order of the shards: a copy only where somebody has moved or taken out lines."""
-    total = int(shards.images.sum())
-    if np.array_equal(shards.rows, np.cumsum(shards.images) - shards.images):
-        return labels[:total]
-    parts = zip(shards.rows.tolist(), shards.images.tolist(), strict=True)
-    return np.concatenate([labels[row : row + count] for row, count in parts])
+    images = np.array([shard.images for shard in shards])
+    if np.array_equal([shard.row for shard in shards], np.cumsum(images) - images):
+        return labels[: images.sum()]
+    return np.concatenate([labels[shard.row : shard.row + shard.images] for shard in shards])
 
 
 def relative(place: str, base: str) -> str:

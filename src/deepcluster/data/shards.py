@@ -14,13 +14,12 @@ from contextlib import suppress
 from dataclasses import KW_ONLY, dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from deepcluster.data import storage
 from deepcluster.data.archive import Members, find_format, format_of, member_name, read_member, scan
-from deepcluster.data.cache_folder import cache_folder
 from deepcluster.data.decode import decode
 from deepcluster.data.naming import labels_from_parents
 from deepcluster.data.source import ImageSource
@@ -32,27 +31,22 @@ from deepcluster.io import write_atomic
 REPORTED = 20
 
 
-@dataclass(frozen=True)
-class ShardList:
-    """S shards, in order."""
+class Shard(NamedTuple):
+    """A shard as it was when its images were located."""
 
-    base: str  # the folder that relative paths start from
-    paths: list[str]  # S paths or URLs
-    images: np.ndarray  # (S,) int64, images in each
-    bytes: np.ndarray  # (S,) int64, the size of each when its images were located
-    rows: np.ndarray  # (S,) int64, the row of the table where the images of each begin
-    stamps: list[str]  # S texts that change with the shards, such as a file's time
-    troubles: list[str]  # S reasons why a shard could not be read to its end; empty where it could
+    path: str  # or URL; a relative path starts from the folder of the manifest
+    images: int
+    bytes: int
+    row: int  # the row of the table where its images begin
+    stamp: str = ""  # changes with the shard, such as a file's time
+    trouble: str = ""  # why it could not be read to its end; empty where it could
 
-    def place(self, shard: int) -> str:
-        """Where a shard is."""
-        path = self.paths[shard]
-        return path if storage.is_url(path) else os.path.join(self.base, path)
 
-    def fingerprint(self, *content: Any) -> str:
-        """Digest of the shards' names, sizes, versions and order, and of `content`; opens nothing."""
-        names = [path.rpartition("/")[2] for path in self.paths]
-        return digest(names, self.stamps, self.images, self.bytes, self.rows, *content)
+def fingerprint_of(shards: Sequence[Shard], *content: Any) -> str:
+    """Digest of the names, sizes, versions and order of shards, and of `content`; opens nothing."""
+    numbers = (np.array([shard[field] for shard in shards], np.int64) for field in (1, 2, 3))
+    names = [shard.path.rpartition("/")[2] for shard in shards]
+    return digest(names, [shard.stamp for shard in shards], *numbers, *content)
 
 
 @dataclass(eq=False, repr=False)
@@ -60,21 +54,22 @@ class Shards:
     """An `ImageSource` over the images of tar and zip shards, shard after shard."""
 
     name: str
-    shards: ShardList
+    shards: list[Shard]
     table: np.ndarray  # (rows,) with the fields `offset`, in units of the shard's format, and `length`, in bytes
     content: str  # the fingerprint
     _: KW_ONLY
+    base: str = ""  # the folder that relative paths start from
     names: Sequence[str] | None = None  # N member names; None = they are read from the shards when asked for
     labels: np.ndarray | None = None
     classes: tuple[str, ...] = ()
     reopen: Callable[[], Shards] | None = None  # pickled in place of a table that is memory-mapped
 
     def __post_init__(self) -> None:
-        self._starts = np.concatenate([[0], np.cumsum(self.shards.images)])
+        self._starts = np.concatenate([[0], np.cumsum([shard.images for shard in self.shards])])
         self._lost: dict[int, str] = {}  # shard -> reason, as far as this process has met them
         self._checked: set[int] = set()  # remote shards that were what they should be
         # In memory that forked decoding processes share, so that only one of them reports a shard.
-        self._reported = np.frombuffer(mmap.mmap(-1, max(1, len(self.shards.paths))), np.uint8)
+        self._reported = np.frombuffer(mmap.mmap(-1, max(1, len(self.shards))), np.uint8)
 
     def __len__(self) -> int:
         return int(self._starts[-1])
@@ -82,17 +77,17 @@ class Shards:
     def __reduce__(self) -> tuple[Any, ...]:
         if self.reopen is not None:
             return self.reopen, ()
-        rebuild = partial(Shards, names=self.names, labels=self.labels, classes=self.classes)
+        rebuild = partial(Shards, base=self.base, names=self.names, labels=self.labels, classes=self.classes)
         return rebuild, (self.name, self.shards, self.table, self.content)
 
     def path(self, index: int) -> str:
         shard, within, offset, _ = self._locate(index)
-        path = self.shards.paths[shard]
+        path = self.shards[shard].path
         if self.names is not None:
             return f"{PurePosixPath(path).name}/{self.names[index]}"
         try:
             self._check(shard)
-            return f"{path}/{member_name(self.shards.place(shard), offset)}"
+            return f"{path}/{member_name(self._place(shard), offset)}"
         except (BadImage, OSError, tarfile.TarError):
             return f"{path}/#{within}"  # the shard cannot be asked: the image's number in it
 
@@ -107,10 +102,14 @@ class Shards:
         """
         shard, _, offset, length = self._locate(index)
         self._check(shard)
-        return read_member(self.shards.place(shard), offset, length)
+        return read_member(self._place(shard), offset, length)
 
     def fingerprint(self) -> str:
         return self.content
+
+    def _place(self, shard: int) -> str:
+        path = self.shards[shard].path
+        return path if storage.is_url(path) else os.path.join(self.base, path)
 
     def _locate(self, index: int) -> tuple[int, int, int, int]:
         """Shard, number in it, byte offset and length of an image."""
@@ -118,8 +117,8 @@ class Shards:
             raise IndexError(f"image {index} of {len(self)}")
         shard = int(np.searchsorted(self._starts, index, "right")) - 1
         within = int(index - self._starts[shard])
-        entry = self.table[int(self.shards.rows[shard]) + within]
-        return shard, within, int(entry["offset"]) * format_of(self.shards.paths[shard]).unit, int(entry["length"])
+        entry = self.table[self.shards[shard].row + within]
+        return shard, within, int(entry["offset"]) * format_of(self.shards[shard].path).unit, int(entry["length"])
 
     def _check(self, shard: int) -> None:
         """Raises `BadImage` unless the shard is there and as large as it was; reports it once."""
@@ -131,13 +130,13 @@ class Shards:
                 self._lost[shard] = reason
                 self._report(shard, reason)
             raise BadImage(f"its shard {reason}")
-        if storage.is_url(self.shards.paths[shard]):  # to ask a server before every read would double the wait
+        if storage.is_url(self.shards[shard].path):  # to ask a server before every read would double the wait
             self._checked.add(shard)
 
     def _find_loss(self, shard: int) -> str:
-        expected = int(self.shards.bytes[shard])
+        expected = self.shards[shard].bytes
         try:
-            size, _ = storage.stat(self.shards.place(shard))
+            size, _ = storage.stat(self._place(shard))
         except (FileNotFoundError, NotADirectoryError):
             return "is missing"
         except OSError as error:
@@ -152,7 +151,7 @@ class Shards:
         if count <= REPORTED:
             more = "; further shards like it are not reported one by one" if count == REPORTED else ""
             warnings.warn(
-                f"the shard {self.shards.place(shard)} {reason}; its {int(self.shards.images[shard]):,} images are "
+                f"the shard {self._place(shard)} {reason}; its {self.shards[shard].images:,} images are "
                 f"left out as bad images{more}",
                 stacklevel=2,
             )
@@ -173,25 +172,26 @@ def open_shards(pattern: str) -> ImageSource:
             f"{wrong}, matched by {pattern}, is no .tar or .zip file: patterns name tar and zip shards; "
             "for image files give their folder"
         )
-    sizes, stamps = zip(*(_stat(place, pattern) for place in places), strict=True)
-    members = [_cached_members(*shard) for shard in zip(places, sizes, stamps, strict=True)]
-    names = [name for shard in members for name in shard.names]
-    troubles = [shard.trouble for shard in members]
-    sentences = [sentence_of(place, why) for place, why in zip(places, troubles, strict=True) if why]
+    states = [_stat(place, pattern) for place in places]
+    members = [_cached_members(place, *state) for place, state in zip(places, states, strict=True)]
+    names = [name for one in members for name in one.names]
+    sentences = [sentence_of(place, one.trouble) for place, one in zip(places, members, strict=True) if one.trouble]
     if not names:
         nothing = f"there is no image in the tar or zip files of {pattern}: members need names such as class/name.jpg"
         raise DeepClusterError((sentences or [nothing])[0])
     for sentence in sentences:
         warnings.warn(f"{sentence}; images that were found in it are shown", stacklevel=2)
-    counts = np.array([len(shard.names) for shard in members], np.int64)
-    shards = ShardList(
-        "", places, counts, np.array(sizes, np.int64), np.cumsum(counts) - counts, list(stamps), troubles
-    )
-    offsets = np.concatenate([shard.offsets // format_of(p).unit for p, shard in zip(places, members, strict=True)])
+    shards: list[Shard] = []
+    for place, (size, stamp), one in zip(places, states, members, strict=True):
+        row = shards[-1].row + shards[-1].images if shards else 0
+        shards.append(Shard(place, len(one.names), size, row, stamp, one.trouble))
+    offsets = np.concatenate([one.offsets // format_of(place).unit for place, one in zip(places, members, strict=True)])
     table = np.zeros(len(names), row_type(int(offsets.max())))
-    table["offset"], table["length"] = offsets, np.concatenate([shard.lengths for shard in members])
+    table["offset"], table["length"] = offsets, np.concatenate([one.lengths for one in members])
     labels, classes = labels_from_parents(names)
-    return Shards(pattern, shards, table, shards.fingerprint(names, table), names=names, labels=labels, classes=classes)
+    return Shards(
+        pattern, shards, table, fingerprint_of(shards, names, table), names=names, labels=labels, classes=classes
+    )
 
 
 def row_type(largest: int) -> np.dtype[Any]:
@@ -232,7 +232,7 @@ def read_members(file: Path) -> Members:
 
 
 def _cached_members(place: str, size: int, stamp: str) -> Members:
-    file = index_file(cache_folder() / "shard-index", place, size, stamp)
+    file = index_file(storage.cache_folder() / "shard-index", place, size, stamp)
     with suppress(Exception):  # absent, or unreadable: the scan below replaces it
         return read_members(file)
     members = scan(place)

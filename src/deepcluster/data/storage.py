@@ -1,4 +1,4 @@
-"""Where shards lie: paths and URLs, and what is done with either.
+"""Where shards lie, paths and URLs, and what is done with either; and where decoded pixels and tar indices are kept.
 
 URLs (`https://`, `s3://`, `gs://`, `memory://` and others) are read through fsspec. A read asks for exactly its bytes:
 under random access, the bytes around them are not wanted next.
@@ -11,6 +11,7 @@ import os
 import re
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, BinaryIO, TypeVar, cast
 
 from deepcluster.data.naming import natural_key
@@ -24,6 +25,16 @@ WAITS = (0.1, 0.3, 1.0, 3.0)
 READ_AHEAD = 4 << 20
 #: What tells one version of a remote object from another, under the names that the stores have for it.
 VERSION_FIELDS = ("ETag", "etag", "LastModified", "updated", "mtime", "created")
+
+
+def cache_folder() -> Path:
+    """The folder named by the environment variable DEEPCLUSTER_CACHE, else ~/.cache/deepcluster.
+
+    All of it may be deleted at any time: what is missing is made again.
+    """
+    if named := os.environ.get("DEEPCLUSTER_CACHE"):
+        return Path(named).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "deepcluster"
 
 
 def is_url(place: str) -> bool:
