@@ -15,10 +15,16 @@ from sklearn.exceptions import ConvergenceWarning, NotFittedError
 from sklearn.pipeline import make_pipeline
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-from deepcluster.clustering import PIC, HierarchicalKMeans, KMeans, Whitening
+from deepcluster.clustering import PIC, TEMI, HierarchicalKMeans, KMeans, Whitening
 from deepcluster.errors import DeepClusterError
 
-ESTIMATORS = [KMeans(random_state=0), HierarchicalKMeans(random_state=0), PIC(), Whitening()]
+ESTIMATORS = [
+    KMeans(random_state=0),
+    HierarchicalKMeans(random_state=0),
+    PIC(),
+    TEMI(random_state=0, max_iter=20),
+    Whitening(),
+]
 
 
 def blobs(n: int = 300, d: int = 6, groups: int = 8, seed: int = 0, spread: float = 0.3) -> np.ndarray:
@@ -36,7 +42,7 @@ def expected_failures(estimator: Any) -> dict[str, str]:
 
 
 every_check: Callable[[Callable[..., None]], Callable[..., None]] = parametrize_with_checks(
-    [KMeans(), HierarchicalKMeans(), PIC(), Whitening()], expected_failed_checks=expected_failures
+    [KMeans(), HierarchicalKMeans(), PIC(), TEMI(max_iter=20), Whitening()], expected_failed_checks=expected_failures
 )
 
 
