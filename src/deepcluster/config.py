@@ -86,12 +86,13 @@ class DataParams:
 class OptimizerParams:
     """How the weights are updated."""
 
-    name: Literal["sgd", "adamw"] = "sgd"
-    """Stochastic gradient descent with momentum (the paper), or AdamW."""
+    name: Literal["sgd", "adamw", "lars"] = "sgd"
+    """Stochastic gradient descent with momentum (the paper), AdamW, or LARS, which scales the step of each weight to
+    its norm, for large batches (arXiv 1708.03888)."""
     lr: float = 0.05
     """Base learning rate."""
     momentum: float = 0.9
-    """Momentum of SGD, or the first beta of AdamW."""
+    """Momentum of SGD and LARS, or the first beta of AdamW."""
     weight_decay: float = 1e-5
     """Weight decay."""
     schedule: Literal["constant", "cosine", "step", "bottou"] = "constant"

@@ -68,3 +68,30 @@ def test_a_loss_scaler_is_undone_before_clipping_and_skips_overflow() -> None:
             assert scaler.get_scale() == 8.0
         else:
             assert one.item() == 0.0 and scaler.get_scale() < 8.0
+
+
+def test_lars_is_its_formula() -> None:
+    """Against the steps written out (arXiv 1708.03888, algorithm 1), and SGD where nothing is scaled."""
+    torch.manual_seed(0)
+    weight, bias = torch.nn.Parameter(torch.randn(4, 3)), torch.nn.Parameter(torch.randn(4))
+    lr, momentum, decay = 0.7, 0.9, 0.01
+    optimizer = make_optimizer([weight, bias], "lars", lr=lr, momentum=momentum, weight_decay=decay)
+    w, b = weight.detach().clone().double(), bias.detach().clone().double()
+    v, u = torch.zeros_like(w), torch.zeros_like(b)
+    for _ in range(5):
+        weight.grad, bias.grad = torch.randn(4, 3), torch.randn(4)
+        gw, gb = weight.grad.double(), bias.grad.double()
+        v = momentum * v + 0.001 * w.norm() / (gw.norm() + decay * w.norm()) * (gw + decay * w)
+        u = momentum * u + gb
+        w, b = w - lr * v, b - lr * u
+        optimizer.step()
+        torch.testing.assert_close(weight.detach().double(), w, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(bias.detach().double(), b, atol=1e-5, rtol=1e-5)
+
+
+def test_lars_takes_weights_and_gradients_of_zero() -> None:
+    weights = [torch.nn.Parameter(torch.zeros(2, 2)), torch.nn.Parameter(torch.ones(2, 2))]
+    optimizer = make_optimizer(weights, "lars", lr=1.0, momentum=0.9, weight_decay=0.0)
+    weights[0].grad, weights[1].grad = torch.ones(2, 2), torch.zeros(2, 2)
+    optimizer.step()
+    assert torch.equal(weights[0], -torch.ones(2, 2)) and torch.equal(weights[1], torch.ones(2, 2))

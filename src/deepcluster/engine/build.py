@@ -78,7 +78,7 @@ def build_method(run: TrainRun, n: int, clusterer: Any = None, group: ProcessGro
         parameters: Iterable[nn.Parameter], lr: float | None = None, momentum: float | None = None
     ) -> torch.optim.Optimizer:
         # The momentum of AdamW is its first beta, which stays.
-        momentum = o.momentum if momentum is None or o.name != "sgd" else momentum
+        momentum = o.momentum if momentum is None or o.name == "adamw" else momentum
         return make_optimizer(
             parameters, o.name, lr=o.lr if lr is None else lr, momentum=momentum, weight_decay=o.weight_decay
         )

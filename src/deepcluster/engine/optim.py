@@ -10,10 +10,37 @@ from torch import nn
 from deepcluster.distributed import SINGLE, ProcessGroup
 
 
+class LARS(torch.optim.SGD):
+    """SGD with momentum whose gradient of each weight, decay included, is scaled to a thousandth of the weight's norm
+    (You et al. 2017, arXiv 1708.03888), so that large batches can take large rates in every layer.
+
+    Biases and what normalizes, all that has one dimension, are neither scaled nor decayed.
+    """
+
+    TRUST = 0.001
+
+    def __init__(self, parameters: Iterable[nn.Parameter], *, lr: float, momentum: float, weight_decay: float) -> None:
+        super().__init__(parameters, lr=lr, momentum=momentum)
+        for param_group in self.param_groups:
+            param_group["scaled_decay"] = weight_decay  # SGD would add its own after the scaling
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """One step; overwrites the gradients."""
+        for param_group in self.param_groups:
+            decay = param_group["scaled_decay"]
+            for weight in param_group["params"]:
+                if weight.grad is not None and weight.ndim > 1:
+                    size, slope = weight.norm(), weight.grad.norm()
+                    scale = self.TRUST * size / (slope + decay * size)
+                    weight.grad.add_(weight, alpha=decay).mul_(torch.where((size > 0) & (slope > 0), scale, 1.0))
+        super().step()
+
+
 def make_optimizer(
     parameters: Iterable[nn.Parameter], name: str, *, lr: float, momentum: float, weight_decay: float
 ) -> torch.optim.Optimizer:
-    """SGD with `momentum`, or AdamW whose first beta is `momentum`.
+    """SGD or LARS with `momentum`, or AdamW whose first beta is `momentum`.
 
     Every group remembers `base_lr`, which `set_rate` multiplies.
     """
@@ -22,6 +49,8 @@ def make_optimizer(
         optimizer: torch.optim.Optimizer = torch.optim.SGD(trained, lr=lr, momentum=momentum, weight_decay=weight_decay)
     elif name == "adamw":
         optimizer = torch.optim.AdamW(trained, lr=lr, betas=(momentum, 0.999), weight_decay=weight_decay)
+    elif name == "lars":
+        optimizer = LARS(trained, lr=lr, momentum=momentum, weight_decay=weight_decay)
     else:
         raise ValueError(f"unknown optimizer {name!r}")
     for param_group in optimizer.param_groups:

@@ -25,7 +25,7 @@ ABOVE_GUESSING = 1.05
 """A classifier that knows nothing can always predict 1/K, which costs ln K; more is confidently wrong."""
 HEAD_AS_INITIALIZED = 1.05
 """The classifier is initialized from N(0, .01); up to this many times that deviation it has not changed."""
-GOOD_HEAD_LR = {"sgd": 0.05, "adamw": 0.02}
+GOOD_HEAD_LR = {"sgd": 0.05, "adamw": 0.02, "lars": 0.6}
 """The paper's for SGD (arXiv 1807.05520 §3.3); what learned within fourteen steps on the digits for AdamW."""
 LOSS_NEAR_ZERO = 0.1
 """exp(-.1) = .9: nine tenths of the probability go to the pseudo-label of a view that is new to the network, so there

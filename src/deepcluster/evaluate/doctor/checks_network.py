@@ -11,7 +11,7 @@ from deepcluster.evaluate.doctor.findings import Finding, Severity, finding, rat
 HARDLY_MOVED = 1e-4
 """Change of the backbone's weights relative to their norm. Three epochs on the digits change them by a tenth or more;
 a ten-thousandth after `FEW_EPOCHS` epochs is not training."""
-USUAL_LR = {"sgd": 0.05, "adamw": 0.001}
+USUAL_LR = {"sgd": 0.05, "adamw": 0.001, "lars": 0.6}
 """The paper's for SGD (arXiv 1807.05520 §3.3); the usual one for AdamW."""
 
 
