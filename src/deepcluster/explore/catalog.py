@@ -18,6 +18,7 @@ from deepcluster.errors import DeepClusterError
 from deepcluster.explore.groups import Groups
 from deepcluster.explore.vectors import Vectors
 from deepcluster.features.knn import nearest_rows
+from deepcluster.visualize.clusters import main_classes
 
 SORTS = ("size", "distance", "purity", "name", "number", "label")
 SAMPLE = 20_000
@@ -148,11 +149,11 @@ class Catalog:
             about = zip(table.number[chosen].tolist(), table.label[chosen].tolist(), strict=True)
             texts = [f"{one} {self.groups.name(one)} {self.class_name(label) or ''}".casefold() for one, label in about]
             chosen = chosen[[all(word in text for word in words) for text in texts]]
-        chosen = chosen[self._order(table, chosen, sort, descending)]
+        ordered = self._order(table, chosen, sort, descending)
         return {
             "total": len(chosen),
             "all": len(table.number),
-            "rows": [self.row(int(table.number[row])) for row in chosen[part]],
+            "rows": [self.row(int(table.number[row])) for row in ordered[part]],
         }
 
     def row(self, group: int) -> dict[str, Any]:
@@ -274,42 +275,32 @@ class Catalog:
 
     def _count(self) -> Table:
         group = self.groups.group + 1  # -1 gets a place
-        counts = np.bincount(group)
-        number, known = np.flatnonzero(counts), np.isfinite(self.own)
+        counts, known = np.bincount(group), np.isfinite(self.own)
+        number = np.flatnonzero(counts)
         with np.errstate(invalid="ignore"):
             distance = np.bincount(group, np.where(known, self.own, 0)) / np.bincount(group, known)
-        label, purity = self._majority(group, len(counts))
-        return Table(number - 1, counts[number], distance[number].astype(np.float32), label[number], purity[number])
+        labels = np.full(len(self.groups), -1) if self.labels is None else self.labels
+        main = (column[number - 1] for column in main_classes(self.groups.group, labels, len(counts)))
+        return Table(number - 1, counts[number], distance[number].astype(np.float32), *main)
 
-    def _majority(self, group: np.ndarray, groups: int) -> tuple[np.ndarray, np.ndarray]:
-        """(groups,) most frequent class and its share."""
-        label, purity = np.full(groups, -1, np.int64), np.full(groups, np.nan, np.float32)
-        if self.labels is None:
-            return label, purity
-        fine = (self.labels >= 0) & (group > 0)  # images in no cluster have nothing in common
-        classes = int(self.labels.max()) + 1
-        pair, count = np.unique(group[fine] * classes + self.labels[fine], return_counts=True)
-        row, name = pair // classes, pair % classes
-        order = np.lexsort((-name, count, row))  # the most frequent is written last; of equal ones the first class
-        label[row[order]] = name[order]
-        purity[row[order]] = count[order] / np.bincount(row, count)[row[order]]
-        return label, purity
-
-    def _order(self, table: Table, chosen: np.ndarray, sort: str, descending: bool) -> np.ndarray:
-        """The order of rows `chosen` of the table; what is unknown comes last either way."""
-        if sort in ("name", "label"):
-            words = [
-                self.groups.name(int(table.number[row])) if sort == "name" else self.class_name(int(table.label[row]))
-                for row in chosen
-            ]
-            known = sorted((k for k, word in enumerate(words) if word), key=lambda k: natural_key(words[k] or ""))
-            unknown = [k for k, word in enumerate(words) if not word]
-            return np.asarray((known[::-1] if descending else known) + unknown, np.int64)
-        columns = {"size": table.size, "distance": table.distance, "purity": table.purity, "number": table.number}
-        if sort not in columns:
+    def _order(self, table: Table, chosen: np.ndarray, sort: str, descending: bool) -> list[int]:
+        """Rows `chosen` of the table in order; what is unknown comes last either way."""
+        if sort not in SORTS:
             raise DeepClusterError(f"There is no order by {sort!r}: choose one of {', '.join(SORTS)}.")
-        value = columns[sort][chosen].astype(np.float64)
-        return np.argsort(-value if descending else value, kind="stable")
+        values: list[Any]
+        if sort == "name":
+            values = list(map(self.groups.name, table.number.tolist()))
+        else:
+            values = (
+                list(map(self.class_name, table.label.tolist())) if sort == "label" else getattr(table, sort).tolist()
+            )
+        keys: dict[int, Any] = {}
+        for row in chosen.tolist():
+            value = values[row]
+            if value is not None and value == value:  # NaN is unknown too
+                keys[row] = natural_key(value) if isinstance(value, str) else value
+        known = sorted(keys, key=keys.__getitem__, reverse=descending)
+        return known + [row for row in chosen.tolist() if row not in keys]
 
     def _centers(self, numbers: np.ndarray) -> np.ndarray:
         """(M, P) centers of groups."""

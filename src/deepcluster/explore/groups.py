@@ -20,15 +20,8 @@ NOTHING = (np.zeros(0, np.int64), np.zeros(0, np.int64))
 
 @dataclass
 class Patch:
-    """What an edit sets.
-
-    Attributes:
-        group: (indices (M,), values (M,)) of images that go to other groups.
-        selected: (indices (M,), values (M,) bool).
-        names: group -> name, None = none.
-        hidden: group -> whether it is hidden.
-        after: the number the next new group will get; None = as before.
-    """
+    """What an edit sets of `Groups`: indices (M,) of images and their new values (M,), or new values by group; a name
+    that is None is taken away, and `after` is the new `next`, None = as before."""
 
     group: tuple[np.ndarray, np.ndarray] = NOTHING
     selected: tuple[np.ndarray, np.ndarray] = NOTHING

@@ -5,6 +5,7 @@ They are written in parts, so that a killed job resumes, and then put into one f
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 from pathlib import Path
@@ -68,15 +69,6 @@ def identity(run: Run, fingerprint: str) -> str:
     return digest(fingerprint, (run.folder / MODEL).read_bytes())[:12]
 
 
-def find(folder: Path, mark: str) -> Vectors | None:
-    """Vectors that were made before; None where there are none."""
-    try:
-        rows = np.load(folder / f"vectors-{mark}.npy", mmap_mode="r", allow_pickle=False)
-        return Vectors(rows, json.loads((folder / f"vectors-{mark}.json").read_text())["bad"])
-    except (OSError, ValueError, KeyError, TypeError, EOFError):
-        return None
-
-
 def make(run: Run, source: ImageSource, folder: Path, fingerprint: str, job: Job) -> Vectors:
     """Vectors of all images of `source`, those of an earlier call if there are any.
 
@@ -86,9 +78,11 @@ def make(run: Run, source: ImageSource, folder: Path, fingerprint: str, job: Job
         job: gets the progress, and may stop the computation; finished parts are kept.
     """
     mark = identity(run, fingerprint)
-    found = find(folder, mark)
-    if found is not None and len(found) == len(source):
-        return found
+    parts, file = folder / f"vectors-{mark}", folder / f"vectors-{mark}.npy"
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, EOFError):  # not there, or damaged
+        found = Vectors(np.load(file, mmap_mode="r"), json.loads(file.with_suffix(".json").read_text())["bad"])
+        if len(found) == len(source):
+            return found
     for path in folder.glob("vectors-*"):  # of another model, from before the run was trained on
         if mark not in path.name:
             shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
@@ -106,7 +100,6 @@ def make(run: Run, source: ImageSource, folder: Path, fingerprint: str, job: Job
         width = run.centroids.shape[1]
         return index, run.embed(features) if len(features) else np.zeros((0, width), np.float32)
 
-    parts, file = folder / f"vectors-{mark}", folder / f"vectors-{mark}.npy"
     about = {"weights": mark, "tap": None, "image_size": run.image_size, "source_fingerprint": fingerprint}
     many = max(1, -(-len(source) // PART))
     _, bad = write_parts(extract, len(pixels), parts, about, parts=many, skipped=ahead)

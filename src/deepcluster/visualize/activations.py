@@ -6,9 +6,9 @@ script), and Fourier spectra of decorrelated colors seen through random views.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -38,7 +38,10 @@ Check = Callable[[int], None]
 START, NOISE, DECAY, BLUR, BLUR_EVERY = 128.0, 20.0, 1e-5, 0.3, 5
 SHOWN_MEAN, SHOWN_STD = 0.5, 0.1
 """Mean and deviation of the colors of an image that is shown."""
-DEFAULTS: dict[str, tuple[int, float, float]] = {"paper": (1000, 3.0, DECAY), "fourier": (256, 0.05, 0.0)}
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "paper": {"steps": 1000, "lr": 3.0, "decay": DECAY},
+    "fourier": {"steps": 256, "lr": 0.05, "decay": 0.0},
+}
 """Steps, step length (or Adam's rate) and decay of each recipe."""
 OBJECTIVES = {"contrast": objectives.contrast, "channel": objectives.channel, "neuron": objectives.neuron}
 AT_ONCE = 32
@@ -97,10 +100,8 @@ def draw_activations(
         objective_of = filter_objective(tap, recipe, objective)
     size = subject.image_size if size is None else size
     check_size(subject.backbone, size)
-    images = maximize(
-        subject, objective_of, numbers, recipe=recipe, steps=steps, lr=lr, decay=decay, smooth=smooth, size=size,
-        seed=seed, screen=screen,
-    )  # fmt: skip
+    asked = {"steps": steps, "lr": lr, "decay": decay}
+    images = maximize(subject, objective_of, numbers, recipe, asked, smooth=smooth, size=size, seed=seed, screen=screen)
     factor = max(1, round(112 / size))
     side = size * factor
     tiles = [
@@ -108,7 +109,7 @@ def draw_activations(
         for number, image in zip(numbers, images, strict=True)
     ]
     sheet = grid(tiles, min(8, max(1, 1100 // side)), gap=6)
-    steps = DEFAULTS[recipe][0] if steps is None else steps
+    steps = DEFAULTS[recipe]["steps"] if steps is None else steps
     text = {
         "paper": f"Images found by {steps:,} steps of gradient ascent from noise, with weight decay and a faint blur;"
         f" each is brought to mean {SHOWN_MEAN} and deviation {SHOWN_STD}.",
@@ -125,11 +126,9 @@ def maximize(
     subject: Subject,
     objective_of: Callable[[Sequence[int]], Objective],
     numbers: Sequence[int],
-    *,
     recipe: Recipe,
-    steps: int | None = None,
-    lr: float | None = None,
-    decay: float | None = None,
+    asked: Mapping[str, Any],
+    *,
     smooth: float = 0.0,
     size: int | None = None,
     seed: int = 0,
@@ -139,27 +138,25 @@ def maximize(
 
     Args:
         objective_of: the objective for some of the `numbers`, one image each.
+        asked: values in place of `DEFAULTS`, None = the default.
     """
-    default_steps, default_lr, default_decay = DEFAULTS[recipe]
-    steps, lr = default_steps if steps is None else steps, default_lr if lr is None else lr
-    decay = default_decay if decay is None else decay
-    if steps < 1 or lr <= 0:
-        raise DeepClusterError(f"{steps} steps of {lr:g} change nothing: give --steps and --lr above 0.")
+    options = DEFAULTS[recipe] | {name: value for name, value in asked.items() if value is not None}
+    if options["steps"] < 1 or options["lr"] <= 0:
+        raise DeepClusterError(
+            f"{options['steps']} steps of {options['lr']:g} change nothing: give --steps and --lr above 0."
+        )
     paper = recipe == "paper"
     network = FrozenNetwork(subject.backbone, normalize=not paper, device=subject.device)
     maximizer = maximize_pixels if paper else maximize_spectrum
     parts = [numbers[start : start + AT_ONCE] for start in range(0, len(numbers), AT_ONCE)]
     images: list[np.ndarray] = []
-    with screen.bar("ascent", steps * len(parts), "steps") as bar:
+    with screen.bar("ascent", options["steps"] * len(parts), "steps") as bar:
         for number, part in enumerate(parts):
             objective = objective_of(part)
             if smooth:
                 objective -= smooth * total_variation()
-            found = maximizer(
-                network, objective, len(part), size=size or subject.image_size, steps=steps, lr=lr, decay=decay,
-                seed=seed + 1_000_003 * number, check=bar,
-            )  # fmt: skip
-            images += list(found.images)
+            options |= {"size": size or subject.image_size, "seed": seed + 1_000_003 * number}
+            images += list(maximizer(network, objective, len(part), check=bar, **options).images)
     return [_in_gray(image, recipe) for image in images] if sees_no_colors(subject) else images
 
 

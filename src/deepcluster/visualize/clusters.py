@@ -111,6 +111,25 @@ def contact(shown: ClusteredImages, cluster: int, *, images: int = 12, farthest:
     return Contact(cluster, len(members), near, rest[max(len(rest) - farthest, 0) :], mean, name, share)
 
 
+def main_classes(cluster: np.ndarray, labels: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """The most frequent class of each of K clusters, (K,) int64, -1 = none, and its share of the cluster's labelled
+    images, (K,) float32, NaN = unknown; of equally frequent ones the first.
+
+    Args:
+        cluster: (N,), -1 = none.
+        labels: (N,) int64, -1 = none.
+    """
+    label, purity = np.full(k, -1, np.int64), np.full(k, np.nan, np.float32)
+    known = (labels >= 0) & (cluster >= 0)
+    classes = int(labels.max(initial=0)) + 1
+    pair, count = np.unique(cluster[known] * classes + labels[known], return_counts=True)
+    row, name = pair // classes, pair % classes
+    order = np.lexsort((-name, count, row))  # the most frequent is written last
+    label[row[order]] = name[order]
+    purity[row[order]] = count[order] / np.bincount(row, count)[row[order]]
+    return label, purity
+
+
 def majority(labels: np.ndarray, classes: tuple[str, ...]) -> tuple[str | None, float | None]:
     """The most frequent class of some images and its share; (None, None) where none has a label."""
     known = labels[labels >= 0]

@@ -23,8 +23,8 @@ from deepcluster.engine.run import Run
 from deepcluster.errors import DeepClusterError
 from deepcluster.io import write_text
 from deepcluster.visualize import history, report_text, sizes, style
-from deepcluster.visualize.clustered_images import ClusteredImages, reader, short_name, training_clusters
-from deepcluster.visualize.clusters import Contact, contact, largest, majority
+from deepcluster.visualize.clustered_images import ClusteredImages, class_name, reader, short_name, training_clusters
+from deepcluster.visualize.clusters import Contact, contact, largest, main_classes
 from deepcluster.visualize.images import encoded, thumbnail
 
 ROWS_SHOWN = 500
@@ -220,13 +220,13 @@ def _plot(draw: Callable[..., None], counts: np.ndarray) -> str:
 
 def _rows(assignment: np.ndarray, counts: np.ndarray, source: ImageSource | None) -> list[dict[str, Any]]:
     """The table of the largest clusters, with the main class of each."""
-    order = np.argsort(assignment, kind="stable")  # members by one sort, not one scan a cluster
-    members = np.split(order, np.searchsorted(assignment[order], np.arange(len(counts) + 1)))[1:]
-    rows = []
-    for number in largest(counts)[:ROWS_SHOWN].tolist():
-        label, purity = None, None
-        if source is not None and source.labels is not None:
-            label, purity = majority(source.labels[members[number]], source.classes)
-        size, share = int(counts[number]), float(counts[number] / max(counts.sum(), 1))
-        rows.append({"cluster": number, "size": size, "share": share, "label": label, "purity": purity})
+    rows = [
+        {"cluster": number, "size": int(counts[number]), "share": counts[number] / max(counts.sum(), 1), "label": None}
+        for number in largest(counts)[:ROWS_SHOWN].tolist()
+    ]
+    if source is not None and source.labels is not None:
+        label, purity = main_classes(assignment, source.labels, len(counts))
+        for row in rows:
+            if (main := label[row["cluster"]]) >= 0:
+                row |= {"label": class_name(source.classes, main), "purity": purity[row["cluster"]]}
     return rows

@@ -78,7 +78,7 @@ def draw_top_images(
         extra = None
         if beside is not None:
             objective_of = filter_objective(tap, beside)
-            extra = maximize(subject, objective_of, wanted[tap], recipe=beside, steps=steps, seed=seed, screen=screen)
+            extra = maximize(subject, objective_of, wanted[tap], beside, {"steps": steps}, seed=seed, screen=screen)
         columns = (3 if field else 4) - (extra is not None)
         sheet = top_sheet(ranked, wanted[tap], pictures, field, columns=columns, side=64 if field else 84, extra=extra)
         text = (
