@@ -58,10 +58,10 @@ def test_pic(table: Path, words: list[str], arguments: dict[str, Any], capsys: p
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        ([], "k-means needs the number of clusters: give --k"),
+        (["--backbone", "timm:resnet18"], "--backbone is for images"),
+        (["--k", "0"], "--k is 0: ask for at least 1 cluster"),
         (["--k", "3", "--sigma", "0.2"], "--sigma is not an option of kmeans"),
         (["--algorithm", "pic", "--k", "3"], "--k is not an option of pic"),
-        (["--algorithm", "hierarchical"], "k-means needs the number of clusters: give --k"),
         (["--algorithm", "hierarchical", "--k", "7", "--branches", "2"], "7 clusters cannot be shared out evenly"),
         (["--algorithm", "hierarchical", "--k", "7", "--sigma", "2"], "--sigma is not an option of hierarchical"),
         (["--k", "6", "--branches", "2"], "--branches is not an option of kmeans"),

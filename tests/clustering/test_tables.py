@@ -28,6 +28,15 @@ def from_means(x: np.ndarray, label: np.ndarray) -> np.ndarray:
     return result
 
 
+def clusters(
+    x: np.ndarray, clusterer: Any, scratch: Path, embedding: Whitening | None = None, bad: list[int] | None = None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Assignment, distance and centroids."""
+    found = cluster_table(x, lambda rows: clusterer, embedding=embedding, scratch=scratch, bad=bad)
+    assert found.clusterer is clusterer
+    return found.assignment, found.distance, found.centroids.numpy()
+
+
 def clusterers() -> dict[str, Any]:
     from sklearn.cluster import HDBSCAN, AgglomerativeClustering, MiniBatchKMeans
 
@@ -46,7 +55,7 @@ def test_clusters_equal_the_labels_of_the_clusterer(name: str, tmp_path: Path) -
     x = np.concatenate([blobs(), 9 * np.eye(8, dtype=np.float32)])  # the last rows are noise to HDBSCAN
     np.save(tmp_path / "x.npy", x)
     table = np.load(tmp_path / "x.npy", mmap_mode="r")
-    cluster, distance = cluster_table(table, clusterer, whiten=0, scratch=tmp_path)
+    cluster, distance, _ = clusters(table, clusterer, tmp_path)
     np.testing.assert_array_equal(cluster, clusterer.labels_)
     assert cluster.dtype == np.int64 and distance.dtype == np.float32
     centers = getattr(clusterer, "cluster_centers_", None)
@@ -59,7 +68,8 @@ def test_clusters_equal_the_labels_of_the_clusterer(name: str, tmp_path: Path) -
 
 def test_k_means_writes_the_nearest_center(tmp_path: Path) -> None:
     x = blobs()
-    cluster, distance = cluster_table(x, run := KMeans(9, random_state=0), whiten=0, scratch=tmp_path)
+    cluster, distance, centroids = clusters(x, run := KMeans(9, random_state=0), tmp_path)
+    np.testing.assert_array_equal(centroids, run.cluster_centers_)
     np.testing.assert_array_equal(cluster, run.predict(x))
     np.testing.assert_allclose(distance, run.transform(x).min(1), rtol=1e-5, atol=1e-6)
 
@@ -69,7 +79,7 @@ def test_whitened_without_bad_rows(tmp_path: Path) -> None:
     x[[3, 77]] = np.nan
     good = np.isfinite(x).all(1)
     for bad in (None, [3, 77]):
-        cluster, distance = cluster_table(x, PIC(), whiten=4, scratch=tmp_path, bad=bad)
+        cluster, distance, _ = clusters(x, PIC(), tmp_path, Whitening(4), bad)
         assert (cluster[~good] == -1).all() and np.isnan(distance[~good]).all()
         np.testing.assert_array_equal(cluster[good], PIC().fit_predict(Whitening(4).fit_transform(x[good])))
 
@@ -94,9 +104,9 @@ class Wrong:
 )
 def test_invalid_input_raises(clusterer: Any, x: np.ndarray, words: str, tmp_path: Path) -> None:
     with pytest.raises(DeepClusterError, match=words):
-        cluster_table(x, clusterer, whiten=0, scratch=tmp_path)
+        clusters(x, clusterer, tmp_path)
 
 
 def test_labels_may_be_a_tensor(tmp_path: Path) -> None:
-    cluster, distance = cluster_table(blobs(4), Wrong(torch.tensor([0, 1, -7, 1])), whiten=0, scratch=tmp_path)
+    cluster, distance, _ = clusters(blobs(4), Wrong(torch.tensor([0, 1, -7, 1])), tmp_path)
     assert cluster.tolist() == [0, 1, -1, 1] and np.isnan(distance).tolist() == [False, False, True, False]

@@ -77,11 +77,17 @@ def test_clusterers_give_the_same_for_parts_and_for_an_array(x: np.ndarray, tmp_
     np.testing.assert_array_equal(Whitening(4).fit_transform(x), Whitening(4).fit_transform(table))
     for whiten, bad in ((0, None), (4, None), (4, [3, 300])):
         first, second = (
-            cluster_table(each, KMeans(5, random_state=0), whiten=whiten, scratch=tmp_path, bad=bad)  # type: ignore[arg-type]
+            cluster_table(
+                each,  # type: ignore[arg-type]
+                lambda rows: KMeans(5, random_state=0),
+                embedding=Whitening(whiten) if whiten else None,
+                scratch=tmp_path,
+                bad=bad,
+            )
             for each in (x, table)
         )
-        np.testing.assert_array_equal(first[0], second[0])
-        np.testing.assert_array_equal(first[1], second[1])
+        np.testing.assert_array_equal(first.assignment, second.assignment)
+        np.testing.assert_array_equal(first.distance, second.distance)
 
 
 def test_parts_of_another_dtype(x: np.ndarray, tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
-"""`deepcluster cluster FEATURES.npy --k K --out FILE`.
+"""`deepcluster cluster SOURCE --out RUN`, and `deepcluster cluster FEATURES.npy --out FILE`.
 
-Under `torchrun --nproc-per-node 2 -m deepcluster.cli.main cluster ...` the processes of k-means and of hierarchical
-k-means share the rows.
+For a feature table, under `torchrun --nproc-per-node 2 -m deepcluster.cli.main cluster ...` the processes of k-means
+and of hierarchical k-means share the rows.
 """
 
 from __future__ import annotations
@@ -11,111 +11,172 @@ from pathlib import Path
 from typing import Any, Literal
 
 from deepcluster.cli.common import check_table_name, several_processes, show
-from deepcluster.distributed import ProcessGroup
-from deepcluster.errors import DeepClusterError
-
-OPTIONS = {
-    "kmeans": {"k": "n_clusters", "iterations": "max_iter", "seed": "random_state"},
-    "hierarchical": {"k": "n_clusters", "branches": "branches", "iterations": "max_iter", "seed": "random_state"},
-    "pic": {
-        "iterations": "max_iter",
-        "neighbors": "n_neighbors",
-        "sigma": "sigma",
-        "alpha": "alpha",
-        "version": "version",
-    },
-}
-"""The options of each algorithm, and the parameters of its class that they set."""
+from deepcluster.data.open import must_exist
+from deepcluster.errors import DeepClusterError, Interrupted
 
 
 def cluster(
-    features: Path,
+    source: str,
     /,
     *,
     out: Path,
+    backbone: str = "auto",
+    image_size: int | None = None,
     algorithm: Literal["kmeans", "pic", "hierarchical"] = "kmeans",
-    k: int | None = None,
+    k: int | Literal["auto"] = "auto",
     branches: tuple[int, ...] | None = None,
-    whiten: int = 256,
+    whiten: int | None = None,
     iterations: int | None = None,
     seed: int | None = None,
     neighbors: int | None = None,
     sigma: float | None = None,
     alpha: float | None = None,
     version: Literal["paper", "published"] | None = None,
+    overwrite: bool = False,
+    device: str = "auto",
     json: bool = False,
 ) -> None:
-    """Clusters a feature table, which may be larger than memory: whitening, k-means and PIC read it in blocks.
+    """Groups images by the features of a pretrained network, or clusters a feature table.
+
+    With images it writes a run folder with report.html; assign, explore, report, evaluate, visualize and export work
+    on it as on a trained run. Interrupted, the same command goes on. A feature table may be larger than memory:
+    whitening, k-means and PIC read it in blocks.
 
     Args:
-        features: the .npy table (N, D) float32, or the folder of a table in parts; NaN rows are left out.
-        out: the table to write: .csv or .parquet with the columns index, path, cluster, distance.
+        source: images, as for train; or a feature table: the .npy file (N, D) float32 or the folder that `deepcluster
+            features` wrote, of which NaN rows are left out.
+        out: for images the run folder to write; for a feature table the file: .csv or .parquet with the columns index,
+            path, cluster, distance.
+        backbone: images: the network that describes them: any timm model as timm:NAME, a torchvision model as
+            torchvision:NAME, a file of weights, or a run. auto = DINOv2-small where its weights are cached or can be
+            downloaded, else EfficientNet-Lite0 where its Python package is installed.
+        image_size: images: side at which the network sees them, in pixels; None = their own, within 96 and 224.
         algorithm: k-means, power iteration clustering (PIC) of the nearest-neighbor graph, or hierarchical k-means.
-        k: number of clusters; k-means needs it, PIC finds it.
+        k: number of clusters; auto = chosen from the features, with the evidence on screen and in run.json. PIC finds
+            its own.
         branches: hierarchical: number of branches on each level but the last. 4 makes 4 super-clusters of K / 4
             clusters each, 4 10 makes three levels. None = two levels, with about the square root of K branches.
-        whiten: PCA-whiten to this width and L2-normalize first; 0 = cluster the features as they are.
+        whiten: PCA-whiten to this width and L2-normalize first; 0 = do not. None = 256 for a feature table, and for
+            images 0, which suits pretrained networks better.
         iterations: maximum number of iterations; None = 20 for k-means, 200 for PIC.
         seed: k-means, hierarchical: seed of all random draws; None = 0.
         neighbors: PIC: neighbors of each row in the graph; None = 5.
         sigma: PIC: bandwidth of the edge weights exp(-distance^2 / sigma^2); None = 0.2.
         alpha: PIC: share of the graph in each iteration; None = 0.001.
         version: PIC: as in the paper (the default), or as in its published code.
+        overwrite: images: replace the run that is already in `out`; features of the same images are kept.
     """
-    check_table_name(out)
-    options: dict[str, Any] = {"k": k, "branches": branches, "iterations": iterations, "seed": seed}
+    from deepcluster.clustering.algorithms import check_options
+
+    options: dict[str, Any] = {"branches": branches, "iterations": iterations, "seed": seed}
     options |= {"neighbors": neighbors, "sigma": sigma, "alpha": alpha, "version": version}
-    given = {name: value for name, value in options.items() if value is not None}
-    _check_options(algorithm, given)
+    options = {name: value for name, value in options.items() if value is not None}
+    if k != "auto":
+        options["k"] = k
+    check_options(algorithm, options)
+    if _is_table(Path(source)):
+        for name, given in (("backbone", backbone != "auto"), ("image-size", image_size), ("overwrite", overwrite)):
+            if given:
+                raise DeepClusterError(f"--{name} is for images, and {source} is a feature table: leave it out.")
+        _cluster_table(Path(source), out, algorithm, options, 256 if whiten is None else whiten, json)
+        return
+    must_exist(source)
+    if out.suffix in (".csv", ".parquet"):
+        raise DeepClusterError(
+            f"Images are grouped into a run folder, not into {out.name}: give --out a folder; `deepcluster assign` then"
+            " writes tables."
+        )
+    from deepcluster.clustering.metrics import size_stats
+    from deepcluster.engine.cluster import cluster_images
+    from deepcluster.engine.log import Screen
+    from deepcluster.visualize.report import write_report
+
+    screen, own_seed = Screen(stderr=json), options.pop("seed", 0)
+    try:
+        run = cluster_images(
+            source,
+            out,
+            backbone=backbone,
+            image_size=image_size,
+            k=options.pop("k", None),
+            algorithm=algorithm,
+            options=options,
+            whiten=whiten or 0,
+            seed=own_seed,
+            device=device,
+            overwrite=overwrite,
+            screen=screen,
+        )
+    except Interrupted:
+        screen.say("stopped; the same command goes on where it was")
+        raise
+    page = write_report(run)
+    sizes: dict[str, Any] = size_stats(run.assignment, len(run.centroids))
+    show(
+        screen,
+        json,
+        {"out": str(out), "images": len(run.assignment), "report": str(page), **sizes},
+        f"{out}: {int((run.assignment >= 0).sum()):,} images in {sizes['clusters_used']:,} clusters of"
+        f" {sizes['size_min']:,}-{sizes['size_max']:,}; open {page}, or: deepcluster explore {out}",
+    )
+
+
+def _is_table(path: Path) -> bool:
+    """Whether this is a feature table; images may be an .npy file or a folder, too."""
+    if path.suffix != ".npy":
+        return (path / "table.json").is_file()
+    import numpy as np
+
+    try:
+        return np.load(path, mmap_mode="r", allow_pickle=False).ndim == 2
+    except (OSError, ValueError, EOFError):
+        return True  # said in a sentence where tables are opened
+
+
+def _cluster_table(file: Path, out: Path, algorithm: str, options: dict[str, Any], whiten: int, json: bool) -> None:
+    check_table_name(out)
     with several_processes() as group:
+        from deepcluster.clustering.algorithms import make_clusterer, needs_k
+        from deepcluster.clustering.choose_k import choose_k
         from deepcluster.clustering.metrics import size_stats
         from deepcluster.clustering.tables import cluster_table
+        from deepcluster.clustering.whitening import Whitening
         from deepcluster.engine.assignment import Assignment
         from deepcluster.engine.log import Screen
         from deepcluster.features.table import open_table
 
-        clusterer = _clusterer(algorithm, given, group)
         table: Any
-        table, about = open_table(features)
+        table, about = open_table(file)
+        screen = Screen(stderr=json, quiet=not group.is_first)
         with tempfile.TemporaryDirectory(dir=out.parent if out.parent.is_dir() else None) as scratch:
-            if algorithm == "hierarchical":
-                clusterer.set_params(scratch=scratch)
-            assignment, distance = cluster_table(
-                table, clusterer, whiten=whiten, scratch=Path(scratch), bad=about.get("bad"), group=group
+
+            def clusterer(rows: Any) -> Any:
+                nonlocal options
+                if needs_k(algorithm) and "k" not in options:
+                    if not group.is_single:
+                        raise DeepClusterError("Several processes must be told the number of clusters: give --k.")
+                    choice = choose_k(rows, random_state=options.get("seed", 0))
+                    screen.say(choice.sentence)
+                    options = options | {"k": choice.k}
+                made = make_clusterer(algorithm, options, group=group)
+                return made.set_params(scratch=scratch) if algorithm == "hierarchical" else made
+
+            found = cluster_table(
+                table,
+                clusterer,
+                embedding=Whitening(whiten, group=group) if whiten else None,
+                scratch=Path(scratch),
+                bad=about.get("bad"),
+                group=group,
             )
         if not group.is_first:
             return
-    Assignment(_paths(about, len(table)), assignment, distance).save(out)
-    sizes: dict[str, Any] = size_stats(assignment, k or clusterer.n_clusters_)
-    values = {"out": str(out), "rows": len(table), "objective": float(clusterer.inertia_), **sizes}
+    Assignment(_paths(about, len(table)), found.assignment, found.distance).save(out)
+    sizes: dict[str, Any] = size_stats(found.assignment, len(found.centroids))
+    values = {"out": str(out), "rows": len(table), "objective": float(found.clusterer.inertia_), **sizes}
     used, smallest, largest = sizes["clusters_used"], sizes["size_min"], sizes["size_max"]
-    rows = int((assignment >= 0).sum())
-    show(Screen(), json, values, f"{out}: {rows:,} rows in {used:,} clusters of {smallest:,}-{largest:,}")
-
-
-def _check_options(algorithm: str, given: dict[str, Any]) -> None:
-    """Refuses a missing --k and options of another algorithm."""
-    if given.get("k", 1) < 1:
-        raise DeepClusterError(f"--k is {given['k']}: ask for at least 1 cluster.")
-    if algorithm != "pic" and "k" not in given:
-        raise DeepClusterError("k-means needs the number of clusters: give --k, or --algorithm pic, which finds it.")
-    for name in sorted(set(given) - set(OPTIONS[algorithm])):
-        raise DeepClusterError(f"--{name} is not an option of {algorithm}: leave it out or change --algorithm.")
-
-
-def _clusterer(algorithm: str, given: dict[str, Any], group: ProcessGroup) -> Any:
-    """The clusterer with the given options; other parameters keep the defaults of its class."""
-    from deepcluster.clustering.hierarchical import HierarchicalKMeans
-    from deepcluster.clustering.kmeans import KMeans
-    from deepcluster.clustering.pic import PIC
-
-    parameters = {OPTIONS[algorithm][name]: value for name, value in given.items()}
-    if algorithm == "pic":
-        if not group.is_single:
-            raise DeepClusterError(f"PIC runs in one process, not in {group.size}: start it without torchrun.")
-        return PIC(**parameters)
-    kind = KMeans if algorithm == "kmeans" else HierarchicalKMeans
-    return kind(**{"random_state": 0, **parameters}, group=group)
+    rows = int((found.assignment >= 0).sum())
+    show(screen, json, values, f"{out}: {rows:,} rows in {used:,} clusters of {smallest:,}-{largest:,}")
 
 
 def _paths(about: dict[str, Any], rows: int) -> list[str]:

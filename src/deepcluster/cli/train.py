@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from deepcluster.cli.common import show
 from deepcluster.cli.options import Function, parse_options
-from deepcluster.config import BOTH, TrainRun
+from deepcluster.config import BOTH, TrainRun, params_of
 from deepcluster.data.open import must_exist
 from deepcluster.distributed import is_secondary_process
 from deepcluster.errors import DeepClusterError, Interrupted
@@ -184,6 +184,11 @@ def resume(
         raise DeepClusterError(
             f"{resume} is a run of {config['preset']}, not of {preset}: resume it with `deepcluster train --resume"
             f" {resume}`, or start {preset} in another --out."
+        )
+    if not params_of(config).trains:
+        raise DeepClusterError(
+            f"{resume} is a grouping, in which nothing is trained: `deepcluster cluster {config['data']} --out"
+            f" {resume}` goes on with it."
         )
     screen = Screen(quiet=is_secondary_process(), stderr=json)
     if epochs in (None, config["settings"].get("epochs")) and is_finished(resume):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from deepcluster.clustering.assign import group_means, squared_distances
 from deepcluster.clustering.points import Points
@@ -18,25 +20,42 @@ from deepcluster.features.block_reader import Rows
 from deepcluster.features.parallel import team
 
 
+@dataclass(frozen=True)
+class TableClusters:
+    """The clusters of N rows.
+
+    Attributes:
+        assignment: (N,) int64, -1 = none (a row that is not finite).
+        distance: (N,) float32, Euclidean distance to the row's centroid; NaN where there is none.
+        centroids: (K, P) float32 in the embedded space: the clusterer's `cluster_centers_`, or else the mean rows.
+        clusterer: as fitted.
+    """
+
+    assignment: np.ndarray
+    distance: np.ndarray
+    centroids: Tensor
+    clusterer: Any
+
+
 def cluster_table(
     table: np.ndarray,
-    clusterer: Any,
+    make_clusterer: Callable[[np.ndarray], Any],
     *,
-    whiten: int,
+    embedding: Whitening | None,
     scratch: Path,
     bad: Sequence[int] | None = None,
     group: ProcessGroup = SINGLE,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Cluster (N,) int64 and distance (N,) float32 of the rows of an (N, D) table, memory-mapped or not.
+) -> TableClusters:
+    """The clusters of the rows of an (N, D) table, memory-mapped or not.
 
     Args:
-        clusterer: anything with scikit-learn's `fit_predict`; the clusters are what it says. Distances are
-            Euclidean, to its `cluster_centers_` or, where it has none, to the mean of the row's cluster.
-        whiten: width to whiten to, with L2 normalization; 0 = rows as they are.
-        scratch: a folder for the whitened table.
+        make_clusterer: gives the clusterer, anything with scikit-learn's `fit_predict`, for the embedded rows, from
+            which it may choose the number of clusters.
+        embedding: fitted to the rows and applied to them first; None = cluster the rows as they are.
+        scratch: a folder for the embedded table.
         bad: rows to leave out, cluster -1; None = look for rows that are not finite.
         group: the processes that cluster together, each of which sees the whole table, reads its share of it and gets
-            the whole result; the clusterer must be of the same world.
+            the whole result; clusterer and embedding must be of the same group.
 
     Raises:
         DeepClusterError: fewer rows than clusters; labels that are not one integer per row.
@@ -45,9 +64,6 @@ def cluster_table(
         keep = _finite_rows(table, group)
     else:
         keep = np.setdiff1d(np.arange(len(table)), np.asarray(bad, np.int64))
-    wanted = getattr(clusterer, "n_clusters", None)
-    if isinstance(wanted, int) and len(keep) < wanted:
-        raise DeepClusterError(f"{len(keep)} rows cannot make {wanted} clusters: lower --k to {len(keep)} at most.")
     if not len(keep):
         raise DeepClusterError("No row of the features is finite; make the table again from images that decode.")
     first, last = group.row_range(len(keep))
@@ -57,16 +73,20 @@ def cluster_table(
         rows = _scratch_table(scratch / "kept.npy", len(own), table.shape[1])
         for start in range(0, len(own), 65536):
             rows[start : start + 65536] = table[own[start : start + 65536]]
-    if whiten:
-        whitening = Whitening(whiten, group=group).fit(rows)
-        z = _scratch_table(scratch / "whitened.npy", len(own), len(whitening.components_))
-        whitening.transform(rows, out=z)
+    if embedding is not None:
+        embedding.fit(rows)
+        z = _scratch_table(scratch / "embedded.npy", len(own), len(embedding.components_))
+        embedding.transform(rows, out=z)
         rows = z
+    clusterer = make_clusterer(rows)
+    wanted = getattr(clusterer, "n_clusters", None)
+    if isinstance(wanted, int) and len(keep) < wanted:
+        raise DeepClusterError(f"{len(keep)} rows cannot make {wanted} clusters: lower --k to {len(keep)} at most.")
     cluster, distance = np.full(len(table), -1, np.int64), np.full(len(table), np.nan, np.float32)
     label = _labels(clusterer, rows)
-    cluster[keep] = group.gather_array(label)
-    distance[keep] = group.gather_array(_distances(rows, label, getattr(clusterer, "cluster_centers_", None)))
-    return cluster, distance
+    own_distance, centroids = _distances(rows, label, getattr(clusterer, "cluster_centers_", None))
+    cluster[keep], distance[keep] = group.gather_array(label), group.gather_array(own_distance)
+    return TableClusters(cluster, distance, centroids, clusterer)
 
 
 def _scratch_table(file: Path, rows: int, width: int) -> np.ndarray:
@@ -86,9 +106,10 @@ def _labels(clusterer: Any, rows: np.ndarray) -> np.ndarray:
     return np.maximum(label.astype(np.int64), -1)
 
 
-def _distances(rows: np.ndarray, label: np.ndarray, centers: Any) -> np.ndarray:
+def _distances(rows: np.ndarray, label: np.ndarray, centers: Any) -> tuple[np.ndarray, Tensor]:
+    """Distance (n,) of each row to its centroid, and the (K, P) centroids."""
     if not len(rows):
-        return np.empty(0, np.float32)
+        return np.empty(0, np.float32), torch.empty(0, 0) if centers is None else torch.as_tensor(centers).float()
     table, own, k = Rows(rows), torch.from_numpy(label), int(label.max()) + 1
     if np.ndim(centers) == 2 and len(centers) >= k and np.shape(centers)[1] == table.dim:
         given = Rows(centers, "cpu", name="cluster_centers_")
@@ -96,7 +117,7 @@ def _distances(rows: np.ndarray, label: np.ndarray, centers: Any) -> np.ndarray:
     else:
         middle = group_means(table, own, k)
     with team():
-        return squared_distances(Points(table), own, middle).sqrt_().numpy()
+        return squared_distances(Points(table), own, middle).sqrt_().numpy(), middle
 
 
 def _finite_rows(table: np.ndarray, group: ProcessGroup) -> np.ndarray:

@@ -73,7 +73,7 @@ def decode(data: bytes | str | Path, short_side: int | None = None) -> np.ndarra
         if "truncated" in reason.lower():
             reason = "cut off: " + reason
         raise BadImage(reason[:200]) from None
-    return np.asarray(shrink(picture, short_side))
+    return np.array(shrink(picture, short_side))  # a copy: Pillow's own memory is read-only, which torch warns of
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

@@ -42,8 +42,13 @@ def check(run: TrainRun) -> None:
     """Refuses numbers that no run can have.
 
     Raises:
-        DeepClusterError: no epochs or minutes, no images in a step, too few views, or a negative learning rate.
+        DeepClusterError: no epochs or minutes, no images in a step, too few views, a negative learning rate, or a
+            method that trains nothing.
     """
+    if not run.method.trains:
+        raise DeepClusterError(
+            "This is a grouping by a network that is not trained: `deepcluster cluster` makes those."
+        )
     for name, value, least in (
         ("epochs", run.epochs, 1),
         ("batch-size", run.batch_size, 1),

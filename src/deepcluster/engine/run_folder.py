@@ -91,10 +91,10 @@ def resolved(run: TrainRun) -> TrainRun:
     return run
 
 
-def note_finished(folder: Path) -> None:
-    """Puts the hour at which the run was done with its last clustering into run.json."""
+def note_finished(folder: Path, config: dict[str, Any] | None = None) -> None:
+    """Puts the hour at which the run was done with its last clustering into run.json, or into `config` in its place."""
     now = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    write_json(folder / "run.json", read_config(folder) | {"finished": now})
+    write_json(folder / "run.json", (config or read_config(folder)) | {"finished": now})
 
 
 def note_unfinished(folder: Path, run: TrainRun, group: ProcessGroup = SINGLE) -> None:

@@ -6,7 +6,7 @@ the method itself is the other half, in a file of its own. A new method adds a d
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from typing import Any, Literal
 
@@ -20,6 +20,11 @@ class MethodParams:
     def rotations_predicted(self) -> int:
         """Number of rotations of an image that the network predicts together with its cluster; 1 = none."""
         return 1
+
+    @property
+    def trains(self) -> bool:
+        """Whether the network is trained; otherwise the run only groups images by its features."""
+        return True
 
     @property
     def finds_clusters(self) -> bool:
@@ -248,12 +253,31 @@ class SwAVParams(MethodParams):
         return 2
 
 
+@dataclass(frozen=True)
+class FrozenParams(MethodParams):
+    """The features of a network that is not trained, grouped once: what `deepcluster cluster` makes of images."""
+
+    k: int = 0
+    """Number of clusters; 0 until it is chosen."""
+    algorithm: str = "kmeans"
+    """What groups the features: a name in `clustering.algorithms`."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """Options of the algorithm that were given."""
+    whiten: int = 0
+    """Width that the features are PCA-whitened to; 0 = the default embedding, which does not scale directions."""
+
+    @property
+    def trains(self) -> bool:
+        return False
+
+
 METHODS: dict[str, tuple[type[MethodParams], str]] = {
     "deepcluster": (DeepClusterParams, "deepcluster.methods.deepcluster:DeepCluster"),
     "deepercluster": (DeeperClusterParams, "deepcluster.methods.deepercluster:DeeperCluster"),
     "deepcluster-v2": (DeepClusterV2Params, "deepcluster.methods.deepcluster_v2:DeepClusterV2"),
     "odc": (ODCParams, "deepcluster.methods.odc:ODC"),
     "swav": (SwAVParams, "deepcluster.methods.swav:SwAV"),
+    "frozen": (FrozenParams, "deepcluster.methods.base:Method"),
 }
 """Name in `run.json` -> its parameters, and where its class is."""
 

@@ -113,7 +113,7 @@ def write_report(run: Run, *, clusters: int = 24, images: int = 12) -> Path:
         bad=bad,
         bad_rows=bad_rows,
         command=report_text.command(config, folder),
-        settings=report_text.flat(config.get("settings", {})),
+        settings=report_text.flat(report_text.settings_used(config)),
         versions=report_text.flat(config.get("versions", {})),
     )
     return write_text(folder / "report.html", html)

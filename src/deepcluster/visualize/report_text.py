@@ -101,8 +101,13 @@ def remarks(run: Numbers, bad: int, folder: Path) -> list[str]:
 
 
 def command(config: Mapping[str, Any], folder: Path) -> str:
-    """The command that trains with this run's main settings; run.json has them all."""
+    """The command that makes this run with its main settings; run.json has them all."""
     settings = config.get("settings", {})
+    if not params_of(config).trains:
+        method = settings["method"]
+        words = ["deepcluster", "cluster", str(config["data"]), "--out", str(folder)]
+        words += ["--backbone", settings["backbone"]["name"], "--image-size", str(settings["image_size"])]
+        return shlex.join([*words, "--algorithm", method["algorithm"], "--k", str(method["k"])])
     words = ["deepcluster", "train", str(config.get("preset", "PRESET"))]
     words += ["--data", str(config.get("data", "DATA")), "--out", str(folder)]
     for name in ("epochs", "batch_size", "seed", "image_size"):
@@ -111,6 +116,13 @@ def command(config: Mapping[str, Any], folder: Path) -> str:
     if "k" in settings.get("method", {}):
         words += ["--method.k", str(settings["method"]["k"])]
     return shlex.join(words)
+
+
+def settings_used(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that matter: without training's where nothing was trained."""
+    settings = config.get("settings", {})
+    kept = settings if params_of(config).trains else ("image_size", "seed", "method", "backbone")
+    return {name: settings[name] for name in kept if name in settings}
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:

@@ -22,7 +22,7 @@ from deepcluster.evaluate.doctor.findings import (
 
 def check_number_of_clusters(run: RunDiagnostics) -> Iterator[Finding]:
     """Too few clusters for the classes, or too many for the images."""
-    if not run.k or not run.finds_clusters:
+    if not run.k or not run.finds_clusters or not run.trains:
         return
     if run.k == 1:
         yield finding(run, "one_cluster", "bad", {"k": 1})

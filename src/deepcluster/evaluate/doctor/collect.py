@@ -51,6 +51,8 @@ class RunDiagnostics:
     bad: int = 0  # images that cannot be decoded
     rotations: int = 1  # rotations of an image that are predicted together with its cluster; 1 = none
     finds_clusters: bool = True  # false for runs that predict rotations only (RotNet)
+    trains: bool = True  # false where images were grouped by the features of a network as it was
+    k_auto: str = ""  # how the number of clusters was chosen, in a sentence; empty where it was given
     rows: list[dict[str, Any]] = field(default_factory=list)  # metrics.jsonl
     sizes: np.ndarray | None = None  # (K,) images in each cluster
     chance_nmi: float | None = None  # NMI of the clusters with a random permutation of themselves
@@ -127,6 +129,7 @@ def collect(run: Run, data: Any = None, *, sample: int = SAMPLE, screen: Screen 
     with contextlib.suppress(DeepClusterError):  # settings of another version
         params = config.from_dict(run.config["settings"]).method
         found.rotations, found.finds_clusters = params.rotations_predicted, params.finds_clusters
+        found.trains, found.k_auto = params.trains, run.config.get("k_auto", {}).get("sentence", "")
     found.checkpoints = [f"checkpoints/{file.name}" for file in sorted((run.folder / "checkpoints").glob("*.ckpt"))]
     found.rows = _read(run, found, "metrics.jsonl", lambda: run.metrics) or []
     model = _read(run, found, MODEL, lambda: run.model, "its weights and clusters were")
@@ -136,8 +139,11 @@ def collect(run: Run, data: Any = None, *, sample: int = SAMPLE, screen: Screen 
         _measure_clusters(found, assignment, distance, 0 if model is None else len(model.centroids))
     if model is not None:
         _measure_features(found, model)
-    state = _read(run, found, LAST, lambda: checkpoint.load(run.folder / LAST), "the classifier was")
-    initial = None if model is None and state is None else _initial_backbone(run, found)
+    state = None
+    if found.trains:
+        state = _read(run, found, LAST, lambda: checkpoint.load(run.folder / LAST), "the classifier was")
+    untrained = not found.trains or (model is None and state is None)
+    initial = None if untrained else _initial_backbone(run, found)
     if state is not None:
         found.epochs_done = progress_of(state)
         _measure_checkpoint(run, found, state, initial)

@@ -117,6 +117,8 @@ def fewer_clusters(run: RunDiagnostics, k: int) -> str:
 
 def clusters_option(run: RunDiagnostics, k: int) -> str:
     """The option that gives about K clusters; PIC and custom clusterers find their number by other settings."""
+    if not run.trains:
+        return f"--k {k}"
     if run.algorithm == "kmeans":
         return f"--method.k {k}"
     if run.algorithm == "pic":
@@ -196,6 +198,10 @@ def how_many(run: RunDiagnostics) -> str:
     """Answers "how many clusters?" for this run's images, with the reasons."""
     if run.decodable < 2:
         return "How many clusters cannot be said without images."
+    if not run.trains:
+        return (
+            run.k_auto or f"This run has the {run.k:,} that were asked for; without --k they are chosen by the images."
+        )
     k, limit = suggested_k(run), max_clusters(run)
     why = "ten times the classes you expect works best (figure 2c); not knowing them, about a hundred images each"
     if run.classes and run.classes > 1:

@@ -1,0 +1,237 @@
+"""Groups of images by the features of a network that is not trained: what `deepcluster cluster` does with images.
+
+The result is a run folder like a trained one, so that whatever reads those (assign, report, explore, evaluate, export)
+works on it. Features are written in parts, and an interrupted run goes on after the last finished part.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from deepcluster.clustering.algorithms import check_options, make_clusterer, needs_k
+from deepcluster.clustering.tables import TableClusters, cluster_table
+from deepcluster.clustering.whitening import Whitening
+from deepcluster.config import BackboneParams, TrainRun
+from deepcluster.data.cache import SMALL, Pixels, load_pixels
+from deepcluster.data.open import open_images
+from deepcluster.data.source import ImageSource
+from deepcluster.digest import digest
+from deepcluster.engine import run_folder
+from deepcluster.engine.log import Screen
+from deepcluster.engine.model import Model
+from deepcluster.engine.run import Run, load_run, load_subject, read_config
+from deepcluster.engine.signals import stop_signals
+from deepcluster.engine.subject import Subject, short_side
+from deepcluster.errors import BadImage, DeepClusterError, Interrupted
+from deepcluster.features.table import BATCH, open_table, write_parts
+from deepcluster.io import write_json
+from deepcluster.methods.params import FrozenParams
+from deepcluster.models.pretrained import choose_backbone
+from deepcluster.types import Clustering, ClusterTree
+
+PRESET = "cluster"
+"""What run.json names as the preset."""
+FEATURES = "features"
+"""Folder of the features in the run folder."""
+PART = 4096
+"""Images in each part of the features: what an interrupted run does again, a minute or two on a laptop."""
+SMALLEST, LARGEST = 96, 224
+"""Pixels, bounds of the size that is chosen: a network trained on photos sees little in images of 32 pixels, and
+beyond 224 features gain little for their cost."""
+WIDTH = 256
+"""Dimensions that the features are reduced to."""
+
+
+def cluster_images(
+    data: Any,
+    out: Path | str,
+    *,
+    backbone: str = "auto",
+    image_size: int | None = None,
+    k: int | None = None,
+    algorithm: str = "kmeans",
+    options: dict[str, Any] | None = None,
+    whiten: int = 0,
+    seed: int = 0,
+    device: str = "auto",
+    overwrite: bool = False,
+    screen: Screen | None = None,
+    part: int = PART,
+) -> Run:
+    """Groups images by a pretrained backbone's features and returns the finished run.
+
+    Called again for a folder in which it was interrupted, with the same arguments, it goes on. With `overwrite` and,
+    say, another k it keeps the features that are there.
+
+    Args:
+        data: what `open_images` takes.
+        out: the run folder.
+        backbone: "auto", a backbone by name, a file of weights, or a run; see `load_subject`.
+        image_size: side of the images that the network sees, in pixels; None = the images' own, within 96 and 224. Runs
+            and files have their own.
+        k: number of clusters; None = chosen from the features, for algorithms that need to be told.
+        algorithm: a name in `clustering.algorithms.ALGORITHMS`.
+        options: of the algorithm, by their names there.
+        whiten: PCA-whiten to this width, in place of the default embedding; 0 = do not.
+        seed: of all random draws.
+        part: images in each part of the features, about.
+
+    Raises:
+        DeepClusterError: bad data, backbone, options or folder; fewer images than clusters.
+        Interrupted: Ctrl-C or SIGTERM, after the parts that are finished were kept.
+    """
+    screen, folder = screen or Screen(), Path(out)
+    given = dict(options or {}) | ({} if k is None else {"k": k})
+    check_options(algorithm, given)
+    source = open_images(data)
+    run_folder.outside_images(folder, source)
+    name, sentence = choose_backbone(backbone)
+    screen.say(sentence)
+    if image_size is None and not Path(name).exists():
+        image_size = fitting_size(source, name)
+    subject = load_subject(name, image_size=image_size, device=device)
+    pixels = load_pixels(source, short_side=short_side(subject.image_size), cache_gb=SMALL / 1e9)
+    run = TrainRun(
+        epochs=0,
+        seed=seed,
+        image_size=subject.image_size,
+        device=device,
+        method=FrozenParams(k=k or 0, algorithm=algorithm, options=given, whiten=whiten),
+        backbone=BackboneParams(name=name),
+    )
+    _prepare(folder, run_folder.about(run, PRESET, source, pixels), digest(subject.backbone), overwrite)
+    with stop_signals() as stopped, screen.bar("features", len(pixels)) as bar:
+
+        def check(images: int) -> None:
+            bar(images)
+            if stopped():
+                raise Interrupted
+
+        bad = _write_features(subject, pixels, folder, part, check)
+        run_folder.write_bad_images(folder, pixels)
+        bar.describe("grouping")
+        found, embedding, choice = _cluster(folder, algorithm, given, whiten, seed, bad)
+    run_folder.tell_bad(pixels, screen)
+    if choice is not None:
+        screen.say(choice.sentence)
+    steps = [embedding, *getattr(found.clusterer, "embedding_", ())]
+    model = Model(subject.backbone, found.centroids, steps, _tree(found))
+    objective = float(np.nansum(found.distance.astype(np.float64) ** 2))
+    clustering = Clustering(found.assignment, found.centroids, found.distance, objective)
+    run_folder.write_snapshot(folder, model, clustering)
+    config = read_config(folder) | {"bad_images": len(pixels.bad)}
+    config["settings"]["method"]["k"] = clustering.k
+    if choice is not None:
+        config["k_auto"] = choice.as_dict()
+    run_folder.note_finished(folder, config)
+    return load_run(folder, device=device)
+
+
+def fitting_size(source: ImageSource, name: str) -> int:
+    """Side in pixels at which a network sees images best: about their own, since enlarging them only costs.
+
+    Args:
+        name: of the backbone; a transformer needs a multiple of its patches.
+    """
+    sides = []
+    for index in np.unique(np.linspace(0, len(source) - 1, 32).astype(int)).tolist():
+        try:
+            sides.append(min(source.read(index, LARGEST).shape[:2]))
+        except BadImage:
+            continue
+    side = float(np.median(sides)) if sides else LARGEST
+    step = 14 if "patch14" in name else 32
+    return int(np.clip(-(-side // step) * step, -(-SMALLEST // step) * step, LARGEST // step * step))
+
+
+def _prepare(folder: Path, config: dict[str, Any], weights: str, overwrite: bool) -> None:
+    """Makes `folder` one of this run, or goes on with it; features of the same network and images are kept.
+
+    Raises:
+        DeepClusterError: it holds a finished run, or another one.
+    """
+    config = json.loads(json.dumps(config | {"weights": weights}))  # as it will be read
+    if not (folder / "run.json").exists():
+        run_folder.prepare_folder(folder, resume=False, overwrite=False)
+    else:
+        there = read_config(folder)
+        same = all(there.get(name) == config[name] for name in ("preset", "settings", "source_fingerprint", "weights"))
+        if not overwrite and not (same and "finished" not in there):
+            raise DeepClusterError(
+                f"{folder} already holds {'this' if same else 'another'} run: choose another --out, or replace it with"
+                " --overwrite."
+            )
+        if there["preset"] == PRESET:
+            for path in folder.iterdir():
+                if path.name != FEATURES:
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+        else:
+            run_folder.prepare_folder(folder, resume=False, overwrite=True)
+    write_json(folder / "run.json", config)
+
+
+def _write_features(
+    subject: Subject, pixels: Pixels, folder: Path, part: int, check: Callable[[int], None]
+) -> list[int]:
+    """The features of all images in parts, those that are there already left as they are; gives the bad rows."""
+    source, table = pixels.source, folder / FEATURES
+    about = {
+        "model": subject.name,
+        "data": run_folder.absolute(source.name),
+        "source_fingerprint": source.fingerprint(),
+        "tap": None,
+        "weights": digest(subject.backbone),
+        "image_size": subject.image_size,
+    }
+
+    def extract(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return subject.model.features(pixels, images, device=subject.device, batch_size=BATCH, check=check)
+
+    parts = -(-len(pixels) // part)
+    try:
+        bad = write_parts(extract, len(pixels), table, about, parts=parts, skipped=check)[1]
+    except DeepClusterError:  # of another network or of other images
+        bad = write_parts(extract, len(pixels), table, about, parts=parts, overwrite=True)[1]
+    pixels.gather(np.setdiff1d(bad, list(pixels.bad)).astype(np.int64))  # why those of earlier parts are bad
+    return bad
+
+
+def _cluster(
+    folder: Path, algorithm: str, options: dict[str, Any], whiten: int, seed: int, bad: list[int]
+) -> tuple[TableClusters, Whitening, Any]:
+    """The clusters of the features in `folder`, the embedding they are in, and how k was chosen, if it was."""
+    embedding = Whitening(whiten or WIDTH, whiten=whiten > 0)
+    choice = None
+
+    def clusterer(rows: np.ndarray) -> Any:
+        nonlocal choice, options
+        if needs_k(algorithm) and "k" not in options:
+            from deepcluster.clustering.choose_k import choose_k
+
+            choice = choose_k(rows, random_state=seed)
+            options = options | {"k": choice.k}
+        return make_clusterer(algorithm, options, seed=seed)
+
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".") as scratch:
+        found = cluster_table(
+            open_table(folder / FEATURES)[0], clusterer, embedding=embedding, scratch=Path(scratch), bad=bad
+        )
+    return found, embedding, choice
+
+
+def _tree(found: TableClusters) -> ClusterTree | None:
+    """The level above the centroids of a hierarchical clustering, through which new images are assigned."""
+    levels = getattr(found.clusterer, "levels_", None)
+    if levels is None or len(levels) != 2:
+        return None
+    import torch
+
+    sizes = np.bincount(found.assignment[found.assignment >= 0], minlength=len(found.centroids))
+    return ClusterTree(torch.as_tensor(levels[0]).float(), torch.from_numpy(sizes > 0))

@@ -1,0 +1,147 @@
+"""`cluster_images`: a run folder of groups by the features of a network that is not trained."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from deepcluster.clustering import HierarchicalKMeans, KMeans, Whitening
+from deepcluster.data.arrays import open_digits
+from deepcluster.engine.cluster import FEATURES, cluster_images, fitting_size
+from deepcluster.engine.log import Screen
+from deepcluster.engine.model import Model
+from deepcluster.engine.run import load_run, load_subject
+from deepcluster.errors import DeepClusterError, Interrupted
+from deepcluster.models.zoo import build_backbone
+
+QUIET = Screen(quiet=True)
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> str:
+    torch.manual_seed(0)
+    backbone = build_backbone("convnet", image_size=16, widths=(8, 16)).eval()
+    Model(backbone, torch.zeros(0, backbone.dim)).save(tmp_path / "net.safetensors")
+    return str(tmp_path / "net.safetensors")
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> str:
+    """600 digits in a folder of odd sizes, one of them cut short."""
+    digits = open_digits()
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for index in range(600):
+        image = Image.fromarray(digits.read(index)).resize((16 + index % 5, 18 + index % 3))
+        image.save(folder / f"{index:04d}.png")
+    (folder / "0300.png").write_bytes((folder / "0300.png").read_bytes()[:60])
+    return str(folder)
+
+
+def test_clusters_are_those_of_k_means_on_reduced_unit_rows(weights: str, photos: str, tmp_path: Path) -> None:
+    run = cluster_images(photos, tmp_path / "run", backbone=weights, k=7, seed=3, screen=QUIET)
+    features = load_subject(weights).features(photos)
+    good = np.isfinite(features).all(1)
+    z = Whitening(256, whiten=False).fit_transform(features[good])
+    assert run.assignment[300] == -1 and not good[300]
+    np.testing.assert_array_equal(run.assignment[good], KMeans(7, random_state=3).fit_predict(z))
+    assert "0300.png" in (run.folder / "bad_images.csv").read_text()
+    assert run.config["finished"] and run.config["bad_images"] == 1 and run.params.trains is False
+    assigned = load_run(run.folder).assign(photos)
+    np.testing.assert_array_equal(assigned.cluster, run.assignment)
+    np.testing.assert_allclose(assigned.distance, run.distance, rtol=1e-3, atol=1e-4)
+
+
+def test_an_interrupted_run_goes_on_with_the_parts_it_has(weights: str, photos: str, tmp_path: Path) -> None:
+    whole = cluster_images(photos, tmp_path / "whole", backbone=weights, k=5, screen=QUIET, part=256)
+
+    class Stops(Screen):
+        def bar(self, what: str, total: int, unit: str = "images"):  # type: ignore[no-untyped-def]
+            raise Interrupted
+
+    parts = sorted((whole.folder / FEATURES).glob("part-*.npy"))
+    assert len(parts) == 3
+    begun = tmp_path / "begun"
+    with pytest.raises(Interrupted):
+        cluster_images(photos, begun, backbone=weights, k=5, screen=Stops(quiet=True), part=256)
+    shutil.copytree(whole.folder / FEATURES, begun / FEATURES)
+    last = begun / FEATURES / parts[-1].name
+    last.unlink()
+    kept = (begun / FEATURES / parts[1].name).stat().st_mtime_ns
+    run = cluster_images(photos, begun, backbone=weights, k=5, screen=QUIET, part=256)
+    assert (begun / FEATURES / parts[1].name).stat().st_mtime_ns == kept and last.exists()
+    assert "0300.png" in (begun / "bad_images.csv").read_text()  # a part that was there before holds it
+    np.testing.assert_array_equal(run.assignment, whole.assignment)
+    assert (begun / "model.safetensors").read_bytes() == (whole.folder / "model.safetensors").read_bytes()
+    with pytest.raises(DeepClusterError, match="already holds this run"):
+        cluster_images(photos, begun, backbone=weights, k=5, screen=QUIET, part=256)
+
+
+def test_overwrite_keeps_features_of_the_same_images_only(weights: str, photos: str, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    assert len(cluster_images(photos, out, backbone=weights, k=5, screen=QUIET).centroids) == 5
+    part = next((out / FEATURES).glob("part-*.npy"))
+    made = part.stat().st_mtime_ns
+    (out / "pictures").mkdir()
+    second = cluster_images(photos, out, backbone=weights, k=9, overwrite=True, screen=QUIET)
+    assert part.stat().st_mtime_ns == made and not (out / "pictures").exists()
+    assert len(second.centroids) == 9
+    (Path(photos) / "0001.png").unlink()
+    third = cluster_images(photos, out, backbone=weights, k=9, overwrite=True, screen=QUIET)
+    assert len(third.assignment) == 599 and np.isfinite(third.distance).sum() == 598
+
+
+def test_every_algorithm_leaves_a_run_that_assigns(weights: str, photos: str, tmp_path: Path) -> None:
+    tree = cluster_images(photos, tmp_path / "tree", backbone=weights, k=8, algorithm="hierarchical", screen=QUIET)
+    z = Whitening(256, whiten=False).fit_transform(np.delete(load_subject(weights).features(photos), 300, 0))
+    expected = HierarchicalKMeans(8, random_state=0).fit_predict(z)
+    np.testing.assert_array_equal(np.delete(tree.assignment, 300), expected)
+    np.testing.assert_array_equal(tree.assign(photos).cluster, tree.assignment)
+    pic = cluster_images(photos, tmp_path / "pic", backbone=weights, algorithm="pic", screen=QUIET)
+    assert len(pic.centroids) == pic.assignment.max() + 1 == pic.config["settings"]["method"]["k"] > 1
+    white = cluster_images(photos, tmp_path / "white", backbone=weights, k=4, whiten=8, screen=QUIET)
+    assert white.whitening.whiten and white.centroids.shape == (4, 8)
+
+
+def test_k_is_chosen_where_none_is_given(weights: str, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    colors = rng.integers(0, 256, (3, 1, 1, 3))
+    images = np.clip(colors[np.arange(90) % 3] + rng.normal(0, 3, (90, 16, 16, 3)), 0, 255).astype(np.uint8)
+    run = cluster_images(images, tmp_path / "run", backbone=weights, screen=QUIET)
+    assert run.config["k_auto"]["k"] == len(run.centroids) == 3
+    assert len({tuple(run.assignment[kind::3]) for kind in range(3)}) == 3
+    assert json.loads((run.folder / "run.json").read_text())["k_auto"]["sentence"]
+
+
+def test_mistakes_are_sentences(weights: str, photos: str, tmp_path: Path) -> None:
+    for values, words in (
+        ({"k": 700}, "599 rows cannot make 700 clusters"),
+        ({"k": 3, "algorithm": "pic"}, "--k is not an option of pic"),
+        ({"k": 3, "image_size": 64}, "knows the size of its images"),
+    ):
+        with pytest.raises(DeepClusterError, match=words):
+            cluster_images(photos, tmp_path / "run", backbone=weights, screen=QUIET, **values)  # type: ignore[arg-type]
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "letter.txt").write_text("mine")
+    with pytest.raises(DeepClusterError, match="other files"):
+        cluster_images(photos, other, backbone=weights, k=3, screen=QUIET)
+    with pytest.raises(DeepClusterError, match="own pictures would"):
+        cluster_images(photos, Path(photos) / "run", backbone=weights, k=3, screen=QUIET)
+
+
+@pytest.mark.parametrize(
+    ("side", "name", "expected"),
+    [(8, "timm:resnet18", 96), (100, "timm:resnet18", 128), (900, "timm:resnet18", 224),
+     (8, "timm:vit_small_patch14_dinov2", 98), (900, "timm:vit_small_patch14_dinov2", 224)],
+)  # fmt: skip
+def test_images_are_seen_at_about_their_own_size(side: int, name: str, expected: int) -> None:
+    from deepcluster.data.open import open_images
+
+    assert fitting_size(open_images(np.zeros((3, side, side + 40, 3), np.uint8)), name) == expected
