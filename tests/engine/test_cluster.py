@@ -48,13 +48,14 @@ def test_clusters_are_those_of_k_means_on_reduced_unit_rows(weights: str, photos
     run = cluster_images(photos, tmp_path / "run", backbone=weights, k=7, seed=3, screen=QUIET)
     features = load_subject(weights).features(photos)
     good = np.isfinite(features).all(1)
-    z = Whitening(256, whiten=False).fit_transform(features[good])
+    z = Whitening(64, whiten=False).fit_transform(features[good])
     assert run.assignment[300] == -1 and not good[300]
     np.testing.assert_array_equal(run.assignment[good], KMeans(7, random_state=3).fit_predict(z))
     assert "0300.png" in (run.folder / "bad_images.csv").read_text()
     assert run.config["finished"] and run.config["bad_images"] == 1 and run.params.trains is False
     assigned = load_run(run.folder).assign(photos)
     np.testing.assert_array_equal(assigned.cluster, run.assignment)
+    assert run.distance is not None
     np.testing.assert_allclose(assigned.distance, run.distance, rtol=1e-3, atol=1e-4)
 
 
@@ -94,12 +95,12 @@ def test_overwrite_keeps_features_of_the_same_images_only(weights: str, photos: 
     assert len(second.centroids) == 9
     (Path(photos) / "0001.png").unlink()
     third = cluster_images(photos, out, backbone=weights, k=9, overwrite=True, screen=QUIET)
-    assert len(third.assignment) == 599 and np.isfinite(third.distance).sum() == 598
+    assert len(third.assignment) == 599 and (third.assignment >= 0).sum() == 598
 
 
 def test_every_algorithm_leaves_a_run_that_assigns(weights: str, photos: str, tmp_path: Path) -> None:
     tree = cluster_images(photos, tmp_path / "tree", backbone=weights, k=8, algorithm="hierarchical", screen=QUIET)
-    z = Whitening(256, whiten=False).fit_transform(np.delete(load_subject(weights).features(photos), 300, 0))
+    z = Whitening(64, whiten=False).fit_transform(np.delete(load_subject(weights).features(photos), 300, 0))
     expected = HierarchicalKMeans(8, random_state=0).fit_predict(z)
     np.testing.assert_array_equal(np.delete(tree.assignment, 300), expected)
     np.testing.assert_array_equal(tree.assign(photos).cluster, tree.assignment)
@@ -126,7 +127,7 @@ def test_mistakes_are_sentences(weights: str, photos: str, tmp_path: Path) -> No
         ({"k": 3, "image_size": 64}, "knows the size of its images"),
     ):
         with pytest.raises(DeepClusterError, match=words):
-            cluster_images(photos, tmp_path / "run", backbone=weights, screen=QUIET, **values)  # type: ignore[arg-type]
+            cluster_images(photos, tmp_path / "run", backbone=weights, screen=QUIET, **values)
     other = tmp_path / "other"
     other.mkdir()
     (other / "letter.txt").write_text("mine")

@@ -78,7 +78,7 @@ def test_clusterers_give_the_same_for_parts_and_for_an_array(x: np.ndarray, tmp_
     for whiten, bad in ((0, None), (4, None), (4, [3, 300])):
         first, second = (
             cluster_table(
-                each,  # type: ignore[arg-type]
+                each,
                 lambda rows: KMeans(5, random_state=0),
                 embedding=Whitening(whiten) if whiten else None,
                 scratch=tmp_path,

@@ -128,7 +128,7 @@ def _is_table(path: Path) -> bool:
     import numpy as np
 
     try:
-        return np.load(path, mmap_mode="r", allow_pickle=False).ndim == 2
+        return bool(np.load(path, mmap_mode="r", allow_pickle=False).ndim == 2)
     except (OSError, ValueError, EOFError):
         return True  # said in a sentence where tables are opened
 

@@ -38,7 +38,7 @@ class TableClusters:
 
 
 def cluster_table(
-    table: np.ndarray,
+    table: Any,
     make_clusterer: Callable[[np.ndarray], Any],
     *,
     embedding: Whitening | None,
@@ -46,9 +46,10 @@ def cluster_table(
     bad: Sequence[int] | None = None,
     group: ProcessGroup = SINGLE,
 ) -> TableClusters:
-    """The clusters of the rows of an (N, D) table, memory-mapped or not.
+    """The clusters of the rows of an (N, D) table.
 
     Args:
+        table: an array, memory-mapped or not, or a `TableInParts`.
         make_clusterer: gives the clusterer, anything with scikit-learn's `fit_predict`, for the embedded rows, from
             which it may choose the number of clusters.
         embedding: fitted to the rows and applied to them first; None = cluster the rows as they are.

@@ -10,6 +10,7 @@ import json
 import shutil
 import tempfile
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +46,8 @@ PART = 4096
 SMALLEST, LARGEST = 96, 224
 """Pixels, bounds of the size that is chosen: a network trained on photos sees little in images of 32 pixels, and
 beyond 224 features gain little for their cost."""
-WIDTH = 256
-"""Dimensions that the features are reduced to."""
+WIDTH = 64
+"""Dimensions that the features are reduced to by PCA; docs/groups.md compares embeddings."""
 
 
 def cluster_images(
@@ -129,7 +130,7 @@ def cluster_images(
     config = read_config(folder) | {"bad_images": len(pixels.bad)}
     config["settings"]["method"]["k"] = clustering.k
     if choice is not None:
-        config["k_auto"] = choice.as_dict()
+        config["k_auto"] = {**asdict(choice), "sentence": choice.sentence}
     run_folder.note_finished(folder, config)
     return load_run(folder, device=device)
 
