@@ -79,7 +79,7 @@ def test_an_interrupted_run_goes_on_with_the_parts_it_has(weights: str, photos: 
     assert (begun / FEATURES / parts[1].name).stat().st_mtime_ns == kept and last.exists()
     assert "0300.png" in (begun / "bad_images.csv").read_text()  # a part that was there before holds it
     np.testing.assert_array_equal(run.assignment, whole.assignment)
-    assert (begun / "model.safetensors").read_bytes() == (whole.folder / "model.safetensors").read_bytes()
+    assert torch.equal(run.centroids, whole.centroids)
     with pytest.raises(DeepClusterError, match="already holds this run"):
         cluster_images(photos, begun, backbone=weights, k=5, screen=QUIET, part=256)
 

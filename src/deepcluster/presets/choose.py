@@ -191,14 +191,15 @@ def choose_for(images: Images, machine: Machine, method: str | None = None, imag
         "dropout": 0.0,
         **kind.method,
     }
+    params = method_params(method or DEFAULT, values)
     run = TrainRun(
         minutes=MINUTES,
         batch_size=batch,
         image_size=size,
         keep_every=0,
-        method=method_params(method or DEFAULT, values),
+        method=params,
         optimizer=OptimizerParams(name="adamw", lr=kind.lr, weight_decay=1e-4, schedule="cosine"),
-        data=data,
+        data=dataclasses.replace(data, views=max(data.views, params.least_views)),
         backbone=kind.backbone,
     )
     about = (
