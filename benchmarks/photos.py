@@ -218,6 +218,7 @@ def main() -> None:
         "scikit-learn": (backbone(False), False),
         "cluster": (cluster(run / "kmeans", "kmeans"), False),
         "cluster auto": (cluster(run / "auto", "kmeans", auto=True), False),
+        "temi": (cluster(run / "temi", "temi"), False),
         "hierarchical": (cluster(run / "hierarchical", "hierarchical"), False),
         "pic": (cluster(run / "pic", "pic"), False),
         "train": (trained(run / "train", given.minutes, None), True),

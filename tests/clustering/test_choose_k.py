@@ -98,9 +98,9 @@ def test_scores_are_those_of_k_means_at_each_candidate() -> None:
     x = blobs(4, 15)
     choice = choose_k(x, [3, 4, 6], random_state=3)
     rows = unit(x).numpy()
-    for k, score in zip(choice.candidates, choice.scores["silhouette"], strict=True):
+    for k, found in zip(choice.candidates, choice.scores["silhouette"], strict=True):
         clusterer = KMeans(k, init="k-means++", n_init=2, max_iter=50, random_state=3, precision="float32")
-        assert score == pytest.approx(silhouette_score(rows, clusterer.fit(rows).labels_, metric="cosine"), abs=1e-5)
+        assert found == pytest.approx(silhouette_score(rows, clusterer.fit(rows).labels_, metric="cosine"), abs=1e-5)
     *parts, score = choice.scores.values()
     assert list(choice.scores) == ["silhouette", "smoothed silhouette", "modularity", "score"]
     assert score == pytest.approx(np.mean(parts, 0))

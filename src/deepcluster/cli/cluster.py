@@ -22,7 +22,7 @@ def cluster(
     out: Path,
     backbone: str = "auto",
     image_size: int | None = None,
-    algorithm: Literal["kmeans", "pic", "hierarchical"] = "kmeans",
+    algorithm: Literal["kmeans", "temi", "pic", "hierarchical"] = "kmeans",
     k: int | Literal["auto"] = "auto",
     branches: tuple[int, ...] | None = None,
     whiten: int | None = None,
@@ -51,15 +51,16 @@ def cluster(
             torchvision:NAME, a file of weights, or a run. auto = DINOv2-small where its weights are cached or can be
             downloaded, else EfficientNet-Lite0 where its Python package is installed.
         image_size: images: side at which the network sees them, in pixels; None = their own, within 96 and 224.
-        algorithm: k-means, power iteration clustering (PIC) of the nearest-neighbor graph, or hierarchical k-means.
+        algorithm: k-means, self-labelling heads (TEMI), power iteration clustering (PIC) of the nearest-neighbor graph,
+            or hierarchical k-means.
         k: number of clusters; auto = chosen from the features, with the evidence on screen and in run.json. PIC finds
             its own.
         branches: hierarchical: number of branches on each level but the last. 4 makes 4 super-clusters of K / 4
             clusters each, 4 10 makes three levels. None = two levels, with about the square root of K branches.
         whiten: PCA-whiten to this width and L2-normalize first; 0 = do not. None = 256 for a feature table, and for
             images 0, which suits pretrained networks better.
-        iterations: maximum number of iterations; None = 20 for k-means, 200 for PIC.
-        seed: k-means, hierarchical: seed of all random draws; None = 0.
+        iterations: maximum number of iterations; None = 20 for k-means, 300 for TEMI, 200 for PIC.
+        seed: k-means, TEMI, hierarchical: seed of all random draws; None = 0.
         neighbors: PIC: neighbors of each row in the graph; None = 5.
         sigma: PIC: bandwidth of the edge weights exp(-distance^2 / sigma^2); None = 0.2.
         alpha: PIC: share of the graph in each iteration; None = 0.001.

@@ -12,6 +12,7 @@ K_MEANS = {"k": "n_clusters", "iterations": "max_iter", "seed": "random_state"}
 ALGORITHMS: dict[str, tuple[str, dict[str, str]]] = {
     "kmeans": ("deepcluster.clustering.kmeans:KMeans", K_MEANS),
     "hierarchical": ("deepcluster.clustering.hierarchical:HierarchicalKMeans", {**K_MEANS, "branches": "branches"}),
+    "temi": ("deepcluster.clustering.temi:TEMI", K_MEANS),
     "pic": (
         "deepcluster.clustering.pic:PIC",
         {

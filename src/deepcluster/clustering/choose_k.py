@@ -106,7 +106,7 @@ def choose_k(
     if not torch.isfinite(unit).all():
         raise DeepClusterError("The features hold NaN or infinity; leave out such rows.")
     n = len(unit)
-    most = min(len(unit.unique(dim=0)), n - 1)
+    most = min(len(torch.unique(unit, dim=0)), n - 1)
     tried = [k for k in sorted(set(grid(n) if candidates is None else candidates)) if 2 <= k <= most]
     if not tried:
         return KChoice(1, (), {"score": ()}, (), n)
@@ -141,7 +141,7 @@ def silhouette(x: Tensor, labels: Tensor) -> Tensor:
     to another cluster; 0 where a row is alone or there is one cluster. Cosine distance is linear in each row, so means
     over a cluster follow from its sum: N K D operations instead of N N D.
     """
-    used, own = labels.unique(return_inverse=True)
+    used, own = torch.unique(labels, return_inverse=True)
     k, n = len(used), len(x)
     if k < 2:
         return torch.zeros(n, device=x.device)
