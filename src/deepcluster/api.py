@@ -11,6 +11,7 @@ from deepcluster.config import TrainRun
 from deepcluster.data.open import open_images
 from deepcluster.engine import train as engine
 from deepcluster.engine.log import Screen
+from deepcluster.engine.model import begin
 from deepcluster.engine.run import Run, read_config
 from deepcluster.errors import DeepClusterError
 from deepcluster.presets import find_preset
@@ -23,6 +24,7 @@ def train(
     out: str | Path | None = None,
     *,
     minutes: float | None = None,
+    from_: str | Path | None = None,
     overwrite: bool = False,
     resume: bool = False,
     quiet: bool = False,
@@ -37,6 +39,8 @@ def train(
         data: a folder, tar shards, a list of files, `digits`, an array (N, H, W[, C]) uint8, a list of paths.
         out: the run folder to write.
         minutes: what the whole run may take, in place of `epochs`; without a preset, and without `epochs`, 10.
+        from_: trained weights to begin with: a run folder, a file, the name of a backbone with published weights, or
+            "auto"; network, Sobel filters and normalization are theirs.
         overwrite: replace a run that `out` already holds.
         resume: go on from the last checkpoint of the run that `out` holds, with the settings it was started with;
             only `epochs` may be larger, which makes the run longer.
@@ -44,7 +48,8 @@ def train(
         clusterer: takes the place of k-means: anything with scikit-learn's `fit_predict`, such as
             `sklearn.cluster.AgglomerativeClustering(50)`. It is given whitened, L2-normalized features (N, P), and a
             fresh copy of it is fitted at each clustering; images it labels -1 wait for the next.
-        values: settings to change, by name (`k=200`), group (`method__k=200`) or both as a dict.
+        values: settings to change, by name (`k=200`), group (`method__k=200`) or both as a dict; without a preset also
+            `method="odc"`, the method itself.
 
     Raises:
         DeepClusterError: bad data, setting or folder, in one sentence.
@@ -66,11 +71,15 @@ def train(
     screen, name = Screen(quiet), "custom"
     if preset is None:
         data = open_images(data)
-        chosen = choose(data, **{each: values[each] for each in FOLLOWED if each in values})
+        followed = {each: values[each] for each in FOLLOWED if each in values}
+        method = values.pop("method") if isinstance(values.get("method"), str) else None
+        chosen = choose(data, method=method, from_=None if from_ is None else str(from_), **followed)
         name, preset = AUTO, chosen.run if "epochs" not in values else replace(chosen.run, minutes=None)
         screen.say(chosen.about)
     elif isinstance(preset, str):
         name, preset = preset, find_preset(preset).run
+    if from_ is not None and name != AUTO:
+        preset = begin(preset, from_, values.get("image_size"))
     run = config.override(preset, values)
     return engine.train(run, data, out, preset=name, overwrite=overwrite, screen=screen, clusterer=clusterer)
 

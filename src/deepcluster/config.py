@@ -24,9 +24,13 @@ class BackboneParams:
     sobel: Literal["none", "paper", "deepercluster"] = "none"
     """Fixed Sobel filters in place of color (§3.3), with the paper's or DeeperCluster's padding."""
     weights: str = ""
-    """File of initial weights: a run's model.safetensors, an exported .safetensors, or a checkpoint released by
-    DeepCluster's authors. Network and Sobel must agree, and the image size for alexnet, vgg16 and others whose layers
-    depend on it. A resumed run continues from its own checkpoint."""
+    """Initial weights: a run folder, its model.safetensors, an exported .safetensors, a checkpoint released by
+    DeepCluster's authors, or `pretrained` for the published weights of a timm or torchvision network. Network and Sobel
+    must agree, and the image size for alexnet, vgg16 and others whose layers depend on it. A resumed run continues from
+    its own checkpoint."""
+    frozen: int = 0
+    """The first so many stages of the network are not trained, and their batch-norm statistics stay: of a ResNet the
+    stem is the first of five, of a transformer each block is one."""
     options: dict[str, Any] = field(default_factory=dict)
     """Further arguments of the backbone, such as stem small."""
 
@@ -103,6 +107,9 @@ class OptimizerParams:
     """Schedule step: epochs between two drops."""
     step_factor: float = 0.1
     """Schedule step: factor of each drop."""
+    layer_decay: float = 1.0
+    """The learning rate of each stage of the network is this times that of the stage after it (arXiv 1801.06146 §3.2,
+    there 1 / 2.6), so that what was trained before changes the less the nearer it is to the input; 1 = all alike."""
     clip: float = 0.0
     """Gradients are scaled down to this norm when they exceed it; 0 = never."""
 

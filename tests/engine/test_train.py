@@ -158,6 +158,7 @@ def test_several_clusterings_and_averaged_weights(tmp_path: Path) -> None:
 
 CHANGES: dict[str, Any] = {
     "epochs": 1,
+    "minutes": None,  # tests/engine/test_minutes.py
     "batch_size": 8,
     "seed": 1,
     "image_size": 16,
@@ -196,6 +197,7 @@ CHANGES: dict[str, Any] = {
     "optimizer.warmup": 1.0,
     "optimizer.step_epochs": None,
     "optimizer.step_factor": None,
+    "optimizer.layer_decay": 0.5,
     "optimizer.clip": 0.01,
     "data.cache_gb": None,
     "data.workers": None,
@@ -222,6 +224,7 @@ CHANGES: dict[str, Any] = {
     "backbone.name": "resnet18",
     "backbone.sobel": "paper",
     "backbone.weights": None,  # tests/engine/test_begin.py
+    "backbone.frozen": 1,
     "backbone.options": {"widths": [8, 8, 8, 8, 8]},
 }
 PIC = {"method.algorithm": "pic", "method.k": 0}

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from timm.layers.norm_act import BatchNormAct2d
 from torch import Tensor, nn
 
 from deepcluster.distributed import ProcessGroup
@@ -22,6 +23,7 @@ def network() -> nn.Sequential:
         nn.Conv2d(3, 4, 3),
         nn.BatchNorm2d(4),
         nn.ReLU(),
+        BatchNormAct2d(4),
         nn.AdaptiveAvgPool2d(1),
         nn.Flatten(),
         nn.Dropout(0.5),
@@ -54,7 +56,7 @@ def _steps(group: ProcessGroup, cut: list[int], norm: bool = True) -> dict[str, 
     assert x.grad is not None
     draw = torch.rand(1)
     revert_sync_batchnorm(net)
-    assert all(type(layer).__module__.startswith("torch.") for layer in net)
+    assert all(type(layer).__module__.startswith(("torch.", "timm.")) for layer in net)
     copy.deepcopy(net)
     return {
         "out": group.gather(out.detach()),
@@ -82,4 +84,4 @@ def test_statistics_of_the_parts_are_a_choice() -> None:
 def test_one_process_keeps_its_layers() -> None:
     net = network()
     convert_sync_batchnorm(net, ProcessGroup(), BatchSlice())
-    assert all(type(layer).__module__.startswith("torch.") for layer in net)
+    assert all(type(layer).__module__.startswith(("torch.", "timm.")) for layer in net)

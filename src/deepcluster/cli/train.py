@@ -37,6 +37,8 @@ usage: deepcluster train --data S --out RUN [--minutes 10] [--method.k K] [--SET
   --minutes M    what the whole run may take, the last clustering included: the speed is measured at first, and as
                  many epochs as fit are trained, at least one. Without a preset and without --epochs, 10
   --epochs N     number of epochs, in place of minutes; with --resume a new number, for a finished run too
+  --from START   begin with trained weights: a run folder, a file of weights, timm:NAME or torchvision:NAME for
+                 published ones, or auto for the best that can be had; network, Sobel and normalization are theirs
   --method NAME  without a preset: deepcluster, odc or another method, in place of deepcluster
   --resume RUN   resume a run exactly where it stopped; its epochs stay, and nothing is measured again
   --overwrite    replace the run that is already in --out
@@ -57,8 +59,13 @@ def command(arguments: list[str]) -> None:
     elif name:
         from deepcluster.presets import find_preset
 
-        preset = find_preset(name)
-        _train(arguments[1:], f"deepcluster train {name}", name, preset.run, preset.about, began)
+        preset, run, start = find_preset(name), find_preset(name).run, _given(arguments, "from")
+        if start is not None:
+            must_exist(_given(arguments, "data"))
+            from deepcluster.engine.model import begin
+
+            run = begin(run, start, _size(arguments))
+        _train(_without(arguments[1:], "from"), f"deepcluster train {name}", name, run, preset.about, began)
     elif _given(arguments, "data") is not None:
         _train_chosen(arguments, began)
     elif arguments and arguments[0] in ("-h", "--help"):
@@ -76,15 +83,16 @@ def _train_chosen(arguments: list[str], began: float) -> None:
     from deepcluster.presets.choose import AUTO, choose
 
     source = open_images(_given(arguments, "data"))
-    size = _given(arguments, "image-size") or ""
     chosen = choose(
         source,
         method=_given(arguments, "method"),
-        image_size=int(size) if size.isdigit() else None,
+        image_size=_size(arguments),
         device=_given(arguments, "device") or "auto",
+        from_=_given(arguments, "from"),
     )
     run = chosen.run if _given(arguments, "epochs") is None else replace(chosen.run, minutes=None)
-    _train(_without(arguments, "method"), "deepcluster train", AUTO, run, chosen.about, began, source)
+    arguments = _without(_without(arguments, "method"), "from")
+    _train(arguments, "deepcluster train", AUTO, run, chosen.about, began, source)
 
 
 def _train(
@@ -112,6 +120,12 @@ def _given(arguments: list[str], option: str) -> str | None:
         if name == f"--{option}":
             return value if equals else "".join(arguments[position + 1 : position + 2])
     return None
+
+
+def _size(arguments: list[str]) -> int | None:
+    """The image size that is given, if it is a number; the parser refuses what is not."""
+    given = _given(arguments, "image-size") or ""
+    return int(given) if given.isdigit() else None
 
 
 def _without(arguments: list[str], option: str) -> list[str]:

@@ -21,7 +21,7 @@ from deepcluster.data.views import ViewGroup
 from deepcluster.distributed import SINGLE, ProcessGroup
 from deepcluster.engine import checkpoint
 from deepcluster.engine.model import load_initial_weights
-from deepcluster.engine.optim import make_optimizer
+from deepcluster.engine.optim import backbone_optimizer, make_optimizer
 from deepcluster.errors import DeepClusterError
 from deepcluster.methods.base import Method
 from deepcluster.methods.params import method_class, method_name
@@ -72,7 +72,9 @@ def check(run: TrainRun) -> None:
 def draw_backbone(run: TrainRun) -> Backbone:
     """The untrained network, initialized from torch's global generator."""
     b = run.backbone
-    return build_backbone(b.name, sobel=b.sobel, image_size=run.image_size, **b.options)
+    backbone = build_backbone(b.name, sobel=b.sobel, image_size=run.image_size, **b.options)
+    backbone.freeze(b.frozen)
+    return backbone
 
 
 def build_method(run: TrainRun, n: int, clusterer: Any = None, group: ProcessGroup = SINGLE) -> Method:
@@ -116,16 +118,14 @@ def build_parts(
         DeepClusterError: settings that the network or the method refuses, or a file of another network.
     """
     seed_everything(run.seed)
-    method, batch_slice, o = build_method(run, n, clusterer, group), BatchSlice(), run.optimizer
+    method, batch_slice = build_method(run, n, clusterer, group), BatchSlice()
     with group.collective_section():
         if run.backbone.weights and initial_weights:
             load_initial_weights(run.backbone.weights, (method.backbone, method.feature_network))
     native = fabric.device.type == "cuda" and not run.deterministic
     convert_sync_batchnorm(method, group, batch_slice, norm=run.sync_batchnorm, native=native)
     method.to(device=fabric.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    optimizer = make_optimizer(
-        method.backbone.parameters(), o.name, lr=o.lr, momentum=o.momentum, weight_decay=o.weight_decay
-    )
+    optimizer = backbone_optimizer(run.optimizer, method.backbone)
     for weight in method.backbone.state_dict().values():
         group.broadcast_(weight)  # processors of different kinds may draw different last digits
     return Parts(method, optimizer, batch_slice)

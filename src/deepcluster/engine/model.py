@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from deepcluster.clustering.hierarchical import nearest_in_tree
 from deepcluster.clustering.whitening import Whitening
+from deepcluster.config import TrainRun
 from deepcluster.data.cache import Pixels
 from deepcluster.distributed import SINGLE, ProcessGroup
 from deepcluster.errors import DeepClusterError
@@ -22,6 +24,7 @@ from deepcluster.io import write_atomic
 from deepcluster.models.backbone import Backbone
 from deepcluster.models.export import load_backbone
 from deepcluster.models.heads import ProjectionHead
+from deepcluster.models.pretrained import choose_backbone
 from deepcluster.models.released import load_released
 from deepcluster.models.zoo import build_backbone
 from deepcluster.types import ClusterTree, Embedding
@@ -171,19 +174,97 @@ def backbone_from(file: Path | str) -> Backbone:
     return load_backbone(file) if exported else Model.load(file).backbone
 
 
-def load_initial_weights(file: Path | str, networks: Iterable[Backbone]) -> None:
-    """Puts the weights in `file` into `networks`, which were drawn alike.
+PRETRAINED = "pretrained"
+"""In place of a file of initial weights: the published ones of the network."""
+
+
+def initial_backbone(weights: Path | str, like: Backbone) -> Backbone:
+    """The network with initial weights: those in a run folder, in a file (see `backbone_from`), or published ones.
+
+    Args:
+        like: the network whose published weights are meant by `PRETRAINED`.
 
     Raises:
-        DeepClusterError: the file holds another network, or none.
+        DeepClusterError: there are none, or they are damaged or cannot be fetched.
     """
-    initial = backbone_from(file)
+    if str(weights) != PRETRAINED:
+        return backbone_from(file_of(weights))
+    with torch.random.fork_rng(devices=[]):
+        return build_backbone(**like.config, **pretrained_option(like.name))
+
+
+def file_of(weights: Path | str) -> Path:
+    """The file of weights itself, where a run folder was given."""
+    path = Path(weights)
+    return path / MODEL if path.is_dir() and (path / MODEL).is_file() else path
+
+
+def pretrained_option(name: str) -> dict[str, Any]:
+    """The option of `build_backbone` that asks for a backbone's published weights.
+
+    Raises:
+        DeepClusterError: ours alone, of which no weights are published under a name.
+    """
+    if name in ("alexnet", "vgg16", "convnet"):
+        raise DeepClusterError(
+            f"No weights are published under the name {name}: give a run, a file of weights, or --untrained."
+        )
+    return {"pretrained": True}
+
+
+def begin(run: TrainRun, start: Path | str, image_size: int | None = None) -> TrainRun:
+    """The settings of a run that begins with trained weights: network, Sobel filters and normalization are theirs.
+
+    Args:
+        start: a run folder, a file of weights, the name of a backbone with published weights, or "auto", which
+            `choose_backbone` explains.
+        image_size: side of the images in pixels; None = what a run or file was trained at, or that of the settings.
+
+    Raises:
+        DeepClusterError: there is no such folder, file or backbone, or its weights cannot be had.
+    """
+    path = Path(start)
+    if path.exists() or path.suffix in (".tar", ".pth", ".safetensors"):
+        backbone, weights = backbone_from(file_of(path)), str(file_of(path).absolute())
+        size = image_size or backbone.image_size
+    else:
+        name, weights = choose_backbone(str(start))[0], PRETRAINED
+        own = {"sobel": run.backbone.sobel, **run.backbone.options} if name == run.backbone.name else {}
+        patch = re.search(r"patch(\d+)", name)
+        side = int(patch[1]) if patch else 1  # of the patches that images must divide into
+        size = image_size or -(-run.image_size // side) * side
+        with torch.random.fork_rng(devices=[]):
+            backbone = build_backbone(name, image_size=size, **own, **pretrained_option(name))
+    options = {key: value for key, value in backbone.config.items() if key not in ("name", "sobel", "image_size")}
+    view = round(run.data.view_size * size / run.image_size)
+    return replace(
+        run,
+        image_size=size,
+        data=replace(run.data, view_size=view),
+        backbone=replace(
+            run.backbone,
+            name=backbone.config["name"],
+            sobel=backbone.config["sobel"],
+            weights=weights,
+            options=options,
+        ),
+    )
+
+
+def load_initial_weights(weights: Path | str, networks: Iterable[Backbone]) -> None:
+    """Puts initial weights (see `initial_backbone`) into `networks`, which were drawn alike.
+
+    Raises:
+        DeepClusterError: they are of another network, or there are none.
+    """
+    networks = list(networks)
+    initial = initial_backbone(weights, networks[0])
     made = ", ".join(f"{name} {value}" for name, value in initial.config.items())
     for network in networks:
         if _plan(initial) != _plan(network):
             ours = ", ".join(f"{name} {value}" for name, value in network.config.items())
             raise DeepClusterError(
-                f"{file} holds another network ({made}) than the one to be trained ({ours}): make the --backbone"
+                f"{weights} holds another network ({made}) than the one to be trained ({ours}): make the --backbone"
                 " settings and --image-size those of the file, or leave --backbone.weights out."
             )
         network.load_state_dict(initial.state_dict())

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import nn
 
+from deepcluster.config import OptimizerParams
 from deepcluster.distributed import SINGLE, ProcessGroup
+from deepcluster.errors import DeepClusterError
+from deepcluster.models.backbone import Backbone
 
 
 class LARS(torch.optim.SGD):
@@ -38,13 +42,21 @@ class LARS(torch.optim.SGD):
 
 
 def make_optimizer(
-    parameters: Iterable[nn.Parameter], name: str, *, lr: float, momentum: float, weight_decay: float
+    parameters: Iterable[nn.Parameter] | Iterable[dict[str, Any]],
+    name: str,
+    *,
+    lr: float,
+    momentum: float,
+    weight_decay: float,
 ) -> torch.optim.Optimizer:
     """SGD or LARS with `momentum`, or AdamW whose first beta is `momentum`.
 
     Every group remembers `base_lr`, which `set_rate` multiplies.
+
+    Args:
+        parameters: those that require gradients are trained; or groups of them, {"params": ..., "lr": ...}.
     """
-    trained = [parameter for parameter in parameters if parameter.requires_grad]
+    trained: list[Any] = [each for each in parameters if isinstance(each, dict) or each.requires_grad]
     if name == "sgd":
         optimizer: torch.optim.Optimizer = torch.optim.SGD(trained, lr=lr, momentum=momentum, weight_decay=weight_decay)
     elif name == "adamw":
@@ -54,8 +66,28 @@ def make_optimizer(
     else:
         raise ValueError(f"unknown optimizer {name!r}")
     for param_group in optimizer.param_groups:
-        param_group["base_lr"] = lr
+        param_group["base_lr"] = param_group["lr"]
     return optimizer
+
+
+def backbone_optimizer(o: OptimizerParams, backbone: Backbone) -> torch.optim.Optimizer:
+    """The optimizer of a backbone's parameters, with rates that fall from stage to stage towards the input.
+
+    The first group is that of the last stage, which has the rate of the run.
+
+    Raises:
+        DeepClusterError: a decay that is no factor of a rate.
+    """
+    if not 0 < o.layer_decay <= 1:
+        raise DeepClusterError(f"--optimizer.layer-decay is {o.layer_decay}: give a factor above 0 and at most 1.")
+    groups: Iterable[Any] = backbone.parameters()
+    if o.layer_decay < 1:
+        groups = []
+        for depth, stage in enumerate(reversed(backbone.stages)):
+            own = [p for module in stage for p in module.parameters(recurse=False) if p.requires_grad]
+            if own:
+                groups.append({"params": own, "lr": o.lr * o.layer_decay**depth})
+    return make_optimizer(groups, o.name, lr=o.lr, momentum=o.momentum, weight_decay=o.weight_decay)
 
 
 def set_rate(optimizers: Iterable[torch.optim.Optimizer], factor: float) -> None:

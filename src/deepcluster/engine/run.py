@@ -26,7 +26,7 @@ from deepcluster.engine import checkpoint
 from deepcluster.engine.assignment import Assignment
 from deepcluster.engine.fabric import pick_device
 from deepcluster.engine.log import read_metrics
-from deepcluster.engine.model import MODEL, Model, file_model
+from deepcluster.engine.model import MODEL, Model, file_model, pretrained_option
 from deepcluster.engine.subject import CACHE_GB, RESULTS, Subject
 from deepcluster.errors import DeepClusterError
 from deepcluster.methods.params import MethodParams, method_class
@@ -231,25 +231,12 @@ def _model(name: str, image_size: int | None, untrained: bool) -> Model:
         raise DeepClusterError(f"{name} is no run folder (it has no run.json): give a run or a backbone's name.")
     size = image_size or _native_size(name)
     try:
-        backbone = build_backbone(name, image_size=size, **({} if untrained else _pretrained(name)))
+        backbone = build_backbone(name, image_size=size, **({} if untrained else pretrained_option(name)))
     except DeepClusterError as error:
         if ":" in name or not str(error).startswith("No backbone"):
             raise
         raise DeepClusterError(f"There is no run folder or file {name}, and n{str(error)[1:]}") from error
     return Model(backbone.eval(), torch.zeros(0, backbone.dim))
-
-
-def _pretrained(name: str) -> dict[str, Any]:
-    """The option that asks for a backbone's published weights.
-
-    Raises:
-        DeepClusterError: ours alone, of which no weights are published under a name.
-    """
-    if name in ("alexnet", "vgg16", "convnet"):
-        raise DeepClusterError(
-            f"No weights are published under the name {name}: give a run, a file of weights, or --untrained."
-        )
-    return {"pretrained": True}
 
 
 def _native_size(name: str) -> int:

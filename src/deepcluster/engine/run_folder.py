@@ -20,7 +20,7 @@ from deepcluster.data.naming import is_hidden
 from deepcluster.data.source import ImageSource
 from deepcluster.distributed import SINGLE, ProcessGroup
 from deepcluster.engine.log import Screen
-from deepcluster.engine.model import MODEL, Model
+from deepcluster.engine.model import MODEL, PRETRAINED, Model, file_of
 from deepcluster.engine.run import FORMAT, read_config
 from deepcluster.errors import DeepClusterError
 from deepcluster.io import remove_leftovers, write_atomic, write_json, write_text
@@ -86,8 +86,8 @@ def about(
 
 def resolved(run: TrainRun) -> TrainRun:
     """The settings as run.json holds them: files by paths that lead to them from another working directory."""
-    if run.backbone.weights:
-        return settings.override(run, {"backbone.weights": str(Path(run.backbone.weights).absolute())})
+    if run.backbone.weights not in ("", PRETRAINED):
+        return settings.override(run, {"backbone.weights": str(file_of(run.backbone.weights).absolute())})
     return run
 
 

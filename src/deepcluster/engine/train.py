@@ -29,6 +29,7 @@ from deepcluster.engine.fabric import launched, make_fabric
 from deepcluster.engine.length import lengthened
 from deepcluster.engine.log import Metrics, Screen
 from deepcluster.engine.loop import TrainContext, TrainState, features_file, fit, refresh
+from deepcluster.engine.model import PRETRAINED, begin
 from deepcluster.engine.monitor import Monitor, exported_model, make_watch
 from deepcluster.engine.signals import stop_signals
 from deepcluster.engine.speed import MARGIN, measure
@@ -68,6 +69,8 @@ def train(
     folder, began = Path(out), time.monotonic() if began is None else began
     run = with_clusterer(run, clusterer)
     check(run)
+    if run.backbone.weights == PRETRAINED and not resume:  # run.json is to hold their normalization
+        run = begin(run, run.backbone.name, run.image_size)
     fabric = make_fabric(run)
     group = current()
     screen = (screen or Screen()) if group.is_first else Screen(quiet=True)

@@ -24,7 +24,7 @@ from deepcluster.config import TrainRun
 from deepcluster.distributed import ProcessGroup
 from deepcluster.engine.build import build_method, draw_backbone, views_of
 from deepcluster.engine.monitor import exported_model
-from deepcluster.engine.optim import make_optimizer
+from deepcluster.engine.optim import backbone_optimizer
 from deepcluster.engine.speed import asks_for_features, clustered
 from deepcluster.errors import DeepClusterError
 from deepcluster.methods.base import Method
@@ -257,10 +257,7 @@ def bytes_of(state: Any) -> float:
 
 def moments(run: TrainRun, method: Method) -> float:
     """Bytes that the optimizers will keep: one number for each trained one with momentum, two with Adam."""
-    o = run.optimizer
-    backbone = make_optimizer(
-        method.backbone.parameters(), o.name, lr=o.lr, momentum=o.momentum, weight_decay=o.weight_decay
-    )
+    backbone = backbone_optimizer(run.optimizer, method.backbone)
     return float(
         sum(
             parameter.nbytes * (2 if "betas" in group else int(group["momentum"] > 0))

@@ -22,7 +22,7 @@ from deepcluster.data.loader import Loader
 from deepcluster.data.open import open_images
 from deepcluster.distributed import ProcessGroup
 from deepcluster.engine.build import build_method, check, views_of
-from deepcluster.engine.optim import make_optimizer, step_all
+from deepcluster.engine.optim import backbone_optimizer, step_all
 from deepcluster.engine.speed import clustered
 from deepcluster.engine.subject import short_side
 from deepcluster.errors import DeepClusterError
@@ -362,11 +362,9 @@ def time_steps(job: Job, dry: DryRun, data: Any = None) -> Timed:
     made_up = np.random.default_rng(0).integers(0, 255, (TIMED, run.image_size, run.image_size, 3), np.uint8)
     pixels: Pixels = load_pixels(open_images(made_up if data is None else data), short_side=short_side(run.image_size),
                                  cache_gb=run.data.cache_gb)  # fmt: skip
-    good, o = pixels.good[:TIMED], run.optimizer
+    good = pixels.good[:TIMED]
     batch = max(2, min(job.part, len(good)))
-    optimizer = make_optimizer(
-        method.backbone.parameters(), o.name, lr=o.lr, momentum=o.momentum, weight_decay=o.weight_decay
-    )
+    optimizer = backbone_optimizer(run.optimizer, method.backbone)
     order = method.order(4 * batch, torch.Generator().manual_seed(0))
     shown = np.resize(good, 4 * batch)
     loader = Loader(pixels, shown, batch_size=batch, transform=views_of(run, method.backbone), device=job.device)

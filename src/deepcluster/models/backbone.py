@@ -10,6 +10,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from deepcluster.errors import DeepClusterError
+
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -66,6 +68,48 @@ class Backbone(nn.Module):
         self._tap_paths = dict(parts.taps)
 
     @property
+    def stages(self) -> list[list[nn.Module]]:
+        """The modules of the trunk in the order of depth, those with parameters of their own, divided after each tap.
+
+        A residual network has its stem and four stages, a transformer its blocks, the first with the embedding of the
+        patches; what comes after the last tap with parameters is one more.
+        """
+        order = {path: number for number, (path, _) in enumerate(self.trunk.named_modules())}
+        ends = [max(at for path, at in order.items() if _within(path, tap)) for tap in self._tap_paths.values()]
+        found: dict[int, list[nn.Module]] = {}
+        for path, module in self.trunk.named_modules():
+            if next(module.parameters(recurse=False), None) is not None:
+                stage = min((end for end in ends if end >= order[path]), default=len(order))
+                found.setdefault(stage, []).append(module)
+        return [found[stage] for stage in sorted(found)]
+
+    def freeze(self, stages: int) -> None:
+        """The first so many stages are not trained: neither their parameters nor their batch-norm statistics change.
+
+        Raises:
+            DeepClusterError: nothing would be left to train.
+        """
+        all_stages = self.stages
+        if not 0 <= stages < len(all_stages):
+            raise DeepClusterError(
+                f"--backbone.frozen is {stages}: {self.name} has {len(all_stages)} stages, of which 0 to"
+                f" {len(all_stages) - 1} can be frozen."
+            )
+        for module in (module for stage in all_stages[:stages] for module in stage):
+            module.frozen = True  # type: ignore[assignment]
+            for parameter in module.parameters(recurse=False):
+                parameter.requires_grad_(False)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> Backbone:
+        """Frozen layers stay in evaluation mode."""
+        super().train(mode)
+        for module in self.trunk.modules():
+            if getattr(module, "frozen", False):
+                module.eval()
+        return self
+
+    @property
     def taps(self) -> tuple[str, ...]:
         return tuple(self._tap_paths)
 
@@ -76,3 +120,8 @@ class Backbone(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         out: Tensor = self.trunk(self.sobel(images))
         return out
+
+
+def _within(path: str, module: str) -> bool:
+    """Whether the submodule at `path` is `module` or lies in it; "" is the whole."""
+    return not module or path == module or path.startswith(module + ".")

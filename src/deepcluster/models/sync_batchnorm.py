@@ -135,6 +135,17 @@ class SyncBatchNorm(_BatchNorm):
         return out
 
 
+class SyncBatchNormAct(SyncBatchNorm):
+    """The same for timm's batch-norm with an activation in it."""
+
+    drop: nn.Module
+    act: nn.Module
+
+    def forward(self, input: Tensor) -> Tensor:
+        out: Tensor = self.act(self.drop(super().forward(input)))
+        return out
+
+
 class SyncDropout(nn.Dropout):
     """torch's Dropout with this process's part of a mask that is drawn for the whole batch.
 
@@ -167,7 +178,7 @@ def convert_sync_batchnorm(
         native: use torch's own SyncBatchNorm, which is faster and runs on GPUs only.
 
     Raises:
-        DeepClusterError: a batch-norm of another kind, such as timm's with an activation in it.
+        DeepClusterError: a batch-norm of another kind.
     """
     if group.is_single:
         return
@@ -175,6 +186,10 @@ def convert_sync_batchnorm(
         if norm and type(layer) in (nn.BatchNorm1d, nn.BatchNorm2d):
             plain = type(layer)
             layer.__class__ = nn.SyncBatchNorm if native else SyncBatchNorm
+            layer.plain, layer.process_group, layer.group = plain, None, group  # type: ignore[assignment]
+        elif norm and isinstance(layer, _BatchNorm) and type(layer).__name__ == "BatchNormAct2d":
+            plain = type(layer)
+            layer.__class__ = SyncBatchNormAct
             layer.plain, layer.process_group, layer.group = plain, None, group  # type: ignore[assignment]
         elif norm and isinstance(layer, _BatchNorm) and not isinstance(layer, (SyncBatchNorm, nn.SyncBatchNorm)):
             raise DeepClusterError(
@@ -205,7 +220,9 @@ def average_running_stats(network: nn.Module, group: ProcessGroup) -> None:
         norms = [
             m
             for m in network.modules()
-            if isinstance(m, _BatchNorm) and not isinstance(m, (SyncBatchNorm, nn.SyncBatchNorm))
+            if isinstance(m, _BatchNorm)
+            and not isinstance(m, (SyncBatchNorm, nn.SyncBatchNorm))
+            and not getattr(m, "frozen", False)  # the mean of equal numbers may differ from them in the last digit
         ]
         statistics: list[Tensor] = []
         for layer in norms:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ import numpy as np
 from deepcluster.config import BackboneParams, DataParams, OptimizerParams, TrainRun, from_dict, names
 from deepcluster.data.source import ImageSource
 from deepcluster.errors import BadImage, DeepClusterError
-from deepcluster.methods.params import MethodParams
+from deepcluster.methods.params import MethodParams, method_name
 
 AUTO = "auto"
 """What run.json calls the preset of a run whose settings were chosen."""
@@ -78,7 +78,7 @@ class Kind:
             network trained on enlarged crops is at its best on images a little larger (arXiv 1906.06423).
         images_per_cluster: which k follows from; most_clusters: its upper limit.
         batch: images of a step, at most.
-        lr: of AdamW. method: further parameters, for methods that have them.
+        lr: of AdamW. layer_decay: of its rates. method: further parameters, for methods that have them.
     """
 
     up_to: int
@@ -90,6 +90,7 @@ class Kind:
     most_clusters: int
     batch: int
     lr: float
+    layer_decay: float = 1.0
     method: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
@@ -126,6 +127,21 @@ KINDS = {
 }  # fmt: skip
 """Where it computes -> the kinds of images, by ascending size; all larger ones are of the last kind."""
 
+_BEGUN = {"head_lr": 0.003}
+BEGUN = {
+    # Trained features are good already: small steps, smaller ones the nearer to the input, and a classifier that is
+    # faster than the network.
+    "cpu": (
+        Kind(SHRUNK, BackboneParams(frozen=1), 96, 1.0, DataParams(crop_scale=(0.3, 1.0), jitter=0.8, gray=0.2),
+             images_per_cluster=20, most_clusters=2_000, batch=64, lr=3e-4, layer_decay=0.7, method=_BEGUN),
+    ),
+    "gpu": (
+        Kind(SHRUNK, BackboneParams(frozen=1), 224, 1.0, DataParams(crop_scale=(0.3, 1.0), jitter=0.8, gray=0.2),
+             images_per_cluster=20, most_clusters=4_000, batch=128, lr=3e-4, layer_decay=0.7, method=_BEGUN),
+    ),
+}  # fmt: skip
+"""The same for runs that begin with trained weights; the network and its input size follow from those."""
+
 LEAST_STEPS = 8
 """Steps of an epoch, at least: batches are smaller where there are few images."""
 LEAST_BATCH = 16
@@ -145,7 +161,12 @@ class Choice:
 
 
 def choose(
-    source: ImageSource, *, method: str | None = None, image_size: int | None = None, device: str = "auto"
+    source: ImageSource,
+    *,
+    method: str | None = None,
+    image_size: int | None = None,
+    device: str = "auto",
+    from_: str | None = None,
 ) -> Choice:
     """A method with the network, size, clusters and batches that suit these images and this machine, for ten
     minutes.
@@ -154,17 +175,30 @@ def choose(
         method: its name in `METHODS`; None = deepcluster.
         image_size: of the network, in pixels, where the user wants one; views follow it.
         device: what the run is to compute on.
+        from_: trained weights to begin with, see `engine.model.begin`.
 
     Raises:
         DeepClusterError: none of the images looked at can be decoded, or there is no such method.
     """
-    return choose_for(look_at(source), this_machine(device), method, image_size)
+    images, machine = look_at(source), this_machine(device)
+    if from_ is None:
+        return choose_for(images, machine, method, image_size)
+    from deepcluster.engine.model import begin
+
+    chosen = choose_for(images, machine, method, kinds=BEGUN)
+    return told(images, machine, begin(chosen.run, from_, image_size), f", from {from_}")
 
 
-def choose_for(images: Images, machine: Machine, method: str | None = None, image_size: int | None = None) -> Choice:
+def choose_for(
+    images: Images,
+    machine: Machine,
+    method: str | None = None,
+    image_size: int | None = None,
+    kinds: Mapping[str, Sequence[Kind]] = KINDS,
+) -> Choice:
     """The same, from what is known of both."""
-    kinds = KINDS["cpu" if machine.device == "cpu" else "gpu"]
-    kind = next((kind for kind in kinds if images.side <= kind.up_to), kinds[-1])
+    fitting = kinds["cpu" if machine.device == "cpu" else "gpu"]
+    kind = next((kind for kind in fitting if images.side <= kind.up_to), fitting[-1])
     size = image_size or kind.image_size or images.side
     k = min(images.count / kind.images_per_cluster, images.count / 10, kind.most_clusters)
     k = max(2, int(k) // 2 * 2)  # DeeperCluster divides them among its super-clusters
@@ -198,15 +232,22 @@ def choose_for(images: Images, machine: Machine, method: str | None = None, imag
         image_size=size,
         keep_every=0,
         method=params,
-        optimizer=OptimizerParams(name="adamw", lr=kind.lr, weight_decay=1e-4, schedule="cosine"),
+        optimizer=OptimizerParams(
+            name="adamw", lr=kind.lr, weight_decay=1e-4, schedule="cosine", layer_decay=kind.layer_decay
+        ),
         data=dataclasses.replace(data, views=max(data.views, params.least_views)),
         backbone=kind.backbone,
     )
-    about = (
-        f"{images} on {machine}: {method or DEFAULT} with {kind.backbone.name} at {size} px, {k:,} clusters, batches of"
-        f" {batch}"
+    return told(images, machine, run)
+
+
+def told(images: Images, machine: Machine, run: TrainRun, start: str = "") -> Choice:
+    """The choice with its sentence."""
+    return Choice(
+        run,
+        f"{images} on {machine}: {method_name(run.method)} with {run.backbone.name} at {run.image_size} px{start},"
+        f" {getattr(run.method, 'k', 0):,} clusters, batches of {run.batch_size}",
     )
-    return Choice(run, about)
 
 
 def method_params(name: str, values: Mapping[str, Any]) -> MethodParams:
