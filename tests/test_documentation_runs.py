@@ -1,0 +1,88 @@
+"""Every block of Python in README and docs runs, on small images and with smaller numbers."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from tests.evaluate.voc.make import annotation, make_voc
+from tests.test_documentation import PYTHON, Line
+
+import deepcluster as dc
+from deepcluster.cli.main import main
+
+SMALLER = {
+    '"deepcluster-resnet18"': '"tiny-deepcluster"',
+    "k=200": "k=4, whiten=8, image_size=16, epochs=1, quiet=True",
+    "n_clusters=1000": "n_clusters=20",
+    "branches=(10,)": "branches=(4,)",
+    "Whitening(256)": "Whitening(16)",
+    "KMeans(10_000)": "KMeans(4)",
+    "size=128": "size=32, steps=4",
+}
+"""What a block says -> what is run, for what would take hours or needs a million rows."""
+RESULTS: dict[str, Callable[[dict[str, Any]], bool]] = {
+    "README.md": lambda found: found["run"].assignment.shape == (48,) and Path("clusters.csv").is_file(),
+    "evaluate-linear.md": lambda found: set(found["classes"]) <= {0, 1} and found["probe"].classes == ("blue", "red"),
+    "evaluate-retrieval.md": lambda found: sorted(found["nearest"]) == list(range(48)),
+    "scale.md": lambda found: found["table"].shape == (48, 128),
+    "visualize.md": lambda found: found["found"].images.shape == (2, 32, 32, 3),
+}
+"""What a page promises of its last block."""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All that the pages name: two folders of photos, a VOC set, runs, and what evaluations of them saved."""
+    root = tmp_path_factory.mktemp("documentation")
+    draw = np.random.default_rng(0)
+    for number in range(48):
+        for name, color in (("red", (190, 60, 60)), ("blue", (60, 60, 190))):
+            photo = (np.array(color) + draw.normal(0, 25, (40, 48, 3))).clip(0, 255).astype(np.uint8)
+            file = root / ("photos" if number < 24 else "new_photos") / name / f"{number}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(photo).save(file)
+    names = [f"{number:06}" for number in range(12)]
+    objects = [annotation([("cat" if number % 2 else "dog", (5, 5, 30, 25), False)]) for number in range(12)]
+    voc = make_voc(
+        root / "VOCdevkit/VOC2007", {"trainval": names[:8], "test": names[8:]}, dict(zip(names, objects, strict=True))
+    )
+    run, photos = root / "runs/alexnet", str(root / "photos")
+    dc.train("tiny-deepcluster", photos, run, k=4, whiten=8, image_size=16, epochs=1, quiet=True)
+    for copy in ("runs/a", "RUN"):
+        shutil.copytree(run, root / copy)
+    for command in (
+        f"evaluate {run} linear --data {photos} --holdout 0.5 --taps conv3 --recipe quick --epochs 1",
+        f"evaluate {root}/runs/a retrieval --data {photos} --features rmac --whiten-on same --dims 8 --long-side 48",
+        f"evaluate {root}/RUN voc-classification --data {voc} --mode all --iterations 2 --batch-size 4",
+        f"features {run} --data {photos} --out {root}/features",
+    ):
+        assert main(command.split()) == 0, command
+    (probe,) = (run / "evaluation").glob("linear-*.safetensors")
+    probe.rename(probe.with_name("linear-3fa94c1b.safetensors"))
+    return root
+
+
+@pytest.mark.parametrize("block", PYTHON, ids=lambda block: f"{block.page}:{block.number}")
+def test_python_runs(block: Line, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    text = block.text
+    for said, smaller in SMALLER.items():
+        text = text.replace(said, smaller)
+    random = np.random.default_rng(0)
+    found: dict[str, Any] = {
+        "x": random.normal(size=(300, 40)).astype(np.float32),
+        "picture": np.asarray(Image.open("photos/red/0.png")),
+    }
+    exec(compile(text, f"{block.page}:{block.number}", "exec"), found)
+    assert RESULTS.get(block.page, lambda found: True)(found)
+
+
+def test_smaller_numbers_are_those_of_the_pages() -> None:
+    text = "".join(block.text for block in PYTHON)
+    assert [said for said in SMALLER if said not in text] == []
