@@ -80,7 +80,8 @@ def test_python_runs(block: Line, folder: Path, monkeypatch: pytest.MonkeyPatch)
         "picture": np.asarray(Image.open("photos/red/0.png")),
     }
     exec(compile(text, f"{block.page}:{block.number}", "exec"), found)
-    assert RESULTS.get(block.page, lambda found: True)(found)
+    keeps_promise = RESULTS.get(block.page)
+    assert keeps_promise is None or keeps_promise(found)
 
 
 def test_smaller_numbers_are_those_of_the_pages() -> None:
