@@ -17,13 +17,7 @@ import numpy as np
 from deepcluster.data.decode import decode
 from deepcluster.data.naming import is_image_name
 from deepcluster.errors import BadImage, DeepClusterError
-from deepcluster.evaluate.voc.annotation import (
-    VOID,
-    Annotation,
-    Objects,
-    parse_annotation,
-    read_mask,
-)
+from deepcluster.evaluate.voc.annotation import VOID, Annotation, Objects, parse_annotation, read_mask
 from deepcluster.evaluate.voc.files import VOCFiles, open_files
 
 VOC_CLASSES = (

@@ -22,19 +22,10 @@ from deepcluster.evaluate.linear.context import check_choice
 from deepcluster.evaluate.result import Result
 from deepcluster.evaluate.voc.average_precision import DetectionRule, Detections, detection_aps, mean_ap
 from deepcluster.evaluate.voc.dataset import open_voc
-from deepcluster.evaluate.voc.detector import (
-    Detector,
-    DetectorConfig,
-    keeps_fully_connected,
-)
+from deepcluster.evaluate.voc.detector import Detector, DetectorConfig, keeps_fully_connected
 from deepcluster.evaluate.voc.maps import freeze_batch_norms
 from deepcluster.evaluate.voc.proposals import read_proposals
-from deepcluster.evaluate.voc.training import (
-    Examples,
-    SGDConfig,
-    Trained,
-    train_and_score,
-)
+from deepcluster.evaluate.voc.training import Examples, SGDConfig, Trained, train_and_score
 from deepcluster.models.alexnet import ConvThenLinear
 from deepcluster.random import seeded
 

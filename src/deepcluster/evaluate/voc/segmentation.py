@@ -22,13 +22,7 @@ from deepcluster.evaluate.result import Result
 from deepcluster.evaluate.voc.annotation import VOID
 from deepcluster.evaluate.voc.dataset import open_voc
 from deepcluster.evaluate.voc.segmenter import Segmenter
-from deepcluster.evaluate.voc.training import (
-    Examples,
-    SGDConfig,
-    Trained,
-    normalize,
-    train_and_score,
-)
+from deepcluster.evaluate.voc.training import Examples, SGDConfig, Trained, normalize, train_and_score
 from deepcluster.models.alexnet import ConvThenLinear
 from deepcluster.random import seeded
 
