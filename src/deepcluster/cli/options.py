@@ -102,14 +102,19 @@ class Function:
         return getattr(import_module(self.module), self.name)(*positional, **given)
 
     def _texts(self) -> dict[str, str]:
-        """The help of each parameter, from `Args:` of the docstring."""
+        """The help of each parameter, from `Args:`; for "see `package.module.function`." that of the other function."""
         docstring = inspect.cleandoc(ast.get_docstring(self._definition) or "")
         section = re.search(r"^Args:\n((?: .*\n|\n)*)", docstring + "\n", re.MULTILINE)
         texts = dict.fromkeys(self.parameters, "") | SHARED_HELP
         entries = re.findall(r"^ {4}(\w+(?:, \w+)*): (.*(?:\n {5}.*)*)", section[1] if section else "", re.MULTILINE)
         for names, text in entries:
-            text = re.sub(r"`(\w+)`", self._as_option, " ".join(text.split()))
-            texts |= dict.fromkeys(names.split(", "), text)
+            text = " ".join(text.split())
+            elsewhere = re.fullmatch(r"see `([\w.]+)\.(\w+)`\.", text)
+            if elsewhere:
+                others = Function(f"deepcluster.{elsewhere[1]}:{elsewhere[2]}")._texts()
+                texts |= {name: others[name] for name in names.split(", ")}
+            else:
+                texts |= dict.fromkeys(names.split(", "), re.sub(r"`(\w+)`", self._as_option, text))
         return texts
 
     def _as_option(self, word: re.Match[str]) -> str:

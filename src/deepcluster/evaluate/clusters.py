@@ -216,20 +216,17 @@ def _stands_for(assignment: np.ndarray, labels: np.ndarray) -> tuple[dict[int, i
     """Cluster -> class: matched one to one, and by the most frequent class."""
     from scipy.optimize import linear_sum_assignment
 
-    pair = (assignment >= 0) & (labels >= 0)
-    table, rows, columns = contingency(assignment[pair], labels[pair])
+    table, clusters, classes = _counts(assignment, labels)
     matched = zip(*linear_sum_assignment(-table), strict=True)
-    one_to_one = {int(rows[row]): int(columns[column]) for row, column in matched}
-    return one_to_one, {int(row): int(columns[table[at].argmax()]) for at, row in enumerate(rows)}
+    one_to_one = {int(clusters[row]): int(classes[column]) for row, column in matched}
+    return one_to_one, dict(zip(clusters.tolist(), classes[table.argmax(1)].tolist(), strict=True))
 
 
-def contingency(assignment: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(K', C') counts of images by cluster and class, both as they occur, ascending, and their numbers."""
-    rows, row = np.unique(assignment, return_inverse=True)
-    columns, column = np.unique(labels, return_inverse=True)
-    table = np.zeros((len(rows), len(columns)), np.int64)
-    np.add.at(table, (row, column), 1)
-    return table, rows, columns
+def _counts(assignment: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(K', C') images by cluster and class, both as they occur, ascending, and their (K',) and (C',) numbers."""
+    known = (assignment >= 0) & (labels >= 0)
+    table: np.ndarray = metrics.contingency(assignment, labels).toarray()
+    return table, np.unique(assignment[known]), np.unique(labels[known])
 
 
 def class_table(assignment: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> list[dict[str, Any]]:
@@ -239,8 +236,7 @@ def class_table(assignment: np.ndarray, labels: np.ndarray, names: Sequence[str]
     `pure` (share of the images in those that are of it; NaN without such a cluster) and `taken_for`, the class whose
     clusters have most of the images that were not found.
     """
-    pair = (assignment >= 0) & (labels >= 0)
-    table, _, columns = contingency(assignment[pair], labels[pair])
+    table, _, columns = _counts(assignment, labels)
     owner = table.argmax(1)
     counts = np.zeros((len(columns), len(columns)), np.int64)  # (class, class that the image's cluster stands for)
     np.add.at(counts.T, owner, table)

@@ -71,10 +71,8 @@ def low_shot(
     The network is left as it is. A stopped fine-tuning continues where it was.
 
     Args:
-        subject: the network; see `engine.subject`.
+        subject, test, holdout, screen, after_step: see `evaluate.linear.linear.linear`.
         data: labeled images to draw from; None = the images of the run.
-        test: labeled test images.
-        holdout: instead of `test`: share of the data to hold out, the same of each class.
         shots: numbers of images of each class. None = 1 2 4 8 16, or none where `fraction` is given.
         fraction: shares of the labels, such as 0.01 0.1; of each class alike, at least one image.
         draws: how often each number or share is drawn. The first draw of k images is part of the first of 2 k.
@@ -90,8 +88,6 @@ def low_shot(
         schedule: fine-tuning: how the learning rate falls. None = to a fifth at 3/5 and at 4/5 of the epochs.
         seed: seed of the first draw, and of the holdout.
         precision: floating-point type of the network.
-        screen: shows bars and a line per epoch; None = silence.
-        after_step: called with the number of steps done, after each; may raise to stop.
 
     Raises:
         DeepClusterError: a class has too few images, or options do not go together.

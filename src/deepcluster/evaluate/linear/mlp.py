@@ -7,6 +7,7 @@ hidden layers on their output.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from torch import nn
@@ -21,6 +22,7 @@ from deepcluster.evaluate.linear.probe import Classifier
 from deepcluster.evaluate.linear.recipes import MLP, Schedule, override
 from deepcluster.evaluate.linear.splits import split_data
 from deepcluster.evaluate.result import Result
+from deepcluster.models.alexnet import ConvThenLinear
 
 if TYPE_CHECKING:
     from deepcluster.engine.subject import Subject
@@ -57,37 +59,22 @@ def mlp(
     output. The network is left as it is. A stopped evaluation continues where it was.
 
     Args:
-        subject: the network; see `engine.subject`.
-        data: labeled training images; None = the images of the run.
-        test: labeled test images.
-        holdout: instead of `test`: share of the data to hold out, the same of each class.
+        subject, data, test, holdout: see `evaluate.linear.linear.linear`.
         recipe: how to train. deepcluster is the paper's on VOC, 80,000 steps of 16 images; quick is our own.
         depth: number of hidden layers, for networks without fully connected layers of their own. None = 2.
         hidden: width of these layers. None = 1024.
-        epochs: passes over the training images. None = as the recipe has it.
         lr: learning rate. None = the recipe's.
         weight_decay: weight decay. None = the recipe's.
-        batch_size: images of a step. None = the recipe's.
-        schedule: how the learning rate falls. None = the recipe's.
-        crops: crops of a test image, over which softmax is averaged.
-        report: the epoch to score. best-epoch is the papers' habit, where the test set chooses: optimistic.
-        seeds: repetitions.
-        seed: seed of the first repetition, and of the holdout.
-        precision: floating-point type of the frozen network.
-        screen: shows bars and a line per epoch; None = silence.
-        after_step: called with the number of steps done, after each; may raise to stop.
+        epochs, batch_size, schedule: see `evaluate.linear.linear.linear`.
+        crops, report, seeds, seed, precision, screen, after_step: see `evaluate.linear.linear.linear`.
 
     Raises:
         DeepClusterError: labels, test images or classes are missing, or options do not go together.
     """
     check_choice("recipe", recipe, MLP)
     check_common(crops, report, seeds, 2, precision)
-    backbone = subject.backbone
-    own_layers = isinstance(getattr(backbone.trunk, "classifier", None), nn.Sequential) and backbone.name in (
-        "alexnet",
-        "vgg16",
-    )
-    if own_layers and (depth is not None or hidden is not None):
+    backbone, trunk = subject.backbone, subject.backbone.trunk
+    if isinstance(trunk, ConvThenLinear) and (depth is not None or hidden is not None):
         raise DeepClusterError(
             f"{backbone.name} has fully connected layers of its own, which are replaced by new ones: leave out --depth"
             " and --hidden."
@@ -101,28 +88,23 @@ def mlp(
     divided = split_data(subject, data, test, holdout, protocol="mlp", seed=seed)
     screen = screen or Screen(quiet=True)
     evaluation = Evaluation("mlp", subject, divided, seeds, seed, precision, screen, crops, report, after_step)
-    tap = FEATURES if own_layers else OUTPUT
-    modules = {FEATURES: FEATURES} if own_layers else {}
-    pooling = Pooling("none", backbone.dim)
-    if own_layers:  # fc6 reads the last map at the size it was made for
-        trunk: Any = backbone.trunk
+    classes = len(divided.classes)
+    new_layers: Callable[[int], nn.Module]  # of a seed
+    if isinstance(trunk, ConvThenLinear):  # fc6 reads the last map at the size it was made for
+        tap, modules, source = FEATURES, {FEATURES: FEATURES}, "convolutions"
         width = next(layer for layer in trunk.classifier if isinstance(layer, nn.Linear)).in_features
         pooling = Pooling("adaptive", width, side=trunk.side)
-    layers = f"{depth} hidden layers of {hidden} with dropout {DROPOUT:g} on the normalized output"
-    if own_layers:
         layers = "new fc6 and fc7, N(0, .01), biases .1, and a new top layer; dropout as in the network"
-    features = f"{'convolutions' if own_layers else 'output'} in evaluation mode, {pooling}"
+        new_layers = partial(fully_connected, backbone, classes)
+    else:
+        tap, modules, source = OUTPUT, {}, "output"
+        pooling = Pooling("none", backbone.dim)
+        layers = f"{depth} hidden layers of {hidden} with dropout {DROPOUT:g} on the normalized output"
+        new_layers = partial(perceptron, backbone.dim, [hidden] * depth, classes)
+    features = f"{source} in evaluation mode, {pooling}"
     evaluation.start({"recipe": str(chosen), "layers": layers, "features": features})
-    classes, widths = len(divided.classes), [hidden] * depth
-
-    def learners_of(seed: int) -> list[Learner]:
-        new = (
-            fully_connected(backbone, classes, seed) if own_layers else perceptron(backbone.dim, widths, classes, seed)
-        )
-        return [Learner(tap, new, chosen.lr[0], chosen.weight_decay[0])]
-
     return evaluation.train_draws(
-        learners_of,
+        lambda seed: [Learner(tap, new_layers(seed), chosen.lr[0], chosen.weight_decay[0])],
         FrozenFeatures(backbone, {tap: pooling}, subject.device, precision, modules),
         chosen,
         lambda tap, layers: Classifier(pooling, layers, module=modules.get(tap, "")),

@@ -59,27 +59,20 @@ def voc_segmentation(
     """Mean IoU of a fully convolutional network that is trained on the network, on a PASCAL VOC set.
 
     Args:
-        subject: the network to evaluate.
+        subject, test, draws, seed, screen: see `evaluate.voc.detection.voc_detection`.
+        redraw, flip, momentum, weight_decay: see `evaluate.voc.detection.voc_detection`.
         data: a VOC set: a folder such as VOCdevkit/VOC2012, or a .tar or .zip of it.
-        test: the VOC set of the test split; None = the same.
         split: images to train on: a list in ImageSets/Segmentation.
         test_split: images to score; VOC does not publish the masks of its test sets, so that the papers score val.
         train: train every weight, or keep the convolutions frozen: the papers' two columns.
         stride: pixels between two scores: 32, 16 or 8 (FCN-32s, -16s, -8s); None = 32 for AlexNet and VGG-16, else
             that of the network's last map, which ResNets can have finer.
-        redraw: initialize fc6 and fc7 of AlexNet and VGG-16 at random.
         crop: side in pixels of the crops of training images; what lies outside the image is padding and not scored.
         scale: range of the factor that training images are scaled by (arXiv 1606.00915 §4.1.2).
-        flip: mirror half of the training images; --no-flip = none of them.
         iterations: SGD steps (FCN-AlexNet names none).
         batch: images of each step, 20 as for FCN-AlexNet (arXiv 1411.4038 §4.3).
         lr: learning rate, fixed at 0.001 for FCN-AlexNet; biases have twice this.
         drops: steps at which it falls to a tenth.
-        momentum: of SGD.
-        weight_decay: of SGD.
-        draws: repetitions, each with its own seed.
-        seed: of the first draw.
-        screen: for progress bars; None = none.
 
     Raises:
         DeepClusterError: no such set or split, or settings that exclude each other.
