@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from tests.evaluate.voc.make import annotation, make_voc
-from tests.test_documentation import PYTHON, Line
+from tests.test_documentation import GIVEN, PYTHON, Line
 
 import deepcluster as dc
 from deepcluster.cli.main import main
@@ -28,6 +28,7 @@ SMALLER = {
 """What a block says -> what is run, for what would take hours or needs a million rows."""
 RESULTS: dict[str, Callable[[dict[str, Any]], bool]] = {
     "README.md": lambda found: found["run"].assignment.shape == (48,) and Path("clusters.csv").is_file(),
+    "groups-heads.md": lambda found: found["head"].labels_.shape == (300,),
     "evaluate-linear.md": lambda found: set(found["classes"]) <= {0, 1} and found["probe"].classes == ("blue", "red"),
     "evaluate-retrieval.md": lambda found: sorted(found["nearest"]) == list(range(48)),
     "scale.md": lambda found: found["table"].shape == (48, 128),
@@ -74,11 +75,8 @@ def test_python_runs(block: Line, folder: Path, monkeypatch: pytest.MonkeyPatch)
     text = block.text
     for said, smaller in SMALLER.items():
         text = text.replace(said, smaller)
-    random = np.random.default_rng(0)
-    found: dict[str, Any] = {
-        "x": random.normal(size=(300, 40)).astype(np.float32),
-        "picture": np.asarray(Image.open("photos/red/0.png")),
-    }
+    table = np.random.default_rng(0).normal(size=(300, 40)).astype(np.float32)
+    found: dict[str, Any] = dict.fromkeys(GIVEN, table) | {"picture": np.asarray(Image.open("photos/red/0.png"))}
     exec(compile(text, f"{block.page}:{block.number}", "exec"), found)
     keeps_promise = RESULTS.get(block.page)
     assert keeps_promise is None or keeps_promise(found)
