@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from tests.evaluate.voc.make import annotation, make_voc
-from tests.test_documentation import GIVEN, PYTHON, Line
 
 import deepcluster as dc
 from deepcluster.cli.main import main
+from evaluate.voc.make import annotation, make_voc
+from test_documentation import GIVEN, PYTHON, Line
 
 SMALLER = {
     '"deepcluster-resnet18"': '"tiny-deepcluster"',
