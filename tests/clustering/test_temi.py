@@ -38,7 +38,7 @@ def rings(n: int = 400, seed: int = 0) -> tuple[np.ndarray, Any]:
 
 
 def by_hand(student: Tensor, teacher: Tensor, prior: Tensor, beta: float) -> list[float]:
-    """Sections 3.2 and 3.3 of the paper: one pair, one head and one cluster at a time; probabilities, no logarithms."""
+    """Section 3 of the paper: one pair, one head and one cluster at a time; probabilities, no logarithms."""
     heads, rows, k = student.shape
     pairs = rows // 2
     weight = [0.0] * pairs

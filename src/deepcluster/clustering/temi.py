@@ -1,10 +1,10 @@
 """TEMI: linear heads that label rows of a pretrained network by themselves (Adaloglou et al. 2023, arXiv 2303.17896).
 
 Neighbors in the space of a good network mostly show the same thing. A head gives each row x a distribution over K
-clusters, q(c|x); it learns to give a row and one of its neighbors x' the same one, in each cluster's share:
+clusters, q(c|x); it learns to give a row and one of its neighbors x' the same one (section 3 of the paper):
 
-    pmi(x, x') = log sum_c (q_s(c|x) q_t(c|x'))^beta / q_t(c)                                 (§3.2)
-    w(x, x')   = mean over heads of sum_c q_t(c|x) q_t(c|x')                                  (§3.3)
+    pmi(x, x') = log sum_c (q_s(c|x) q_t(c|x'))^beta / q_t(c)
+    w(x, x')   = mean over heads of sum_c q_t(c|x) q_t(c|x')
     loss       = -w(x, x') (pmi(x, x') + pmi(x', x)) / 2
 
 s is the student, which gradients train; t is its teacher, the moving average of its weights; q_t(c) is the moving
