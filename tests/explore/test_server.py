@@ -274,7 +274,7 @@ def test_the_command_serves_until_it_is_stopped(run: Run) -> None:
         port = int(line.split("127.0.0.1:")[1].split("/")[0])
         assert Site(port).get("/api/state")["images"] == len(run.assignment)
         second = subprocess.run(command, capture_output=True, text=True, timeout=300)
-        assert second.returncode == 2 and "is being explored already" in second.stderr
+        assert second.returncode == 2 and "is open in another explorer" in second.stderr
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=60)
         assert process.returncode == 0 and out.strip() == "stopped" and err == ""

@@ -20,7 +20,7 @@ from deepcluster.visualize.clusters import (
     contact_sheet,
     draw_clusters,
     largest,
-    majority,
+    main_classes,
 )
 from deepcluster.visualize.images import grid, thumbnail
 
@@ -55,10 +55,11 @@ def test_unknown_distances_are_sorted_last_and_not_averaged() -> None:
     assert without.nearest.tolist() == [0, 1] and without.distance is None
 
 
-def test_majority_ignores_images_without_label() -> None:
-    assert majority(np.array([1, 1, 0, -1, -1]), ("a", "b")) == ("b", 2 / 3)
-    assert majority(np.array([-1]), ("a",)) == (None, None)
-    assert majority(np.array([4]), ()) == ("class 4", 1.0)
+def test_main_classes_ignore_images_without_label_or_cluster() -> None:
+    cluster, labels = np.array([0, 0, 0, 0, 0, 1, -1, 3, 3]), np.array([1, 1, 0, -1, -1, -1, 2, 2, 0])
+    label, purity = main_classes(cluster, labels, 5)
+    assert label.tolist() == [1, -1, -1, 0, -1]
+    np.testing.assert_allclose(purity, [2 / 3, np.nan, np.nan, 0.5, np.nan])
 
 
 def test_largest_clusters_come_first() -> None:

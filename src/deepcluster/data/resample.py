@@ -24,11 +24,7 @@ GROUP = 64
 
 
 def crop_resize(
-    images: Sequence[np.ndarray],
-    box: np.ndarray,
-    flip: np.ndarray,
-    size: int,
-    device: torch.device,
+    images: Sequence[np.ndarray], box: np.ndarray, flip: np.ndarray, size: int, device: torch.device
 ) -> Tensor:
     """Crops of B images at one size.
 
@@ -43,56 +39,53 @@ def crop_resize(
         (B, 3, size, size), 0 … 255: uint8 with channels last in memory, or contiguous float32.
     """
     targets = np.full((len(images), 2), size)
-    if device.type != "cpu" or _tiny(images):
-        return _by_products(images, box, flip, targets, np.zeros_like(targets), size, device)
-    out = torch.empty((len(images), size, size, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
-    for k, (image, mirrored, (top, left, height, width)) in enumerate(
-        zip(images, flip.tolist(), box.tolist(), strict=True)
-    ):
-        place = out[k : k + 1]
-        _resize(_as_batch(image[top : top + height, left : left + width]), [size, size], False, out=place)
-        if mirrored:
-            place.copy_(place.flip(3))
-    return out
+    return _resample(images, box, flip, targets, np.zeros_like(targets), size, device)
 
 
 def resize_center(images: Sequence[np.ndarray], short: int, size: int, device: torch.device) -> Tensor:
-    """B images resized to a shorter side of `short` pixels, of which the central `size` x `size` are given.
-
-    Returns:
-        (B, 3, size, size), 0 … 255: uint8 with channels last in memory, or contiguous float32.
-    """
+    """B images resized to a shorter side of `short` pixels, of which the central `size` x `size` are given, in the form
+    that `crop_resize` gives."""
     if all(image.shape[:2] == (short, short) for image in images) and short == size:
         return torch.from_numpy(np.stack(images)).to(device).permute(0, 3, 1, 2)
     shapes = np.array([image.shape[:2] for image in images])
     targets = short * shapes // shapes.min(1, keepdims=True)  # the longer side is floored, as torchvision does
     corner = np.rint((targets - size) / 2).astype(np.int64)
-    if device.type != "cpu" or _tiny(images):
-        box = np.concatenate([np.zeros_like(shapes), shapes], axis=1)
-        return _by_products(images, box, np.zeros(len(images), bool), targets, corner, size, device)
-    out = torch.empty((len(images), size, size, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
+    box = np.concatenate([np.zeros_like(shapes), shapes], axis=1)
+    return _resample(images, box, np.zeros(len(images), bool), targets, corner, size, device)
+
+
+def _resample(
+    images: Sequence[np.ndarray],
+    box: np.ndarray,
+    flip: np.ndarray,
+    targets: np.ndarray,
+    corner: np.ndarray,
+    size: int,
+    device: torch.device,
+) -> Tensor:
+    """Each crop `box` (B, 4), resized to `targets` (B, 2): `size` pixels of it, from `corner` (B, 2) on."""
+    if device.type != "cpu" or all(max(image.shape[:2]) <= TINY for image in images):
+        return _by_products(images, box, flip, targets, corner, size, device)
+    out = _channels_last(len(images), size, size)
     buffers: dict[tuple[int, int], Tensor] = {}  # fresh memory for each resize would cost more than the resize
-    for k, (image, (height, width), (top, left)) in enumerate(
-        zip(images, targets.tolist(), corner.tolist(), strict=True)
-    ):
-        place = out[k : k + 1]
-        if (height, width) == (size, size):
-            _resize(_as_batch(image), [size, size], False, out=place)
-            continue
-        if (height, width) not in buffers:
-            buffers[height, width] = torch.empty((1, height, width, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
-        resized = _resize(_as_batch(image), [height, width], False, out=buffers[height, width])
-        place.copy_(resized[:, :, top : top + size, left : left + size])
+    rows = zip(images, box.tolist(), flip.tolist(), map(tuple, targets.tolist()), corner.tolist(), strict=True)
+    for place, (image, (top, left, height, width), mirrored, target, (down, right)) in zip(out, rows, strict=True):
+        crop = torch.from_numpy(image[top : top + height, left : left + width].transpose(2, 0, 1)[None])
+        if target == (size, size):
+            _resize(crop, target, False, out=place[None])
+        else:
+            if target not in buffers:
+                buffers[target] = _channels_last(1, *target)
+            resized = _resize(crop, target, False, out=buffers[target])
+            place.copy_(resized[0, :, down : down + size, right : right + size])
+        if mirrored:
+            place.copy_(place.flip(2))
     return out
 
 
-def _as_batch(image: np.ndarray) -> Tensor:
-    """(H, W, 3) array as a (1, 3, H, W) tensor of the same memory."""
-    return torch.from_numpy(image.transpose(2, 0, 1)[None])
-
-
-def _tiny(images: Sequence[np.ndarray]) -> bool:
-    return all(max(image.shape[:2]) <= TINY for image in images)
+def _channels_last(count: int, height: int, width: int) -> Tensor:
+    """(count, 3, height, width) uint8, not yet set, with channels last in memory."""
+    return torch.empty((count, height, width, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
 
 
 def _by_products(
@@ -106,8 +99,7 @@ def _by_products(
 ) -> Tensor:
     """Rows · image · columns: a resize is linear in both directions, and a flip reverses the columns.
 
-    Each crop `box` (B, 4) is resized to `targets` (B, 2), of which `size` pixels from `corner` (B, 2) on are
-    computed. The weights of pixels outside the crop are zero, so that no image needs to be cut.
+    The weights of pixels outside the crop are zero, so that no image needs to be cut; arguments as of `_resample`.
     """
     if len({image.shape for image in images}) > 1:  # images of several sizes: cut, and padded to one block
         images, box = _padded(images, box), np.concatenate([np.zeros_like(box[:, :2]), box[:, 2:]], axis=1)

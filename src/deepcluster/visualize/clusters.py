@@ -59,7 +59,7 @@ def draw_clusters(
     return {f"cluster-{each.cluster:04d}": contact_sheet([each], read, columns=columns) for each in contacts}
 
 
-@dataclass(frozen=True)
+@dataclass
 class Contact:
     """What one cluster looks like.
 
@@ -105,10 +105,14 @@ def contact(shown: ClusteredImages, cluster: int, *, images: int = 12, farthest:
     members = members[np.argsort(shown.distance[members], kind="stable")]
     known = shown.distance[members][np.isfinite(shown.distance[members])]
     near, rest = members[:images], members[images:]
-    labels = shown.source.labels
-    name, share = (None, None) if labels is None else majority(labels[members], shown.source.classes)
-    mean = float(known.mean()) if len(known) else None
-    return Contact(cluster, len(members), near, rest[max(len(rest) - farthest, 0) :], mean, name, share)
+    found = Contact(cluster, len(members), near, rest[max(len(rest) - farthest, 0) :])
+    if len(known):
+        found.distance = float(known.mean())
+    if (labels := shown.source.labels) is not None:
+        label, purity = main_classes(np.zeros(len(members), np.int64), labels[members], 1)
+        if label[0] >= 0:
+            found.label, found.purity = class_name(shown.source.classes, label[0]), float(purity[0])
+    return found
 
 
 def main_classes(cluster: np.ndarray, labels: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -128,15 +132,6 @@ def main_classes(cluster: np.ndarray, labels: np.ndarray, k: int) -> tuple[np.nd
     label[row[order]] = name[order]
     purity[row[order]] = count[order] / np.bincount(row, count)[row[order]]
     return label, purity
-
-
-def majority(labels: np.ndarray, classes: tuple[str, ...]) -> tuple[str | None, float | None]:
-    """The most frequent class of some images and its share; (None, None) where none has a label."""
-    known = labels[labels >= 0]
-    if not len(known):
-        return None, None
-    counts = np.bincount(known)
-    return class_name(classes, int(counts.argmax())), float(counts.max() / len(known))
 
 
 def contact_sheet(
