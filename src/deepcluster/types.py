@@ -30,6 +30,11 @@ class Batch:
     whole: int
     first: int = 0
 
+    @property
+    def large_views(self) -> int:
+        """Number of views of the first one's size; those after them are smaller (multi-crop, arXiv 2006.09882 §3.2)."""
+        return sum(view.shape[-1] == self.views[0].shape[-1] for view in self.views)
+
 
 @dataclass(frozen=True)
 class TrainStep:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from deepcluster.clustering.sinkhorn import sinkhorn
+from deepcluster.clustering.sinkhorn import equal_partition, sinkhorn
 from deepcluster.distributed import ProcessGroup
 from processes import together
 
@@ -68,3 +68,47 @@ def test_two_processes_give_what_one_does(rows: list[int]) -> None:
     alone = sinkhorn(cosines(30, 5), 0.05, 3)
     for codes in together(_codes, 2, rows):
         torch.testing.assert_close(codes, alone, atol=1e-6, rtol=1e-5)
+
+
+def skewed_groups() -> tuple[torch.Tensor, torch.Tensor]:
+    """Unit rows about four directions, of which one has most, and the directions."""
+    generator = torch.Generator().manual_seed(0)
+    directions = torch.nn.functional.normalize(torch.randn(4, 8, generator=generator), dim=1)
+    group = torch.repeat_interleave(torch.arange(4), torch.tensor([70, 20, 20, 10]))
+    x = torch.nn.functional.normalize(directions[group] + 0.1 * torch.randn(120, 8, generator=generator), dim=1)
+    return x, directions
+
+
+def test_an_equal_partition_is_nearly_the_cheapest_with_equal_sizes() -> None:
+    """The best labels of exactly 30 rows each are those of the Hungarian method with 30 copies of each cluster."""
+    from scipy.optimize import linear_sum_assignment
+
+    x, directions = skewed_groups()
+    labels, _ = equal_partition(x, directions, rounds=1)
+    sizes = torch.bincount(labels, minlength=4)
+    assert sizes.min() >= 26 and sizes.max() <= 34
+    cost = torch.cdist(x, directions).square()
+    row, column = linear_sum_assignment(cost.repeat_interleave(30, dim=1).numpy())
+    best = cost[torch.from_numpy(row), torch.from_numpy(column // 30)].sum()
+    ours = cost[torch.arange(120), labels].sum()
+    assert ours < 1.05 * best
+    assert cost.amin(1).sum() < 0.8 * best  # without equal sizes it is cheaper: they are what costs
+
+
+def test_its_centroids_are_the_means_of_its_labels() -> None:
+    x, directions = skewed_groups()
+    labels, centroids = equal_partition(x, directions)
+    for cluster in range(4):
+        torch.testing.assert_close(centroids[cluster], x[labels == cluster].mean(0), atol=1e-6, rtol=1e-5)
+
+
+def _partition(group: ProcessGroup, rows: list[int]) -> torch.Tensor:
+    x, directions = skewed_groups()
+    return group.gather(equal_partition(torch.split(x, rows)[group.rank], directions, group)[0])
+
+
+def test_two_processes_partition_as_one_does() -> None:
+    x, directions = skewed_groups()
+    alone = equal_partition(x, directions)[0]
+    for labels in together(_partition, 2, [50, 70]):
+        assert torch.equal(labels, alone)

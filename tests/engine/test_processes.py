@@ -49,6 +49,7 @@ RUNS: dict[str, tuple[str, dict[str, Any]]] = {
             "init": "k-means++",
         },
     ),
+    "sela": ("tiny-deepcluster", {"k": 4, "whiten": 8, "clusterings": 1, "init": "k-means++", "algorithm": "sela"}),
     "pic": ("tiny-deepcluster-pic", {"whiten": 8}),
     "odc": ("tiny-odc", {"k": 4, "feature_dim": 8, "hidden": 16, "dropout": 0.3, "start": "neck", "replace": True}),
     "odc eval": ("tiny-odc", {"k": 4, "feature_dim": 8, "hidden": 16, "memory": "eval", "centroid_every": 2}),

@@ -160,3 +160,14 @@ def test_a_classifier_drawn_anew_keeps_its_rate(head: str, rate: float) -> None:
     set_rate(learner.optimizers().values(), 0.1)
     assert learner.head_optimizer is not None
     assert learner.head_optimizer.param_groups[0]["lr"] == pytest.approx(rate)
+
+
+def test_sela_divides_the_images_equally() -> None:
+    rows = (np.random.default_rng(0).exponential(size=(64, 128)) ** 3).astype(np.float32)
+    sizes = {}
+    for algorithm in ("kmeans", "sela"):
+        learner = method(algorithm=algorithm, init="random")
+        found = learner.refresh(lambda: Features(np.arange(64), rows), (0, 0))
+        sizes[algorithm] = sorted(found.sizes.tolist())
+        np.testing.assert_array_equal(learner.assignment, found.assignment)
+    assert sizes["sela"][0] >= 12 and sizes["sela"][-1] <= 20 < 30 < sizes["kmeans"][-1]

@@ -7,6 +7,8 @@ as labels (arXiv 1911.05371 §3.1).
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -40,3 +42,40 @@ def sinkhorn(scores: Tensor, epsilon: float, iterations: int, group: ProcessGrou
         cluster /= cluster.mean()  # a common factor changes nothing, as rows are scaled next, but must not grow
         row = 1 / (kernel @ cluster)
     return kernel.mul_(row[:, None]).mul_(cluster)
+
+
+@torch.no_grad()
+def equal_partition(
+    x: Any,
+    centroids: Tensor,
+    group: ProcessGroup = SINGLE,
+    *,
+    device: torch.device | None = None,
+    epsilon: float = 0.02,
+    iterations: int = 100,
+    rounds: int = 3,
+) -> tuple[Tensor, Tensor]:
+    """Clusters of nearly equal size near the given centroids, as SeLa assigns its labels (arXiv 1911.05371 §3.1): the
+    cheapest transport of all rows to the clusters, each of which takes an equal share of them. Needs M x K numbers in
+    memory.
+
+    Args:
+        x: (M, D) unit rows of this process, an array or a tensor.
+        centroids: (K, D), such as those of k-means.
+        epsilon: smoothness of the transport; the smaller, the nearer to the cheapest.
+        device: where to compute; None = where x is.
+        rounds: number of times that labels are given and the centroids moved to the means of their rows.
+
+    Returns:
+        (M,) int64 labels and the (K, D) centroids, which are the means of their rows; both on the CPU.
+    """
+    x = torch.as_tensor(x).to(device)
+    centroids = centroids.to(x)
+    for _ in range(rounds):
+        scores = x @ centroids.T - centroids.square().sum(1) / 2
+        labels = sinkhorn(scores, epsilon, iterations, group).argmax(1)
+        sums = centroids.new_zeros(centroids.shape, dtype=torch.float64).index_add_(0, labels, x.double())
+        counts = torch.bincount(labels, minlength=len(centroids)).to(sums)[:, None]
+        group.sum_many_([sums, counts])
+        centroids = torch.where(counts > 0, sums / counts.clamp(min=1), centroids).float()
+    return labels.cpu(), centroids.cpu()

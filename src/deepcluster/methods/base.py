@@ -19,6 +19,7 @@ from deepcluster.clustering.hierarchical import nearest_in_tree
 from deepcluster.clustering.whitening import Whitening
 from deepcluster.distributed import SINGLE, ProcessGroup
 from deepcluster.errors import DeepClusterError
+from deepcluster.methods.checks import check_enough_images
 from deepcluster.models.backbone import Backbone
 from deepcluster.types import Batch, Clustering, ClusterTree, Embedding, TrainStep
 
@@ -239,30 +240,6 @@ def interval_due(epochs: float, step: int, steps_per_epoch: int) -> bool:
     """Whether `step` is the first, or the nearest to a multiple of `epochs`: fractional intervals do not drift."""
     interval = max(1.0, epochs * steps_per_epoch)
     return step == 0 or int(step / interval) > int((step - 1) / interval)
-
-
-def large_views(batch: Batch) -> int:
-    """Number of views of the first one's size; those after them are smaller (multi-crop, arXiv 2006.09882 §3.2)."""
-    return sum(view.shape[-1] == batch.views[0].shape[-1] for view in batch.views)
-
-
-def check_ranges(*settings: tuple[str, object, bool, str]) -> None:
-    """Refuses the first of `settings` (name, value, whether it is in range, the range in words) that is out of range.
-
-    Raises:
-        DeepClusterError: with its name on the command line.
-    """
-    for name, value, good, words in settings:
-        if not good:
-            raise DeepClusterError(f"--method.{name} is {value}: give {words}.")
-
-
-def check_enough_images(count: int, k: int, advice: int) -> None:
-    """Raises: DeepClusterError: fewer images than clusters."""
-    if count < k:
-        raise DeepClusterError(
-            f"There are {count} images for {k} clusters: ask for fewer, such as --method.k {advice}."
-        )
 
 
 def scatter_to_dataset(

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from deepcluster.clustering.kmeans import KMeans
+from deepcluster.clustering.sinkhorn import equal_partition
 from deepcluster.clustering.whitening import Whitening
 from deepcluster.data.sampler import epoch_order
 from deepcluster.distributed import SINGLE, ProcessGroup
@@ -24,10 +25,10 @@ from deepcluster.methods.base import (
     ExtractFeatures,
     MakeOptimizer,
     WhitenedMethod,
-    check_ranges,
     interval_due,
     scatter_to_dataset,
 )
+from deepcluster.methods.checks import check_ranges
 from deepcluster.methods.clusterer import Clusterer, choose_clusterer, fit_predict
 from deepcluster.methods.params import DeepClusterParams
 from deepcluster.models.backbone import Backbone
@@ -148,6 +149,9 @@ class DeepCluster(WhitenedMethod):
             group=self.group,
         ).fit(z)
         labels, centroids = np.asarray(kmeans.labels_), torch.as_tensor(kmeans.cluster_centers_).float().cpu()
+        if p.algorithm == "sela":
+            found, centroids = equal_partition(z, centroids, self.group, device=self.assignments.device)
+            labels = found.numpy()
         return scatter_to_dataset(self.assignments.shape[1], index, z, labels, centroids, self.group)
 
     def _initial_centroids(self, number: int, index: np.ndarray, z: np.ndarray, key: tuple[int, ...]) -> str | Tensor:

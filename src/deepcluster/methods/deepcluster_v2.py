@@ -23,12 +23,10 @@ from deepcluster.methods.base import (
     ExtractFeatures,
     MakeOptimizer,
     Method,
-    check_enough_images,
-    check_ranges,
     interval_due,
-    large_views,
     scatter_to_dataset,
 )
+from deepcluster.methods.checks import check_enough_images, check_ranges
 from deepcluster.methods.odc import occurrences
 from deepcluster.methods.params import DeepClusterV2Params
 from deepcluster.models.backbone import Backbone
@@ -143,7 +141,7 @@ class DeepClusterV2(Method):
     def loss(self, batch: Batch, step: TrainStep) -> dict[str, Tensor]:
         """Cross-entropy to the pseudo-labels, averaged over views of all sizes and over clusterings."""
         labels = self.assignments[:, batch.index.to(self.assignments.device)]
-        large, terms = large_views(batch), []
+        large, terms = batch.large_views, []
         self._seen = []
         for number, view in enumerate(batch.views):
             z = self.neck.directions(self.backbone(view))

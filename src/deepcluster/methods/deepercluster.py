@@ -28,10 +28,10 @@ from deepcluster.methods.base import (
     ExtractFeatures,
     MakeOptimizer,
     WhitenedMethod,
-    check_ranges,
     interval_due,
     scatter_to_dataset,
 )
+from deepcluster.methods.checks import check_ranges
 from deepcluster.methods.params import DeeperClusterParams
 from deepcluster.models.backbone import Backbone
 from deepcluster.models.heads import Classifier, CosineClassifier, cluster_means, make_classifier

@@ -26,7 +26,8 @@ from deepcluster.clustering.kmeans import KMeans
 from deepcluster.clustering.whitening import Whitening
 from deepcluster.data.sampler import epoch_order
 from deepcluster.distributed import SINGLE, ProcessGroup
-from deepcluster.methods.base import ExtractFeatures, MakeOptimizer, Method, check_enough_images, check_ranges
+from deepcluster.methods.base import ExtractFeatures, MakeOptimizer, Method
+from deepcluster.methods.checks import check_enough_images, check_ranges
 from deepcluster.methods.params import ODCParams
 from deepcluster.models.backbone import Backbone
 from deepcluster.models.heads import LinearClassifier, ProjectionHead

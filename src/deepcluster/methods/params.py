@@ -62,9 +62,10 @@ class DeepClusterParams(MethodParams):
     k: int = 10_000
     """Number of clusters. About ten times the number of classes you expect is a good start (§4.1, figure 2c); 0 with
     an algorithm that finds the number itself."""
-    algorithm: Literal["kmeans", "pic", "custom"] = "kmeans"
-    """What clusters the features: k-means, power iteration clustering (the paper's appendix), or the clusterer passed
-    in Python."""
+    algorithm: Literal["kmeans", "sela", "pic", "custom"] = "kmeans"
+    """What clusters the features: k-means, k-means followed by labels that divide the images equally over the clusters
+    (SeLa, arXiv 1911.05371; it needs N x K numbers in memory), power iteration clustering (the paper's appendix), or
+    the clusterer passed in Python."""
     neighbors: int = 5
     """PIC: number of nearest neighbors each image is linked to."""
     sigma: float = 0.2

@@ -16,14 +16,8 @@ from torch import Tensor, nn
 from deepcluster.clustering.sinkhorn import sinkhorn
 from deepcluster.data.sampler import epoch_order
 from deepcluster.distributed import SINGLE, ProcessGroup
-from deepcluster.methods.base import (
-    ExtractFeatures,
-    MakeOptimizer,
-    Method,
-    check_ranges,
-    interval_due,
-    large_views,
-)
+from deepcluster.methods.base import ExtractFeatures, MakeOptimizer, Method, interval_due
+from deepcluster.methods.checks import check_ranges
 from deepcluster.methods.params import SwAVParams
 from deepcluster.models.backbone import Backbone
 from deepcluster.models.heads import ProjectionHead
@@ -97,7 +91,7 @@ class SwAV(Method):
         prototypes = torch.where(frozen, self.prototypes.detach(), self.prototypes)
         embeddings = [self.neck.directions(self.backbone(view)) for view in batch.views]
         cosines = [(z @ prototypes.T).float() for z in embeddings]
-        self._seen = [z.detach() for z in embeddings[: large_views(batch)]]
+        self._seen = [z.detach() for z in embeddings[: batch.large_views]]
         terms = []
         for source in range(len(self._seen)):
             codes = self._codes(cosines[source].detach(), with_queue=step.epoch >= p.queue_epoch)
