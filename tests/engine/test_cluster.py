@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from deepcluster.clustering import HierarchicalKMeans, KMeans, Whitening
+from deepcluster.clustering.neighbor_start import neighbor_start
 from deepcluster.data.arrays import open_digits
 from deepcluster.engine.cluster import FEATURES, cluster_images, fitting_size
 from deepcluster.engine.log import Screen
@@ -50,7 +51,8 @@ def test_clusters_are_those_of_k_means_on_reduced_unit_rows(weights: str, photos
     good = np.isfinite(features).all(1)
     z = Whitening(64, whiten=False).fit_transform(features[good])
     assert run.assignment[300] == -1 and not good[300]
-    np.testing.assert_array_equal(run.assignment[good], KMeans(7, random_state=3).fit_predict(z))
+    by_angle = KMeans(7, init=neighbor_start(z, 7, random_state=3), spherical=True)
+    np.testing.assert_array_equal(run.assignment[good], by_angle.fit_predict(z))
     assert "0300.png" in (run.folder / "bad_images.csv").read_text()
     assert run.config["finished"] and run.config["bad_images"] == 1 and run.params.trains is False
     assigned = load_run(run.folder).assign(photos)

@@ -21,6 +21,7 @@ from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor
 
 from deepcluster.clustering.kmeans import KMeans
+from deepcluster.clustering.neighbor_start import with_neighbors
 from deepcluster.clustering.plus_plus import distinct
 from deepcluster.clustering.validation import seed_from
 from deepcluster.errors import DeepClusterError
@@ -161,11 +162,6 @@ def silhouette(x: Tensor, labels: Tensor) -> Tensor:
     return torch.where(known, (beside - within) / torch.where(known, larger, 1.0), 0.0).float()
 
 
-def with_neighbors(x: Tensor, neighbors: Tensor) -> Tensor:
-    """(N, D) rows x of unit length plus the mean of their neighbors (N, M), at unit length again."""
-    return normalize_rows(x + x[neighbors].mean(1))
-
-
 def modularity(neighbors: Tensor, labels: Tensor) -> float:
     """Modularity (Newman and Girvan 2004) of clusters by their labels (N,), in the graph that links each row to each of
     its neighbors (N, M); a link counts twice where both rows are neighbors of each other.
@@ -183,7 +179,9 @@ def _k_means(x: Tensor, k: int, n_init: int, seed: int) -> Tensor:
     """(N,) labels; equal rows may leave fewer than k clusters."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
-        clusterer = KMeans(k, init="k-means++", n_init=n_init, max_iter=50, random_state=seed, precision="float32")
+        clusterer = KMeans(
+            k, init="k-means++", n_init=n_init, max_iter=50, spherical=True, random_state=seed, precision="float32"
+        )
         labels: Tensor = clusterer.fit(x).labels_
     return labels
 

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from deepcluster.clustering.algorithms import check_options, make_clusterer, needs_k
+from deepcluster.clustering.neighbor_start import neighbor_start
 from deepcluster.clustering.tables import TableClusters, cluster_table
 from deepcluster.clustering.whitening import Whitening
 from deepcluster.config import BackboneParams, TrainRun
@@ -218,7 +219,10 @@ def _cluster(
 
             choice = choose_k(rows, random_state=seed)
             options = options | {"k": choice.k}
-        return make_clusterer(algorithm, options, seed=seed)
+        made = make_clusterer(algorithm, options, seed=seed)
+        if algorithm == "kmeans" and len(rows) >= made.n_clusters:
+            made.set_params(init=neighbor_start(rows, made.n_clusters, random_state=seed), spherical=True)
+        return made
 
     with tempfile.TemporaryDirectory(dir=folder, prefix=".") as scratch:
         found = cluster_table(
