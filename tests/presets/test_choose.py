@@ -16,6 +16,8 @@ from deepcluster.data.open import open_images
 from deepcluster.engine.build import build_method, check, views_of
 from deepcluster.errors import DeepClusterError
 from deepcluster.methods.params import METHODS, method_name
+from deepcluster.models.export import export_backbone
+from deepcluster.models.zoo import build_backbone
 from deepcluster.presets.choose import SHRUNK, Images, Machine, choose, choose_for, look_at
 
 CPU, GPU = Machine("cpu", 2), Machine("cuda", 16, 80 << 30, True)
@@ -116,3 +118,19 @@ def test_the_same_in_python(tmp_path: Path) -> None:
     assert len(run.metrics) == run.config["settings"]["epochs"] == 1 and run.assignment.max() == 2
     again = dc.train(data=folder, out=tmp_path / "run", resume=True, epochs=2, quiet=True)
     assert len(again.metrics) == 2
+
+
+def test_trained_weights_bring_their_network_and_gentle_settings(tmp_path: Path) -> None:
+    source = open_images(str(photos(tmp_path / "photos", 64)))
+    for name in ("convnet", "timm:mobilenetv3_small_050"):
+        backbone = build_backbone(name, image_size=32)
+        file = export_backbone(backbone, "safetensors", tmp_path / "b.safetensors")
+        chosen = choose(source, method="odc", from_=str(file), device="cpu")
+        run = chosen.run
+        assert (run.backbone.name, run.image_size, method_name(run.method)) == (name, 32, "odc")
+        assert run.optimizer.layer_decay < 1 and run.backbone.frozen == 1
+        assert f"odc with {name} at 32 px, from {file}, " in chosen.about
+        # the gradients of depthwise convolutions are slow in 16 bits
+        assert run.precision == ("auto" if name == "convnet" else "32")
+    deepcluster = choose(source, from_=str(file), image_size=64).run
+    assert deepcluster.image_size == 64 and deepcluster.method.whiten == 0  # type: ignore[attr-defined]
