@@ -55,8 +55,9 @@ ifneq ($(wildcard $(DATA)/cifar10/test.tar),)
 	$(BIN)/python benchmarks/methods.py --train "$(DATA)/cifar10/train-*.tar" --test $(DATA)/cifar10/test.tar --out runs/methods
 	$(BIN)/python benchmarks/evaluation.py --data $(DATA)/cifar10/train-000.tar --test $(DATA)/cifar10/test.tar \
 		--out runs/table deepcluster=runs/methods/deepcluster odc=runs/methods/odc both=runs/methods/both
+	$(BIN)/python benchmarks/groups.py $(DATA)/cifar10/test.tar
 else
-	@echo "no CIFAR-10 in $(DATA)/cifar10: cifar.py, methods.py and evaluation.py skipped; DATA=FOLDER names another folder"
+	@echo "no CIFAR-10 in $(DATA)/cifar10: cifar.py, methods.py, evaluation.py and groups.py skipped; DATA=FOLDER names another folder"
 endif
 ifneq ($(wildcard $(DATA)/voc/bccd.tar),)
 	$(BIN)/python benchmarks/detection.py $(DATA)/voc/bccd.tar

@@ -26,6 +26,7 @@ SMALL = {
     "epoch": "--image-size 64 --batch-size 8 --images 16 --k 4 --rounds 1",
     "evaluation": "--data {images} --test {images} --epochs 1 --shots 1 2 --neighbors 1 5 --out {out}/table a={run}",
     "explore": "--images 3000 --k 50 --dim 16",
+    "groups": "{images} --backbone {run} --seeds 1",
     "input_pipeline": "--sizes 16 --rounds 1",
     "kmeans": "--part 200 --rounds 2 --repeats 1 --threads 1",
     "linear": "--images 500 --dim 8 --classes 3",
@@ -37,7 +38,7 @@ SMALL = {
     "processes": "--rows 2048 --dim 8 --k 8 --rounds 2 --repeats 1",
 }
 """Benchmark -> arguments of its small run."""
-SLOW = {"detection", "epoch", "evaluation", "methods", "plan", "processes"}
+SLOW = {"detection", "epoch", "evaluation", "groups", "methods", "plan", "processes"}
 """More than a few seconds on one thread."""
 
 
