@@ -87,3 +87,15 @@ def test_invalid_input_raises() -> None:
         scores.nmi([0.5, 1], [0, 1])
     with pytest.raises(DeepClusterError, match="average must be one of"):
         scores.nmi([0], [0], "harmonic")
+
+
+def test_rankme_is_the_entropy_of_the_singular_values() -> None:
+    rng = np.random.default_rng(0)
+    for shape in ((40, 12), (12, 40)):
+        x = rng.normal(size=shape)
+        values = np.linalg.svd(x, compute_uv=False)
+        p = values / values.sum() + 1e-7
+        assert scores.rank_me(x.astype(np.float32)) == pytest.approx(np.exp(-(p * np.log(p)).sum()), rel=1e-4)
+    assert scores.rank_me(np.ones((30, 5))) == pytest.approx(1, abs=1e-3)
+    assert scores.rank_me(np.eye(7)) == pytest.approx(7, abs=1e-3)
+    assert np.isfinite(scores.rank_me(np.zeros((4, 3))))

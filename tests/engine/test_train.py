@@ -67,11 +67,11 @@ def test_everyone_may_read_what_their_neighbors_may(run: dc.Run) -> None:
 def test_metrics_have_their_names(run: dc.Run) -> None:
     names = {"epoch", "loss", "nmi_previous", "reassigned", "clusters_used", "size_min", "size_max", "size_entropy"}
     names |= {"lr", "images_per_second", "seconds_train", "seconds_features", "seconds_cluster"}
-    names |= {"nmi_labels", "purity"}
+    names |= {"nmi_labels", "purity", "rankme"}
     assert [row["epoch"] for row in run.metrics] == [0, 1]
     for row in run.metrics:
         assert names == set(row)
-        assert math.isfinite(row["loss"])
+        assert math.isfinite(row["loss"]) and 1 <= row["rankme"] <= 128
     assert run.metrics[0]["nmi_previous"] is None and 0 <= run.metrics[1]["nmi_previous"] <= 1
 
 

@@ -88,6 +88,16 @@ def size_stats(assignment: Any, k: int) -> dict[str, float | int]:
     }
 
 
+def rank_me(features: np.ndarray) -> float:
+    """RankMe (arXiv 2210.02885, equation 1): in how many directions (M, D) features vary, from 1 to min(M, D): the
+    exponential of the entropy of their singular values. It falls when features collapse, and needs no labels."""
+    x = np.asarray(features, np.float64)
+    squares = np.linalg.eigvalsh(x @ x.T if len(x) < x.shape[1] else x.T @ x)
+    values = np.sqrt(squares.clip(0))
+    shares = values / max(values.sum(), 1e-300) + 1e-7  # the paper's epsilon
+    return float(np.exp(-(shares * np.log(shares)).sum()))
+
+
 def _entropy(sizes: np.ndarray) -> float:
     total = sizes.sum()
     return float(-(sizes / total * (np.log(sizes) - np.log(total))).sum()) if total else 0.0

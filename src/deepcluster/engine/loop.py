@@ -177,6 +177,7 @@ def refresh(c: TrainContext, state: TrainState, *, last: bool = False) -> Cluste
     def extract_features() -> Features:
         nonlocal seconds
         features = extract_all(c, -1 if last else state.step)
+        c.monitor.after_features(c, state, features)
         seconds = time.perf_counter() - started
         return features
 

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from deepcluster.clustering.metrics import nmi, purity, size_stats
+from deepcluster.clustering.metrics import nmi, purity, rank_me, size_stats
 from deepcluster.config import TrainRun
 from deepcluster.data.source import ImageSource
 from deepcluster.engine import checkpoint
@@ -25,12 +25,14 @@ from deepcluster.engine.model import MODEL, Model
 from deepcluster.engine.run_folder import write_snapshot
 from deepcluster.errors import DeepClusterError
 from deepcluster.features.neighbors import score_features
-from deepcluster.methods.base import Method
+from deepcluster.methods.base import Features, Method
 from deepcluster.random import seeded
 from deepcluster.types import Clustering
 
 MAX_SCORED = 5_000
 """Labelled training images that the kNN score is computed on, at most."""
+MAX_RANKED = 1_024
+"""Images that RankMe is computed on, at most, wherever the features of all are extracted."""
 NEIGHBORS = 20
 """Neighbors that vote, as in `deepcluster evaluate RUN knn`."""
 DRAW = 17
@@ -170,6 +172,12 @@ class Monitor:
         """Whether the watched score has stopped rising and the run is to end there."""
         return self.watch is not None and self.watch.over(self.metrics.rows)
 
+    def after_features(self, c: TrainContext, state: TrainState, extracted: Features) -> None:
+        """RankMe of the features of at most `MAX_RANKED` images, evenly from all."""
+        count = sum(c.group.row_counts(len(extracted.index)))
+        drawn = torch.arange(min(count, MAX_RANKED)) * count // max(1, min(count, MAX_RANKED))
+        state.totals["rankme"] = rank_me(c.group.gather_rows(torch.as_tensor(extracted.features), drawn).numpy())
+
     def after_clustering(self, c: TrainContext, state: TrainState, before: np.ndarray, clustering: Clustering) -> None:
         """Notes what the clusters look like and how they differ from those `before` (N,), and writes the model, so that
         an unfinished run can assign too."""
@@ -225,6 +233,7 @@ class Monitor:
             "seconds_features": totals.get("seconds_features", 0.0),
             "seconds_cluster": totals.get("seconds_cluster", 0.0),
             **{name: latest[name] for name in ("nmi_labels", "purity") if name in latest},
+            **{name: totals[name] for name in ("rankme",) if name in totals},
             **c.method.epoch_stats(),
             **watched,
         }
