@@ -6,7 +6,7 @@ DATA ?= ../shared/data
 .PHONY: help demo test test-all check bench clean
 
 help:
-	@echo "make demo      train on the bundled digits, print the scores, write runs/demo/report.html"
+	@echo "make demo      train on the bundled digits, group tiles of three photos, print scores, write two reports"
 	@echo "make test      install what the tests need and run them"
 	@echo "make test-all  the same with the slow ones"
 	@echo "make check     lint, format, types, layers"
@@ -25,6 +25,9 @@ demo: .venv/.user
 	$(BIN)/deepcluster train tiny-deepcluster --data digits --out runs/demo --overwrite
 	$(BIN)/deepcluster evaluate runs/demo clusters --k classes
 	$(BIN)/deepcluster report runs/demo
+	$(BIN)/python examples/photo_tiles.py runs/tiles
+	$(BIN)/deepcluster cluster runs/tiles --out runs/demo-tiles --backbone timm:tf_efficientnet_lite0 --overwrite
+	$(BIN)/deepcluster evaluate runs/demo-tiles clusters
 
 test: .venv/.developer
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
@@ -52,12 +55,13 @@ bench: .venv/.developer
 	$(BIN)/python benchmarks/explore.py
 ifneq ($(wildcard $(DATA)/cifar10/test.tar),)
 	$(BIN)/python benchmarks/cifar.py --train "$(DATA)/cifar10/train-*.tar" --test $(DATA)/cifar10/test.tar
+	$(BIN)/python benchmarks/photos.py --data $(DATA) --out runs/photos-table
 	$(BIN)/python benchmarks/methods.py --train "$(DATA)/cifar10/train-*.tar" --test $(DATA)/cifar10/test.tar --out runs/methods
 	$(BIN)/python benchmarks/evaluation.py --data $(DATA)/cifar10/train-000.tar --test $(DATA)/cifar10/test.tar \
 		--out runs/table deepcluster=runs/methods/deepcluster odc=runs/methods/odc both=runs/methods/both
 	$(BIN)/python benchmarks/groups.py $(DATA)/cifar10/test.tar
 else
-	@echo "no CIFAR-10 in $(DATA)/cifar10: cifar.py, methods.py, evaluation.py and groups.py skipped; DATA=FOLDER names another folder"
+	@echo "no CIFAR-10 in $(DATA)/cifar10: cifar.py, photos.py, methods.py, evaluation.py and groups.py skipped; DATA=FOLDER names another folder"
 endif
 ifneq ($(wildcard $(DATA)/voc/bccd.tar),)
 	$(BIN)/python benchmarks/detection.py $(DATA)/voc/bccd.tar

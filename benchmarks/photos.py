@@ -47,8 +47,8 @@ QUIET = Screen(quiet=True)
 NEIGHBORS = 5
 
 
-def make_folder(data: Path, out: Path, each: int = 40) -> list[str]:
-    """The four parts of the mixed folder, `each` images of a class; gives their names."""
+def make_folder(data: Path, out: Path, each: int = 40) -> None:
+    """The four parts of the mixed folder, `each` images of a class; parts that are there are left."""
     rng = random.Random(0)
 
     def of_classes(part: str, tar: Path, count: int, classes: int, kind: Callable[[str], str]) -> None:
@@ -81,7 +81,6 @@ def make_folder(data: Path, out: Path, each: int = 40) -> list[str]:
                     content = io.BytesIO()
                     crop().save(content, "PNG")
                     write("cells", name, f"{number:04d}.png", content.getvalue())
-    return sorted(path.name for path in out.iterdir() if path.is_dir())
 
 
 def _cells(archive: tarfile.TarFile) -> dict[str, list[Callable[[], Image.Image]]]:
@@ -200,16 +199,20 @@ def score(row: Row, folder: Path, parts: list[str], seed: int, *, once: bool) ->
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=Path("../shared/data"))
+    parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="what the folder is made from")
+    parser.add_argument("--images", type=Path, help="score this folder of class folders, or of such folders, instead")
     parser.add_argument("--out", type=Path, default=Path("runs/photos"))
     parser.add_argument("--each", type=int, default=40, help="images of each class")
     parser.add_argument("--minutes", type=float, default=10)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--rows", nargs="*", help="names of rows; all by default")
     given = parser.parse_args()
-    parts = make_folder(given.data, given.out / "images", given.each)
-    if not parts:
-        raise SystemExit(f"{given.data} holds none of the image sets: name another folder by --data.")
+    images = given.images or given.out / "images"
+    if given.images is None:
+        make_folder(given.data, images, given.each)
+    if not images.is_dir():
+        raise SystemExit(f"{given.data} holds none of the image sets: name another folder by --data or --images.")
+    parts = sorted(part.name for part in images.iterdir() if any(each.is_dir() for each in part.glob("*")))
     run = given.out / "run"
     rows: dict[str, tuple[Row, bool]] = {
         "pixels": (pixels, False),
@@ -230,7 +233,8 @@ def main() -> None:
     )
     for name in names:
         row, once = rows[name]
-        seeds = [score(row, given.out / "images", parts, seed, once=once) for seed in range(given.seeds)]
+        seeds = [score(row, images, parts, seed, once=once) for seed in range(given.seeds)]
+        given.out.mkdir(parents=True, exist_ok=True)
         (given.out / f"{name.replace(' ', '')}.json").write_text(json.dumps(seeds, indent=1))
         mean = {key: float(np.mean([each[key] for each in seeds])) for key in seeds[0]}
         spread = float(np.std([each["all AMI"] for each in seeds]))

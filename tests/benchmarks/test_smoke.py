@@ -33,6 +33,7 @@ SMALL = {
     "manifest": "--shards 5 --each 20",
     "methods": f"{IMAGES} --images 40 --test-images 20 --epochs 1 --k 4 --only deepcluster",
     "odc_step": "--k 20 --batch 16 --dim 8 --steps 3 --images 100 1000",
+    "photos": "--images {images} --out {out} --rows pixels histogram --seeds 1",
     "pic": "--part 100 --threads 1",
     "plan": "--images 500",
     "processes": "--rows 2048 --dim 8 --k 8 --rounds 2 --repeats 1",

@@ -57,3 +57,8 @@ def test_your_clusterer() -> None:
 def test_your_clusterer_with_a_broken_file(broken: str) -> None:
     found = example("04_your_clusterer")["compare"](broken, epochs=1)
     assert found["agglomerative"][0] == found["k-means"][0] == 20
+
+
+def test_photo_tiles(tmp_path: Path) -> None:
+    assert example("photo_tiles")["cut"](tmp_path) == len(open_images(str(tmp_path))) == 267
+    assert open_images(str(tmp_path)).classes == ("china", "flower", "portrait")
