@@ -156,7 +156,7 @@ def trained(out: Path, minutes: float, start: str | None) -> Row:
     """`deepcluster train --minutes`, and k-means on the features of its network."""
 
     def row(folder: str, k: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-        values = {} if start is None else {"start": start}
+        values: dict[str, str] = {} if start is None else {"from_": start}
         run = dc.train(data=folder, out=out, minutes=minutes, overwrite=True, quiet=True, seed=seed, **values)  # type: ignore[arg-type]
         return k_means(run.embed(run.features(folder)), k, seed)
 

@@ -1,7 +1,8 @@
 """deepcluster: visual features and image groups from unlabelled images, by clustering.
 
     import deepcluster as dc
-    run = dc.train("deepcluster-resnet18", data="photos/", out="runs/photos", k=200)
+    run = dc.cluster("photos/", out="runs/photos")
+    run = dc.train("deepcluster-resnet18", data="photos/", out="runs/learned", k=200)
     run.assign("new_photos/")
 
 Names are loaded when they are first used, so that the command line can answer `--help` at once.
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from deepcluster.api import train
+    from deepcluster.api import cluster, train
     from deepcluster.config import TrainRun
     from deepcluster.data.open import open_images
     from deepcluster.engine.run import Run, load_run
@@ -27,12 +28,13 @@ _HOME = {
     "PRESETS": "presets",
     "Run": "engine.run",
     "TrainRun": "config",
+    "cluster": "api",
     "load_run": "engine.run",
     "open_images": "data.open",
     "train": "api",
 }
 
-__all__ = ["PRESETS", "DeepClusterError", "Run", "TrainRun", "load_run", "open_images", "train"]
+__all__ = ["PRESETS", "DeepClusterError", "Run", "TrainRun", "cluster", "load_run", "open_images", "train"]
 
 
 def __getattr__(name: str) -> Any:

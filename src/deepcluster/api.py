@@ -1,4 +1,4 @@
-"""The Python door: `deepcluster.train`."""
+"""The commands `train` and `cluster` as functions."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from deepcluster import config
 from deepcluster.config import TrainRun
 from deepcluster.data.open import open_images
 from deepcluster.engine import train as engine
+from deepcluster.engine.cluster import cluster_images
 from deepcluster.engine.log import Screen
 from deepcluster.engine.model import begin
 from deepcluster.engine.run import Run, read_config
@@ -82,6 +83,27 @@ def train(
         preset = begin(preset, from_, values.get("image_size"))
     run = config.override(preset, values)
     return engine.train(run, data, out, preset=name, overwrite=overwrite, screen=screen, clusterer=clusterer)
+
+
+def cluster(data: Any, out: str | Path, *, quiet: bool = False, **values: Any) -> Run:
+    """Groups images by the features of a pretrained network that is not trained, and returns the finished run.
+
+    Args:
+        data: a folder, tar shards, a list of files, `digits`, an array (N, H, W[, C]) uint8, a list of paths.
+        out: the run folder to write.
+        quiet: no lines, no progress bar.
+        values: `k` (None = found out), `backbone`, `image_size`, `algorithm`, `options`, `whiten`, `seed`, `device` and
+            `overwrite`, as in `engine.cluster.cluster_images`.
+
+    Raises:
+        DeepClusterError: bad data, backbone, setting or folder, in one sentence.
+
+    Examples:
+        >>> import deepcluster as dc
+        >>> run = dc.cluster("photos/", out="runs/photos")  # doctest: +SKIP
+        >>> run.assign("new_photos/").save("clusters.csv")  # doctest: +SKIP
+    """
+    return cluster_images(data, out, screen=Screen(quiet), **values)
 
 
 def _resume(

@@ -148,3 +148,10 @@ def test_images_are_seen_at_about_their_own_size(side: int, name: str, expected:
     from deepcluster.data.open import open_images
 
     assert fitting_size(open_images(np.zeros((3, side, side + 40, 3), np.uint8)), name) == expected
+
+
+def test_python_function_is_the_same(weights: str, tmp_path: Path) -> None:
+    import deepcluster as dc
+
+    run = dc.cluster("digits", tmp_path / "run", quiet=True, backbone=weights, k=10)
+    assert len(run.assignment) == 1797 and len(np.unique(run.assignment)) == 10
