@@ -74,7 +74,7 @@ def test_more_images_get_more_clusters_and_larger_batches() -> None:
 
 def test_the_sentence_names_what_was_seen_and_chosen() -> None:
     about = choose_for(SETS["few"], CPU).about
-    assert about.startswith("64 color images of 256 px and more on 2 cores: deepcluster with resnet18 at 64 px, 6 ")
+    assert about.startswith("64 color images of 256 px and more on 2 cores: deepcluster with resnet18 at 96 px, 6 ")
     assert "gray images of 8 px on a GPU of 80 GiB with bf16" in choose_for(SETS["digits"], GPU).about
 
 
