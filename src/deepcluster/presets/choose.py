@@ -108,8 +108,8 @@ KINDS = {
         Kind(48, BackboneParams("convnet", sobel="paper"), 0, 0.75,
              DataParams(crop_scale=(0.2, 1.0), jitter=0.8, saturation=0.0, hue=0.0),
              images_per_cluster=10, most_clusters=2_000, batch=256, lr=0.003),
-        # Photos on a CPU: a ResNet-18 with the stem for photos, which costs a sixteenth of the one for small images, whose
-        # 7 images a second on two busy cores were too few. In color, which tells photos of different things apart.
+        # Photos on a CPU: a ResNet-18 with the stem for photos. That for small images, which "auto" takes up to 64 px,
+        # made it 7 images a second on two busy cores. In color, which tells photos of different things apart.
         Kind(SHRUNK, BackboneParams("resnet18", options={"stem": "imagenet"}), 96, 0.75, _PHOTO,
              images_per_cluster=10, most_clusters=2_000, batch=128, lr=0.002),
     ),
