@@ -37,9 +37,10 @@ from sklearn.preprocessing import normalize
 
 import deepcluster as dc
 from deepcluster.data.open import open_images
-from deepcluster.engine.cluster import cluster_images, fitting_size
+from deepcluster.engine.cluster import FEATURES, cluster_images, fitting_size
 from deepcluster.engine.log import Screen
 from deepcluster.engine.run import load_subject
+from deepcluster.features.table import open_table
 from deepcluster.models.pretrained import choose_backbone
 
 Row = Callable[[str, int, int], tuple[np.ndarray, np.ndarray]]
@@ -157,7 +158,7 @@ def cluster(out: Path, algorithm: str, auto: bool = False) -> Row:
             overwrite=True,
             screen=QUIET,
         )
-        return run.assignment, run.embed(run.features(folder))
+        return run.assignment, run.embed(open_table(run.folder / FEATURES)[0][:])
 
     return row
 
