@@ -1,11 +1,11 @@
 """Features in ten minutes on a laptop's CPU: ours and a peer, the same network, images, minutes and judge.
 
-    python benchmarks/cifar.py --train "cifar10/train-*.tar" --test cifar10/test.tar [--peer]
+    python benchmarks/cifar.py --train "cifar10/train-*.tar" --test cifar10/test.tar [--presets NAME ...] [--peer]
 
-Trains the preset `deepcluster-convnet` on the first 20,000 training images and scores 5,000 test images by their 20
+Trains each preset for the same minutes on the first 20,000 training images and scores 5,000 test images by their 20
 nearest training images (cosine of the backbone's output, one vote each), against the same network untrained. With
 `--peer`, lightly's SwAV follows (pip install lightly): PIL augmentation in worker processes, two views of 32 px, 512
-prototypes, Adam .002 with a cosine over the minutes. Prints a table; leaves ours as a run folder with `--out`.
+prototypes, Adam .002 with a cosine over the minutes. Prints a table; leaves run folders in `--out`.
 """
 
 from __future__ import annotations
@@ -51,15 +51,15 @@ def judge(backbone: Backbone, bank: tuple[np.ndarray, np.ndarray], test: tuple[n
     return scores["knn20_majority_top1"]
 
 
-def ours(bank: tuple[np.ndarray, np.ndarray], out: Path, values: dict[str, Any]) -> tuple[Backbone, float]:
-    """Our preset, from its first line to its last."""
-    run = override(find_preset("deepcluster-convnet").run, values)
+def ours(bank: tuple[np.ndarray, np.ndarray], preset: str, out: Path, values: dict[str, Any]) -> tuple[Backbone, float]:
+    """One of our presets, from its first line to its last."""
+    run = override(find_preset(preset).run, values)
     began = time.perf_counter()
     done = engine.train(
         run,
         Arrays(f"cifar10-{len(bank[0])}", *bank),
-        out,
-        preset="deepcluster-convnet",
+        out / preset,
+        preset=preset,
         overwrite=True,
         screen=Screen(),
     )
@@ -118,9 +118,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/cifar"))
     parser.add_argument("--images", type=int, default=20_000, help="to train on")
     parser.add_argument("--test-images", type=int, default=5_000)
-    parser.add_argument("--k", type=int, help="ours; by default the preset's")
-    parser.add_argument("--epochs", type=int, help="ours; by default the preset's, about ten minutes on two cores")
-    parser.add_argument("--minutes", type=float, default=10, help="the peer's")
+    parser.add_argument("--presets", nargs="+", default=["deepcluster-convnet"], help="ours")
+    parser.add_argument("--k", type=int, help="ours; by default the presets'")
+    parser.add_argument("--epochs", type=int, help="ours, in place of the minutes")
+    parser.add_argument("--minutes", type=float, default=10, help="of each, clusterings included")
     parser.add_argument("--workers", type=int, default=2, help="the peer's")
     parser.add_argument("--peer", action="store_true")
     args = parser.parse_args()
@@ -128,18 +129,18 @@ def main() -> None:
     rows = []
     torch.manual_seed(0)
     rows.append(("untrained", 0.0, judge(build_backbone("convnet", image_size=32).eval(), bank, test)))
-    backbone, seconds = ours(
-        bank, args.out, {name: value for name in ("epochs", "k") if (value := getattr(args, name))}
-    )
-    rows.append(("deepcluster", seconds, judge(backbone, bank, test)))
+    values = {"minutes": args.minutes} if args.epochs is None else {"epochs": args.epochs}
+    for preset in args.presets:
+        backbone, seconds = ours(bank, preset, args.out, values | ({} if args.k is None else {"k": args.k}))
+        rows.append((preset, seconds, judge(backbone, bank, test)))
     if args.peer and find_spec("lightly") is None:
         print("lightly is not installed (pip install lightly): no peer")
     elif args.peer:
         backbone, seconds = peer(bank, args.minutes, args.workers)
         rows.append(("lightly SwAV", seconds, judge(backbone, bank, test)))
-    print(f"\n{'':<14}{'seconds':>9}{'kNN':>8}")
+    print(f"\n{'':<24}{'seconds':>9}{'kNN':>8}")
     for name, seconds, score in rows:
-        print(f"{name:<14}{seconds:>9.0f}{score:>8.1%}")
+        print(f"{name:<24}{seconds:>9.0f}{score:>8.1%}")
 
 
 if __name__ == "__main__":

@@ -31,6 +31,9 @@ class BackboneParams:
     frozen: int = 0
     """The first so many stages of the network are not trained, and their batch-norm statistics stay: of a ResNet the
     stem is the first of five, of a transformer each block is one."""
+    fixed_statistics: bool = False
+    """Batch-norm normalizes by the statistics that the initial weights brought instead of those of the batch; chosen
+    with --from, since trained features lose their meaning with the statistics."""
     options: dict[str, Any] = field(default_factory=dict)
     """Further arguments of the backbone, such as stem small."""
 

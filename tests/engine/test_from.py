@@ -148,6 +148,18 @@ def test_frozen_stages_stay_to_the_last_bit(method: str, size: int, sync: bool, 
     assert moved(before, after) == moved(before, run.backbone) == [False, False, True]
 
 
+@pytest.mark.parametrize(("size", "sync"), [(1, True), (2, True), (2, False)])
+def test_fixed_statistics_stay_while_scales_are_trained(size: int, sync: bool, tmp_path: Path) -> None:
+    values = {"backbone.fixed_statistics": True, "batch_size": 110, "sync_batchnorm": sync}
+    together(_train, size, "deepcluster", str(tmp_path), values)
+    run = load_run(tmp_path / f"deepcluster-{size}")
+    before, after = build.untrained(run.config).state_dict(), run.backbone.state_dict()
+    statistics = [name for name in before if "running_" in name or "num_batches" in name]
+    assert len(statistics) == 9
+    for name in before:
+        assert torch.equal(before[name], after[name]) == (name in statistics), name
+
+
 def test_two_processes_freeze_and_decay_as_one(tmp_path: Path) -> None:
     values: dict[str, Any] = {
         "backbone.frozen": 1,

@@ -74,6 +74,8 @@ def draw_backbone(run: TrainRun) -> Backbone:
     b = run.backbone
     backbone = build_backbone(b.name, sobel=b.sobel, image_size=run.image_size, **b.options)
     backbone.freeze(b.frozen)
+    if b.fixed_statistics:
+        backbone.fix_statistics()
     return backbone
 
 

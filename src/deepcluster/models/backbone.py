@@ -101,6 +101,13 @@ class Backbone(nn.Module):
                 parameter.requires_grad_(False)
         self.train(self.training)
 
+    def fix_statistics(self) -> None:
+        """Batch-norm goes on normalizing by the statistics it has; its scales and shifts are trained all the same."""
+        for module in self.trunk.modules():
+            if isinstance(getattr(module, "running_mean", None), Tensor):
+                module.frozen = True  # type: ignore[assignment]
+        self.train(self.training)
+
     def train(self, mode: bool = True) -> Backbone:
         """Frozen layers stay in evaluation mode."""
         super().train(mode)
