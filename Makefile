@@ -60,6 +60,7 @@ ifneq ($(wildcard $(DATA)/cifar10/test.tar),)
 	$(BIN)/python benchmarks/evaluation.py --data $(DATA)/cifar10/train-000.tar --test $(DATA)/cifar10/test.tar \
 		--out runs/table deepcluster=runs/methods/deepcluster odc=runs/methods/odc both=runs/methods/both
 	$(BIN)/python benchmarks/groups.py $(DATA)/cifar10/test.tar
+	$(BIN)/python benchmarks/heads.py runs/photos-table/images/*
 else
 	@echo "no CIFAR-10 in $(DATA)/cifar10: cifar.py, photos.py, methods.py, evaluation.py and groups.py skipped; DATA=FOLDER names another folder"
 endif

@@ -27,6 +27,7 @@ SMALL = {
     "evaluation": "--data {images} --test {images} --epochs 1 --shots 1 2 --neighbors 1 5 --out {out}/table a={run}",
     "explore": "--images 3000 --k 50 --dim 16",
     "groups": "{images} --backbone {run} --seeds 1",
+    "heads": "{images} --seeds 1 --image-size 64 --backbone timm:tf_efficientnet_lite0",
     "input_pipeline": "--sizes 16 --rounds 1",
     "kmeans": "--part 200 --rounds 2 --repeats 1 --threads 1",
     "linear": "--images 500 --dim 8 --classes 3",
@@ -39,7 +40,7 @@ SMALL = {
     "processes": "--rows 2048 --dim 8 --k 8 --rounds 2 --repeats 1",
 }
 """Benchmark -> arguments of its small run."""
-SLOW = {"detection", "epoch", "evaluation", "groups", "methods", "plan", "processes"}
+SLOW = {"detection", "epoch", "evaluation", "heads", "groups", "methods", "plan", "processes"}
 """More than a few seconds on one thread."""
 
 

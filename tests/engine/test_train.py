@@ -225,6 +225,7 @@ CHANGES: dict[str, Any] = {
     "backbone.sobel": "paper",
     "backbone.weights": None,  # tests/engine/test_begin.py
     "backbone.frozen": 1,
+    "backbone.fixed_statistics": True,
     "backbone.options": {"widths": [8, 8, 8, 8, 8]},
 }
 PIC = {"method.algorithm": "pic", "method.k": 0}
