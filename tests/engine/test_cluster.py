@@ -130,6 +130,7 @@ def test_mistakes_are_sentences(weights: str, photos: str, tmp_path: Path) -> No
     ):
         with pytest.raises(DeepClusterError, match=words):
             cluster_images(photos, tmp_path / "run", backbone=weights, screen=QUIET, **values)
+    assert len(cluster_images(photos, tmp_path / "run", backbone=weights, k=3, screen=QUIET).centroids) == 3
     other = tmp_path / "other"
     other.mkdir()
     (other / "letter.txt").write_text("mine")

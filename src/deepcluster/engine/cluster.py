@@ -154,10 +154,11 @@ def fitting_size(source: ImageSource, name: str) -> int:
 
 
 def _prepare(folder: Path, config: dict[str, Any], weights: str, overwrite: bool) -> None:
-    """Makes `folder` one of this run, or goes on with it; features of the same network and images are kept.
+    """Makes `folder` one of this run, or goes on with an unfinished one; features of the same network and images are
+    kept.
 
     Raises:
-        DeepClusterError: it holds a finished run, or another one.
+        DeepClusterError: it holds a finished run, or one that trains.
     """
     config = json.loads(json.dumps(config | {"weights": weights}))  # as it will be read
     if not (folder / "run.json").exists():
@@ -165,14 +166,17 @@ def _prepare(folder: Path, config: dict[str, Any], weights: str, overwrite: bool
     else:
         there = read_config(folder)
         same = all(there.get(name) == config[name] for name in ("preset", "settings", "source_fingerprint", "weights"))
-        if not overwrite and not (same and "finished" not in there):
+        if not overwrite and (there["preset"] != PRESET or "finished" in there):
             raise DeepClusterError(
                 f"{folder} already holds {'this' if same else 'another'} run: choose another --out, or replace it with"
                 " --overwrite."
             )
         if there["preset"] == PRESET:
+            names = ("source_fingerprint", "weights")
+            fit = all(there.get(name) == config[name] for name in names)
+            fit = fit and there["settings"].get("image_size") == config["settings"]["image_size"]
             for path in folder.iterdir():
-                if path.name != FEATURES:
+                if path.name != "run.json" and not (fit and path.name == FEATURES):
                     shutil.rmtree(path) if path.is_dir() else path.unlink()
         else:
             run_folder.prepare_folder(folder, resume=False, overwrite=True)
@@ -197,10 +201,7 @@ def _write_features(
         return subject.model.features(pixels, images, device=subject.device, batch_size=BATCH, check=check)
 
     parts = -(-len(pixels) // part)
-    try:
-        bad = write_parts(extract, len(pixels), table, about, parts=parts, skipped=check)[1]
-    except DeepClusterError:  # of another network or of other images
-        bad = write_parts(extract, len(pixels), table, about, parts=parts, overwrite=True)[1]
+    bad = write_parts(extract, len(pixels), table, about, parts=parts, skipped=check)[1]
     pixels.gather(np.setdiff1d(bad, list(pixels.bad)).astype(np.int64))  # why those of earlier parts are bad
     return bad
 
