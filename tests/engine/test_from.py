@@ -244,6 +244,7 @@ def test_published_weights_are_named_and_found_again(tmp_path: Path) -> None:
     assert begin(settings(), run.folder).backbone.name == f"timm:{LITE}"
 
 
+@pytest.mark.slow
 @needs_lite
 def test_pretrained_as_weights_is_the_same_as_from(tmp_path: Path) -> None:
     values = {"backbone.name": f"timm:{LITE}", "backbone.options": {}, "backbone.weights": "pretrained"}

@@ -98,6 +98,7 @@ def test_at_least_one_epoch_is_trained_and_its_length_is_told(
     assert "--minutes 0.0001 is too short for a single epoch, which is trained all the same" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_estimate_is_on_screen_before_the_first_epoch(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     train.train(settings(minutes=0.15, batch_size=64), images(), tmp_path / "run", screen=Screen())
     lines = capsys.readouterr().out.splitlines()
@@ -121,6 +122,7 @@ def _fit(group: ProcessGroup, folder: str) -> tuple[int, np.ndarray]:
     return run.config["settings"]["epochs"], run.assignment
 
 
+@pytest.mark.slow
 def test_processes_agree_on_the_epochs(tmp_path: Path) -> None:
     one, two = together(_fit, 2, str(tmp_path / "run"))
     assert one[0] == two[0] >= 1

@@ -109,6 +109,7 @@ def test_no_preset_is_needed_and_settings_can_be_given(tmp_path: Path, capsys: p
     assert (tmp_path / "run/bad_images.csv").read_text().count("\n") == 2
 
 
+@pytest.mark.slow
 def test_the_same_in_python(tmp_path: Path) -> None:
     folder = photos(tmp_path / "photos", 64)
     with pytest.raises(DeepClusterError, match="Both minutes and epochs"):
