@@ -16,7 +16,7 @@ from deepcluster.engine.model import begin
 from deepcluster.engine.run import Run, read_config
 from deepcluster.errors import DeepClusterError
 from deepcluster.presets import find_preset
-from deepcluster.presets.choose import AUTO, FOLLOWED, choose
+from deepcluster.presets.choose import FOLLOWED, choose
 
 
 def train(
@@ -75,11 +75,11 @@ def train(
         followed = {each: values[each] for each in FOLLOWED if each in values}
         method = values.pop("method") if isinstance(values.get("method"), str) else None
         chosen = choose(data, method=method, from_=None if from_ is None else str(from_), **followed)
-        name, preset = AUTO, chosen.run if "epochs" not in values else replace(chosen.run, minutes=None)
-        screen.say(chosen.about)
+        name, preset = config.AUTO, chosen.run if "epochs" not in values else replace(chosen.run, minutes=None)
+        screen.say(chosen.sentence(config.override(preset, values)))
     elif isinstance(preset, str):
         name, preset = preset, find_preset(preset).run
-    if from_ is not None and name != AUTO:
+    if from_ is not None and name != config.AUTO:
         preset = begin(preset, from_, values.get("image_size"))
     run = config.override(preset, values)
     return engine.train(run, data, out, preset=name, overwrite=overwrite, screen=screen, clusterer=clusterer)

@@ -168,6 +168,8 @@ class TrainRun:
 
 BOTH = "Both minutes and epochs are given, and each says how long the run is: leave one of them out."
 """What is said to whoever gives both."""
+AUTO = "auto"
+"""What run.json calls the preset of a run whose settings were chosen."""
 GROUPS = ("method", "optimizer", "data", "backbone")
 
 

@@ -20,6 +20,7 @@ from deepcluster.engine.model import Model
 from deepcluster.engine.run import load_run, load_subject
 from deepcluster.errors import DeepClusterError, Interrupted
 from deepcluster.models.zoo import build_backbone
+from deepcluster.visualize.report_text import command
 
 QUIET = Screen(quiet=True)
 
@@ -54,6 +55,10 @@ def test_clusters_are_those_of_k_means_on_reduced_unit_rows(weights: str, photos
     by_angle = KMeans(7, init=neighbor_start(z, 7, random_state=3), spherical=True)
     np.testing.assert_array_equal(run.assignment[good], by_angle.fit_predict(z))
     assert "0300.png" in (run.folder / "bad_images.csv").read_text()
+    fresh = run.untrained().backbone.state_dict()
+    assert any(not torch.equal(value, fresh[name]) for name, value in run.backbone.state_dict().items())
+    assert f"--backbone {weights} --algorithm kmeans --seed 3" in command(run.config, run.folder)
+    assert "--image-size" not in command(run.config, run.folder)
     assert run.config["finished"] and run.config["bad_images"] == 1 and run.params.trains is False
     assigned = load_run(run.folder).assign(photos)
     np.testing.assert_array_equal(assigned.cluster, run.assignment)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from PIL import Image
 
 import deepcluster as dc
 from deepcluster.cli.main import main
-from deepcluster.config import as_dict, from_dict
+from deepcluster.config import as_dict, from_dict, override
 from deepcluster.data.open import open_images
 from deepcluster.engine.build import build_method, check, views_of
 from deepcluster.errors import DeepClusterError
@@ -19,6 +20,7 @@ from deepcluster.methods.params import METHODS, method_name
 from deepcluster.models.export import export_backbone
 from deepcluster.models.zoo import build_backbone
 from deepcluster.presets.choose import SHRUNK, Images, Machine, choose, choose_for, look_at
+from deepcluster.visualize.report_text import command
 
 CPU, GPU = Machine("cpu", 2), Machine("cuda", 16, 80 << 30, True)
 SETS = {
@@ -73,9 +75,11 @@ def test_more_images_get_more_clusters_and_larger_batches() -> None:
 
 
 def test_the_sentence_names_what_was_seen_and_chosen() -> None:
-    about = choose_for(SETS["few"], CPU).about
+    chosen = choose_for(SETS["few"], CPU)
+    about = chosen.sentence(chosen.run)
     assert about.startswith("64 color images of 256 px and more on 2 cores: deepcluster with resnet18 at 96 px, 6 ")
-    assert "gray images of 8 px on a GPU of 80 GiB with bf16" in choose_for(SETS["digits"], GPU).about
+    assert "gray images of 8 px on a GPU of 80 GiB with bf16" in choose_for(SETS["digits"], GPU).sentence(chosen.run)
+    assert " 6 clusters" in about and " 40 clusters" in chosen.sentence(override(chosen.run, {"k": 40}))
 
 
 def test_a_size_that_the_user_gives_is_followed_by_the_views() -> None:
@@ -107,6 +111,10 @@ def test_no_preset_is_needed_and_settings_can_be_given(tmp_path: Path, capsys: p
     assert (config["preset"], settings["epochs"], settings["minutes"], settings["seed"]) == ("auto", 1, None, 1)
     assert (settings["method"]["k"], settings["image_size"], settings["data"]["view_size"]) == (3, 32, 24)
     assert (tmp_path / "run/bad_images.csv").read_text().count("\n") == 2
+    again = shlex.split(command(config, tmp_path / "again"))  # what the report advises
+    assert again[:2] == ["deepcluster", "train"] and main(again[1:]) == 0
+    repeated = json.loads((tmp_path / "again/run.json").read_text())["settings"]
+    assert repeated == settings
 
 
 @pytest.mark.slow
@@ -130,7 +138,7 @@ def test_trained_weights_bring_their_network_and_gentle_settings(tmp_path: Path)
         run = chosen.run
         assert (run.backbone.name, run.image_size, method_name(run.method)) == (name, 32, "odc")
         assert run.optimizer.layer_decay < 1 and run.backbone.frozen == 1
-        assert f"odc with {name} at 32 px, from {file}, " in chosen.about
+        assert f"odc with {name} at 32 px, from {file}, " in chosen.sentence(chosen.run)
         # the gradients of depthwise convolutions are slow in 16 bits
         assert run.precision == ("auto" if name == "convnet" else "32")
     deepcluster = choose(source, from_=str(file), image_size=64).run

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from deepcluster.cli.common import show
 from deepcluster.cli.options import Function, parse_options
-from deepcluster.config import BOTH, TrainRun, params_of
+from deepcluster.config import AUTO, BOTH, TrainRun, params_of
 from deepcluster.data.open import must_exist
 from deepcluster.distributed import is_secondary_process
 from deepcluster.errors import DeepClusterError, Interrupted
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from deepcluster.data.source import ImageSource
     from deepcluster.engine.log import Screen
     from deepcluster.engine.run import Run
+    from deepcluster.presets.choose import Choice
 
 HELP = """\
 Trains on your images, or resumes a run.
@@ -80,7 +81,7 @@ def _train_chosen(arguments: list[str], began: float) -> None:
     """Trains with settings that are chosen from the images and the machine."""
     must_exist(_given(arguments, "data"))
     from deepcluster.data.open import open_images
-    from deepcluster.presets.choose import AUTO, choose
+    from deepcluster.presets.choose import choose
 
     source = open_images(_given(arguments, "data"))
     chosen = choose(
@@ -92,7 +93,7 @@ def _train_chosen(arguments: list[str], began: float) -> None:
     )
     run = chosen.run if _given(arguments, "epochs") is None else replace(chosen.run, minutes=None)
     arguments = _without(_without(arguments, "method"), "from")
-    _train(arguments, "deepcluster train", AUTO, run, chosen.about, began, source)
+    _train(arguments, "deepcluster train", AUTO, run, chosen.sentence(run), began, source, chosen)
 
 
 def _train(
@@ -103,13 +104,15 @@ def _train(
     about: str,
     began: float,
     source: ImageSource | None = None,
+    chosen: Choice | None = None,
 ) -> None:
     """Trains with the settings of `run` and those in the arguments."""
     if _given(arguments, "minutes") is not None and _given(arguments, "epochs") is not None:
         raise DeepClusterError(BOTH)
     function = Function(f"{__name__}:train", injected=("preset", "settings", "about", "began", "source"))
     values = parse_options([function], arguments, prog=prog, settings=run, about=about)
-    settings, told = values["settings"], about if source is not None else ""
+    settings = values["settings"]
+    told = "" if chosen is None else chosen.sentence(settings)
     function.call(values, preset=preset, settings=settings, about=told, began=began, source=source)
 
 

@@ -100,15 +100,18 @@ def cluster_images(
         image_size = fitting_size(source, name)
     subject = load_subject(name, image_size=image_size, device=device)
     pixels = load_pixels(source, short_side=short_side(subject.image_size), cache_gb=SMALL / 1e9)
+    made = {key: value for key, value in subject.backbone.config.items() if key != "image_size"}
     run = TrainRun(
         epochs=0,
         seed=seed,
         image_size=subject.image_size,
         device=device,
         method=FrozenParams(k=k or 0, algorithm=algorithm, options=given, whiten=whiten),
-        backbone=BackboneParams(name=name),
+        backbone=BackboneParams(made.pop("name"), made.pop("sobel"), options=made),
     )
-    _prepare(folder, run_folder.about(run, PRESET, source, pixels), digest(subject.backbone), overwrite)
+    config = run_folder.about(run, PRESET, source, pixels)
+    config |= {"backbone": run_folder.absolute(name), "weights": digest(subject.backbone)}
+    _prepare(folder, config, overwrite)
     with stop_signals() as stopped, screen.bar("features", len(pixels)) as bar:
 
         def check(images: int) -> None:
@@ -153,14 +156,14 @@ def fitting_size(source: ImageSource, name: str) -> int:
     return int(np.clip(-(-side // step) * step, -(-SMALLEST // step) * step, LARGEST // step * step))
 
 
-def _prepare(folder: Path, config: dict[str, Any], weights: str, overwrite: bool) -> None:
+def _prepare(folder: Path, config: dict[str, Any], overwrite: bool) -> None:
     """Makes `folder` one of this run, or goes on with an unfinished one; features of the same network and images are
     kept.
 
     Raises:
         DeepClusterError: it holds a finished run, or one that trains.
     """
-    config = json.loads(json.dumps(config | {"weights": weights}))  # as it will be read
+    config = json.loads(json.dumps(config))  # as it will be read
     if not (folder / "run.json").exists():
         run_folder.prepare_folder(folder, resume=False, overwrite=False)
     else:

@@ -34,7 +34,8 @@ def choose_backbone(name: str = "auto") -> tuple[str, str]:
     if name != "auto":
         return name, f"backbone: {name}"
     dino = "DINOv2-small (trained without labels on 142M images, Apache-2.0)"
-    if _cached(BEST):
+    repository = f"timm/{BEST}"
+    if _cached(repository):
         return f"timm:{BEST}", f"backbone: {dino} from timm's cache"
     if _hub_answers():
         return f"timm:{BEST}", f"backbone: {dino}, whose weights timm fetches once"
@@ -108,10 +109,16 @@ def _timm_name(name: str, blocks: list[tuple[int, int]]) -> str:
     return f"blocks.{stage}.{block}.{names.get(layer, layer)}.{rest}"
 
 
-def _cached(name: str) -> bool:
+def can_be_had(repository: str) -> bool:
+    """Whether the weights in a repository of the hub are in the local cache, or a download would begin."""
+    return _cached(repository) or _hub_answers()
+
+
+def _cached(repository: str) -> bool:
     from huggingface_hub import try_to_load_from_cache
 
-    return isinstance(try_to_load_from_cache(f"timm/{name}", "model.safetensors"), str)
+    files = ("model.safetensors", "pytorch_model.bin")
+    return any(isinstance(try_to_load_from_cache(repository, file), str) for file in files)
 
 
 def _hub_answers(seconds: float = 3.0) -> bool:

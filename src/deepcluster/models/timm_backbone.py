@@ -8,7 +8,7 @@ from torch import nn
 
 from deepcluster.errors import DeepClusterError
 from deepcluster.models.backbone import IMAGENET_MEAN, IMAGENET_STD, Parts
-from deepcluster.models.pretrained import packaged_file, packaged_state
+from deepcluster.models.pretrained import can_be_had, packaged_file, packaged_state
 
 
 def build_timm(name: str, channels: int, size: int, *, pretrained: bool = False, **options: Any) -> Parts:
@@ -30,6 +30,13 @@ def build_timm(name: str, channels: int, size: int, *, pretrained: bool = False,
     settings = {"num_classes": 0, "in_chans": channels} | options
     packaged = packaged_file(name) if pretrained and channels == 3 else None
     settings["pretrained"] = pretrained and packaged is None
+    expects = timm.get_pretrained_cfg(name) if settings["pretrained"] else None
+    repository = expects.hf_hub_id if expects is not None else None
+    if repository and not can_be_had(repository):  # timm would try for most of a minute
+        raise DeepClusterError(
+            f"The weights of timm:{name} could not be fetched (they are not in the cache, and the hub does not answer);"
+            " connect to the network once, or leave out pretrained."
+        )
     try:
         try:
             # Transformers must know the size of the image; convolutional networks have no such argument.

@@ -18,8 +18,6 @@ from deepcluster.data.source import ImageSource
 from deepcluster.errors import BadImage, DeepClusterError
 from deepcluster.methods.params import MethodParams, method_name
 
-AUTO = "auto"
-"""What run.json calls the preset of a run whose settings were chosen."""
 FOLLOWED = ("image_size", "device")
 """Settings that the others are chosen for, where the user gives them."""
 DEFAULT = "deepcluster"
@@ -158,10 +156,20 @@ MOST_DIMENSIONS = 128
 
 @dataclass(frozen=True)
 class Choice:
-    """Settings, and the sentence that tells them."""
+    """Settings, and what they were chosen for; `start` names the weights they begin with."""
 
     run: TrainRun
-    about: str
+    images: Images
+    machine: Machine
+    start: str = ""
+
+    def sentence(self, run: TrainRun) -> str:
+        """What to tell the user, of the settings as they are in the end."""
+        start = f", from {self.start}" if self.start else ""
+        return (
+            f"{self.images} on {self.machine}: {method_name(run.method)} with {run.backbone.name} at"
+            f" {run.image_size} px{start}, {getattr(run.method, 'k', 0):,} clusters, batches of {run.batch_size}"
+        )
 
 
 def choose(
@@ -193,7 +201,7 @@ def choose(
     run = begin(chosen.run, from_, image_size)
     if machine.device == "cpu" and has_depthwise(run):
         run = dataclasses.replace(run, precision="32")
-    return told(images, machine, run, f", from {from_}")
+    return Choice(run, images, machine, from_)
 
 
 def has_depthwise(run: TrainRun) -> bool:
@@ -256,16 +264,7 @@ def choose_for(
         data=dataclasses.replace(data, views=max(data.views, params.least_views)),
         backbone=kind.backbone,
     )
-    return told(images, machine, run)
-
-
-def told(images: Images, machine: Machine, run: TrainRun, start: str = "") -> Choice:
-    """The choice with its sentence."""
-    return Choice(
-        run,
-        f"{images} on {machine}: {method_name(run.method)} with {run.backbone.name} at {run.image_size} px{start},"
-        f" {getattr(run.method, 'k', 0):,} clusters, batches of {run.batch_size}",
-    )
+    return Choice(run, images, machine)
 
 
 def method_params(name: str, values: Mapping[str, Any]) -> MethodParams:

@@ -16,8 +16,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from deepcluster.config import params_of
+from deepcluster.clustering.algorithms import ALGORITHMS
+from deepcluster.config import AUTO, params_of
 from deepcluster.engine.health import check_clusters, check_loss
+from deepcluster.engine.model import PRETRAINED
 from deepcluster.methods.params import MethodParams
 
 BAD_SHOWN = 200
@@ -106,10 +108,21 @@ def command(config: Mapping[str, Any], folder: Path) -> str:
     if not params_of(config).trains:
         method = settings["method"]
         words = ["deepcluster", "cluster", str(config["data"]), "--out", str(folder)]
-        words += ["--backbone", settings["backbone"]["name"], "--image-size", str(settings["image_size"])]
-        return shlex.join([*words, "--algorithm", method["algorithm"], "--k", str(method["k"])])
-    words = ["deepcluster", "train", str(config.get("preset", "PRESET"))]
+        words += ["--backbone", config["backbone"], "--algorithm", method["algorithm"]]
+        if not Path(config["backbone"]).exists():  # a run or a file knows its own
+            words += ["--image-size", str(settings["image_size"])]
+        values = {"seed": settings["seed"], **method["options"], "k": method["k"], "whiten": method["whiten"]}
+        for name, value in values.items():
+            if name == "whiten" or name in ALGORITHMS[method["algorithm"]][1]:
+                words += [f"--{name}", *map(str, value if isinstance(value, (list, tuple)) else [value])]
+        return shlex.join(words)
+    preset, backbone = str(config.get("preset", "PRESET")), settings.get("backbone", {})
+    words = ["deepcluster", "train", *([] if preset == AUTO else [preset])]
     words += ["--data", str(config.get("data", "DATA")), "--out", str(folder)]
+    if preset == AUTO:
+        words += ["--method", settings["method"]["name"]]
+    if weights := backbone.get("weights"):
+        words += ["--from", backbone["name"] if weights == PRETRAINED else weights]
     for name in ("epochs", "batch_size", "seed", "image_size"):
         if name in settings:
             words += [f"--{name.replace('_', '-')}", str(settings[name])]
