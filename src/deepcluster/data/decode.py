@@ -12,12 +12,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageFile, UnidentifiedImageError
 
+from deepcluster.data.formats import FORMATS
 from deepcluster.errors import BadImage
-
-#: Formats that are images; left out are those that run other programs (EPS) or are documents.
-FORMATS = (
-    "JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "MPO", "JPEG2000", "AVIF", "TGA", "ICO", "PCX", "SGI", "DDS",
-)  # fmt: skip
 
 ORIENTATION = 0x0112  # EXIF tag
 #: EXIF orientation -> how the stored image is turned so that it stands upright.

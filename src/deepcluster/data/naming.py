@@ -8,12 +8,7 @@ from pathlib import PurePosixPath
 
 import numpy as np
 
-#: File name endings that are taken for images; what is inside decides later.
-EXTENSIONS = (
-    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".dib", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm",
-    ".pnm", ".mpo", ".jp2", ".j2k", ".avif", ".tga", ".ico", ".pcx", ".sgi", ".dds",
-)  # fmt: skip
-
+from deepcluster.data.formats import has_image_ending
 
 def natural_key(path: str) -> tuple[tuple[tuple[int, int | str], ...], str]:
     """Sort key under which `img2` comes before `img10`; equal only for equal paths."""
@@ -24,8 +19,7 @@ def natural_key(path: str) -> tuple[tuple[tuple[int, int | str], ...], str]:
 
 def is_image_name(name: str) -> bool:
     """Whether a file or archive member has an image's ending and is not hidden."""
-    path = PurePosixPath(name)
-    return path.suffix.lower() in EXTENSIONS and not any(is_hidden(part) for part in path.parts)
+    return has_image_ending(name) and not any(is_hidden(part) for part in PurePosixPath(name).parts)
 
 
 def is_hidden(part: str) -> bool:
