@@ -10,6 +10,7 @@ import numpy as np
 
 from deepcluster.data.formats import has_image_ending
 
+
 def natural_key(path: str) -> tuple[tuple[tuple[int, int | str], ...], str]:
     """Sort key under which `img2` comes before `img10`; equal only for equal paths."""
     parts = re.split(r"(\d+)", path.casefold())
