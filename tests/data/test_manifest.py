@@ -21,7 +21,7 @@ from deepcluster.cli.main import main
 from deepcluster.data.cache import StreamedPixels, load_pixels
 from deepcluster.data.indexing import index_shards, named
 from deepcluster.data.loader import Loader
-from deepcluster.data.manifest import VERSION, read_manifest
+from deepcluster.data.manifest import CHECKED, VERSION, read_manifest, table_digest
 from deepcluster.data.open import open_images
 from deepcluster.data.shards import Shards
 from deepcluster.data.transforms import CenterCrop
@@ -225,16 +225,16 @@ def damaged(out: Path, what: str) -> None:
 @pytest.mark.parametrize(
     ("what", "sentence"),
     [
-        ("table gone", "is missing: copy it there"),
+        ("table gone", "is missing: .*copy it there"),
         ("table cut", "cannot be read"),
         ("short table", "needs 6 rows"),
         ("wrong table", "does not fit"),
         ("labels gone", "labels.npy.*is missing"),
-        ("no JSON", "cannot be read as a manifest"),
+        ("no JSON", "cannot be read .*write a manifest"),
         ("other JSON", "is no manifest of shards"),
         ("newer", f"version {VERSION + 1} and this program reads {VERSION}"),
-        ("no count", "is damaged"),
-        ("negative", "negative number"),
+        ("no count", "cannot be read"),
+        ("negative", "no numbers of images"),
         ("no shard", "no path of a .tar or .zip"),
         ("no images", "names no image"),
         ("elsewhere", "no .npy file beside"),
@@ -256,7 +256,7 @@ def test_damage_gets_one_sentence(what: str, sentence: str, shards: list[str], t
         (["x-*.tar", "--out", "m.json"], "no file matches"),
         (["picture.jpg", "--out", "m.json"], "is no .tar or .zip file"),
         (["x.tar", "--out", "m.json"], "no image in the 1 shards; the first, x.tar, is missing"),
-        (["none.txt", "--out", "m.json"], "none.txt cannot be read"),
+        (["none.txt", "--out", "m.json"], "none.txt is missing"),
         (["--out", "m.json"], "No shards are given"),
         (["a-2.tar", "--out", "m.json", "--workers", "-1"], "--workers is -1: give 0"),
         (["a-2.tar", "--out", "other.json"], "is no manifest of shards"),
@@ -309,7 +309,7 @@ def simulate(folder: Path, shards: int, each: int) -> Path:
     table.flush()
     content = json.loads((folder / "one.json").read_text())
     first = content["shards"][0]
-    content["index"] = "m.index.npy"
+    content |= {"index": "m.index.npy", "digest": table_digest(table, None) if len(table) <= CHECKED else "unknown"}
     content["shards"] = [first | {"path": f"shard-{k:06d}.tar", "images": each, "row": k * each} for k in range(shards)]
     (folder / "m.json").write_text(json.dumps(content))
     return folder / "m.json"
@@ -325,7 +325,7 @@ def test_a_large_manifest_makes_no_object_per_image(tmp_path: Path) -> None:
     source.fingerprint()
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert len(source) == 10_000_000 and peak < 4 << 20  # about a kilobyte a shard
+    assert len(source) == 10_000_000 and peak < 16 << 20  # a kilobyte a shard, and a piece to digest
     assert shards_of(source).raw(5) == png(5)
     with (
         pytest.raises(DeepClusterError, match="none of 48 images from all over the 10,000,000"),

@@ -123,10 +123,10 @@ def _nothing(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("harm", "sentence"),
     [
-        (_cut, "is damaged"),
+        (_cut, "cannot be read"),
         (_lose, "300 of its 700 rows|has 300"),
         (_shape, "parts of several kinds"),
-        (_about, "table.json is damaged"),
+        (_about, "table.json cannot be read"),
         (_unfinished, "is not finished: the `deepcluster features` command that began it goes on"),
         (_nothing, "holds no feature table"),
     ],

@@ -126,11 +126,11 @@ def _is_table(path: Path) -> bool:
     """Whether this is a feature table; images may be an .npy file or a folder, too."""
     if path.suffix != ".npy":
         return (path / "table.json").is_file()
-    import numpy as np
+    from deepcluster.reading import read_npy
 
     try:
-        return bool(np.load(path, mmap_mode="r", allow_pickle=False).ndim == 2)
-    except (OSError, ValueError, EOFError):
+        return read_npy(path, advice="", mapped="r").ndim == 2
+    except DeepClusterError:
         return True  # said in a sentence where tables are opened
 
 

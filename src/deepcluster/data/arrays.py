@@ -14,6 +14,7 @@ from deepcluster.data.decode import shrink, to_rgb
 from deepcluster.data.source import ImageSource
 from deepcluster.digest import digest
 from deepcluster.errors import DeepClusterError
+from deepcluster.reading import read_npy
 
 #: Bytes up to which an array's fingerprint reads all of it; beyond, evenly spaced images.
 HASHED = 1 << 30
@@ -75,13 +76,8 @@ def open_digits() -> ImageSource:
 def open_npy(name: str) -> ImageSource:
     """A .npy file of uint8 (N, H, W[, C]), memory-mapped."""
     file = Path(name).expanduser()
-    try:
-        # Copy-on-write rather than read-only: torch warns at every read-only array it is shown.
-        images = np.load(file, mmap_mode="c", allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
-        raise DeepClusterError(
-            f"{name} cannot be read as a NumPy array ({error}): save uint8 images (N, H, W[, C]) with numpy.save"
-        ) from None
+    # Copy-on-write rather than read-only: torch warns at every read-only array it is shown.
+    images = read_npy(file, advice="save uint8 images (N, H, W[, C]) with numpy.save", mapped="c")
     state = file.stat()
     _check(images, name)
     return Arrays(name, images, prefix=file.stem, stamp=f"{state.st_size} {state.st_mtime_ns}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import os
 from collections import Counter
 from collections.abc import Sequence
@@ -22,6 +21,7 @@ from deepcluster.data.naming import (
 from deepcluster.data.source import ImageSource
 from deepcluster.digest import digest
 from deepcluster.errors import BadImage, DeepClusterError
+from deepcluster.reading import read_csv, read_text
 
 #: Files whose first bytes go into a fingerprint; all go in with their name, size and time.
 SAMPLED = 64
@@ -104,22 +104,19 @@ def open_folder(name: str) -> ImageSource:
 def open_list_file(name: str) -> ImageSource:
     """A .txt file with one path a line, or a .csv file with the header `path[,label]`; paths start at its folder."""
     file = Path(name).expanduser()
-    try:
-        text = file.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError:
-        raise DeepClusterError(f"{name} is not a text file in UTF-8: give a list with one image path a line") from None
+    advice = "give a text file in UTF-8 with one image path a line"
     labels: np.ndarray | None = None
     classes: tuple[str, ...] = ()
     if file.suffix.lower() == ".csv":
-        rows = csv.DictReader(text.splitlines())
-        if "path" not in (rows.fieldnames or ()):
+        header, *rows = read_csv(file, advice=advice) or [[]]
+        if "path" not in header:
             raise DeepClusterError(f"{name} has no column `path`: its first line must read `path` or `path,label`")
-        table = [row for row in rows if row["path"]]
+        table = [row for row in (dict(zip(header, row, strict=False)) for row in rows) if row.get("path")]
         paths = [row["path"].strip() for row in table]
-        if "label" in (rows.fieldnames or ()):
-            labels, classes = _some_labels([row["label"] for row in table])
+        if "label" in header:
+            labels, classes = _some_labels([row.get("label") for row in table])
     else:
-        paths = [line.strip() for line in text.splitlines() if line.strip()]
+        paths = [line.strip() for line in read_text(file, advice=advice).splitlines() if line.strip()]
     if not paths:
         raise DeepClusterError(f"the list {name} names no image: write one path a line, relative to its folder")
     source = Files(name, file.parent, [path.replace(os.sep, "/") for path in paths], labels, classes)

@@ -18,17 +18,15 @@ import numpy as np
 
 from deepcluster.data import storage
 from deepcluster.data.archive import find_format, format_of, scan
-from deepcluster.data.manifest import Manifest, open_tables, read_manifest, relative, write_manifest
+from deepcluster.data.manifest import Manifest, open_tables, read_manifest, relative, table_digest, write_manifest
 from deepcluster.data.naming import labels_from_parents, natural_key
 from deepcluster.data.shards import Shard, index_file, read_members, row_type, write_members
-from deepcluster.digest import digest
 from deepcluster.errors import DeepClusterError
 from deepcluster.io import write_atomic
+from deepcluster.reading import read_npy, read_text
 
 #: Shards that are handed to a process at a time.
 CHUNK = 4
-#: Rows of a table that are digested at a time.
-DIGESTED = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -135,10 +133,7 @@ def named(patterns: Sequence[str]) -> list[str]:
 
 def _listed(file: Path) -> list[str]:
     """The patterns in a list, whose paths start at its folder."""
-    try:
-        lines = [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise DeepClusterError(f"the list of shards {file} cannot be read ({error}): give a text file") from None
+    lines = map(str.strip, read_text(file, advice="give a text file that lists shards").splitlines())
     words = [line for line in lines if line and not line.startswith("#")]
     return [word if storage.is_url(word) else os.path.join(file.parent, word) for word in words]
 
@@ -256,12 +251,8 @@ def _merge(out: Path, paths: list[str], results: list[Found], earlier: _Earlier 
     tables = [write(out.with_name(f"{tag}.index.npy"), kind, located)]
     if classes:
         tables.append(write(out.with_name(f"{tag}.labels.npy"), np.dtype("<i4"), labels))
-    content = digest(*(_table_digest(out.with_name(name)) for name in tables))
+    written = [read_npy(out.with_name(name), advice="index the shards again", mapped="r") for name in tables]
+    content = table_digest(written[0], written[1] if classes else None)
     manifest = Manifest(shards, tables[0], tables[1] if classes else None, classes, asked, content)
     write_manifest(out, manifest)
     return manifest
-
-
-def _table_digest(file: Path) -> str:
-    table = np.load(file, mmap_mode="r", allow_pickle=False)
-    return digest(*(table[start : start + DIGESTED] for start in range(0, len(table), DIGESTED)))

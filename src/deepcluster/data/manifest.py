@@ -18,11 +18,17 @@ import numpy as np
 from deepcluster.data.archive import find_format
 from deepcluster.data.shards import Shard, Shards, fingerprint_of
 from deepcluster.data.storage import is_url
+from deepcluster.digest import digest
 from deepcluster.errors import DeepClusterError
 from deepcluster.io import write_text
+from deepcluster.reading import judged, read_json, read_npy
 
 FORMAT = "deepcluster manifest"
 VERSION = 1
+DIGESTED = 1 << 20
+"""Rows of a table that are digested at a time."""
+CHECKED = 1 << 25
+"""Rows up to which a table is compared with the manifest's digest when it is opened: a third of a second."""
 
 
 @dataclass(frozen=True)
@@ -62,13 +68,8 @@ def read_manifest(file: Path) -> Manifest:
     Raises:
         DeepClusterError: it cannot be read, is something else, of another version, or damaged.
     """
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DeepClusterError(
-            f"{file} cannot be read as a manifest ({error}): write it with `deepcluster index`"
-        ) from None
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
+    content = read_json(file, advice="write a manifest of shards with `deepcluster index`")
+    if content.get("format") != FORMAT:
         raise DeepClusterError(
             f"{file} is no manifest of shards: write one with `deepcluster index SHARDS --out {file}`"
         )
@@ -77,12 +78,8 @@ def read_manifest(file: Path) -> Manifest:
             f"{file} is a manifest of version {content.get('version')} and this program reads {VERSION}: "
             "index the shards again, or update deepcluster"
         )
-    try:
+    with judged(f"the manifest {file}", "index the shards again"):
         return _parsed(content)
-    except (KeyError, TypeError, ValueError, OverflowError) as error:
-        raise DeepClusterError(
-            f"the manifest {file} is damaged ({type(error).__name__}: {error}): index the shards again"
-        ) from None
 
 
 def write_manifest(file: Path, manifest: Manifest) -> None:
@@ -113,12 +110,23 @@ def open_tables(file: Path, manifest: Manifest) -> tuple[np.ndarray, np.ndarray 
     needed = max((shard.row + shard.images for shard in manifest.shards), default=0)
     if table.ndim != 1 or not integers or len(table) < needed:
         raise _misfit(file, manifest.index, f"{needed:,} rows of offset and length")
-    if manifest.labels is None:
-        return table, None
-    labels = _mapped(file, manifest.labels)
-    if labels.shape != table.shape or labels.dtype.kind != "i":
-        raise _misfit(file, manifest.labels, f"{len(table):,} labels")
+    labels = None if manifest.labels is None else _mapped(file, manifest.labels)
+    if labels is not None and (labels.shape != table.shape or labels.dtype.kind != "i"):
+        raise _misfit(file, str(manifest.labels), f"{len(table):,} labels")
+    if len(table) <= CHECKED and table_digest(table, labels) != manifest.digest:
+        raise _misfit(file, manifest.index, "the tables that were written with it")
     return table, labels
+
+
+def table_digest(table: np.ndarray, labels: np.ndarray | None) -> str:
+    """Digest of the tables of a manifest, read piece by piece."""
+    return digest(
+        *(
+            digest(*(rows[start : start + DIGESTED] for start in range(0, len(rows), DIGESTED)))
+            for rows in (table, labels)
+            if rows is not None
+        )
+    )
 
 
 def _misfit(file: Path, name: str, needed: str) -> DeepClusterError:
@@ -129,29 +137,30 @@ def _misfit(file: Path, name: str, needed: str) -> DeepClusterError:
 
 def _parsed(content: dict[str, Any]) -> Manifest:
     shards = [Shard(**entry) for entry in content["shards"]]
-    for shard in shards:
-        if not isinstance(shard.path, str) or find_format(shard.path) is None:
-            raise ValueError(f"{shard.path!r} is no path of a .tar or .zip shard")
-        if min(shard.images, shard.bytes, shard.row) < 0:
-            raise ValueError("a shard has a negative number")
-    names = [content["index"], *([content["labels"]] if content["labels"] is not None else [])]
-    if any(PurePosixPath(name).name != name or not name.endswith(".npy") for name in names):
+    for number, shard in enumerate(shards, 1):
+        if not _is_text(shard.path, shard.stamp, shard.trouble) or find_format(shard.path) is None:
+            raise ValueError(f"{str(shard.path)[:80]!r} is no path of a .tar or .zip shard")
+        os.fsencode(shard.path)
+        if any(type(count) is not int or not 0 <= count < 2**62 for count in shard[1:4]):
+            raise ValueError(f"its shard {number:,} has no numbers of images, bytes and its first row")
+    if sum(shard.images for shard in shards) >= 2**62:
+        raise ValueError("its shards have too many images")
+    asked, index, labels, classes = (content[name] for name in ("class_folders", "index", "labels", "classes"))
+    tables = [index] if labels is None else [index, labels]
+    if not _is_text(*tables) or any(PurePosixPath(name).name != name or not name.endswith(".npy") for name in tables):
         raise ValueError("a table is no .npy file beside the manifest")
-    classes = tuple(map(str, content["classes"]))
-    asked, content_digest = bool(content["class_folders"]), str(content["digest"])
-    return Manifest(shards, content["index"], content["labels"], classes, asked, content_digest)
+    if not isinstance(classes, list) or not _is_text(*classes, content["digest"]) or type(asked) is not bool:
+        raise ValueError("its classes or its digest are no text")
+    return Manifest(shards, index, labels, tuple(classes), asked, content["digest"])
+
+
+def _is_text(*values: Any) -> bool:
+    return all(isinstance(value, str) and "\0" not in value for value in values)
 
 
 def _mapped(file: Path, name: str) -> np.ndarray:
-    beside = file.with_name(name)
-    try:
-        table: np.ndarray = np.load(beside, mmap_mode="r", allow_pickle=False)
-        return table
-    except (OSError, ValueError, EOFError) as error:
-        why = "is missing" if isinstance(error, FileNotFoundError) else f"cannot be read ({error})"
-        raise DeepClusterError(
-            f"{beside}, which the manifest {file.name} needs beside it, {why}: copy it there, or index the shards again"
-        ) from None
+    advice = f"the manifest {file.name} needs it beside it; copy it there, or index the shards again"
+    return read_npy(file.with_name(name), advice=advice, mapped="r", ndim=1)
 
 
 def _in_order(labels: np.ndarray, shards: list[Shard]) -> np.ndarray:

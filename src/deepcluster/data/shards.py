@@ -26,6 +26,7 @@ from deepcluster.data.source import ImageSource
 from deepcluster.digest import digest
 from deepcluster.errors import BadImage, DeepClusterError
 from deepcluster.io import write_atomic
+from deepcluster.reading import read_npz
 
 #: Missing or changed shards that are reported one by one.
 REPORTED = 20
@@ -225,10 +226,10 @@ def write_members(file: Path, members: Members) -> None:
 
 def read_members(file: Path) -> Members:
     """The inverse of `write_members`. Raises any exception where the file is missing or damaged."""
-    with np.load(file, allow_pickle=False) as stored:
-        names = stored["names"].tobytes().decode("utf-8", "surrogateescape").split("\0")
-        offsets = stored["offsets"]
-        return Members(names[: len(offsets)], offsets, stored["lengths"], str(stored["trouble"]))
+    stored = read_npz(file, advice="it is made again")
+    names = stored["names"].tobytes().decode("utf-8", "surrogateescape").split("\0")
+    offsets = stored["offsets"]
+    return Members(names[: len(offsets)], offsets, stored["lengths"], str(stored["trouble"]))
 
 
 def _cached_members(place: str, size: int, stamp: str) -> Members:

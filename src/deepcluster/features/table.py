@@ -6,10 +6,10 @@ for bit.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ import numpy as np
 from deepcluster.distributed import SINGLE, ProcessGroup
 from deepcluster.errors import DeepClusterError
 from deepcluster.io import remove_leftovers, write_json
+from deepcluster.reading import judged, read_json, read_npy
 
 BATCH = 256
 """Images per batch; parts begin at multiples of it."""
@@ -42,22 +43,21 @@ def open_table(file: Path) -> tuple[np.ndarray | TableInParts, dict[str, Any]]:
         file: an .npy file, or the folder of a table in parts.
 
     Raises:
-        DeepClusterError: missing, not finished, not an .npy, or not a table of numbers.
+        DeepClusterError: missing, not finished, damaged, not a table of numbers, or its .json is of another one.
     """
     if file.is_dir():
         return open_parts(file)
     if not file.is_file():
         raise DeepClusterError(f"There is no feature table {file}: `deepcluster features` writes one.")
-    try:
-        table = np.load(file, mmap_mode="r", allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
-        raise DeepClusterError(
-            f"{file} is not an .npy table of numbers: give what `deepcluster features` wrote."
-        ) from error
-    if not isinstance(table, np.ndarray) or table.ndim != 2 or table.dtype.kind not in "fiu":
-        raise DeepClusterError(f"{file} is not a table of numbers (N, D): give what `deepcluster features` wrote.")
-    beside = file.with_suffix(".json")
-    return table, json.loads(beside.read_text()) if beside.is_file() else {}
+    advice = "give a table of numbers (N, D), such as `deepcluster features` writes."
+    table = read_npy(file, advice=advice, mapped="r", ndim=2, kinds="fiu")
+    beside, about = file.with_suffix(".json"), {}
+    if beside.exists():
+        advice = f"write the table again, or move this file away to use {file.name} without it."
+        about = read_json(beside, advice=advice)
+        with judged(beside, advice):
+            _check_about(about, *table.shape)
+    return table, about
 
 
 def write_table(extract: Extractor, images: np.ndarray, file: Path) -> tuple[int, list[int]]:
@@ -158,14 +158,13 @@ def open_parts(folder: Path) -> tuple[TableInParts, dict[str, Any]]:
         raise DeepClusterError(
             f"The feature table {folder} is not finished: the `deepcluster features` command that began it goes on."
         )
-    parts, rows = [], 0
+    parts: list[np.memmap[Any, Any]] = []
+    rows = 0
     for file in sorted(path for path in folder.iterdir() if re.fullmatch(r"part-\d+-\d+\.npy", path.name)):
         start, stop = _span(file)
-        try:
-            part = np.load(file, mmap_mode="r", allow_pickle=False)
-        except (ValueError, OSError, EOFError) as error:
-            raise DeepClusterError(f"{file} is damaged ({error}): delete it and give the same command again.") from None
-        if start != rows or part.ndim != 2 or len(part) != stop - start or not part.flags.c_contiguous:
+        advice = "delete it and give the same command again."
+        part = read_npy(file, advice=advice, mapped="r", ndim=2, kinds="fiu")
+        if start != rows or len(part) != stop - start or not isinstance(part, np.memmap) or not part.flags.c_contiguous:
             raise DeepClusterError(f"{file} does not follow the part before it: write it again with the same command.")
         parts.append(part)
         rows = stop
@@ -258,13 +257,29 @@ def _read_about(folder: Path) -> dict[str, Any]:
         raise DeepClusterError(
             f"{folder} holds no feature table (it has no {ABOUT}): `deepcluster features` writes one."
         )
-    try:
-        about: dict[str, Any] = json.loads(file.read_text())
+    advice = "write the table again with --overwrite."
+    about = read_json(file, advice=advice)
+    with judged(file, advice):
         if about["format"] != FORMAT or about["version"] != VERSION:
-            raise ValueError("another format or version")
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DeepClusterError(f"{file} is damaged ({error}): write the table again with --overwrite.") from None
+            raise ValueError("it is of another format or version")
+        if type(about.get("finished")) is not bool:
+            raise ValueError("it does not say whether the table is finished")
+        if about["finished"]:
+            _check_about(about, about["rows"], about.get("width", 0))
     return about
+
+
+def _check_about(about: dict[str, Any], rows: int, width: int) -> None:
+    """Raises ValueError: a description is not that of a (rows, width) table."""
+    for name, number in (("rows", rows), ("width", width)):
+        if type(about.get(name, number)) is not int or about.get(name, number) != number:
+            raise ValueError(f"its {name} are {str(about[name])[:80]}, and those of the table {number:,}")
+    bad = about.get("bad", [])
+    if not isinstance(bad, list) or any(type(row) is not int or not 0 <= row < rows for row in bad):
+        raise ValueError("its bad rows are no rows of the table")
+    for name in ("data", "source_fingerprint"):
+        if not isinstance(about.get(name, ""), str):
+            raise ValueError(f"its {name.replace('_', ' ')} is no text")
 
 
 def _prepare(folder: Path, about: dict[str, Any], overwrite: bool) -> None:
@@ -302,14 +317,13 @@ def _is_own(name: str, begun: bool) -> bool:
 
 def _finished(file: Path) -> tuple[int, list[int]] | None:
     """Width and bad rows of a part that is there; None where it has to be made."""
-    try:
-        about = json.loads(file.with_suffix(".json").read_text())
-        table = np.load(file, mmap_mode="r", allow_pickle=False)
+    with suppress(DeepClusterError), judged(file, ""):
+        about = read_json(file.with_suffix(".json"), advice="")
+        table = read_npy(file, advice="", mapped="r", ndim=2, kinds="f")
         start, stop = _span(file)
-        if table.shape == (stop - start, about["width"]) and table.dtype == np.float32:
-            return int(about["width"]), list(about["bad"])
-    except (OSError, ValueError, KeyError, TypeError, EOFError):
-        pass
+        _check_about(about | {"rows": stop - start}, *table.shape)
+        if table.dtype == np.float32:
+            return table.shape[1], list(about["bad"])
     return None
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from deepcluster.errors import DeepClusterError
+from deepcluster.reading import judged, read_npz
 
 
 def read_proposals(files: Sequence[Path | str], ids: Sequence[str]) -> list[np.ndarray]:
@@ -22,14 +23,10 @@ def read_proposals(files: Sequence[Path | str], ids: Sequence[str]) -> list[np.n
         DeepClusterError: a file is missing, damaged or of another form, or an image has no proposals.
     """
     found: dict[str, np.ndarray] = {}
+    advice = "give a .npz with one (P, 4) array for each image, or a .mat with `images` and `boxes`."
     for path in map(Path, files):
-        try:
-            boxes = _read_mat(path) if path.suffix.lower() == ".mat" else _read_npz(path)
-        except Exception as error:  # readers raise nearly anything on damaged files
-            raise DeepClusterError(
-                f"{path} cannot be read as proposals ({error}): give a .npz with one (P, 4) array for each image, or a"
-                " .mat with `images` and `boxes`."
-            ) from error
+        with judged(path, advice):
+            boxes = _read_mat(path) if path.suffix.lower() == ".mat" else read_npz(path, advice=advice)
         for name, rows in boxes.items():
             if rows.ndim != 2 or rows.shape[1] != 4 or rows.dtype.kind not in "iuf" or not np.isfinite(rows).all():
                 raise DeepClusterError(
@@ -43,11 +40,6 @@ def read_proposals(files: Sequence[Path | str], ids: Sequence[str]) -> list[np.n
             " files that hold those of the training and the test images."
         )
     return [found[name] for name in ids]
-
-
-def _read_npz(path: Path) -> dict[str, np.ndarray]:
-    with np.load(path, allow_pickle=False) as archive:
-        return {name: archive[name] for name in archive.files}
 
 
 def _read_mat(path: Path) -> dict[str, np.ndarray]:

@@ -1,0 +1,226 @@
+"""How small files are read: one function for each kind, through which every reader goes.
+
+What is in a file was written by others, or damaged since. Each function checks size, form and values of what it gives,
+runs nothing that it finds there, and refuses the rest in one sentence: what, where, and what to do.
+"""
+
+from __future__ import annotations
+
+import ast
+import csv
+import io
+import json
+import math
+import os
+import stat
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from deepcluster.errors import DeepClusterError
+
+MOST_TEXT = 1 << 32
+"""Bytes of a text file at most; a list of 14 million images has a gigabyte."""
+MOST_JSON = 1 << 28
+"""Bytes of a JSON file at most."""
+MOST_ARCHIVE = 1 << 36
+"""Bytes that the arrays of an .npz may unpack to."""
+HEADER = 10_000
+"""Bytes of an .npy header at most, as in NumPy."""
+
+
+@contextmanager
+def judged(file: Path | str, advice: str) -> Iterator[None]:
+    """Whatever fails inside is damage of `file`, and becomes one sentence that ends with `advice`.
+
+    Raises:
+        DeepClusterError: in place of any exception but a DeepClusterError, which has its sentence.
+    """
+    try:
+        yield
+    except DeepClusterError:
+        raise
+    except Exception as error:  # parsers fail in more ways than they tell
+        raise DeepClusterError(f"{file} {_reason(error)}: {advice}") from error
+
+
+def _reason(error: Exception) -> str:
+    """How a sentence about a file goes on after the file's name."""
+    if isinstance(error, FileNotFoundError):
+        return "is missing"
+    if isinstance(error, OSError) and error.strerror:
+        return f"cannot be read ({error.strerror})"
+    if isinstance(error, RecursionError):
+        return "cannot be read (it is nested too deeply)"
+    if isinstance(error, MemoryError):
+        return "cannot be read (it asks for more memory than there is)"
+    if isinstance(error, UnicodeDecodeError):
+        return f"cannot be read (byte {error.start:,} is no UTF-8 text)"
+    if isinstance(error, KeyError):
+        return f"cannot be read (it does not say {str(error)[:80]})"
+    why = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+    return f"cannot be read ({why[:200]})"
+
+
+def regular_size(file: Path | str) -> int:
+    """The bytes of a regular file.
+
+    Raises:
+        OSError: there is none; of a pipe, a device or a folder, which might never end.
+    """
+    found = os.stat(file)
+    if not stat.S_ISREG(found.st_mode):
+        raise OSError(0, "it is no regular file")
+    return found.st_size
+
+
+def read_bytes(file: Path, most: int) -> bytes:
+    """A whole regular file of at most so many bytes.
+
+    Raises:
+        OSError, ValueError: it is none; for use within `judged`.
+    """
+    if (size := regular_size(file)) > most:
+        raise ValueError(f"it has {size:,} bytes, and {most:,} are the most that is read")
+    return file.read_bytes()
+
+
+def read_text(file: Path, *, advice: str, most: int = MOST_TEXT) -> str:
+    """A text file in UTF-8, with or without a mark of it.
+
+    Raises:
+        DeepClusterError: it cannot be read, is too large, or is no text.
+    """
+    with judged(file, advice):
+        content = read_bytes(file, most)
+        if (place := content.find(0)) >= 0:
+            raise ValueError(f"byte {place:,} is NUL, so it is no text")
+        return content.decode("utf-8-sig")
+
+
+def parse_json(text: str | bytes) -> Any:
+    """A JSON value, with numbers that fit into 64 bits.
+
+    Raises:
+        ValueError: it is none, or one nested thousands of times.
+    """
+    try:
+        return json.loads(text, parse_int=_integer, parse_float=_float)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def _integer(text: str) -> int:
+    if len(text) > 20 or not -(2**63) <= int(text) < 2**64:
+        raise ValueError("a number in it has more than 64 bits")
+    return int(text)
+
+
+def _float(text: str) -> float:
+    if math.isinf(number := float(text)):
+        raise ValueError("a number in it is too large")
+    return number
+
+
+def read_json(file: Path, *, advice: str, most: int = MOST_JSON) -> dict[str, Any]:
+    """The JSON object in a file.
+
+    Raises:
+        DeepClusterError: it cannot be read, or holds something else.
+    """
+    with judged(file, advice):
+        found = parse_json(read_text(file, advice=advice, most=most))
+        if not isinstance(found, dict):
+            raise ValueError("it is no JSON object")
+        return found
+
+
+def read_csv(file: Path, *, advice: str) -> list[list[str]]:
+    """The rows of a .csv file, each a list of texts; its first one is the header.
+
+    Raises:
+        DeepClusterError: it cannot be read, or is no .csv.
+    """
+    with judged(file, advice):
+        return list(csv.reader(io.StringIO(read_text(file, advice=advice), newline=""), strict=True))
+
+
+def read_npy(
+    file: Path,
+    *,
+    advice: str,
+    mapped: Literal["r", "c"] | None = None,
+    ndim: int | None = None,
+    kinds: str = "biufcSUV",
+) -> np.ndarray:
+    """The array in an .npy file, whose size must be what its header says.
+
+    Args:
+        mapped: "r" = memory-mapped to be read, "c" = with writes that stay in memory; None = read.
+        ndim: number of its dimensions; None = any.
+        kinds: NumPy's letters of the types that it may have. Objects are none of them: nothing is unpickled.
+
+    Raises:
+        DeepClusterError: it is missing, damaged, or of another form.
+    """
+    with judged(file, advice):
+        size = regular_size(file)
+        with open(file, "rb") as handle:
+            dtype, fortran, shape = _npy_header(handle)
+            start = handle.tell()
+            count = math.prod(shape)
+            if size - start != count * dtype.itemsize:
+                raise ValueError(
+                    f"its header tells of {count * dtype.itemsize:,} bytes of numbers, and it has {size - start:,}"
+                )
+            if dtype.kind not in kinds or (ndim is not None and len(shape) != ndim):
+                raise ValueError(f"it holds {dtype} of shape {shape}")
+            if mapped is None or not count * dtype.itemsize:  # nothing cannot be mapped
+                found: np.ndarray = np.fromfile(handle, dtype, count).reshape(shape, order="F" if fortran else "C")
+                return found
+        return np.memmap(file, dtype, mapped, start, shape, "F" if fortran else "C")
+
+
+def _npy_header(handle: io.BufferedReader) -> tuple[np.dtype[Any], bool, tuple[int, ...]]:
+    """Type, whether the first index varies fastest, and shape."""
+    head = handle.read(8)
+    if len(head) < 8 or head[:6] != b"\x93NUMPY" or head[6] not in (1, 2, 3):
+        raise ValueError("it is no .npy file")
+    length = int.from_bytes(handle.read(2 if head[6] == 1 else 4), "little")
+    text = handle.read(min(length, HEADER + 1))
+    if len(text) != length:
+        raise ValueError("its header is cut short")
+    about = ast.literal_eval(text.decode("utf-8" if head[6] == 3 else "latin-1").strip())
+    if not isinstance(about, dict) or about.keys() != {"descr", "fortran_order", "shape"}:
+        raise ValueError("its header is no header of an .npy file")
+    shape, fortran = about["shape"], about["fortran_order"]
+    if not isinstance(shape, tuple) or any(type(side) is not int or side < 0 for side in shape):
+        raise ValueError("its header has no shape")
+    if type(fortran) is not bool:
+        raise ValueError("its header does not tell the order of its numbers")
+    dtype = np.lib.format.descr_to_dtype(about["descr"])
+    if dtype.hasobject or len(shape) > 32 or math.prod(shape) > 2**60:
+        raise ValueError(f"it holds {dtype} of shape {str(shape)[:80]}, and numbers are what is read")
+    return dtype, fortran, shape
+
+
+def read_npz(file: Path, *, advice: str) -> dict[str, np.ndarray]:
+    """The arrays in an .npz file by name.
+
+    Raises:
+        DeepClusterError: it is missing, damaged, or holds something else.
+    """
+    with judged(file, advice):
+        regular_size(file)
+        with zipfile.ZipFile(file) as archive:
+            if sum(entry.file_size for entry in archive.infolist()) > MOST_ARCHIVE:
+                raise ValueError(f"its arrays have more than {MOST_ARCHIVE:,} bytes")
+        with np.load(file, allow_pickle=False) as stored:
+            found = {name: stored[name] for name in stored.files}
+        if not all(isinstance(array, np.ndarray) for array in found.values()):
+            raise ValueError("it holds more than arrays")
+        return found
