@@ -5,12 +5,16 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from deepcluster.errors import DeepClusterError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def write_atomic(file: Path, write: Callable[[Path], object]) -> Path:
@@ -51,6 +55,53 @@ def write_text(file: Path, text: str) -> Path:
 def write_json(file: Path, value: Any) -> Path:
     """`write_atomic` for a JSON value."""
     return write_text(file, json.dumps(value, indent=2) + "\n")
+
+
+def keep_copy(file: Path, copy: Path) -> Path:
+    """A second name for `file`, without writing it twice where the disk allows."""
+
+    def link(temporary: Path) -> None:
+        try:
+            os.link(file, temporary)
+        except OSError:
+            shutil.copyfile(file, temporary)
+
+    return write_atomic(copy, link)
+
+
+def write_torch(file: Path, content: Any, previous: Path | None = None) -> Path:
+    """`write_atomic` for what `torch.save` takes; equal contents are equal bytes.
+
+    Args:
+        previous: the name under which the file that is there is kept.
+    """
+    import torch
+
+    def write(temporary: Path) -> None:
+        with open(temporary, "wb") as handle:  # given a path, torch would write its random name into the file
+            torch.save(content, handle)
+        if previous is not None and file.exists():
+            keep_copy(file, previous)
+
+    return write_atomic(file, write)
+
+
+def write_safetensors(file: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Path:
+    """`write_atomic` for tensors on any device, and text that belongs to them; equal contents are equal bytes."""
+    from safetensors.torch import save_file
+
+    plain = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
+
+    def write(temporary: Path) -> None:
+        save_file(plain, temporary, dict(metadata))
+        with open(temporary, "rb+") as handle:  # safetensors writes the metadata in random order
+            size = int.from_bytes(handle.read(8), "little")
+            header = json.loads(handle.read(size))
+            header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+            handle.seek(8)
+            handle.write(json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode().ljust(size))
+
+    return write_atomic(file, write)
 
 
 def remove_leftovers(folder: Path) -> None:

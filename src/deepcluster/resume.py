@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from deepcluster.digest import digest
 from deepcluster.errors import DeepClusterError
-from deepcluster.io import write_atomic
+from deepcluster.io import write_torch
 
 Result = TypeVar("Result")
 
@@ -93,10 +93,8 @@ class ResumeFile:
         self.file.unlink(missing_ok=True)
 
     def _write(self) -> None:
-        import torch
-
         content = {"digest": self.digest, "results": self._results, "stage": self._stage, "state": self._state}
-        write_atomic(self.file, lambda part: torch.save(content, part))
+        write_torch(self.file, content)
         self._saved = time.monotonic()
 
     def _read(self) -> dict[str, Any] | None:

@@ -22,6 +22,7 @@ from deepcluster.engine.log import Screen
 from deepcluster.engine.model import Model
 from deepcluster.engine.run import load_run
 from deepcluster.errors import DeepClusterError, Interrupted
+from deepcluster.io import keep_copy
 from deepcluster.presets import find_preset
 from restarts import differing, images, stop_after
 
@@ -204,7 +205,7 @@ def test_killed_between_the_last_and_the_best_checkpoint(
     run = settings(watch="knn", keep_every=0)
     fit(tmp_path / "whole", run)
     copies = {"best": 0}
-    original = checkpoint.keep_copy
+    original = keep_copy
 
     def dies(file: Path, copy: Path) -> None:
         copies["best"] += 1
@@ -212,7 +213,7 @@ def test_killed_between_the_last_and_the_best_checkpoint(
             raise KeyboardInterrupt
         original(file, copy)
 
-    monkeypatch.setattr(checkpoint, "keep_copy", dies)
+    monkeypatch.setattr(monitor, "keep_copy", dies)
     with pytest.raises(KeyboardInterrupt):
         fit(tmp_path / "cut", run)
     assert checkpoint.load(tmp_path / "cut/checkpoints/best.ckpt")["progress"]["step"] == STEPS

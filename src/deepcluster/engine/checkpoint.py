@@ -6,7 +6,6 @@ Loaded with `weights_only`, so a file that wants to run code is refused.
 from __future__ import annotations
 
 import dataclasses
-import os
 import random
 import warnings
 from collections.abc import Iterator, Mapping
@@ -19,8 +18,11 @@ import torch
 from lightning_fabric import Fabric
 
 from deepcluster.errors import DeepClusterError
-from deepcluster.io import write_atomic
+from deepcluster.io import write_torch
 from deepcluster.methods.base import Method
+
+LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
+"""The files of the newest state and of the one before it."""
 
 
 def random_state() -> dict[str, Any]:
@@ -64,7 +66,7 @@ def preserve_random_state() -> Iterator[None]:
 
 def save(file: Path, method: Method, optimizer: torch.optim.Optimizer, progress: Any, fabric: Fabric) -> None:
     """Writes weights, per-image state, optimizers, progress (a dataclass) and random generators as one file, which is
-    the same for any number of processes; the first one writes it."""
+    the same for any number of processes; the first one writes it. The file that was there becomes `PREVIOUS`."""
     state = {
         "method": method.full_state_dict(),
         "optimizers": {"backbone": optimizer.state_dict(), **method.full_optimizer_states()},
@@ -74,19 +76,7 @@ def save(file: Path, method: Method, optimizer: torch.optim.Optimizer, progress:
     }
     with method.group.collective_section():  # nobody ends or continues while the first one writes
         if method.group.is_first:
-            write_atomic(file, lambda temporary: torch.save(state, temporary))
-
-
-def keep_copy(file: Path, copy: Path) -> None:
-    """A second name for the checkpoint `file`, without writing it twice where the disk allows."""
-
-    def link(temporary: Path) -> None:
-        try:
-            os.link(file, temporary)
-        except OSError:
-            temporary.write_bytes(file.read_bytes())
-
-    write_atomic(copy, link)
+            write_torch(file, state, previous=file.with_name(PREVIOUS))
 
 
 def load(file: Path) -> dict[str, Any]:

@@ -30,6 +30,7 @@ from deepcluster.engine.parallel import Loss, parallel_loss
 from deepcluster.engine.schedules import rate_factor
 from deepcluster.errors import Interrupted
 from deepcluster.features.extract import extract
+from deepcluster.io import keep_copy
 from deepcluster.methods.base import Features, Method
 from deepcluster.models.sync_batchnorm import BatchSlice, average_running_stats
 from deepcluster.random import seeded
@@ -241,7 +242,7 @@ def end_epoch(c: TrainContext, state: TrainState) -> None:
     last = c.folder / "checkpoints" / "last.ckpt"
     with c.group.collective_section():
         if c.group.is_first and c.run.keep_every and (epoch + 1) % c.run.keep_every == 0:
-            checkpoint.keep_copy(last, last.with_name(f"epoch-{epoch:04d}.ckpt"))
+            keep_copy(last, last.with_name(f"epoch-{epoch:04d}.ckpt"))
     c.monitor.keep_best(c, state)
     c.monitor.report_stall(c)
     c.clock.lap("epoch")

@@ -20,7 +20,7 @@ from deepcluster.data.cache import Pixels
 from deepcluster.distributed import SINGLE, ProcessGroup
 from deepcluster.errors import DeepClusterError
 from deepcluster.features.extract import extract
-from deepcluster.io import write_atomic
+from deepcluster.io import write_safetensors
 from deepcluster.models.backbone import Backbone
 from deepcluster.models.export import load_backbone
 from deepcluster.models.heads import ProjectionHead
@@ -95,8 +95,6 @@ class Model:
 
     def save(self, file: Path) -> None:
         """One safetensors file; the metadata rebuilds backbone and embedding."""
-        from safetensors.torch import save_file
-
         tensors = {f"backbone.{name}": value for name, value in self.backbone.state_dict().items()}
         steps = []
         for number, step in enumerate(self.embedding):
@@ -106,9 +104,8 @@ class Model:
         tensors["centroids"] = self.centroids
         if self.tree is not None:
             tensors |= {"tree.upper": self.tree.upper, "tree.used": self.tree.used}
-        plain = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
         metadata = {"format": "pt", "backbone": json.dumps(self.backbone.config), "embedding": json.dumps(steps)}
-        write_atomic(file, lambda temporary: save_file(plain, temporary, metadata))
+        write_safetensors(file, tensors, metadata)
 
     @classmethod
     def load(cls, file: Path) -> Model:

@@ -25,6 +25,7 @@ from deepcluster.engine.model import MODEL, Model
 from deepcluster.engine.run_folder import write_snapshot
 from deepcluster.errors import DeepClusterError
 from deepcluster.features.neighbors import score_features
+from deepcluster.io import keep_copy
 from deepcluster.methods.base import Features, Method
 from deepcluster.random import seeded
 from deepcluster.types import Clustering
@@ -272,7 +273,7 @@ class Monitor:
             kept = c.folder / "checkpoints"
             if not c.group.is_first or not (kept / "last.ckpt").exists():
                 return
-            checkpoint.keep_copy(kept / "last.ckpt", kept / "best.ckpt")
+            keep_copy(kept / "last.ckpt", kept / "best.ckpt")
             if (c.folder / MODEL).exists():
                 with checkpoint.preserve_random_state():  # a network is initialized before its weights are read
                     model = Model.load(c.folder / MODEL)

@@ -327,6 +327,7 @@ def disk(job: Job, net: Counted, value: dict[str, float]) -> list[Item]:
     table = 4.0 * job.share * net.dim
     items = [
         Item("last.ckpt", value["checkpoint"], "run"),
+        Item("previous.ckpt", value["checkpoint"], "run"),
         Item("last.ckpt while it is replaced", value["checkpoint"], "scratch"),
         Item(f"epoch-NNNN.ckpt, {kept} of them", value["checkpoint"] * kept, "run"),
         Item("model.safetensors", value["model"], "run"),

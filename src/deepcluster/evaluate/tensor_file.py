@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from deepcluster.engine.checkpoint import preserve_random_state
 from deepcluster.errors import DeepClusterError
-from deepcluster.io import write_atomic
+from deepcluster.io import write_safetensors
 from deepcluster.models.backbone import Backbone
 from deepcluster.models.zoo import build_backbone
 
@@ -20,12 +20,7 @@ Network = TypeVar("Network", bound=nn.Module)
 
 def save_tensors(file: Path, kind: str, about: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Path:
     """Writes tensors, and `about` as JSON under the name `kind`."""
-    from safetensors.torch import save_file
-
-    own = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
-    # A single entry: safetensors writes several in random order, and equal tensors should be equal files.
-    metadata = {kind: json.dumps(about, default=str)}
-    return write_atomic(file, lambda temporary: save_file(own, temporary, metadata))
+    return write_safetensors(file, tensors, {kind: json.dumps(about, default=str)})
 
 
 def read_tensors(file: Path | str, kind: str) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from deepcluster.errors import DeepClusterError
-from deepcluster.io import write_atomic
+from deepcluster.io import write_safetensors, write_torch
 from deepcluster.models.backbone import Backbone
 from deepcluster.models.resnet import RESNETS
 from deepcluster.models.zoo import build_backbone
@@ -39,24 +39,21 @@ def export_backbone(
     """
     file = Path(file)
     if format == "safetensors":
-        from safetensors.torch import save_file
-
         notes = {
             "format": "pt",
             "config": json.dumps(backbone.config),
             "mean": json.dumps(list(backbone.mean)),
             "std": json.dumps(list(backbone.std)),
         } | {key: value if isinstance(value, str) else json.dumps(value) for key, value in (metadata or {}).items()}
-        tensors = _tensors(backbone)
-        return write_atomic(file, lambda temporary: save_file(tensors, temporary, notes))
+        return write_safetensors(file, backbone.state_dict(), notes)
     if format == "torchvision":
         if backbone.torchvision is None:
             raise DeepClusterError(
                 f"torchvision has no network like this backbone ({_describe(backbone)}): {_unlike(backbone)}; export it"
                 " as safetensors, which deepcluster.models.export.load_backbone reads."
             )
-        tensors = _tensors(backbone.trunk)
-        return write_atomic(file, lambda temporary: torch.save(tensors, temporary))
+        tensors = {key: value.detach().cpu().contiguous() for key, value in backbone.trunk.state_dict().items()}
+        return write_torch(file, tensors)
     raise DeepClusterError(f"There is no export format {format!r} for backbones; choose one of {', '.join(FORMATS)}.")
 
 
@@ -84,10 +81,6 @@ def load_backbone(file: str | Path) -> Backbone:
         reason = "no config" if "config" not in notes else str(error).splitlines()[0]
         raise DeepClusterError(f"{file} does not hold a backbone of deepcluster ({reason}).") from error
     return backbone.eval()
-
-
-def _tensors(module: torch.nn.Module) -> dict[str, torch.Tensor]:
-    return {key: value.detach().cpu().contiguous() for key, value in module.state_dict().items()}
 
 
 def _unlike(backbone: Backbone) -> str:
