@@ -6,7 +6,9 @@ Imports nothing that a help page does not need.
 from __future__ import annotations
 
 import sys
+import warnings
 from importlib import import_module
+from io import TextIOWrapper
 
 from deepcluster.distributed import is_secondary_process
 from deepcluster.errors import DeepClusterError, Interrupted, did_you_mean
@@ -46,6 +48,7 @@ shards, a .txt or .csv list, a .npy array, torchvision:CIFAR10?root=..., or `dig
 def main(argv: list[str] | None = None) -> int:
     """Runs one command; returns the exit status."""
     arguments = sys.argv[1:] if argv is None else argv
+    make_output_safe()
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(
             HELP.format(commands="\n".join(f"  {name:<10}{about}" for name, about in COMMANDS.items())),
@@ -71,6 +74,9 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError:
         sys.stderr.close()
         return 141
+    except UnicodeEncodeError as error:  # libraries that write files by names in UTF-8 only
+        name = str(error.object)[:200].encode("utf-8", "backslashreplace").decode()
+        return _mistake(f"The name {name} is not in UTF-8, which what writes there needs: choose another --out.")
     except OSError as error:
         # A full disk or missing permission: the message of the file system, and the path.
         where = f" at {error.filename}" if error.filename else ""
@@ -78,6 +84,14 @@ def main(argv: list[str] | None = None) -> int:
             f"{error.strerror or error}{where}: no partial file was left; free some space or choose another path."
         )
     return 0
+
+
+def make_output_safe() -> None:
+    """Lets both streams take any text, whatever the encoding of terminal or log, and shows warnings as sentences."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
 
 
 def _run(name: str, arguments: list[str]) -> None:

@@ -17,6 +17,7 @@ from deepcluster.data.naming import (
     labels_from_names,
     labels_from_parents,
     natural_key,
+    printable,
 )
 from deepcluster.data.source import ImageSource
 from deepcluster.digest import digest
@@ -41,7 +42,7 @@ class Files:
         return len(self.paths)
 
     def path(self, index: int) -> str:
-        return self.paths[index]
+        return printable(self.paths[index])
 
     def read(self, index: int, short_side: int | None = None) -> np.ndarray:
         return decode(os.path.join(self.root, self.paths[index]), short_side)

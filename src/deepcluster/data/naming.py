@@ -1,9 +1,13 @@
-"""The order and the class names that paths give to images."""
+"""Names of images: their order, their text for people and files, and how a name in a list is found on a disk."""
 
 from __future__ import annotations
 
+import os
 import re
+import unicodedata
 from collections.abc import Sequence
+from contextlib import suppress
+from functools import lru_cache
 from pathlib import PurePosixPath
 
 import numpy as np
@@ -11,11 +15,62 @@ import numpy as np
 from deepcluster.data.formats import has_image_ending
 
 
-def natural_key(path: str) -> tuple[tuple[tuple[int, int | str], ...], str]:
+def natural_key(path: str) -> tuple[tuple[tuple[int, str], ...], str]:
     """Sort key under which `img2` comes before `img10`; equal only for equal paths."""
-    parts = re.split(r"(\d+)", path.casefold())
-    # Digits and letters alternate, so that a position always compares like with like.
-    return tuple((0, int(part)) if k % 2 else (1, part) for k, part in enumerate(parts)), path
+    parts = re.split(r"([0-9]+)", path.casefold())
+    parts[1::2] = (part.lstrip("0") for part in parts[1::2])
+    # Digits and letters alternate, so that a position always compares like with like. Of two numbers the longer is the
+    # larger; Python's own would end at 4,300 digits.
+    return tuple((len(part) if k % 2 else 0, part) for k, part in enumerate(parts)), path
+
+
+def printable(name: str) -> str:
+    """A name as text that every file, terminal and JSON reader takes: a byte that is no UTF-8 becomes `\\xe9`.
+
+    Names from disks and archives hold such bytes as lone surrogates (PEP 383). `find_on_disk` takes the text back.
+    """
+    try:
+        return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    except UnicodeEncodeError:  # surrogates that stand for no byte, from JSON or Windows
+        return name.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def find_on_disk(path: str) -> str:
+    """The path as the disk spells it; `path` itself where there is no such file under any spelling.
+
+    A disk has a name in one Unicode form (NFC or NFD) or in bytes of another encoding; a list made elsewhere may have
+    it in the other form, in Latin-1, with backslashes as Windows does, or as `printable` wrote it.
+    """
+    if os.path.lexists(path) or (path.isascii() and "\\" not in path):
+        return path
+    for spelled in dict.fromkeys([path, path.replace("\\", "/")]):
+        found = "/" if spelled.startswith("/") else ""
+        for part in filter(None, spelled.split("/")):
+            there = os.path.join(found, part)
+            if not os.path.lexists(there):
+                there = os.path.join(found, _listed(found or ".").get(_spellings(part)[-1], part))
+            found = there
+        if os.path.lexists(found):
+            return found
+    return path
+
+
+@lru_cache(maxsize=64)
+def _listed(folder: str) -> dict[str, str]:
+    """Each entry of a folder, under all its spellings."""
+    try:
+        return {spelled: entry for entry in os.listdir(folder) for spelled in _spellings(entry)}
+    except OSError:
+        return {}
+
+
+def _spellings(name: str) -> list[str]:
+    """How a name may be written elsewhere; the last one is what it says, where its bytes tell."""
+    found = [printable(name)]
+    if found[0] != name:
+        with suppress(UnicodeEncodeError):
+            found.append(name.encode("utf-8", "surrogateescape").decode("latin-1"))
+    return [unicodedata.normalize("NFC", spelled) for spelled in found]
 
 
 def is_image_name(name: str) -> bool:
@@ -37,6 +92,7 @@ def labels_from_names(names: Sequence[str | None]) -> tuple[np.ndarray | None, t
     """Labels (N,) int64, classes in natural order; None for all when one image has no name."""
     if not names or any(name is None for name in names):
         return None, ()
-    classes = tuple(sorted({str(name) for name in names}, key=natural_key))
+    texts = {str(name): unicodedata.normalize("NFC", printable(str(name))) for name in names}
+    classes = tuple(sorted(set(texts.values()), key=natural_key))
     number = {name: k for k, name in enumerate(classes)}
-    return np.array([number[str(name)] for name in names], np.int64), classes
+    return np.array([number[texts[str(name)]] for name in names], np.int64), classes

@@ -21,7 +21,7 @@ import numpy as np
 from deepcluster.data import storage
 from deepcluster.data.archive import Members, find_format, format_of, member_name, read_member, scan
 from deepcluster.data.decode import decode
-from deepcluster.data.naming import labels_from_parents
+from deepcluster.data.naming import labels_from_parents, printable
 from deepcluster.data.source import ImageSource
 from deepcluster.digest import digest
 from deepcluster.errors import BadImage, DeepClusterError
@@ -85,10 +85,10 @@ class Shards:
         shard, within, offset, _ = self._locate(index)
         path = self.shards[shard].path
         if self.names is not None:
-            return f"{PurePosixPath(path).name}/{self.names[index]}"
+            return printable(f"{PurePosixPath(path).name}/{self.names[index]}")
         try:
             self._check(shard)
-            return f"{path}/{member_name(self._place(shard), offset)}"
+            return printable(f"{path}/{member_name(self._place(shard), offset)}")
         except (BadImage, OSError, tarfile.TarError):
             return f"{path}/#{within}"  # the shard cannot be asked: the image's number in it
 

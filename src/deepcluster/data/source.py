@@ -21,7 +21,7 @@ class ImageSource(Protocol):
     def __len__(self) -> int: ...
 
     def path(self, index: int) -> str:
-        """Where image `index` comes from: stable, printable, relative to the source."""
+        """Where image `index` comes from: stable, printable (`data.naming.printable`), relative to the source."""
         ...
 
     def read(self, index: int, short_side: int | None = None) -> np.ndarray:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from deepcluster.data.naming import printable
 from deepcluster.errors import DeepClusterError
 from deepcluster.io import write_atomic
 
@@ -48,7 +49,7 @@ class Assignment:
             rows.writerow(["index", "path", "cluster", "distance"])
             for index, path in enumerate(self.path):
                 distance = "" if np.isnan(self.distance[index]) else f"{self.distance[index]:.6g}"
-                rows.writerow([index, path, int(self.cluster[index]), distance])
+                rows.writerow([index, printable(path), int(self.cluster[index]), distance])
 
     def _parquet(self, file: Path) -> None:
         import pyarrow
@@ -56,7 +57,7 @@ class Assignment:
 
         columns = {
             "index": np.arange(len(self), dtype=np.int64),
-            "path": self.path,
+            "path": [printable(path) for path in self.path],
             "cluster": self.cluster,
             "distance": pyarrow.array(self.distance, from_pandas=True),
         }

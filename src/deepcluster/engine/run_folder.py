@@ -16,7 +16,7 @@ from deepcluster import config as settings
 from deepcluster.config import TrainRun
 from deepcluster.data.cache import Pixels
 from deepcluster.data.folder import Files
-from deepcluster.data.naming import is_hidden
+from deepcluster.data.naming import is_hidden, printable
 from deepcluster.data.source import ImageSource
 from deepcluster.distributed import SINGLE, ProcessGroup
 from deepcluster.engine.log import Screen
@@ -31,8 +31,12 @@ def prepare_folder(folder: Path, *, resume: bool, overwrite: bool) -> None:
     """Makes sure that `folder` can be written and belongs to this run.
 
     Raises:
-        DeepClusterError: it holds another run, other files, or cannot be written.
+        DeepClusterError: it holds another run or other files, cannot be written, or its name is not in UTF-8.
     """
+    if printable(str(folder)) != str(folder):  # TensorBoard and safetensors write to names in UTF-8 only
+        raise DeepClusterError(
+            f"The name of the run folder, {printable(str(folder))}, is not in UTF-8: choose another."
+        )
     if resume:
         read_config(folder)
         remove_leftovers(folder)

@@ -157,7 +157,7 @@ class Explorer:
     def image(self, index: int, **numbers: float) -> dict[str, Any]:
         """One image for the page, with its path where the images are open, and `numbers` such as a similarity."""
         source: ImageSource | None = self.jobs["images"].result
-        path = f"image {index}" if source is None else exports.plain_text(source.path(index))
+        path = f"image {index}" if source is None else source.path(index)
         more = {name: json_number(number) for name, number in numbers.items()}
         return {**self.catalog.image(index), **more, "path": path}
 
@@ -258,7 +258,7 @@ class Explorer:
         if self._own_images:  # one image more and one less, and every file would have its neighbor's cluster
             check_training_images(self.run, found, len(self.groups))
         with self.lock:
-            self.catalog.set_labels(found.labels, tuple(map(exports.plain_text, found.classes)))
+            self.catalog.set_labels(found.labels, found.classes)
         if self.journal.done and any(self.folder.glob("vectors-*.npy")):
             self.jobs["vectors"].start()  # of edited clusters, centers and distances are those of their images
         return found

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from deepcluster.data.folder import Files
+from deepcluster.data.naming import printable
 from deepcluster.data.source import ImageSource
 from deepcluster.errors import DeepClusterError
 from deepcluster.explore.groups import Groups
@@ -41,7 +42,7 @@ def write_csv(
     index = shown(groups, only)
 
     def fill(beside: Path) -> None:
-        with open(beside, "w", newline="", encoding="utf-8", errors="surrogateescape") as handle:
+        with open(beside, "w", newline="", encoding="utf-8", errors="backslashreplace") as handle:
             rows = csv.writer(handle)
             rows.writerow(["index", "path", "cluster", "name", "selected"])
             for done, image in enumerate(index.tolist()):
@@ -87,7 +88,7 @@ def write_links(
                 name = safe(groups.names.get(group, ""))
                 made[group] = beside / (f"{group:05d}-{name}" if name else f"{group:05d}")
                 made[group].mkdir()
-            path = source.path(image)
+            path = source.paths[image]
             # the index makes names differ
             link = made[group] / f"{image:08d}-{safe(path.rpartition('/')[2]) or 'image'}"
             # relative to the folder's real path: behind a symbolic link, .. is not the folder one came from
@@ -118,7 +119,7 @@ def write_coco(
     for done, image in enumerate(index.tolist()):
         if (size := size_of(source, image)) is not None:
             height, width = size
-            images.append({"id": image, "file_name": plain_text(source.path(image)), "width": width, "height": height})
+            images.append({"id": image, "file_name": source.path(image), "width": width, "height": height})
             annotations.append(
                 {
                     "id": len(annotations) + 1, "image_id": image, "category_id": int(groups.group[image]) + 1,
@@ -144,7 +145,7 @@ def size_of(source: ImageSource, index: int) -> tuple[int, int] | None:
             return height, width
         from PIL import Image
 
-        with Image.open(os.path.join(source.root, source.path(index))) as image:
+        with Image.open(os.path.join(source.root, source.paths[index])) as image:
             width, height = image.size
             turned = int(image.getexif().get(0x0112, 1)) >= 5  # the header alone, not the picture
         return (width, height) if turned else (height, width)
@@ -154,18 +155,13 @@ def size_of(source: ImageSource, index: int) -> tuple[int, int] | None:
 
 def safe(text: str) -> str:
     """`text` as part of a file name on any system, 80 characters at most, with its ending."""
-    plain = SIGNS.sub("_", plain_text(text)).strip(" .")
+    plain = SIGNS.sub("_", printable(text)).strip(" .")
     if len(plain.encode()) <= 80:
         return plain
     stem, dot, ending = plain.rpartition(".")
     ending = dot + ending if dot and len(ending) <= 5 else ""
     stem = (stem if ending else plain).encode()[: 80 - len(ending)].decode(errors="ignore")
     return stem.strip(" .") + ending
-
-
-def plain_text(path: str) -> str:
-    """A path that any JSON reader takes: bytes of no encoding become replacement characters."""
-    return path.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
 def write(

@@ -1,0 +1,115 @@
+"""Terminals, logs and files take every name and every sentence, whatever their encoding."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import subprocess
+import sys
+import unicodedata
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet
+import pytest
+from PIL import Image
+
+from deepcluster.cli.main import COMMANDS, main
+from deepcluster.engine.assignment import Assignment
+
+NAMES = (
+    os.fsdecode(b"caf\xe9/1.png"), unicodedata.normalize("NFD", "été/é.png"), unicodedata.normalize("NFC", "été/è.png"),
+    "line\nend 😀/a.png", "plain/a, \"b\".png",
+)  # fmt: skip
+BROKEN = os.fsdecode(b"caf\xe9/br\xf6ken.png")
+
+
+def said(monkeypatch: pytest.MonkeyPatch, encoding: str, *words: object) -> str:
+    """What a command prints to streams of an encoding that takes nothing else."""
+    streams = [io.TextIOWrapper(io.BytesIO(), encoding, errors="strict") for _ in range(2)]
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", streams[0])
+        patch.setattr(sys, "stderr", streams[1])
+        try:
+            status = main([str(word) for word in words])
+        except SystemExit as stop:
+            status = int(stop.code or 0)
+        for stream in streams:
+            stream.flush()
+    printed = [stream.buffer.getvalue().decode(encoding) for stream in streams]  # type: ignore[attr-defined]
+    assert status == 0 and "Traceback" not in printed[1], printed
+    return "".join(printed)
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("names") / "photos"
+    colors = np.random.default_rng(0).integers(0, 256, (40, 1, 1, 3))
+    for k, color in enumerate(colors):
+        name = NAMES[k % len(NAMES)]
+        file = root / (name if k < len(NAMES) else f"{name.partition('/')[0]}/{k}.png")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.broadcast_to(color, (12, 12, 3)).astype(np.uint8)).save(file)
+    (root / BROKEN).write_bytes(b"no image")
+    return root
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252", "utf-8"])
+def test_every_command_speaks_to_any_terminal(
+    photos: Path, tmp_path: Path, encoding: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, table = tmp_path / "läuft", tmp_path / "f.npy"
+    small = ("--epochs", 1, "--batch-size", 16, "--method.k", 4, "--method.whiten", 8, "--image-size", 12)
+    told = said(monkeypatch, encoding, "train", "tiny-deepcluster", "--data", photos, "--out", run, *small)
+    assert r"br\xf6ken.png" in told
+    with open(run / "bad_images.csv", encoding="utf-8", newline="") as file:
+        assert [row["path"] for row in csv.DictReader(file)] == [r"caf\xe9/br\xf6ken.png"]
+    for out in (tmp_path / "a.csv", tmp_path / "a.parquet"):
+        said(monkeypatch, encoding, "assign", run, "--data", photos, "--out", out)
+    with open(tmp_path / "a.csv", encoding="utf-8", newline="") as file:
+        paths = [row["path"] for row in csv.DictReader(file)]
+    assert paths == pyarrow.parquet.read_table(tmp_path / "a.parquet")["path"].to_pylist()
+    assert {r"caf\xe9/1.png", *NAMES[1:]} <= set(paths)
+    if encoding != "ascii":
+        return
+    for words in (("doctor", run), ("evaluate", run, "clusters"), ("report", run),
+                  ("features", run, "--data", photos, "--out", table),
+                  ("cluster", table, "--k", 3, "--out", tmp_path / "c.csv")):  # fmt: skip
+        said(monkeypatch, encoding, *words)
+
+
+def test_a_run_folder_needs_a_name_in_utf8(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / os.fsdecode(b"l\xe4uft")
+    assert main(["train", "tiny-deepcluster", "--data", str(photos), "--out", str(out)]) == 2
+    assert r"l\xe4uft, is not in UTF-8" in capsys.readouterr().err and not out.exists()
+
+
+def test_a_table_made_in_python_takes_any_name(tmp_path: Path) -> None:
+    table = Assignment([*NAMES, BROKEN], np.zeros(6, np.int64), np.zeros(6, np.float32))
+    assert pyarrow.parquet.read_table(table.save(tmp_path / "a.parquet"))["path"][0].as_py() == r"caf\xe9/1.png"
+    assert r"caf\xe9/1.png" in table.save(tmp_path / "a.csv").read_text(encoding="utf-8")
+
+
+def test_help_and_presets_speak_to_any_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    for words in (["--help"], ["presets"], ["presets", "tiny-deepcluster"], *([name, "--help"] for name in COMMANDS)):
+        said(monkeypatch, "ascii", *words)
+
+
+def test_warnings_are_sentences(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)
+    main(["--version"])
+    assert warnings.formatwarning("three files are left out →", UserWarning, "x.py", 3) == (
+        "warning: three files are left out →\n"
+    )
+
+
+@pytest.mark.slow
+def test_a_whole_process_in_the_locale_of_old_servers(photos: Path, tmp_path: Path) -> None:
+    plain = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0", "PYTHONIOENCODING": ""}
+    words = ["train", "tiny-deepcluster", "--data", str(photos), "--out", str(tmp_path / "r"), "--epochs", "1"]
+    words += ["--method.k", "4", "--batch-size", "16"]
+    done = subprocess.run([sys.executable, "-m", "deepcluster", *words], capture_output=True, env=os.environ | plain)
+    assert done.returncode == 0 and b"Traceback" not in done.stderr, done.stderr
+    assert r"caf\xe9/br\xf6ken.png" in (tmp_path / "r" / "bad_images.csv").read_text(encoding="utf-8")
