@@ -27,8 +27,8 @@ from deepcluster.data.cache import load_pixels
 from deepcluster.data.open import open_images
 from deepcluster.engine import train as engine
 from deepcluster.engine.log import Screen
-from deepcluster.evaluate.knn import score_features
 from deepcluster.features.extract import extract
+from deepcluster.features.neighbors import score_features
 from deepcluster.models.backbone import Backbone
 from deepcluster.models.zoo import build_backbone
 from deepcluster.presets import find_preset

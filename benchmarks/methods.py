@@ -33,7 +33,7 @@ from deepcluster.data.open import open_images
 from deepcluster.engine import run as runs
 from deepcluster.engine import train as engine
 from deepcluster.engine.log import Screen
-from deepcluster.evaluate.knn import score_features
+from deepcluster.features.neighbors import score_features
 from deepcluster.presets import find_preset
 
 matplotlib.use("Agg")

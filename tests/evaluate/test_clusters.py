@@ -5,13 +5,19 @@ from __future__ import annotations
 import itertools
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from rich.console import Console
 from sklearn import metrics
 from sklearn.cluster import KMeans
 
+from deepcluster.cli.main import main
+from deepcluster.engine.log import Screen
+from deepcluster.engine.model import Model
+from deepcluster.engine.subject import Subject
 from deepcluster.errors import DeepClusterError
 from deepcluster.evaluate.clusters import (
     class_table,
@@ -21,7 +27,11 @@ from deepcluster.evaluate.clusters import (
     score_assignment,
     score_test,
 )
+from deepcluster.evaluate.knn import knn
 from deepcluster.evaluate.result import Result
+from deepcluster.evaluate.retrieval.ground_truth import groups
+from deepcluster.evaluate.tensor_file import trained_file
+from deepcluster.models.zoo import build_backbone
 
 from .conftest import FakeRun, Source, blobs
 
@@ -103,6 +113,19 @@ def test_mistakes_are_sentences(run: FakeRun, train_source: Source) -> None:
         clusters(run, Source(train_source.points, None, (), "plain"))
 
 
+def test_labels_of_one_class_are_refused(run: FakeRun, train_source: Source) -> None:
+    """Against one class any score would be perfect or nothing, in every protocol and for test images too."""
+    one = Source(train_source.points, np.where(np.arange(90) % 2, 1, -1), ("ant", "bee"), "one")
+    protocols: tuple[Any, ...] = (clusters, knn)
+    for protocol in protocols:
+        with pytest.raises(DeepClusterError, match=r"All labeled images of one are of one class \(bee\)"):
+            protocol(run, one)
+        with pytest.raises(DeepClusterError, match=r"one are of one class"):
+            protocol(run, train_source, one)
+    with pytest.raises(DeepClusterError, match="belong to one group"):
+        groups(Source(train_source.points, np.zeros(90, np.int64), ("ant",), "one"))
+
+
 def test_matching_says_what_is_left_over() -> None:
     assert matching(3, 3) == "best one-to-one matching of 3 clusters and 3 classes"
     assert "clusters without a class" in matching(10, 3)
@@ -170,3 +193,19 @@ def test_what_a_run_does_not_whiten_is_whitened(run: FakeRun) -> None:
     anew = {name: score for name, score in clusters(run, k=3).scores.items() if name.startswith("k3_")}
     run.clustered = False
     assert clusters(run, run.source(), k=3).scores == anew
+
+
+def test_an_untrained_network_has_results_of_its_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Evaluating the baseline leaves the scores and files of the trained network; scores are seen where they cannot be
+    kept."""
+    backbone = build_backbone("convnet", image_size=8, widths=(4,), pools=())
+    subject = Subject("net", Model(backbone, torch.zeros(0, backbone.dim)), "cpu", tmp_path)
+    assert subject.untrained().results == tmp_path / "untrained" and subject.results == tmp_path
+    (tmp_path / "file").write_text("")
+    words = ["evaluate", "convnet", "knn", "--untrained", "--image-size", "8", "--data", "digits", "--k", "1"]
+    assert main([*words, "--out", str(tmp_path / "file" / "x")]) == 2
+    captured = capsys.readouterr()
+    assert "knn1_top1" in captured.out and "cannot be written" in captured.err
+    with pytest.raises(DeepClusterError, match="file cannot be written, and the trained classifier is kept there"):
+        subject.results = tmp_path / "file"
+        trained_file(subject, "linear", "settings", Screen(quiet=True))

@@ -11,7 +11,8 @@ from sklearn.metrics.pairwise import cosine_similarity
 from sklearn.neighbors import KNeighborsClassifier
 
 from deepcluster.errors import DeepClusterError
-from deepcluster.evaluate.knn import knn, nearest, score_features, vote
+from deepcluster.evaluate.knn import knn
+from deepcluster.features.neighbors import nearest, score_features, vote
 
 from .conftest import FakeRun, Source, blobs
 

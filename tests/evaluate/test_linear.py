@@ -20,12 +20,13 @@ from deepcluster.engine.model import Model
 from deepcluster.engine.subject import Subject
 from deepcluster.errors import DeepClusterError, Interrupted
 from deepcluster.evaluate.linear import load_probe
-from deepcluster.evaluate.linear.context import ORDER, VIEW
+from deepcluster.evaluate.linear.context import ORDER
 from deepcluster.evaluate.linear.features import FrozenFeatures
 from deepcluster.evaluate.linear.heads import apply_layers, linear_head
 from deepcluster.evaluate.linear.linear import linear
 from deepcluster.evaluate.linear.probe import Probe
 from deepcluster.evaluate.result import Result
+from deepcluster.evaluate.trainer import VIEW
 from deepcluster.models.taps import read_taps
 from deepcluster.models.zoo import build_backbone
 from deepcluster.random import seeded

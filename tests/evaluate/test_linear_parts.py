@@ -76,7 +76,7 @@ def test_test_classes_are_matched_by_name_and_losses_are_counted() -> None:
 @pytest.mark.parametrize(
     "labels, options, sentence",
     [
-        (np.zeros(10, int), {"holdout": 0.5}, "of one class"),
+        (np.zeros(10, int), {"holdout": 0.5}, r"of one class \(a\)"),
         (np.arange(10) % 2, {}, "no test images"),
         (np.arange(10) % 2, {"holdout": 0.5, "test": "x"}, "both"),
         (np.arange(10) % 2, {"holdout": 1.5}, "not a share"),

@@ -116,7 +116,8 @@ def test_the_page_describes_the_run(run: Run) -> None:
     scores = {"knn20_top1": 0.5432, "k10_nmi": 0.4, "k10_nmi_std": 0.0123, "odd": None}
     (folder / "knn.json").write_text(json.dumps({"protocol": "knn", "settings": {"k": [20]}, "scores": scores}))
     (folder / "broken.json").write_text("{")
-    (folder / "other.json").write_text("[1]")
+    for number, other in enumerate(("[1]", '{"scores": 3}', '{"scores": {}, "settings": [1]}', "[" * 50_000, "\0")):
+        (folder / f"other{number}.json").write_text(other)
     [table] = report_text.evaluations(run.folder)
     assert table.rows == [("knn20_top1", "54.3", ""), ("k10_nmi", "40.0", "1.2"), ("odd", "n/a", "")]
     assert table.settings == [("k", "[20]")]

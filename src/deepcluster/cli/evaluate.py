@@ -72,11 +72,12 @@ def command(arguments: list[str]) -> None:
         )
         if not group.is_first:
             return
-    file = result.save(subject.results)
-    if values["json"]:
+    if values["json"]:  # before they are saved, so that they are seen also where they cannot be kept
         print(result.json())
     else:
         screen.console.print(result.table())
+    file = result.save(subject.results)
+    if not values["json"]:
         screen.say(f"{file} holds them with all settings")
 
 

@@ -113,6 +113,7 @@ class Subject:
         """The same network before anything was learned: drawn at random with `seed`."""
         before = copy.copy(self)
         before.name, before.clustered = f"{self.name}, untrained", False
+        before.results = self.results / "untrained"  # what was found about the trained one stays
         before.model = dataclasses.replace(self.model, backbone=self._drawn(seed))
         return before
 

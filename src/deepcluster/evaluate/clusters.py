@@ -7,7 +7,7 @@ in a new clustering.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -15,14 +15,12 @@ import torch
 from deepcluster.clustering import metrics
 from deepcluster.clustering.kmeans import KMeans
 from deepcluster.clustering.whitening import Whitening
-from deepcluster.data.open import open_images
+from deepcluster.data.source import ImageSource
 from deepcluster.engine.log import Screen
 from deepcluster.errors import DeepClusterError
-from deepcluster.evaluate.labels import labels_alike, labels_of
+from deepcluster.evaluate.labels import LabeledSources, open_labeled
+from deepcluster.evaluate.options import check_counts
 from deepcluster.evaluate.result import Result, mean_and_std
-
-if TYPE_CHECKING:
-    from deepcluster.data.source import ImageSource
 
 SCORES = ("nmi", "ami", "ari", "accuracy", "purity")
 WIDTH = 256
@@ -81,22 +79,20 @@ def evaluate_clusters(
     Raises:
         DeepClusterError: fewer images than clusters.
     """
-    whole = np.isfinite(features).all(axis=1)
-    table = np.ascontiguousarray(features[whole], dtype=np.float32)
+    usable = np.isfinite(features).all(axis=1)
+    table = np.ascontiguousarray(features[usable], dtype=np.float32)
     if not 1 <= k <= len(table):
         raise DeepClusterError(f"{len(table)} images cannot be put into k={k} clusters: choose 1 to {len(table)}.")
+    options: dict[str, Any] = {"init": "k-means++", "n_init": n_init, "max_iter": 100, "tol": 1e-4, "device": device}
     found = []
-    for number in range(draws):
-        kmeans = KMeans(
-            k, init="k-means++", n_init=n_init, max_iter=100, tol=1e-4, random_state=seed + number, device=device
-        ).fit(table)
-        assignment = np.asarray(kmeans.labels_, dtype=np.int64)
-        draw = {"seed": seed + number, "k": k, "inertia": float(kmeans.inertia_)}
-        draw |= dict(score_assignment(assignment, labels[whole]))
+    for number in range(seed, seed + draws):
+        kmeans = KMeans(k, **options, random_state=number).fit(table)
+        own = np.asarray(kmeans.labels_, dtype=np.int64), labels[usable]
+        draw = {"seed": number, "k": k, "inertia": float(kmeans.inertia_), **dict(score_assignment(*own))}
         if test is not None and test_labels is not None:
-            usable = np.isfinite(test).all(axis=1)
-            nearest = np.asarray(kmeans.predict(np.ascontiguousarray(test[usable], np.float32)), np.int64)
-            draw |= dict(score_test((assignment, labels[whole]), (nearest, test_labels[usable])))
+            tested = np.isfinite(test).all(axis=1)
+            nearest = np.asarray(kmeans.predict(np.ascontiguousarray(test[tested], np.float32)), np.int64)
+            draw |= dict(score_test(own, (nearest, test_labels[tested])))
         found.append(draw)
     return found
 
@@ -131,29 +127,28 @@ def clusters(
     Raises:
         DeepClusterError: the images have no labels, or `k` does not fit them.
     """
+    check_counts(draws=draws)
     k = k if subject.clustered or k else "classes"
-    source = subject.source() if data is None else open_images(data)
-    asked = None if test is None else open_images(test)
-    if asked is None:
-        labels, answers, names = labels_of(source, "clusters"), None, list(source.classes)
-    else:
-        labels, answers, _ = labels_alike(source, asked, "clusters")
-        names = list(dict.fromkeys([*source.classes, *asked.classes]))
-    if draws < 1:
-        raise DeepClusterError(f"draws={draws} is not a number of repetitions: give 1 or more.")
-    screen = screen or Screen(quiet=True)
+    images, screen = open_labeled(subject, data, test, "clusters"), screen or Screen(quiet=True)
+    labels, names = images.labels, images.classes
     classes = len(np.unique(labels[labels >= 0]))
     found: dict[str, float] = {}
     settings: dict[str, Any] = {
-        "data": source.name,
-        "test": "none: clusters and labels are compared on the same images" if asked is None else asked.name,
+        "data": images.source.name,
+        "test": images.test.name if images.test else "none: clusters and labels are compared on the same images",
         "images": len(labels),
         "classes": classes,
         "nmi": "geometric mean of the two entropies",
     }
     details: dict[str, list[dict[str, Any]]] = {}
+
+    def assigned(source: ImageSource) -> np.ndarray:
+        with screen.bar("assigning", len(source)) as advance:
+            cluster: np.ndarray = subject.assign(source, check=advance).cluster
+        return cluster
+
     if subject.clustered:
-        own = np.asarray(subject.assignment) if data is None else _assigned(subject, source, screen)
+        own = np.asarray(subject.assignment) if data is None else assigned(images.source)
         found |= dict(score_assignment(own, labels))
         known = (own >= 0) & (labels >= 0)
         settings |= {
@@ -163,19 +158,16 @@ def clusters(
             "assignment": "as training left it" if data is None else "nearest centroid of the saved model",
             "accuracy": matching(len(subject.centroids), classes),
         }
-        names = names or [str(number) for number in range(int(labels.max()) + 1)]
         details["classes"] = class_table(own, labels, names)
         on_assignment(own, labels, names)
-        if asked is not None:
-            assert answers is not None
-            found |= score_test((own, labels), (_assigned(subject, asked, screen), answers))
+        if images.test is not None and images.test_labels is not None:
+            found |= score_test((own, labels), (assigned(images.test), images.test_labels))
     drawn: list[dict[str, Any]] = []
     if k is not None:
         count = _count(k, classes)
-        table, tested = _tables(subject, source, asked, count, screen)
-        drawn = evaluate_clusters(
-            table, labels, k=count, draws=draws, seed=seed, n_init=n_init, test=tested, test_labels=answers
-        )
+        table, tested = _features_to_cluster(subject, images, count, screen)
+        options: dict[str, Any] = {"draws": draws, "seed": seed, "n_init": n_init}
+        drawn = evaluate_clusters(table, labels, k=count, **options, test=tested, test_labels=images.test_labels)
         settings |= {
             "k": count,
             "draws": draws,
@@ -187,7 +179,7 @@ def clusters(
         scores = [{name: draw[name] for name in draw if name.removeprefix("test_") in SCORES} for draw in drawn]
         for name, value in mean_and_std(scores).items():
             found[f"test_k{count}_{name[5:]}" if name.startswith("test_") else f"k{count}_{name}"] = value
-    if asked is not None:
+    if images.test is not None:
         settings["test_accuracy"] = "clusters stand for the classes that the other images match them with"
     return Result("clusters", settings, found, drawn, details)
 
@@ -257,22 +249,15 @@ def class_table(assignment: np.ndarray, labels: np.ndarray, names: Sequence[str]
     return rows
 
 
-def _assigned(subject: Any, source: ImageSource, screen: Screen) -> np.ndarray:
-    with screen.bar("assigning", len(source)) as advance:
-        cluster: np.ndarray = subject.assign(source, check=advance).cluster
-    return cluster
-
-
-def _tables(
-    subject: Any, source: ImageSource, test: ImageSource | None, count: int, screen: Screen
+def _features_to_cluster(
+    subject: Any, images: LabeledSources, count: int, screen: Screen
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """Whitened features to cluster, and those of the test images; whitened as the run does, or, where it does not
-    (ODC, a network alone), by the first."""
+    """Whitened features of both sources; whitened as the run does, or, where it does not (ODC, a network alone), as the
+    first source has it."""
     tables = []
-    for images in (source, test):
-        if images is not None:
-            with screen.bar("features", len(images)) as advance:
-                tables.append(subject.features(images, check=advance))
+    for source in filter(None, (images.source, images.test)):
+        with screen.bar("features", len(source)) as advance:
+            tables.append(subject.features(source, check=advance))
     embed: Callable[[np.ndarray], Any]
     if subject.clustered and subject.model.whitening is not None:
         embed = subject.embed
@@ -280,7 +265,7 @@ def _tables(
         usable = tables[0][np.isfinite(tables[0]).all(axis=1)]
         embed = Whitening(min(WIDTH, *usable.shape)).fit(usable).transform
     ready = [leading(np.asarray(embed(table)), count) for table in tables]
-    return ready[0], ready[1] if test is not None else None
+    return ready[0], ready[1] if images.test is not None else None
 
 
 def leading(whitened: np.ndarray, k: int) -> np.ndarray:

@@ -3,24 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 
 from deepcluster.clustering.whitening import Whitening
-from deepcluster.data.open import open_images
+from deepcluster.data.cache import Pixels
 from deepcluster.engine.log import Screen
+from deepcluster.engine.subject import Subject
 from deepcluster.errors import DeepClusterError
-from deepcluster.evaluate.labels import labels_alike, labels_of
+from deepcluster.evaluate.labels import open_labeled
 from deepcluster.evaluate.result import Result
-from deepcluster.features.neighbors import nearest, score_features, vote
-
-__all__ = ["knn", "nearest", "score_features", "vote"]
-
-if TYPE_CHECKING:
-    from deepcluster.data.cache import Pixels
-    from deepcluster.engine.subject import Subject
+from deepcluster.features.neighbors import score_features
 
 
 def knn(
@@ -58,66 +53,48 @@ def knn(
     counts = tuple(sorted(set(k)))
     if not counts or counts[0] < 1:
         raise DeepClusterError(f"k={tuple(k)} is not a number of neighbors: give numbers from 1 up.")
-    bank = subject.source() if data is None else open_images(data)
-    queries = None if test is None else open_images(test)
-    if queries is None:
-        labels = labels_of(bank, "knn")
-        answers, classes = None, int(labels.max()) + 1
-    else:
-        labels, answers, classes = labels_alike(bank, queries, "knn")
+    images, screen = open_labeled(subject, data, test, "knn"), screen or Screen(quiet=True)
+    bank, queries = subject.pixels(images.source), None if images.test is None else subject.pixels(images.test)
 
-    screen = screen or Screen(quiet=True)
-    pixels = subject.pixels(bank)
-    asked = None if queries is None else subject.pixels(queries)
+    def labeled_features(network: Subject, pixels: Pixels, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(N', D) features and (N',) labels of the images that can be decoded and have a label."""
+        with screen.bar("features", len(pixels)) as advance:
+            features = network.features(pixels, tap=tap, check=advance)
+        usable = np.isfinite(features).all(axis=1) & (labels >= 0)
+        if not usable.any():
+            name = pixels.source.name
+            raise DeepClusterError(f"No image of {name} can be decoded and has a label: give another source.")
+        return features[usable], labels[usable]
+
     found: dict[str, float] = {}
     counted: dict[str, Any] = {}
     networks = {"untrained_": subject.untrained()} if baseline else {}
     for prefix, network in {"": subject, **networks}.items():
-        table, kept = _features(network, pixels, labels, tap, screen)
-        tested, truth = (None, None) if asked is None else _features(network, asked, answers, tap, screen)
+        table, known = labeled_features(network, bank, images.labels)
+        tested, truth = None, None
+        if queries is not None and images.test_labels is not None:
+            tested, truth = labeled_features(network, queries, images.test_labels)
         if whitened:
             # a whitening fits one network: the untrained one gets its own, of the same width
             width = len(subject.whitening.components_)
             whitening = Whitening(width).fit(table) if prefix else subject.whitening
             table = whitening.transform(table)
             tested = None if tested is None else whitening.transform(tested)
-        pairs = score_features(
-            table,
-            kept,
-            tested,
-            truth,
-            k=counts,
-            classes=classes,
-            temperature=temperature,
-            device=device or subject.device,
-        )
+        options: dict[str, Any] = {"k": counts, "classes": len(images.classes), "temperature": temperature}
+        pairs = score_features(table, known, tested, truth, **options, device=device or subject.device)
         found |= {prefix + name: value for name, value in pairs}
         counted = {"images_data": len(table), "images_test": len(table if tested is None else tested)}
         counted["dim"] = table.shape[1]
     settings = {
-        "data": bank.name,
-        "test": "each image by all the others (leave one out)" if queries is None else queries.name,
+        "data": images.source.name,
+        "test": "each image by all the others (leave one out)" if images.test is None else images.test.name,
         **counted,
         "k": list(counts),
         "features": (tap or "output") + (", whitened by the run" if whitened else "") + ", L2-normalized",
         "votes": f"top1: softmax of cosine / {temperature:g}; majority_top1: one vote each",
         "temperature": temperature,
-        "leave_one_out": queries is None,
+        "leave_one_out": images.test is None,
     }
     if baseline:
         settings["untrained"] = "the same network with the weights it had before training"
     return Result("knn", settings, found)
-
-
-def _features(
-    subject: Subject, pixels: Pixels, labels: np.ndarray | None, tap: str | None, screen: Screen
-) -> tuple[np.ndarray, np.ndarray]:
-    """(N', D) features and (N',) labels of the images that can be decoded and have a label."""
-    assert labels is not None
-    with screen.bar("features", len(pixels)) as advance:
-        features = subject.features(pixels, tap=tap, check=advance)
-    usable = np.isfinite(features).all(axis=1) & (labels >= 0)
-    if not usable.any():
-        name = pixels.source.name
-        raise DeepClusterError(f"No image of {name} can be decoded and has a label: give another source.")
-    return features[usable], labels[usable]

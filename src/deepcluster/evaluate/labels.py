@@ -1,56 +1,83 @@
-"""Labels for scoring: those a source has, and how the classes of two sources correspond.
-
-This file does not know what is scored; a method never sees what is read here.
-"""
+"""Labels for scoring, which a method never sees, and how the classes of two sources correspond."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
+from deepcluster.data.open import open_images
+from deepcluster.data.source import ImageSource
+from deepcluster.engine.subject import Subject
 from deepcluster.errors import DeepClusterError
-
-if TYPE_CHECKING:
-    from deepcluster.data.source import ImageSource
 
 
 def labels_of(source: ImageSource, protocol: str) -> np.ndarray:
     """(N,) int64 labels of a source; -1 where an image has none.
 
     Raises:
-        DeepClusterError: the source has no label at all.
+        DeepClusterError: the source has no label at all, or one class only.
     """
-    if source.labels is None or not (source.labels >= 0).any():
+    found = np.array([-1]) if source.labels is None else np.unique(source.labels[source.labels >= 0])
+    if source.labels is None or not len(found):
         raise DeepClusterError(
             f"Protocol {protocol} compares with labels and {source.name} has none: give --data a source whose paths"
             " have class folders."
         )
+    if len(found) == 1:
+        name = source.classes[found[0]] if found[0] < len(source.classes) else found[0]
+        raise DeepClusterError(
+            f"All labeled images of {source.name} are of one class ({name}), so a score would say nothing: give a"
+            " source of two classes or more."
+        )
     return np.asarray(source.labels, dtype=np.int64)
 
 
-def labels_alike(bank: ImageSource, test: ImageSource, protocol: str) -> tuple[np.ndarray, np.ndarray, int]:
-    """Labels of two sources in one numbering of classes, matched by the names of the classes.
+@dataclass(frozen=True)
+class LabeledSources:
+    """Images to learn from and, where there are any, images to score, in one numbering of classes.
 
-    A test set may lack a class, and then its own numbers differ from those of the training set.
+    Attributes:
+        labels, test_labels: (N,) and (M,) int64, positions in `classes`; -1 = none.
+        classes: names, or numbers as text where the sources have no names.
+    """
 
-    Returns:
-        (N,) int64 labels of `bank`, (M,) int64 labels of `test`, and the number of classes in either.
+    source: ImageSource
+    test: ImageSource | None
+    labels: np.ndarray
+    test_labels: np.ndarray | None
+    classes: tuple[str, ...]
+
+
+def open_labeled(subject: Subject, data: Any, test: Any, protocol: str) -> LabeledSources:
+    """Opens labeled images; classes of two sources are matched by name, as a test set may lack some.
+
+    Args:
+        data: labeled images; None = the images of the run.
+        test: further ones, or None.
 
     Raises:
-        DeepClusterError: a source has no labels, or the two have no class in common.
+        DeepClusterError: a source has no labels or one class only, or the two have no class in common.
     """
-    own, other = labels_of(bank, protocol), labels_of(test, protocol)
-    if not bank.classes or not test.classes:  # numbers without names can only mean themselves
-        return own, other, int(max(own.max(), other.max())) + 1
-    number = {name: position for position, name in enumerate(bank.classes)}
-    if not any(name in number for name in test.classes):
-        raise DeepClusterError(
-            f"No class of {test.name} ({_some(test.classes)}) is a class of {bank.name} ({_some(bank.classes)}): give"
-            " --test a source of the same classes."
-        )
-    renumbered = np.array([number.setdefault(name, len(number)) for name in test.classes], dtype=np.int64)
-    return own, np.where(other >= 0, renumbered[np.maximum(other, 0)], -1), len(number)
+    source = subject.source() if data is None else open_images(data)
+    labels, names = labels_of(source, protocol), dict.fromkeys(source.classes)
+    tested, answers = None if test is None else open_images(test), None
+    if tested is not None:
+        answers = labels_of(tested, protocol)
+        if source.classes and tested.classes:  # numbers without names can only mean themselves
+            if not any(name in names for name in tested.classes):
+                raise DeepClusterError(
+                    f"No class of {tested.name} ({_some(tested.classes)}) is a class of {source.name}"
+                    f" ({_some(source.classes)}): give --test a source of the same classes."
+                )
+            names |= dict.fromkeys(tested.classes)
+            number = {name: position for position, name in enumerate(names)}
+            renumbered = np.array([number[name] for name in tested.classes])
+            answers = np.where(answers >= 0, renumbered[np.maximum(answers, 0)], -1)
+    largest = max(int(one.max()) for one in (labels, answers) if one is not None)
+    classes = tuple(names) if largest < len(names) else tuple(map(str, range(largest + 1)))
+    return LabeledSources(source, tested, labels, answers, classes)
 
 
 def _some(names: tuple[str, ...]) -> str:

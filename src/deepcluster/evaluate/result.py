@@ -11,14 +11,13 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from deepcluster.errors import DeepClusterError
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
 from deepcluster.io import write_text
-
-if TYPE_CHECKING:
-    from rich.console import RenderableType
-
 
 SHOWN = 60
 """Rows of a table of details that a terminal is shown; the JSON has them all."""
@@ -44,13 +43,7 @@ class Result:
 
     def as_dict(self) -> dict[str, Any]:
         """The parts as plain JSON values; a score that is not a number becomes None."""
-        parts = {
-            "protocol": self.protocol,
-            "settings": self.settings,
-            "scores": self.scores,
-            "draws": self.draws,
-        } | ({"details": self.details} if self.details else {})
-        return {name: _plain(part) for name, part in parts.items()}
+        return {name: _plain(part) for name, part in vars(self).items() if part or name != "details"}
 
     def json(self) -> str:
         """The result as one JSON object."""
@@ -62,32 +55,19 @@ class Result:
         Raises:
             DeepClusterError: the folder cannot be written.
         """
-        file = Path(folder) / f"{self.protocol}.json"
-        try:
-            return write_text(file, self.json() + "\n")
-        except OSError as error:
-            raise DeepClusterError(f"{file} cannot be written ({error.strerror or error}): make room there.") from error
+        return write_text(Path(folder) / f"{self.protocol}.json", self.json() + "\n")
 
     def table(self) -> RenderableType:
         """The scores for the terminal, in per cent, deviations beside their means; then what they mean."""
-        from rich.console import Group
-        from rich.table import Table
-        from rich.text import Text
-
         table = Table(title=self.protocol, title_justify="left")
         table.add_column("score")
         table.add_column("%", justify="right")
-        spread = any(name.endswith("_std") for name in self.scores)
-        if spread:
+        if any(name.endswith("_std") for name in self.scores):
             table.add_column("±", justify="right")
         for name, value in self.scores.items():
-            if name.endswith("_std") and name.removesuffix("_std") in self.scores:
-                continue
-            cells = [name, _percent(value)]
-            if spread:
+            if not (name.endswith("_std") and name.removesuffix("_std") in self.scores):
                 deviation = self.scores.get(f"{name}_std")
-                cells.append("" if deviation is None else _percent(deviation))
-            table.add_row(*cells)
+                table.add_row(name, _percent(value), *([] if deviation is None else [_percent(deviation)]))
         # settings that are sentences; numbers are for the JSON
         notes = [f"{name}: {said}" for name, said in self.settings.items() if isinstance(said, str) and " " in said]
         details = [_detail(name, rows) for name, rows in self.details.items() if len(rows) <= SHOWN]
@@ -107,8 +87,6 @@ def mean_and_std(draws: Sequence[Mapping[str, float]]) -> dict[str, float]:
 
 def _detail(name: str, rows: list[dict[str, Any]]) -> RenderableType:
     """Rows as a table: fractions in per cent, whole numbers and words as they are."""
-    from rich.table import Table
-
     table = Table(title=name, title_justify="left")
     numbers = {column for row in rows for column, value in row.items() if not isinstance(value, str)}
     for column in rows[0] if rows else ():
@@ -116,17 +94,13 @@ def _detail(name: str, rows: list[dict[str, Any]]) -> RenderableType:
         said = column.replace("_", " ") + (" %" if shares else "")
         table.add_column(said, justify="right" if column in numbers else "left")
     for row in rows:
-        table.add_row(
-            *(
-                _percent(value) if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else value
-                for value in row.values()
-            )
-        )
+        table.add_row(*(f"{value:,}" if isinstance(value, int) else _percent(value) for value in row.values()))
     return table
 
 
-def _percent(value: float) -> str:
-    return "n/a" if not math.isfinite(value) else f"{100 * value:.2f}"
+def _percent(value: float | str) -> str:
+    """A fraction in per cent; words as they are."""
+    return value if isinstance(value, str) else f"{100 * value:.2f}" if math.isfinite(value) else "n/a"
 
 
 def _plain(value: Any) -> Any:

@@ -2,20 +2,48 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
+from deepcluster.digest import digest
 from deepcluster.engine.checkpoint import preserve_random_state
+from deepcluster.engine.log import Screen
+from deepcluster.engine.subject import Subject
 from deepcluster.errors import DeepClusterError
 from deepcluster.io import write_safetensors
 from deepcluster.models.backbone import Backbone
 from deepcluster.models.zoo import build_backbone
+from deepcluster.resume import ResumeFile
 
 Network = TypeVar("Network", bound=nn.Module)
+
+
+def trained_file(
+    subject: Subject, protocol: str, depends_on: Any, screen: Screen, save_seconds: float = 300.0
+) -> tuple[Path, ResumeFile]:
+    """The file of what an evaluation trains, and that of its unfinished work; those of other settings, weights or
+    images have other names, so that no evaluation overwrites what another one left.
+
+    Args:
+        depends_on: all that is trained depends on, besides the network.
+
+    Raises:
+        DeepClusterError: the folder cannot be written, which is told before the work and not after it.
+    """
+    folder = Path(subject.results)
+    with contextlib.suppress(OSError):
+        folder.mkdir(parents=True, exist_ok=True)
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise DeepClusterError(f"{folder} cannot be written, and the trained classifier is kept there: give --out.")
+    key = digest(depends_on, subject.backbone.config, subject.backbone)
+    file = folder / f"{protocol}-{key[:8]}.safetensors"
+    return file, ResumeFile(file.with_suffix(".state"), key, save_seconds=save_seconds, say=screen.say)
 
 
 def save_tensors(file: Path, kind: str, about: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Path:

@@ -12,18 +12,25 @@ import math
 from collections.abc import Callable, Generator, Iterable, Mapping, MutableMapping, Sequence
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from deepcluster.data.cache import Pixels
+from deepcluster.data.loader import Loader
+from deepcluster.data.transforms import Transform
 from deepcluster.engine.checkpoint import preserve_random_state
 from deepcluster.engine.log import Screen
 from deepcluster.engine.signals import stop_signals
 from deepcluster.errors import DeepClusterError, Interrupted
+from deepcluster.evaluate.linear.recipes import Recipe, length
 from deepcluster.random import seed_of
 from deepcluster.resume import ResumeFile
+from deepcluster.types import Batch as ImageBatch
 
-STEP = 23
-"""Purpose of the key (seed, STEP, step) that the global generators are seeded with before each step, for dropout."""
+VIEW, STEP = 22, 23
+"""Purposes of the keys (seed, VIEW, epoch) of the views of an epoch, and (seed, STEP, step) that the global generators
+are seeded with before each step, for dropout."""
 CHECK_EVERY = 32
 """Steps between two looks at the losses: each one waits for the GPU."""
 
@@ -160,6 +167,55 @@ def train(
     for module in modules:
         module.eval()
     return losses
+
+
+def train_on_views(
+    modules: Sequence[nn.Module],
+    groups: list[dict[str, Any]],
+    pixels: Pixels,
+    order: Callable[[int], np.ndarray],
+    recipe: Recipe,
+    transform: Transform,
+    loss: Callable[[ImageBatch], Tensor],
+    *,
+    seed: int,
+    device: str | torch.device,
+    fewest: int = 1,
+    by_epochs: bool = True,
+    **more: Any,
+) -> Tensor:
+    """`train` on views of images as a recipe has it.
+
+    Args:
+        groups: parameter groups of SGD with `base_lr`, `weight_decay` and `multiplier`, of the learning rate.
+        order: epoch -> the (n,) images in the order in which they are shown.
+        fewest: decoded images of a batch that can be learned from.
+        by_epochs: save, and say the loss, after each epoch.
+        more: see `train`.
+    """
+    steps, steps_per_epoch = length(recipe, len(order(0)))
+
+    def load(epoch: int, first: int) -> Loader:
+        key, size = (seed, VIEW, epoch), recipe.batch_size
+        own: dict[str, Any] = {"start": first, "device": device, "empty": True}
+        return Loader(pixels, order(epoch), batch_size=size, transform=transform, key=key, **own)
+
+    def learning_rate(step: int, group: Mapping[str, Any]) -> float:
+        lr, decay = float(group["base_lr"]), float(group["weight_decay"])
+        return lr * float(group["multiplier"]) * recipe.factor(step, steps, steps_per_epoch, lr, decay)
+
+    return train(
+        modules,
+        torch.optim.SGD(groups, lr=0.0, momentum=recipe.momentum, nesterov=recipe.nesterov),
+        epochs(load, steps_per_epoch),
+        lambda batch, step: loss(batch) if len(batch.index) >= fewest else None,
+        steps=steps,
+        steps_per_epoch=steps_per_epoch if by_epochs else None,
+        learning_rate=learning_rate,
+        clip=recipe.clip,
+        seed=seed,
+        **more,
+    )
 
 
 def epochs(

@@ -150,21 +150,22 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
 
 
 def evaluations(folder: Path) -> list[Evaluation]:
-    """Every readable RUN/evaluation/*.json, by name."""
+    """Every readable RUN/evaluation/*.json, by name, and those of the untrained network behind them."""
     found = []
-    for file in sorted((folder / "evaluation").glob("*.json")):
+    kept = folder / "evaluation"
+    for file in (*sorted(kept.glob("*.json")), *sorted(kept.glob("untrained/*.json"))):
         try:
             content = json.loads(file.read_text(encoding="utf-8"))
-            scores = content["scores"].items()
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            continue  # a file of someone else's; the page is about the run
-        values = {str(name): value for name, value in scores}
-        rows = [
-            (name, _percent(value), _percent(values.get(f"{name}_std"), empty=""))
-            for name, value in values.items()
-            if not (name.endswith("_std") and name.removesuffix("_std") in values)
-        ]
-        found.append(Evaluation(str(content.get("protocol", file.stem)), rows, flat(content.get("settings") or {})))
+            values, settings = dict(content["scores"]), flat(content.get("settings") or {})
+            rows = [
+                (name, _percent(value), _percent(values.get(f"{name}_std"), empty=""))
+                for name, value in values.items()
+                if not (name.endswith("_std") and name.removesuffix("_std") in values)
+            ]
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            continue  # truncated, or a file of someone else's; the page is about the run
+        untrained = ", untrained" if file.parent != kept else ""
+        found.append(Evaluation(str(content.get("protocol", file.stem)) + untrained, rows, settings))
     return found
 
 

@@ -34,7 +34,7 @@ def test_svms_classify_colors_and_can_be_loaded(subject: Subject, colors: Path) 
     assert set(result.scores) == {"map", "ap_blue", "ap_green", "ap_red"}
     assert "VOC 2007" in result.settings["ap"] and result.settings["images_train"] == 24
     json.loads(result.json())
-    classifier = load_voc_classifier(subject.results / "voc-classification.safetensors", subject)
+    classifier = load_voc_classifier(result.settings["file"].split()[0], subject)
     test = open_voc(colors, "test")
     scores, truth = classifier.scores(test.images), test.labels_matrix()
     assert classifier.classes == ("blue", "green", "red") and scores.shape == (12, 3)
@@ -42,8 +42,8 @@ def test_svms_classify_colors_and_can_be_loaded(subject: Subject, colors: Path) 
         told = truth[:, column] >= 0
         assert average_precision_score(truth[told, column] == 1, scores[told, column]) == 1
     with pytest.raises(DeepClusterError, match="give that network"):
-        load_voc_classifier(subject.results / "voc-classification.safetensors")
-    assert not (subject.results / "voc-classification.state").exists()
+        load_voc_classifier(result.settings["file"].split()[0])
+    assert not list(subject.results.glob("*.state"))
 
 
 def test_several_taps_seeds_and_shots(subject: Subject, colors: Path) -> None:
@@ -65,11 +65,13 @@ def test_fine_tuning_learns_and_its_network_can_be_loaded(subject: Subject, colo
     result = voc_classification(subject, colors, **tuning(mode, 60), crops="ten")
     assert result.scores["map"] > 0.9
     assert result.settings["iterations"] == 60 and result.settings["recipe"] == "deepcluster"
-    classifier = load_voc_classifier(subject.results / "voc-classification.safetensors")
+    classifier = load_voc_classifier(result.settings["file"].split()[0])
     test = open_voc(colors, "test")
     scores, truth = classifier.scores(test.images), test.labels_matrix()
     assert classification_aps(scores, truth).mean() == pytest.approx(result.scores["map"])
-    assert [file.name for file in subject.results.iterdir()] == ["voc-classification.safetensors"]
+    assert [str(file) for file in subject.results.iterdir()] == [result.settings["file"].split()[0]]
+    voc_classification(subject, colors, **tuning(mode, 2))  # leaves what the first one trained
+    assert len(list(subject.results.glob("*.safetensors"))) == 2
 
 
 def test_fine_tuning_killed_in_the_second_of_two_seeds(subject: Subject, colors: Path) -> None:
@@ -113,7 +115,7 @@ def test_refuses(subject: Subject, colors: Path, tmp_path: Path) -> None:
     refused("no split 'minival'", test_split="minival")
     refused("--ap 'best' does not exist", ap="best")
     refused("--seeds 0", seeds=0)
-    refused("--samples", shots=(0,))
+    refused("--shots 0", shots=(0,))
     refused("--mode 'conv' does not exist", mode="conv")
     refused("--crops 'many' does not exist", mode="fc6-8", crops="many")
     refused("--recipe 'caffe' does not exist", mode="all", recipe="caffe")

@@ -21,12 +21,12 @@ from deepcluster.engine.log import Screen
 from deepcluster.engine.subject import Subject
 from deepcluster.errors import DeepClusterError
 from deepcluster.evaluate.linear.recipes import Recipe
+from deepcluster.evaluate.trainer import VIEW
 from deepcluster.evaluate.voc.dataset import open_voc
 from deepcluster.evaluate.voc.finetune import (
     ORDER,
     RANDOM_CROPS,
     TEST,
-    VIEWS,
     Crops,
     FineTuneMode,
     TransferNetwork,
@@ -138,9 +138,7 @@ def test_training_matches_a_plain_loop(subject: Subject, colors: Path, tmp_path:
     order = torch.randperm(24, generator=seeded(1, ORDER)).numpy()
     velocity = [torch.zeros_like(weight) for weight in network.parameters()]
     batches = [
-        b
-        for e in range(2)
-        for b in Loader(pixels, order, batch_size=5, transform=RandomViews(views), key=(1, VIEWS, e))
+        b for e in range(2) for b in Loader(pixels, order, batch_size=5, transform=RandomViews(views), key=(1, VIEW, e))
     ]
     assert [len(batch.index) for batch in batches[:5]] == [5, 5, 5, 5, 4]  # the same order in every epoch
     assert batches[0].index.tolist() == batches[5].index.tolist()

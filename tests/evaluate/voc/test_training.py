@@ -115,17 +115,23 @@ def test_interrupted_and_resumed_is_equal_to_the_bit(tmp_path: Path, shapes: Pat
     whole = run(tmp_path / "whole", shapes, draws=2)
     with pytest.raises(Interrupted):
         run(tmp_path / "parts", shapes, draws=2, screen=Stopping(2))
-    assert (tmp_path / "parts" / f"{protocol}.state").is_file()
+    assert len(list((tmp_path / "parts").glob(f"{protocol}-*.state"))) == 1
     with pytest.raises(Interrupted):  # in the second draw
         run(tmp_path / "parts", shapes, draws=2, screen=Stopping(2 + 1))
     parts = run(tmp_path / "parts", shapes, draws=2)
     assert parts.scores == whole.scores and parts.draws == whole.draws
-    assert not (tmp_path / "parts" / f"{protocol}.state").exists()
-    for name in (f"{protocol}.safetensors", f"{protocol}-1.safetensors"):
-        ours, theirs = load_file(tmp_path / "parts" / name), load_file(tmp_path / "whole" / name)
-        assert ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours)
-    first, second = (load_file(tmp_path / "whole" / f"{protocol}{part}.safetensors") for part in ("", "-1"))
+    assert not list((tmp_path / "parts").glob("*.state"))
+    ours, theirs = ([load_file(file) for file in trained(result)] for result in (parts, whole))
+    for one, other in zip(ours, theirs, strict=True):
+        assert one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+    first, second = ours
     assert any(not torch.equal(first[key], second[key]) for key in first)  # draws differ
+
+
+def trained(result: Result) -> list[Path]:
+    """The files of the networks of all draws, the first draw's first."""
+    file = Path(result.settings["file"])
+    return sorted(file.parent.glob(f"{file.stem}*.safetensors"), key=lambda path: len(path.stem))
 
 
 def test_other_settings_are_not_resumed(tmp_path: Path, shapes: Path) -> None:
@@ -143,7 +149,7 @@ def test_detection_learns_and_records_its_settings(tmp_path: Path, shapes: Path)
     assert result.settings["images_data"] == 15 and result.settings["images_test"] == 8
     assert list(result.settings["left_out"]) == ["JPEGImages/003.jpg"]
     assert result.settings["drops"] == (40,) and result.settings["iterations"] == 56
-    detector = load_detector(tmp_path / "voc-detection.safetensors")
+    detector = load_detector(result.settings["file"])
     found = detector.find(np.array(Image.open(shapes / "JPEGImages/017.jpg")))
     assert found["labels"][0] == "cat"
 
@@ -152,13 +158,13 @@ def test_segmentation_learns_and_frozen_convolutions_do_not_change(tmp_path: Pat
     result = segment(tmp_path / "all", shapes, iterations=60)
     assert result.scores["miou"] > 0.5 and result.scores["pixel_accuracy"] > 0.8
     assert {"iou_background", "iou_cat", "iou_dog"} <= set(result.scores)
-    net = load_segmenter(tmp_path / "all/voc-segmentation.safetensors")
+    net = load_segmenter(result.settings["file"])
     mask = net.segment(np.array(Image.open(shapes / "JPEGImages/017.jpg")))
     assert mask.shape == (SIDE, SIDE) and net.classes[7] == "cat" and (mask == 8).any()
     frozen = segment(tmp_path / "fc", shapes, iterations=3, train="fc6-8")
     assert frozen.settings["train"] == "fc6-8" and "convolutions are frozen" in frozen.settings["protocol"]
-    kept = load_file(tmp_path / "fc/voc-segmentation.safetensors")
-    moved = load_file(tmp_path / "all/voc-segmentation.safetensors")
+    kept = load_file(frozen.settings["file"])
+    moved = load_file(result.settings["file"])
     begun = subject(tmp_path).backbone.trunk.get_submodule("features").state_dict()
     key = "maps.parts.0.0.0.weight"
     assert torch.equal(kept[key], begun["0.0.weight"]) and not torch.equal(moved[key], begun["0.0.weight"])
@@ -179,7 +185,7 @@ def test_fast_rcnn_on_given_regions_with_frozen_convolutions(tmp_path: Path, sha
     more: dict[str, Any] = {"head": "fast", "anchors": (), "train": "fc6-8", "proposals": (tmp_path / "p.npz",)}
     result = detect(tmp_path, shapes, 60, **more)
     assert result.scores["map"] > 0.5
-    kept = load_file(tmp_path / "voc-detection.safetensors")
+    kept = load_file(result.settings["file"])
     expected = subject(tmp_path).backbone.trunk.get_parameter("features.0.0.weight")
     assert torch.equal(kept["maps.parts.0.0.0.weight"], expected)
     assert not any(key.startswith("rpn.") for key in kept)
@@ -268,7 +274,7 @@ def test_command_line(tmp_path: Path, shapes: Path, capsys: pytest.CaptureFixtur
     assert (tmp_path / "voc-detection.json").is_file() and '"max_size": 80' in capsys.readouterr().out
     segmenting = ["--crop", "32", "--batch", "2", "--iterations", "2"]
     assert main(["evaluate", "convnet", "voc-segmentation", *common[1:], *segmenting]) == 0
-    assert (tmp_path / "voc-segmentation.safetensors").is_file()
+    assert len(list(tmp_path.glob("voc-segmentation-*.safetensors"))) == 1
     for protocol in ("voc-detection", "voc-segmentation"):
         assert main(["evaluate", "convnet", protocol, "--untrained"]) == 2
         assert "--data must be given" in capsys.readouterr().err

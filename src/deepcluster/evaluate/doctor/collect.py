@@ -10,7 +10,7 @@ import csv
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from torch import Tensor
@@ -27,10 +27,8 @@ from deepcluster.engine.run import Run
 from deepcluster.engine.subject import short_side
 from deepcluster.errors import BadImage, DeepClusterError
 from deepcluster.evaluate.doctor.views import ViewAgreement, measure
+from deepcluster.models.backbone import Backbone
 from deepcluster.models.heads import STD
-
-if TYPE_CHECKING:
-    from deepcluster.models.backbone import Backbone
 
 T = TypeVar("T")
 

@@ -6,7 +6,9 @@ import json
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from rich.console import RenderableType
 
 from deepcluster.engine.log import Screen
 from deepcluster.engine.run import Run
@@ -18,9 +20,6 @@ from deepcluster.evaluate.doctor import checks_network as network
 from deepcluster.evaluate.doctor.collect import SAMPLE, RunDiagnostics, collect
 from deepcluster.evaluate.doctor.findings import SEVERITIES, Finding, Severity, how_many, suggested_k
 from deepcluster.io import write_text
-
-if TYPE_CHECKING:
-    from rich.console import RenderableType
 
 CHECKS: tuple[Callable[[RunDiagnostics], Iterable[Finding]], ...] = (
     integrity.check_files,

@@ -3,11 +3,11 @@ repetitions with several seeds, settings and files."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, MutableMapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -16,26 +16,25 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from deepcluster.data.loader import Loader
 from deepcluster.data.transforms import CenterCrop, TenCrop
-from deepcluster.digest import digest
 from deepcluster.engine.log import Screen
+from deepcluster.engine.subject import Subject
 from deepcluster.errors import DeepClusterError
 from deepcluster.evaluate.linear.features import PRECISIONS
 from deepcluster.evaluate.linear.heads import Layers, layers_of
 from deepcluster.evaluate.linear.logistic import count_hits
 from deepcluster.evaluate.linear.probe import Classifier, Probe, network_digest
-from deepcluster.evaluate.linear.recipes import Recipe, length
+from deepcluster.evaluate.linear.recipes import Recipe
 from deepcluster.evaluate.linear.splits import LabeledData, Split
+from deepcluster.evaluate.options import check_choice, check_counts
 from deepcluster.evaluate.result import Result, mean_and_std
-from deepcluster.evaluate.trainer import epochs, train
+from deepcluster.evaluate.tensor_file import trained_file
+from deepcluster.evaluate.trainer import train_on_views
 from deepcluster.random import seeded
 from deepcluster.resume import ResumeFile
 from deepcluster.types import Batch
 
-if TYPE_CHECKING:
-    from deepcluster.engine.subject import Subject
-
-ORDER, VIEW = 21, 22
-"""Purposes of keys (seed, purpose, epoch)."""
+ORDER = 21
+"""Purpose of the key (seed, purpose, epoch)."""
 
 Precision = Literal["32", "bf16", "16"]
 Report = Literal["last", "best-epoch"]
@@ -84,8 +83,7 @@ class Evaluation:
         crops, report: see `linear`; report "" where there are no epochs.
         after_step: see `trainer.train`.
         settings: what the result says about how it was made.
-        file: of the trained classifiers; evaluations with other settings, weights or images have other files.
-        resume: the unfinished trainings.
+        file, resume: see `tensor_file.trained_file`.
     """
 
     protocol: str
@@ -121,10 +119,8 @@ class Evaluation:
         """
         self.settings |= settings
         splits = [[s.pixels.source.fingerprint(), s.index, s.labels] for s in (self.data.train, self.data.test)]
-        weights = network_digest(self.subject.backbone)
-        key = digest(self.settings, splits, weights, self.subject.device, depends_on)
-        self.file = Path(self.subject.results) / f"{self.protocol}-{key[:8]}.safetensors"
-        self.resume = ResumeFile(self.file.with_suffix(".state"), key, say=self.screen.say)
+        everything = [self.settings, splits, self.subject.device, depends_on]
+        self.file, self.resume = trained_file(self.subject, self.protocol, everything, self.screen)
 
     def train(
         self,
@@ -134,10 +130,7 @@ class Evaluation:
         recipe: Recipe,
         *,
         seed: int,
-        name: str,
-        autocast: torch.dtype | None = None,
-        notes: MutableMapping[str, Any] | None = None,
-        after_epoch: Callable[[int], object] = lambda done: None,
+        **more: Any,
     ) -> None:
         """Trains the learners' heads in place, in one pass over the images, each as if it were alone.
 
@@ -145,64 +138,34 @@ class Evaluation:
             read: what the heads take; heads that train a whole network take the images.
             recipe: but for learning rates and weight decays, which are the learners'.
             seed: of order, views and dropout.
-            name, autocast, notes, after_epoch: see `trainer.train`.
+            more: see `trainer.train`.
         """
         device = self.subject.device
         heads = [learner.head.to(device) for learner in learners]
-        steps, steps_per_epoch = length(recipe, len(split))
-        optimizer = torch.optim.SGD(
-            [group for learner in learners for group in learner.parameter_groups()],
-            lr=0.0,
-            momentum=recipe.momentum,
-            nesterov=recipe.nesterov,
-        )
-        transform = recipe.transform(self.subject.backbone)
         labels = _labels_by_index(split, device)
-        # Batch-norm over vectors needs two of them.
-        fewest = 2 if any(isinstance(module, _BatchNorm) for head in heads for module in head.modules()) else 1
 
-        def load(epoch: int, first: int) -> Loader:
-            order = torch.randperm(len(split), generator=seeded(seed, ORDER, epoch)).numpy()
-            return Loader(
-                split.pixels,
-                split.index[order],
-                batch_size=recipe.batch_size,
-                transform=transform,
-                key=(seed, VIEW, epoch),
-                start=first,
-                device=device,
-                empty=True,
-            )
-
-        def loss(batch: Batch, step: int) -> Tensor | None:
-            if len(batch.index) < fewest:
-                return None
+        def loss(batch: Batch) -> Tensor:
             inputs, targets = read(batch.views[0]), labels[batch.index.to(device)]
             losses = [F.cross_entropy(learner.head(inputs[learner.tap]), targets) for learner in learners]
             # The heads share no parameter, so the gradient of the sum is each one's own.
             return torch.stack([own.float() for own in losses]).sum()
 
-        def learning_rate(step: int, group: Mapping[str, Any]) -> float:
-            lr, decay = float(group["base_lr"]), float(group["weight_decay"])
-            return lr * float(group["multiplier"]) * recipe.factor(step, steps, steps_per_epoch, lr, decay)
-
-        train(
+        train_on_views(
             heads,
-            optimizer,
-            epochs(load, steps_per_epoch),
+            [group for learner in learners for group in learner.parameter_groups()],
+            split.pixels,
+            lambda epoch: split.index[torch.randperm(len(split), generator=seeded(seed, ORDER, epoch)).numpy()],
+            recipe,
+            recipe.transform(self.subject.backbone),
             loss,
-            steps=steps,
-            steps_per_epoch=steps_per_epoch,
-            learning_rate=learning_rate,
-            clip=recipe.clip,
-            autocast=autocast,
             seed=seed,
+            device=device,
+            # batch-norm over vectors needs two of them
+            fewest=2 if any(isinstance(module, _BatchNorm) for head in heads for module in head.modules()) else 1,
             resume=self.resume,
-            notes=notes,
             after_step=self.after_step,
-            after_epoch=after_epoch,
             screen=self.screen,
-            name=name,
+            **more,
         )
 
     @torch.no_grad()
@@ -323,18 +286,11 @@ def _labels_by_index(split: Split, device: str | torch.device) -> Tensor:
     return labels.to(device)
 
 
-def check_choice(option: str, value: Any, choices: Collection[Any]) -> None:
-    """Raises: DeepClusterError: the value of an option is none of its choices."""
-    if value not in choices:
-        raise DeepClusterError(f"--{option} {value!r} does not exist: choose one of {', '.join(map(str, choices))}.")
-
-
 def check_common(crops: int, report: str, seeds: int, folds: int, precision: str) -> None:
     """Raises: DeepClusterError: a value that makes no sense."""
     check_choice("crops", crops, (1, 10))
     check_choice("report", report, REPORTS)
     check_choice("precision", precision, PRECISIONS)
-    if seeds < 1:
-        raise DeepClusterError(f"--seeds {seeds} is too few: give 1 or more.")
+    check_counts(seeds=seeds)
     if folds < 2:
         raise DeepClusterError(f"--folds {folds} leaves nothing to learn from: give 2 or more.")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,14 +14,12 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from deepcluster.data.loader import Loader
 from deepcluster.data.transforms import CenterCrop, Transform
 from deepcluster.engine.log import Screen
+from deepcluster.engine.subject import Subject
 from deepcluster.errors import DeepClusterError
 from deepcluster.evaluate.linear.pooling import OUTPUT, Pooling
 from deepcluster.evaluate.linear.splits import Split
 from deepcluster.models.backbone import Backbone
 from deepcluster.models.sync_batchnorm import revert_sync_batchnorm
-
-if TYPE_CHECKING:
-    from deepcluster.engine.subject import Subject
 
 PRECISIONS = {"32": None, "bf16": torch.bfloat16, "16": torch.float16}
 

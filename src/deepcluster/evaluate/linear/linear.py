@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from deepcluster.engine.log import Screen
+from deepcluster.engine.subject import Subject
 from deepcluster.errors import DeepClusterError
-from deepcluster.evaluate.linear.context import Evaluation, Learner, Precision, Report, check_choice, check_common
+from deepcluster.evaluate.linear.context import Evaluation, Learner, Precision, Report, check_common
 from deepcluster.evaluate.linear.features import FrozenFeatures, extract_splits
 from deepcluster.evaluate.linear.heads import linear_head
 from deepcluster.evaluate.linear.logistic import DECAYS, cross_validated_fit, top_accuracies
@@ -18,10 +19,8 @@ from deepcluster.evaluate.linear.pooling import OUTPUT, Pooling, poolings
 from deepcluster.evaluate.linear.probe import Classifier
 from deepcluster.evaluate.linear.recipes import LINEAR, Recipe, Schedule, default_recipe, override
 from deepcluster.evaluate.linear.splits import split_data, stratified_folds
+from deepcluster.evaluate.options import check_choice
 from deepcluster.evaluate.result import Result
-
-if TYPE_CHECKING:
-    from deepcluster.engine.subject import Subject
 
 LOGISTIC = "logistic"
 NO_NORM = ("alexnet", "vgg16")

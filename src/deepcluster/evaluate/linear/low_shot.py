@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -17,8 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from deepcluster.engine.log import Screen
+from deepcluster.engine.subject import Subject
 from deepcluster.errors import DeepClusterError
-from deepcluster.evaluate.linear.context import Evaluation, Learner, Precision, check_choice, check_common
+from deepcluster.evaluate.linear.context import Evaluation, Learner, Precision, check_common
 from deepcluster.evaluate.linear.features import PRECISIONS, extract_splits
 from deepcluster.evaluate.linear.heads import layers_of, linear_head
 from deepcluster.evaluate.linear.logistic import LOSSES, Solver, cross_validated_fit, top_accuracies
@@ -26,13 +27,11 @@ from deepcluster.evaluate.linear.pooling import OUTPUT, poolings
 from deepcluster.evaluate.linear.probe import Classifier, network_digest
 from deepcluster.evaluate.linear.recipes import SEMI_SUPERVISED, Recipe, Schedule, override
 from deepcluster.evaluate.linear.splits import LabeledData, Split, draw_shots, split_data
+from deepcluster.evaluate.options import check_choice
 from deepcluster.evaluate.result import Result, mean_and_std
 from deepcluster.models.backbone import Backbone
 from deepcluster.models.export import export_backbone
 from deepcluster.models.sync_batchnorm import revert_sync_batchnorm
-
-if TYPE_CHECKING:
-    from deepcluster.engine.subject import Subject
 
 SHOTS = (1, 2, 4, 8, 16)
 HEAD_MULTIPLIER = 10.0

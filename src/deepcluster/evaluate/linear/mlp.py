@@ -8,24 +8,23 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from torch import nn
 
 from deepcluster.engine.log import Screen
+from deepcluster.engine.subject import Subject
 from deepcluster.errors import DeepClusterError
-from deepcluster.evaluate.linear.context import Evaluation, Learner, Precision, Report, check_choice, check_common
+from deepcluster.evaluate.linear.context import Evaluation, Learner, Precision, Report, check_common
 from deepcluster.evaluate.linear.features import FrozenFeatures
 from deepcluster.evaluate.linear.heads import DROPOUT, fully_connected, perceptron
 from deepcluster.evaluate.linear.pooling import OUTPUT, Pooling
 from deepcluster.evaluate.linear.probe import Classifier
 from deepcluster.evaluate.linear.recipes import MLP, Schedule, override
 from deepcluster.evaluate.linear.splits import split_data
+from deepcluster.evaluate.options import check_choice
 from deepcluster.evaluate.result import Result
 from deepcluster.models.alexnet import ConvThenLinear
-
-if TYPE_CHECKING:
-    from deepcluster.engine.subject import Subject
 
 FEATURES = "features"
 """The submodule of AlexNet's and VGG-16's trunk that holds the convolutions."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ import torch.nn.functional as F
 
 from deepcluster.data.transforms import CenterCrop
 from deepcluster.digest import digest
+from deepcluster.engine.subject import Subject
 from deepcluster.errors import DeepClusterError
 from deepcluster.evaluate.linear.features import FrozenFeatures
 from deepcluster.evaluate.linear.heads import Layers, apply_layers
@@ -20,9 +21,6 @@ from deepcluster.evaluate.linear.pooling import Pooling
 from deepcluster.evaluate.linear.splits import Split
 from deepcluster.evaluate.tensor_file import read_tensors, save_tensors
 from deepcluster.models.backbone import Backbone
-
-if TYPE_CHECKING:
-    from deepcluster.engine.subject import Subject
 
 KIND = "deepcluster probe"
 """The metadata entry that tells such a file from others."""

@@ -5,20 +5,16 @@ Every draw comes from a key (seed, purpose), so that it can be repeated.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from deepcluster.data.cache import Pixels
-from deepcluster.data.open import open_images
+from deepcluster.engine.subject import Subject
 from deepcluster.errors import DeepClusterError
-from deepcluster.evaluate.labels import labels_alike, labels_of
+from deepcluster.evaluate.labels import open_labeled
 from deepcluster.random import seed_of
-
-if TYPE_CHECKING:
-    from deepcluster.engine.subject import Subject
 
 HOLDOUT, FOLDS, SHOTS = 11, 12, 13
 """Purposes of keys."""
@@ -103,51 +99,31 @@ def split_data(
         raise DeepClusterError(
             f"Protocol {protocol} {problem}: give --test SOURCE, or --holdout 0.2 for a fifth of the data."
         )
-    source = subject.source() if data is None else open_images(data)
-    if holdout is not None:
-        if not 0 < holdout < 1:
-            raise DeepClusterError(f"--holdout {holdout:g} is not a share of the images: give one between 0 and 1.")
-        labels = labels_of(source, protocol)
-        every = _labeled(subject.pixels(source), labels)
-        held_out = _held_out(every.labels, holdout, seed)
-        found = LabeledData(
-            every.subset(np.flatnonzero(~held_out)),
-            every.subset(np.flatnonzero(held_out)),
-            _class_names(source.classes, int(labels.max()) + 1),
-            int((labels < 0).sum()),
-            f"{100 * holdout:g} % of each class of {source.name}, held out with seed {seed}",
-        )
+    if holdout is not None and not 0 < holdout < 1:
+        raise DeepClusterError(f"--holdout {holdout:g} is not a share of the images: give one between 0 and 1.")
+    images = open_labeled(subject, data, test, protocol)
+    train = _labeled(subject.pixels(images.source), images.labels)
+    unlabeled = int((images.labels < 0).sum())
+    if images.test is None or images.test_labels is None:
+        assert holdout is not None
+        held_out = _held_out(train.labels, holdout, seed)
+        train, tested = (train.subset(np.flatnonzero(rows)) for rows in (~held_out, held_out))
+        described = f"{100 * holdout:g} % of each class of {images.source.name}, held out with seed {seed}"
     else:
-        test_source = open_images(test)
-        labels, test_labels, count = labels_alike(source, test_source, protocol)
-        found = LabeledData(
-            _labeled(subject.pixels(source), labels),
-            _labeled(subject.pixels(test_source), test_labels),
-            _class_names(tuple(dict.fromkeys([*source.classes, *test_source.classes])), count),
-            int((labels < 0).sum() + (test_labels < 0).sum()),
-            test_source.name,
-        )
-    for split, name in ((found.train, "training"), (found.test, "test")):
+        tested, described = _labeled(subject.pixels(images.test), images.test_labels), images.test.name
+        unlabeled += int((images.test_labels < 0).sum())
+    for split, name in ((train, "training"), (tested, "test")):
         if not split.decodable().any():
             raise DeepClusterError(
                 f"There are no {name} images: none of {split.pixels.source.name} is in that split, has a label and can"
                 " be decoded; give other --data, --test or --holdout."
             )
-    if len(np.unique(found.train.labels)) < 2:
-        raise DeepClusterError(
-            f"All training images of {source.name} are of one class, so there is nothing to distinguish: give images"
-            " of two classes or more."
-        )
-    return found
+    return LabeledData(train, tested, images.classes, unlabeled, described)
 
 
 def _labeled(pixels: Pixels, labels: np.ndarray) -> Split:
     index = np.flatnonzero(labels >= 0)
     return Split(pixels, index, labels[index])
-
-
-def _class_names(names: Sequence[str], count: int) -> tuple[str, ...]:
-    return tuple(names) if len(names) == count else tuple(str(number) for number in range(count))
 
 
 def _held_out(labels: np.ndarray, share: float, seed: int) -> np.ndarray:

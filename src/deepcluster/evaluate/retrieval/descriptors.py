@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from deepcluster.clustering.whitening import Whitening
+from deepcluster.data.cache import Pixels
 from deepcluster.data.open import open_images
 from deepcluster.digest import digest
+from deepcluster.engine.subject import Subject
 from deepcluster.errors import BadImage, DeepClusterError
 from deepcluster.evaluate.linear.pooling import tap_shapes
 from deepcluster.evaluate.retrieval.images import ImageSubset
@@ -23,10 +25,6 @@ from deepcluster.features.block_reader import normalize_rows
 from deepcluster.models.backbone import Backbone
 from deepcluster.models.taps import read_taps
 from deepcluster.resume import ResumeFile
-
-if TYPE_CHECKING:
-    from deepcluster.data.cache import Pixels
-    from deepcluster.engine.subject import Subject
 
 Advance = Callable[[int], None]
 PIXELS_PER_BATCH = {"cpu": 1 << 20, "cuda": 1 << 23}

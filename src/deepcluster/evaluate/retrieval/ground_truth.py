@@ -194,6 +194,11 @@ def groups(source: ImageSource, pattern: str | None = None) -> GroundTruth:
             f"No two of the {len(paths)} images of {source.name}{example}, belong together {how}: give --group a"
             " pattern whose parenthesis matches the same text for images of the same thing."
         )
+    if len(members) == 1 and len(queries) == len(paths):
+        raise DeepClusterError(
+            f"All images of {source.name} belong to one group, so everything found would be right: give images of two"
+            " groups or more."
+        )
     sets = {
         "ok": tuple(members[str(group[index])] for index in queries),
         "junk": tuple(np.array([index]) for index in queries),

@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -15,6 +15,7 @@ from deepcluster.data.open import must_exist, open_images
 from deepcluster.data.source import ImageSource
 from deepcluster.digest import digest
 from deepcluster.engine.log import Screen
+from deepcluster.engine.subject import Subject
 from deepcluster.errors import DeepClusterError
 from deepcluster.evaluate.result import Result
 from deepcluster.evaluate.retrieval.descriptors import (
@@ -36,10 +37,6 @@ from deepcluster.evaluate.retrieval.ranking import score_rankings
 from deepcluster.evaluate.retrieval.whitening import load_whitening, save_whitening
 from deepcluster.io import write_atomic, write_text
 from deepcluster.resume import ResumeFile
-
-if TYPE_CHECKING:
-    from deepcluster.engine.subject import Subject
-
 
 Features = Literal["rmac", "mac", "spoc", "gem", "pool"]
 
@@ -127,7 +124,7 @@ def retrieval(
     settings: dict[str, Any] = {}
     networks = {"": subject, **({"untrained_": subject.untrained(seed)} if baseline else {})}
     for prefix, network in networks.items():
-        file = subject.results / ("retrieval-untrained.npy" if prefix else "retrieval.npy")
+        file = network.results / "retrieval.npy"
         usable, database, queries, notes = search.describe(make_extractor(network), file)
         found, single = score_rankings(usable, database, queries, expansion=query_expansion, device=subject.device)
         scores |= {prefix + name: value for name, value in found.items()}

@@ -20,11 +20,11 @@ from deepcluster.engine.checkpoint import preserve_random_state
 from deepcluster.engine.log import Screen
 from deepcluster.engine.subject import Subject
 from deepcluster.errors import DeepClusterError
-from deepcluster.evaluate.linear.context import check_choice
 from deepcluster.evaluate.linear.pooling import OUTPUT, poolings
 from deepcluster.evaluate.linear.recipes import Recipe
+from deepcluster.evaluate.options import check_choice, check_counts, check_not_given
 from deepcluster.evaluate.result import Result, mean_and_std
-from deepcluster.evaluate.tensor_file import save_tensors
+from deepcluster.evaluate.tensor_file import save_tensors, trained_file
 from deepcluster.evaluate.voc.average_precision import Rule, classification_aps, mean_ap
 from deepcluster.evaluate.voc.classifier import PROTOCOL, pooled_features, save_svms
 from deepcluster.evaluate.voc.dataset import VOC, open_voc
@@ -69,13 +69,8 @@ RULES: dict[Rule, str] = {
 
 @dataclass(frozen=True)
 class ClassificationTask:
-    """What both ways of classifying are given.
-
-    Attributes:
-        train, test: the two splits, of N and M images.
-        labels, truth: (N, C) and (M, C) 1, 0 or -1.
-        seeds: of the draws.
-    """
+    """What both ways of classifying are given: two splits of N and M images, their (N, C) and (M, C) labels, which are
+    1, 0 or -1, and the seeds of the draws."""
 
     subject: Subject
     train: VOC
@@ -86,17 +81,11 @@ class ClassificationTask:
     seeds: Sequence[int]
     screen: Screen
 
-    @property
-    def file(self) -> Path:
-        """Of what the first seed trained."""
-        return self.subject.results / f"{PROTOCOL}.safetensors"
-
-    def resume(self, depends_on: Any, save_seconds: float = 300.0) -> ResumeFile:
-        """The file of an evaluation that was stopped."""
+    def files(self, depends_on: Any, save_seconds: float = 300.0) -> tuple[Path, ResumeFile]:
+        """See `trained_file`."""
         images = [self.train.images.fingerprint(), self.test.images.fingerprint()]
-        everything = [depends_on, images, self.labels, self.truth, self.ap, self.subject.backbone]
-        file = self.file.with_suffix(".state")
-        return ResumeFile(file, everything, save_seconds=save_seconds, say=self.screen.say)
+        everything = [depends_on, images, self.labels, self.truth, self.ap, list(self.seeds)]
+        return trained_file(self.subject, PROTOCOL, everything, self.screen, save_seconds)
 
     def scores(self, scores: np.ndarray, rows: np.ndarray) -> dict[str, float]:
         """`map` and `ap_CLASS` of (m, C) scores of the test images `rows`."""
@@ -135,7 +124,7 @@ def voc_classification(
     """Mean average precision of classifying a PASCAL VOC set, by SVMs on frozen features or by fine-tuning.
 
     Scores are `map` and `ap_CLASS`; with several taps each begins with the tap's name, and with few shots there are
-    `map_NUMBERshot`. What the first seed trained is saved as voc-classification.safetensors beside the result.
+    `map_NUMBERshot`. What the first seed trained is saved beside the result.
 
     Args:
         subject: the network to evaluate.
@@ -171,27 +160,19 @@ def voc_classification(
     """
     check_choice("ap", ap, get_args(Rule))
     check_choice("mode", mode, get_args(Mode))
-    if seeds < 1:
-        raise DeepClusterError(f"--seeds {seeds} is not a number of repetitions: give 1 or more.")
+    check_counts(seeds=seeds, shots=shots, samples=samples, hidden=hidden)
     of_svm = {"taps": taps, "shots": shots, "samples": samples, "costs": costs}
     changes = {"iterations": iterations, "batch_size": batch_size, "lr": lr, "step": step, "weight_decay": weight_decay}
-    of_tuning = changes | {
-        "recipe": recipe,
-        "crops": crops,
-        "train_batchnorm": train_batchnorm or None,
-        "hidden": hidden,
-    }
-    for option, value in (of_tuning if mode == "svm" else of_svm).items():
-        if value is not None:
-            raise DeepClusterError(f"--{option.replace('_', '-')} has no meaning with --mode {mode}: leave it out.")
+    of_tuning = {"recipe": recipe, "crops": crops, "train_batchnorm": train_batchnorm or None, "hidden": hidden}
+    others = changes | of_tuning if mode == "svm" else of_svm
+    check_not_given(f"has no meaning with --mode {mode}: leave it out", **others)
     if mode == "svm":
         if samples is not None and not shots:
             raise DeepClusterError("--samples counts draws of few shots: give --shots, too.")
-        if any(count < 1 for count in (*(shots or ()), SAMPLES if samples is None else samples)):
-            raise DeepClusterError("--shots and --samples count images and draws: give numbers from 1 up.")
     else:
-        _check_tuning(subject, mode, recipe or "deepcluster", crops or "random", train_batchnorm, hidden)
-        tuning = recipe_of(recipe or "deepcluster", mode, **changes)
+        recipe, crops = recipe or "deepcluster", crops or "random"
+        _check_tuning(subject, mode, recipe, crops, train_batchnorm, hidden)
+        tuning = recipe_of(recipe, mode, **changes)
     screen = screen or Screen(quiet=True)
     train = open_voc(data, split)
     held = open_voc(data if test is None else test, test_split, classes=train.classes)
@@ -213,7 +194,7 @@ def voc_classification(
     else:
         layers = {"train_batchnorm": train_batchnorm, "draw_top": recipe == "deepercluster", "hidden": hidden or HIDDEN}
         draws, said = _by_tuning(task, mode, tuning, layers, crops or "random", after_step)
-        said["recipe"] = recipe or "deepcluster"
+        said["recipe"] = recipe
     settings = {
         "data": train.name,
         "split": split,
@@ -239,8 +220,6 @@ def _check_tuning(
     check_choice("crops", crops, get_args(Crops))
     if hidden is not None and (isinstance(subject.backbone.trunk, ConvThenLinear) or mode == "all"):
         raise DeepClusterError("--hidden is the width of layers that are not added here: leave it out.")
-    if hidden is not None and hidden < 1:
-        raise DeepClusterError(f"--hidden {hidden} is not a width: give 1 or more.")
     if train_batchnorm and mode == "all":
         raise DeepClusterError("--mode all trains batch-norm anyway: leave out --train-batchnorm.")
     if train_batchnorm and not batch_norms(subject.backbone):
@@ -253,6 +232,7 @@ def _by_svm(
     """One draw for each seed, and settings; saves the SVMs of the first seed."""
     subject, screen = task.subject, task.screen
     pools = poolings(subject.backbone, taps)
+    file, resume = task.files([list(costs), list(map(str, pools.values())), subject.image_size], SVM_SAVE_SECONDS)
     tables = []
     for voc in (task.train, task.test):
         # each image is read once, at its full size: nothing is worth keeping
@@ -261,7 +241,6 @@ def _by_svm(
             tables.append(pooled_features(subject.backbone, pixels, pools, subject.device, advance))
     (rows, features), (test_rows, test_features) = tables
     labels = task.labels[rows]
-    resume = task.resume([list(costs), list(map(str, pools.values())), subject.image_size], SVM_SAVE_SECONDS)
 
     def fit(tap: str, seed: int) -> list[dict[str, Any] | None]:
         with screen.bar(f"SVMs of {tap}", labels.shape[1], "classes") as advance:
@@ -306,7 +285,7 @@ def _by_svm(
         "short_side": None,
         "costs": {tap: [None if svm is None else svm.cost for svm in row] for tap, row in first.items()},
     }
-    save_svms(task.file, first, about)
+    save_svms(file, first, about)
     resume.remove()
     settings: dict[str, Any] = {
         "features": f"{', '.join(f'{tap}: {pool}' for tap, pool in pools.items())}, L2-normalized",
@@ -316,6 +295,7 @@ def _by_svm(
         "costs": list(costs),
         "shots": list(shots),
         "images_described": len(rows),
+        "file": f"{file} (load_voc_classifier reads it)",
     }
     if shots:
         settings["samples"] = samples
@@ -335,7 +315,7 @@ def _by_tuning(
     after_step: Callable[[int], object],
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """One draw for each seed, and settings; saves the network of the first seed."""
-    subject, screen, classes = task.subject, task.screen, task.train.classes
+    subject, screen, classes, device = task.subject, task.screen, task.train.classes, task.subject.device
     views = recipe.resized_views(subject.backbone)
     # the smallest crop that is drawn still has as many pixels as the network sees
     short_side = int(np.ceil(subject.image_size / np.sqrt((views.crop_scale or (1.0,))[0])))
@@ -349,39 +329,21 @@ def _by_tuning(
         "short_side": short_side,
         "crops": crops,
     }
+    file, resume = task.files([about, recipe])
     pixels, held = (load_split(voc, subject, screen, short_side) for voc in (task.train, task.test))
-    resume = task.resume([about, recipe])
 
     def one_draw(seed: int) -> dict[str, Any]:
         with preserve_random_state():
             torch.manual_seed(seed_of(seed, BUILD))
             network = TransferNetwork(copy.deepcopy(subject.backbone).cpu(), len(classes), mode, **layers)
-        loss = finetune(
-            network,
-            pixels,
-            task.labels,
-            recipe,
-            views,
-            seed=seed,
-            device=subject.device,
-            resume=resume,
-            screen=screen,
-            after_step=after_step,
-        )
-        with screen.bar("test", len(held)) as advance:
-            logits = summed_logits(
-                network,
-                held,
-                views,
-                len(classes),
-                crops=crops,
-                seed=seed,
-                device=subject.device,
-                after_batch=advance,
-            )
+        options: dict[str, Any] = {"resume": resume, "screen": screen, "after_step": after_step}
+        loss = finetune(network, pixels, task.labels, recipe, views, seed=seed, device=device, **options)
+        with screen.bar("test", len(held)) as bar:
+            options = {"crops": crops, "seed": seed, "device": device, "after_batch": bar}
+            logits = summed_logits(network, held, views, len(classes), **options)
         good = np.flatnonzero(np.isfinite(logits).all(axis=1))
         if seed == task.seeds[0]:
-            save_tensors(task.file, PROTOCOL, about, network.state_dict())
+            save_tensors(file, PROTOCOL, about, network.state_dict())
         return {"seed": seed, **task.scores(logits[good], good), "loss": loss}
 
     draws = [resume.run(f"seed {seed}", partial(one_draw, seed)) for seed in task.seeds]
@@ -398,6 +360,7 @@ def _by_tuning(
         "tested": f"sum of the logits of {count} {crops} crop(s)",
         "image_size": subject.image_size,
         "images_scored": len(held.good),
+        "file": f"{file} (load_voc_classifier reads it)",
     }
 
 

@@ -118,7 +118,7 @@ def _build(backbone: Backbone, about: dict[str, Any]) -> TransferNetwork:
 
 
 def load_voc_classifier(file: str | Path, subject: Subject | None = None, device: str = "auto") -> VOCClassifier:
-    """Reads the `voc-classification.safetensors` that an evaluation wrote.
+    """Reads the file of a classifier that an evaluation trained; its result names it.
 
     Args:
         subject: for SVMs, the network they were trained on (`engine.run.load_subject`); a fine-tuned network needs

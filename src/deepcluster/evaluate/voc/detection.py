@@ -9,7 +9,7 @@ import dataclasses
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -17,8 +17,9 @@ from torch import Tensor
 
 from deepcluster.engine.checkpoint import preserve_random_state
 from deepcluster.engine.log import Screen
+from deepcluster.engine.subject import Subject
 from deepcluster.errors import DeepClusterError
-from deepcluster.evaluate.linear.context import check_choice
+from deepcluster.evaluate.options import check_choice
 from deepcluster.evaluate.result import Result
 from deepcluster.evaluate.voc.average_precision import DetectionRule, Detections, detection_aps, mean_ap
 from deepcluster.evaluate.voc.dataset import open_voc
@@ -27,11 +28,8 @@ from deepcluster.evaluate.voc.maps import freeze_batch_norms
 from deepcluster.evaluate.voc.proposals import read_proposals
 from deepcluster.evaluate.voc.training import Examples, SGDConfig, Trained, train_and_score
 from deepcluster.models.alexnet import ConvThenLinear
+from deepcluster.models.backbone import Backbone
 from deepcluster.random import seeded
-
-if TYPE_CHECKING:
-    from deepcluster.engine.subject import Subject
-    from deepcluster.models.backbone import Backbone
 
 FLIP = 4
 """Purpose of the key of random flips."""

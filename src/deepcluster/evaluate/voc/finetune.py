@@ -18,21 +18,18 @@ from deepcluster.data.cache import Pixels
 from deepcluster.data.loader import Loader
 from deepcluster.data.transforms import CenterCrop, RandomViews, TenCrop, Transform
 from deepcluster.data.views import ViewGroup
-from deepcluster.engine.log import Screen
 from deepcluster.errors import DeepClusterError
 from deepcluster.evaluate.linear.recipes import MLP, Recipe, override
-from deepcluster.evaluate.trainer import epochs, train
+from deepcluster.evaluate.trainer import train_on_views
 from deepcluster.models.alexnet import ConvThenLinear
 from deepcluster.models.backbone import Backbone
 from deepcluster.random import seeded
-from deepcluster.resume import ResumeFile
-from deepcluster.types import Batch
 
 HIDDEN = 4096  # fc6 and fc7 of AlexNet
 RANDOM_CROPS = 10
 TEST_BATCH = 16
 """Test images at a time, of up to ten crops each."""
-ORDER, VIEWS, BUILD, TEST = 21, 22, 24, 31
+ORDER, BUILD, TEST = 21, 24, 31
 """Purposes of the keys of random draws."""
 
 FineTuneMode = Literal["fc6-8", "all"]
@@ -153,20 +150,15 @@ def finetune(
     *,
     seed: int,
     device: str,
-    resume: ResumeFile,
-    screen: Screen,
-    after_step: Callable[[int], object] = lambda done: None,
+    **more: Any,
 ) -> float:
-    """Trains `network` in place, from the state of the running stage of `resume` on.
+    """Trains `network` in place and gives the mean loss of the last tenth of the iterations.
 
     Args:
         pixels: N training images.
         labels: (N, C) 1, 0 or -1; an image without any known label is not shown.
         seed: of the order, the views and dropout.
-        after_step: called with the number of iterations done; may raise.
-
-    Returns:
-        The mean loss of the last tenth of the iterations.
+        more: resume, screen and after_step, see `trainer.train`.
 
     Raises:
         Interrupted: Ctrl-C or SIGTERM; the state is saved.
@@ -179,42 +171,21 @@ def finetune(
     network.to(device)
     # One order for all epochs, as in the published code.
     order = shown[torch.randperm(len(shown), generator=seeded(seed, ORDER)).numpy()]
-
-    def one_epoch(epoch: int, first: int) -> Loader:
-        return Loader(
-            pixels,
-            order,
-            batch_size=recipe.batch_size,
-            transform=RandomViews(views),
-            key=(seed, VIEWS, epoch),
-            start=first,
-            device=device,
-            empty=True,
-        )
-
-    def loss(batch: Batch, step: int) -> Tensor | None:
-        if not len(batch.index):
-            return None
-        return multilabel_loss(network(batch.views[0]), truth[batch.index.to(device)])
-
-    losses = train(
+    trained = [weight for weight in network.parameters() if weight.requires_grad]
+    group = {"params": trained, "base_lr": recipe.lr[0], "weight_decay": recipe.weight_decay[0], "multiplier": 1.0}
+    losses = train_on_views(
         [network],
-        torch.optim.SGD(
-            [weight for weight in network.parameters() if weight.requires_grad],
-            lr=recipe.lr[0],
-            momentum=recipe.momentum,
-            weight_decay=recipe.weight_decay[0],
-        ),
-        epochs(one_epoch, -(-len(order) // recipe.batch_size)),
-        loss,
-        steps=recipe.iterations,
-        learning_rate=lambda step, group: recipe.lr[0] * 0.5 ** (step // recipe.step),
-        clip=recipe.clip,
+        [group],
+        pixels,
+        lambda epoch: order,
+        recipe,
+        RandomViews(views),
+        lambda batch: multilabel_loss(network(batch.views[0]), truth[batch.index.to(device)]),
         seed=seed,
-        resume=resume,
-        after_step=after_step,
-        screen=screen,
+        device=device,
+        by_epochs=False,
         name="fine-tuning",
+        **more,
     )
     return float(losses[9 * recipe.iterations // 10 :].nanmean())
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, get_args
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -16,8 +16,9 @@ from torch import Tensor
 
 from deepcluster.engine.checkpoint import preserve_random_state
 from deepcluster.engine.log import Screen
+from deepcluster.engine.subject import Subject
 from deepcluster.errors import BadImage, DeepClusterError
-from deepcluster.evaluate.linear.context import check_choice
+from deepcluster.evaluate.options import check_choice
 from deepcluster.evaluate.result import Result
 from deepcluster.evaluate.voc.annotation import VOID
 from deepcluster.evaluate.voc.dataset import open_voc
@@ -25,9 +26,6 @@ from deepcluster.evaluate.voc.segmenter import Segmenter
 from deepcluster.evaluate.voc.training import Examples, SGDConfig, Trained, normalize, train_and_score
 from deepcluster.models.alexnet import ConvThenLinear
 from deepcluster.random import seeded
-
-if TYPE_CHECKING:
-    from deepcluster.engine.subject import Subject
 
 CROP = 5
 """Purpose of the key of random crops."""

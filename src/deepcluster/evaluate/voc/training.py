@@ -9,7 +9,7 @@ import itertools
 from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -19,18 +19,15 @@ from torch import Tensor, nn
 from deepcluster.data.cache import Pixels, load_pixels
 from deepcluster.engine.checkpoint import preserve_random_state
 from deepcluster.engine.log import Screen
+from deepcluster.engine.subject import Subject
 from deepcluster.errors import DeepClusterError
 from deepcluster.evaluate.result import Result, mean_and_std
-from deepcluster.evaluate.tensor_file import save_tensors
+from deepcluster.evaluate.tensor_file import save_tensors, trained_file
 from deepcluster.evaluate.trainer import train
 from deepcluster.evaluate.voc.dataset import VOC
 from deepcluster.evaluate.voc.maps import MapNetwork, calibrate_batch_norms, freeze_batch_norms, trainable_copy
+from deepcluster.models.backbone import Backbone
 from deepcluster.random import seed_of, seeded
-from deepcluster.resume import ResumeFile
-
-if TYPE_CHECKING:
-    from deepcluster.engine.subject import Subject
-    from deepcluster.models.backbone import Backbone
 
 ORDER, BUILD = 1, 3
 """Purposes of the keys of random draws: the order of images, new layers."""
@@ -199,8 +196,7 @@ def train_and_score(
         "backbone": subject.backbone.config,
     }
     fingerprints = [part.voc.images.fingerprint() for part in (learned, tested)]
-    file = subject.results / f"{protocol}.state"
-    resume = ResumeFile(file, [settings, fingerprints, subject.backbone], say=screen.say)
+    file, resume = trained_file(subject, protocol, [settings, fingerprints], screen)
 
     def one_draw(draw: int) -> dict[str, float]:
         with preserve_random_state():
@@ -221,8 +217,8 @@ def train_and_score(
             name=protocol,
         )
         scores = score(network)
-        file = subject.results / (f"{protocol}-{draw}.safetensors" if draw else f"{protocol}.safetensors")
-        save_tensors(file, network.kind, network.about, network.state_dict())
+        own = file.with_stem(f"{file.stem}-{draw}") if draw else file
+        save_tensors(own, network.kind, network.about, network.state_dict())
         return scores
 
     finished = [resume.run(f"draw {draw}", partial(one_draw, draw)) for draw in range(draws)]
@@ -230,5 +226,5 @@ def train_and_score(
     settings["left_out"] = {
         part.voc.images.path(index): reason for part in (learned, tested) for index, reason in part.bad.items()
     }
-    settings["protocol"] = sentence
+    settings |= {"protocol": sentence, "file": str(file)}
     return Result(protocol, settings, mean_and_std(finished), finished if draws > 1 else [])
