@@ -10,6 +10,13 @@ class DeepClusterError(ValueError):
     """
 
 
+class DeepClusterWarning(UserWarning):
+    """What to know of a result that stands: one sentence that says what is doubtful, where, and what to do.
+
+    The command line prints it as one line to stderr, without file and line number.
+    """
+
+
 class BadImage(Exception):
     """One image that cannot be decoded; `str(error)` is the reason, written to `bad_images.csv`."""
 

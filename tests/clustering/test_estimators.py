@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import pickle
+import re
+import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +19,9 @@ from sklearn.pipeline import make_pipeline
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from deepcluster.clustering import PIC, TEMI, HierarchicalKMeans, KMeans, Whitening
-from deepcluster.errors import DeepClusterError
+from deepcluster.clustering.validation import DegenerateClusters
+from deepcluster.errors import DeepClusterError, DeepClusterWarning
+from deepcluster.features.knn import nearest_rows
 
 ESTIMATORS = [
     KMeans(random_state=0),
@@ -173,10 +178,73 @@ def test_n_init_auto_is_ten_random_starts_or_one_of_another_kind() -> None:
         KMeans(2, n_init="many").fit(x)
 
 
-def test_fewer_distinct_rows_than_clusters_warn() -> None:
-    x = np.repeat(blobs(5), 10, axis=0)
-    with pytest.warns(ConvergenceWarning, match=r"distinct clusters \(5\) found smaller than n_clusters \(8\)"):
-        KMeans(8, random_state=0).fit(x)
+FEW, SIX = np.repeat(blobs(5), 10, axis=0), np.repeat(blobs(60), 6, axis=0)
+
+
+@pytest.mark.parametrize(
+    ("estimator", "x", "words"),
+    [
+        (KMeans(8, random_state=0), FEW, r"distinct clusters \(5\) found smaller than n_clusters \(8\)"),
+        (KMeans(8, init="k-means++", random_state=0), FEW, r"\(5\) .* fewer distinct rows than clusters"),
+        (KMeans(8, backend="faiss", random_state=0), FEW, r"\(5\) .* fewer distinct rows than clusters"),
+        (KMeans(2, init=[[0.0] * 6, [1e9] * 6], empty="keep"), blobs(), r"\(1\) .* the others have no rows"),
+        (KMeans(3, random_state=0), np.full((50, 4), 1e8), r"\(1\) .* fewer distinct rows"),
+        (HierarchicalKMeans(8, branches=(2,), random_state=0), FEW, r"\(5\) .* super-clusters have fewer"),
+        (TEMI(8, init="k-means", max_iter=0, random_state=0), np.ones((20, 4)), r"\(1\) .* no row is nearest"),
+        (PIC(), SIX, "360 of 360 rows are a cluster of their own"),
+        (PIC(), np.ones((50, 4)), "All 50 rows are one cluster"),
+    ],
+)
+def test_degenerate_clusters_warn_in_one_sentence(estimator: Any, x: np.ndarray, words: str) -> None:
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        estimator.fit(x)
+    assert [warning.category for warning in told] == [DegenerateClusters]
+    assert re.search(words, str(told[0].message)) and "\n" not in str(told[0].message)
+    assert issubclass(DegenerateClusters, DeepClusterWarning) and issubclass(DegenerateClusters, ConvergenceWarning)
+
+
+FAR = [
+    KMeans(12, random_state=0),
+    KMeans(12, init="k-means++", random_state=0),
+    HierarchicalKMeans(12, random_state=0),
+    PIC(sigma=0.3),
+]
+
+
+@pytest.mark.parametrize("kind", ["array", "file", "tensor", "integers"])
+@pytest.mark.parametrize("estimator", FAR, ids=lambda each: type(each).__name__)
+def test_an_offset_of_1e8_changes_no_cluster(estimator: Any, kind: str, tmp_path: Path) -> None:
+    """float32 would round such rows to multiples of 8."""
+    near = blobs(600, 4, 12, seed=1, spread=0.1).astype(np.float64)
+    if kind == "integers":
+        near = np.round(near * 100)
+        estimator = PIC(sigma=30.0) if isinstance(estimator, PIC) else estimator
+    far: Any = near + 1e8
+    if kind == "file":
+        np.save(tmp_path / "x.npy", far)
+        far = np.load(tmp_path / "x.npy", mmap_mode="r")
+    elif kind == "tensor":
+        far = torch.from_numpy(far)
+    elif kind == "integers":
+        far = far.astype(np.int64)
+    expected, found = (clone(estimator).fit(x) for x in (near, far))
+    np.testing.assert_array_equal(found.labels_, expected.labels_)
+    np.testing.assert_array_equal(found.predict(far), found.labels_)
+    np.testing.assert_allclose(np.asarray(found.cluster_centers_) - 1e8, expected.cluster_centers_, atol=1e-4)
+    assert found.inertia_ == pytest.approx(expected.inertia_, rel=1e-5)
+
+
+def test_an_offset_of_1e8_changes_no_whitening_or_neighbor() -> None:
+    near = blobs(600, 4, 12, seed=1, spread=0.1).astype(np.float64)
+    far = near + 1e8
+    expected, found = Whitening(3).fit(near).transform(near), Whitening(3).fit(far)
+    loaded = Whitening(3).load_state_dict(found.state_dict())
+    parts = Whitening(3).partial_fit(far[:200]).partial_fit(far[200:])
+    for whitening in (found, loaded, parts):
+        np.testing.assert_allclose(whitening.transform(far), expected, atol=1e-5)
+    for ours, theirs in zip(nearest_rows(far, 5), nearest_rows(near, 5), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4)
 
 
 def test_score_is_minus_the_inertia() -> None:

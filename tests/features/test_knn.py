@@ -43,7 +43,7 @@ def tables() -> dict[str, np.ndarray]:
         "all alike": np.full((300, 7), 0.1),
         "nine of each": np.repeat(rng.normal(size=(60, 5)), 9, axis=0),
         "one value in most rows": np.where(rng.random((500, 1)) < 0.9, 0.0, rng.normal(size=(500, 4))),
-        "far from zero": rng.normal(size=(600, 8)) * 1e-3 + 100,
+        "far from zero": (rng.normal(size=(600, 8)) * 1e-3 + 100).astype(np.float32),
         "tight groups far apart": rng.normal(size=(20, 8)).repeat(30, 0) + 1e-5 * rng.normal(size=(600, 8)),
         "squares under float32's range": rng.normal(size=(150, 3)) * 1e-22,
         "one column": rng.normal(size=(200, 1)),

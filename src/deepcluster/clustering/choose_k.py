@@ -17,13 +17,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor
 
 from deepcluster.clustering.kmeans import KMeans
 from deepcluster.clustering.neighbor_start import with_neighbors
 from deepcluster.clustering.plus_plus import distinct
-from deepcluster.clustering.validation import seed_from
+from deepcluster.clustering.validation import DegenerateClusters, seed_from
 from deepcluster.errors import DeepClusterError
 from deepcluster.features.block_reader import Rows, normalize_rows
 from deepcluster.features.knn import nearest_rows
@@ -178,7 +177,7 @@ def modularity(neighbors: Tensor, labels: Tensor) -> float:
 def _k_means(x: Tensor, k: int, n_init: int, seed: int) -> Tensor:
     """(N,) labels; equal rows may leave fewer than k clusters."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)
+        warnings.simplefilter("ignore", DegenerateClusters)
         clusterer = KMeans(
             k, init="k-means++", n_init=n_init, max_iter=50, spherical=True, random_state=seed, precision="float32"
         )

@@ -16,18 +16,26 @@ from typing import Any
 import numpy as np
 import torch
 from sklearn.base import BaseEstimator, ClusterMixin
-from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor
 
 from deepcluster.clustering.assign import distances, nearest, require_finite
 from deepcluster.clustering.kmeans import KMeans
 from deepcluster.clustering.points import Points
 from deepcluster.clustering.redistribute import Redistribution, scratch_table
-from deepcluster.clustering.row_partition import common_seed, shard_of
-from deepcluster.clustering.validation import Float32Transformer, check_k_means, read_table, require_rows, seed_from
+from deepcluster.clustering.row_partition import centered, common_seed, shard_of
+from deepcluster.clustering.validation import (
+    DegenerateClusters,
+    Float32Transformer,
+    absolute,
+    check_k_means,
+    read_table,
+    require_rows,
+    seed_from,
+    warn_of_empty,
+)
 from deepcluster.distributed import SINGLE, ProcessGroup
 from deepcluster.errors import DeepClusterError
-from deepcluster.features.block_reader import Rows, in_kind
+from deepcluster.features.block_reader import Rows, find_origin, in_kind
 from deepcluster.features.parallel import team
 from deepcluster.random import seed_of
 
@@ -57,8 +65,8 @@ class HierarchicalKMeans(Float32Transformer, ClusterMixin, BaseEstimator):
 
     Attributes:
         labels_: (N,) int64.
-        cluster_centers_: (K, D) float32, those of the last level.
-        levels_: the centroids of each level, (prod(branches[: i + 1]), D) float32, the last being (K, D).
+        cluster_centers_: (K, D), those of the last level; float32, or float64 as in `KMeans`.
+        levels_: the centroids of each level, (prod(branches[: i + 1]), D), the last being (K, D).
         counts_: rows of `fit` in each of them, (prod(branches[: i + 1]),) int64, of all processes.
         inertia_: sum of squared distances of the rows to the centroids of their clusters.
         n_iter_: most iterations of any of the k-means.
@@ -112,18 +120,24 @@ class HierarchicalKMeans(Float32Transformer, ClusterMixin, BaseEstimator):
         children = levels_for(self.n_clusters, self.branches)
         group = self.group or SINGLE
         with team(), warnings.catch_warnings():
-            warnings.simplefilter("ignore", ConvergenceWarning)  # of one branch: its empty clusters have a count of 0
+            warnings.simplefilter("ignore", DegenerateClusters)  # of one branch; said once, of all
             with group.collective_section():
                 rows = read_table(self, X, reset=True)
-            require_rows(shard_of(rows, group).total, self.n_clusters)
+            shard = shard_of(rows, group)
+            require_rows(shard.total, self.n_clusters)
+            if not self.spherical:
+                rows = centered(rows, shard)
             tree = _Tree(children, rows, common_seed(group, seed_from(self.random_state)))
             label = self._grow(tree, rows, 0, 0)
-        self._levels, self._counts = tree.levels, tree.counts
+        self._levels, self._counts, self._origin = tree.levels, tree.counts, rows.origin
         self.inertia_, self.n_iter_ = tree.inertia, tree.n_iter
         self.labels_ = in_kind(label, X)
-        self.levels_ = [in_kind(level, X) for level in tree.levels]
+        self.levels_ = [absolute(level, self._origin, X) for level in tree.levels]
         self.counts_ = [in_kind(counts, X) for counts in tree.counts]
         self.cluster_centers_ = self.levels_[-1]
+        if group.is_first:
+            why = "super-clusters have fewer distinct rows than clusters; ask for fewer clusters or other branches"
+            warn_of_empty(int((tree.counts[-1] > 0).sum()), self.n_clusters, why)
         return self
 
     def _grow(self, tree: _Tree, rows: Rows, depth: int, node: int) -> Tensor:
@@ -157,11 +171,11 @@ class HierarchicalKMeans(Float32Transformer, ClusterMixin, BaseEstimator):
         """k-means of a node's rows: (N,) labels of this process's and the sum of squared distances of all."""
         shard = shard_of(rows, self.group or SINGLE)
         k = min(tree.children[depth], shard.total)
-        run = self._k_means(k, seed_for(tree.seed, depth, node)).fit(rows.x)
+        run = self._k_means(k, seed_for(tree.seed, depth, node)).fit(rows)
         tree.n_iter = max(tree.n_iter, run.n_iter_)
         points = Points(rows, self.spherical, self.chunk, shard=shard)
         label, inertia = torch.as_tensor(run.labels_, device=rows.device), run.inertia_
-        centroids = torch.as_tensor(run.cluster_centers_, device=rows.device)
+        centroids = run._centroids.to(rows.device)  # about the origin of the rows
         alive = torch.arange(k, device=rows.device)
         while True:
             sizes = shard.group.sum_(points.counts(label, k)).long()
@@ -184,9 +198,8 @@ class HierarchicalKMeans(Float32Transformer, ClusterMixin, BaseEstimator):
 
     def transform(self, X: Any) -> Any:
         """(N, K) float32 Euclidean distances of the rows of X (N, D) to the last level's centroids."""
-        rows = read_table(self, X)
-        points = Points(rows, self.spherical, self.chunk)
-        return in_kind(distances(points, self._levels[-1].to(rows.device)), X)
+        points = Points(self._read(X), self.spherical, self.chunk)
+        return in_kind(distances(points, self._levels[-1].to(points.device)), X)
 
     def score(self, X: Any, y: None = None) -> float:
         """Minus the sum of squared distances of the rows of X (N, D) to the centroids of their clusters."""
@@ -194,11 +207,16 @@ class HierarchicalKMeans(Float32Transformer, ClusterMixin, BaseEstimator):
         return -float(squared.sum(dtype=torch.float64))
 
     def _descended(self, X: Any) -> tuple[Tensor, Tensor]:
-        rows = read_table(self, X)
+        rows = self._read(X)
         with team():
             labels, squared = _descend(rows, self._levels, self._counts, self.spherical)
         require_finite(squared)
         return labels, squared
+
+    def _read(self, X: Any) -> Rows:
+        rows = read_table(self, X)
+        rows.origin = self._origin
+        return rows
 
     @property
     def _n_features_out(self) -> int:
@@ -295,6 +313,10 @@ def nearest_in_tree(
     known = [torch.ones(size) for size in sizes] if counts is None else [torch.as_tensor(each) for each in counts]
     if [len(each) for each in known] != sizes:
         raise DeepClusterError(f"counts are of {[len(each) for each in known]} centroids but the levels have {sizes}.")
+    if tables[-1].is_wide and not spherical:
+        origin = find_origin(torch.as_tensor(tables[-1].taken(torch.arange(tables[-1].n))))
+        for table in (rows, *tables):
+            table.origin = origin
     with team():
         label, squared = _descend(rows, [table.block(0, table.n) for table in tables], known, spherical)
     return in_kind(label, x), in_kind(squared.sqrt_(), x)

@@ -7,12 +7,10 @@ processes. `fit` comes first, then what it calls, in the order of the calls.
 from __future__ import annotations
 
 import math
-import warnings
 from typing import Any
 
 import torch
 from sklearn.base import BaseEstimator, ClusterMixin
-from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor
 
 from deepcluster.clustering import assign_int8
@@ -28,14 +26,16 @@ from deepcluster.clustering.assign import (
 )
 from deepcluster.clustering.plus_plus import distinct, greedy_plus_plus
 from deepcluster.clustering.points import Points
-from deepcluster.clustering.row_partition import common_seed, shard_of
+from deepcluster.clustering.row_partition import centered, common_seed, shard_of
 from deepcluster.clustering.validation import (
     Float32Transformer,
+    absolute,
     check_k_means,
     read_table,
     read_weights,
     require_rows,
     seed_from,
+    warn_of_empty,
 )
 from deepcluster.distributed import SINGLE, ProcessGroup
 from deepcluster.errors import DeepClusterError
@@ -77,7 +77,8 @@ class KMeans(Float32Transformer, ClusterMixin, BaseEstimator):
             the last bit on CPUs. None = one process.
 
     Attributes:
-        cluster_centers_: (K, D) float32.
+        cluster_centers_: (K, D) float32; float64 where X is and lies so far from zero that float32 would lose the
+            differences of its rows, which are then taken about their mean.
         labels_: (N,) int64.
         inertia_: (weighted) sum of squared distances of the rows to their centroids (spherical: of unit rows).
         n_iter_: iterations done.
@@ -148,10 +149,13 @@ class KMeans(Float32Transformer, ClusterMixin, BaseEstimator):
                 inertia = original.total(squared)
                 if inertia < self.inertia_:
                     self.inertia_, self.objectives_, self._centroids, best = inertia, objectives, centroids, labels
-        self.labels_, self.cluster_centers_ = in_kind(best, X), in_kind(self._centroids, X)
+        self._origin = points.rows.origin
+        self.labels_, self.cluster_centers_ = in_kind(best, X), absolute(self._centroids, self._origin, X)
         self.n_iter_ = len(self.objectives_)
-        if self.empty == "split":
-            self._warn_of_empty(original, best)
+        found = int((points.shard.group.sum_(original.counts(best, self.n_clusters)) > 0).sum())
+        if points.shard.group.is_first:
+            why = "there are fewer distinct rows than clusters" if self.empty == "split" else "the others have no rows"
+            warn_of_empty(found, self.n_clusters, f"{why}; ask for fewer clusters")
         return self
 
     def _read_points(self, X: Any, sample_weight: Any) -> Points:
@@ -161,6 +165,8 @@ class KMeans(Float32Transformer, ClusterMixin, BaseEstimator):
             weight = read_weights(sample_weight, rows)
         shard = shard_of(rows, group)
         require_rows(shard.total, self.n_clusters)
+        if not self.spherical:
+            rows = centered(rows, shard)
         points = Points(rows, self.spherical, self.chunk, shard=shard, weight=weight)
         if points.heaviest == 0:
             raise DeepClusterError("Sample weights must contain at least one non-zero number.")
@@ -182,6 +188,7 @@ class KMeans(Float32Transformer, ClusterMixin, BaseEstimator):
                 f"init centroids are of shape {(given.n, given.dim)} but {self.n_clusters} clusters of "
                 f"{points.dim}-wide rows need {(self.n_clusters, points.dim)}."
             )
+        given.origin = points.rows.origin
         centroids = Points(given, points.spherical, offset=points.offset).take(torch.arange(given.n))
         if not torch.isfinite(centroids).all():
             raise DeepClusterError("init centroids hold NaN or infinity; give finite ones or init='random'.")
@@ -211,16 +218,6 @@ class KMeans(Float32Transformer, ClusterMixin, BaseEstimator):
             return assign_int8.Int8AssignStep(points, self.n_clusters)
         return AssignStep(points, self.n_clusters, half=self.precision == "bfloat16")
 
-    def _warn_of_empty(self, points: Points, labels: Tensor) -> None:
-        found = int((points.shard.group.sum_(points.counts(labels, self.n_clusters)) > 0).sum())
-        if found < self.n_clusters and points.shard.group.is_first:
-            warnings.warn(
-                f"Number of distinct clusters ({found}) found smaller than n_clusters ({self.n_clusters}): there are "
-                "fewer distinct rows than clusters.",
-                ConvergenceWarning,
-                stacklevel=3,
-            )
-
     def predict(self, X: Any) -> Any:
         """(N,) int64, the nearest centroid of each row of X (N, D)."""
         points = self._fitted_points(X)
@@ -243,6 +240,7 @@ class KMeans(Float32Transformer, ClusterMixin, BaseEstimator):
 
     def _fitted_points(self, X: Any, sample_weight: Any = None) -> Points:
         rows = read_table(self, X)
+        rows.origin = self._origin
         self._centroids = self._centroids.to(rows.device)
         return Points(rows, self.spherical, self.chunk, weight=read_weights(sample_weight, rows))
 

@@ -10,12 +10,11 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
-from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor
 
 from deepcluster.clustering.kmeans import KMeans
 from deepcluster.clustering.plus_plus import distinct
-from deepcluster.clustering.validation import require_rows, seed_from
+from deepcluster.clustering.validation import DegenerateClusters, require_rows, seed_from
 from deepcluster.features.block_reader import Rows, in_kind, normalize_rows
 from deepcluster.features.knn import nearest_rows
 from deepcluster.random import seeded
@@ -48,7 +47,7 @@ def neighbor_start(x: Any, k: int, *, n_init: int = 10, random_state: Any = 0) -
         k, init="k-means++", n_init=n_init, max_iter=50, spherical=True, random_state=seed, precision="float32"
     )
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # said once, by the k-means that goes on from here
+        warnings.simplefilter("ignore", DegenerateClusters)  # said once, by the k-means that goes on from here
         centroids = clusterer.fit(unit).cluster_centers_
     return in_kind(centroids, x)
 

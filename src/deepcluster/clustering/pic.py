@@ -32,6 +32,7 @@ distance (1.2 for .2) than any other of theirs, are equally high to its last dig
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import numpy as np
@@ -41,7 +42,15 @@ from sklearn.base import BaseEstimator, ClusterMixin
 
 from deepcluster.clustering.assign import group_means, squared_distances
 from deepcluster.clustering.points import Points
-from deepcluster.clustering.validation import check_choices, check_counts, check_tolerance, read_table
+from deepcluster.clustering.row_partition import centered, shard_of
+from deepcluster.clustering.validation import (
+    DegenerateClusters,
+    absolute,
+    check_choices,
+    check_counts,
+    check_tolerance,
+    read_table,
+)
 from deepcluster.errors import DeepClusterError
 from deepcluster.features.block_reader import Rows, in_kind
 from deepcluster.features.knn import nearest_rows
@@ -72,7 +81,7 @@ class PIC(ClusterMixin, BaseEstimator):
     Attributes:
         labels_: (N,) int64, 0 to K-1: the largest cluster first, equal ones by their first row.
         n_clusters_: K.
-        cluster_centers_: (K, D) float32, means of the clusters' rows.
+        cluster_centers_: (K, D) means of the clusters' rows; float32, or float64 as in `KMeans`.
         roots_: (K,) int64, the row that is each cluster's local maximum.
         stationary_: (N,) float64, v after the last round; sums to 1.
         heights_: (N,) float64, v less what all rows share, in a unit of its own: the digits of v's
@@ -117,8 +126,8 @@ class PIC(ClusterMixin, BaseEstimator):
         """
         self._check_arguments()
         rows = read_table(self, X, reset=True, min_samples=2)
-        near, squared = nearest_rows(rows.x, self.n_neighbors, backend=self.backend, device=self.device)
-        near, squared = (each.cpu().numpy() if isinstance(each, torch.Tensor) else each for each in (near, squared))
+        rows = centered(rows, shard_of(rows))
+        near, squared = nearest_rows(rows, self.n_neighbors, backend=self.backend, device=self.device)
         graph, scale = weights(near, squared, self.sigma)
         both_ways = symmetric(graph)
         base, height, self.n_iter_ = iterate(
@@ -133,7 +142,21 @@ class PIC(ClusterMixin, BaseEstimator):
         self.roots_ = in_kind(torch.from_numpy(summit[order]), X)
         self.heights_ = in_kind(torch.from_numpy(height), X)
         self.stationary_ = in_kind(torch.from_numpy(base + scale * height), X)
+        self._warn_of_degenerate(label)
         return self
+
+    def _warn_of_degenerate(self, label: np.ndarray) -> None:
+        sizes = np.bincount(label)
+        lone, told = int((sizes == 1).sum()), ""
+        if lone > len(label) / 2:
+            told = (
+                f"{lone} of {len(label)} rows are a cluster of their own: remove rows that are there several times, or "
+                f"raise n_neighbors (now {self.n_neighbors}) above their number, or sigma (now {self.sigma})."
+            )
+        elif len(sizes) == 1:
+            told = f"All {len(label)} rows are one cluster: they are equal, or sigma ({self.sigma}) is too large."
+        if told:
+            warnings.warn(told, DegenerateClusters, stacklevel=3)
 
     def _keep(self, X: Any, rows: Rows, label: np.ndarray) -> None:
         """The clusters, with what follows from them and the rows."""
@@ -142,9 +165,9 @@ class PIC(ClusterMixin, BaseEstimator):
         with team():
             centers = group_means(rows, own, self.n_clusters_)
             self.inertia_ = float(squared_distances(Points(rows), own, centers).sum(dtype=torch.float64))
-        self._rows, self._label = rows.x, own
+        self._rows, self._label = rows, own
         self.labels_ = in_kind(own, X)
-        self.cluster_centers_ = in_kind(centers, X)
+        self.cluster_centers_ = absolute(centers, rows.origin, X)
 
     def predict(self, X: Any) -> Any:
         """(N,) int64, the cluster of the fitted row nearest to each row of X (N, D).
@@ -152,7 +175,7 @@ class PIC(ClusterMixin, BaseEstimator):
         A row that equals several fitted ones gets the cluster of the first of them.
         """
         asked = read_table(self, X)
-        near, _ = nearest_rows(self._rows, 1, queries=asked.x, backend=self.backend, device=self.device)
+        near, _ = nearest_rows(self._rows, 1, queries=asked, backend=self.backend, device=self.device)
         return in_kind(self._label[torch.as_tensor(near, device=self._label.device)[:, 0]], X)
 
     def _check_arguments(self) -> None:

@@ -13,7 +13,9 @@ from torch import Tensor
 from deepcluster import distributed
 from deepcluster.distributed import SINGLE, ProcessGroup
 from deepcluster.errors import DeepClusterError
-from deepcluster.features.block_reader import Rows
+from deepcluster.features.block_reader import Rows, find_origin
+
+SAMPLE = 1024  # rows by which is decided whether they lie far from zero
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,18 @@ def shard_of(rows: Rows, group: ProcessGroup = SINGLE) -> Shard:
     if sum(counts) == 0:
         raise DeepClusterError(f"The {rows.name} of all processes are empty; give at least one row.")
     return Shard(group, rows.n, sum(counts[: group.rank]), sum(counts))
+
+
+def centered(rows: Rows, shard: Shard) -> Rows:
+    """The rows about a common origin where float32 would lose their differences to a large offset; collective."""
+    if rows.origin is not None or not shard.group.any(rows.is_wide):
+        return rows
+    index = torch.arange(0, shard.total, -(-shard.total // SAMPLE))
+    own = shard.own(index)
+    sample = torch.zeros(len(index), rows.dim, dtype=torch.float64)
+    sample[own] = torch.as_tensor(rows.taken(index[own] - shard.first)).double().cpu()
+    rows.origin = find_origin(shard.group.sum_(sample))
+    return rows
 
 
 def common_seed(group: ProcessGroup, seed: int) -> int:

@@ -16,7 +16,7 @@ from deepcluster.clustering.points import Points
 from deepcluster.clustering.whitening import Whitening
 from deepcluster.distributed import SINGLE, ProcessGroup
 from deepcluster.errors import DeepClusterError
-from deepcluster.features.block_reader import Rows
+from deepcluster.features.block_reader import Rows, find_origin
 from deepcluster.features.parallel import team
 
 
@@ -114,6 +114,8 @@ def _distances(rows: np.ndarray, label: np.ndarray, centers: Any) -> tuple[np.nd
     table, own, k = Rows(rows), torch.from_numpy(label), int(label.max()) + 1
     if np.ndim(centers) == 2 and len(centers) >= k and np.shape(centers)[1] == table.dim:
         given = Rows(centers, "cpu", name="cluster_centers_")
+        if given.is_wide:
+            table.origin = given.origin = find_origin(torch.as_tensor(given.x))
         middle = given.block(0, given.n)
     else:
         middle = group_means(table, own, k)

@@ -25,7 +25,6 @@ from typing import Any
 import numpy as np
 import torch
 from sklearn.base import BaseEstimator, ClusterMixin
-from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -34,7 +33,15 @@ from deepcluster.clustering.kmeans import KMeans
 from deepcluster.clustering.plus_plus import distinct
 from deepcluster.clustering.points import Points
 from deepcluster.clustering.spectral import spectral_embedding
-from deepcluster.clustering.validation import check_choices, check_counts, read_table, require_rows, seed_from
+from deepcluster.clustering.validation import (
+    DegenerateClusters,
+    check_choices,
+    check_counts,
+    read_table,
+    require_rows,
+    seed_from,
+    warn_of_empty,
+)
 from deepcluster.errors import DeepClusterError
 from deepcluster.features.block_reader import Rows, in_kind, normalize_rows
 from deepcluster.features.knn import nearest_rows
@@ -132,13 +139,7 @@ class TEMI(ClusterMixin, BaseEstimator):
         self.inertia_ = float(squared.sum(dtype=torch.float64))
         self.n_iter_ = self.max_iter
         found = int((torch.bincount(labels, minlength=self.n_clusters) > 0).sum())
-        if found < self.n_clusters:
-            warnings.warn(
-                f"Number of distinct clusters ({found}) found smaller than n_clusters ({self.n_clusters}): no row is "
-                "nearest to the others; ask for fewer clusters.",
-                ConvergenceWarning,
-                stacklevel=2,
-            )
+        warn_of_empty(found, self.n_clusters, "no row is nearest to the others; ask for fewer clusters", stacklevel=2)
         return self
 
     def predict(self, X: Any) -> Any:
@@ -187,7 +188,7 @@ class TEMI(ClusterMixin, BaseEstimator):
                 k, init="k-means++", spherical=True, max_iter=50, random_state=seed_of(seed, START, head)
             )
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore", ConvergenceWarning)  # `fit` warns once, of what is found at last
+                warnings.simplefilter("ignore", DegenerateClusters)  # `fit` warns once, of what is found at last
                 label = clusterer.fit_predict(table)
             mean = group_means(Rows(unit), label, k)
             # a group without rows, or without a direction, starts anywhere

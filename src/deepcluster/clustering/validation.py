@@ -6,6 +6,7 @@ their own rows stay what they are; of these only names and number of columns are
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import numpy as np
@@ -17,8 +18,12 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
 from deepcluster.distributed import SINGLE
-from deepcluster.errors import DeepClusterError
-from deepcluster.features.block_reader import Rows
+from deepcluster.errors import DeepClusterError, DeepClusterWarning
+from deepcluster.features.block_reader import Rows, in_kind
+
+
+class DegenerateClusters(DeepClusterWarning, sklearn.exceptions.ConvergenceWarning):
+    """A clustering says less than was asked of it: clusters without rows, or rows without company."""
 
 
 class NotFittedError(DeepClusterError, sklearn.exceptions.NotFittedError):
@@ -57,7 +62,7 @@ def read_table(estimator: Any, X: Any, *, reset: bool = False, min_samples: int 
     if not reset:
         require_fitted(estimator)
     several = not (getattr(estimator, "group", None) or SINGLE).is_single
-    stays = isinstance(X, (Tensor, np.memmap)) or hasattr(X, "read_rows")
+    stays = isinstance(X, (Tensor, np.memmap, Rows)) or hasattr(X, "read_rows")
     rows = Rows(X, estimator.device, empty=several) if stays else None
     try:
         X = validate_data(
@@ -132,6 +137,18 @@ def check_tolerance(estimator: Any) -> None:
     """Raises DeepClusterError where `tol` is negative or not a number."""
     if not estimator.tol >= 0:
         raise DeepClusterError(f"tol must be 0 or more, not {estimator.tol}.")
+
+
+def absolute(centroids: Tensor, origin: Tensor | None, like: Any) -> Any:
+    """(K, D) centroids about an origin as the user sees them: float64 where float32 could not tell them apart."""
+    return in_kind(centroids if origin is None else centroids.double() + origin.to(centroids.device), like)
+
+
+def warn_of_empty(found: int, k: int, why: str, stacklevel: int = 3) -> None:
+    """Warns where only `found` of `k` clusters have a row; `why` says the cause and what to do."""
+    if found < k:
+        told = f"Number of distinct clusters ({found}) found smaller than n_clusters ({k}): {why}."
+        warnings.warn(told, DegenerateClusters, stacklevel=stacklevel + 1)
 
 
 def require_rows(rows: int, clusters: int) -> None:

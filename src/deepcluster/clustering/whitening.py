@@ -9,7 +9,7 @@ from sklearn.base import BaseEstimator
 from torch import Tensor
 
 from deepcluster.clustering.covariance import main_directions, mean_and_scatter
-from deepcluster.clustering.row_partition import shard_of
+from deepcluster.clustering.row_partition import centered, shard_of
 from deepcluster.clustering.validation import Float32Transformer, check_counts, read_table, require_fitted
 from deepcluster.distributed import SINGLE, ProcessGroup
 from deepcluster.errors import DeepClusterError
@@ -38,7 +38,8 @@ class Whitening(Float32Transformer, BaseEstimator):
             same whitening.
 
     Attributes:
-        mean_: (D,) float32 tensor, whatever kind X is.
+        mean_: (D,) float32 tensor, whatever kind X is; float64 where X is and lies so far from zero that float32
+            would lose the differences of its rows.
         components_: (P, D) float32 tensor, scaled: the result before L2 is (x - mean_) @ components_.T.
         explained_variance_: (P,) float64 tensor, variance along each direction, descending.
         n_features_in_: D.
@@ -48,6 +49,7 @@ class Whitening(Float32Transformer, BaseEstimator):
     _count: int = 0
     _center: Tensor | None = None  # (D,) float64, mean of the rows so far
     _scatter: Tensor | None = None  # (D, D) float64, sum of outer products about that mean
+    _origin: Tensor | None = None  # (D,) float64, which the mean is about
 
     def __init__(
         self,
@@ -86,6 +88,9 @@ class Whitening(Float32Transformer, BaseEstimator):
         with group.collective_section():
             rows = read_table(self, X, reset=self._center is None)
         shard = shard_of(rows, group)
+        if self._center is None:
+            self._origin = centered(rows, shard).origin
+        rows.origin = self._origin
         self._merge(shard.total, *mean_and_scatter(rows, shard))
         self._solve(group)
         return self
@@ -117,7 +122,7 @@ class Whitening(Float32Transformer, BaseEstimator):
         # equal numbers give equal directions, but not on different kinds of machine
         group.broadcast_(values)
         directions = group.broadcast_(directions.contiguous())
-        self.mean_ = self._center.float()
+        self.mean_ = self._center.float() if self._origin is None else self._center + self._origin.to(values.device)
         self.components_ = directions.float().contiguous()
         self.explained_variance_ = values
 
@@ -133,6 +138,8 @@ class Whitening(Float32Transformer, BaseEstimator):
         if tuple(result.shape) != shape:
             raise DeepClusterError(f"out must be of shape {shape}, not {tuple(result.shape)}.")
         mean, components = self.mean_.to(rows.device), self.components_.to(rows.device)
+        if mean.dtype == torch.float64:
+            rows.origin, mean = mean, mean.new_zeros(()).float()
         for start, block in rows.blocks():
             # centered before the product: (x - mean) @ A loses nothing where |mean| is large
             white = (block - mean) @ components.T
@@ -160,7 +167,7 @@ class Whitening(Float32Transformer, BaseEstimator):
         if missing:
             raise DeepClusterError(f"The whitening state lacks {', '.join(sorted(missing))}; save it again.")
         self._count, self._center, self._scatter = 0, None, None
-        self.mean_ = state["mean"].detach().clone().float()
+        self.mean_ = state["mean"].detach().clone()
         self.components_ = state["components"].detach().clone().float()
         self.explained_variance_ = state.get("variance", torch.ones(len(self.components_))).detach().clone().double()
         self.l2 = bool(state.get("l2", self.l2))

@@ -31,6 +31,10 @@ class Rows:
         name: what to call x in error messages.
         empty: whether there may be no rows: a process's share of a table may be none of it.
 
+    Attributes:
+        origin: (D,) float64, what is subtracted from each row before it is rounded to float32, which would lose the
+            digits that a large common offset takes; see `find_origin`. None = nothing.
+
     Raises:
         DeepClusterError: x is not a table of real numbers with at least one row and one column.
     """
@@ -38,6 +42,9 @@ class Rows:
     def __init__(
         self, x: Any, device: torch.device | str | None = None, name: str = "features", *, empty: bool = False
     ):
+        self.origin: Tensor | None = None
+        if isinstance(x, Rows):
+            x, self.origin, device = x.x, x.origin, device or x.device
         self._reads = getattr(x, "read_rows", None)
         if not isinstance(x, Tensor):
             if self._reads is None:
@@ -53,7 +60,7 @@ class Rows:
             )
         if (x.shape[0] == 0 and not empty) or x.shape[1] == 0:
             raise DeepClusterError(f"{name} of shape {tuple(x.shape)} are empty; give at least one row.")
-        self.x = x.detach() if isinstance(x, Tensor) else x
+        self.x: Any = x.detach() if isinstance(x, Tensor) else x
         self.n, self.dim = int(x.shape[0]), int(x.shape[1])
         self.name = name
         self.device = x.device if isinstance(x, Tensor) else torch.device("cpu")
@@ -64,6 +71,19 @@ class Rows:
         self._buffer: np.ndarray | None = None
 
     @property
+    def shape(self) -> tuple[int, int]:
+        """(N, D)."""
+        return self.n, self.dim
+
+    @property
+    def is_wide(self) -> bool:
+        """Whether float32 does not hold all digits of the numbers."""
+        kind = self.x.dtype
+        if isinstance(kind, torch.dtype):
+            return kind in (torch.float64, torch.int64, torch.int32) and self.x.device.type != "mps"
+        return bool(kind.itemsize > 4 or (kind.kind in "iu" and kind.itemsize == 4))
+
+    @property
     def reads_file(self) -> bool:
         """Whether rows come from the file under a memmap instead of through its mapping."""
         return self._file is not None or self._reads is not None
@@ -71,12 +91,12 @@ class Rows:
     def block(self, start: int, stop: int) -> Tensor:
         """(stop - start, D) float32 rows; valid until the next block is read."""
         if isinstance(self.x, Tensor):
-            return self.x[start:stop].to(self.device, torch.float32)
+            return self._float32(self.x[start:stop])
         if not self.reads_file:
-            return _float32(np.asarray(self.x[start:stop])).to(self.device)
+            return self._float32(np.asarray(self.x[start:stop]))
         if self._buffer is None or len(self._buffer) < stop - start:
             self._buffer = np.empty((stop - start, self.dim), self.x.dtype)
-        return _float32(self._pread(start, self._buffer[: stop - start])).to(self.device)
+        return self._float32(self._pread(start, self._buffer[: stop - start]))
 
     def blocks(self, rows: int | None = None) -> Iterator[tuple[int, Tensor]]:
         """(first row, block) pairs that cover every row once, in order."""
@@ -86,15 +106,29 @@ class Rows:
 
     def take(self, index: Tensor) -> Tensor:
         """(len(index), D) float32 rows in the order of `index`."""
+        return self._float32(self.taken(index))
+
+    def taken(self, index: Tensor) -> Any:
+        """(len(index), D) rows in the order of `index`, of the numbers' own type and without regard to the origin."""
         if isinstance(self.x, Tensor):
-            return self.x[index.to(self.x.device)].to(self.device, torch.float32)
+            return self.x[index.to(self.x.device)]
         where = index.cpu().numpy()
         if not self.reads_file:
-            return _float32(self.x[where]).to(self.device)
+            return self.x[where]
         rows = np.empty((len(where), self.dim), self.x.dtype)
         for place in np.argsort(where, kind="stable"):  # in the order of the file
             self._pread(int(where[place]), rows[place : place + 1])
-        return _float32(rows).to(self.device)
+        return rows
+
+    def _float32(self, part: Any) -> Tensor:
+        if isinstance(part, Tensor):
+            if self.origin is not None:
+                part = part.double() - self.origin.to(part.device)
+            placed: Tensor = part.to(self.device, torch.float32)
+            return placed
+        if self.origin is not None:
+            part = part - self.origin.cpu().numpy()
+        return _float32(part).to(self.device)
 
     def _pread(self, start: int, into: np.ndarray) -> np.ndarray:
         if self._reads is not None:
@@ -109,6 +143,21 @@ class Rows:
         span = getattr(self, "_file", None)
         if span:
             os.close(span[0])
+
+
+def find_origin(sample: Tensor) -> Tensor | None:
+    """(D,) float64, near the mean of sampled rows (S, D), where float32 would not tell them apart well; else None."""
+    sample = sample.double()
+    sample = sample[torch.isfinite(sample).all(1)]
+    if not len(sample):
+        return None
+    mean = sample.mean(0)
+    spread = (sample - mean).square().mean().sqrt()
+    # a rounding error of 2^-24 of the offset is to stay below a thousandth of the spread
+    if not 0 < spread < mean.abs().max() * 2.0**-14:
+        return None
+    unit = 2.0 ** spread.log2().floor()  # integers stay integers, and equally near ones equally near
+    return (mean / unit).round() * unit
 
 
 def write_rows(out: Any, start: int, block: Tensor) -> None:

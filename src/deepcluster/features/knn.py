@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from deepcluster.errors import DeepClusterError
-from deepcluster.features.block_reader import Rows, in_kind, normalize_rows
+from deepcluster.features.block_reader import Rows, find_origin, in_kind, normalize_rows
 from deepcluster.features.parallel import faiss_threads, over_spans, team
 
 BLOCK_NUMBERS = 1 << 24  # numbers in a block (64 MiB)
@@ -28,6 +28,7 @@ TILE_WIDTH = 8192  # columns of a tile of scores on a CPU: 8 MiB, the fastest of
 GROUP = 16  # columns that are first reduced to their largest score
 SPAN = 2048  # rows that one thread takes at a time
 SPARE = 8  # candidates beyond k
+SAMPLE = 1024  # rows by which is decided whether they lie far from zero
 DECIDE_ROWS = 64  # rows decided by differences at a time,
 PAIRS = 1 << 20  # numbers of float64 differences held at once by each thread
 
@@ -68,8 +69,11 @@ def nearest_rows(
     if not isinstance(k, (int, np.integer)) or isinstance(k, bool) or k < 1:
         raise DeepClusterError(f"The number of neighbors must be an integer of at least 1, not {k!r}.")
     rows = Rows(x, device)
+    if rows.is_wide and rows.origin is None and metric == "euclidean":
+        rows.origin = find_origin(torch.as_tensor(rows.taken(torch.arange(0, rows.n, -(-rows.n // SAMPLE)))))
     # a second reader of the same rows: a block is valid only until its reader's next one
     asked = Rows(x, rows.device) if queries is None else Rows(queries, rows.device, name="queries")
+    asked.origin = rows.origin
     if asked.dim != rows.dim:
         raise DeepClusterError(
             f"The queries have {asked.dim} columns but the features have {rows.dim}; use the same network, tap "
