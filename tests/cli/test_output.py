@@ -38,7 +38,7 @@ def said(monkeypatch: pytest.MonkeyPatch, encoding: str, *words: object) -> str:
             status = int(stop.code or 0)
         for stream in streams:
             stream.flush()
-    printed = [stream.buffer.getvalue().decode(encoding) for stream in streams]  # type: ignore[attr-defined]
+    printed = [stream.buffer.getvalue().decode(encoding) for stream in streams]
     assert status == 0 and "Traceback" not in printed[1], printed
     return "".join(printed)
 
