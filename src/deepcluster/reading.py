@@ -78,7 +78,7 @@ def regular_size(file: Path | str) -> int:
     return found.st_size
 
 
-def read_bytes(file: Path, most: int) -> bytes:
+def read_bytes(file: Path | str, most: int) -> bytes:
     """A whole regular file of at most so many bytes.
 
     Raises:
@@ -86,7 +86,8 @@ def read_bytes(file: Path, most: int) -> bytes:
     """
     if (size := regular_size(file)) > most:
         raise ValueError(f"it has {size:,} bytes, and {most:,} are the most that is read")
-    return file.read_bytes()
+    with open(file, "rb") as handle:
+        return handle.read()
 
 
 def read_text(file: Path, *, advice: str, most: int = MOST_TEXT) -> str:

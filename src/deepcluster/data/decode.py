@@ -6,14 +6,28 @@ This file knows image formats; it knows nothing of folders, indices or caches.
 from __future__ import annotations
 
 import io
+import re
+import struct
+import warnings
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from PIL import Image, ImageFile, UnidentifiedImageError
+from PIL import Image, ImageFile
 
-from deepcluster.data.formats import FORMATS
+from deepcluster.data.damage import CUT_OFF, find_damage
+from deepcluster.data.depth import deepened, grey, is_deep, significant_bits
+from deepcluster.data.formats import BYTES, FORMATS, HEAD, PIXELS, format_of_head
+from deepcluster.data.libtiff import listen
 from deepcluster.errors import BadImage
+from deepcluster.reading import read_bytes
+
+#: A filter for Pillow's warnings: what they say is the reason of a bad image, or does not touch the picture. It is put
+#: in and taken out by hand, since `warnings.catch_warnings` is of the whole process: threads would undo each other's,
+#: and warnings of ours that are shown once would be shown again after each image.
+SILENT = ("ignore", None, Warning, re.compile(r"PIL\b|pillow_heif"), 0)
 
 ORIENTATION = 0x0112  # EXIF tag
 #: EXIF orientation -> how the stored image is turned so that it stands upright.
@@ -31,45 +45,64 @@ UPRIGHT = {
 def decode(data: bytes | str | Path, short_side: int | None = None) -> np.ndarray:
     """The image in `data`: (H, W, 3) uint8 RGB, upright, on white where it is transparent.
 
+    Values of more than 8 bits are scaled by the rule of `deepcluster.data.depth`.
+
     Args:
         data: the bytes of a file, or its path.
         short_side: in pixels; a larger image is shrunk so that its shorter side has this length
             (antialiased), a smaller one is left alone.
 
     Raises:
-        BadImage: the file is missing, empty, cut off, damaged or no image at all.
+        BadImage: the file is missing, no regular file, beyond `BYTES` or `PIXELS`, empty, cut off, damaged or no image.
     """
     if not isinstance(data, bytes):
         try:
-            data = Path(data).read_bytes()
-        except OSError as error:
-            raise BadImage(error.strerror or str(error)) from None
+            data = read_bytes(data, BYTES)
+        except (OSError, ValueError) as error:
+            raise BadImage(getattr(error, "strerror", None) or str(error)) from None
     if not data:
         raise BadImage("empty file")
-    stream = _Watched(data)
+    if len(data) > BYTES:
+        raise BadImage(f"too large: {len(data):,} bytes, and {BYTES:,} are the most that is read")
+    said = listen()
+    filters: Any = warnings.filters
+    filters.insert(0, SILENT)
     try:
-        with Image.open(stream, formats=_formats()) as image:
-            if short_side is not None and image.format == "JPEG":
-                _draft(image, short_side)
-            stream.ran_dry = False
-            image.load()
-            if ImageFile.LOAD_TRUNCATED_IMAGES:
-                _check_whole(image, stream)
-            if image.format in ("JPEG", "MPO") and _grey_tail(image, data):
-                raise BadImage("damaged: the picture ends in grey where data is missing")
-            picture = to_rgb(image)
+        picture = _read(data, short_side, said)
     except BadImage:
         raise
-    except UnidentifiedImageError:
-        raise BadImage("not an image in a known format") from None
-    except Image.DecompressionBombError:
-        raise BadImage("too large: more pixels than Pillow's safety limit") from None
+    except MemoryError:
+        raise BadImage("too large: there is not enough memory for its pixels") from None
     except Exception as error:  # Pillow's plugins raise nearly anything on damaged files
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        if "truncated" in reason.lower():
+        if said and reason.startswith("decoder error"):
+            reason = f"damaged: {said[0]}"
+        elif "truncated" in reason.lower():
             reason = "cut off: " + reason
         raise BadImage(reason[:200]) from None
+    finally:
+        with suppress(ValueError):
+            filters.remove(SILENT)
     return np.array(shrink(picture, short_side))  # a copy: Pillow's own memory is read-only, which torch warns of
+
+
+def _read(data: bytes, short_side: int | None, said: list[str]) -> Image.Image:
+    """The picture, larger than `short_side` where need be. Raises BadImage, and anything else that Pillow raises."""
+    with _open(data, stream := _Watched(data)) as image:
+        if short_side is not None and image.format == "JPEG":
+            _draft(image, short_side)
+        deep = is_deep(image)
+        stream.ran_dry = False
+        image.load()
+        if ImageFile.LOAD_TRUNCATED_IMAGES and stream.ran_dry:  # set by another library, for the whole process
+            raise BadImage(CUT_OFF)
+        if damage := find_damage(image, data, _open):
+            raise BadImage(damage)
+        if said:
+            raise BadImage(f"damaged: {said[0]}"[:200])
+        if image.format == "PNG":
+            image.info["significant_bits"] = significant_bits(data)
+        return to_rgb(deepened(image, lambda: _open(data)) if deep else image)
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -78,7 +111,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "RGB" and "transparency" not in image.info:
         picture = image
     elif image.mode.startswith(("I", "F")):
-        picture = Image.fromarray(_by_range(np.asarray(image))).convert("RGB")
+        picture = grey(image).convert("RGB")
     elif image.has_transparency_data:
         rgba = image.convert("RGBA")
         picture = Image.new("RGB", image.size, (255, 255, 255))
@@ -98,19 +131,6 @@ def shrink(image: Image.Image, short_side: int | None) -> Image.Image:
     return image.resize(size, Image.Resampling.BILINEAR)
 
 
-def _by_range(values: np.ndarray) -> np.ndarray:
-    """Grey values of any depth as uint8: 16-bit by its full range, others by the range they live in."""
-    if values.dtype != np.float32 and values.max(initial=0) <= 65535 and values.min(initial=0) >= 0:
-        return ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
-    values = np.nan_to_num(values.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
-    low, high = float(values.min()), float(values.max())
-    if low >= 0 and high <= 1:
-        low, high = 0.0, 1.0
-    elif low >= 0 and high <= 255:
-        low, high = 0.0, 255.0
-    return np.rint((values - low) * (255 / max(high - low, 1e-12))).astype(np.uint8)
-
-
 def _orientation(image: Image.Image) -> int:
     try:
         return int(image.getexif().get(ORIENTATION, 1))
@@ -126,47 +146,49 @@ def _draft(image: Image.Image, short_side: int) -> None:
         image.draft(None, (int(np.ceil(width * scale)), int(np.ceil(height * scale))))
 
 
-def _check_whole(image: Image.Image, stream: _Watched) -> None:
-    """Find a cut-off file although another library told Pillow, process-wide, to load those half-grey."""
-    if stream.ran_dry:
-        raise BadImage("cut off: the file ends before its picture does")
-    if image.format == "PNG":
-        with Image.open(io.BytesIO(stream.getvalue()), formats=["PNG"]) as again:
-            again.verify()
+def _open(data: bytes, stream: io.BytesIO | None = None) -> Any:
+    """Opens an image as `Image.open` does, but for its limit of pixels, which is one of the whole process and not ours.
 
-
-def _grey_tail(image: Image.Image, data: bytes) -> bool:
-    """Whether a JPEG ends in the mid-grey rows that libjpeg paints, without an error, for data it lacks.
-
-    An image may end in that very grey by right. Then its last bytes code grey, and taking them away changes
-    nothing above; where data is missing, the last bytes code the last good part, and taking them away changes
-    that. The rows must be enough to hold a whole row of blocks.
+    The formats are asked in our order; the one that the first bytes announce is asked alone.
     """
-    missing = {"L": 128, "RGB": (128, 128, 128)}.get(image.mode)
-    width, height = image.size
-    if (
-        missing is None
-        or width < 64
-        or any(image.getpixel((x, height - 1)) != missing for x in (0, width // 2, width - 1))
-    ):
-        return False
-    pixels = np.asarray(image).reshape(height, -1)
-    above = height - int((pixels == 128).all(1)[::-1].cumprod().sum())
-    end = data.rfind(b"\xff\xd9")
-    if not 0 < above <= height - 24 or end < 0:
-        return False
-    try:
-        with Image.open(io.BytesIO(data[: end - 4] + b"\xff\xd9"), formats=["JPEG"]) as shorter:
-            shorter.draft(None, image.size)
-            return not np.array_equal(np.asarray(shorter).reshape(height, -1)[:above], pixels[:above])
-    except Exception:
-        return True
+    stream = io.BytesIO(data) if stream is None else stream
+    kind = format_of_head(data[:HEAD])
+    known = _formats()
+    if kind == "HEIF" and kind not in Image.OPEN and not _learn_heif():
+        raise BadImage("HEIC: install deepcluster[heic]")
+    if kind is not None and kind not in Image.OPEN:
+        raise BadImage(f"{kind}: the Pillow installed here does not read it, upgrade it")
+    for name in known if kind is None else (kind,):
+        factory, accept = Image.OPEN[name]
+        stream.seek(0)
+        try:
+            if accept is not None and (not (answer := accept(data[:16])) or isinstance(answer, str)):
+                continue
+            image: Any = factory(stream, "")
+        except (SyntaxError, IndexError, TypeError, struct.error):
+            continue
+        if image.width * image.height > PIXELS:
+            raise BadImage(f"too large: {image.width:,} x {image.height:,} pixels, and {PIXELS:,} are the most")
+        return image
+    raise BadImage(
+        "not an image in a known format" if kind is None else f"{kind} image that is damaged, or of a kind not read"
+    )
 
 
 @cache
 def _formats() -> tuple[str, ...]:
     Image.init()
     return tuple(name for name in FORMATS if name in Image.OPEN)
+
+
+@cache
+def _learn_heif() -> bool:
+    try:
+        import pillow_heif
+    except ImportError:
+        return False
+    pillow_heif.register_heif_opener()
+    return True
 
 
 class _Watched(io.BytesIO):

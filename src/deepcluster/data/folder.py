@@ -22,7 +22,7 @@ from deepcluster.data.naming import (
 from deepcluster.data.source import ImageSource
 from deepcluster.digest import digest
 from deepcluster.errors import BadImage, DeepClusterError
-from deepcluster.reading import read_csv, read_text
+from deepcluster.reading import read_csv, read_text, regular_size
 
 #: Files whose first bytes go into a fingerprint; all go in with their name, size and time.
 SAMPLED = 64
@@ -61,9 +61,11 @@ class Files:
 
     def _head(self, index: int) -> bytes:
         try:
-            with open(os.path.join(self.root, self.paths[index]), "rb") as file:
+            place = os.path.join(self.root, self.paths[index])
+            regular_size(place)
+            with open(place, "rb") as file:
                 return file.read(4096)
-        except OSError:
+        except (OSError, ValueError):
             return b"missing"
 
 

@@ -13,6 +13,10 @@ FORMATS: dict[str, tuple[str, ...]] = {
     "TGA": (".tga",), "ICO": (".ico",), "PCX": (".pcx",), "SGI": (".sgi",), "DDS": (".dds",),
 }  # fmt: skip
 
+#: Bytes of a file, and pixels of a picture, beyond which it is a bad image: neither photo of a phone nor scan has more.
+BYTES = 1 << 30
+PIXELS = 1 << 28
+
 #: File name endings that are taken for images; what is inside decides later.
 EXTENSIONS = tuple(ending for endings in FORMATS.values() for ending in endings)
 
