@@ -6,10 +6,14 @@ torch, so that help and mistakes are answered at once. A method's own parameters
 
 from __future__ import annotations
 
+import builtins
 import dataclasses
+import math
+import types
+import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from deepcluster.errors import DeepClusterError, did_you_mean
 from deepcluster.methods.params import METHODS, DeepClusterParams, MethodParams, method_name
@@ -173,6 +177,46 @@ AUTO = "auto"
 GROUPS = ("method", "optimizer", "data", "backbone")
 
 
+SIZES = {
+    "epochs": 10**7,
+    "batch_size": 2**20,
+    "image_size": 2**13,
+    "processes": 2**12,
+    "data.workers": 2**10,
+    "data.views": 2**8,
+    "data.view_size": 2**13,
+    "data.small_views": 2**8,
+    "data.small_view_size": 2**13,
+    "method.k": 2**24,
+    "method.super_clusters": 2**16,
+    "method.clusterings": 2**8,
+    "method.memory_views": 2**8,
+    "method.neighbors": 2**12,
+    "method.whiten": 2**16,
+    "method.hidden": 2**16,
+    "method.feature_dim": 2**16,
+    "method.queue_size": 2**24,
+}
+"""What settings may be at most: beyond it, only memory or years would be the limit."""
+
+
+def check_sizes(run: TrainRun) -> None:
+    """Refuses sizes that are negative, or that no machine has room for.
+
+    Raises:
+        DeepClusterError: with the setting's name on the command line.
+    """
+    for name, most in SIZES.items():
+        group, _, part = name.rpartition(".")
+        value = getattr(getattr(run, group) if group else run, part, 0)
+        if not 0 <= value <= most:
+            raise DeepClusterError(f"--{name.replace('_', '-')} is {value:,}: give {most:,} at most.")
+
+
+class UnknownSetting(DeepClusterError):
+    """A name that no setting of this version has."""
+
+
 def as_dict(run: TrainRun) -> dict[str, Any]:
     """The run as plain JSON values; the method's group begins with its name."""
     values = dataclasses.asdict(run)
@@ -188,12 +232,13 @@ def from_dict(values: dict[str, Any]) -> TrainRun:
     """The inverse of `as_dict`; unknown names are refused.
 
     Raises:
-        DeepClusterError: a name that this version does not know.
+        UnknownSetting: a name that this version does not know.
+        DeepClusterError: a value of the wrong type.
     """
     method = dict(values.get("method", {}))
     name = method.pop("name", "deepcluster")
     if name not in METHODS:
-        raise DeepClusterError(f"There is no method {name!r}.{did_you_mean(str(name), list(METHODS))}")
+        raise UnknownSetting(f"There is no method {name!r}.{did_you_mean(str(name), list(METHODS))}")
     return override(TrainRun(method=METHODS[name][0]()), values | {"method": method})
 
 
@@ -217,12 +262,12 @@ def override(run: TrainRun, values: dict[str, Any]) -> TrainRun:
                 raise DeepClusterError(f"The setting {name!r} exists in several groups: write {meant}.")
             group = owners[0] if owners else ""
         if group and group not in GROUPS:
-            raise DeepClusterError(_unknown(run, name))
+            raise UnknownSetting(_unknown(run, name))
         target = getattr(run, group) if group else run
-        kinds = {item.name: str(item.type) for item in dataclasses.fields(target)}
+        kinds = get_type_hints(type(target))
         if part not in kinds or (not group and part in GROUPS):
-            raise DeepClusterError(_unknown(run, name))
-        change: dict[str, Any] = {part: _fitting(name, kinds[part], getattr(target, part), value)}
+            raise UnknownSetting(_unknown(run, name))
+        change: dict[str, Any] = {part: _fitting(name, kinds[part], value)}
         if group:
             change = {group: dataclasses.replace(target, **change)}
         run = dataclasses.replace(run, **change)
@@ -246,16 +291,31 @@ def _unknown(run: TrainRun, name: str) -> str:
     return f"There is no setting {name!r}.{did_you_mean(name, known) or did_you_mean(name, short)}"
 
 
-def _fitting(name: str, kind: str, old: Any, value: Any) -> Any:
-    """JSON has lists where settings have tuples, and integers where they have floats."""
-    if kind == "float":
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
-            raise DeepClusterError(f"The setting {name} takes a float, not {value!r}.")
-        return float(value)
-    if isinstance(value, list):
-        value = tuple(value)
-    if isinstance(old, bool) != isinstance(value, bool) and isinstance(old, (bool, int, float)):
-        raise DeepClusterError(f"The setting {name} takes a {type(old).__name__}, not {value!r}.")
-    if isinstance(old, (int, str)) and not isinstance(value, type(old)):
-        raise DeepClusterError(f"The setting {name} takes a {type(old).__name__}, not {value!r}.")
-    return value
+def _fitting(name: str, kind: Any, value: Any) -> Any:
+    """The value as its setting has it: JSON has lists where settings have tuples, and integers where they have floats.
+
+    Raises:
+        DeepClusterError: it is of another type, or no number at all.
+    """
+    value = tuple(value) if isinstance(value, list) else value
+    if not _fits(kind, value):
+        said = kind.__name__ if isinstance(kind, type) else str(kind).replace("typing.", "")
+        raise DeepClusterError(f"The setting {name} takes a {said}, not {str(value)[:80]!r}.")
+    return float(value) if kind is float or (isinstance(value, int) and float in get_args(kind)) else value
+
+
+def _fits(kind: Any, value: Any) -> bool:
+    inside = get_args(kind)
+    match get_origin(kind) or kind:
+        case types.UnionType | typing.Union:
+            return any(_fits(one, value) for one in inside)
+        case typing.Literal:
+            return any(type(value) is type(one) and value == one for one in inside)
+        case builtins.tuple:
+            return isinstance(value, tuple) and len(value) == len(inside) and all(map(_fits, inside, value))
+        case builtins.float:
+            return _fits(int, value) or (isinstance(value, float) and not math.isnan(value))
+        case builtins.int:
+            return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**64
+        case found:
+            return isinstance(value, found)

@@ -50,5 +50,5 @@ def test_a_loss_at_ln_k(losses: list[float], well: bool) -> None:
 
 def test_a_damaged_line_of_metrics_is_named(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text('{"epoch": 0}\n{"epo')
-    with pytest.raises(DeepClusterError, match=r"Line 2 of .*metrics.jsonl is damaged"):
+    with pytest.raises(DeepClusterError, match=r"Line 2 of .*metrics.jsonl cannot be read"):
         read_metrics(tmp_path)

@@ -15,7 +15,7 @@ from lightning_fabric import Fabric
 from torch import nn
 
 from deepcluster import config as settings
-from deepcluster.config import TrainRun
+from deepcluster.config import TrainRun, check_sizes
 from deepcluster.data.transforms import RandomViews
 from deepcluster.data.views import ViewGroup
 from deepcluster.distributed import SINGLE, ProcessGroup
@@ -60,6 +60,7 @@ def check(run: TrainRun) -> None:
         raise DeepClusterError(
             f"--minutes is {run.minutes:g}: give the minutes that the run may take, such as 10, or --epochs instead."
         )
+    check_sizes(run)
     views, least = run.data.views + run.data.small_views, run.method.least_views
     if views < least:
         raise DeepClusterError(

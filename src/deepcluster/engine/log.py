@@ -23,8 +23,9 @@ from rich.progress import (
 from rich.progress import Task as RichTask
 from rich.text import Text
 
-from deepcluster.errors import DeepClusterError
+from deepcluster.config import SIZES
 from deepcluster.io import write_text
+from deepcluster.reading import judged, parse_json, read_text
 
 NUMBERS = (
     "loss", "nmi_previous", "reassigned", "clusters_used", "size_min", "size_max", "size_entropy", "lr",
@@ -147,15 +148,12 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
         DeepClusterError: a line is not a JSON object of an epoch and its numbers.
     """
     file = folder / "metrics.jsonl"
+    advice = "restore it, or delete that line."
     rows = []
-    lines = file.read_text(encoding="utf-8", errors="replace").splitlines() if file.exists() else []
-    for number, text in enumerate(lines, 1):
-        try:
-            rows.append(_row(json.loads(text)))
-        except ValueError as error:
-            raise DeepClusterError(
-                f"Line {number} of {file} is damaged ({error}): restore it, or delete that line."
-            ) from error
+    for number, text in enumerate(read_text(file, advice=advice).split("\n") if file.exists() else [], 1):
+        if text:
+            with judged(f"Line {number:,} of {file}", advice):
+                rows.append(_row(parse_json(text)))
     return rows
 
 
@@ -167,7 +165,7 @@ def _row(value: Any) -> dict[str, Any]:
     """
     if not isinstance(value, dict):
         raise ValueError("it is no JSON object")
-    if type(value.get("epoch")) is not int or value["epoch"] < 0:
+    if type(value.get("epoch")) is not int or not 0 <= value["epoch"] <= SIZES["epochs"]:
         raise ValueError("its epoch is no whole number")
     for name in NUMBERS:
         if isinstance(value.get(name, 0.0), (bool, str, list, dict)):

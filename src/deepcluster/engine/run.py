@@ -6,9 +6,10 @@ training data, the checkpoint or the preset.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor
 
 from deepcluster.clustering.whitening import Whitening
-from deepcluster.config import params_of
+from deepcluster.config import UnknownSetting, check_sizes, from_dict, params_of
 from deepcluster.data.open import open_images
 from deepcluster.data.source import ImageSource
 from deepcluster.distributed import SINGLE, ProcessGroup
@@ -32,11 +33,17 @@ from deepcluster.errors import DeepClusterError
 from deepcluster.methods.params import MethodParams, method_class
 from deepcluster.models.backbone import Backbone
 from deepcluster.models.zoo import build_backbone
+from deepcluster.reading import judged, read_csv, read_json, read_npy
 
 FORMAT = 2
 """Of run.json and checkpoints; raised whenever older run folders can no longer be read."""
 NEEDED = {"preset": str, "images": int, "settings": dict, "source_fingerprint": str}
 """What every run.json says: name -> type."""
+OPTIONAL = {"data": str, "bad_images": int, "finished": str, "k_auto": dict, "versions": dict, "backbone": str}
+"""What a run.json may say."""
+SETTINGS = ("epochs", "batch_size", "image_size", "seed", "method", "backbone")
+"""What the settings of every run hold."""
+MOST_IMAGES = 1 << 40
 
 
 class Run(Subject):
@@ -74,19 +81,33 @@ class Run(Subject):
 
     @property
     def assignment(self) -> np.ndarray:
-        """(N,) int64, the cluster of each training image; -1 = cannot be decoded."""
+        """(N,) integers, the cluster of each training image; -1 = cannot be decoded."""
         file = self.folder / "assignment.npy"
         if not file.exists():
             raise DeepClusterError(
                 f"{self.folder} has no clusters yet: go on with `deepcluster train --resume {self.folder}`."
             )
-        return _column(file, "iu")
+        found = _column(file, "iu", self.config["images"])
+        most = max(len(found), getattr(self.params, "k", 0))
+        if len(found) and not -1 <= found.min() <= found.max() < most:
+            raise DeepClusterError(f"{file} cannot be read (it has clusters beyond {most:,}): {_again(self.folder)}")
+        return found
 
     @property
     def distance(self) -> np.ndarray | None:
         """(N,) float32, Euclidean distance of each training image to its center; NaN = cannot be decoded."""
         file = self.folder / "distance.npy"
-        return _column(file, "f") if file.exists() else None
+        return _column(file, "f", self.config["images"]) if file.exists() else None
+
+    def bad_images(self) -> list[tuple[str, str, str]]:
+        """Index, path and reason of each image that cannot be decoded, as bad_images.csv lists them.
+
+        Raises:
+            DeepClusterError: that file is damaged.
+        """
+        file = self.folder / "bad_images.csv"
+        rows = read_csv(file, advice="restore it, or delete it.")[1:] if file.exists() else []
+        return [(row[0], row[1], row[2]) for row in rows if len(row) >= 3]
 
     @cached_property
     def model(self) -> Model:  # type: ignore[override]  # read when it is asked for
@@ -260,36 +281,47 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not file.is_file():
         what = "is not a run folder (it has no run.json)" if folder.is_dir() else "does not exist"
         raise DeepClusterError(f"{folder} {what}: give the folder that `deepcluster train ... --out` wrote.")
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DeepClusterError(f"{file} is damaged ({error}): restore it or train again.") from error
-    wrong = [name for name, kind in NEEDED.items() if not isinstance(found, dict) or type(found.get(name)) is not kind]
-    if wrong:
-        raise DeepClusterError(
-            f"{file} is damaged (it does not say the run's {', '.join(wrong)}): restore it or train again."
-        )
+    advice = "restore it or train again."
+    found = read_json(file, advice=advice)
+    with judged(file, advice):
+        _check_config(found)
     if found.get("format") != FORMAT:
         raise DeepClusterError(
             f"{folder} was written by another version of deepcluster: use that version for it, or train again."
         )
-    return dict(found)
+    return found
 
 
-def _column(file: Path, kinds: str) -> np.ndarray:
-    """(N,) numbers of an .npy file, of one of NumPy's `kinds`.
+def _check_config(found: dict[str, Any]) -> None:
+    """Raises DeepClusterError, ValueError: something that every run.json says is missing, or is of another kind."""
+    wrong = [name for name, kind in NEEDED.items() if type(found.get(name)) is not kind]
+    wrong += [name for name, kind in OPTIONAL.items() if name in found and type(found[name]) is not kind]
+    wrong += [f"settings.{name}" for name in SETTINGS if name not in found.get("settings", ())]
+    if wrong:
+        raise ValueError(f"it does not say the run's {', '.join(wrong)}")
+    if not 0 < found["images"] <= MOST_IMAGES:
+        raise ValueError(f"its images are {found['images']:,}")
+    with suppress(UnknownSetting):  # of another version: refused by what needs all of them
+        run, method = from_dict(found["settings"]), found["settings"]["method"]
+        check_sizes(run)
+        known = {field.name for field in fields(run.method)}  # type: ignore[arg-type]
+        for name in {"name", *(known if not run.method.trains else known & {"k"})} - method.keys():
+            raise ValueError(f"it does not say the run's settings.method.{name}")
+
+
+def _column(file: Path, kinds: str, images: int) -> np.ndarray:
+    """(N,) numbers of an .npy file, one for each of the run's images, of one of NumPy's `kinds`.
 
     Raises:
-        DeepClusterError: the file is cut short or is something else.
+        DeepClusterError: the file is cut short, is something else, or belongs to another run.
     """
-    try:
-        found = np.load(file, allow_pickle=False)
-        if not isinstance(found, np.ndarray) or found.ndim != 1 or found.dtype.kind not in kinds:
-            raise ValueError("it does not hold one number for each image")
-    except (OSError, ValueError, EOFError) as error:
-        why = (str(error).splitlines() or ["cut short"])[0]
-        raise DeepClusterError(
-            f"{file} is damaged ({why}): write it again from the last checkpoint by `deepcluster train --resume"
-            f" {file.parent}`."
-        ) from error
+    advice = _again(file.parent)
+    found = read_npy(file, advice=advice, ndim=1, kinds=kinds)
+    with judged(file, advice):
+        if len(found) != images:
+            raise ValueError(f"it is of {len(found):,} images, and the run has {images:,}")
     return found
+
+
+def _again(folder: Path) -> str:
+    return f"write it again from the last checkpoint by `deepcluster train --resume {folder}`."

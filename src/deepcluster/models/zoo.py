@@ -17,6 +17,8 @@ from deepcluster.models.sobel import input_layer
 from deepcluster.models.timm_backbone import build_timm
 from deepcluster.models.vgg import build_vgg16
 
+LARGEST = 1 << 13
+"""Side of images in pixels, at most."""
 OURS = ("alexnet", "vgg16", "convnet", *RESNETS)
 
 
@@ -46,8 +48,8 @@ def build_backbone(
             the network cannot take.
     """
     layer, channels, extra = input_layer(sobel)
-    if image_size < 1:
-        raise DeepClusterError(f"image_size={image_size} must be a positive number of pixels.")
+    if not 1 <= image_size <= LARGEST:
+        raise DeepClusterError(f"image_size={image_size} must be a number of pixels from 1 to {LARGEST:,}.")
     parts = _builder(name, options)(channels, image_size + extra, **options)
     config: dict[str, Any] = {"name": name, "sobel": sobel, "image_size": image_size}
     # Whoever rebuilds a backbone has its weights already.

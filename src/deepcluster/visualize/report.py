@@ -71,7 +71,8 @@ def write_report(run: Run, *, clusters: int = 24, images: int = 12) -> Path:
     folder, config, metrics = Path(run.folder), run.config, run.metrics
     assignment, k = _clusters(run)
     source, problem = _source(run, assignment)
-    bad, bad_rows = report_text.bad_images(folder)
+    bad_rows = run.bad_images()
+    bad = len(bad_rows)
     counts: np.ndarray | None = None
     clustered: int | None = None
     cards: list[dict[str, Any]] = []
@@ -111,7 +112,7 @@ def write_report(run: Run, *, clusters: int = 24, images: int = 12) -> Path:
         gone=problem,
         pictures=saved_pictures(folder / "pictures"),
         bad=bad,
-        bad_rows=bad_rows,
+        bad_rows=bad_rows[: report_text.BAD_SHOWN],
         command=report_text.command(config, folder),
         settings=report_text.flat(report_text.settings_used(config)),
         versions=report_text.flat(config.get("versions", {})),

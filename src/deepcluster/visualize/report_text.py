@@ -5,7 +5,6 @@ This file knows run.json, metrics.jsonl and the JSON of evaluations; it knows no
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 import shlex
@@ -20,7 +19,9 @@ from deepcluster.clustering.algorithms import ALGORITHMS
 from deepcluster.config import AUTO, params_of
 from deepcluster.engine.health import check_clusters, check_loss
 from deepcluster.engine.model import PRETRAINED
+from deepcluster.errors import DeepClusterError
 from deepcluster.methods.params import MethodParams
+from deepcluster.reading import read_json
 
 BAD_SHOWN = 200
 
@@ -155,28 +156,20 @@ def evaluations(folder: Path) -> list[Evaluation]:
     kept = folder / "evaluation"
     for file in (*sorted(kept.glob("*.json")), *sorted(kept.glob("untrained/*.json"))):
         try:
-            content = json.loads(file.read_text(encoding="utf-8"))
-            values, settings = dict(content["scores"]), flat(content.get("settings") or {})
-            rows = [
-                (name, _percent(value), _percent(values.get(f"{name}_std"), empty=""))
-                for name, value in values.items()
-                if not (name.endswith("_std") and name.removesuffix("_std") in values)
-            ]
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-            continue  # truncated, or a file of someone else's; the page is about the run
+            content = read_json(file, advice="evaluate the run again.")
+        except DeepClusterError:
+            continue  # a file of someone else's; the page is about the run
+        values, settings = content.get("scores"), content.get("settings") or {}
+        if not isinstance(values, dict) or not isinstance(settings, dict):
+            continue
+        rows = [
+            (name, _percent(value), _percent(values.get(f"{name}_std"), empty=""))
+            for name, value in values.items()
+            if not (name.endswith("_std") and name.removesuffix("_std") in values)
+        ]
         untrained = ", untrained" if file.parent != kept else ""
-        found.append(Evaluation(str(content.get("protocol", file.stem)) + untrained, rows, settings))
+        found.append(Evaluation(str(content.get("protocol", file.stem)) + untrained, rows, flat(settings)))
     return found
-
-
-def bad_images(folder: Path) -> tuple[int, list[tuple[str, str, str]]]:
-    """How many rows RUN/bad_images.csv has, and the first of them: index, path, reason."""
-    file = folder / "bad_images.csv"
-    if not file.exists():
-        return 0, []
-    with open(file, newline="", encoding="utf-8", errors="replace") as handle:
-        rows = [row for row in csv.reader(handle) if len(row) >= 3][1:]
-    return len(rows), [(row[0], row[1], row[2]) for row in rows[:BAD_SHOWN]]
 
 
 def duration(seconds: float) -> str:

@@ -6,7 +6,6 @@ A file that is missing or damaged is noted and skipped, because runs that went w
 from __future__ import annotations
 
 import contextlib
-import csv
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -293,11 +292,10 @@ def _measure_views(
 
 def _bad_images(run: Run) -> int:
     """Rows of bad_images.csv, or what run.json says."""
-    file = run.folder / "bad_images.csv"
-    if not file.exists():
-        return int(run.config.get("bad_images", 0))
-    with open(file, newline="", encoding="utf-8", errors="replace") as handle:
-        return max(0, sum(len(row) >= 3 for row in csv.reader(handle)) - 1)
+    with contextlib.suppress(DeepClusterError):
+        if (run.folder / "bad_images.csv").exists():
+            return len(run.bad_images())
+    return int(run.config.get("bad_images", 0))
 
 
 def _first_line(error: Exception) -> str:
