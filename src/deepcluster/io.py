@@ -1,42 +1,100 @@
-"""Files written whole or not at all: next to the file, then renamed."""
+"""Every file that is written: beside its place, flushed to disk, and renamed, so that it is there whole or not at all.
+
+No other module opens a file for writing. Files of numbers are sealed, see `seal`.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import csv
+import errno
 import json
 import os
 import shutil
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from deepcluster.errors import DeepClusterError
+from deepcluster.seal import json_seal, put_seal
+
+DTYPES = {"torch.bool": "BOOL", "torch.bfloat16": "BF16"} | {
+    f"torch.{kind}{bits}": f"{kind[0].upper()}{bits}" for kind in ("float", "int", "uint") for bits in (8, 16, 32, 64)
+}
+"""What safetensors calls torch's types."""
+CHUNK = 4 << 20
+"""Bytes read or written at a time."""
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-def write_atomic(file: Path, write: Callable[[Path], object]) -> Path:
+@contextlib.contextmanager
+def told(file: Path | str) -> Iterator[None]:
+    """Turns what goes wrong in writing `file` into a sentence.
+
+    Raises:
+        DeepClusterError: the disk is full, a limit is reached, or the place is read-only or not there.
+    """
+    try:
+        yield
+    except (OSError, RuntimeError) as error:  # torch raises the latter, and keeps the system's word as its context
+        cause = error if isinstance(error, OSError) else error.__context__
+        why = getattr(cause, "strerror", None) or str(error).splitlines()[0]
+        raise DeepClusterError(f"{file} cannot be written ({why}): make room or choose another place.") from error
+
+
+@contextlib.contextmanager
+def replacing(file: Path, *, sealed: bool = False) -> Iterator[Path]:
+    """A path beside `file` to write to, which takes its place at the end; after an error `file` is as it was.
+
+    Raises:
+        DeepClusterError: see `told`.
+    """
+    temporary = file.with_name(f".{file.name}.{uuid.uuid4().hex[:8]}.part")
+    try:
+        with told(file):
+            file.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        with told(file):
+            with open(temporary, "rb+") as handle:
+                if sealed:
+                    put_seal(handle)
+                handle.flush()
+                os.fsync(handle.fileno())
+            os.chmod(temporary, _usual_mode())  # some writers make files that only their owner may read
+            os.replace(temporary, file)
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def writing(file: Path, mode: str, *, sealed: bool = False, **form: Any) -> Iterator[Any]:
+    """The same, opened; what writes to it says so by `told`, so that other errors stay what they are."""
+    with replacing(file, sealed=sealed) as temporary:
+        with told(file):
+            handle = open(temporary, mode, **form)  # noqa: SIM115 - closed below, where a full disk is told
+        try:
+            yield handle
+            with told(file):
+                handle.close()
+        finally:
+            with contextlib.suppress(OSError):
+                handle.close()
+
+
+def write_atomic(file: Path, write: Callable[[Path], object], *, sealed: bool = False) -> Path:
     """Calls `write` with a path next to `file`, flushes it to disk, and renames it over `file`.
 
     Raises:
         DeepClusterError: the folder cannot be written or is full; `file` is then as it was.
     """
-    temporary = file.with_name(f".{file.name}.{uuid.uuid4().hex[:8]}.part")
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(file, sealed=sealed) as temporary, told(file):
         write(temporary)
-        with open(temporary, "rb+") as handle:
-            os.fsync(handle.fileno())
-        os.chmod(temporary, _usual_mode())  # safetensors makes files that only their owner may read
-        os.replace(temporary, file)
-    except (OSError, RuntimeError) as error:  # torch and safetensors have their own words for a full disk
-        why = getattr(error, "strerror", None) or error
-        raise DeepClusterError(f"{file} cannot be written ({why}): make room or choose another place.") from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
     return file
 
 
@@ -47,13 +105,20 @@ def _usual_mode() -> int:
     return 0o666 & ~mask
 
 
+def write_bytes(file: Path, content: bytes) -> Path:
+    """`write_atomic` for bytes."""
+    return write_atomic(file, lambda temporary: temporary.write_bytes(content))
+
+
 def write_text(file: Path, text: str) -> Path:
     """`write_atomic` for text."""
-    return write_atomic(file, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    return write_bytes(file, text.encode("utf-8"))
 
 
-def write_json(file: Path, value: Any) -> Path:
-    """`write_atomic` for a JSON value."""
+def write_json(file: Path, value: Any, *, sealed: bool = False) -> Path:
+    """`write_atomic` for a JSON value; a sealed object has the CRC-32 of the others as its last entry."""
+    if sealed:
+        value = {**value, "crc32": json_seal(value)}
     return write_text(file, json.dumps(value, indent=2) + "\n")
 
 
@@ -69,39 +134,146 @@ def keep_copy(file: Path, copy: Path) -> Path:
     return write_atomic(copy, link)
 
 
-def write_torch(file: Path, content: Any, previous: Path | None = None) -> Path:
-    """`write_atomic` for what `torch.save` takes; equal contents are equal bytes.
+def append(file: Path, content: bytes, size: int) -> None:
+    """Puts `content` behind the first `size` bytes, which are all of them, and flushes it to disk; or leaves the file
+    as it was.
+
+    Raises:
+        DeepClusterError: see `told`.
+    """
+    with told(file), open(file, "ab") as handle:
+        try:
+            handle.write(content)
+            handle.flush()
+            os.fsync(handle.fileno())
+        except OSError:
+            with contextlib.suppress(OSError):  # what a full disk left half written
+                os.truncate(file, size)
+            raise
+
+
+def write_torch(file: Path, content: Any, previous: Path | None = None, *, old_form: bool = False) -> Path:
+    """`write_atomic` for what `torch.save` takes, sealed; equal contents are equal bytes.
 
     Args:
         previous: the name under which the file that is there is kept.
+        old_form: the form of torch before 1.6, which has no seal.
     """
     import torch
 
     def write(temporary: Path) -> None:
-        with open(temporary, "wb") as handle:  # given a path, torch would write its random name into the file
-            torch.save(content, handle)
+        with open(temporary, "wb") as handle:  # a path would put its random name into the file
+            torch.save(content, handle, _use_new_zipfile_serialization=not old_form)
         if previous is not None and file.exists():
             keep_copy(file, previous)
 
-    return write_atomic(file, write)
+    return write_atomic(file, write, sealed=not old_form)
+
+
+def write_array(file: Path, blocks: np.ndarray | Iterable[np.ndarray], rows: int | None = None) -> Path:
+    """One sealed .npy, of an array or of blocks that follow each other along the first axis.
+
+    Args:
+        rows: how many the blocks have together; their error, where they have others, is the caller's.
+    """
+    if isinstance(blocks, np.ndarray):
+        blocks, rows = [blocks], len(blocks)
+    with writing(file, "wb", sealed=True) as handle:
+        written = 0
+        for number, block in enumerate(blocks):
+            block = np.ascontiguousarray(block)
+            with told(file):
+                if number == 0:
+                    form = {"descr": np.lib.format.dtype_to_descr(block.dtype), "fortran_order": False}
+                    np.lib.format.write_array_header_1_0(handle, form | {"shape": (rows, *block.shape[1:])})
+                handle.write(block.reshape(-1).view(np.uint8).data)
+            written += len(block)
+        assert written == rows, f"{written} rows of {rows}"
+    return file
+
+
+def write_csv(file: Path, rows: Iterable[Sequence[Any]]) -> Path:
+    """A table of text, a row after the other; bytes of a name that are in no encoding are written as `\\xff`."""
+    with writing(file, "w", newline="", encoding="utf-8", errors="backslashreplace") as handle:
+        table = csv.writer(handle, lineterminator="\n")
+        for row in rows:
+            with told(file):
+                table.writerow(row)
+    return file
+
+
+def scratch_table(file: Path, rows: int, width: int) -> np.ndarray:
+    """A (rows, width) float32 table to be filled, memory-mapped; its room on disk is taken now, because a disk that
+    is full when a mapped page is written ends the process by SIGBUS. In memory where no file can be mapped: no rows.
+
+    Raises:
+        DeepClusterError: there is no room for it.
+    """
+    if rows * width == 0:
+        return np.empty((rows, width), np.float32)
+    try:
+        with told(file):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            with open(file, "wb") as handle:
+                form = {"descr": "<f4", "fortran_order": False, "shape": (rows, width)}
+                np.lib.format.write_array_header_1_0(handle, form)
+                handle.flush()
+                _allocate(handle.fileno(), handle.tell(), rows * width * 4)
+    except DeepClusterError:
+        with contextlib.suppress(OSError):
+            file.unlink(missing_ok=True)
+        raise
+    return np.lib.format.open_memmap(file, "r+")
+
+
+def _allocate(descriptor: int, start: int, count: int) -> None:
+    """Takes `count` bytes of disk for a file from byte `start` on."""
+    try:
+        os.posix_fallocate(descriptor, start, count)
+        return
+    except AttributeError:  # not on macOS
+        pass
+    except OSError as error:
+        if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
+            raise
+    os.lseek(descriptor, start, os.SEEK_SET)
+    while count:
+        count -= os.write(descriptor, bytes(min(count, CHUNK)))
 
 
 def write_safetensors(file: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Path:
-    """`write_atomic` for tensors on any device, and text that belongs to them; equal contents are equal bytes."""
-    from safetensors.torch import save_file
+    """A sealed safetensors file; equal tensors and metadata give equal bytes (safetensors' own writer shuffles).
 
-    plain = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
+    Raises:
+        DeepClusterError: see `told`.
+    """
+    plain = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    names = sorted(plain, key=lambda name: (-plain[name].element_size(), name))  # aligned, as safetensors has them
+    header: dict[str, Any] = {"__metadata__": {"crc32": "0" * 8} | dict(sorted(metadata.items()))}
+    end = 0
+    for name in names:
+        start, end = end, end + plain[name].nbytes
+        header[name] = {
+            "dtype": DTYPES[str(plain[name].dtype)],
+            "shape": list(plain[name].shape),
+            "data_offsets": [start, end],
+        }
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
 
     def write(temporary: Path) -> None:
-        save_file(plain, temporary, dict(metadata))
-        with open(temporary, "rb+") as handle:  # safetensors writes the metadata in random order
-            size = int.from_bytes(handle.read(8), "little")
-            header = json.loads(handle.read(size))
-            header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
-            handle.seek(8)
-            handle.write(json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode().ljust(size))
+        with open(temporary, "wb") as handle:
+            handle.write(len(text).to_bytes(8, "little") + text)
+            for name in names:
+                handle.write(_bytes_of(plain[name]))
 
-    return write_atomic(file, write)
+    return write_atomic(file, write, sealed=True)
+
+
+def _bytes_of(tensor: Tensor) -> memoryview:
+    import torch
+
+    return tensor.reshape(-1).view(torch.uint8).numpy().data if tensor.numel() else memoryview(b"")
 
 
 def remove_leftovers(folder: Path) -> None:

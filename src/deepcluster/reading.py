@@ -14,7 +14,7 @@ import math
 import os
 import stat
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -22,6 +22,7 @@ from typing import Any, Literal
 import numpy as np
 
 from deepcluster.errors import DeepClusterError
+from deepcluster.seal import check_seal, json_seal
 
 MOST_TEXT = 1 << 32
 """Bytes of a text file at most; a list of 14 million images has a gigabyte."""
@@ -137,6 +138,8 @@ def read_json(file: Path, *, advice: str, most: int = MOST_JSON) -> dict[str, An
         found = parse_json(read_text(file, advice=advice, most=most))
         if not isinstance(found, dict):
             raise ValueError("it is no JSON object")
+        if "crc32" in found and found.pop("crc32") != json_seal(found):
+            raise ValueError("its content is not what was written")
         return found
 
 
@@ -155,6 +158,7 @@ def read_npy(
     *,
     advice: str,
     mapped: Literal["r", "c"] | None = None,
+    checked: bool = True,
     ndim: int | None = None,
     kinds: str = "biufcSUV",
 ) -> np.ndarray:
@@ -162,6 +166,7 @@ def read_npy(
 
     Args:
         mapped: "r" = memory-mapped to be read, "c" = with writes that stay in memory; None = read.
+        checked: compare all of it with its seal, where it has one.
         ndim: number of its dimensions; None = any.
         kinds: NumPy's letters of the types that it may have. Objects are none of them: nothing is unpickled.
 
@@ -169,7 +174,8 @@ def read_npy(
         DeepClusterError: it is missing, damaged, or of another form.
     """
     with judged(file, advice):
-        size = regular_size(file)
+        regular_size(file)
+        size = check_seal(file, read=checked)
         with open(file, "rb") as handle:
             dtype, fortran, shape = _npy_header(handle)
             start = handle.tell()
@@ -225,3 +231,35 @@ def read_npz(file: Path, *, advice: str) -> dict[str, np.ndarray]:
         if not all(isinstance(array, np.ndarray) for array in found.values()):
             raise ValueError("it holds more than arrays")
         return found
+
+
+def read_tensors(
+    file: Path | str, *, advice: str = "give a whole .safetensors file."
+) -> tuple[dict[str, str], dict[str, Any]]:
+    """The metadata and the tensors of a safetensors file, on the CPU.
+
+    Raises:
+        DeepClusterError: it is missing, damaged, something else, or holds values that are not finite.
+    """
+    from safetensors import safe_open
+
+    with judged(file, advice):
+        regular_size(file)
+        check_seal(file)
+        with safe_open(file, "pt") as handle:
+            metadata = dict(handle.metadata() or {})
+            tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118 - not a dict
+    metadata.pop("crc32", None)
+    require_finite(tensors, file)
+    return metadata, tensors
+
+
+def require_finite(tensors: Mapping[str, Any], file: Path | str) -> None:
+    """Refuses weights that are not numbers: of a training that has diverged, or of a damaged file.
+
+    Raises:
+        DeepClusterError: see above.
+    """
+    for name, value in tensors.items():
+        if value.is_floating_point() and not value.isfinite().all():
+            raise DeepClusterError(f"{file} holds values that are not finite, in {name}: give other weights.")

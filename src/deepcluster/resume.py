@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 from deepcluster.digest import digest
 from deepcluster.errors import DeepClusterError
 from deepcluster.io import write_torch
+from deepcluster.seal import check_seal
 
 Result = TypeVar("Result")
 
@@ -103,6 +104,7 @@ class ResumeFile:
         import torch
 
         try:
+            check_seal(self.file)
             with warnings.catch_warnings():  # torch's own words about files that it refuses
                 warnings.simplefilter("ignore")
                 content = torch.load(self.file, map_location="cpu", weights_only=True)

@@ -216,9 +216,9 @@ def test_views_keep_their_share_of_another_size(earlier: Run) -> None:
 def test_a_broken_start_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "text.safetensors").write_text("text")
     for start, said in (
-        (tmp_path / "text.safetensors", "cannot be read as safetensors"),
+        (tmp_path / "text.safetensors", "give a whole .safetensors file"),
         (tmp_path, "is a folder, not a file of weights: give a file"),
-        (tmp_path / "missing.safetensors", "cannot be read as safetensors"),
+        (tmp_path / "missing.safetensors", "is missing"),
         ("nonsense", "No backbone 'nonsense'"),
         ("convnet", "No weights are published under the name convnet"),
     ):

@@ -79,7 +79,7 @@ def features(
             return
     about |= {"rows": len(pixels), "width": width, "bad": bad}
     if one_file:
-        write_json(out.with_suffix(".json"), about)
+        write_json(out.with_suffix(".json"), about, sealed=True)
     undecodable = f", {len(bad):,} rows NaN" if bad else ""
     show(screen, json, {"out": str(out), **about}, f"{out}: {len(pixels):,} x {width} features{undecodable}")
 

@@ -12,11 +12,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from deepcluster import distributed
+from deepcluster import distributed, io
 from deepcluster.distributed import ProcessGroup
 from deepcluster.features.block_reader import BLOCK_BYTES, Rows, write_rows
 
@@ -99,4 +98,4 @@ def scratch_table(n: int, rows: Rows, folder: str | Path | None, max_bytes: int)
         yield torch.empty(n, rows.dim, device=rows.device)
         return
     with tempfile.TemporaryDirectory(dir=folder) as temporary:
-        yield np.lib.format.open_memmap(Path(temporary) / "rows.npy", "w+", np.float32, (n, rows.dim))
+        yield io.scratch_table(Path(temporary) / "rows.npy", n, rows.dim)

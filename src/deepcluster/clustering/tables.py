@@ -18,6 +18,7 @@ from deepcluster.distributed import SINGLE, ProcessGroup
 from deepcluster.errors import DeepClusterError
 from deepcluster.features.block_reader import Rows, find_origin
 from deepcluster.features.parallel import team
+from deepcluster.io import scratch_table
 
 
 @dataclass(frozen=True)
@@ -71,12 +72,12 @@ def cluster_table(
     own = keep[first:last]
     rows = table[first:last]
     if len(keep) < len(table):
-        rows = _scratch_table(scratch / "kept.npy", len(own), table.shape[1])
+        rows = scratch_table(scratch / "kept.npy", len(own), table.shape[1])
         for start in range(0, len(own), 65536):
             rows[start : start + 65536] = table[own[start : start + 65536]]
     if embedding is not None:
         embedding.fit(rows)
-        z = _scratch_table(scratch / "embedded.npy", len(own), len(embedding.components_))
+        z = scratch_table(scratch / "embedded.npy", len(own), len(embedding.components_))
         embedding.transform(rows, out=z)
         rows = z
     clusterer = make_clusterer(rows)
@@ -88,13 +89,6 @@ def cluster_table(
     own_distance, centroids = _distances(rows, label, getattr(clusterer, "cluster_centers_", None))
     cluster[keep], distance[keep] = group.gather_array(label), group.gather_array(own_distance)
     return TableClusters(cluster, distance, centroids, clusterer)
-
-
-def _scratch_table(file: Path, rows: int, width: int) -> np.ndarray:
-    """A (rows, width) float32 table in a file; in memory where there are no rows, which no file can be mapped to."""
-    if rows == 0:
-        return np.empty((0, width), np.float32)
-    return np.lib.format.open_memmap(file, "w+", np.float32, (rows, width))
 
 
 def _labels(clusterer: Any, rows: np.ndarray) -> np.ndarray:

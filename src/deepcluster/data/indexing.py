@@ -22,7 +22,7 @@ from deepcluster.data.manifest import Manifest, open_tables, read_manifest, rela
 from deepcluster.data.naming import labels_from_parents, natural_key
 from deepcluster.data.shards import Shard, index_file, read_members, row_type, write_members
 from deepcluster.errors import DeepClusterError
-from deepcluster.io import write_atomic
+from deepcluster.io import write_array
 from deepcluster.reading import read_npy, read_text
 
 #: Shards that are handed to a process at a time.
@@ -212,14 +212,8 @@ def _merge(out: Path, paths: list[str], results: list[Found], earlier: _Earlier 
         left.unlink(missing_ok=True)
 
     def write(file: Path, kind: np.dtype, rows_of: Callable[[str, Found], np.ndarray]) -> str:
-        def fill(beside: Path) -> None:
-            table = np.lib.format.open_memmap(beside, "w+", kind, (ends[-1],))
-            for shard, result in zip(shards, results, strict=True):
-                if shard.images:
-                    table[shard.row : shard.row + shard.images] = rows_of(shard.path, result)
-            table.flush()
-
-        return write_atomic(file, fill).name
+        blocks = (rows_of(shard.path, result) for shard, result in zip(shards, results, strict=True) if shard.images)
+        return write_array(file, (np.asarray(block, kind) for block in blocks), ends[-1]).name
 
     kind = row_type(max(result.largest for result in results))
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import csv
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from deepcluster.data.naming import printable
 from deepcluster.errors import DeepClusterError
-from deepcluster.io import write_atomic
+from deepcluster.io import write_atomic, write_csv
 
 
 @dataclass(frozen=True)
@@ -40,16 +41,14 @@ class Assignment:
         if file.suffix == ".parquet":
             return write_atomic(file, self._parquet)
         if file.suffix == ".csv":
-            return write_atomic(file, self._csv)
+            return write_csv(file, self._rows())
         raise DeepClusterError(f"Assignments are written as .csv or .parquet, not as {file.name!r}: change --out.")
 
-    def _csv(self, file: Path) -> None:
-        with open(file, "w", newline="", encoding="utf-8") as handle:
-            rows = csv.writer(handle)
-            rows.writerow(["index", "path", "cluster", "distance"])
-            for index, path in enumerate(self.path):
-                distance = "" if np.isnan(self.distance[index]) else f"{self.distance[index]:.6g}"
-                rows.writerow([index, printable(path), int(self.cluster[index]), distance])
+    def _rows(self) -> Iterator[Sequence[Any]]:
+        yield "index", "path", "cluster", "distance"
+        for index, path in enumerate(self.path):
+            distance = "" if np.isnan(self.distance[index]) else f"{self.distance[index]:.6g}"
+            yield index, printable(path), int(self.cluster[index]), distance
 
     def _parquet(self, file: Path) -> None:
         import pyarrow

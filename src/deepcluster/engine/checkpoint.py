@@ -5,8 +5,11 @@ Loaded with `weights_only`, so a file that wants to run code is refused.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import os
 import random
+import shlex
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -20,6 +23,10 @@ from lightning_fabric import Fabric
 from deepcluster.errors import DeepClusterError
 from deepcluster.io import write_torch
 from deepcluster.methods.base import Method
+from deepcluster.seal import check_seal
+
+PARTS = ("method", "optimizers", "progress", "precision", "random")
+"""What a checkpoint holds, each a dict."""
 
 LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
 """The files of the newest state and of the one before it."""
@@ -83,9 +90,10 @@ def load(file: Path) -> dict[str, Any]:
     """Reads a checkpoint to the CPU.
 
     Raises:
-        DeepClusterError: not a checkpoint, or one that wants to run code.
+        DeepClusterError: not a checkpoint, damaged, or one that wants to run code.
     """
     try:
+        check_seal(file)
         with warnings.catch_warnings():  # torch's own words about files that are refused with a sentence of ours
             warnings.simplefilter("ignore")
             state = torch.load(file, map_location="cpu", weights_only=True)
@@ -93,25 +101,74 @@ def load(file: Path) -> dict[str, Any]:
         raise DeepClusterError(f"The checkpoint {file} cannot be read: {error.strerror or error}.") from error
     except Exception as error:
         raise DeepClusterError(
-            f"{file} is not a checkpoint of deepcluster (or is damaged), so it was not loaded: resume from another"
-            " file of its checkpoints folder."
+            f"{file} is not a checkpoint of deepcluster (or is damaged), so it was not loaded: {advice(file)}."
         ) from error
     if not isinstance(state, dict) or "method" not in state or "progress" not in state:
         raise DeepClusterError(f"{file} holds no deepcluster run: give the folder that `deepcluster train` wrote.")
+    progress = state["progress"]
+    wrong = next((name for name in PARTS if not isinstance(state.get(name), dict)), None)
+    if wrong is None and not all(type(progress.get(name)) is int for name in ("steps_per_epoch", "batch_size", "step")):
+        wrong = "progress"
+    if wrong is None and (min(progress["steps_per_epoch"], progress["batch_size"]) < 1 or progress["step"] < 0):
+        wrong = "progress"
+    if wrong:
+        raise DeepClusterError(f"The checkpoint {file} has no {wrong} to go on from: {advice(file)}.")
     return state
+
+
+def advice(file: Path) -> str:
+    """How to go on without the checkpoint `file`: from the newest other one beside it that is whole."""
+    folder = file.parent
+    run = folder.parent if folder.name == "checkpoints" else folder
+    others = sorted(
+        (other for other in folder.glob("*.ckpt") if other.name != file.name and not os.path.samefile(other, file)),
+        key=lambda other: other.stat().st_mtime_ns,
+        reverse=True,
+    )
+    for other in others:
+        with contextlib.suppress(OSError, ValueError):
+            check_seal(other)
+            return (
+                f"go on from the one before it by `deepcluster train --resume {shlex.quote(str(run))} --from"
+                f" {shlex.quote(str(other))}`"
+            )
+    return "there is no other in its folder to resume from, so train again"
 
 
 def restore(state: Mapping[str, Any], method: Method, file: Path) -> None:
     """Puts weights and per-image state back; optimizers follow once the method has its own again.
 
     Raises:
-        DeepClusterError: the checkpoint is of another architecture or another number of images.
+        DeepClusterError: the checkpoint is of another architecture or another number of images, or its weights are not
+            finite.
     """
     try:
         method.load_state_dict(state["method"])
-    except (RuntimeError, KeyError) as error:
+    except (RuntimeError, KeyError, TypeError, AttributeError) as error:
         first = next((line.strip() for line in str(error).splitlines()[1:]), str(error))
         raise DeepClusterError(
             f"The checkpoint {file} is of another architecture or data set than this run ({first.rstrip('.')}):"
             " resume with the folder it was written in."
         ) from error
+    for name, value in method.named_parameters():
+        if not value.isfinite().all():
+            raise DeepClusterError(f"The checkpoint {file} has weights that are not finite, in {name}: {advice(file)}.")
+
+
+def resume(file: Path, method: Method, optimizer: torch.optim.Optimizer, precision: Any) -> dict[str, Any]:
+    """Restores everything that a checkpoint holds, and returns how far the run had come: what `save` was given.
+
+    Raises:
+        DeepClusterError: see `load` and `restore`; or it lacks something, or is of another optimizer.
+    """
+    saved = load(file)
+    restore(saved, method, file)
+    try:
+        for name, each in {"backbone": optimizer, **method.optimizers()}.items():
+            each.load_state_dict(saved["optimizers"][name])
+        precision.load_state_dict(saved["precision"])
+        set_random_state(saved["random"])
+    except Exception as error:  # torch believes what it loads, and fails at it in many ways
+        why = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+        raise DeepClusterError(f"The checkpoint {file} cannot be gone on from ({why}): {advice(file)}.") from error
+    return dict(saved["progress"])

@@ -27,6 +27,7 @@ from deepcluster.models.heads import ProjectionHead
 from deepcluster.models.pretrained import choose_backbone
 from deepcluster.models.released import load_released
 from deepcluster.models.zoo import build_backbone
+from deepcluster.reading import read_tensors
 from deepcluster.types import ClusterTree, Embedding
 
 MODEL = "model.safetensors"
@@ -114,20 +115,19 @@ class Model:
         Raises:
             DeepClusterError: missing, damaged, or not written by `save`.
         """
-        from safetensors import SafetensorError, safe_open
-
+        metadata, tensors = read_tensors(file)
         try:
-            with safe_open(file, "pt") as handle:
-                metadata = handle.metadata() or {}
-                config, steps = json.loads(metadata["backbone"]), json.loads(metadata["embedding"])
-                tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118
-        except (SafetensorError, KeyError, OSError) as error:
-            why = f"it has no {error}" if isinstance(error, KeyError) else str(error)
+            return cls._built(json.loads(metadata["backbone"]), json.loads(metadata["embedding"]), tensors)
+        except Exception as error:  # a header can be wrong in as many ways as networks have arguments
+            why = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".:")
+            why = f"it has no {error}" if isinstance(error, KeyError) else why
             raise DeepClusterError(
                 f"{file} is not a model that this version of deepcluster saved ({why}): give another file, or train"
                 " again."
             ) from error
 
+    @classmethod
+    def _built(cls, config: dict[str, Any], steps: list[dict[str, Any]], tensors: dict[str, Tensor]) -> Model:
         def part(prefix: str) -> dict[str, Tensor]:
             return {name[len(prefix) :]: value for name, value in tensors.items() if name.startswith(prefix)}
 
@@ -139,7 +139,10 @@ class Model:
             made.load_state_dict(part(f"embedding.{number}."))
             embedding.append(made.eval() if isinstance(made, nn.Module) else made)
         tree = ClusterTree(**part("tree.")) if "tree.upper" in tensors else None
-        return cls(backbone.eval(), tensors["centroids"], embedding, tree)
+        model = cls(backbone.eval(), tensors["centroids"].float(), embedding, tree)
+        if len(model.centroids):
+            model.nearest(np.zeros((1, backbone.dim), np.float32))  # widths that do not fit are told here
+        return model
 
 
 def file_model(file: Path) -> Model:
@@ -155,19 +158,13 @@ def backbone_from(file: Path | str) -> Backbone:
     Raises:
         DeepClusterError: the file is none of them, or damaged.
     """
-    from safetensors import SafetensorError, safe_open
-
     file = Path(file)
     if file.is_dir():
         advice = f"give its {file / MODEL}" if (file / MODEL).is_file() else "give a file"
         raise DeepClusterError(f"{file} is a folder, not a file of weights: {advice}.")
     if file.suffix != ".safetensors":
         return load_released(file).backbone
-    try:
-        with safe_open(file, "pt") as handle:
-            exported = "config" in (handle.metadata() or {})
-    except (SafetensorError, OSError) as error:
-        raise DeepClusterError(f"{file} cannot be read as safetensors ({error}): give a whole file.") from error
+    exported = "config" in read_tensors(file)[0]
     return load_backbone(file) if exported else Model.load(file).backbone
 
 

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import functools
 import platform
 import shutil
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from deepcluster import config as settings
 from deepcluster.config import TrainRun
@@ -23,7 +20,7 @@ from deepcluster.engine.log import Screen
 from deepcluster.engine.model import MODEL, PRETRAINED, Model, file_of
 from deepcluster.engine.run import FORMAT, read_config
 from deepcluster.errors import DeepClusterError
-from deepcluster.io import remove_leftovers, write_atomic, write_json, write_text
+from deepcluster.io import remove_leftovers, write_array, write_csv, write_json
 from deepcluster.types import Clustering
 
 
@@ -165,18 +162,10 @@ def write_snapshot(folder: Path, model: Model, clustering: Clustering) -> None:
     """model.safetensors, assignment.npy and distance.npy (N,) float32, of the same clustering."""
     model.save(folder / MODEL)
     for name, values in (("distance", clustering.distance), ("assignment", clustering.assignment)):
-        write_atomic(folder / f"{name}.npy", functools.partial(_write_array, values))
-
-
-def _write_array(values: np.ndarray, file: Path) -> None:
-    with open(file, "wb") as handle:  # np.save would add an ending to the name
-        np.save(handle, values, allow_pickle=False)
+        write_array(folder / f"{name}.npy", values)
 
 
 def write_bad_images(folder: Path, pixels: Pixels) -> None:
     """bad_images.csv: index, path, reason; written even when there are none."""
-    lines = ["index,path,reason"]
-    for index, reason in sorted(pixels.bad.items()):
-        path = pixels.source.path(index).replace('"', '""')
-        lines.append(f'{index},"{path}","{reason.replace(chr(34), chr(39))}"')
-    write_text(folder / "bad_images.csv", "\n".join(lines) + "\n")
+    rows = [(index, pixels.source.path(index), reason) for index, reason in sorted(pixels.bad.items())]
+    write_csv(folder / "bad_images.csv", [("index", "path", "reason"), *rows])

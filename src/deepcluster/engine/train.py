@@ -265,13 +265,7 @@ def steps_per_epoch(run: TrainRun, images: int, group: ProcessGroup) -> tuple[in
 
 def restore(file: Path, method: Method, optimizer: torch.optim.Optimizer, fabric: Fabric) -> TrainState:
     """Restores everything a checkpoint holds, and returns how far the run has come."""
-    saved = checkpoint.load(file)
-    checkpoint.restore(saved, method, file)
-    for name, each in {"backbone": optimizer, **method.optimizers()}.items():
-        each.load_state_dict(saved["optimizers"][name])
-    fabric.strategy.precision.load_state_dict(saved["precision"])
-    checkpoint.set_random_state(saved["random"])
-    return TrainState(**saved["progress"])
+    return TrainState(**checkpoint.resume(file, method, optimizer, fabric.strategy.precision))
 
 
 def same_everywhere(source: ImageSource, group: ProcessGroup) -> None:

@@ -11,12 +11,12 @@ from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
+from deepcluster import io, reading
 from deepcluster.digest import digest
 from deepcluster.engine.checkpoint import preserve_random_state
 from deepcluster.engine.log import Screen
 from deepcluster.engine.subject import Subject
 from deepcluster.errors import DeepClusterError
-from deepcluster.io import write_safetensors
 from deepcluster.models.backbone import Backbone
 from deepcluster.models.zoo import build_backbone
 from deepcluster.resume import ResumeFile
@@ -48,7 +48,7 @@ def trained_file(
 
 def save_tensors(file: Path, kind: str, about: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Path:
     """Writes tensors, and `about` as JSON under the name `kind`."""
-    return write_safetensors(file, tensors, {kind: json.dumps(about, default=str)})
+    return io.write_safetensors(file, tensors, {kind: json.dumps(about, default=str)})
 
 
 def read_tensors(file: Path | str, kind: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -57,18 +57,13 @@ def read_tensors(file: Path | str, kind: str) -> tuple[dict[str, Any], dict[str,
     Raises:
         DeepClusterError: the file is missing, damaged, or holds something else.
     """
-    from safetensors import SafetensorError, safe_open
-
+    metadata, tensors = reading.read_tensors(file)
     try:
-        with safe_open(file, "pt") as handle:
-            about = (handle.metadata() or {}).get(kind)
-            if about is None:
-                raise ValueError("it holds something else")
-            tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118 - not a dict
-        return _tuples(json.loads(about)), tensors
-    except (SafetensorError, OSError, ValueError) as error:
+        return _tuples(json.loads(metadata[kind])), tensors
+    except (KeyError, ValueError) as error:
+        why = "it holds something else" if isinstance(error, KeyError) else error
         raise DeepClusterError(
-            f"{file} cannot be read as a {kind} ({error}): give the .safetensors file that an evaluation wrote."
+            f"{file} cannot be read as a {kind} ({why}): give the .safetensors file that an evaluation wrote."
         ) from error
 
 
@@ -81,12 +76,16 @@ def load_network(
         build: a backbone by the config that `about` holds as "backbone", and `about` -> the network.
 
     Raises:
-        DeepClusterError: see `read_tensors`.
+        DeepClusterError: see `read_tensors`; or its tensors are not those of the network it describes.
     """
     about, tensors = read_tensors(file, kind)
-    with preserve_random_state():
-        network = build(build_backbone(**about["backbone"]), about)
-    network.load_state_dict(tensors)
+    try:
+        with preserve_random_state():
+            network = build(build_backbone(**about["backbone"]), about)
+        network.load_state_dict(tensors)
+    except Exception as error:  # what it says can be wrong in as many ways as networks have arguments
+        why = (str(error).splitlines() or [type(error).__name__])[0]
+        raise DeepClusterError(f"{file} does not hold a {kind} that can be built ({why}): evaluate again.") from error
     return network.to(device).eval()
 
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import io
-import json
 import shutil
 import threading
 from collections.abc import Iterator, Mapping
@@ -32,7 +30,8 @@ from deepcluster.explore.jobs import Job
 from deepcluster.explore.journal import Journal
 from deepcluster.explore.thumbs import Thumbs
 from deepcluster.explore.vectors import Vectors
-from deepcluster.io import write_atomic, write_json
+from deepcluster.io import write_array, write_json
+from deepcluster.reading import read_json, read_npy, read_tensors
 from deepcluster.visualize.clustered_images import check_training_images
 
 if TYPE_CHECKING:
@@ -287,13 +286,13 @@ class Explorer:
         table = self._waited_vectors(job)
         mark = vectors.identity(self.run, self.jobs["images"].result.fingerprint())
         file = self.folder / f"map-{name}-{mark}.npy"
-        with contextlib.suppress(OSError, ValueError, EOFError):
-            kept: np.ndarray = np.load(file, allow_pickle=False)
+        with contextlib.suppress(OSError, DeepClusterError):  # not there, or damaged
+            kept = read_npy(file, advice="")
             if kept.shape == (len(table), 2) and kept.dtype == np.int16:
                 return kept
         job.tell(0, len(table), "laying out the map")
         found = layout.LAYOUTS[name](table, job.tell)
-        _save(file, found)
+        write_array(file, found)
         return found
 
     def _twins(self, job: Job) -> duplicates.Twins:
@@ -361,27 +360,18 @@ def open_explorer(run: Run, data: str | None = None, screen: Screen | None = Non
         pixels = run.pixels(source)
         with (screen or Screen(quiet=True)).bar("assigning", len(pixels)) as bar:
             found = run.assign(pixels, check=bar)
-        _save(folder / "distance.npy", found.distance)
-        _save(folder / "assignment.npy", found.cluster)
+        write_array(folder / "distance.npy", found.distance)
+        write_array(folder / "assignment.npy", found.cluster)
         write_json(kept, {"images": len(source), "source": source.name})
-    if json.loads(kept.read_text())["images"] != len(source):
+    advice = f"delete {folder} and give the same command again."
+    if read_json(kept, advice=advice).get("images") != len(source):
         raise DeepClusterError(f"{folder} is damaged: delete it and give the same command again.")
-    assignment, distance = (np.load(folder / f"{name}.npy", allow_pickle=False) for name in ("assignment", "distance"))
+    assignment, distance = (read_npy(folder / f"{name}.npy", advice=advice) for name in ("assignment", "distance"))
     return Explorer(run, source, assignment, distance, folder)
 
 
 def _centroids_of(file: Path) -> np.ndarray:
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(file, "np") as handle:
-            result: np.ndarray = handle.get_tensor("centroids").astype(np.float32)
-            return result
-    except (SafetensorError, OSError) as error:
-        raise DeepClusterError(f"{file} is not a model that deepcluster saved: {error}.") from error
-
-
-def _save(file: Path, values: np.ndarray) -> None:
-    buffer = io.BytesIO()
-    np.save(buffer, values, allow_pickle=False)
-    write_atomic(file, lambda temporary: temporary.write_bytes(buffer.getvalue()))
+    _, tensors = read_tensors(file)
+    if "centroids" not in tensors:
+        raise DeepClusterError(f"{file} is not a model that deepcluster saved: give the folder of a run.")
+    return np.asarray(tensors["centroids"].float().numpy())

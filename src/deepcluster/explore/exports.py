@@ -5,23 +5,23 @@ Hidden clusters are left out of all three.
 
 from __future__ import annotations
 
-import csv
 import os
 import re
 import shutil
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from deepcluster import io
 from deepcluster.data.folder import Files
 from deepcluster.data.naming import printable
 from deepcluster.data.source import ImageSource
 from deepcluster.errors import DeepClusterError
 from deepcluster.explore.groups import Groups
-from deepcluster.io import write_atomic, write_json
+from deepcluster.io import write_json
 
 Tell = Callable[[int, int], None]
 SILENT: Tell = lambda done, total: None  # noqa: E731
@@ -41,18 +41,16 @@ def write_csv(
     """index,path,cluster,name,selected of every image; -1 and no name where it is in no cluster. Returns the rows."""
     index = shown(groups, only)
 
-    def fill(beside: Path) -> None:
-        with open(beside, "w", newline="", encoding="utf-8", errors="backslashreplace") as handle:
-            rows = csv.writer(handle)
-            rows.writerow(["index", "path", "cluster", "name", "selected"])
-            for done, image in enumerate(index.tolist()):
-                group = int(groups.group[image])
-                name = groups.name(group) if group >= 0 else ""
-                rows.writerow([image, source.path(image), group, name, int(groups.selected[image])])
-                if done % 4096 == 0:
-                    tell(done, len(index))
+    def rows() -> Iterator[Sequence[Any]]:
+        yield "index", "path", "cluster", "name", "selected"
+        for done, image in enumerate(index.tolist()):
+            group = int(groups.group[image])
+            name = groups.name(group) if group >= 0 else ""
+            yield image, source.path(image), group, name, int(groups.selected[image])
+            if done % 4096 == 0:
+                tell(done, len(index))
 
-    write_atomic(file, fill)
+    io.write_csv(file, rows())
     return len(index)
 
 

@@ -6,7 +6,6 @@ order they happened. A last line that was cut short by a kill is dropped.
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import json
 import os
@@ -18,7 +17,7 @@ from typing import Any, Literal
 from deepcluster.digest import digest
 from deepcluster.errors import DeepClusterError
 from deepcluster.explore.groups import Groups, Patch, describe
-from deepcluster.io import write_text
+from deepcluster.io import append, write_text
 
 FORMAT = "deepcluster edits"
 VERSION = 1
@@ -166,18 +165,8 @@ class Journal:
             write_text(self.file, text)
             self._size = len(text)
             return
-        try:
-            with open(self.file, "ab") as handle:
-                handle.write(text.encode())
-                handle.flush()
-                os.fsync(handle.fileno())
-            self._size += len(text)
-        except OSError as error:
-            with contextlib.suppress(OSError):  # what a full disk left half written
-                os.truncate(self.file, self._size)
-            raise DeepClusterError(
-                f"The edit could not be kept in {self.file} ({error.strerror or error}): make room there."
-            ) from error
+        append(self.file, text.encode(), self._size)
+        self._size += len(text)
 
     def _rows(self) -> Iterator[Mapping[str, Any]]:
         """A journal that leads to where things stand, with all that can be undone and done again."""

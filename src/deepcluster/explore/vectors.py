@@ -6,8 +6,8 @@ They are written in parts, so that a killed job resumes, and then put into one f
 from __future__ import annotations
 
 import contextlib
-import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,7 +18,8 @@ from deepcluster.digest import digest
 from deepcluster.engine.model import MODEL
 from deepcluster.explore.jobs import Job
 from deepcluster.features.table import open_parts, write_parts
-from deepcluster.io import write_atomic, write_json
+from deepcluster.io import write_array, write_json
+from deepcluster.reading import read_json, read_npy
 
 if TYPE_CHECKING:
     from deepcluster.engine.run import Run
@@ -79,8 +80,8 @@ def make(run: Run, source: ImageSource, folder: Path, fingerprint: str, job: Job
     """
     mark = identity(run, fingerprint)
     parts, file = folder / f"vectors-{mark}", folder / f"vectors-{mark}.npy"
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, EOFError):  # not there, or damaged
-        found = Vectors(np.load(file, mmap_mode="r"), json.loads(file.with_suffix(".json").read_text())["bad"])
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # not there, or damaged
+        found = Vectors(read_npy(file, advice="", mapped="r"), read_json(file.with_suffix(".json"), advice="")["bad"])
         if len(found) == len(source):
             return found
     for path in folder.glob("vectors-*"):  # of another model, from before the run was trained on
@@ -105,17 +106,15 @@ def make(run: Run, source: ImageSource, folder: Path, fingerprint: str, job: Job
     _, bad = write_parts(extract, len(pixels), parts, about, parts=many, skipped=ahead)
     table, _ = open_parts(parts)
 
-    def fill(beside: Path) -> None:
-        rows = np.lib.format.open_memmap(beside, mode="w+", dtype=np.float32, shape=table.shape)
+    def blocks() -> Iterator[np.ndarray]:
         for start in range(0, len(table), BLOCK):
-            rows[start : start + BLOCK] = unit_rows(np.nan_to_num(table[start : start + BLOCK]))
             job.tell(start, len(table), "writing vectors")
-        rows.flush()
+            yield unit_rows(np.nan_to_num(table[start : start + BLOCK]))
 
-    write_atomic(file, fill)
-    write_json(file.with_suffix(".json"), {"bad": bad, "images": len(source)})
+    write_array(file, blocks(), len(table))
+    write_json(file.with_suffix(".json"), {"bad": bad, "images": len(source)}, sealed=True)
     shutil.rmtree(parts, ignore_errors=True)
-    return Vectors(np.load(file, mmap_mode="r"), np.asarray(bad, np.int64))
+    return Vectors(read_npy(file, advice="", mapped="r", checked=False), np.asarray(bad, np.int64))
 
 
 def unit_rows(rows: np.ndarray) -> np.ndarray:

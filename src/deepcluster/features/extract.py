@@ -19,6 +19,7 @@ from deepcluster.data.cache import Pixels, agree_on_bad
 from deepcluster.data.loader import Loader
 from deepcluster.data.transforms import CenterCrop, Transform
 from deepcluster.distributed import SINGLE, ProcessGroup
+from deepcluster.io import scratch_table
 from deepcluster.models.backbone import Backbone
 from deepcluster.models.sync_batchnorm import revert_sync_batchnorm
 from deepcluster.models.taps import read_taps
@@ -138,5 +139,4 @@ def _tapped(backbone: Backbone, images: Tensor, tap: str | None) -> Tensor:
 def _table(rows: int, width: int, file: Path | None) -> np.ndarray:
     if file is None or rows * width * 4 <= IN_MEMORY:
         return np.empty((rows, width), np.float32)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    return np.lib.format.open_memmap(file, mode="w+", dtype=np.float32, shape=(rows, width))
+    return scratch_table(file, rows, width)

@@ -6,9 +6,8 @@ for bit.
 
 from __future__ import annotations
 
-import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ import numpy as np
 
 from deepcluster.distributed import SINGLE, ProcessGroup
 from deepcluster.errors import DeepClusterError
-from deepcluster.io import remove_leftovers, write_json
+from deepcluster.io import remove_leftovers, write_array, write_json
 from deepcluster.reading import judged, read_json, read_npy
 
 BATCH = 256
@@ -66,25 +65,21 @@ def write_table(extract: Extractor, images: np.ndarray, file: Path) -> tuple[int
     Returns:
         D, and the rows of the table that are bad.
     """
-    incomplete = file.with_name(f".{file.name}.part")
-    incomplete.parent.mkdir(parents=True, exist_ok=True)
     bad: list[int] = []
     width = 0
-    try:
+
+    def blocks() -> Iterator[np.ndarray]:
+        nonlocal width, bad
         for start in range(0, len(images), WINDOW):
             asked = images[start : start + WINDOW]
             index, features = extract(asked)
-            if start == 0:
-                width = features.shape[1]
-                table = np.lib.format.open_memmap(incomplete, "w+", np.float32, (len(images), width))
-            missing = np.setdiff1d(asked, index) - images[0]
-            table[index - images[0]], table[missing] = features, np.nan
-            bad += missing.tolist()
-        with open(incomplete, "rb+") as handle:
-            os.fsync(handle.fileno())
-        os.replace(incomplete, file)
-    finally:
-        incomplete.unlink(missing_ok=True)
+            width = features.shape[1]
+            block = np.full((len(asked), width), np.nan, np.float32)
+            block[index - asked[0]] = features
+            bad += (np.setdiff1d(asked, index) - images[0]).tolist()
+            yield block
+
+    write_array(file, blocks(), len(images))
     return width, bad
 
 
@@ -130,19 +125,19 @@ def write_parts(
                 about_part = files[number].with_suffix(".json")
                 about_part.unlink(missing_ok=True)  # of a damaged part, which is made again
                 part_width, part_bad = write_table(extract, np.arange(start, stop), files[number])
-                write_json(about_part, {"width": part_width, "bad": part_bad})
+                write_json(about_part, {"width": part_width, "bad": part_bad}, sealed=True)
             else:
                 skipped(stop - start)
     bad: list[int] = []
     width = 0
     for (start, _), file in zip(spans, files, strict=True):
-        finished = _finished(file)
+        finished = _finished(file, checked=False)
         if finished is None:  # another process has written it, and it is not here
             raise DeepClusterError(f"{folder} is not the same folder for all processes: give one on a shared disk.")
         width = finished[0]
         bad += [start + row for row in finished[1]]
     if group.is_first:
-        write_json(folder / ABOUT, {**about, "width": width, "bad": bad, "finished": True})
+        write_json(folder / ABOUT, {**about, "width": width, "bad": bad, "finished": True}, sealed=True)
     group.barrier()
     return width, bad
 
@@ -188,7 +183,7 @@ class TableInParts:
 
     ndim = 2
 
-    def __init__(self, parts: Sequence[np.memmap[Any, Any]]) -> None:
+    def __init__(self, parts: Sequence[Any]) -> None:
         self._parts = list(parts)
         self.files = [Path(str(part.filename)) for part in parts]
         self.ends = np.cumsum([len(part) for part in parts])
@@ -306,7 +301,7 @@ def _prepare(folder: Path, about: dict[str, Any], overwrite: bool) -> None:
             for path in folder.iterdir():
                 if path.name != ABOUT:  # it identifies the parts until the last one is gone
                     path.unlink()
-    write_json(folder / ABOUT, {**about, "finished": False})
+    write_json(folder / ABOUT, {**about, "finished": False}, sealed=True)
 
 
 def _is_own(name: str, begun: bool) -> bool:
@@ -315,11 +310,11 @@ def _is_own(name: str, begun: bool) -> bool:
     return leftover or (begun and (name == ABOUT or re.fullmatch(r"part-\d{12}-\d{12}\.(npy|json)", name) is not None))
 
 
-def _finished(file: Path) -> tuple[int, list[int]] | None:
+def _finished(file: Path, *, checked: bool = True) -> tuple[int, list[int]] | None:
     """Width and bad rows of a part that is there; None where it has to be made."""
     with suppress(DeepClusterError), judged(file, ""):
         about = read_json(file.with_suffix(".json"), advice="")
-        table = read_npy(file, advice="", mapped="r", ndim=2, kinds="f")
+        table = read_npy(file, advice="", mapped="r", checked=checked, ndim=2, kinds="f")
         start, stop = _span(file)
         _check_about(about | {"rows": stop - start}, *table.shape)
         if table.dtype == np.float32:

@@ -17,6 +17,7 @@ from deepcluster.io import write_safetensors, write_torch
 from deepcluster.models.backbone import Backbone
 from deepcluster.models.resnet import RESNETS
 from deepcluster.models.zoo import build_backbone
+from deepcluster.reading import read_tensors
 
 FORMATS = ("safetensors", "torchvision")
 
@@ -63,22 +64,15 @@ def load_backbone(file: str | Path) -> Backbone:
     Raises:
         DeepClusterError: the file is missing, is not such a file, or its weights do not fit its config.
     """
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(file, framework="pt") as opened:
-            notes = opened.metadata() or {}
-            tensors = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118 - not a dict
-    except (OSError, SafetensorError) as error:
-        raise DeepClusterError(f"{file} cannot be read as safetensors ({error}); give a file of `export`.") from error
+    notes, tensors = read_tensors(file)
     try:
         config = json.loads(notes["config"])
         # The random weights that are about to be replaced leave the caller's generator as it was.
         with torch.random.fork_rng(devices=[]):
             backbone = build_backbone(**config)
         backbone.load_state_dict(tensors)
-    except (KeyError, ValueError, TypeError, RuntimeError) as error:
-        reason = "no config" if "config" not in notes else str(error).splitlines()[0]
+    except Exception as error:  # a config can be wrong in as many ways as networks have arguments
+        reason = "no config" if "config" not in notes else (str(error).splitlines() or [type(error).__name__])[0]
         raise DeepClusterError(f"{file} does not hold a backbone of deepcluster ({reason}).") from error
     return backbone.eval()
 

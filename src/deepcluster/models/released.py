@@ -17,12 +17,13 @@ import torch
 from torch import Tensor
 
 from deepcluster.errors import DeepClusterError
-from deepcluster.io import write_atomic
+from deepcluster.io import write_torch
 from deepcluster.models.alexnet import DIM, ConvThenLinear
 from deepcluster.models.backbone import IMAGENET_MEAN, IMAGENET_STD, Backbone
 from deepcluster.models.sobel import input_layer
 from deepcluster.models.torch_files import read_torch
 from deepcluster.models.zoo import build_backbone
+from deepcluster.reading import require_finite
 
 IMAGE_SIZE = 224
 
@@ -121,6 +122,7 @@ def load_released(file: str | Path) -> Released:
         DeepClusterError: missing, damaged, wanting to run code, or not of this layout.
     """
     arch, epoch, theirs = _layout(Path(file))
+    require_finite(theirs, file)
     sobel = "sobel.0.weight" in theirs
     if sobel:
         _take_sobel(theirs, file)
@@ -183,9 +185,7 @@ def save_released(
         "state_dict": {name: tensor.detach().cpu().contiguous().clone() for name, tensor in theirs.items()},
         "optimizer": {"state": {}, "param_groups": []},
     }
-    return write_atomic(
-        Path(file), lambda temporary: torch.save(state, temporary, _use_new_zipfile_serialization=False)
-    )
+    return write_torch(Path(file), state, old_form=True)
 
 
 def _names(backbone: Backbone, arch: str) -> dict[str, str]:

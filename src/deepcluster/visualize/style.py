@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from deepcluster.io import write_atomic
+from deepcluster.io import write_bytes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -169,4 +169,4 @@ def save(picture: Picture, path: str | Path) -> Path:
         DeepClusterError: the folder cannot be written.
     """
     content = png(picture)
-    return write_atomic(Path(path), lambda temporary: temporary.write_bytes(content))
+    return write_bytes(Path(path), content)

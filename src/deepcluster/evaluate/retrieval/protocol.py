@@ -35,7 +35,8 @@ from deepcluster.evaluate.retrieval.ground_truth import (
 from deepcluster.evaluate.retrieval.images import Crop, ImageSubset
 from deepcluster.evaluate.retrieval.ranking import score_rankings
 from deepcluster.evaluate.retrieval.whitening import load_whitening, save_whitening
-from deepcluster.io import write_atomic, write_text
+from deepcluster.io import write_array, write_text
+from deepcluster.reading import read_npy
 from deepcluster.resume import ResumeFile
 
 Features = Literal["rmac", "mac", "spoc", "gem", "pool"]
@@ -287,21 +288,16 @@ class _Search:
         images that cannot be used."""
         key = file.with_name(f"{file.name}.digest")
         wanted = digest(resume.digest, images.fingerprint())
-        with contextlib.suppress(OSError, ValueError, EOFError):  # missing or damaged: computed again
+        with contextlib.suppress(OSError, ValueError):  # missing or damaged: computed again
             if key.read_text(encoding="utf-8") == wanted:
-                return np.asarray(np.load(file, allow_pickle=False))
+                return read_npy(file, advice="")
         with self.screen.bar(stage, len(images)) as advance:
             work = partial(compute_descriptors, extractor, images, whitening, resume=resume, advance=advance)
             table = np.asarray(resume.run(stage, work).numpy())
         key.unlink(missing_ok=True)  # before the table, so that it never belongs to another one
-        write_atomic(file, partial(_save_array, table))
+        write_array(file, table)
         write_text(key, wanted)
         return table
-
-
-def _save_array(table: np.ndarray, file: Path) -> None:
-    with open(file, "wb") as handle:
-        np.save(handle, table, allow_pickle=False)
 
 
 def _rules(truth: GroundTruth, crop: str, expansion: int) -> dict[str, Any]:
