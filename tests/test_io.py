@@ -190,6 +190,7 @@ def test_a_changed_description_is_noticed(tmp_path: Path) -> None:
 
 
 def test_files_without_a_seal_are_read(tmp_path: Path) -> None:
+    from safetensors import safe_open
     from safetensors.torch import save_file
 
     np.save(tmp_path / "a.npy", np.arange(9))
@@ -198,6 +199,12 @@ def test_files_without_a_seal_are_read(tmp_path: Path) -> None:
     assert read_npy(tmp_path / "a.npy", advice="").tolist() == list(range(9))
     assert read_tensors(tmp_path / "a.safetensors")[0] == {"x": "y"}
     read_torch(tmp_path / "a.ckpt")
+    io.write_safetensors(tmp_path / "b.safetensors", {"a": torch.ones(9)}, {"x": "y"})
+    with safe_open(tmp_path / "b.safetensors", "pt") as handle:
+        metadata = handle.metadata()
+    for _ in range(8):  # another program, which keeps the metadata, in random order
+        save_file({"a": torch.zeros(9)}, tmp_path / "b.safetensors", metadata)
+        assert not read_tensors(tmp_path / "b.safetensors")[1]["a"].any()
 
 
 def test_weights_that_are_no_numbers_are_refused(tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """Every file that is written: beside its place, flushed to disk, and renamed, so that it is there whole or not at all.
 
-No other module opens a file for writing. Files of numbers are sealed, see `seal`.
+Other modules write by what is here; only the image cache has its own. Files of numbers are sealed, see `seal`.
 """
 
 from __future__ import annotations
@@ -258,7 +258,7 @@ def write_safetensors(file: Path, tensors: Mapping[str, Tensor], metadata: Mappi
             "shape": list(plain[name].shape),
             "data_offsets": [start, end],
         }
-    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text = b"{ " + json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()[1:]  # see seal.HEAD
     text += b" " * (-len(text) % 8)
 
     def write(temporary: Path) -> None:

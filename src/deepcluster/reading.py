@@ -234,12 +234,12 @@ def read_npz(file: Path, *, advice: str) -> dict[str, np.ndarray]:
 
 
 def read_tensors(
-    file: Path | str, *, advice: str = "give a whole .safetensors file."
+    file: Path | str, *, advice: str = "give a whole .safetensors file.", finite: bool = True
 ) -> tuple[dict[str, str], dict[str, Any]]:
     """The metadata and the tensors of a safetensors file, on the CPU.
 
     Raises:
-        DeepClusterError: it is missing, damaged, something else, or holds values that are not finite.
+        DeepClusterError: it is missing, damaged, something else, or, if `finite`, holds values that are not.
     """
     from safetensors import safe_open
 
@@ -250,7 +250,8 @@ def read_tensors(
             metadata = dict(handle.metadata() or {})
             tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118 - not a dict
     metadata.pop("crc32", None)
-    require_finite(tensors, file)
+    if finite:
+        require_finite(tensors, file)
     return metadata, tensors
 
 

@@ -17,8 +17,11 @@ from typing import Any
 
 SEAL = b"\ndeepcluster crc32 "
 """What stands after the content of a sealed file; eight hex digits and a line's end follow."""
-HEAD = b'{"__metadata__":{"crc32":"'
-"""How the header of a sealed safetensors file begins, behind its length in 8 bytes; eight hex digits follow."""
+SEALED = len(SEAL) + 9
+"""Bytes of a seal."""
+HEAD = b'{ "__metadata__":{"crc32":"'
+"""How the header of a sealed safetensors file begins, behind its length in 8 bytes; eight hex digits follow. No other
+program writes the space, so that the metadata, put into another file, seal nothing there."""
 CHUNK = 4 << 20
 """Bytes read at a time."""
 
@@ -64,7 +67,7 @@ def _digits_at(handle: Any) -> int | None:
         ValueError: there was one, which is damaged itself.
     """
     size = handle.seek(0, os.SEEK_END)
-    for start, mark, end in ((8, HEAD, b'"'), (size - len(SEAL) - 9, SEAL, b"\n")):
+    for start, mark, end in ((8, HEAD, b'"'), (size - SEALED, SEAL, b"\n")):
         if 0 <= start <= size - len(mark) - 9:
             handle.seek(start)
             found = handle.read(len(mark) + 9)

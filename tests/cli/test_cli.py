@@ -288,4 +288,4 @@ class TestMistakes:
             capsys, "cluster", tmp_path / "f.npy", "--k", 3, "--out", tmp_path / "c.csv"
         )
         (tmp_path / "f.npy").write_bytes(b"text")
-        assert "not an .npy" in mistake(capsys, "cluster", tmp_path / "f.npy", "--k", 3, "--out", tmp_path / "c.csv")
+        assert "no .npy file" in mistake(capsys, "cluster", tmp_path / "f.npy", "--k", 3, "--out", tmp_path / "c.csv")

@@ -86,7 +86,7 @@ def test_the_file_is_read_at_a_fresh_start_only(earlier: Run, tmp_path: Path, mo
     resumed = train.train_again(tmp_path / "cut", IMAGES, Screen(quiet=True))
     assert same(resumed.backbone, whole.backbone) and same(fresh.backbone, whole.backbone)
     assert not same(whole.backbone, earlier.backbone)
-    with pytest.raises(DeepClusterError, match="cannot be read"):
+    with pytest.raises(DeepClusterError, match="is missing"):
         build.untrained(load_run(tmp_path / "cut").config)
 
 
@@ -141,7 +141,7 @@ def test_the_padding_of_sobel_matters_and_the_dropout_does_not(tmp_path: Path) -
 def test_a_file_that_holds_no_backbone(name: str, tmp_path: Path) -> None:
     if name.startswith("text"):
         (tmp_path / name).write_text("text")
-    with pytest.raises(DeepClusterError, match=rf"{name} (cannot be read|is not a file of torch)"):
+    with pytest.raises(DeepClusterError, match=rf"{name} (is missing|cannot be read|is not a file of torch)"):
         fit(tmp_path / "run", **{"backbone.weights": str(tmp_path / name)})
     assert not (tmp_path / "run").exists()
 

@@ -122,7 +122,7 @@ def advice(file: Path) -> str:
     run = folder.parent if folder.name == "checkpoints" else folder
     others = sorted(
         (other for other in folder.glob("*.ckpt") if other.name != file.name and not os.path.samefile(other, file)),
-        key=lambda other: other.stat().st_mtime_ns,
+        key=lambda other: (other.stat().st_mtime_ns, other.name == PREVIOUS),
         reverse=True,
     )
     for other in others:

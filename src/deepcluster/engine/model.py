@@ -109,13 +109,13 @@ class Model:
         write_safetensors(file, tensors, metadata)
 
     @classmethod
-    def load(cls, file: Path) -> Model:
+    def load(cls, file: Path, *, finite: bool = True) -> Model:
         """The inverse of `save`.
 
         Raises:
-            DeepClusterError: missing, damaged, or not written by `save`.
+            DeepClusterError: missing, damaged, not written by `save`, or, if `finite`, with values that are not.
         """
-        metadata, tensors = read_tensors(file)
+        metadata, tensors = read_tensors(file, finite=finite)
         try:
             return cls._built(json.loads(metadata["backbone"]), json.loads(metadata["embedding"]), tensors)
         except Exception as error:  # a header can be wrong in as many ways as networks have arguments

@@ -57,7 +57,7 @@ def read_tensors(file: Path | str, kind: str) -> tuple[dict[str, Any], dict[str,
     Raises:
         DeepClusterError: the file is missing, damaged, or holds something else.
     """
-    metadata, tensors = reading.read_tensors(file)
+    metadata, tensors = reading.read_tensors(file, advice=f"give what an evaluation wrote as a {kind}.")
     try:
         return _tuples(json.loads(metadata[kind])), tensors
     except (KeyError, ValueError) as error:

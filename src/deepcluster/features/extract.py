@@ -137,6 +137,5 @@ def _tapped(backbone: Backbone, images: Tensor, tap: str | None) -> Tensor:
 
 
 def _table(rows: int, width: int, file: Path | None) -> np.ndarray:
-    if file is None or rows * width * 4 <= IN_MEMORY:
-        return np.empty((rows, width), np.float32)
-    return scratch_table(file, rows, width)
+    large = rows * width * 4 > IN_MEMORY
+    return scratch_table(file, rows, width) if file and large else np.empty((rows, width), np.float32)

@@ -129,7 +129,7 @@ def collect(run: Run, data: Any = None, *, sample: int = SAMPLE, screen: Screen 
         found.trains, found.k_auto = params.trains, run.config.get("k_auto", {}).get("sentence", "")
     found.checkpoints = [f"checkpoints/{file.name}" for file in sorted((run.folder / "checkpoints").glob("*.ckpt"))]
     found.rows = _read(run, found, "metrics.jsonl", lambda: run.metrics) or []
-    model = _read(run, found, MODEL, lambda: run.model, "its weights and clusters were")
+    model = _read(run, found, MODEL, lambda: _model_of(run), "its weights and clusters were")
     assignment = _read(run, found, "assignment.npy", lambda: run.assignment, "cluster sizes were")
     if assignment is not None:
         distance = _read(run, found, "distance.npy", lambda: run.distance)
@@ -177,6 +177,12 @@ def _measure_clusters(found: RunDiagnostics, assignment: np.ndarray, distance: n
     if distance is not None and len(distance) == len(assignment):
         pairs = np.stack([clusters, distance[decoded].astype(np.float32).view(np.int32)], 1)
         found.duplicates = len(pairs) - len(np.unique(pairs, axis=0))
+
+
+def _model_of(run: Run) -> Model:
+    """The run's model, also where it holds values that are not finite, which is a finding."""
+    file = run.folder / MODEL
+    return Model.load(file, finite=False) if file.exists() else run.model
 
 
 def _measure_features(found: RunDiagnostics, model: Model) -> None:
