@@ -13,6 +13,7 @@ from deepcluster.engine import train as engine
 from deepcluster.engine.cluster import cluster_images
 from deepcluster.engine.log import Screen
 from deepcluster.engine.model import begin
+from deepcluster.engine.occupy import settle
 from deepcluster.engine.run import Run, read_config
 from deepcluster.errors import DeepClusterError
 from deepcluster.presets import find_preset
@@ -109,6 +110,7 @@ def cluster(data: Any, out: str | Path, *, quiet: bool = False, **values: Any) -
 def _resume(
     preset: str | TrainRun | None, values: dict[str, Any], data: Any, out: Path, screen: Screen, clusterer: Any
 ) -> Run:
+    settle(out, screen.warn)
     started = read_config(out)
     before = config.from_dict(started["settings"])
     if isinstance(preset, str) and started["preset"] != preset:

@@ -10,7 +10,10 @@ import csv
 import errno
 import json
 import os
+import re
 import shutil
+import socket
+import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -18,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from deepcluster.digest import digest
 from deepcluster.errors import DeepClusterError
 from deepcluster.seal import json_seal, put_seal
 
@@ -30,6 +34,8 @@ CHUNK = 4 << 20
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+_HOST = digest(socket.gethostname())[:8]
 
 
 @contextlib.contextmanager
@@ -54,7 +60,7 @@ def replacing(file: Path, *, sealed: bool = False) -> Iterator[Path]:
     Raises:
         DeepClusterError: see `told`.
     """
-    temporary = file.with_name(f".{file.name}.{uuid.uuid4().hex[:8]}.part")
+    temporary = file.with_name(f".{file.name}.{_HOST}-{os.getpid()}-{uuid.uuid4().hex[:8]}.part")
     try:
         with told(file):
             file.parent.mkdir(parents=True, exist_ok=True)
@@ -277,6 +283,24 @@ def _bytes_of(tensor: Tensor) -> memoryview:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Takes away what a killed process left temporary its files."""
+    """Takes away what killed processes left of temporary files; those of living ones stay."""
     for leftover in folder.rglob(".*.part"):
-        leftover.unlink(missing_ok=True)
+        if not _is_being_written(leftover):
+            leftover.unlink(missing_ok=True)
+
+
+def _is_being_written(temporary: Path) -> bool:
+    """Whether another process of this machine lives that writes this file, or perhaps one of another machine."""
+    name = re.search(r"\.([0-9a-f]{8})-(\d+)-[0-9a-f]{8}\.part$", temporary.name)
+    if name is None or int(name[2]) == os.getpid():  # a container has its number again after a kill
+        return False
+    with contextlib.suppress(FileNotFoundError):
+        if name[1] != _HOST:
+            return time.time() - temporary.stat().st_mtime < 24 * 3600
+    try:
+        os.kill(int(name[2]), 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        pass
+    return True

@@ -194,8 +194,11 @@ def resume(
     from deepcluster.engine import train as engine
     from deepcluster.engine.length import is_finished
     from deepcluster.engine.log import Screen
+    from deepcluster.engine.occupy import settle
     from deepcluster.engine.run import load_run, read_config
 
+    screen = Screen(quiet=is_secondary_process(), stderr=json)
+    settle(resume, screen.warn)
     config = read_config(resume)
     if preset not in (None, config["preset"]):
         raise DeepClusterError(
@@ -207,7 +210,6 @@ def resume(
             f"{resume} is a grouping, in which nothing is trained: `deepcluster cluster {config['data']} --out"
             f" {resume}` goes on with it."
         )
-    screen = Screen(quiet=is_secondary_process(), stderr=json)
     if epochs in (None, config["settings"].get("epochs")) and is_finished(resume):
         run = load_run(resume, "cpu")
         done = len(run.metrics)

@@ -7,9 +7,9 @@ works on it. Features are written in parts, and an interrupted run goes on after
 from __future__ import annotations
 
 import json
-import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from deepcluster.digest import digest
 from deepcluster.engine import run_folder
 from deepcluster.engine.log import Screen
 from deepcluster.engine.model import Model
+from deepcluster.engine.occupy import SCRATCH, occupy_to_group
 from deepcluster.engine.run import Run, load_run, load_subject, read_config
 from deepcluster.engine.signals import stop_signals
 from deepcluster.engine.subject import Subject, short_side
@@ -111,31 +112,31 @@ def cluster_images(
     )
     config = run_folder.about(run, PRESET, source, pixels)
     config |= {"backbone": run_folder.absolute(name), "weights": digest(subject.backbone)}
-    _prepare(folder, config, overwrite)
-    with stop_signals() as stopped, screen.bar("features", len(pixels)) as bar:
+    with _occupied(folder, config, overwrite, screen):
+        with stop_signals() as stopped, screen.bar("features", len(pixels)) as bar:
 
-        def check(images: int) -> None:
-            bar(images)
-            if stopped():
-                raise Interrupted
+            def check(images: int) -> None:
+                bar(images)
+                if stopped():
+                    raise Interrupted
 
-        bad = _write_features(subject, pixels, folder, part, check)
-        run_folder.write_bad_images(folder, pixels)
-        bar.describe("grouping")
-        found, embedding, choice = _cluster(folder, algorithm, given, whiten, seed, bad)
-    run_folder.tell_bad(pixels, screen)
-    if choice is not None:
-        screen.say(choice.sentence)
-    steps = [embedding, *getattr(found.clusterer, "embedding_", ())]
-    model = Model(subject.backbone, found.centroids, steps, _tree(found))
-    objective = float(np.nansum(found.distance.astype(np.float64) ** 2))
-    clustering = Clustering(found.assignment, found.centroids, found.distance, objective)
-    run_folder.write_snapshot(folder, model, clustering)
-    config = read_config(folder) | {"bad_images": len(pixels.bad)}
-    config["settings"]["method"]["k"] = clustering.k
-    if choice is not None:
-        config["k_auto"] = {**asdict(choice), "sentence": choice.sentence}
-    run_folder.note_finished(folder, config)
+            bad = _write_features(subject, pixels, folder, part, check)
+            run_folder.write_bad_images(folder, pixels)
+            bar.describe("grouping")
+            found, embedding, choice = _cluster(folder, algorithm, given, whiten, seed, bad)
+        run_folder.tell_bad(pixels, screen)
+        if choice is not None:
+            screen.say(choice.sentence)
+        steps = [embedding, *getattr(found.clusterer, "embedding_", ())]
+        model = Model(subject.backbone, found.centroids, steps, _tree(found))
+        objective = float(np.nansum(found.distance.astype(np.float64) ** 2))
+        clustering = Clustering(found.assignment, found.centroids, found.distance, objective)
+        run_folder.write_snapshot(folder, model, clustering)
+        config = read_config(folder) | {"bad_images": len(pixels.bad)}
+        config["settings"]["method"]["k"] = clustering.k
+        if choice is not None:
+            config["k_auto"] = {**asdict(choice), "sentence": choice.sentence}
+        run_folder.note_finished(folder, config)
     return load_run(folder, device=device)
 
 
@@ -156,34 +157,34 @@ def fitting_size(source: ImageSource, name: str) -> int:
     return int(np.clip(-(-side // step) * step, -(-SMALLEST // step) * step, LARGEST // step * step))
 
 
-def _prepare(folder: Path, config: dict[str, Any], overwrite: bool) -> None:
-    """Makes `folder` one of this run, or goes on with an unfinished one; features of the same network and images are
-    kept.
+@contextmanager
+def _occupied(folder: Path, config: dict[str, Any], overwrite: bool, screen: Screen) -> Iterator[None]:
+    """Holds `folder` for the run that `config` describes, which perhaps goes on; features of the same network and
+    images are kept.
 
     Raises:
-        DeepClusterError: it holds a finished run, or one that trains.
+        DeepClusterError: it holds a finished run, or one that trains, or another process writes in it.
     """
     config = json.loads(json.dumps(config))  # as it will be read
-    if not (folder / "run.json").exists():
-        run_folder.prepare_folder(folder, resume=False, overwrite=False)
-    else:
+
+    def goes_on() -> bool:
+        there = read_config(folder)
+        return there["preset"] == PRESET and "finished" not in there
+
+    def shared() -> list[str]:
         there = read_config(folder)
         same = all(there.get(name) == config[name] for name in ("preset", "settings", "source_fingerprint", "weights"))
-        if not overwrite and (there["preset"] != PRESET or "finished" in there):
+        if not overwrite and not goes_on():
             raise DeepClusterError(
                 f"{folder} already holds {'this' if same else 'another'} run: choose another --out, or replace it with"
                 " --overwrite."
             )
-        if there["preset"] == PRESET:
-            names = ("source_fingerprint", "weights")
-            fit = all(there.get(name) == config[name] for name in names)
-            fit = fit and there["settings"].get("image_size") == config["settings"]["image_size"]
-            for path in folder.iterdir():
-                if path.name != "run.json" and not (fit and path.name == FEATURES):
-                    shutil.rmtree(path) if path.is_dir() else path.unlink()
-        else:
-            run_folder.prepare_folder(folder, resume=False, overwrite=True)
-    write_json(folder / "run.json", config)
+        fit = all(there.get(name) == config[name] for name in ("preset", "source_fingerprint", "weights"))
+        return [FEATURES] * (fit and there["settings"].get("image_size") == config["settings"]["image_size"])
+
+    with occupy_to_group(folder, goes_on=goes_on, judge=shared, warn=screen.warn):
+        write_json(folder / "run.json", config)
+        yield
 
 
 def _write_features(
@@ -228,7 +229,7 @@ def _cluster(
             made.set_params(init=neighbor_start(rows, made.n_clusters, random_state=seed), spherical=True)
         return made
 
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".") as scratch:
+    with tempfile.TemporaryDirectory(dir=folder, prefix=SCRATCH) as scratch:
         found = cluster_table(
             open_table(folder / FEATURES)[0], clusterer, embedding=embedding, scratch=Path(scratch), bad=bad
         )

@@ -25,6 +25,7 @@ from deepcluster.distributed import ProcessGroup
 from deepcluster.engine import checkpoint
 from deepcluster.engine.clock import Clock, duration
 from deepcluster.engine.log import Screen
+from deepcluster.engine.occupy import release_earlier
 from deepcluster.engine.optim import set_rate, step_all
 from deepcluster.engine.parallel import Loss, parallel_loss
 from deepcluster.engine.schedules import rate_factor
@@ -249,6 +250,8 @@ def end_epoch(c: TrainContext, state: TrainState) -> None:
 
 
 def save(c: TrainContext, state: TrainState) -> None:
-    """`checkpoints/last.ckpt`, written atomically."""
+    """`checkpoints/last.ckpt`, written atomically; with the first one, the run that this one replaces is gone."""
     average_running_stats(c.method, c.group)
     checkpoint.save(c.folder / "checkpoints" / "last.ckpt", c.method, c.optimizer, state, c.fabric)
+    if c.group.is_first:
+        release_earlier(c.folder)

@@ -45,6 +45,9 @@ SETTINGS = ("epochs", "batch_size", "image_size", "seed", "method", "backbone")
 """What the settings of every run hold."""
 MOST_IMAGES = 1 << 40
 
+BETWEEN = (".replacing", ".replaced")
+"""Folders in a run folder that hold the earlier run while another takes its place, see `engine/occupy.py`."""
+
 
 class Run(Subject):
     """A run folder. `run.metrics`, `run.assignment`, `run.backbone`, `run.assign("photos/")`.
@@ -279,6 +282,11 @@ def read_config(folder: Path) -> dict[str, Any]:
     """
     file = folder / "run.json"
     if not file.is_file():
+        if any((folder / name).is_dir() for name in BETWEEN):
+            raise DeepClusterError(
+                f"The run in {folder} was to be replaced, and that was cut short: `deepcluster train --resume {folder}`"
+                " puts it back in its place."
+            )
         what = "is not a run folder (it has no run.json)" if folder.is_dir() else "does not exist"
         raise DeepClusterError(f"{folder} {what}: give the folder that `deepcluster train ... --out` wrote.")
     advice = "restore it or train again."

@@ -1,9 +1,8 @@
-"""The run folder: made, checked, described, and filled with what each clustering leaves."""
+"""The run folder: described, checked, and filled with what each clustering leaves; `occupy.py` makes it."""
 
 from __future__ import annotations
 
 import platform
-import shutil
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
@@ -13,50 +12,15 @@ from deepcluster import config as settings
 from deepcluster.config import TrainRun
 from deepcluster.data.cache import Pixels
 from deepcluster.data.folder import Files
-from deepcluster.data.naming import is_hidden, printable
+from deepcluster.data.naming import is_hidden
 from deepcluster.data.source import ImageSource
 from deepcluster.distributed import SINGLE, ProcessGroup
 from deepcluster.engine.log import Screen
 from deepcluster.engine.model import MODEL, PRETRAINED, Model, file_of
 from deepcluster.engine.run import FORMAT, read_config
 from deepcluster.errors import DeepClusterError
-from deepcluster.io import remove_leftovers, write_array, write_csv, write_json
+from deepcluster.io import write_array, write_csv, write_json
 from deepcluster.types import Clustering
-
-
-def prepare_folder(folder: Path, *, resume: bool, overwrite: bool) -> None:
-    """Makes sure that `folder` can be written and belongs to this run.
-
-    Raises:
-        DeepClusterError: it holds another run or other files, cannot be written, or its name is not in UTF-8.
-    """
-    if printable(str(folder)) != str(folder):  # TensorBoard and safetensors write to names in UTF-8 only
-        raise DeepClusterError(
-            f"The name of the run folder, {printable(str(folder))}, is not in UTF-8: choose another."
-        )
-    if resume:
-        read_config(folder)
-        remove_leftovers(folder)
-        for features in folder.glob(".features*.npy"):
-            features.unlink(missing_ok=True)
-    elif (folder / "run.json").exists():
-        if not overwrite:
-            raise DeepClusterError(
-                f"{folder} already holds a run: go on with `deepcluster train --resume {folder}`, choose another --out,"
-                " or replace it with --overwrite."
-            )
-        shutil.rmtree(folder)
-    elif folder.is_dir() and not all(_left_over(path) for path in folder.iterdir()):
-        raise DeepClusterError(f"{folder} holds other files and no run: choose an empty or new folder as --out.")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        remove_leftovers(folder)
-        write_json(folder / ".try", {})
-        (folder / ".try").unlink()
-    except OSError as error:
-        raise DeepClusterError(
-            f"The run folder {folder} cannot be written ({error.strerror}): choose another --out."
-        ) from error
 
 
 def about(
@@ -107,11 +71,6 @@ def note_unfinished(folder: Path, run: TrainRun, group: ProcessGroup = SINGLE) -
     now.pop("finished", None)
     if now != config:
         write_json(folder / "run.json", now)
-
-
-def _left_over(path: Path) -> bool:
-    """Whether a run that was killed before it had its run.json left this."""
-    return path.name == ".try" or (path.name.startswith(".") and path.name.endswith(".part"))
 
 
 def absolute(name: str) -> str:

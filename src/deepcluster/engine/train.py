@@ -4,9 +4,9 @@ folder that can assign new images.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
-import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -31,6 +31,7 @@ from deepcluster.engine.log import Metrics, Screen
 from deepcluster.engine.loop import TrainContext, TrainState, features_file, fit, refresh
 from deepcluster.engine.model import PRETRAINED, begin
 from deepcluster.engine.monitor import Monitor, exported_model, make_watch
+from deepcluster.engine.occupy import occupy_to_train, settle
 from deepcluster.engine.signals import stop_signals
 from deepcluster.engine.speed import MARGIN, measure
 from deepcluster.engine.subject import short_side
@@ -74,18 +75,14 @@ def train(
     fabric = make_fabric(run)
     group = current()
     screen = (screen or Screen()) if group.is_first else Screen(quiet=True)
-    with group.collective_section():
-        source = open_images(data)
-        if group.is_first and not resume:
-            run_folder.outside_images(folder, source)
-        if group.is_first:
-            run_folder.prepare_folder(folder, resume=resume, overwrite=overwrite)
-    try:
+    with contextlib.ExitStack() as held:
+        with group.collective_section():
+            source = open_images(data)
+            if group.is_first and not resume:
+                run_folder.outside_images(folder, source)
+            if group.is_first:
+                held.enter_context(occupy_to_train(folder, resume=resume, overwrite=overwrite, warn=screen.warn))
         return _train(run, source, folder, fabric, group, screen, preset, resume, clusterer, began)
-    except DeepClusterError:
-        if group.is_first and not resume and not (folder / "checkpoints" / "last.ckpt").exists():
-            shutil.rmtree(folder)  # a mistake leaves nothing that would stand in the way of the next try
-        raise
 
 
 def _train(
@@ -320,6 +317,7 @@ def train_again(
     Raises:
         DeepClusterError: fewer epochs than are done, or other images than the run's.
     """
+    settle(Path(folder), (screen or Screen()).warn)
     config = runs.read_config(Path(folder))
     run = settings.from_dict(config["settings"])
     if launched():

@@ -31,6 +31,7 @@ from deepcluster.explore.journal import Journal
 from deepcluster.explore.thumbs import Thumbs
 from deepcluster.explore.vectors import Vectors
 from deepcluster.io import write_array, write_json
+from deepcluster.lock import locked
 from deepcluster.reading import read_json, read_npy, read_tensors
 from deepcluster.visualize.clustered_images import check_training_images
 
@@ -321,21 +322,12 @@ class Explorer:
 def exclusive(folder: Path) -> Iterator[None]:
     """Keep a second explorer from editing the same run: a DeepClusterError where there is one already."""
     file = folder / "explore" / "lock"
-    try:
-        import fcntl
-
-        file.parent.mkdir(parents=True, exist_ok=True)
-        handle = open(file, "w")  # noqa: SIM115 - it is held open as long as the explorer is
-    except (ImportError, OSError):  # a system without such locks, or a run that cannot be written to
-        yield
-        return
-    with handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise DeepClusterError(f"{folder} is open in another explorer: use that page, or stop it first.") from None
-        except OSError:
-            pass  # a network file system without locks
+    with contextlib.ExitStack() as held:
+        with contextlib.suppress(OSError):  # a run that cannot be written to
+            file.parent.mkdir(parents=True, exist_ok=True)
+            held.enter_context(
+                locked(file, lambda who: f"{folder} is open in another explorer ({who}): use that page, or stop it.")
+            )
         yield
 
 
