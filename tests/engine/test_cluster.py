@@ -14,9 +14,11 @@ from PIL import Image
 from deepcluster.clustering import HierarchicalKMeans, KMeans, Whitening
 from deepcluster.clustering.neighbor_start import neighbor_start
 from deepcluster.data.arrays import open_digits
+from deepcluster.engine import cluster
 from deepcluster.engine.cluster import FEATURES, cluster_images, fitting_size
 from deepcluster.engine.log import Screen
 from deepcluster.engine.model import Model
+from deepcluster.engine.occupy import ASIDE
 from deepcluster.engine.run import load_run, load_subject
 from deepcluster.errors import DeepClusterError, Interrupted
 from deepcluster.models.zoo import build_backbone
@@ -103,6 +105,41 @@ def test_overwrite_keeps_features_of_the_same_images_only(weights: str, photos: 
     (Path(photos) / "0001.png").unlink()
     third = cluster_images(photos, out, backbone=weights, k=9, overwrite=True, screen=QUIET)
     assert len(third.assignment) == 599 and (third.assignment >= 0).sum() == 598
+
+
+def test_a_grouping_that_fails_or_stops_leaves_the_earlier_run(
+    weights: str, photos: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "run"
+    cluster_images(photos, out, backbone=weights, k=5, screen=QUIET)
+    (out / "notes.txt").write_text("mine")
+    before = {file: file.read_bytes() for file in out.rglob("*") if file.is_file()}
+    few = np.zeros((4, 20, 20, 3), np.uint8)
+    for data, k in ((photos, 700), (few, 5)):
+        with pytest.raises(DeepClusterError):
+            cluster_images(data, out, backbone=weights, k=k, overwrite=True, screen=QUIET)
+        assert {file: file.read_bytes() for file in out.rglob("*") if file.is_file()} == before
+
+    def stops(*arguments: object) -> None:
+        raise Interrupted
+
+    monkeypatch.setattr(cluster, "_cluster", stops)
+    part = next((out / FEATURES).glob("part-*.npy"))
+    made = part.stat().st_mtime_ns
+    with pytest.raises(Interrupted):
+        cluster_images(photos, out, backbone=weights, k=6, overwrite=True, screen=QUIET)
+    assert (out / ASIDE / "model.safetensors").exists()
+    monkeypatch.undo()
+    assert len(cluster_images(photos, out, backbone=weights, k=6, screen=QUIET).centroids) == 6  # goes on
+    assert not (out / ASIDE).exists() and (out / "notes.txt").exists() and part.stat().st_mtime_ns == made
+
+    monkeypatch.setattr(cluster, "_cluster", stops)
+    with pytest.raises(Interrupted):
+        cluster_images(photos, out, backbone=weights, k=7, overwrite=True, screen=QUIET)
+    monkeypatch.undo()
+    with pytest.raises(DeepClusterError, match="already holds another run"):  # other images: the earlier run is back
+        cluster_images(few, out, backbone=weights, k=2, screen=QUIET)
+    assert len(load_run(out).centroids) == 6 and part.stat().st_mtime_ns == made
 
 
 def test_every_algorithm_leaves_a_run_that_assigns(weights: str, photos: str, tmp_path: Path) -> None:
