@@ -10,6 +10,10 @@ class DeepClusterError(ValueError):
     """
 
 
+class ProcessLost(DeepClusterError):
+    """Another process of this run, or one that decodes images for it, was killed; every one that is left says so."""
+
+
 class DeepClusterWarning(UserWarning):
     """What to know of a result that stands: one sentence that says what is doubtful, where, and what to do.
 
@@ -23,6 +27,30 @@ class BadImage(Exception):
 
 class Interrupted(Exception):
     """Ctrl-C or SIGTERM was noticed between two batches; whoever holds state saves it and passes this on."""
+
+
+KILLED = ("DataLoader worker", "exited unexpectedly")
+LOST = ("gloo", "NCCL", "Connection closed by peer", "Connection reset by peer")
+MEMORY = ("out of memory", "allocate memory", "DefaultCPUAllocator")
+
+
+def explained(error: Exception) -> DeepClusterError | None:
+    """A sentence for an error of a library that means killed processes, too few handles or too little memory."""
+    text = f"{type(error).__name__} {error}"
+    if any(word in text for word in KILLED):
+        return ProcessLost(
+            "A process that decodes images was killed, mostly because memory ran out: free some, or ask for fewer"
+            " (--data.workers 1)."
+        )
+    if any(word in text for word in LOST):
+        return ProcessLost("Another process of this run has ended, so this one cannot go on: see what it said.")
+    if "Too many open files" in text or "received 0 items of ancdata" in text:
+        return DeepClusterError("Too few files may be open at once: raise the limit (ulimit -n 1024) and try again.")
+    if isinstance(error, MemoryError) or any(word in text for word in MEMORY):
+        return DeepClusterError(
+            "There is not enough memory: free some, or ask for less (--batch-size, --image-size, --data.workers 1)."
+        )
+    return None
 
 
 def did_you_mean(word: str, choices: list[str]) -> str:

@@ -5,13 +5,21 @@ Imports nothing that a help page does not need.
 
 from __future__ import annotations
 
+import os
 import sys
 import warnings
 from importlib import import_module
 from io import TextIOWrapper
 
 from deepcluster.distributed import is_secondary_process
-from deepcluster.errors import DeepClusterError, Interrupted, did_you_mean
+from deepcluster.errors import (
+    DeepClusterError,
+    DeepClusterWarning,
+    Interrupted,
+    ProcessLost,
+    did_you_mean,
+    explained,
+)
 
 COMMANDS = {
     "train": "train a preset on your images, or resume a run: train PRESET --data S --out RUN",
@@ -61,10 +69,17 @@ def main(argv: list[str] | None = None) -> int:
         print(f"deepcluster {version('deepcluster')}")
         return 0
     name, rest = arguments[0], arguments[1:]
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # torch's own remarks on sockets and processors
     try:
         if name not in COMMANDS:
             raise DeepClusterError(f"There is no command {name!r}.{_meant(name)} `deepcluster --help` lists them.")
-        _run(name, rest)
+        with warnings.catch_warnings():
+            if not sys.warnoptions:  # those of libraries say nothing that their user can change
+                warnings.simplefilter("ignore")
+                warnings.simplefilter("default", DeepClusterWarning)
+            _run(name, rest)
+    except ProcessLost as error:
+        return _mistake(str(error), everywhere=True)
     except DeepClusterError as error:
         return _mistake(str(error))
     except Interrupted as stopped:
@@ -77,7 +92,11 @@ def main(argv: list[str] | None = None) -> int:
     except UnicodeEncodeError as error:  # libraries that write files by names in UTF-8 only
         name = str(error.object)[:200].encode("utf-8", "backslashreplace").decode()
         return _mistake(f"The name {name} is not in UTF-8, which what writes there needs: choose another --out.")
-    except OSError as error:
+    except (OSError, RuntimeError, MemoryError) as error:
+        if sentence := explained(error):
+            return _mistake(str(sentence), everywhere=isinstance(sentence, ProcessLost))
+        if not isinstance(error, OSError):
+            raise
         # A full disk or missing permission: the message of the file system, and the path.
         where = f" at {error.filename}" if error.filename else ""
         return _mistake(
@@ -115,8 +134,8 @@ def _meant(name: str) -> str:
     return did_you_mean(name, list(COMMANDS))
 
 
-def _mistake(sentence: str) -> int:
-    if not is_secondary_process():  # of several processes one says it
+def _mistake(sentence: str, everywhere: bool = False) -> int:
+    if everywhere or not is_secondary_process():  # of several processes one says it
         print(f"deepcluster: {' '.join(sentence.split())}", file=sys.stderr)
     return 2
 

@@ -15,7 +15,7 @@ from deepcluster.cli.options import Function, parse_options
 from deepcluster.config import AUTO, BOTH, TrainRun, params_of
 from deepcluster.data.open import must_exist
 from deepcluster.distributed import is_secondary_process
-from deepcluster.errors import DeepClusterError, Interrupted
+from deepcluster.errors import DeepClusterError, Interrupted, explained
 
 if TYPE_CHECKING:
     from deepcluster.data.source import ImageSource
@@ -229,6 +229,13 @@ def _resume_hint(folder: Path, screen: Screen) -> Iterator[None]:
     except Interrupted:
         screen.say(f"stopped and saved; resume with: deepcluster train --resume {folder}")
         raise
+    except (RuntimeError, MemoryError) as error:
+        sentence = explained(error)
+        if sentence is None:
+            raise
+        saved = (folder / "checkpoints" / "last.ckpt").exists()
+        more = f" Go on from what is saved: deepcluster train --resume {shlex.quote(str(folder))}" if saved else ""
+        raise type(sentence)(f"{sentence}{more}") from error
 
 
 def _show(run: Run, screen: Screen, as_json: bool, sentence: str = "") -> None:

@@ -25,7 +25,7 @@ from deepcluster.data.source import ImageSource
 from deepcluster.data.storage import cache_folder
 from deepcluster.digest import digest
 from deepcluster.distributed import ProcessGroup
-from deepcluster.errors import DeepClusterError
+from deepcluster.errors import DeepClusterError, DeepClusterWarning
 
 #: Bytes up to which decoded images simply live in memory.
 SMALL = 256 << 20
@@ -163,6 +163,7 @@ def load_pixels(
         warnings.warn(
             f"the image cache {folder} cannot be used ({error.strerror or error}): images are decoded again in each "
             "epoch, which is slower; point DEEPCLUSTER_CACHE at a folder with room",
+            DeepClusterWarning,
             stacklevel=2,
         )
         return StreamedPixels(source, short_side, workers, each)

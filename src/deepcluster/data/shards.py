@@ -24,7 +24,7 @@ from deepcluster.data.decode import decode
 from deepcluster.data.naming import labels_from_parents, printable
 from deepcluster.data.source import ImageSource
 from deepcluster.digest import digest
-from deepcluster.errors import BadImage, DeepClusterError
+from deepcluster.errors import BadImage, DeepClusterError, DeepClusterWarning
 from deepcluster.io import write_atomic
 from deepcluster.reading import read_npz
 
@@ -154,6 +154,7 @@ class Shards:
             warnings.warn(
                 f"the shard {self._place(shard)} {reason}; its {self.shards[shard].images:,} images are "
                 f"left out as bad images{more}",
+                DeepClusterWarning,
                 stacklevel=2,
             )
 
@@ -181,7 +182,7 @@ def open_shards(pattern: str) -> ImageSource:
         nothing = f"there is no image in the tar or zip files of {pattern}: members need names such as class/name.jpg"
         raise DeepClusterError((sentences or [nothing])[0])
     for sentence in sentences:
-        warnings.warn(f"{sentence}; images that were found in it are shown", stacklevel=2)
+        warnings.warn(f"{sentence}; images that were found in it are shown", DeepClusterWarning, stacklevel=2)
     shards: list[Shard] = []
     for place, (size, stamp), one in zip(places, states, members, strict=True):
         row = shards[-1].row + shards[-1].images if shards else 0

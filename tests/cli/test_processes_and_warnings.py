@@ -1,0 +1,107 @@
+"""What a command says of killed processes, little memory and warnings: a sentence, never the words of a library."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+
+from deepcluster.cli import main as cli
+from deepcluster.errors import DeepClusterError, DeepClusterWarning, ProcessLost
+
+SOURCE = Path(cli.__file__).parents[1]
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. "), "--data.workers 1"),
+        (RuntimeError("DataLoader worker (pid(s) 7, 8) exited unexpectedly"), "--data.workers 1"),
+        (RuntimeError("[gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]"), "has ended"),
+        (RuntimeError("received 0 items of ancdata"), "ulimit -n"),
+        (OSError(24, "Too many open files"), "ulimit -n"),
+        (RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory"), "--batch-size"),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), "--batch-size"),
+        (OSError(12, "Cannot allocate memory"), "--batch-size"),
+        (MemoryError(), "--batch-size"),
+    ],
+)
+def test_killed_workers_and_little_memory_are_one_sentence(
+    error: Exception, words: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(cli, "_run", fail)
+    assert cli.main(["train"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("deepcluster: ") and said.count("\n") == 1 and words in said
+
+
+def test_any_other_error_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("a mistake of ours")
+
+    monkeypatch.setattr(cli, "_run", fail)
+    with pytest.raises(RuntimeError, match="of ours"):
+        cli.main(["train"])
+
+
+def test_only_our_warnings_are_shown_each_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def warn(*_: object) -> None:
+        for category in (UserWarning, FutureWarning, DeprecationWarning):
+            warnings.warn("words of a library", category, stacklevel=1)
+        warnings.warn("the groups say little", DeepClusterWarning, stacklevel=1)
+
+    monkeypatch.setattr(cli, "_run", warn)
+    monkeypatch.setattr(sys, "warnoptions", [])
+    monkeypatch.setattr(warnings, "showwarning", lambda message, *_: print(f"warning: {message}", file=sys.stderr))
+    assert cli.main(["train"]) == 0
+    assert capsys.readouterr().err == "warning: the groups say little\n"
+
+
+def test_every_warning_of_the_package_has_a_category_of_its_own() -> None:
+    for file in SOURCE.rglob("*.py"):
+        for call in re.findall(r"warnings\.warn\((.*?)stacklevel", file.read_text(), re.S):
+            assert re.search(r"DeepClusterWarning|DegenerateClusters", call), (file, call)
+    assert issubclass(DeepClusterError, ValueError) and issubclass(ProcessLost, DeepClusterError)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("which", ["first", "second"])
+def test_one_of_two_processes_is_killed(tmp_path: Path, which: str) -> None:
+    """The other one ends within 30 seconds and says how to go on."""
+    words = ["train", "tiny-deepcluster", "--data", "digits", "--out", str(tmp_path / "run"), "--epochs", "5000"]
+    command = [sys.executable, "-m", "deepcluster", *words, "--processes", "2"]
+    said = tmp_path / "said"
+    with said.open("w") as err:
+        first = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=err)
+    try:
+        until = time.monotonic() + 120
+        while not (tmp_path / "run" / "checkpoints" / "last.ckpt").exists():
+            assert time.monotonic() < until and first.poll() is None, said.read_text()
+            time.sleep(0.2)
+        second = int(Path(f"/proc/{first.pid}/task/{first.pid}/children").read_text().split()[0])
+        os.kill(first.pid if which == "first" else second, signal.SIGKILL)
+        until = time.monotonic() + 30
+        if which == "first":
+            first.wait(30)
+        while "--resume" not in said.read_text() or (which == "second" and first.poll() is None):
+            assert time.monotonic() < until, said.read_text()
+            time.sleep(0.2)
+    finally:
+        first.kill()
+        first.wait()
+    lines = said.read_text().splitlines()
+    assert len(lines) == 1 and f"deepcluster train --resume {tmp_path / 'run'}" in lines[0]
