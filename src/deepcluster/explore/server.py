@@ -20,6 +20,7 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
 
+from deepcluster.data.naming import printable
 from deepcluster.errors import BadImage, DeepClusterError
 from deepcluster.explore import history, layout, thumbs
 from deepcluster.explore.duplicates import Twins
@@ -39,6 +40,14 @@ FOREVER = {"cache-control": "private, max-age=31536000, immutable"}
 
 Answer = Response | bytes | dict[str, Any]
 """What a handler gives: bytes are numbers of a map, a dict becomes JSON."""
+
+
+class Json(JSONResponse):
+    """JSON of any names."""
+
+    def render(self, content: Any) -> bytes:
+        """The answer's bytes."""
+        return printable(json.dumps(content, ensure_ascii=False, allow_nan=False)).encode()
 
 
 class Pages:
@@ -99,13 +108,13 @@ class Pages:
             token=self.token, mark=self.explorer.mark, title=run.folder.name or str(run.folder),
             preset=run.config["preset"], epochs=len(run.metrics), folder=str(self.explorer.folder),
         )  # fmt: skip
-        return Response(text, media_type="text/html")
+        return Response(printable(text), media_type="text/html")
 
     def static(self, request: Request) -> Answer:
         """A file of the page."""
         path = self.files.get(request.path_params["name"])
         if path is None:
-            return JSONResponse({"error": "There is no such file."}, 404)
+            return Json({"error": "There is no such file."}, 404)
         return Response(path.read_bytes(), media_type=KINDS[path.suffix], headers={"cache-control": "no-cache"})
 
     def thumb(self, request: Request) -> Answer:
@@ -258,7 +267,7 @@ class Pages:
         name = EXPORTS.get(request.path_params["kind"])
         file = self.explorer.folder / "exports" / name if name else None
         if file is None or not file.is_file():
-            return JSONResponse({"error": "There is no such export."}, 404)
+            return Json({"error": "There is no such export."}, 404)
         return FileResponse(file, filename=name)
 
     def edit(self, content: bytes) -> Answer:
@@ -292,16 +301,16 @@ def _respond(handler: Callable[[Any], Answer], argument: Any) -> Response:
     try:
         answer = handler(argument)
     except Pending as pending:
-        return JSONResponse({"pending": pending.job.as_dict()}, 202)
+        return Json({"pending": pending.job.as_dict()}, 202)
     except ChangedMeanwhile as error:
-        return JSONResponse({"error": str(error)}, 409)
+        return Json({"error": str(error)}, 409)
     except DeepClusterError as error:
-        return JSONResponse({"error": " ".join(str(error).split())}, 400)
+        return Json({"error": " ".join(str(error).split())}, 400)
     except (OverflowError, RecursionError):
-        return JSONResponse({"error": "A number of this request is too large, or it is nested too deep."}, 400)
+        return Json({"error": "A number of this request is too large, or it is nested too deep."}, 400)
     if isinstance(answer, bytes):
         return Response(answer, media_type="application/octet-stream")
-    return answer if isinstance(answer, Response) else JSONResponse(answer)
+    return answer if isinstance(answer, Response) else Json(answer)
 
 
 def _get(handler: Callable[[Request], Answer], request: Request) -> Response:

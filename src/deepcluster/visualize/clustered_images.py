@@ -67,7 +67,7 @@ def clustered_images(subject: Subject, what: str, data: Any = None, screen: Scre
 def training_clusters(run: Run, source: ImageSource) -> ClusteredImages:
     """The training images with the clusters that the run kept."""
     assignment, distance = np.asarray(run.assignment), run.distance
-    if distance is None:
+    if distance is None or len(distance) != len(assignment):
         distance = np.full(len(assignment), np.nan, np.float32)
     return ClusteredImages(source, assignment, distance, len(run.centroids))
 

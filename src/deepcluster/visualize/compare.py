@@ -18,6 +18,7 @@ from deepcluster.visualize.clustered_images import SILENT, open_pixels
 from deepcluster.visualize.filters import filter_sheet
 from deepcluster.visualize.history import Metrics, Panel, curve, panel_figure
 from deepcluster.visualize.images import side_by_side, stacked, text_line, titled
+from deepcluster.visualize.letters import verbatim
 from deepcluster.visualize.neighbors import neighbor_sheet
 from deepcluster.visualize.style import Picture, Pictures
 
@@ -103,7 +104,7 @@ def compare_figure(runs: Mapping[str, Metrics]) -> Figure:
     page = panel_figure(shown, labels=False)
     page.set_figheight(page.get_figheight() + 0.5)
     page.legend(
-        [Line2D([], [], color=color, linewidth=2.5) for color in colors.values()], list(colors),
+        [Line2D([], [], color=color, linewidth=2.5) for color in colors.values()], [verbatim(name) for name in colors],
         loc="outside upper left", ncols=1, frameon=False, fontsize=10, labelcolor=style.INK,
     )  # fmt: skip
     return page

@@ -13,6 +13,7 @@ from deepcluster.engine.log import Screen
 from deepcluster.engine.run import Run
 from deepcluster.visualize import style
 from deepcluster.visualize.clustered_images import SILENT, clustered_images, require_labels
+from deepcluster.visualize.letters import verbatim
 from deepcluster.visualize.purity import contingency
 from deepcluster.visualize.style import Pictures
 
@@ -57,7 +58,7 @@ def confusion_figure(assignment: np.ndarray, labels: np.ndarray, names: Sequence
     table = by_main_class(contingency(assignment, renumber[labels], len(shown)))
     page = style.figure(11, max(3.2, 1.7 + 0.26 * len(shown)))
     left, right = page.subplots(1, 2, width_ratios=(1.25, 1))
-    classes = [names[number] for number in shown]
+    classes = [verbatim(names[number], 40) for number in shown]
     _heat(left, table / table.sum(0), classes, "What each cluster consists of")
     left.set_xlabel(f"{table.shape[1]:,} clusters, by their main class", color=style.QUIET, fontsize=9)
     left.set_xticks([])

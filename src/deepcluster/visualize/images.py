@@ -8,12 +8,14 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from functools import cache
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from deepcluster.visualize import style
+from deepcluster.visualize.letters import drawable, font_file
 
 if TYPE_CHECKING:
     from PIL.ImageFont import FreeTypeFont
@@ -112,24 +114,26 @@ def grid(images: Sequence[np.ndarray], columns: int, gap: int = 4) -> np.ndarray
 
 
 def text_line(text: str, width: int, *, size: int = 14, bold: bool = False, color: str = style.INK) -> np.ndarray:
-    """(H, width, 3) single line of text, ended by three dots where it is too long."""
+    """(H, width, 3) single line of text, ended by three dots where it is too long; see `drawable`."""
     from PIL import Image, ImageDraw
 
-    font, end = _font(size, bold), ""
-    while text and font.getlength(text + end) > width - 8:
+    text, end = drawable(text[: width + 1], bold), ""
+    while text and _length(text + end, size, bold) > width - 8:
         text, end = text[:-1].rstrip(), "..."
-    text += end
     found = Image.new("RGB", (width, round(size * 1.7)), style.PAPER)
-    ImageDraw.Draw(found).text((4, round(size * 0.3)), text, fill=color, font=font)
+    left, baseline = 4.0, round(size * 0.3) + _font(font_file(" ", bold), size).getmetrics()[0]
+    for font, part in _runs(text + end, size, bold):
+        ImageDraw.Draw(found).text((left, baseline), part, fill=color, font=font, anchor="ls")
+        left += font.getlength(part)
     return np.asarray(found)
 
 
 def paragraph(text: str, width: int) -> np.ndarray:
     """(H, width, 3) text, broken between words."""
-    font, lines = _font(13, False), [""]
+    lines = [""]
     for word in text.split():
         longer = f"{lines[-1]} {word}".strip()
-        fits = not lines[-1] or font.getlength(longer) <= width - 8
+        fits = not lines[-1] or _length(drawable(longer), 13) <= width - 8
         lines[-1:] = [longer] if fits else [lines[-1], word]
     return stacked([text_line(line, width, size=13, color=style.QUIET) for line in lines], gap=0)
 
@@ -141,10 +145,19 @@ def titled(image: np.ndarray, title: str, text: str) -> np.ndarray:
     return padded(stacked([*head, image], gap=4), top=10, bottom=10, left=10, right=10)
 
 
+def _length(text: str, size: int, bold: bool = False) -> float:
+    return sum(font.getlength(part) for font, part in _runs(text, size, bold))
+
+
+def _runs(text: str, size: int, bold: bool) -> list[tuple[FreeTypeFont, str]]:
+    """Drawable text in parts that one font has, each with its font."""
+    parts = groupby(text, lambda letter: font_file(letter, bold))
+    return [(_font(file, size), "".join(letters)) for file, letters in parts]
+
+
 @cache
-def _font(size: int, bold: bool) -> FreeTypeFont:
-    import matplotlib
+def _font(file: Path | None, size: int) -> FreeTypeFont:
     from PIL import ImageFont
 
-    fonts = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
-    return ImageFont.truetype(fonts / f"DejaVuSans{'-Bold' * bold}.ttf", size)
+    assert file is not None, "text is made drawable first"
+    return ImageFont.truetype(file, size)

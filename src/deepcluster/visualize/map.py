@@ -24,6 +24,7 @@ from deepcluster.visualize.clustered_images import (
     short_name,
 )
 from deepcluster.visualize.images import WHITE, thumbnail, titled
+from deepcluster.visualize.letters import verbatim
 from deepcluster.visualize.style import Picture, Pictures
 
 Layout = Literal["pca", "tsne", "umap"]
@@ -161,7 +162,7 @@ def map_figure(
     legend = 1 < len(used) <= MOST_NAMED
     page = style.figure(9.2 if legend else 7.6, 7.2)
     axes = page.add_subplot()
-    style.quiet(axes, title, *axes_names)
+    style.quiet(axes, verbatim(title, 90, bold=True), *axes_names)
     axes.grid(False)
     axes.spines["bottom"].set_visible(False)
     axes.set(xticks=[], yticks=[])
@@ -176,7 +177,7 @@ def map_figure(
         axes.scatter(positions[order, 0], positions[order, 1], s=size, c=shades, linewidths=0, alpha=0.75)
         if legend:
             for number, group in enumerate(used):
-                axes.scatter([], [], s=40, color=colors[number], label=names[group])
+                axes.scatter([], [], s=40, color=colors[number], label=verbatim(names[group]))
             axes.legend(
                 loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, fontsize=9, labelcolor=style.INK,
                 handletextpad=0.2,
@@ -184,7 +185,7 @@ def map_figure(
     axes.margins(0.02)
     axes.set_aspect("equal", adjustable="datalim")
     if text:
-        page.supxlabel(text, x=0.012, ha="left", fontsize=9, color=style.QUIET)
+        page.supxlabel(verbatim(text, 140), x=0.012, ha="left", fontsize=9, color=style.QUIET)
     return page
 
 

@@ -18,6 +18,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from deepcluster.config import params_of
+from deepcluster.data.naming import printable
 from deepcluster.data.source import ImageSource
 from deepcluster.engine.run import Run
 from deepcluster.errors import DeepClusterError
@@ -117,7 +118,7 @@ def write_report(run: Run, *, clusters: int = 24, images: int = 12) -> Path:
         settings=report_text.flat(report_text.settings_used(config)),
         versions=report_text.flat(config.get("versions", {})),
     )
-    return write_text(folder / "report.html", html)
+    return write_text(folder / "report.html", printable(html))
 
 
 def saved_pictures(folder: Path) -> list[dict[str, str]]:

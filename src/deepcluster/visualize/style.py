@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 
 from deepcluster.io import write_bytes
+from deepcluster.visualize.letters import installed_fallbacks
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -29,7 +30,6 @@ SERIES = ("#0072b2", "#d55e00", "#008f67", "#b0568f", "#a67c00", "#3d8fc4")
 INK, QUIET, LINE, PAPER = "#1c2128", "#626b77", "#dfe3e8", "#ffffff"
 DASHES = (0, (4, 3))
 DPI = 144
-FONTS = ("DejaVu Sans",)  # comes with matplotlib: the same letters on every machine
 
 
 def figure(width: float, height: float) -> Figure:
@@ -125,7 +125,10 @@ def png(picture: Picture) -> bytes:
         Image.fromarray(picture).save(buffer, "PNG", optimize=True)
     else:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.text import Text
 
+        for text in picture.findobj(Text):
+            text.set_fontfamily(["DejaVu Sans", *installed_fallbacks()])
         canvas: Any = FigureCanvasAgg(picture)
         canvas.print_png(buffer)
     return buffer.getvalue()
@@ -142,7 +145,7 @@ def svg(picture: Figure) -> str:
 
     salt = re.sub(r"\W+", "-", picture.axes[0].get_title(loc="left") if picture.axes else "")
     buffer = io.StringIO()
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": salt, "font.family": list(FONTS)}):
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": salt, "font.family": ["DejaVu Sans"]}):
         picture.patch.set_alpha(0.0)
         canvas: Any = FigureCanvasSVG(picture)
         canvas.print_svg(buffer, metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
