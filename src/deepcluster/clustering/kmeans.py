@@ -77,8 +77,7 @@ class KMeans(Float32Transformer, ClusterMixin, BaseEstimator):
             the last bit on CPUs. None = one process.
 
     Attributes:
-        cluster_centers_: (K, D) float32; float64 where X is and lies so far from zero that float32 would lose the
-            differences of its rows, which are then taken about their mean.
+        cluster_centers_: (K, D) float32; float64 where X is and lies too far from zero for float32.
         labels_: (N,) int64.
         inertia_: (weighted) sum of squared distances of the rows to their centroids (spherical: of unit rows).
         n_iter_: iterations done.

@@ -1,7 +1,6 @@
 """The training loop: extract features, cluster, train, repeat.
 
-Every random draw comes from a key of (seed, purpose, step), so a run that was stopped anywhere continues with
-the batches it would have had.
+Every random draw comes from a key of (seed, purpose, step): a stopped run goes on with the batches it would have had.
 """
 
 from __future__ import annotations
@@ -231,8 +230,7 @@ def features_file(folder: Path, group: ProcessGroup) -> Path:
 
 
 def end_epoch(c: TrainContext, state: TrainState) -> None:
-    """Evaluates the epoch that has just ended (again on resume, if it is interrupted), saves, and keeps the
-    checkpoints that are to be kept."""
+    """Evaluates the epoch that has just ended (again on resume, if interrupted), and saves or keeps its checkpoints."""
     epoch = state.step // state.steps_per_epoch - 1
     try:
         c.monitor.after_epoch(c, state, epoch)
@@ -240,10 +238,10 @@ def end_epoch(c: TrainContext, state: TrainState) -> None:
         save(c, state)
         raise
     save(c, state)
-    last = c.folder / "checkpoints" / "last.ckpt"
+    kept = c.folder / "checkpoints" / f"epoch-{epoch:04d}.ckpt"
     with c.group.collective_section():
         if c.group.is_first and c.run.keep_every and (epoch + 1) % c.run.keep_every == 0:
-            keep_copy(last, last.with_name(f"epoch-{epoch:04d}.ckpt"))
+            keep_copy(kept.with_name("last.ckpt"), kept)
     c.monitor.keep_best(c, state)
     c.monitor.report_stall(c)
     c.clock.lap("epoch")
