@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from deepcluster.data.archive import read_member, scan
 from deepcluster.data.cache import StreamedPixels, load_pixels
 from deepcluster.data.loader import Loader
 from deepcluster.data.open import open_images
@@ -336,3 +337,26 @@ def test_missing_fsspec_package_is_named() -> None:
         pytest.skip("gcsfs is installed")
     with pytest.raises(DeepClusterError, match=r"pip install 'deepcluster\[remote\]'"):
         open_images("gs://bucket/a.tar")
+
+
+def test_archives_put_end_to_end_are_read_and_links_are_told(tmp_path: Path) -> None:
+    """`cat a.tar b.tar > all.tar`, each with a hard and a symbolic link."""
+    parts = []
+    for number in range(2):
+        content = io.BytesIO()
+        with tarfile.open(fileobj=content, mode="w") as archive:
+            member = tarfile.TarInfo(f"x/{number}.png")
+            member.size = 3
+            archive.addfile(member, io.BytesIO(b"abc"))
+            for name, kind in ((f"x/hard{number}.png", tarfile.LNKTYPE), (f"y/soft{number}.png", tarfile.SYMTYPE)):
+                link = tarfile.TarInfo(name)
+                link.type, link.linkname = kind, f"x/{number}.png"
+                archive.addfile(link)
+        parts.append(content.getvalue())
+    file = tmp_path / "all.tar"
+    file.write_bytes(b"".join(parts))
+    members = scan(str(file))
+    assert members.names == ["x/0.png", "x/1.png"]
+    for offset, length in zip(members.offsets, members.lengths, strict=True):
+        assert read_member(str(file), int(offset), int(length)) == b"abc"
+    assert members.trouble == "has 4 links or sparse members that are not read, such as x/hard0.png"

@@ -12,6 +12,7 @@ import tarfile
 import zipfile
 import zlib
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import PurePosixPath
@@ -20,7 +21,7 @@ from typing import BinaryIO
 import numpy as np
 
 from deepcluster.data import storage
-from deepcluster.data.naming import is_image_name
+from deepcluster.data.naming import is_image_name, printable
 from deepcluster.errors import BadImage
 
 #: The length that stands for "this long or longer": no image is, and four bytes hold no more.
@@ -121,19 +122,45 @@ EXTENDING = (tarfile.XHDTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK
 
 
 def _scan_tar(stream: BinaryIO, wanted: Wanted) -> tuple[list[tuple[str, int, int]], str]:
+    """Also of archives put end to end (`cat a.tar b.tar`). Links and sparse members are counted, not read."""
     found: list[tuple[str, int, int]] = []
+    unread: list[str] = []
+    start: int | None = 0
     try:
-        with tarfile.open(fileobj=stream, mode="r:") as archive:
-            for member in archive:
-                archive.members = []  # type: ignore[attr-defined]  # else a million members stay in memory
-                if member.isreg() and not member.issparse() and wanted(member.name):
-                    found.append((member.name, member.offset_data, member.size))
-            stream.seek(archive.offset)
-            if any(stream.read(BLOCK)):  # tarfile takes a damaged header for the end
-                return found, f"has a damaged header at byte {archive.offset:,}"
+        while start is not None:
+            stream.seek(start)
+            with tarfile.open(fileobj=stream, mode="r:") as archive:
+                for member in archive:
+                    archive.members = []  # type: ignore[attr-defined]  # else a million members stay in memory
+                    if not wanted(member.name) or member.isdir():
+                        continue
+                    if member.isreg() and not member.issparse():
+                        found.append((member.name, member.offset_data, member.size))
+                    else:
+                        unread.append(member.name)
+                stream.seek(archive.offset)
+                if any(stream.read(BLOCK)):  # tarfile takes a damaged header for the end
+                    return found, f"has a damaged header at byte {archive.offset:,}"
+                start = _next_archive(stream)
     except (tarfile.TarError, EOFError, ValueError) as error:
         return found, "is cut short" if found else f"cannot be read as an uncompressed tar file ({error})"
+    if unread:
+        return found, f"has {len(unread):,} links or sparse members that are not read, such as {printable(unread[0])}"
     return found, ""
+
+
+def _next_archive(stream: BinaryIO) -> int | None:
+    """Where the next archive begins behind the end mark of one; None where only zeros, or no headers, follow."""
+    while chunk := stream.read(1 << 20):
+        if rest := chunk.lstrip(b"\0"):
+            start = stream.tell() - len(rest)
+            start -= start % BLOCK
+            stream.seek(start)
+            with suppress(tarfile.TarError):
+                tarfile.TarInfo.frombuf(stream.read(BLOCK), "utf-8", "surrogateescape")
+                return start
+            return None
+    return None
 
 
 def _read_tar(read: Read, offset: int, length: int) -> bytes:
