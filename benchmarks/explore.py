@@ -25,6 +25,7 @@ import numpy as np
 import torch
 
 from deepcluster.clustering.whitening import Whitening
+from deepcluster.config import TrainRun, as_dict
 from deepcluster.engine.model import Model
 from deepcluster.engine.run import FORMAT, Run
 from deepcluster.explore import vectors
@@ -71,7 +72,13 @@ def make(folder: Path, images: int, k: int, dim: int) -> Run:
     assignment = draw.integers(0, k, images)
     place = folder / "explore"
     place.mkdir(parents=True)
-    about = {"format": FORMAT, "preset": "synthetic", "images": images, "settings": {}, "data": "squares"}
+    about = {
+        "format": FORMAT,
+        "preset": "synthetic",
+        "images": images,
+        "settings": as_dict(TrainRun()),
+        "data": "squares",
+    }
     (folder / "run.json").write_text(json.dumps(about | {"source_fingerprint": f"squares{images}"}))
     backbone = build_backbone("convnet", image_size=32)
     whitening = Whitening().fit(draw.normal(size=(2 * backbone.dim, backbone.dim)).astype(np.float32))

@@ -42,9 +42,11 @@ def make_shard(file: Path, images: int) -> None:
 def simulate(folder: Path, shards: int, each: int) -> Path:
     """A manifest of `shards` times the one shard, with a table of all shards * each rows."""
     from deepcluster.data.indexing import index_shards
+    from deepcluster.data.manifest import table_digest
 
     index_shards([str(folder / "real.tar")], folder / "one.json", workers=1)
     content = json.loads((folder / "one.json").read_text())
+    tables = []
     for column in ("index", "labels"):
         one = np.load(folder / content[column])
         content[column] = f"many.{column}.npy"
@@ -52,6 +54,8 @@ def simulate(folder: Path, shards: int, each: int) -> Path:
         for start in range(0, len(table), each):
             table[start : start + each] = one
         table.flush()
+        tables.append(table)
+    content["digest"] = table_digest(*tables)
     line = json.dumps(content["shards"][0])[:-1]
     lines = [line.replace('"row": 0', f'"row": {k * each}') + "}" for k in range(shards)]
     head = json.dumps({key: value for key, value in content.items() if key != "shards"})[:-1]

@@ -61,11 +61,17 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         f"evaluate {run} linear --data {photos} --holdout 0.5 --taps conv3 --recipe quick --epochs 1",
         f"evaluate {root}/runs/a retrieval --data {photos} --features rmac --whiten-on same --dims 8 --long-side 48",
         f"evaluate {root}/RUN voc-classification --data {voc} --mode all --iterations 2 --batch-size 4",
+        f"evaluate {root}/RUN voc-classification --data {voc}",
         f"features {run} --data {photos} --out {root}/features",
     ):
         assert main(command.split()) == 0, command
     (probe,) = (run / "evaluation").glob("linear-*.safetensors")
     probe.rename(probe.with_name("linear-3fa94c1b.safetensors"))
+    both = sorted(
+        (root / "RUN/evaluation").glob("voc-classification-*.safetensors"), key=lambda file: file.stat().st_mtime
+    )
+    for file, mark in zip(both, ("3fa94c1b", "0b5d7e22"), strict=True):
+        file.rename(file.with_name(f"voc-classification-{mark}.safetensors"))
     return root
 
 

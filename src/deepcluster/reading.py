@@ -146,11 +146,16 @@ def read_json(file: Path, *, advice: str, most: int = MOST_JSON) -> dict[str, An
 def read_csv(file: Path, *, advice: str) -> list[list[str]]:
     """The rows of a .csv file, each a list of texts; its first one is the header.
 
+    Fields are divided by what the header holds most of: commas, semicolons or tabs.
+
     Raises:
         DeepClusterError: it cannot be read, or is no .csv.
     """
     with judged(file, advice):
-        return list(csv.reader(io.StringIO(read_text(file, advice=advice), newline=""), strict=True))
+        text = read_text(file, advice=advice)
+        delimiter = max(",;\t", key=text.partition("\n")[0].count)
+        rows = csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=delimiter, skipinitialspace=True)
+        return list(rows)
 
 
 def read_npy(

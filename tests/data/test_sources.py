@@ -285,7 +285,7 @@ MISTAKES: dict[str, tuple[Given, str]] = {
     "compressed tar": (written("a.tar.gz", "words"), "compressed"),
     "empty list": (written("a.txt", "\n"), "names no image"),
     "list of missing": (written("a.txt", "a.png\nb.png"), "none of the 2 files"),
-    "csv without path": (written("a.csv", "file,label\nx,1"), "no column `path`"),
+    "csv without path": (written("a.csv", "name,label\nx,1"), "no column `path`"),
     "float npy": (written("a.npy", np.zeros((3, 4, 4))), "float64"),
     "flat npy": (written("a.npy", np.zeros((3, 4), np.uint8)), r"shape \(3, 4\)"),
     "channels first": (written("a.npy", np.zeros((9, 3, 8, 8), np.uint8)), "channels first"),

@@ -74,7 +74,7 @@ def test_a_backbone_by_name_and_the_same_drawn_anew() -> None:
     pictures = images(4)
     np.testing.assert_array_equal(one.features(pictures), same.features(pictures))
     assert np.abs(one.features(pictures) - other.features(pictures)).max() > 1e-3
-    assert one.results == Path("evaluations/timm-resnet10t") and not one.clustered
+    assert one.results == Path("evaluations/timm-resnet10t/untrained") and not one.clustered
     with pytest.raises(DeepClusterError, match="give --data"):
         one.source()
     with pytest.raises(DeepClusterError, match="has no whitening"):

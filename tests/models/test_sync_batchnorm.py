@@ -72,7 +72,7 @@ def test_parts_together_are_the_whole(cut: list[int]) -> None:
     """Uneven parts, one of them empty, too; global generators end in the same state."""
     (alone,) = together(_steps, 1, cut)
     for shared in together(_steps, len(cut) - 1, cut):
-        torch.testing.assert_close(shared, alone, rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(shared, alone, rtol=1e-3, atol=2e-4)
 
 
 def test_statistics_of_the_parts_are_a_choice() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from deepcluster.data.naming import (
 )
 from deepcluster.data.source import ImageSource
 from deepcluster.digest import digest
-from deepcluster.errors import BadImage, DeepClusterError
+from deepcluster.errors import BadImage, DeepClusterError, DeepClusterWarning
 from deepcluster.reading import read_csv, read_text, regular_size
 
 #: Files whose first bytes go into a fingerprint; all go in with their name, size and time.
@@ -104,20 +105,36 @@ def open_folder(name: str) -> ImageSource:
     return Files(name, root, paths, *labels_from_parents(paths))
 
 
+PATHS = ("path", "file", "filename", "file_name", "filepath", "image", "image_path")
+LABELS = ("label", "labels", "class", "class_name", "category", "target")
+"""What columns of .csv files may be called, the likeliest first."""
+
+
 def open_list_file(name: str) -> ImageSource:
-    """A .txt file with one path a line, or a .csv file with the header `path[,label]`; paths start at its folder."""
+    """A .txt file with one path a line, or a .csv file with a header; paths start at its folder.
+
+    Of a .csv file, the first column named in `PATHS` is the path and the first in `LABELS` the label, in any case.
+    """
     file = Path(name).expanduser()
     advice = "give a text file in UTF-8 with one image path a line"
     labels: np.ndarray | None = None
     classes: tuple[str, ...] = ()
     if file.suffix.lower() == ".csv":
         header, *rows = read_csv(file, advice=advice) or [[]]
-        if "path" not in header:
+        path_at, label_at = _column(header, PATHS), _column(header, LABELS)
+        if path_at is None:
             raise DeepClusterError(f"{name} has no column `path`: its first line must read `path` or `path,label`")
-        table = [row for row in (dict(zip(header, row, strict=False)) for row in rows) if row.get("path")]
-        paths = [row["path"].strip() for row in table]
-        if "label" in header:
-            labels, classes = _some_labels([row.get("label") for row in table])
+        table = [row for row in rows if len(row) > path_at and row[path_at].strip()]
+        paths = [row[path_at].strip() for row in table]
+        if label_at is not None:
+            labels, classes = _some_labels([row[label_at] if len(row) > label_at else None for row in table])
+        elif len(header) > 1:
+            others = ", ".join(column.strip() for k, column in enumerate(header) if k != path_at)
+            warnings.warn(
+                f"{name} has no column `label`, so its images have no labels; not used: {others}",
+                DeepClusterWarning,
+                stacklevel=2,
+            )
     else:
         paths = [line.strip() for line in read_text(file, advice=advice).splitlines() if line.strip()]
     if not paths:
@@ -152,6 +169,12 @@ def open_file(path: str, name: str | None = None) -> ImageSource:
             "give an image, a folder, a .tar, .zip, .json, .npy, .txt or .csv"
         ) from None
     return source
+
+
+def _column(header: Sequence[str], names: Sequence[str]) -> int | None:
+    """Where the first of these names stands in a header."""
+    plain = [column.strip().casefold() for column in header]
+    return next((plain.index(name) for name in names if name in plain), None)
 
 
 def _some_labels(names: Sequence[str | None]) -> tuple[np.ndarray | None, tuple[str, ...]]:

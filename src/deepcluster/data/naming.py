@@ -5,14 +5,18 @@ from __future__ import annotations
 import os
 import re
 import unicodedata
+import warnings
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import lru_cache
+from itertools import takewhile
 from pathlib import PurePosixPath
 
 import numpy as np
 
 from deepcluster.data.formats import has_image_ending
+from deepcluster.errors import DeepClusterWarning
 
 
 def natural_key(path: str) -> tuple[tuple[tuple[int, str], ...], str]:
@@ -83,9 +87,44 @@ def is_hidden(part: str) -> bool:
     return (part.startswith(".") and part not in (".", "..")) or part in ("__MACOSX", "@eaDir")
 
 
+SPLITS = frozenset(["train", "training", "val", "valid", "validation", "dev", "test", "testing", "eval"])
+"""Folders that divide images by what they are for, not by what they show."""
+
+
 def labels_from_parents(paths: Sequence[str]) -> tuple[np.ndarray | None, tuple[str, ...]]:
-    """Labels (N,) int64 and class names from each path's class folder; None where some path has none."""
-    return labels_from_names([PurePosixPath(path).parent.name or None for path in paths])
+    """Labels (N,) int64 and class names from each path's class folder; None where some path has none.
+
+    The class is the innermost folder, without those that only divide a set (`train`, `val`, ...). Where more than half
+    of the innermost folders have the name of another one (`CLASS/images`, `CLASS/2019`), it is the folder above, which
+    is told by a warning. Other folders of equal name are classes of their own, with the names of the folders above.
+    """
+    parents = [path.rpartition("/")[0] for path in paths]
+    folders = {parent: tuple(part for part in parent.split("/") if part not in ("", ".")) for parent in set(parents)}
+    if not folders or not all(folders.values()):
+        return None, ()
+    alike = (len(set(parts)) == 1 for parts in zip(*folders.values(), strict=False))
+    shared = sum(1 for _ in takewhile(bool, alike))
+    if all(len(folder) > shared + 1 and folder[shared].casefold() in SPLITS for folder in folders.values()):
+        folders = {parent: folder[:shared] + folder[shared + 1 :] for parent, folder in folders.items()}
+    told = ""
+    while True:
+        different = set(folders.values())
+        count = Counter(folder[-1] for folder in different)
+        again = {folder for folder in different if count[folder[-1]] > 1}
+        if 2 * len(again) <= len(different) or not any(len(folder) > 1 for folder in again):
+            break
+        told = told or min(again)[-1]
+        folders = {at: folder[:-1] if folder in again and len(folder) > 1 else folder for at, folder in folders.items()}
+    names = {at: "/".join(folder) if folder in again else folder[-1] for at, folder in folders.items()}
+    labels, classes = labels_from_names([names[parent] for parent in parents])
+    if told:
+        warnings.warn(
+            f"Many innermost folders have the same names, such as {printable(told)!r}, so the folders above them are"
+            f" taken as the {len(classes):,} classes: {', '.join(classes[:3])}{' ...' if len(classes) > 3 else ''}",
+            DeepClusterWarning,
+            stacklevel=2,
+        )
+    return labels, classes
 
 
 def labels_from_names(names: Sequence[str | None]) -> tuple[np.ndarray | None, tuple[str, ...]]:
