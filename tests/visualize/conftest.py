@@ -44,8 +44,9 @@ def trained(squares: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """The run as it was trained: read it, and leave it as it is."""
     values = {"epochs": 2, "k": K, "whiten": 8, "batch_size": 16, "image_size": 16, "seed": 3}
     settings = override(find_preset("tiny-deepcluster").run, values)
-    train.train(settings, squares, tmp_path_factory.mktemp("trained") / "run", screen=Screen(quiet=True))
-    return load_run(next(tmp_path_factory.getbasetemp().glob("trained*/run")), device="cpu")
+    folder = tmp_path_factory.mktemp("trained") / "run"
+    train.train(settings, squares, folder, screen=Screen(quiet=True))
+    return load_run(folder, device="cpu")
 
 
 @pytest.fixture

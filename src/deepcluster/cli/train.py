@@ -28,7 +28,7 @@ Trains on your images, or resumes a run.
 
 usage: deepcluster train --data S --out RUN [--minutes 10] [--method.k K] [--SETTING VALUE ...]
        deepcluster train PRESET --data S --out RUN [--epochs N | --minutes M] [--SETTING VALUE ...]
-       deepcluster train --resume RUN [--epochs N] [--data S]
+       deepcluster train --resume RUN [--epochs N] [--from CHECKPOINT] [--optimizer.lr X] [--data S]
 
   PRESET         a preset's name; `deepcluster presets` lists them. Without one the network, the image size, the
                  number of clusters and the batches are chosen from the images and the machine, and told
@@ -41,7 +41,9 @@ usage: deepcluster train --data S --out RUN [--minutes 10] [--method.k K] [--SET
   --from START   begin with trained weights: a run folder, a file of weights, timm:NAME or torchvision:NAME for
                  published ones, or auto for the best that can be had; network, Sobel and normalization are theirs
   --method NAME  without a preset: deepcluster, odc or another method, in place of deepcluster
-  --resume RUN   resume a run exactly where it stopped; its epochs stay, and nothing is measured again
+  --resume RUN   resume a run exactly where it stopped; its epochs stay, and nothing is measured again. With --from
+                 an earlier checkpoint of it, such as RUN/checkpoints/previous.ckpt, and with another --optimizer.lr,
+                 as after a loss that is no number
   --overwrite    replace the run that is already in --out
   --json         print one JSON object to standard output
 
@@ -55,8 +57,14 @@ def command(arguments: list[str]) -> None:
     began = time.monotonic()
     name = arguments[0] if arguments and not arguments[0].startswith("-") else None
     if _given(arguments, "resume") is not None:
-        prog, function = "deepcluster train --resume RUN", Function(f"{__name__}:resume", injected=("preset",))
-        function.call(parse_options([function], arguments[1:] if name else arguments, prog=prog), preset=name)
+        prog, function = (
+            "deepcluster train --resume RUN",
+            Function(f"{__name__}:resume", injected=("preset", "start", "lr")),
+        )
+        start, lr = _given(arguments, "from"), _rate(arguments)
+        arguments = _without(_without(arguments[1:] if name else arguments, "from"), "optimizer.lr")
+        given = {"preset": name, "start": None if start is None else Path(start), "lr": lr}
+        function.call(parse_options([function], arguments, prog=prog), **given)
     elif name:
         from deepcluster.presets import find_preset
 
@@ -131,6 +139,15 @@ def _size(arguments: list[str]) -> int | None:
     return int(given) if given.isdigit() else None
 
 
+def _rate(arguments: list[str]) -> float | None:
+    """The learning rate that is given."""
+    given = _given(arguments, "optimizer.lr")
+    try:
+        return None if given is None else float(given)
+    except ValueError:
+        raise DeepClusterError(f"--optimizer.lr is {given!r}: give a number, such as 0.01.") from None
+
+
 def _without(arguments: list[str], option: str) -> list[str]:
     """The arguments without an option and its value."""
     for position, word in enumerate(arguments):
@@ -174,6 +191,8 @@ def train(
 def resume(
     *,
     preset: str | None,
+    start: Path | None = None,
+    lr: float | None = None,
     resume: Path,
     epochs: int | None = None,
     processes: int | None = None,
@@ -184,6 +203,8 @@ def resume(
 
     Args:
         preset: named by the user; it must be the run's own.
+        start: an earlier checkpoint of the run to go on from.
+        lr: another learning rate from there on.
         resume: the run folder.
         epochs: a new number of epochs, for a finished run too; the learning rate schedule follows it. None = the number
             it was started with.
@@ -210,14 +231,14 @@ def resume(
             f"{resume} is a grouping, in which nothing is trained: `deepcluster cluster {config['data']} --out"
             f" {resume}` goes on with it."
         )
-    if epochs in (None, config["settings"].get("epochs")) and is_finished(resume):
+    if start is None and epochs in (None, config["settings"].get("epochs")) and is_finished(resume):
         run = load_run(resume, "cpu")
         done = len(run.metrics)
         more = f"deepcluster train --resume {shlex.quote(str(run.folder))} --epochs {2 * max(1, done)}"
         _show(run, screen, json, f"{run.folder} is finished after {done:,} epochs. To train it longer: {more}")
         return
     with _resume_hint(resume, screen):
-        run = engine.train_again(resume, data, screen, epochs=epochs, processes=processes)
+        run = engine.train_again(resume, data, screen, epochs=epochs, processes=processes, start=start, lr=lr)
     _show(run, screen, json)
 
 

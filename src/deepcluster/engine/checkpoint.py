@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import os
 import random
 import shlex
@@ -21,7 +22,7 @@ import torch
 from lightning_fabric import Fabric
 
 from deepcluster.errors import DeepClusterError
-from deepcluster.io import write_torch
+from deepcluster.io import keep_copy, write_torch
 from deepcluster.methods.base import Method
 from deepcluster.seal import check_seal
 
@@ -73,7 +74,13 @@ def preserve_random_state() -> Iterator[None]:
 
 def save(file: Path, method: Method, optimizer: torch.optim.Optimizer, progress: Any, fabric: Fabric) -> None:
     """Writes weights, per-image state, optimizers, progress (a dataclass) and random generators as one file, which is
-    the same for any number of processes; the first one writes it. The file that was there becomes `PREVIOUS`."""
+    the same for any number of processes; the first one writes it. The file that was there becomes `PREVIOUS`.
+
+    Raises:
+        DeepClusterError: the loss is not finite: what was saved before is all that can be gone on from.
+    """
+    if not math.isfinite(progress.totals.get("loss", 0.0)):
+        raise DeepClusterError(diverged(file, progress))
     state = {
         "method": method.full_state_dict(),
         "optimizers": {"backbone": optimizer.state_dict(), **method.full_optimizer_states()},
@@ -114,6 +121,26 @@ def load(file: Path) -> dict[str, Any]:
     if wrong:
         raise DeepClusterError(f"The checkpoint {file} has no {wrong} to go on from: {advice(file)}.")
     return state
+
+
+def diverged(last: Path, progress: Any) -> str:
+    """What to say of a loss that is not finite, and how to go on from before it."""
+    what = f"The loss is no longer a number in epoch {max(progress.step - 1, 0) // progress.steps_per_epoch + 1}"
+    if not last.exists():
+        return f"{what}: start again with a lower --optimizer.lr, or with --optimizer.clip 1."
+    run, before = shlex.quote(str(last.parent.parent)), last.with_name(PREVIOUS)
+    start = f" --from {shlex.quote(str(before))}" if before.exists() else ""
+    return (
+        f"{what}: go on from before it with a lower rate by `deepcluster train --resume {run}{start} --optimizer.lr X`."
+    )
+
+
+def go_back(start: Path, folder: Path) -> None:
+    """Makes the checkpoint `start` the last one of the run in `folder`; it must be whole."""
+    load(start)
+    last = folder / "checkpoints" / LAST
+    if not (last.exists() and os.path.samefile(start, last)):
+        keep_copy(start, last)
 
 
 def advice(file: Path) -> str:
@@ -165,7 +192,10 @@ def resume(file: Path, method: Method, optimizer: torch.optim.Optimizer, precisi
     restore(saved, method, file)
     try:
         for name, each in {"backbone": optimizer, **method.optimizers()}.items():
+            rates = [group["base_lr"] for group in each.param_groups]  # as the settings say, perhaps others
             each.load_state_dict(saved["optimizers"][name])
+            for group, rate in zip(each.param_groups, rates, strict=True):
+                group["base_lr"] = rate
         precision.load_state_dict(saved["precision"])
         set_random_state(saved["random"])
     except Exception as error:  # torch believes what it loads, and fails at it in many ways

@@ -16,12 +16,12 @@ from deepcluster.errors import DeepClusterError
 
 
 def epochs_done(folder: Path) -> float:
-    """Epochs behind the run's last checkpoint, a fraction within one; 0 without a checkpoint.
+    """Epochs behind the last checkpoint of a run folder, or behind a checkpoint, a fraction within one; 0 without one.
 
     Raises:
         DeepClusterError: the checkpoint is damaged.
     """
-    file = folder / "checkpoints" / "last.ckpt"
+    file = folder if folder.is_file() else folder / "checkpoints" / "last.ckpt"
     return progress_of(checkpoint.load(file)) if file.exists() else 0.0
 
 

@@ -218,10 +218,7 @@ class Monitor:
         watched = self._watched(c, state, epoch)
         loss, seconds = totals["loss"] / totals["images"], totals["seconds_train"]
         if not math.isfinite(loss):
-            raise DeepClusterError(
-                f"The loss is no longer a number in epoch {epoch + 1}: go on from an earlier checkpoint of {c.folder}"
-                " with a lower --optimizer.lr, or start with --optimizer.clip 1."
-            )
+            raise DeepClusterError(checkpoint.diverged(c.folder / "checkpoints" / checkpoint.LAST, state))
         row: dict[str, Any] = {
             "epoch": epoch,
             "loss": loss,

@@ -62,12 +62,16 @@ def note_finished(folder: Path, config: dict[str, Any] | None = None) -> None:
     write_json(folder / "run.json", (config or read_config(folder)) | {"finished": now})
 
 
-def note_unfinished(folder: Path, run: TrainRun, group: ProcessGroup = SINGLE) -> None:
-    """Takes that hour away again: the run goes on, perhaps from an earlier checkpoint; and notes its length and its
-    processes, which alone may be others than before."""
+def note_unfinished(folder: Path, run: TrainRun, group: ProcessGroup = SINGLE, epochs_done: float = 0.0) -> None:
+    """Takes that hour away again: the run goes on, perhaps from an earlier checkpoint; and notes its length, processes
+    and learning rate, which alone may be others than before."""
     config = read_config(folder)
-    changed = {"epochs": run.epochs, "stop": run.stop, "processes": run.processes}
+    changed: dict[str, Any] = {"epochs": run.epochs, "stop": run.stop, "processes": run.processes}
+    changed["optimizer"] = config["settings"]["optimizer"] | {"lr": run.optimizer.lr}
     now = config | {"settings": config["settings"] | changed, "processes": group.size}
+    if (before := config["settings"]["optimizer"].get("lr")) != run.optimizer.lr:
+        change = {"setting": "optimizer.lr", "before": before, "after": run.optimizer.lr, "epochs_done": epochs_done}
+        now["changes"] = [*config.get("changes", []), change]
     now.pop("finished", None)
     if now != config:
         write_json(folder / "run.json", now)

@@ -26,7 +26,7 @@ from deepcluster.engine import run as runs
 from deepcluster.engine.build import Parts, build_method, build_parts, check, views_of
 from deepcluster.engine.clock import Clock, duration, known_seconds
 from deepcluster.engine.fabric import launched, make_fabric
-from deepcluster.engine.length import lengthened
+from deepcluster.engine.length import epochs_done, lengthened
 from deepcluster.engine.log import Metrics, Screen
 from deepcluster.engine.loop import TrainContext, TrainState, features_file, fit, refresh
 from deepcluster.engine.model import PRETRAINED, begin
@@ -48,6 +48,7 @@ def train(
     *,
     preset: str = "custom",
     resume: bool = False,
+    start: Path | None = None,
     overwrite: bool = False,
     screen: Screen | None = None,
     clusterer: Clusterer | None = None,
@@ -59,7 +60,8 @@ def train(
         data: what `open_images` takes.
         preset: name of the preset that `run` started from, for run.json.
         out: the run folder; must not hold a run yet, unless `resume` or `overwrite`.
-        resume: continue from `out`'s last checkpoint; `run` must be its own.
+        resume: continue from `out`'s last checkpoint; `run` must be its own, but for the learning rate.
+        start: an earlier checkpoint of the run, which becomes the last one.
         clusterer: replaces k-means; sets `method.algorithm` to "custom" and `method.k` to 0.
         began: what `time.monotonic` gave when the minutes of `run.minutes` began; None = now.
 
@@ -82,6 +84,8 @@ def train(
                 run_folder.outside_images(folder, source)
             if group.is_first:
                 held.enter_context(occupy_to_train(folder, resume=resume, overwrite=overwrite, warn=screen.warn))
+                if start is not None:
+                    checkpoint.go_back(start, folder)
         return _train(run, source, folder, fabric, group, screen, preset, resume, clusterer, began)
 
 
@@ -114,7 +118,7 @@ def _train(
             write_json(folder / "run.json", run_folder.about(run, preset, source, pixels, clusterer, group))
         elif group.is_first:
             run_folder.same_images(runs.read_config(folder), source, folder)
-            run_folder.note_unfinished(folder, run, group)
+            run_folder.note_unfinished(folder, run, group, epochs_done(folder))
         if group.is_first:
             run_folder.write_bad_images(folder, pixels)
     run_folder.tell_bad(pixels, screen)
@@ -305,6 +309,8 @@ def train_again(
     clusterer: Clusterer | None = None,
     epochs: int | None = None,
     processes: int | None = None,
+    start: Path | None = None,
+    lr: float | None = None,
 ) -> runs.Run:
     """`deepcluster train --resume`: continues exactly where the run in `folder` stopped.
 
@@ -313,9 +319,11 @@ def train_again(
         clusterer: needed only if one was passed.
         processes: on this machine; None = as many as before. A launcher settles it without being asked.
         epochs: new number of epochs, which the learning rate's schedule then follows; None = as before.
+        start: an earlier checkpoint of the run to go on from, in place of the last one.
+        lr: another base learning rate from there on, which run.json notes; None = as before.
 
     Raises:
-        DeepClusterError: fewer epochs than are done, or other images than the run's.
+        DeepClusterError: fewer epochs than are done, other images than the run's, or no checkpoint of a run.
     """
     settle(Path(folder), (screen or Screen()).warn)
     config = runs.read_config(Path(folder))
@@ -324,14 +332,19 @@ def train_again(
         run = settings.override(run, {"processes": 1})
     elif processes is not None:
         run = settings.override(run, {"processes": processes})
+    if start is not None:
+        checkpoint.load(start)
+    if lr is not None:
+        run = settings.override(run, {"optimizer.lr": lr})
     if epochs is not None:
-        run = lengthened(run, Path(folder), epochs)
+        run = lengthened(run, Path(folder) if start is None else start, epochs)
     return train(
         run,
         config["data"] if data is None else data,
         folder,
         preset=config["preset"],
         resume=True,
+        start=start,
         screen=screen,
         clusterer=clusterer,
     )
