@@ -51,3 +51,16 @@ def test_columns_that_are_not_used_are_told(tmp_path: Path) -> None:
     (tmp_path / "l.csv").write_text("path,species\n0.png,cat\n")
     with pytest.warns(DeepClusterWarning, match="no column `label`.*not used: species"):
         assert open_images(tmp_path / "l.csv").labels is None
+
+
+def test_images_of_odd_names_are_read_and_other_pictures_told(tmp_path: Path) -> None:
+    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / "0.png")
+    content = (tmp_path / "0.png").read_bytes()
+    for name in ("d41d8cd98f00", "x.png_large", "y.png?w=300"):
+        (tmp_path / name).write_bytes(content)
+    (tmp_path / "notes").write_text("no image")
+    (tmp_path / "raw.NEF").write_bytes(b"a camera's own")
+    with pytest.warns(DeepClusterWarning, match=r"not read here \(1 \.nef\)"):
+        source = open_images(tmp_path)
+    assert [source.path(k) for k in range(len(source))] == ["0.png", "d41d8cd98f00", "x.png_large", "y.png?w=300"]
+    assert all(source.read(k).shape == (8, 8, 3) for k in range(4))

@@ -53,7 +53,10 @@ def test_a_run_goes_on_from_an_earlier_checkpoint_with_another_rate(
     assert config["settings"]["optimizer"]["lr"] == 1e-9
     assert config["changes"] == [{"setting": "optimizer.lr", "before": before, "after": 1e-9, "epochs_done": 1.0}]
     (tmp_path / "text.ckpt").write_text("no checkpoint")
-    for file in (tmp_path / "text.ckpt", tmp_path / "none.ckpt"):
-        assert main(["train", "--resume", folder, "--from", str(file)]) == 2
+    dc.train("tiny-deepcluster", images(64), tmp_path / "other", epochs=1, **SMALL)
+    last = tmp_path / "run/checkpoints/last.ckpt"
+    kept = last.read_bytes(), (tmp_path / "run/run.json").read_bytes()
+    for file in (tmp_path / "text.ckpt", tmp_path / "none.ckpt", tmp_path / "other/checkpoints/last.ckpt"):
+        assert main(["train", "--resume", folder, "--from", str(file), "--optimizer.lr", "0.1"]) == 2
         assert str(file) in capsys.readouterr().err
-    assert checkpoint.load(tmp_path / "run/checkpoints/last.ckpt")["progress"]["step"] > 0
+        assert kept == (last.read_bytes(), (tmp_path / "run/run.json").read_bytes())

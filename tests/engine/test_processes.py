@@ -88,9 +88,10 @@ ROUNDED = ("deepcluster-v2", "swav")
 epoch of these methods amplifies."""
 
 
-def same_clusters(one: np.ndarray, other: np.ndarray) -> None:
-    """But for images that lie between two clusters: sums over processes are rounded, on each processor in its way."""
-    assert one.shape == other.shape and (one != other).mean() <= 0.005, np.flatnonzero(one != other)
+def same_clusters(one: np.ndarray, other: np.ndarray, name: str) -> None:
+    """Of the methods in `ROUNDED`, but for a few images that lie between two clusters."""
+    most = 0.005 if name in ROUNDED else 0.0
+    assert one.shape == other.shape and (one != other).mean() <= most, np.flatnonzero(one != other)
 
 
 @pytest.mark.parametrize(
@@ -100,14 +101,14 @@ def test_two_processes_do_what_one_does(tmp_path: Path, name: str, deterministic
     """Assignments, losses and weights to rounding; and what is on the disk says the same."""
     (alone,) = together(_fit, 1, name, str(tmp_path), {})
     for shared in together(_fit, 2, name, str(tmp_path), {"deterministic": deterministic}):
-        same_clusters(shared["assignment"], alone["assignment"])
+        same_clusters(shared["assignment"], alone["assignment"], name)
         strict = slice(1) if name in ROUNDED else slice(None)
         torch.testing.assert_close(shared["rows"][strict], alone["rows"][strict], rtol=2e-3, atol=2e-3)
         torch.testing.assert_close(shared["rows"][-1]["loss"], alone["rows"][-1]["loss"], rtol=0.02, atol=0)
         assert torch.equal(shared["draw"], alone["draw"])
     one, two = (dc.load_run(tmp_path / f"{name}-{size}") for size in (1, 2))
-    same_clusters(one.assignment, two.assignment)
-    same_clusters(one.assign(images(40)).cluster, two.assign(images(40)).cluster)
+    same_clusters(one.assignment, two.assignment, name)
+    same_clusters(one.assign(images(40)).cluster, two.assign(images(40)).cluster, name)
     saved = [checkpoint.load(tmp_path / f"{name}-{size}" / "checkpoints" / "last.ckpt") for size in (1, 2)]
     assert saved[0]["method"].keys() == saved[1]["method"].keys()
     for key, value in saved[0]["method"].items():
@@ -123,7 +124,7 @@ def test_two_processes_do_what_one_does(tmp_path: Path, name: str, deterministic
 def test_three_processes_and_statistics_of_their_own(tmp_path: Path) -> None:
     (alone,) = together(_fit, 1, "deepercluster", str(tmp_path), {})
     for shared in together(_fit, 3, "deepercluster", str(tmp_path), {}):
-        same_clusters(shared["assignment"], alone["assignment"])
+        same_clusters(shared["assignment"], alone["assignment"], "deepercluster")
     apart = together(_fit, 2, "odc", str(tmp_path), {"sync_batchnorm": False})
     assert apart[0]["rows"] == apart[1]["rows"] and apart[0]["rows"][-1]["loss"] > 0
 
@@ -166,7 +167,7 @@ def test_a_run_goes_on_with_another_number_of_processes(tmp_path: Path, name: st
     resumed = together(_go_on, after, str(tmp_path))
     (whole,) = together(_fit, 1, name, str(tmp_path), {})
     for assignment in resumed:
-        same_clusters(assignment, whole["assignment"])
+        same_clusters(assignment, whole["assignment"], name)
 
 
 def _photos(group: ProcessGroup, folder: str) -> dict[str, Any]:

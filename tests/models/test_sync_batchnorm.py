@@ -72,6 +72,7 @@ def test_parts_together_are_the_whole(cut: list[int]) -> None:
     """Uneven parts, one of them empty, too; global generators end in the same state."""
     (alone,) = together(_steps, 1, cut)
     for shared in together(_steps, len(cut) - 1, cut):
+        # the gradient of the bias before the last batch-norm is zero, and what is there is rounding: 1.005e-4 on Zen 5
         torch.testing.assert_close(shared, alone, rtol=1e-3, atol=2e-4)
 
 

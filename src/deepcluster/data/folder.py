@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from deepcluster.data.decode import decode
+from deepcluster.data.formats import HEAD, UNREAD_PICTURES, format_of_head
 from deepcluster.data.naming import (
     is_hidden,
     is_image_name,
@@ -70,6 +71,23 @@ class Files:
             return b"missing"
 
 
+PLAIN = frozenset([
+    ".txt", ".csv", ".tsv", ".json", ".jsonl", ".xml", ".yaml", ".yml", ".md", ".html", ".py", ".log", ".npy", ".npz",
+    ".pt", ".pth", ".tar", ".zip", ".gz", ".parquet", ".pdf", ".mp4", ".mov", ".db", ".ini",
+])  # fmt: skip
+"""Endings of files that lie beside images and are not looked into."""
+
+
+def _begins_as_image(place: str) -> bool:
+    """Whether a file without an image's ending (`d41d8cd9`, `x.jpg_large`, `y.jpg?w=300`) begins as one."""
+    try:
+        regular_size(place)
+        with open(place, "rb") as file:
+            return format_of_head(file.read(HEAD)) is not None
+    except (OSError, ValueError):
+        return False
+
+
 def open_folder(name: str) -> ImageSource:
     """All images under a folder, links followed, hidden ones left out, in natural order of their relative path."""
     root = Path(name).expanduser()
@@ -88,7 +106,11 @@ def open_folder(name: str) -> ImageSource:
             if is_image_name(file):
                 paths.append(file if prefix == "." else f"{prefix}/{file}")
             elif not is_hidden(file):
-                others[os.path.splitext(file)[1].lower()] += 1
+                ending = os.path.splitext(file)[1].lower()
+                if ending not in PLAIN and _begins_as_image(os.path.join(folder, file)):
+                    paths.append(file if prefix == "." else f"{prefix}/{file}")
+                else:
+                    others[ending] += 1
     if not paths:
         ending = max((".tar", ".zip"), key=lambda kind: others[kind])
         if others[ending]:
@@ -101,6 +123,14 @@ def open_folder(name: str) -> ImageSource:
                 "give a folder that holds images, at any depth"
             )
         raise DeepClusterError(f"the folder {name} is empty: give a folder that holds images, at any depth")
+    unread = {ending: others[ending] for ending in UNREAD_PICTURES if others[ending]}
+    if unread:
+        found = ", ".join(f"{count:,} {ending}" for ending, count in unread.items())
+        warnings.warn(
+            f"{name} holds pictures of kinds that are not read here ({found}): convert them to be shown, too",
+            DeepClusterWarning,
+            stacklevel=2,
+        )
     paths.sort(key=natural_key)
     return Files(name, root, paths, *labels_from_parents(paths))
 

@@ -136,8 +136,7 @@ def diverged(last: Path, progress: Any) -> str:
 
 
 def go_back(start: Path, folder: Path) -> None:
-    """Makes the checkpoint `start` the last one of the run in `folder`; it must be whole."""
-    load(start)
+    """Makes the checkpoint `start` of the run in `folder` its last one."""
     last = folder / "checkpoints" / LAST
     if not (last.exists() and os.path.samefile(start, last)):
         keep_copy(start, last)

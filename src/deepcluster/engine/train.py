@@ -23,7 +23,7 @@ from deepcluster.data.source import ImageSource
 from deepcluster.distributed import ProcessGroup, current
 from deepcluster.engine import checkpoint, run_folder
 from deepcluster.engine import run as runs
-from deepcluster.engine.build import Parts, build_method, build_parts, check, views_of
+from deepcluster.engine.build import Parts, at_checkpoint, build_method, build_parts, check, views_of
 from deepcluster.engine.clock import Clock, duration, known_seconds
 from deepcluster.engine.fabric import launched, make_fabric
 from deepcluster.engine.length import epochs_done, lengthened
@@ -333,7 +333,7 @@ def train_again(
     elif processes is not None:
         run = settings.override(run, {"processes": processes})
     if start is not None:
-        checkpoint.load(start)
+        at_checkpoint(config, start)  # of this run, or nothing is touched
     if lr is not None:
         run = settings.override(run, {"optimizer.lr": lr})
     if epochs is not None:
