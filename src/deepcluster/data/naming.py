@@ -118,9 +118,10 @@ def labels_from_parents(paths: Sequence[str]) -> tuple[np.ndarray | None, tuple[
     names = {at: "/".join(folder) if folder in again else folder[-1] for at, folder in folders.items()}
     labels, classes = labels_from_names([names[parent] for parent in parents])
     if told:
+        some = ", ".join(map(repr, classes[:3])) + (" ..." if len(classes) > 3 else "")
         warnings.warn(
             f"Many innermost folders have the same names, such as {printable(told)!r}, so the folders above them are"
-            f" taken as the {len(classes):,} classes: {', '.join(classes[:3])}{' ...' if len(classes) > 3 else ''}",
+            f" taken as the {len(classes):,} classes: {some}",
             DeepClusterWarning,
             stacklevel=2,
         )
