@@ -50,3 +50,16 @@ def test_version_is_told_once() -> None:
 def test_constraints_name_packages_and_versions_only() -> None:
     for line in (ROOT / "constraints.txt").read_text().splitlines():
         assert line.startswith("#") or re.fullmatch(r'[\w.-]+==[\w.+]+ ; python_version >= "3.11"', line), line
+
+
+def test_every_dependency_is_explained_and_pinned() -> None:
+    """The table of docs/trust.md lists pyproject.toml's packages with their extras, no more and no fewer."""
+    declared = set()
+    project = (ROOT / "pyproject.toml").read_text().partition("[project]")[2]
+    for extra, listed in re.findall(r'^(\w+) = \[(?=\s*"[\w-]+>=)(.*?)\]', project, re.M | re.S):
+        declared |= {(name, extra.replace("dependencies", "")) for name in re.findall(r'"([\w-]+)>=[\d.]+"', listed)}
+    table = (ROOT / "docs" / "trust.md").read_text().partition("## Dependencies")[2]
+    rows = re.findall(r"^\| ([\w-]+) \| (\w*) ?\| (.+) \| (.+) \|$", table, re.M)
+    assert {(name, extra) for name, extra, *_ in rows if name != "package"} == declared and len(declared) > 30
+    pinned = set(re.findall(r"^([\w.-]+)==", (ROOT / "constraints.txt").read_text(), re.M))
+    assert {name for name, _ in declared} - pinned == {"s3fs", "gcsfs"}  # these follow fsspec
