@@ -49,6 +49,7 @@ bench: .venv/.developer
 	$(BIN)/python benchmarks/clustering_memory.py
 	$(BIN)/python benchmarks/odc_step.py
 	$(BIN)/python benchmarks/manifest.py
+	$(BIN)/python benchmarks/length.py
 	$(BIN)/python benchmarks/linear.py
 	$(BIN)/python benchmarks/processes.py
 	$(BIN)/python benchmarks/plan.py

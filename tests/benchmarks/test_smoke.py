@@ -30,6 +30,7 @@ SMALL = {
     "heads": "{images} --seeds 1 --image-size 64 --backbone timm:tf_efficientnet_lite0",
     "input_pipeline": "--sizes 16 --rounds 1",
     "kmeans": "--part 200 --rounds 2 --repeats 1 --threads 1",
+    "length": "--epochs 20",
     "linear": "--images 500 --dim 8 --classes 3",
     "manifest": "--shards 5 --each 20",
     "methods": f"{IMAGES} --images 40 --test-images 20 --epochs 1 --k 4 --only deepcluster",
@@ -40,7 +41,7 @@ SMALL = {
     "processes": "--rows 2048 --dim 8 --k 8 --rounds 2 --repeats 1",
 }
 """Benchmark -> arguments of its small run."""
-SLOW = {"detection", "epoch", "evaluation", "heads", "groups", "methods", "plan", "processes"}
+SLOW = {"detection", "epoch", "evaluation", "heads", "groups", "length", "methods", "plan", "processes"}
 """More than a few seconds on one thread."""
 
 
