@@ -31,6 +31,7 @@ class Interrupted(Exception):
 
 KILLED = ("DataLoader worker", "exited unexpectedly")
 LOST = ("gloo", "NCCL", "Connection closed by peer", "Connection reset by peer")
+FEW_HANDLES = "Too few files may be open at once: raise the limit (ulimit -n 1024) and try again."
 MEMORY = ("out of memory", "allocate memory", "DefaultCPUAllocator")
 
 
@@ -45,7 +46,7 @@ def explained(error: Exception) -> DeepClusterError | None:
     if any(word in text for word in LOST):
         return ProcessLost("Another process of this run has ended, so this one cannot go on: see what it said.")
     if "Too many open files" in text or "received 0 items of ancdata" in text:
-        return DeepClusterError("Too few files may be open at once: raise the limit (ulimit -n 1024) and try again.")
+        return DeepClusterError(FEW_HANDLES)
     if isinstance(error, MemoryError) or any(word in text for word in MEMORY):
         return DeepClusterError(
             "There is not enough memory: free some, or ask for less (--batch-size, --image-size, --data.workers 1)."

@@ -11,10 +11,13 @@ import time
 import warnings
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from deepcluster.cli import main as cli
+from deepcluster.data.decode_pool import decode_batches
+from deepcluster.data.open import open_images
 from deepcluster.errors import DeepClusterError, DeepClusterWarning, ProcessLost
 
 SOURCE = Path(cli.__file__).parents[1]
@@ -44,6 +47,28 @@ def test_killed_workers_and_little_memory_are_one_sentence(
     assert cli.main(["train"]) == 2
     said = capsys.readouterr().err
     assert said.startswith("deepcluster: ") and said.count("\n") == 1 and words in said
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="limits open files")
+@pytest.mark.parametrize(("hard", "status"), [(20, 2), (400, 0)])
+def test_few_open_files_end_in_a_sentence_or_are_raised(hard: int, status: int) -> None:
+    """In a child whose limit is real: a worker that cannot send an image would let its reader wait forever."""
+    import resource
+
+    child = os.fork()
+    if child == 0:
+        signal.alarm(30)
+        taken, left = len(os.listdir("/dev/fd")), 1
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (taken + 20, taken + hard))
+            source = open_images(np.zeros((300, 8, 8, 3), np.uint8))
+            batches = list(decode_batches(source, [np.arange(150), np.arange(150, 300)], None, 4))
+            left = int(sum(len(batch.index) for batch in batches) != 300)
+        except DeepClusterError as error:
+            left = 2 * ("ulimit -n" in str(error))
+        finally:
+            os._exit(left)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == status
 
 
 def test_any_other_error_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,12 +15,14 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from deepcluster.data.source import ImageSource
-from deepcluster.errors import BadImage
+from deepcluster.errors import FEW_HANDLES, BadImage, DeepClusterError
 
 #: Fewer images than this are decoded where we stand: starting processes would take longer.
 FEW = 256
 #: Bytes that travel between processes at a time: what waits in shared memory stays small, as containers allow little.
 PIECE = 4 << 20
+#: Files that may have to be opened beside those of the workers.
+SPARE = 16
 
 
 @dataclass(frozen=True)
@@ -77,20 +79,44 @@ def decode_batches(
         return
     together = max(1, int(PIECE / image_bytes))
     pieces = _Pieces(source, batches, together, short_side)
+    count = min(count, len(pieces))
+    require_handles(6 * count + int(pieces.counts.max()))  # pipes of workers, pieces ahead and those of a batch
     loader = DataLoader(
         pieces,
         batch_size=None,
         shuffle=False,
-        num_workers=min(count, len(pieces)),
-        collate_fn=_as_tensors,
+        num_workers=count,
+        collate_fn=_to_travel,
         prefetch_factor=2,
         generator=torch.Generator(),  # else it draws from, and so moves on, the global random state
     )
     arriving = iter(loader)
     for number in pieces.counts.tolist():
         parts = [next(arriving) for _ in range(number)]
-        index, pixels, sizes = (torch.cat([part[k] for part in parts]).numpy() for k in range(3))
+        index, sizes = (np.concatenate([part[k] for part in parts]) for k in (0, 2))
+        pixels = torch.cat([part[1] for part in parts]).numpy()
         yield Decoded(index, pixels, sizes, {at: why for part in parts for at, why in part[3].items()})
+
+
+def require_handles(count: int) -> None:
+    """Makes sure that this process may open `count` more files, and some to spare, before it starts others: one that
+    cannot send a result drops it, and who waits for it waits forever.
+
+    Raises:
+        DeepClusterError: it may not, and may not raise its limit so far either.
+    """
+    try:
+        import resource
+
+        taken = len(os.listdir("/dev/fd"))
+    except (ImportError, FileNotFoundError):  # not on Windows
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed, unlimited = taken + count + SPARE, resource.RLIM_INFINITY
+    if soft != unlimited and needed > soft:
+        if hard != unlimited and needed > hard:
+            raise DeepClusterError(FEW_HANDLES)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
 
 
 class _Pieces(Dataset[Decoded]):
@@ -117,6 +143,6 @@ class _Pieces(Dataset[Decoded]):
         return decode_batch(self.source, piece, self.short_side)
 
 
-def _as_tensors(batch: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, dict[int, str]]:
-    """Tensors travel between processes through shared memory, arrays through a pipe."""
-    return torch.from_numpy(batch.index), torch.from_numpy(batch.pixels), torch.from_numpy(batch.sizes), batch.reasons
+def _to_travel(batch: Any) -> tuple[np.ndarray, torch.Tensor, np.ndarray, dict[int, str]]:
+    """A tensor travels through shared memory, which takes an open file; the small rest through a pipe."""
+    return batch.index, torch.from_numpy(batch.pixels), batch.sizes, batch.reasons

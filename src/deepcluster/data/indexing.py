@@ -18,6 +18,7 @@ import numpy as np
 
 from deepcluster.data import storage
 from deepcluster.data.archive import find_format, format_of, scan
+from deepcluster.data.decode_pool import require_handles
 from deepcluster.data.manifest import Manifest, open_tables, read_manifest, relative, table_digest, write_manifest
 from deepcluster.data.naming import labels_from_parents, natural_key
 from deepcluster.data.shards import Shard, index_file, read_members, row_type, write_members
@@ -157,6 +158,7 @@ def _in_parallel(jobs: Sequence[tuple[str, Found | None, Path]], workers: int) -
     if count <= 1:
         yield from map(_index_one, jobs)
         return
+    require_handles(6 * count)
     with ProcessPoolExecutor(count, initializer=_end_with, initargs=(os.getpid(),)) as pool:
         yield from pool.map(_index_one, jobs, chunksize=CHUNK)
 
