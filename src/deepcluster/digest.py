@@ -23,6 +23,11 @@ def digest(*values: Any) -> str:
     return found.hexdigest()
 
 
+def short_digest(content: bytes) -> int:
+    """64 bits of the same digest of bytes, never 0; at about 1 GB/s."""
+    return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little") or 1
+
+
 def _add(found: hashlib.blake2b, value: Any) -> None:
     # Networks and tensors are told by their methods, so that this file needs no torch.
     if hasattr(value, "state_dict"):

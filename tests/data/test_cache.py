@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import io
 import os
+import shutil
 import subprocess
 import sys
+import tarfile
 import time
+import warnings
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from deepcluster.data import cache
+from deepcluster.data import arrays, cache, storage
 from deepcluster.data.cache import StoredPixels, StreamedPixels, load_pixels
+from deepcluster.data.cache_entry import evict
 from deepcluster.data.open import open_images
 from deepcluster.errors import DeepClusterError
+from deepcluster.evaluate.retrieval.images import ImageSubset
 
 
 @pytest.fixture
@@ -84,14 +91,142 @@ def test_other_images_or_size_are_another_entry(folder: Path, tmp_path: Path) ->
     assert len(list((tmp_path / "c" / "pixels").iterdir())) == 3
 
 
-@pytest.mark.parametrize("damage", ["pixels.bin", "sizes.npy", "meta.json"])
-def test_damaged_entry_is_made_again(folder: Path, tmp_path: Path, damage: str) -> None:
-    load = partial(load_pixels, short_side=None, cache_gb=1, small=0, directory=tmp_path / "c")
-    load(open_images(folder))
+def stored(folder: Path, tmp_path: Path, **more: Any) -> StoredPixels:
+    source = open_images(folder)
+    pixels = load_pixels(source, short_side=None, cache_gb=1, small=0, directory=tmp_path / "c", **more)
+    assert isinstance(pixels, StoredPixels)
+    return pixels
+
+
+def bitmap(value: int) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(np.concatenate([np.full((8, 50, 3), value), np.zeros((40, 50, 3))]).astype(np.uint8)).save(
+        buffer,
+        "bmp",  # from the lowest row on, so that the first bytes are alike
+    )
+    return buffer.getvalue()
+
+
+def same_from_outside(place: Path, form: str, values: range) -> str:
+    """Images whose names, sizes, dates and first bytes are those of all others."""
+    place.mkdir(exist_ok=True)
+    if form == "tar":
+        with tarfile.open(place / "a.tar", "w") as archive:
+            for k, value in enumerate(values):
+                about = tarfile.TarInfo(f"{k}.bmp")
+                about.size = len(bitmap(value))
+                archive.addfile(about, io.BytesIO(bitmap(value)))
+    elif form == "npy":
+        np.save(place / "a.npy", np.stack([np.full((9, 9), value, np.uint8) for value in values]))
+    else:
+        for k, value in enumerate(values):
+            (place / "new").write_bytes(bitmap(value))
+            (place / "new").replace(place / f"{k}.bmp")
+    for file in place.iterdir():
+        os.utime(file, (1e9, 1e9))
+    return str(place if form == "folder" else place / f"a.{form}")
+
+
+@pytest.mark.parametrize("known", [False, True])
+@pytest.mark.parametrize("form", ["folder", "tar", "npy", "subset"])
+def test_an_entry_is_believed_for_its_own_images_only(
+    form: str, known: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(storage, "FRESH", 0.0 if known else 1e6)  # whether marks can be told
+    monkeypatch.setattr(arrays, "HASHED", 1)
+
+    def values(source: str, **more: Any) -> list[int]:
+        images = ImageSubset(open_images(source), np.arange(4, -1, -1)) if form == "subset" else open_images(source)
+        pixels = load_pixels(images, short_side=None, cache_gb=1, small=0, directory=tmp_path / "c", **more)
+        return [int(image[0, 0, 0]) for image in pixels.gather(np.arange(len(pixels))) if image is not None]
+
+    kind, step = ("folder", -1) if form == "subset" else (form, 1)
+    one = same_from_outside(tmp_path / "one", kind, range(10, 16))
+    other = same_from_outside(tmp_path / "other", kind, range(20, 26))
+    first = values(one)
+    if known or kind == form != "npy":  # nothing is decoded twice
+        assert values(one, progress=lambda *_: pytest.fail("decoded again")) == first
+    assert first == [*range(10, 16)][::step][-len(first) :]
+    assert values(other) == [*range(20, 26)][::step][-len(first) :]
+    if kind == form != "npy":  # in other places
+        shutil.copytree(other if form == "folder" else tmp_path / "other", tmp_path / "copy")
+        copy = str(tmp_path / "copy" / Path(other).name) if form == "tar" else str(tmp_path / "copy")
+        assert values(copy, progress=lambda *_: pytest.fail("decoded again")) == [*range(20, 26)]
+    same_from_outside(tmp_path / "other", kind, range(30, 36))
+    assert values(other) == [*range(30, 36)][::step][-len(first) :]
+
+
+def test_an_image_that_comes_back_is_no_bad_image_any_more(folder: Path, tmp_path: Path) -> None:
+    whole, state = (folder / "3.png").read_bytes(), (folder / "3.png").stat()
+    (folder / "3.png").write_bytes(bytes(len(whole)))
+    os.utime(folder / "3.png", ns=(state.st_atime_ns, state.st_mtime_ns))
+    assert set(stored(folder, tmp_path).bad) == {3, 7, 12}
+    (folder / "3.png").write_bytes(whole)
+    os.utime(folder / "3.png", ns=(state.st_atime_ns, state.st_mtime_ns))
+    check(stored(folder, tmp_path), folder)
+
+
+def flip(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 4
+    file.write_bytes(content)
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped", "missing", "garbage", "other array", "a folder"])
+@pytest.mark.parametrize("name", ["pixels.bin", "images.npy", "meta.json"])
+def test_damaged_entry_is_made_again(folder: Path, tmp_path: Path, name: str, damage: str) -> None:
+    stored(folder, tmp_path)
     (entry,) = (tmp_path / "c" / "pixels").iterdir()
-    os.truncate(entry / damage, 5)
-    check(load(open_images(folder)), folder)
+    file = entry / name
+    if damage == "cut":
+        os.truncate(file, 5)
+    elif damage == "flipped":
+        flip(file)
+    elif damage == "garbage":
+        file.write_bytes(np.random.default_rng(0).bytes(3000))
+    elif damage == "other array":
+        np.save(file.with_suffix(".npy"), np.full((20, 2), 10**9))
+        file.with_suffix(".npy").rename(file)
+    else:
+        file.unlink()
+        if damage == "a folder":
+            file.mkdir()
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        pixels = stored(folder, tmp_path)
+        pixels.gather(np.arange(20))
+        check(pixels, folder)
+    silent = (name, damage) == ("meta.json", "missing")  # written last: such an entry was never finished
+    assert [str(one.message).endswith("it is made again") for one in told] == [True] * (not silent)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check(stored(folder, tmp_path), folder)
+        check(stored(folder, tmp_path, progress=lambda *_: pytest.fail("decoded again")), folder)
     assert [path.name for path in (tmp_path / "c" / "pixels").iterdir()] == [entry.name]
+
+
+def test_an_image_that_is_damaged_in_the_cache_and_has_changed_is_told(folder: Path, tmp_path: Path) -> None:
+    pixels = stored(folder, tmp_path)
+    assert pixels.entry is not None
+    pixels.pixels[pixels.offsets[3]] ^= 1
+    Image.new("RGB", (9, 9)).save(folder / "3.png")
+    with pytest.warns(UserWarning), pytest.raises(DeepClusterError, match=r"is damaged, and 3\.png has changed: give"):
+        pixels.gather(np.array([2, 3]))
+
+
+@pytest.mark.parametrize("home", ["", "here", "/proc/none"])
+def test_no_cache_where_there_is_no_home(
+    home: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("DEEPCLUSTER_CACHE", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", "relative")
+    monkeypatch.setenv("HOME", home)
+    same_from_outside(tmp_path / "shards", "tar", range(3))
+    assert len(open_images("shards/a.tar")) == 3
+    with pytest.warns(UserWarning, match="the image cache .*cannot be used .*: images are decoded again in each epoch"):
+        check(load_pixels(open_images(folder), short_side=None, cache_gb=1, small=0), folder)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["photos", "shards"]
 
 
 def test_budget_decides_to_stream(folder: Path, tmp_path: Path) -> None:
@@ -143,7 +278,7 @@ def test_full_disk_leaves_nothing(folder: Path, tmp_path: Path, monkeypatch: pyt
 BUILD = """
 import sys, time
 from pathlib import Path
-from deepcluster.data import cache
+from deepcluster.data import arrays, cache, storage
 from deepcluster.data.open import open_images
 slow = float(sys.argv[3])
 pixels = cache.load_pixels(open_images(sys.argv[1]), short_side=None, cache_gb=1, small=0, directory=Path(sys.argv[2]),
@@ -183,7 +318,7 @@ def test_least_recently_used_entry_makes_room(folder: Path, tmp_path: Path) -> N
     for age, entry in zip((300, 900, 600), made, strict=True):
         os.utime(entry / "meta.json", (time.time() - age,) * 2)
     sizes = [(entry / "pixels.bin").stat().st_size for entry in made]
-    cache._evict(home, sizes[0] + sizes[2])
+    evict(home, sizes[0] + sizes[2])
     assert set(home.iterdir()) == {made[0], made[2]}
-    cache._evict(home, 0)
+    evict(home, 0)
     assert list(home.iterdir()) == []

@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from deepcluster.data import storage
 from deepcluster.data.decode import shrink, to_rgb
 from deepcluster.data.source import ImageSource
 from deepcluster.digest import digest
 from deepcluster.errors import DeepClusterError
 from deepcluster.reading import read_npy
 
-#: Bytes up to which an array's fingerprint reads all of it; beyond, evenly spaced images.
+#: Bytes up to which the fingerprint of one array reads all of it; beyond, evenly spaced images.
 HASHED = 1 << 30
 
 
@@ -30,6 +31,7 @@ class Arrays:
     classes: tuple[str, ...] = ()
     prefix: str | None = None  # what `path` puts before the four-digit index; None = the name
     stamp: str = ""  # added to the fingerprint, such as a file's time
+    file: str = ""  # where they are memory-mapped from
 
     @property
     def block(self) -> np.ndarray | None:
@@ -56,10 +58,13 @@ class Arrays:
             return np.repeat(image[..., None], 3, 2)
         return np.asarray(shrink(to_rgb(Image.fromarray(np.ascontiguousarray(image))), short_side))
 
+    def marks(self) -> np.ndarray:
+        """(N,) uint64, see `storage.mark`: of the file; else 1 where the fingerprint is of all bytes."""
+        whole = not isinstance(self.images, np.ndarray) or self.images.nbytes <= HASHED
+        return np.full(len(self), storage.mark(self.file) if self.file else int(whole), np.uint64)
+
     def fingerprint(self) -> str:
-        arrays = [self.images] if isinstance(self.images, np.ndarray) else self.images
-        total = sum(array.nbytes for array in arrays)
-        step = max(1, -(-total // HASHED))
+        step = max(1, -(-self.images.nbytes // HASHED)) if isinstance(self.images, np.ndarray) else 1
         return digest(len(self), self.stamp, *(self.images[k] for k in range(0, len(self), step)))
 
 
@@ -80,7 +85,9 @@ def open_npy(name: str) -> ImageSource:
     images = read_npy(file, advice="save uint8 images (N, H, W[, C]) with numpy.save", mapped="c")
     state = file.stat()
     _check(images, name)
-    return Arrays(name, images, prefix=file.stem, stamp=f"{state.st_size} {state.st_mtime_ns}")
+    return Arrays(
+        name, images, prefix=file.stem, stamp=f"{state.st_size} {state.st_mtime_ns}", file=str(file.absolute())
+    )
 
 
 def open_array(array: Any, name: str) -> ImageSource:

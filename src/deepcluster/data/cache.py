@@ -6,13 +6,8 @@ renamed, so that a kill leaves nothing half valid and two processes may build th
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import shutil
-import socket
-import time
-import uuid
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -20,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from deepcluster.data.cache_entry import Entry, evict, marks_of, open_entry, sweep, write_entry
 from deepcluster.data.decode_pool import Decoded, decode_batch, decode_batches
 from deepcluster.data.source import ImageSource
 from deepcluster.data.storage import cache_folder
@@ -30,7 +26,7 @@ from deepcluster.errors import DeepClusterError, DeepClusterWarning
 #: Bytes up to which decoded images simply live in memory.
 SMALL = 256 << 20
 #: Raised when what is stored changes its form.
-FORMAT = 1
+FORMAT = 2
 #: Images decoded at a time.
 CHUNK = 128
 #: Images beyond which a sample without a single good one is taken for all.
@@ -48,6 +44,7 @@ class StoredPixels:
     offsets: np.ndarray  # (N,) int64, where each image starts
     sizes: np.ndarray  # (N, 2) int64 height and width; 0, 0 for a bad one
     bad: dict[int, str]  # index -> reason, of the images that cannot be decoded
+    entry: Entry | None = None  # where they are kept; None = in memory
 
     def __post_init__(self) -> None:
         self.good = np.flatnonzero(self.sizes[:, 0] > 0)  # (n,) int64 indices not known to be bad, ascending
@@ -59,6 +56,8 @@ class StoredPixels:
         """The images (h, w, 3) uint8 of these indices; None for a bad one. Not to be written to."""
         index = np.asarray(index)
         pixels = self.pixels
+        if self.entry is not None:
+            self.entry.check(index, self.source)
         return [
             pixels[start : start + height * width * 3].reshape(height, width, 3) if height else None
             for start, (height, width) in zip(self.offsets[index].tolist(), self.sizes[index].tolist(), strict=True)
@@ -137,37 +136,39 @@ def load_pixels(
     if ready is not None:
         return ready
     budget = int(cache_gb * 1e9)
-    folder = (directory or cache_folder()) / "pixels"
     estimate = _estimate(source, short_side)
     each = max(1.0, estimate / len(source))
     if estimate > budget:
         return StreamedPixels(source, short_side, workers, each)
     chunks = np.array_split(np.arange(len(source)), max(1, -(-len(source) // chunk)))
-    decoded = _counted(decode_batches(source, chunks, short_side, workers, each), len(source), progress)
+    decoded = _counted(
+        decode_batches(source, chunks, short_side, workers, each, digested=estimate > small), len(source), progress
+    )
     if estimate <= small:
         return _checked(_in_memory(source, decoded))
-    entry = folder / digest(FORMAT, source.fingerprint(), short_side)
+    place = "the image cache"
     try:
-        found = _open(entry, source)
+        folder = (directory or cache_folder()) / "pixels"
+        place = f"{place} {folder}"
+        marks = marks_of(source)  # before anything is read
+        entry = folder / digest(FORMAT, source.fingerprint(), short_side)
+        found = open_entry(entry, source, short_side, marks, tell=True)
         if found is None:
             folder.mkdir(parents=True, exist_ok=True)
-            _sweep(folder)
-            _evict(folder, budget - estimate)
+            sweep(folder)
+            evict(folder, budget - estimate)
             if shutil.disk_usage(folder).free < estimate * 1.05:
                 raise OSError(f"it has less than {estimate / 1e9:.1f} GB left")
-            _write(entry, source, short_side, decoded)
-            found = _open(entry, source)
-        if found is None:
-            raise OSError("what was written cannot be read back")
+            found = write_entry(entry, source, short_side, decoded, marks)
     except OSError as error:
         warnings.warn(
-            f"the image cache {folder} cannot be used ({error.strerror or error}): images are decoded again in each "
+            f"{place} cannot be used ({error.strerror or error}): images are decoded again in each "
             "epoch, which is slower; point DEEPCLUSTER_CACHE at a folder with room",
             DeepClusterWarning,
             stacklevel=2,
         )
         return StreamedPixels(source, short_side, workers, each)
-    return _checked(found)
+    return _checked(StoredPixels(source, found.pixels, *_layout(found.sizes), found.bad, found))
 
 
 def _as_they_are(source: ImageSource, short_side: int | None) -> StoredPixels | None:
@@ -213,75 +214,6 @@ def _layout(sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(offsets, sizes) of images that lie one after another."""
     lengths = sizes.prod(1) * 3
     return np.cumsum(lengths) - lengths, sizes
-
-
-def _open(entry: Path, source: ImageSource) -> StoredPixels | None:
-    """A finished cache entry, or None when there is none, or one that is damaged."""
-    try:
-        meta = json.loads((entry / "meta.json").read_text())
-        sizes = np.load(entry / "sizes.npy", allow_pickle=False)
-        pixels = np.memmap(entry / "pixels.bin", np.uint8, mode="c")  # read-only arrays make torch warn
-        whole = len(sizes) == len(source) and pixels.nbytes == int(sizes.prod(1).sum()) * 3 == meta["bytes"]
-    except (OSError, ValueError, KeyError):
-        return None
-    if not whole:
-        return None
-    with contextlib.suppress(OSError):  # a cache shared read-only is fine
-        os.utime(entry / "meta.json")  # used just now: evicted last
-    bad = {int(index): reason for index, reason in meta["bad"].items()}
-    return StoredPixels(source, np.asarray(pixels), *_layout(sizes), bad)
-
-
-def _write(entry: Path, source: ImageSource, short_side: int | None, arriving: Iterable[Decoded]) -> None:
-    """Decode everything into a folder of our own, then rename it to `entry`."""
-    own = entry.parent / f".{entry.name}-{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
-    own.mkdir()
-    try:
-        sizes: list[np.ndarray] = []
-        bad: dict[int, str] = {}
-        with open(own / "pixels.bin", "wb") as file:
-            for decoded in arriving:
-                file.write(decoded.pixels.data)
-                sizes.append(decoded.sizes)
-                bad.update(decoded.reasons)
-            total = file.tell()
-        np.save(own / "sizes.npy", np.concatenate(sizes))
-        meta = {"source": source.name, "short_side": short_side, "bytes": total, "bad": bad}
-        (own / "meta.json").write_text(json.dumps(meta))
-        try:
-            os.rename(own, entry)
-        except OSError:
-            if _open(entry, source) is None:  # not another process's finished work, but a damaged entry
-                shutil.rmtree(entry, ignore_errors=True)
-                os.rename(own, entry)
-    finally:
-        shutil.rmtree(own, ignore_errors=True)
-
-
-def _sweep(folder: Path) -> None:
-    """Remove what killed processes of this machine left behind."""
-    for left in folder.glob(f".*-{socket.gethostname()}-*-*"):
-        with contextlib.suppress(ValueError, OSError):  # not a process number; a process of somebody else
-            try:
-                os.kill(int(left.name.split("-")[-2]), 0)
-            except ProcessLookupError:
-                shutil.rmtree(left, ignore_errors=True)
-
-
-def _evict(folder: Path, room: int) -> None:
-    """Remove least recently used entries until those left take at most `room` bytes; open ones stay readable."""
-    entries = []
-    for meta in folder.glob("*/meta.json"):
-        try:
-            entries.append((meta.stat().st_mtime, (meta.parent / "pixels.bin").stat().st_size, meta.parent))
-        except OSError:
-            continue
-    held = sum(size for _, size, _ in entries)
-    for used, size, entry in sorted(entries):
-        if held <= room or time.time() - used < 60:  # just made or opened, perhaps not mapped yet
-            break
-        shutil.rmtree(entry, ignore_errors=True)
-        held -= size
 
 
 def _checked(pixels: StoredPixels) -> StoredPixels:

@@ -56,10 +56,7 @@ def decode(data: bytes | str | Path, short_side: int | None = None) -> np.ndarra
         BadImage: the file is missing, no regular file, beyond `BYTES` or `PIXELS`, empty, cut off, damaged or no image.
     """
     if not isinstance(data, bytes):
-        try:
-            data = read_bytes(data, BYTES)
-        except (OSError, ValueError) as error:
-            raise BadImage(getattr(error, "strerror", None) or str(error)) from None
+        data = encoded(data)
     if not data:
         raise BadImage("empty file")
     if len(data) > BYTES:
@@ -84,6 +81,14 @@ def decode(data: bytes | str | Path, short_side: int | None = None) -> np.ndarra
         with suppress(ValueError):
             filters.remove(SILENT)
     return np.array(shrink(picture, short_side))  # a copy: Pillow's own memory is read-only, which torch warns of
+
+
+def encoded(file: str | Path) -> bytes:
+    """The bytes of an image file. Raises BadImage: it is missing, no regular file, or beyond `BYTES`."""
+    try:
+        return read_bytes(file, BYTES)
+    except (OSError, ValueError) as error:
+        raise BadImage(getattr(error, "strerror", None) or str(error)) from None
 
 
 def _read(data: bytes, short_side: int | None, said: list[str]) -> Image.Image:

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from deepcluster.data.decode import decode
+from deepcluster.data import storage
+from deepcluster.data.decode import encoded
 from deepcluster.data.formats import HEAD, UNREAD_PICTURES, format_of_head
 from deepcluster.data.naming import (
     is_hidden,
@@ -21,7 +22,7 @@ from deepcluster.data.naming import (
     natural_key,
     printable,
 )
-from deepcluster.data.source import ImageSource
+from deepcluster.data.source import Encoded, ImageSource
 from deepcluster.digest import digest
 from deepcluster.errors import BadImage, DeepClusterError, DeepClusterWarning
 from deepcluster.reading import read_csv, read_text, regular_size
@@ -31,7 +32,7 @@ SAMPLED = 64
 
 
 @dataclass(eq=False, repr=False)
-class Files:
+class Files(Encoded):
     """An `ImageSource` of files under one folder, in the order given."""
 
     name: str
@@ -46,8 +47,11 @@ class Files:
     def path(self, index: int) -> str:
         return printable(self.paths[index])
 
-    def read(self, index: int, short_side: int | None = None) -> np.ndarray:
-        return decode(os.path.join(self.root, self.paths[index]), short_side)
+    def raw(self, index: int) -> bytes:
+        return encoded(os.path.join(self.root, self.paths[index]))
+
+    def marks(self) -> np.ndarray:
+        return np.fromiter((storage.mark(os.path.join(self.root, path)) for path in self.paths), np.uint64)
 
     def fingerprint(self) -> str:
         states: list[tuple[str, int, int]] = []

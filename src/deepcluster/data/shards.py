@@ -20,9 +20,8 @@ import numpy as np
 
 from deepcluster.data import storage
 from deepcluster.data.archive import Members, find_format, format_of, member_name, read_member, scan
-from deepcluster.data.decode import decode
 from deepcluster.data.naming import labels_from_parents, printable
-from deepcluster.data.source import ImageSource
+from deepcluster.data.source import Encoded, ImageSource
 from deepcluster.digest import digest
 from deepcluster.errors import BadImage, DeepClusterError, DeepClusterWarning
 from deepcluster.io import write_atomic
@@ -51,7 +50,7 @@ def fingerprint_of(shards: Sequence[Shard], *content: Any) -> str:
 
 
 @dataclass(eq=False, repr=False)
-class Shards:
+class Shards(Encoded):
     """An `ImageSource` over the images of tar and zip shards, shard after shard."""
 
     name: str
@@ -92,18 +91,15 @@ class Shards:
         except (BadImage, OSError, tarfile.TarError):
             return f"{path}/#{within}"  # the shard cannot be asked: the image's number in it
 
-    def read(self, index: int, short_side: int | None = None) -> np.ndarray:
-        return decode(self.raw(index), short_side)
-
     def raw(self, index: int) -> bytes:
-        """The encoded bytes of image `index`.
-
-        Raises:
-            BadImage: its shard is missing or has changed, or its bytes cannot be read.
-        """
+        """See `Encoded.raw`; bad as well where the shard is missing or has changed."""
         shard, _, offset, length = self._locate(index)
         self._check(shard)
         return read_member(self._place(shard), offset, length)
+
+    def marks(self) -> np.ndarray:
+        own = [storage.mark(self._place(number), shard.stamp) for number, shard in enumerate(self.shards)]
+        return np.repeat(np.array(own, np.uint64), [shard.images for shard in self.shards])
 
     def fingerprint(self) -> str:
         return self.content
@@ -209,7 +205,7 @@ def sentence_of(place: str, trouble: str) -> str:
 def index_file(folder: Path, place: str, size: int, stamp: str) -> Path:
     """Where in `folder` the members of one version of a shard are kept."""
     where = place if storage.is_url(place) else os.path.realpath(place)
-    return folder / f"{digest(where, size, stamp)}.npz"
+    return folder / f"{digest(where, size, stamp, storage.mark(place, stamp))}.npz"
 
 
 def write_members(file: Path, members: Members) -> None:
@@ -234,13 +230,12 @@ def read_members(file: Path) -> Members:
 
 
 def _cached_members(place: str, size: int, stamp: str) -> Members:
-    file = index_file(storage.cache_folder() / "shard-index", place, size, stamp)
     with suppress(Exception):  # absent, or unreadable: the scan below replaces it
-        return read_members(file)
+        return read_members(index_file(storage.cache_folder() / "shard-index", place, size, stamp))
     members = scan(place)
     if not members.trouble:
-        with suppress(DeepClusterError):  # the cache only saves time
-            write_members(file, members)
+        with suppress(DeepClusterError, OSError):  # the cache only saves time
+            write_members(index_file(storage.cache_folder() / "shard-index", place, size, stamp), members)
     return members
 
 

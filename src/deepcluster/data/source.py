@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Protocol, runtime_checkable
 
 import numpy as np
+
+from deepcluster.data.decode import decode
 
 
 @runtime_checkable
@@ -33,5 +36,29 @@ class ImageSource(Protocol):
         ...
 
     def fingerprint(self) -> str:
-        """Hex digest: equal for the same images in the same order, another when the list or the bytes change."""
+        """Hex digest: equal for the same images in the same order, another when the list or the bytes change.
+
+        Where it does not read all bytes, a method `marks`, which gives (N,) uint64, tells what may have changed all the
+        same: see `storage.mark`, and `Encoded`.
+        """
         ...
+
+
+class Encoded(ABC):
+    """A source whose images are decoded from bytes in files, so that what is kept of them can be compared."""
+
+    @abstractmethod
+    def raw(self, index: int) -> bytes:
+        """The encoded bytes of image `index`.
+
+        Raises:
+            BadImage: they cannot be read.
+        """
+
+    @abstractmethod
+    def marks(self) -> np.ndarray:
+        """(N,) uint64, see `storage.mark`."""
+
+    def read(self, index: int, short_side: int | None = None) -> np.ndarray:
+        """See `ImageSource.read`."""
+        return decode(self.raw(index), short_side)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, TypeVar, cast
 
 from deepcluster.data.naming import natural_key
+from deepcluster.digest import short_digest
 from deepcluster.errors import DeepClusterError
 
 T = TypeVar("T")
@@ -23,6 +24,8 @@ T = TypeVar("T")
 WAITS = (0.1, 0.3, 1.0, 3.0)
 #: Bytes fetched at a time while a remote shard is scanned from its beginning to its end.
 READ_AHEAD = 4 << 20
+#: Seconds in which a disk may give two changes one time: those of FAT are the coarsest.
+FRESH = 3.0
 #: What tells one version of a remote object from another, under the names that the stores have for it.
 VERSION_FIELDS = ("ETag", "etag", "LastModified", "updated", "mtime", "created")
 
@@ -31,10 +34,19 @@ def cache_folder() -> Path:
     """The folder named by the environment variable DEEPCLUSTER_CACHE, else ~/.cache/deepcluster.
 
     All of it may be deleted at any time: what is missing is made again.
+
+    Raises:
+        OSError: there is no home: a relative or empty one would put a cache into each working directory.
     """
     if named := os.environ.get("DEEPCLUSTER_CACHE"):
-        return Path(named).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "deepcluster"
+        return Path(os.path.expanduser(named))
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    if not os.path.isabs(base):  # as the XDG specification has it
+        home = os.environ.get("HOME", os.path.expanduser("~"))
+        if not os.path.isabs(home):
+            raise OSError(f"HOME is {home!r} and no absolute path")
+        base = os.path.join(home, ".cache")
+    return Path(base, "deepcluster")
 
 
 def is_url(place: str) -> bool:
@@ -57,6 +69,28 @@ def stat(place: str) -> tuple[int, str]:
     if about.get("size") is None:
         raise OSError("the server does not tell its size")
     return int(about["size"]), next((str(about[name]) for name in VERSION_FIELDS if about.get(name)), "")
+
+
+def mark(place: str, version: str = "") -> int:
+    """64 bits that change whenever a file is written to or replaced, its old size and dates put back or not, since its
+    inode or the time of its last change of any kind, which nobody can set, is then another; of a URL, whenever its
+    `version` does.
+
+    0 where that is not certain: where a store gives no version, where a file cannot be asked, and within `FRESH`
+    seconds of a change, which another one may follow at the same time by the clock of the disk.
+    """
+    if is_url(place):
+        return short_digest(f"{place} {version}".encode()) if version else 0
+    if os.name == "nt":  # what is called the time of change there is that of creation
+        return 0
+    try:
+        state = os.stat(place)
+    except OSError:
+        return 0
+    if time.time() - state.st_ctime < FRESH:
+        return 0
+    about = f"{state.st_ino} {state.st_ctime_ns} {state.st_mtime_ns} {state.st_size}"
+    return short_digest(about.encode())
 
 
 def read_range(place: str, start: int, count: int) -> bytes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import difflib
 import inspect
+import os
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import parse_qsl
@@ -12,9 +13,10 @@ from urllib.parse import parse_qsl
 import numpy as np
 from PIL import Image
 
+from deepcluster.data import storage
 from deepcluster.data.decode import shrink, to_rgb
 from deepcluster.data.source import ImageSource
-from deepcluster.digest import digest
+from deepcluster.digest import digest, short_digest
 from deepcluster.errors import BadImage, DeepClusterError
 
 
@@ -43,6 +45,18 @@ class TorchvisionSet:
             return np.asarray(shrink(to_rgb(picture), short_side))
         except Exception as error:  # data sets decode with Pillow, which raises nearly anything on damaged files
             raise BadImage((str(error).splitlines() or [type(error).__name__])[0][:200]) from None
+
+    def marks(self) -> np.ndarray:
+        """(N,) uint64, see `storage.mark`: of all files under the root, or 1 where the fingerprint is of all bytes."""
+        root = getattr(self.dataset, "root", None)
+        if root is None or hasattr(getattr(self.dataset, "data", None), "__array__"):
+            return np.ones(len(self), np.uint64)
+        walked = [(at, inner, files) for at, inner, files in os.walk(root)]
+        found = [storage.mark(os.path.join(at, file)) for at, _, files in walked for file in sorted(files)]
+        certain = all(found) and not any(
+            os.path.islink(os.path.join(at, one)) for at, inner, _ in walked for one in inner
+        )
+        return np.full(len(self), short_digest(repr(sorted(found)).encode()) if certain else 0, np.uint64)
 
     def fingerprint(self) -> str:
         content = getattr(self.dataset, "data", None)

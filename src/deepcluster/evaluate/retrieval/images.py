@@ -67,6 +67,11 @@ class ImageSubset:
         scale = long_side / max(picture.shape[:2])
         return crop_to_box(resize(picture, long_side), self.boxes[index] * scale)
 
+    def marks(self) -> np.ndarray:
+        """(N,) uint64, see `ImageSource.fingerprint`; 1 for sources that tell of nothing else."""
+        own = getattr(self.source, "marks", None)
+        return np.ones(len(self), np.uint64) if own is None else own()[self.rows]
+
     def fingerprint(self) -> str:
         """The source's where this is all of it, so that what is cached for the source is found."""
         if self.is_complete:

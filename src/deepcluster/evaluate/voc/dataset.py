@@ -14,8 +14,8 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from deepcluster.data.decode import decode
 from deepcluster.data.naming import is_image_name
+from deepcluster.data.source import Encoded
 from deepcluster.errors import BadImage, DeepClusterError
 from deepcluster.evaluate.voc.annotation import VOID, Annotation, Objects, parse_annotation, read_mask
 from deepcluster.evaluate.voc.files import VOCFiles, open_files
@@ -37,7 +37,7 @@ class Problem:
     reason: str
 
 
-class VOCImages:
+class VOCImages(Encoded):
     """An `ImageSource` of the images of a split; one that is missing or broken keeps its index."""
 
     labels: np.ndarray | None = None
@@ -59,8 +59,11 @@ class VOCImages:
     def path(self, index: int) -> str:
         return self.paths[index] or f"JPEGImages/{self._ids[index]}.jpg"
 
-    def read(self, index: int, short_side: int | None = None) -> np.ndarray:
-        return decode(self._files.read(self.path(index)), short_side)
+    def raw(self, index: int) -> bytes:
+        return self._files.read(self.path(index))
+
+    def marks(self) -> np.ndarray:
+        return np.fromiter((self._files.mark(path) for path in self.paths), np.uint64)
 
     def fingerprint(self) -> str:
         return self._files.fingerprint(self.paths)

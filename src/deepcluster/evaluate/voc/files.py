@@ -62,6 +62,11 @@ class VOCFiles:
         except OSError as error:
             raise BadImage(error.strerror or str(error)) from None
 
+    def mark(self, path: str | None) -> int:
+        """See `storage.mark`."""
+        entry = self._entries.get(path) if path else None
+        return storage.mark(entry.location, entry.stamp) if entry else 0
+
     def fingerprint(self, paths: Sequence[str | None]) -> str:
         """Hex digest of the names, locations and modification times of files, in this order."""
         digest = hashlib.blake2b(digest_size=16)
