@@ -63,7 +63,8 @@ def _reason(error: Exception) -> str:
         return f"cannot be read (byte {error.start:,} is no UTF-8 text)"
     if isinstance(error, KeyError):
         return f"cannot be read (it does not say {str(error)[:80]})"
-    why = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+    lines = [line.strip() for line in str(error).splitlines() if not line.endswith(":")]  # torch's headings say little
+    why = (lines or [type(error).__name__])[0].rstrip(".")
     return f"cannot be read ({why[:200]})"
 
 

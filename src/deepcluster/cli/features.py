@@ -27,8 +27,8 @@ def features(
     """Writes the features of images as a memory-mapped table (N, D) float32, with a .json file next to it.
 
     Args:
-        model: a run folder, a backbone (any timm model as timm:NAME, a torchvision model as torchvision:NAME), or a
-            file of weights: .safetensors, or a checkpoint released by the authors of DeepCluster.
+        model: a run folder, a backbone (any timm model as timm:NAME, a torchvision model as torchvision:NAME, a Hugging
+            Face folder of timm), or a file of weights: .safetensors, or a checkpoint released by DeepCluster's authors.
         data: images, as for train.
         out: the .npy file to write, or a folder for a table in several files, which continues after an interruption;
             rows of images that cannot be decoded are NaN.

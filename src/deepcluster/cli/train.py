@@ -38,8 +38,9 @@ usage: deepcluster train --data S --out RUN [--minutes 10] [--method.k K] [--SET
   --minutes M    what the whole run may take, the last clustering included: the speed is measured at first, and as
                  many epochs as fit are trained, at least one. Without a preset and without --epochs, 10
   --epochs N     number of epochs, in place of minutes; with --resume a new number, for a finished run too
-  --from START   begin with trained weights: a run folder, a file of weights, timm:NAME or torchvision:NAME for
-                 published ones, or auto for the best that can be had; network, Sobel and normalization are theirs
+  --from START   begin with trained weights: a run folder, a file of weights, a Hugging Face folder of timm,
+                 timm:NAME or torchvision:NAME for published ones, or auto for the best that can be had; network, Sobel
+                 and normalization are theirs
   --method NAME  without a preset: deepcluster, odc or another method, in place of deepcluster
   --resume RUN   resume a run exactly where it stopped; its epochs stay, and nothing is measured again. With --from
                  an earlier checkpoint of it, such as RUN/checkpoints/previous.ckpt, and with another --optimizer.lr,

@@ -21,6 +21,7 @@ from deepcluster.distributed import SINGLE, ProcessGroup
 from deepcluster.errors import DeepClusterError
 from deepcluster.features.extract import extract
 from deepcluster.io import write_safetensors
+from deepcluster.models import hugging_face
 from deepcluster.models.backbone import Backbone
 from deepcluster.models.export import load_backbone
 from deepcluster.models.heads import ProjectionHead
@@ -145,20 +146,25 @@ class Model:
         return model
 
 
-def file_model(file: Path) -> Model:
+def file_model(file: Path, image_size: int | None = None) -> Model:
     """A backbone from a file, without clusters; see `backbone_from`."""
-    backbone = backbone_from(file)
+    backbone = backbone_from(file, image_size)
     return Model(backbone, torch.zeros(0, backbone.dim))
 
 
-def backbone_from(file: Path | str) -> Backbone:
-    """The backbone in a run's model.safetensors, in a .safetensors of `deepcluster export`, or in a checkpoint that
-    DeepCluster's authors released; in eval mode, on the CPU.
+def backbone_from(file: Path | str, image_size: int | None = None) -> Backbone:
+    """The backbone in a run's model.safetensors, in a .safetensors of `deepcluster export`, in a checkpoint that
+    DeepCluster's authors released, or in a Hugging Face folder; in eval mode, on the CPU.
+
+    Args:
+        image_size: of a Hugging Face folder, side of the images it is to see, in pixels; None = its own.
 
     Raises:
         DeepClusterError: the file is none of them, or damaged.
     """
     file = Path(file)
+    if hugging_face.is_folder(file):
+        return hugging_face.load_folder(file, image_size)
     if file.is_dir():
         advice = f"give its {file / MODEL}" if (file / MODEL).is_file() else "give a file"
         raise DeepClusterError(f"{file} is a folder, not a file of weights: {advice}.")
@@ -182,7 +188,7 @@ def initial_backbone(weights: Path | str, like: Backbone) -> Backbone:
         DeepClusterError: there are none, or they are damaged or cannot be fetched.
     """
     if str(weights) != PRETRAINED:
-        return backbone_from(file_of(weights))
+        return backbone_from(file_of(weights), like.image_size)
     with torch.random.fork_rng(devices=[]):
         return build_backbone(**like.config, **pretrained_option(like.name))
 
@@ -190,7 +196,7 @@ def initial_backbone(weights: Path | str, like: Backbone) -> Backbone:
 def file_of(weights: Path | str) -> Path:
     """The file of weights itself, where a run folder was given."""
     path = Path(weights)
-    return path / MODEL if path.is_dir() and (path / MODEL).is_file() else path
+    return path / MODEL if (path / MODEL).is_file() and not hugging_face.is_folder(path) else path
 
 
 def pretrained_option(name: str) -> dict[str, Any]:

@@ -32,6 +32,7 @@ from deepcluster.engine.subject import CACHE_GB, RESULTS, Subject
 from deepcluster.errors import DeepClusterError
 from deepcluster.methods.params import MethodParams, method_class
 from deepcluster.models.backbone import Backbone
+from deepcluster.models.hugging_face import is_folder
 from deepcluster.models.zoo import build_backbone
 from deepcluster.reading import judged, read_csv, read_json, read_npy
 
@@ -216,12 +217,13 @@ def load_subject(
     results: Path | None = None,
     group: ProcessGroup = SINGLE,
 ) -> Subject:
-    """Opens a run folder, a file of weights (`engine.model.backbone_from` lists them), or a backbone by name.
+    """Opens a run folder, weights in a file or folder (`engine.model.backbone_from` lists them), or a backbone by name.
 
     Args:
         name: the folder, the file, or a name such as "timm:resnet50.a1_in1k", whose weights are fetched.
         device: auto, cpu, cuda, mps.
-        image_size: for a backbone by name, side of the images it sees; None = what its weights were made for, or 224.
+        image_size: for a backbone by name or a Hugging Face folder, side of the images it sees; None = what its
+            weights were made for, or 224.
         untrained: the same network without what it learned.
         seed: that the untrained one is drawn with (a run's is drawn with the seed of the run).
         results: where evaluations are written; None = in the run folder, else beneath `RESULTS`.
@@ -249,10 +251,13 @@ def load_subject(
 
 def _model(name: str, image_size: int | None, untrained: bool) -> Model:
     path = Path(name)
-    if path.is_file() or path.suffix in (".tar", ".pth", ".safetensors"):
-        return file_model(path)
+    if path.is_file() or path.suffix in (".tar", ".pth", ".safetensors") or is_folder(path):
+        return file_model(path, image_size)
     if path.exists():
-        raise DeepClusterError(f"{name} is no run folder (it has no run.json): give a run or a backbone's name.")
+        raise DeepClusterError(
+            f"{name} is no run folder (it has no run.json) and no Hugging Face folder (it has no config.json): give a"
+            " run or a backbone's name."
+        )
     size = image_size or _native_size(name)
     try:
         backbone = build_backbone(name, image_size=size, **({} if untrained else pretrained_option(name)))

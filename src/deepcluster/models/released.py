@@ -27,53 +27,16 @@ from deepcluster.reading import require_finite
 
 IMAGE_SIZE = 224
 
-# Their layer -> ours. Between the convolutions stand batch-norm, ReLU and pooling, and all of them count: AlexNet's
-# conv2 is number 4. AlexNet has a dropout before fc6, so that its linear layers are 1 and 4; VGG has none: 0 and 3.
-ALEXNET = {
-    "features.0": "trunk.features.0",  # conv1
-    "features.1": "trunk.features.1",
-    "features.4": "trunk.features.4",  # conv2
-    "features.5": "trunk.features.5",
-    "features.8": "trunk.features.8",  # conv3
-    "features.9": "trunk.features.9",
-    "features.11": "trunk.features.11",  # conv4
-    "features.12": "trunk.features.12",
-    "features.14": "trunk.features.14",  # conv5
-    "features.15": "trunk.features.15",
-    "classifier.1": "trunk.classifier.1",  # fc6
-    "classifier.4": "trunk.classifier.4",  # fc7
+# Layers with weights; with us each lies in the trunk under the same name. Between the convolutions stand batch-norm,
+# ReLU and pooling, and all of them count: AlexNet's conv2 is number 4. AlexNet has a dropout before fc6, so that its
+# linear layers are 1 and 4; VGG has none: 0 and 3.
+_CONVOLUTIONS = {"alexnet": (0, 4, 8, 11, 14), "vgg16": (0, 3, 7, 10, 14, 17, 20, 24, 27, 30, 34, 37, 40)}
+_LINEAR = {"alexnet": (1, 4), "vgg16": (0, 3)}
+LAYERS = {
+    arch: [f"features.{number + norm}" for number in numbers for norm in (0, 1)]
+    + [f"classifier.{number}" for number in _LINEAR[arch]]
+    for arch, numbers in _CONVOLUTIONS.items()
 }
-VGG16 = {
-    "features.0": "trunk.features.0",  # conv1, of width 64
-    "features.1": "trunk.features.1",
-    "features.3": "trunk.features.3",  # conv2
-    "features.4": "trunk.features.4",
-    "features.7": "trunk.features.7",  # conv3, of width 128
-    "features.8": "trunk.features.8",
-    "features.10": "trunk.features.10",  # conv4
-    "features.11": "trunk.features.11",
-    "features.14": "trunk.features.14",  # conv5, of width 256
-    "features.15": "trunk.features.15",
-    "features.17": "trunk.features.17",  # conv6
-    "features.18": "trunk.features.18",
-    "features.20": "trunk.features.20",  # conv7
-    "features.21": "trunk.features.21",
-    "features.24": "trunk.features.24",  # conv8, of width 512
-    "features.25": "trunk.features.25",
-    "features.27": "trunk.features.27",  # conv9
-    "features.28": "trunk.features.28",
-    "features.30": "trunk.features.30",  # conv10
-    "features.31": "trunk.features.31",
-    "features.34": "trunk.features.34",  # conv11
-    "features.35": "trunk.features.35",
-    "features.37": "trunk.features.37",  # conv12
-    "features.38": "trunk.features.38",
-    "features.40": "trunk.features.40",  # conv13
-    "features.41": "trunk.features.41",
-    "classifier.0": "trunk.classifier.0",  # fc6
-    "classifier.3": "trunk.classifier.3",  # fc7
-}
-LAYERS = {"alexnet": ALEXNET, "vgg16": VGG16}
 SIDES = {"alexnet": 6, "vgg16": 7}
 """Side of the last map that their linear layers are made for."""
 
@@ -191,9 +154,9 @@ def save_released(
 def _names(backbone: Backbone, arch: str) -> dict[str, str]:
     """Every tensor's name with them -> with us."""
     return {
-        f"{theirs}.{part}": f"{ours}.{part}"
-        for theirs, ours in LAYERS[arch].items()
-        for part in backbone.get_submodule(ours).state_dict()
+        f"{layer}.{part}": f"trunk.{layer}.{part}"
+        for layer in LAYERS[arch]
+        for part in backbone.get_submodule(f"trunk.{layer}").state_dict()
     }
 
 

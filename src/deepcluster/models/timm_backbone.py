@@ -10,6 +10,9 @@ from deepcluster.errors import DeepClusterError
 from deepcluster.models.backbone import IMAGENET_MEAN, IMAGENET_STD, Parts
 from deepcluster.models.pretrained import can_be_had, packaged_file, packaged_state
 
+NOT_LAYERS = ("checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "pretrained_model_args", "cache_dir")
+"""Arguments of `timm.create_model` that name files, which no option of a network and no foreign file may do."""
+
 
 def build_timm(name: str, channels: int, size: int, *, pretrained: bool = False, **options: Any) -> Parts:
     """A model of timm for (channels, size, size) input; its output is what timm pools.
@@ -26,7 +29,8 @@ def build_timm(name: str, channels: int, size: int, *, pretrained: bool = False,
     """
     import timm
 
-    trunk: Any  # timm's models share attributes, no class
+    if named := next((option for option in NOT_LAYERS if option in options), None):
+        raise DeepClusterError(f"Backbone timm:{name} has no option {named!r}: weights come by --from or --backbone.")
     settings = {"num_classes": 0, "in_chans": channels} | options
     packaged = packaged_file(name) if pretrained and channels == 3 else None
     settings["pretrained"] = pretrained and packaged is None
@@ -38,13 +42,7 @@ def build_timm(name: str, channels: int, size: int, *, pretrained: bool = False,
             " connect to the network once, or leave out pretrained."
         )
     try:
-        try:
-            # Transformers must know the size of the image; convolutional networks have no such argument.
-            trunk = timm.create_model(name, img_size=size, **settings)
-        except TypeError as error:
-            if "img_size" not in str(error):
-                raise
-            trunk = timm.create_model(name, **settings)
+        trunk = create(name, size, **settings)
     except (TypeError, ValueError, AssertionError) as error:
         raise DeepClusterError(
             f"timm cannot build {name!r} for {size} px and {channels} channels with {options}: {error}"
@@ -67,6 +65,18 @@ def build_timm(name: str, channels: int, size: int, *, pretrained: bool = False,
         mean=tuple(expected.get("mean", IMAGENET_MEAN)),
         std=tuple(expected.get("std", IMAGENET_STD)),
     )
+
+
+def create(name: str, size: int, **settings: Any) -> Any:
+    """timm's network; transformers must know the size of the image, convolutional networks have no such argument."""
+    import timm
+
+    try:
+        return timm.create_model(name, img_size=size, **settings)
+    except TypeError as error:
+        if "img_size" not in str(error):
+            raise
+        return timm.create_model(name, **settings)
 
 
 def _taps(trunk: nn.Module) -> dict[str, str]:

@@ -1,0 +1,113 @@
+"""Networks in folders as the Hugging Face hub has them: config.json and weights, written by timm.
+
+Nothing in such a folder is run, and nothing outside it is read that its config.json names.
+"""
+
+from __future__ import annotations
+
+import re
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from deepcluster.errors import DeepClusterError
+from deepcluster.models.backbone import Backbone
+from deepcluster.models.timm_backbone import NOT_LAYERS, create
+from deepcluster.models.torch_files import read_torch
+from deepcluster.models.zoo import build_backbone
+from deepcluster.reading import judged, read_json, read_tensors, read_text, require_finite
+
+CONFIG, WEIGHTS = "config.json", ("model.safetensors", "pytorch_model.bin")
+ADVICE = "give the whole folder, as timm's save_for_hf or push_to_hf_hub wrote it."
+KEPT = ("input_size", "fixed_input_size", "pool_size", "mean", "std", "num_classes", "classifier", "first_conv")
+"""What is taken over of `pretrained_cfg`; all else says where weights lie, or only concerns classification."""
+
+
+def is_folder(path: Path | str) -> bool:
+    """Whether `path` is such a folder, and not a run of ours."""
+    path = Path(path)
+    return (path / CONFIG).is_file() and not (path / "run.json").exists()
+
+
+def load_folder(folder: Path | str, image_size: int | None = None) -> Backbone:
+    """The network in a folder that timm wrote, without its classifier, in eval mode, on the CPU.
+
+    Args:
+        image_size: side of the images it is to see, in pixels; None = that of its config. Embeddings of positions are
+            fitted to it, as timm does.
+
+    Raises:
+        DeepClusterError: a folder of transformers or of something else, or one that is not whole or is damaged.
+    """
+    folder = Path(folder)
+    config = _read_config(folder)
+    with judged(folder, ADVICE):
+        about, options = config["pretrained_cfg"], dict(config.get("model_args") or {})
+        channels, side = about["input_size"][0], about["input_size"][-1]
+        if channels != 3:
+            raise ValueError(f"its network sees images of {channels} channels, and ours have 3")
+        options = {"global_pool": about.get("global_pool"), **options}
+        for name in ("img_size", "in_chans", "num_classes", "pretrained"):
+            options.pop(name, None)
+        options = {name: value for name, value in options.items() if value is not None and name not in NOT_LAYERS}
+        size, name = int(image_size or side), str(config["architecture"])
+        looks = {part: about[part] for part in ("mean", "std") if about.get(part)}
+        with torch.random.fork_rng(devices=[]):
+            try:
+                backbone = build_backbone(f"timm:{name}", image_size=size, **looks, **options)
+            except DeepClusterError as error:
+                raise ValueError(str(error)) from error
+            kept = {part: about[part] for part in KEPT if about.get(part) is not None}
+            kept["state_dict"] = _read_weights(folder)
+            # with its classifier, since timm then insists on all names: without, it would let some stay random
+            whole = create(
+                name, size, num_classes=about["num_classes"], pretrained=True, pretrained_cfg=kept, **options
+            )
+        there = whole.state_dict()
+        backbone.trunk.load_state_dict({part: there[part] for part in backbone.trunk.state_dict()})
+    return backbone.eval()
+
+
+def describe(folder: Path | str) -> str:
+    """What is said of the network in such a folder: its name, licence and place.
+
+    Raises:
+        DeepClusterError: see `load_folder`.
+    """
+    config, licence = _read_config(Path(folder)), None
+    if isinstance(about := config.get("pretrained_cfg"), dict):
+        licence = about.get("license")
+    if not licence and (Path(folder) / "README.md").is_file():
+        with suppress(DeepClusterError):
+            found = re.search(r"^license: *([\w.-]+)", read_text(Path(folder) / "README.md", advice=ADVICE), re.M)
+            licence = found[1] if found else None
+    return f"{config['architecture']} from the folder {folder} ({licence or 'which does not tell its licence'})"
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    config = read_json(folder / CONFIG, advice=ADVICE)
+    if "architecture" not in config:
+        kind = config.get("model_type")
+        what = f"a network of transformers (model_type {kind})" if kind else "something else than a network"
+        raise DeepClusterError(
+            f"{folder} holds {what}, and folders that timm wrote are what is read: give the network in timm's form, by"
+            " a name such as timm:vit_small_patch14_dinov2.lvd142m or a folder of timm."
+        )
+    if "pretrained_cfg" not in config:  # as timm wrote it at first
+        config = {"architecture": config["architecture"], "pretrained_cfg": config}
+    return config
+
+
+def _read_weights(folder: Path) -> dict[str, Any]:
+    file = next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
+    if file is None:
+        raise DeepClusterError(f"{folder} has no {' or '.join(WEIGHTS)}: {ADVICE}")
+    if file.suffix == ".safetensors":
+        return read_tensors(file, advice=ADVICE)[1]
+    found = read_torch(file)
+    if not isinstance(found, dict) or not all(isinstance(value, torch.Tensor) for value in found.values()):
+        raise DeepClusterError(f"{file} holds other things than tensors by name: {ADVICE}")
+    require_finite(found, file)
+    return dict(found)
