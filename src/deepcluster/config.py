@@ -53,6 +53,10 @@ class DataParams:
     describe: Literal["plain", "augmented"] = "plain"
     """What is clustered: each image as it is (the paper), or one random view of it, so that clusters cannot rest on
     what the views vary, such as color."""
+    clustered_size: int = 0
+    """Side in pixels at which images are seen while their features are clustered, but for the last clustering, which
+    is that of the finished run; 0 = the image size. A larger one gives a small-sized training better clusters to
+    learn, where the network was trained on large images before."""
     views: int = 1
     """Views of each image in a step; all share its pseudo-label."""
     view_size: int = 0
@@ -169,6 +173,11 @@ class TrainRun:
     data: DataParams = field(default_factory=DataParams)
     backbone: BackboneParams = field(default_factory=BackboneParams)
 
+    @property
+    def largest_size(self) -> int:
+        """Side in pixels of the largest plain views that are made of an image."""
+        return max(self.image_size, self.data.clustered_size)
+
 
 BOTH = "Both minutes and epochs are given, and each says how long the run is: leave one of them out."
 """What is said to whoever gives both."""
@@ -183,6 +192,7 @@ SIZES = {
     "image_size": 2**13,
     "processes": 2**12,
     "data.workers": 2**10,
+    "data.clustered_size": 2**13,
     "data.views": 2**8,
     "data.view_size": 2**13,
     "data.small_views": 2**8,

@@ -14,13 +14,15 @@ from torch.nn.modules.batchnorm import _BatchNorm
 import deepcluster as dc
 from deepcluster.cli.main import main
 from deepcluster.config import TrainRun, override
+from deepcluster.data.transforms import CenterCrop
 from deepcluster.distributed import ProcessGroup
-from deepcluster.engine import build, checkpoint, train
+from deepcluster.engine import build, checkpoint, loop, train
 from deepcluster.engine.log import Screen
 from deepcluster.engine.model import begin
 from deepcluster.engine.optim import backbone_optimizer
 from deepcluster.engine.run import Run, load_run
 from deepcluster.errors import DeepClusterError
+from deepcluster.methods.base import Features
 from deepcluster.models.backbone import Backbone
 from deepcluster.models.export import export_backbone
 from deepcluster.models.pretrained import LITE, packaged_file
@@ -211,6 +213,35 @@ def test_views_keep_their_share_of_another_size(earlier: Run) -> None:
     run = begin(settings(image_size=32, **{"data.view_size": 24}), earlier.folder)
     assert (run.image_size, run.data.view_size) == (12, 9)
     assert begin(run, earlier.folder, 24).data.view_size == 18
+
+
+def test_clusters_are_found_at_their_own_size_but_for_the_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[np.ndarray] = []
+    original = loop.extract_all
+
+    def extract_all(*given: Any) -> Features:
+        seen.append((found := original(*given)).features)
+        return found
+
+    monkeypatch.setattr(loop, "extract_all", extract_all)
+    still: dict[str, Any] = {"optimizer.lr": 0.0, "optimizer.weight_decay": 0.0, "backbone.fixed_statistics": True}
+    run = settings(epochs=2, image_size=12, **{"data.clustered_size": 24, "precision": "32"}, **still)
+    fit(tmp_path / "run", run)
+    backbone = build.untrained(load_run(tmp_path / "run").config).eval()
+    pixels = list(images())
+    for features, size in zip(seen, (24, 24, 12), strict=True):
+        views = CenterCrop(size, backbone.mean, backbone.std)(pixels, torch.Generator())[0]
+        with torch.no_grad():
+            np.testing.assert_allclose(features, backbone(views).numpy(), rtol=1e-3, atol=1e-4)
+    stop_after(tmp_path / "cut", run, 6)
+    train.train_again(tmp_path / "cut", images(), Screen(quiet=True))
+    whole, cut = (checkpoint.load(tmp_path / name / "checkpoints/last.ckpt") for name in ("run", "cut"))
+    assert differing(whole, cut) == []
+
+
+def test_a_clustered_size_that_the_network_cannot_take_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DeepClusterError, match=r"cannot take views of 2 pixels .* give another --data\.clustered-size"):
+        fit(tmp_path / "run", settings(**{"data.clustered_size": 2}))
 
 
 def test_a_broken_start_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

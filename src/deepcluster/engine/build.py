@@ -160,6 +160,8 @@ def views_of(run: TrainRun, backbone: Backbone) -> RandomViews:
     )
     if size != run.image_size:
         _check_view_size(backbone, size, "--data.view-size")
+    if d.clustered_size:
+        _check_view_size(backbone, d.clustered_size, "--data.clustered-size")
     if not d.small_views:
         return RandomViews(large)
     small_size = d.small_view_size or max(1, round(size * 96 / 224))
@@ -167,19 +169,10 @@ def views_of(run: TrainRun, backbone: Backbone) -> RandomViews:
     return RandomViews(large, replace(large, size=small_size, count=d.small_views, crop_scale=d.small_crop_scale))
 
 
-@torch.no_grad()
 def _check_view_size(backbone: Backbone, size: int, option: str) -> None:
     """Raises a DeepClusterError unless the network takes images of this size."""
-    training = backbone.training
-    try:
-        backbone.eval()(next(backbone.parameters()).new_zeros(1, 3, size, size))
-    except Exception as error:  # networks refuse a size each in their own way
-        why = str(error).splitlines()[0].rstrip(".")
-        raise DeepClusterError(
-            f"The network cannot take views of {size} pixels ({why}): give a larger {option}."
-        ) from None
-    finally:
-        backbone.train(training)
+    if why := backbone.refusal(size):
+        raise DeepClusterError(f"The network cannot take views of {size} pixels ({why}): give another {option}.")
 
 
 class _NotNeeded:

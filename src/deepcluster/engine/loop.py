@@ -83,8 +83,8 @@ def fit(c: TrainContext, state: TrainState) -> None:
     saved when the run is told to stop, and DeepClusterError where the loss is no longer a number."""
     run, method, group, per_epoch = c.run, c.method, c.group, state.steps_per_epoch
     total = run.epochs * per_epoch
-    if state.step % per_epoch == 0 and "images" in state.totals:
-        end_epoch(c, state)  # the run was stopped while it evaluated that epoch
+    if state.step % per_epoch == 0 and "images" in state.totals:  # the run was stopped while it evaluated that epoch
+        end_epoch(c, state)
     else:
         c.monitor.keep_best(c, state)  # or was killed before it had kept it
     saved_at = time.monotonic()
@@ -124,7 +124,6 @@ def fit(c: TrainContext, state: TrainState) -> None:
                     advance.describe(f"epoch {epoch + 1}/{run.epochs}, {duration(c.clock.left(state.step))} left")
                     if word := c.clock.first_word(state.step):
                         c.screen.say(word)
-
                     late, stopped = group.any_of(time.monotonic() - saved_at > 60 * run.save_minutes, c.stopped())
                     if (late or stopped) and state.step < end:
                         state.add("loss", group.sum_(loss_sum).item())
@@ -171,7 +170,7 @@ def segments(method: Method, epoch: int, per_epoch: int) -> Iterator[tuple[int, 
 
 def refresh(c: TrainContext, state: TrainState, *, last: bool = False) -> Clustering | None:
     """Extracts the features of all images and clusters them; the method takes the clusters as targets. The last
-    clustering, which the saved model assigns by, always uses plain views."""
+    clustering, which the saved model assigns by, always uses plain views at the image size."""
     started, seconds = time.perf_counter(), 0.0
     before = c.method.last_assignment.cpu().numpy().copy()
 
@@ -199,9 +198,10 @@ def refresh(c: TrainContext, state: TrainState, *, last: bool = False) -> Cluste
 
 
 def extract_all(c: TrainContext, step: int, only: np.ndarray | None = None) -> Features:
-    """This process's share of the features of all images, or of positions `only` (M,); of plain views at step -1."""
+    """This process's share of the features of all images, or of positions `only` (M,); at step -1 those of users."""
     average_running_stats(c.method, c.group)
-    augmented = c.run.data.describe == "augmented"
+    size = c.run.data.clustered_size if step >= 0 else 0
+    one_view = replace(c.views.groups[0], count=1, size=size or c.views.groups[0].size)
     with c.screen.bar("features", len(c.pixels.good if only is None else only)) as advance:
 
         def check(images: int) -> None:
@@ -214,7 +214,8 @@ def extract_all(c: TrainContext, step: int, only: np.ndarray | None = None) -> F
             c.pixels,
             device=c.fabric.device,
             only=only,
-            views=RandomViews(replace(c.views.groups[0], count=1)) if augmented and step >= 0 else None,
+            views=RandomViews(one_view) if c.run.data.describe == "augmented" and step >= 0 else None,
+            size=size,
             key=(c.run.seed, EXTRACT, step),
             autocast=c.fabric.autocast,
             file=features_file(c.folder, c.group),

@@ -236,11 +236,13 @@ def begin(run: TrainRun, start: Path | str, image_size: int | None = None) -> Tr
         with torch.random.fork_rng(devices=[]):
             backbone = build_backbone(name, image_size=size, **own, **pretrained_option(name))
     options = {key: value for key, value in backbone.config.items() if key not in ("name", "sobel", "image_size")}
-    view = round(run.data.view_size * size / run.image_size)
+    view, clustered = (round(each * size / run.image_size) for each in (run.data.view_size, run.data.clustered_size))
+    if weights != PRETRAINED or backbone.refusal(clustered):
+        clustered = 0  # what it was trained at is its size; transformers take no other
     return replace(
         run,
         image_size=size,
-        data=replace(run.data, view_size=view),
+        data=replace(run.data, view_size=view, clustered_size=clustered),
         backbone=replace(
             run.backbone,
             name=backbone.config["name"],

@@ -161,6 +161,7 @@ def time_features(c: TrainContext) -> float:
             c.pixels,
             device=c.fabric.device,
             only=good[:images],
+            size=c.run.data.clustered_size,
             autocast=c.fabric.autocast,
         )
         return time.perf_counter() - began

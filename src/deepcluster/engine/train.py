@@ -290,7 +290,7 @@ def _pixels(run: TrainRun, source: ImageSource, screen: Screen, fabric: Fabric, 
         with screen.bar("decoding", len(source)) as advance:
             return load_pixels(
                 source,
-                short_side=short_side(run.image_size),
+                short_side=short_side(run.largest_size),
                 cache_gb=run.data.cache_gb,
                 workers=run.data.workers or max(1, (os.cpu_count() or 1) // here),
                 progress=lambda done, total: advance.to(done),

@@ -211,8 +211,8 @@ class Job:
     @property
     def picture(self) -> int:
         """Bytes of a decoded photo of 4 by 3; tiny images are kept as they are."""
-        short = short_side(self.run.image_size)
-        return 3 * self.run.image_size**2 if short is None else 4 * short**2
+        short = short_side(self.run.largest_size)
+        return 3 * self.run.largest_size**2 if short is None else 4 * short**2
 
     @property
     def cached(self) -> str:
@@ -361,9 +361,9 @@ class Timed:
 def time_steps(job: Job, dry: DryRun, data: Any = None) -> Timed:
     """Times three training steps, the features of some images, and two clusterings."""
     run, method = job.run, dry.method.to(job.device)
-    made_up = np.random.default_rng(0).integers(0, 255, (TIMED, run.image_size, run.image_size, 3), np.uint8)
-    pixels: Pixels = load_pixels(open_images(made_up if data is None else data), short_side=short_side(run.image_size),
-                                 cache_gb=run.data.cache_gb)  # fmt: skip
+    made_up = np.random.default_rng(0).integers(0, 255, (TIMED, run.largest_size, run.largest_size, 3), np.uint8)
+    source, short = open_images(made_up if data is None else data), short_side(run.largest_size)
+    pixels: Pixels = load_pixels(source, short_side=short, cache_gb=run.data.cache_gb)
     good = pixels.good[:TIMED]
     batch = max(2, min(job.part, len(good)))
     optimizer = backbone_optimizer(run.optimizer, method.backbone)
@@ -382,7 +382,7 @@ def time_steps(job: Job, dry: DryRun, data: Any = None) -> Timed:
     network, feature = method.feature_network, []
     for part in (good[:2], good[:2], good):  # the difference of the last two is free of what is done once
         began = time.perf_counter()
-        extract(network, pixels, device=job.device, only=part)
+        extract(network, pixels, device=job.device, only=part, size=run.data.clustered_size)
         feature.append(time.perf_counter() - began)
     seconds, flops = [], []
     for n in (ROWS, 4 * ROWS):

@@ -55,6 +55,7 @@ def extract(
     tap: str | None = None,
     only: np.ndarray | None = None,
     views: Transform | None = None,
+    size: int = 0,
     key: tuple[int, ...] = (0,),
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
     file: Path | None = None,
@@ -69,6 +70,7 @@ def extract(
             sequences (B, T, C) over tokens.
         only: (M,) int64 ascending, the images to extract; None = all.
         views: one random view of each image, drawn from `key`, in place of the plain one.
+        size: side of the plain view in pixels; 0 = the backbone's image size.
         file: where to memory-map a table larger than `IN_MEMORY`; without it everything stays in memory.
         check: called with the number of images after each batch; may raise to stop. With several processes, called
             equally often by each, so that it may ask the others.
@@ -90,7 +92,7 @@ def extract(
         pixels,
         order,
         batch_size=batch_size,
-        transform=views or CenterCrop(backbone.image_size, tuple(backbone.mean), tuple(backbone.std)),
+        transform=views or CenterCrop(size or backbone.image_size, tuple(backbone.mean), tuple(backbone.std)),
         key=key,
         device=device,
         empty=True,
@@ -126,14 +128,11 @@ def extract(
     return index, features[:filled]
 
 
-def _tapped(backbone: Backbone, images: Tensor, tap: str | None) -> Tensor:
-    assert tap is not None
+def _tapped(backbone: Backbone, images: Tensor, tap: str) -> Tensor:
     with read_taps(backbone, [tap]) as activations:
         backbone(images)
     out = activations[tap]
-    if out.ndim == 4:
-        return out.mean((2, 3))
-    return out.mean(1) if out.ndim == 3 else out
+    return out.mean((2, 3)) if out.ndim == 4 else out.mean(1) if out.ndim == 3 else out
 
 
 def _table(rows: int, width: int, file: Path | None) -> np.ndarray:

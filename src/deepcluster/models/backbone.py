@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from deepcluster.errors import DeepClusterError
@@ -123,6 +124,18 @@ class Backbone(nn.Module):
     def tap_module(self, tap: str) -> nn.Module:
         """The submodule whose output is `tap`. Raises: KeyError."""
         return self.trunk.get_submodule(self._tap_paths[tap])
+
+    @torch.no_grad()
+    def refusal(self, size: int) -> str:
+        """Why the network cannot take images of `size` pixels, in its own words; "" where it can."""
+        training = self.training
+        try:
+            self.eval()(next(self.parameters()).new_zeros(1, 3, size, size))
+        except Exception as error:  # networks refuse a size each in their own way
+            return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+        finally:
+            self.train(training)
+        return ""
 
     def forward(self, images: Tensor) -> Tensor:
         out: Tensor = self.trunk(self.sobel(images))

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from deepcluster.config import BackboneParams, DataParams, OptimizerParams, TrainRun, from_dict, names
+from deepcluster.config import BackboneParams, DataParams, OptimizerParams, TrainRun, from_dict, names, override
 from deepcluster.data.source import ImageSource
 from deepcluster.errors import BadImage, DeepClusterError
 from deepcluster.methods.params import MethodParams, method_name
@@ -76,6 +76,8 @@ class Kind:
             network trained on enlarged crops is at its best on images a little larger (arXiv 1906.06423).
         images_per_cluster: which k follows from; most_clusters: its upper limit.
         batch: images of a step, at most.
+        clustered: side at which features are clustered, as a share of `image_size`, by methods that take their
+            clusters from all features at once.
         lr: of AdamW. layer_decay: of its rates. method: further parameters, for methods that have them.
     """
 
@@ -89,6 +91,7 @@ class Kind:
     batch: int
     lr: float
     layer_decay: float = 1.0
+    clustered: float = 1.0
     method: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
@@ -129,21 +132,27 @@ KINDS = {
 # L2-normalized rows has an AMI of .367 on CIFAR-10, of whitened ones .274.
 # Statistics of the new images would spoil the features before the first step: kNN of CIFAR-10 at 64 px 58.7 -> 47.7 %.
 _KEPT = BackboneParams(frozen=1, fixed_statistics=True)
-_BEGUN = {"head_lr": 0.003, "whiten": 0}
+_BEGUN = {"head_lr": 0.0009, "whiten": 0}
+_VARIED = DataParams(crop_scale=(0.3, 1.0), jitter=0.8, gray=0.2)
 BEGUN = {
     # Trained features are good already: small steps, smaller ones the nearer to the input, and a classifier that is
-    # faster than the network.
+    # faster than the network. Published networks were trained on large images, and features of large images are the
+    # better ones: those are clustered, once, and the network learns their clusters at the size that a CPU has time for.
     "cpu": (
-        Kind(SHRUNK, _KEPT, 96, 1.0, DataParams(crop_scale=(0.3, 1.0), jitter=0.8, gray=0.2),
+        Kind(48, dataclasses.replace(_KEPT, frozen=3), 64, 1.0, _VARIED, clustered=2.0,
+             images_per_cluster=20, most_clusters=2_000, batch=64, lr=3e-4, layer_decay=0.7, method=_BEGUN),
+        Kind(SHRUNK, dataclasses.replace(_KEPT, frozen=3), 96, 1.0, _VARIED, clustered=2.0,
              images_per_cluster=20, most_clusters=2_000, batch=64, lr=3e-4, layer_decay=0.7, method=_BEGUN),
     ),
     "gpu": (
-        Kind(SHRUNK, _KEPT, 224, 1.0, DataParams(crop_scale=(0.3, 1.0), jitter=0.8, gray=0.2),
+        Kind(SHRUNK, _KEPT, 224, 1.0, _VARIED,
              images_per_cluster=20, most_clusters=4_000, batch=128, lr=3e-4, layer_decay=0.7, method=_BEGUN),
     ),
 }  # fmt: skip
 """The same for runs that begin with trained weights; the network and its input size follow from those."""
 
+ONCE = 10_000.0
+"""Epochs between two clusterings, where the first one's features are the best to be had."""
 LEAST_STEPS = 8
 """Steps of an epoch, at least: batches are smaller where there are few images."""
 LEAST_BATCH = 16
@@ -195,23 +204,26 @@ def choose(
     images, machine = look_at(source), this_machine(device)
     if from_ is None:
         return choose_for(images, machine, method, image_size)
+    from deepcluster.engine.build import draw_backbone
     from deepcluster.engine.model import begin
 
     chosen = choose_for(images, machine, method, kinds=BEGUN)
     run = begin(chosen.run, from_, image_size)
-    if machine.device == "cpu" and has_depthwise(run):
+    network = draw_backbone(override(run, {"backbone.frozen": 0}))
+    run = override(run, {"backbone.frozen": min(run.backbone.frozen, len(network.stages) // 2)})
+    if run.data.clustered_size:
+        run = override(run, {"method.reassign": ONCE})
+    if machine.device == "cpu" and has_depthwise(network):
         run = dataclasses.replace(run, precision="32")
     return Choice(run, images, machine, from_)
 
 
-def has_depthwise(run: TrainRun) -> bool:
+def has_depthwise(network: Any) -> bool:
     """Whether the network has convolutions of each channel by itself, whose gradients take a CPU three times as long in
     16 bits as in 32."""
     from torch import nn
 
-    from deepcluster.engine.build import draw_backbone
-
-    layers = [layer for layer in draw_backbone(run).modules() if isinstance(layer, nn.Conv2d)]
+    layers = [layer for layer in network.modules() if isinstance(layer, nn.Conv2d)]
     return any(layer.groups == layer.in_channels > 1 for layer in layers)
 
 
@@ -252,6 +264,8 @@ def choose_for(
         **kind.method,
     }
     params = method_params(method or DEFAULT, values)
+    if kind.clustered != 1 and hasattr(params, "whiten"):
+        data = dataclasses.replace(data, clustered_size=round(kind.clustered * size))
     run = TrainRun(
         minutes=MINUTES,
         batch_size=batch,
