@@ -40,3 +40,8 @@ def test_few_epochs_are_held(trained: Path, tmp_path: Path) -> None:
     first, *_, last = [history.clusters_of(run, tmp_path / f"epoch-{epoch}.ckpt") for epoch in range(6)]
     assert history.clusters_of(run, tmp_path / "epoch-5.ckpt") is last
     assert history.clusters_of(run, tmp_path / "epoch-0.ckpt") is not first
+
+
+def test_a_number_that_no_table_holds_is_one_cluster() -> None:
+    found = history.sizes(np.array([0, 0, 1 << 60, -1]), np.array([0, 0, 1, -1]))
+    assert (found["clusters"], found["sizes"]) == (2, [2, 1])

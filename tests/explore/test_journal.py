@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -130,16 +131,18 @@ def test_what_is_hidden_stays_hidden_and_what_is_seen_is_not_lost() -> None:
     assert as_plain(groups) == before
 
 
-def test_a_last_line_cut_short_is_dropped_and_written_over(tmp_path: Path) -> None:
+def test_a_last_line_cut_short_is_told_and_the_rest_kept(tmp_path: Path) -> None:
     file = tmp_path / "edits.jsonl"
     edited(file)
     whole = file.read_bytes()
     for cut in (1, 7, 20):
         file.write_bytes(whole[:-cut])
         journal = Journal(file, Groups(FOUND))
-        assert journal.can_undo == "merge 2 clusters"
+        assert journal.can_undo == ("rename cluster 2" if cut == 1 else "merge 2 clusters")
+        assert (journal.notice is None) == (cut == 1)
         journal.do({"op": "hide", "clusters": [4], "hidden": True})
-        assert Journal(file, Groups(FOUND)).groups.hidden == {4}
+        again = Journal(file, Groups(FOUND))
+        assert again.groups.hidden == {4} and again.notice is None
         assert all(json.loads(line) for line in file.read_text().splitlines())
 
 
@@ -166,14 +169,98 @@ def test_a_journal_that_somebody_took_away_is_written_anew(tmp_path: Path, conte
     assert as_plain(again.groups) == as_plain(journal.groups) == as_plain(Groups(FOUND))
 
 
-@pytest.mark.parametrize("line", ["{", "[]", '{"do": {"op": "merge"}}', '{"do": 3}', '{"redo": true}', '{"x": 1}'])
-def test_damage_before_the_last_line_is_told(tmp_path: Path, line: str) -> None:
+FOREIGN = {
+    "zeros": bytes(400),
+    "half": b'{"do": {"op": "mer',
+    "list": b"[]",
+    "no edit": b'{"x": 1}',
+    "misfit": b'{"do": {"op": "merge"}}',
+    "number": b'{"do": 3}',
+    "nothing to redo": b'{"redo": true}',
+    "nested": b'{"do": ' + b"[" * 100_000 + b"]" * 100_000 + b"}",
+    "nested edit": b'{"do": {"op": ' + b"[" * 900 + b"]" * 900 + b"}}",
+    "4,300 digits": b'{"do": {"op": "rename", "cluster": ' + b"9" * 4400 + b', "name": "x"}}',
+    "no UTF-8": b'{"do": "\xff"}',
+    "huge": b" " * (3 << 20) + b"{",
+    "next": b'{"do": {"op": "hide", "clusters": [4], "hidden": true}, "next": 9000000000000000000}',
+    "head": b'{"format": "deepcluster edits", "version": 2, "assignment": "x"}',
+}
+
+
+@pytest.mark.parametrize("line", FOREIGN.values(), ids=FOREIGN)
+@pytest.mark.parametrize("place", [0, 2, 4])
+def test_what_is_no_edit_is_told_and_the_rest_kept(tmp_path: Path, line: bytes, place: int) -> None:
+    """At the beginning, in the middle, and at the end."""
     file = tmp_path / "edits.jsonl"
-    edited(file)
-    head, first, *rest = file.read_text().splitlines()
-    file.write_text("\n".join([head, first, line, *rest]) + "\n")
-    with pytest.raises(DeepClusterError, match=r"Line 3 of .*edits\.jsonl is damaged"):
-        Journal(file, Groups(FOUND))
+    journal = edited(file)
+    journal.do({"op": "hide", "clusters": [2], "hidden": True})
+    lines = file.read_bytes().splitlines()
+    file.write_bytes(found := b"\n".join([*lines[:place], line, *lines[place:]]) + b"\n" * (place < 4))
+    with pytest.MonkeyPatch.context() as limits:
+        limits.setattr("deepcluster.explore.journal.MOST_LINE", 1 << 20)
+        again = Journal(file, Groups(FOUND))
+    assert again.notice is not None and f"line {place + 1} was left out" in again.notice and "\n" not in again.notice
+    assert len(again.notice) < 400 and as_plain(again.groups) == as_plain(journal.groups)
+    assert file.read_bytes() == found, "looking changes nothing"
+    again.do({"op": "rename", "cluster": 4, "name": "after"})
+    assert (tmp_path / "edits-damaged-1.jsonl").read_bytes() == found and "edits-damaged-1.jsonl" in again.notice
+    last = Journal(file, Groups(FOUND))
+    assert last.notice is None and as_plain(last.groups) == as_plain(again.groups)
+    assert [last.step("undo") for _ in range(4)][-1] == "merge 2 clusters"
+
+
+def test_every_flipped_byte_is_noticed_and_costs_one_edit(tmp_path: Path) -> None:
+    file = tmp_path / "edits.jsonl"
+    journal = edited(file)
+    whole = file.read_bytes()
+    states = []
+    for place in range(len(whole) - 1):
+        file.write_bytes(whole[:place] + bytes([whole[place] ^ 4]) + whole[place + 1 :])
+        again = Journal(file, Groups(FOUND))
+        assert again.notice is not None or as_plain(again.groups) == as_plain(journal.groups), place
+        states.append(len(again.done))
+    head, first, _ = (place for place, byte in enumerate(whole) if byte == ord("\n"))
+    assert set(states[:head]) == {2}, "without its first line all edits are known by their seals"
+    assert states[first] == 0 and 0 not in states[:first] + states[first + 1 :], "two lines were made one"
+
+
+def test_numbers_of_clusters_stay_where_an_edit_is_lost(tmp_path: Path) -> None:
+    """The split that follows a lost one makes the clusters it made, and an undo takes back the lost one."""
+    file = tmp_path / "edits.jsonl"
+    journal = Journal(file, Groups(FOUND))
+    journal.do({"op": "split", "cluster": 0, "parts": [[1]]})  # cluster 5: lost below
+    journal.do({"op": "split", "cluster": 2, "parts": [[6]]})
+    journal.do({"op": "rename", "cluster": 6, "name": "six"})
+    lines = file.read_bytes().splitlines(keepends=True)
+    file.write_bytes(b"".join([lines[0], b"\0" * len(lines[1][:-1]) + b"\n", *lines[2:]]))
+    again = Journal(file, Groups(FOUND))
+    assert again.groups.group[6] == 6 and again.groups.names == {6: "six"} and again.groups.group[1] == 0
+    for _ in range(3):
+        journal.step("undo")
+    journal.do({"op": "split", "cluster": 1, "parts": [[4]]})
+    content = b"".join([lines[0], b"lost\n", *file.read_bytes().splitlines(keepends=True)[2:]])
+    file.write_bytes(content)
+    assert as_plain(Journal(file, Groups(FOUND)).groups) == as_plain(journal.groups)
+
+
+def test_a_journal_without_seals_is_read(tmp_path: Path) -> None:
+    """As of before there were any; and believed only where its head says what clusters it is of."""
+    file = tmp_path / "edits.jsonl"
+    journal = edited(file)
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    for row in rows:
+        del row["crc32"]
+        row.pop("next", None)
+    for start, kept in ((0, journal.groups), (1, Groups(FOUND))):
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows[start:]))
+        again = Journal(file, Groups(FOUND))
+        assert as_plain(again.groups) == as_plain(kept) and (again.notice is None) == (start == 0)
+
+
+def test_a_journal_that_is_no_file_is_one_sentence(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "edits.jsonl")
+    with pytest.raises(DeepClusterError, match=r"no regular file.*move it away"):
+        Journal(tmp_path / "edits.jsonl", Groups(FOUND))
 
 
 def test_edits_of_another_clustering_are_put_aside(tmp_path: Path) -> None:
@@ -181,9 +268,11 @@ def test_edits_of_another_clustering_are_put_aside(tmp_path: Path) -> None:
     edited(file)
     other = Groups(FOUND[::-1].copy())
     journal = Journal(file, other)
-    assert journal.set_aside == tmp_path / "edits-earlier-1.jsonl" and journal.set_aside.exists()
+    assert journal.notice is not None and "as edits-earlier-1.jsonl" in journal.notice
+    before = file.read_bytes()
     assert other.group.tolist() == FOUND[::-1].tolist() and journal.can_undo is None
     journal.do({"op": "hide", "clusters": [4], "hidden": True})
+    assert (tmp_path / "edits-earlier-1.jsonl").read_bytes() == before
     assert Journal(file, Groups(FOUND[::-1].copy())).can_undo == "hide 1 cluster"
 
 

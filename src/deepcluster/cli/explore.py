@@ -30,20 +30,26 @@ def explore(
     must_exist(data)
     from deepcluster.engine.log import Screen
     from deepcluster.engine.run import load_run
-    from deepcluster.explore.explorer import exclusive, open_explorer
+    from deepcluster.explore.explorer import Explorer, exclusive, open_explorer
     from deepcluster.explore.exports import write
     from deepcluster.explore.server import listen, serve
+
+    def opened() -> Explorer:
+        explorer = open_explorer(loaded, data, screen)
+        if explorer.journal.notice:
+            screen.warn(explorer.journal.notice)
+        return explorer
 
     screen = Screen()
     loaded = load_run(run, device)
     if export is not None:
-        explorer = open_explorer(loaded, data, screen)
+        explorer = opened()
         what, images = write(export, explorer.groups, explorer.jobs["images"].wait())
         screen.say(f"{export}: {what} of {images:,} images")
         return
     listening = listen(port)
     with listening, exclusive(loaded.folder):
-        explorer = open_explorer(loaded, data, screen)
+        explorer = opened()
         address = f"http://127.0.0.1:{listening.getsockname()[1]}/"
 
         def started(server: object) -> None:

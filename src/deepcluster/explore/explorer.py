@@ -81,10 +81,7 @@ class Explorer:
         self.catalog = Catalog(self.groups, distance, cache(lambda: _centroids_of(run.folder / MODEL)))
         self.journal = Journal(self.folder / "edits.jsonl", self.groups)
         self.catalog.refresh()
-        self.notices: list[str] = []
         self._own_images = folder is None
-        if self.journal.set_aside is not None:
-            self.notices.append(f"Edits of an earlier clustering were put aside as {self.journal.set_aside.name}.")
         self.thumbs = Thumbs(lambda: self.jobs["images"].wait(120))
         self.jobs: dict[str, Job] = {
             "images": Job("opening the images", lambda job: self._open(source)),
@@ -115,7 +112,8 @@ class Explorer:
     def state(self) -> dict[str, Any]:
         """What the page shows around all views."""
         with self.lock:
-            table, notices, gone = self.catalog.table(), list(self.notices), self.jobs["images"].error
+            table, gone = self.catalog.table(), self.jobs["images"].error
+            notices = [self.journal.notice] if self.journal.notice else []
             if gone:
                 way_out = "" if "--data" in gone else ". If they have moved, start again with --data FOLDER."
                 notices.append(f"The images cannot be shown: {gone}{way_out}")

@@ -50,8 +50,7 @@ def sizes(assignment: np.ndarray, last: np.ndarray) -> dict[str, Any]:
         assignment: (N,) of the epoch.
         last: (N,) of the finished run.
     """
-    counts = np.bincount(assignment[assignment >= 0])
-    counts = np.sort(counts[counts > 0])[::-1]
+    counts = np.sort(np.unique(assignment[assignment >= 0], return_counts=True)[1])[::-1]  # of any numbers
     rank = np.unique(np.linspace(0, len(counts) - 1, min(POINTS, len(counts))).astype(int))
     return {
         "clusters": len(counts),
