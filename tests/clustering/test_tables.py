@@ -110,3 +110,16 @@ def test_invalid_input_raises(clusterer: Any, x: np.ndarray, words: str, tmp_pat
 def test_labels_may_be_a_tensor(tmp_path: Path) -> None:
     cluster, distance, _ = clusters(blobs(4), Wrong(torch.tensor([0, 1, -7, 1])), tmp_path)
     assert cluster.tolist() == [0, 1, -1, 1] and np.isnan(distance).tolist() == [False, False, True, False]
+
+
+@pytest.mark.parametrize("bad", [[0, 3], None])
+@pytest.mark.parametrize("whiten", [False, True])
+def test_a_row_that_cannot_be_grouped_is_named_as_the_table_counts(
+    bad: list[int] | None, whiten: bool, tmp_path: Path
+) -> None:
+    x = blobs(60).astype(np.float64)
+    x[[0, 3]] = np.nan
+    x[7] = np.nan if bad else 1e39
+    embedding = Whitening(4) if whiten else None
+    with pytest.raises(DeepClusterError, match="Row 7 of the features holds " + ("NaN" if bad else "numbers beyond")):
+        clusters(x, KMeans(3, random_state=0), tmp_path, embedding, bad)

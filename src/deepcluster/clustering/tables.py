@@ -55,19 +55,22 @@ def cluster_table(
             which it may choose the number of clusters.
         embedding: fitted to the rows and applied to them first; None = cluster the rows as they are.
         scratch: a folder for the embedded table.
-        bad: rows to leave out, cluster -1; None = look for rows that are not finite.
+        bad: rows to leave out, cluster -1; None = those that are not finite.
         group: the processes that cluster together, each of which sees the whole table, reads its share of it and gets
             the whole result; clusterer and embedding must be of the same group.
 
     Raises:
-        DeepClusterError: fewer rows than clusters; labels that are not one integer per row.
+        DeepClusterError: fewer rows than clusters; a row to be grouped that is not finite as float32; labels that are
+            not one integer per row.
     """
-    if bad is None:
-        keep = _finite_rows(table, group)
-    else:
-        keep = np.setdiff1d(np.arange(len(table)), np.asarray(bad, np.int64))
+    infinite, too_large = _odd_rows(table, group)
+    keep = np.setdiff1d(np.arange(len(table)), infinite if bad is None else np.asarray(bad, np.int64))
     if not len(keep):
         raise DeepClusterError("No row of the features is finite; make the table again from images that decode.")
+    # Said here, because the clusterer counts only the rows that are left.
+    if len(wrong := np.intersect1d(keep, np.concatenate([infinite, too_large]))):
+        what = "NaN or infinity" if wrong[0] in infinite else "numbers beyond float32"
+        raise DeepClusterError(f"Row {wrong[0]} of the features holds {what}; leave it out, or make the table again.")
     first, last = group.row_range(len(keep))
     own = keep[first:last]
     rows = table[first:last]
@@ -117,10 +120,17 @@ def _distances(rows: np.ndarray, label: np.ndarray, centers: Any) -> tuple[np.nd
         return squared_distances(Points(table), own, middle).sqrt_().numpy(), middle
 
 
-def _finite_rows(table: np.ndarray, group: ProcessGroup) -> np.ndarray:
-    """Places of the rows without NaN and infinity, each process looking at its share."""
+def _odd_rows(table: Any, group: ProcessGroup) -> tuple[np.ndarray, np.ndarray]:
+    """Places of rows with NaN or infinity, and of others that have them as float32; each process looks at its share."""
     first, last = group.row_range(len(table))
-    good = np.ones(last - first, bool)
-    for start in range(0, len(good), 65536):
-        good[start : start + 65536] = np.isfinite(table[first + start : min(first + start + 65536, last)]).all(1)
-    return group.gather_array(np.flatnonzero(good) + first)
+    infinite, odd = np.zeros(last - first, bool), np.zeros(last - first, bool)
+    for start in range(0, last - first, 65536):
+        rows = np.asarray(table[first + start : min(first + start + 65536, last)])
+        infinite[start : start + len(rows)] = ~np.isfinite(rows).all(1)
+        if rows.dtype.itemsize > 4:
+            with np.errstate(over="ignore"):
+                rows = rows.astype(np.float32)
+            odd[start : start + len(rows)] = ~np.isfinite(rows).all(1)
+    both = (np.flatnonzero(rows) + first for rows in (infinite, odd & ~infinite))
+    found = [group.gather_array(places) for places in both]
+    return found[0], found[1]
