@@ -102,15 +102,14 @@ def make(folder: Path, images: int, k: int, dim: int) -> Run:
 class Client:
     """One connection that is kept."""
 
-    def __init__(self, port: int) -> None:
-        self.port = port
-        page = self.get("/").decode()
-        self.token = page.split('name="token" content="')[1].split('"')[0]
+    def __init__(self, address: str, port: int) -> None:
+        self.address, self.port = address, port
+        self.headers = {"X-Token": address.split("token=")[1]}
 
     def get(self, path: str) -> bytes:
         connection = http.client.HTTPConnection("127.0.0.1", self.port)
         while True:
-            connection.request("GET", path)
+            connection.request("GET", path, headers=self.headers)
             answer = connection.getresponse()
             content = answer.read()
             if answer.status == 200:
@@ -120,7 +119,7 @@ class Client:
 
     def post(self, path: str, value: Any) -> None:
         connection = http.client.HTTPConnection("127.0.0.1", self.port)
-        connection.request("POST", path, json.dumps(value), {"X-Token": self.token})
+        connection.request("POST", path, json.dumps(value), self.headers)
         answer = connection.getresponse()
         assert answer.status == 200, answer.read()
 
@@ -144,7 +143,7 @@ def timed(what: str, work: Callable[[], Any]) -> Any:
     return found
 
 
-def in_a_browser(port: int) -> None:
+def in_a_browser(address: str) -> None:
     """From the address to images on the screen, by a fresh Chromium."""
     import shutil
 
@@ -153,7 +152,6 @@ def in_a_browser(port: int) -> None:
     with sync_playwright() as tool:
         browser = tool.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
         page = browser.new_page(viewport={"width": 1360, "height": 850})
-        address = f"http://127.0.0.1:{port}/"
 
         def look(where: str, wanted: str) -> None:
             page.goto(address + where)
@@ -186,16 +184,16 @@ def main() -> None:
         explorer = Explorer(run)
         listening = listen(0)
         ready = threading.Event()
-        servers: list[Any] = []
+        told: list[Any] = []
 
-        def started(server: Any) -> None:
-            servers.append(server)
+        def started(server: Any, address: str) -> None:
+            told.extend((server, address))
             ready.set()
 
         thread = threading.Thread(target=serve, args=(explorer, listening, started), daemon=True)
         thread.start()
         ready.wait()
-        client = Client(listening.getsockname()[1])
+        client = Client(told[1], listening.getsockname()[1])
         print(f"{'opening the run and starting the server':<58}{time.perf_counter() - began:8.3f} s")
         timed("first view: state, table, 200 images, 80 new thumbnails", lambda: first_view(client))
         print(f"{'together':<58}{time.perf_counter() - began:8.3f} s")
@@ -217,11 +215,11 @@ def main() -> None:
         timed("60 neighbors of another image", lambda: client.get("/api/images/8/neighbors?limit=60"))
         timed("clusters of all images for the map", lambda: client.get("/api/map/groups"))
         if chosen.browser:
-            in_a_browser(client.port)
+            in_a_browser(client.address)
         timed("map by main axes, computed", lambda: client.get("/api/map/axes"))
         timed("map by t-SNE of 2,500 landmarks, computed", lambda: client.get("/api/map/neighborhoods"))
         timed("near-duplicates, computed", lambda: client.get("/api/duplicates?similarity=0.99&limit=20"))
-        servers[0].should_exit = True
+        told[0].should_exit = True
         thread.join(10)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
-import re
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -15,12 +14,12 @@ from deepcluster.explore.server import listen, serve
 
 
 class Site:
-    """Asks the server at a port."""
+    """Asks the server at an address that it told, with its token."""
 
-    def __init__(self, port: int) -> None:
-        self.port = port
-        self.address = f"http://127.0.0.1:{port}/"
-        self.token = re.search(r'name="token" content="([^"]+)"', self.ask("GET", "/")[2].decode())[1]  # type: ignore[index]
+    def __init__(self, entry: str) -> None:
+        self.entry = entry
+        self.address, self.token = entry.split("?token=")
+        self.port = int(self.address.split(":")[2].rstrip("/"))
 
     def ask(
         self, method: str, path: str, body: bytes | None = None, headers: dict[str, str] | None = None
@@ -28,7 +27,7 @@ class Site:
         """Status, headers and content, of a path that is sent as it stands."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
         try:
-            given = {"Host": f"127.0.0.1:{self.port}", **(headers or {})}
+            given = {"Host": f"127.0.0.1:{self.port}", "X-Token": self.token, **(headers or {})}
             connection.putrequest(method, path, skip_host=True, skip_accept_encoding=True)
             for name, value in given.items():
                 connection.putheader(name, value)
@@ -53,7 +52,7 @@ class Site:
     def post(self, path: str, value: Any = None, **headers: str) -> tuple[int, Any]:
         """Status and JSON answer, with the token; bytes are sent as they are."""
         body = value if isinstance(value, bytes) else json.dumps(value if value is not None else {}).encode()
-        status, _, content = self.ask("POST", path, body, {"X-Token": self.token, **headers})
+        status, _, content = self.ask("POST", path, body, headers)
         return status, json.loads(content)
 
 
@@ -61,20 +60,20 @@ class Site:
 def served(explorer: Explorer) -> Iterator[Site]:
     """The explorer on a free port, until the end of the block."""
     ready = threading.Event()
-    servers: list[Any] = []
+    told: list[Any] = []
     listening = listen(0)
 
-    def started(server: Any) -> None:
-        servers.append(server)
+    def started(server: Any, address: str) -> None:
+        told.extend((server, address))
         ready.set()
 
     thread = threading.Thread(target=serve, args=(explorer, listening, started), daemon=True)
     thread.start()
     assert ready.wait(60)
     try:
-        yield Site(listening.getsockname()[1])
+        yield Site(told[1])
     finally:
-        servers[0].should_exit = True
+        told[0].should_exit = True
         thread.join(10)
         listening.close()
         assert not thread.is_alive()

@@ -56,7 +56,7 @@ def page(browser: Any, site: Site) -> Iterator[Any]:
     opened.on("console", on_console)
     opened.on("pageerror", lambda error: complaints.append(str(error)))
     opened.on("request", on_request)
-    opened.goto(site.address)
+    opened.goto(site.entry)
     opened.locator(".cell img").first.wait_for()
     opened.locator("#progress").wait_for(state="hidden")
     yield opened

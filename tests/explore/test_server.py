@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
@@ -9,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import webbrowser
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +18,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from deepcluster.cli.explore import open_in_browser
 from deepcluster.cli.main import main
 from deepcluster.engine.run import Run
 from deepcluster.explore.explorer import Explorer, open_explorer
@@ -50,16 +53,49 @@ def test_only_this_machine_under_its_own_name_may_ask(site: Site) -> None:
     assert site.get("/api/state")["selected"] == 1
 
 
-def test_changes_need_the_token(site: Site) -> None:
+def test_nothing_is_answered_without_the_token(site: Site) -> None:
     edit = json.dumps({"op": "select", "images": [0], "on": True}).encode()
-    for path in ("/api/edits", "/api/undo", "/api/redo", "/api/export", "/api/photo"):
-        for token in ({}, {"X-Token": ""}, {"X-Token": site.token[:-1]}, {"X-Token": "\xe9"}):
-            assert site.ask("POST", path, edit, token)[0] == 403
-        assert site.ask("GET", path)[0] == 405
-    assert site.ask("DELETE", "/api/state", headers={"X-Token": site.token})[0] in (405, 411)
-    huge = {"X-Token": site.token, "Content-Length": str(1 << 40)}
-    assert site.ask("POST", "/api/photo", b"", huge)[0] == 413
+    nobody = [{"X-Token": token} for token in ("", site.token[:-1], "\xe9")]
+    nobody.append({"X-Token": "", "Cookie": f"deepcluster-1={site.token}"})
+    for headers in nobody:
+        for path in ("/", "/?token=", f"/?token={site.token[:-1]}", "/static/main.js", "/thumb/0", "/image/0",
+                     "/api/state", f"/api/state?token={site.token}", "/api/exports/csv"):  # fmt: skip
+            status, answered, content = site.ask("GET", path, headers=headers)
+            assert status == 403 and "set-cookie" not in answered and site.token.encode() not in content, path
+        for path in ("/api/edits", "/api/undo", "/api/redo", "/api/export", "/api/photo"):
+            assert site.ask("POST", path, edit, headers)[0] == 403
+    assert site.ask("GET", "/api/edits")[0] == 405
+    assert site.ask("DELETE", "/api/state")[0] in (405, 411)
+    assert site.ask("POST", "/api/photo", b"", {"Content-Length": str(1 << 40)})[0] == 413
     assert site.get("/api/state")["selected"] == 0
+
+
+def test_the_address_gives_a_cookie_that_only_this_page_can_use(site: Site) -> None:
+    status, headers, content = site.ask(
+        "GET", site.entry.removeprefix(site.address.rstrip("/")), headers={"X-Token": ""}
+    )
+    assert status == 200 and site.token.encode() not in content, "the token is in the address only"
+    cookie, *how = headers["set-cookie"].split("; ")
+    assert cookie == f"deepcluster-{site.port}={site.token}" and {"HttpOnly", "SameSite=strict"} <= set(how)
+    own = {"X-Token": "", "Cookie": cookie}
+    edit = json.dumps({"op": "select", "images": [0], "on": True}).encode()
+    for path in ("/", "/static/main.js", "/thumb/0", "/api/state"):
+        status, headers, content = site.ask("GET", path, headers=own)
+        assert status == 200 and "set-cookie" not in headers and site.token.encode() not in content
+    assert site.ask("POST", "/api/edits", edit, own)[0] == 403, "a browser tells the page that asks for a change"
+    assert site.ask("POST", "/api/edits", edit, {**own, "Origin": "http://127.0.0.1:1"})[0] == 403
+    assert site.ask("POST", "/api/edits", edit, {**own, "Origin": site.address.rstrip("/")})[0] == 200
+
+
+def test_a_browser_is_given_a_file_that_nobody_else_can_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its command line is seen by all users of the machine."""
+    opened: list[str] = []
+    monkeypatch.setattr(webbrowser, "open", opened.append)
+    with contextlib.ExitStack() as held:
+        open_in_browser("http://127.0.0.1:1/?token=secret", held, tmp_path)
+        (file,) = tmp_path.iterdir()
+        assert opened == [file.as_uri()] and file.stat().st_mode & 0o077 == 0 and "?token=secret" in file.read_text()
+    assert not list(tmp_path.iterdir())
 
 
 def test_every_answer_is_armed(site: Site) -> None:
@@ -270,9 +306,8 @@ def test_the_command_serves_until_it_is_stopped(run: Run) -> None:
     try:
         assert process.stdout is not None
         line = process.stdout.readline()
-        assert "http://127.0.0.1:" in line and "Ctrl-C" in line, process.stderr.read() if process.stderr else ""
-        port = int(line.split("127.0.0.1:")[1].split("/")[0])
-        assert Site(port).get("/api/state")["images"] == len(run.assignment)
+        assert "http://127.0.0.1:" in line and "?token=" in line, process.stderr.read() if process.stderr else ""
+        assert Site(line.split()[1]).get("/api/state")["images"] == len(run.assignment)
         second = subprocess.run(command, capture_output=True, text=True, timeout=300)
         assert second.returncode == 2 and "is open in another explorer" in second.stderr
         process.send_signal(signal.SIGINT)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 from pathlib import Path
 
 from deepcluster.data.open import must_exist
@@ -48,16 +50,26 @@ def explore(
         screen.say(f"{export}: {what} of {images:,} images")
         return
     listening = listen(port)
-    with listening, exclusive(loaded.folder):
+    with listening, exclusive(loaded.folder), contextlib.ExitStack() as held:
         explorer = opened()
-        address = f"http://127.0.0.1:{listening.getsockname()[1]}/"
 
-        def started(server: object) -> None:
+        def started(server: object, address: str) -> None:
             screen.say(f"{run}: {address}  (Ctrl-C to stop)")
             if open:
-                import webbrowser
-
-                webbrowser.open(address)
+                open_in_browser(address, held, explorer.folder)
 
         serve(explorer, listening, started)
     screen.say(f"stopped; edits are in {explorer.folder / 'edits.jsonl'}" if explorer.journal.done else "stopped")
+
+
+def open_in_browser(address: str, held: contextlib.ExitStack, folder: Path) -> None:
+    """Opens a page that leads to `address`, and is removed when `held` ends. Other users see the command line of a
+    browser, and cannot read this file."""
+    import tempfile
+    import webbrowser
+
+    place = folder if os.access(folder, os.W_OK) else None  # browsers in a container do not see the system's folder
+    file = held.enter_context(tempfile.NamedTemporaryFile("w", prefix=".open-", suffix=".html", dir=place))  # noqa: SIM115
+    file.write(f'<meta http-equiv="refresh" content="0;url={address}">')
+    file.flush()
+    webbrowser.open(Path(file.name).as_uri())

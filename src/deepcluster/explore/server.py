@@ -27,6 +27,7 @@ from deepcluster.explore.duplicates import Twins
 from deepcluster.explore.explorer import EXPORTS, Explorer, Pending
 from deepcluster.explore.guard import guard
 from deepcluster.explore.journal import ChangedMeanwhile
+from deepcluster.reading import parse_json
 
 if TYPE_CHECKING:
     import uvicorn
@@ -55,11 +56,10 @@ class Pages:
 
     Args:
         explorer: the run that is explored.
-        token: what the page needs for changes.
     """
 
-    def __init__(self, explorer: Explorer, token: str) -> None:
-        self.explorer, self.token = explorer, token
+    def __init__(self, explorer: Explorer) -> None:
+        self.explorer, self.catalog, self.lock = explorer, explorer.catalog, explorer.lock
         # No path of a request ever reaches the file system: these are the files there are.
         self.files = {path.name: path for path in sorted(STATIC.iterdir()) if path.suffix in KINDS}
 
@@ -69,7 +69,7 @@ class Pages:
             "/": self.page,
             "/static/{name}": self.static,
             "/thumb/{index}": self.thumb,
-            "/image/{index}": self.full_image,
+            "/image/{index}": lambda request: self._picture(request, self.explorer.thumbs.full, 0),
             "/api/state": lambda request: self.explorer.state(),
             "/api/clusters": self.clusters,
             "/api/clusters/{cluster}": self.cluster,
@@ -81,7 +81,9 @@ class Pages:
             "/api/map/{name}": self.map_positions,
             "/api/outliers": self.outliers,
             "/api/duplicates": self.duplicates,
-            "/api/selection": self.selection,
+            "/api/selection": lambda request: self.explorer.images(
+                np.flatnonzero(self.explorer.groups.selected), _slice(request)
+            ),
             "/api/history": self.history,
             "/api/history/{epoch}": self.epoch,
             "/api/exports/{kind}": self.exported,
@@ -99,14 +101,14 @@ class Pages:
         ]
 
     def page(self, request: Request) -> Answer:
-        """The page itself, with the token."""
+        """The page itself."""
         from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
         environment = Environment(loader=FileSystemLoader(STATIC), autoescape=True, undefined=StrictUndefined)
         run = self.explorer.run
         text = environment.get_template("explore.html").render(
-            token=self.token, mark=self.explorer.mark, title=run.folder.name or str(run.folder),
-            preset=run.config["preset"], epochs=len(run.metrics), folder=str(self.explorer.folder),
+            mark=self.explorer.mark, title=run.folder.name or str(run.folder), preset=run.config["preset"],
+            epochs=len(run.metrics), folder=str(self.explorer.folder),
         )  # fmt: skip
         return Response(printable(text), media_type="text/html")
 
@@ -124,10 +126,6 @@ class Pages:
             raise DeepClusterError(f"Thumbnails have a side of {' or '.join(map(str, thumbs.SIDES))} pixels.")
         return self._picture(request, lambda index: self.explorer.thumbs.get(index, side), side)
 
-    def full_image(self, request: Request) -> Answer:
-        """An image in full, or shrunk where it is very large."""
-        return self._picture(request, self.explorer.thumbs.full, 0)
-
     def _picture(self, request: Request, make: Callable[[int], bytes], side: int) -> Response:
         index = self._index(request)
         tag = f'"{self.explorer.mark}-{index}-{side}"'
@@ -141,8 +139,8 @@ class Pages:
 
     def clusters(self, request: Request) -> Answer:
         """A page of the table."""
-        query, catalog = request.query_params, self.explorer.catalog
-        with self.explorer.lock:
+        query, catalog = request.query_params, self.catalog
+        with self.lock:
             found = catalog.rows(
                 sort=query.get("sort", "size"),
                 descending=query.get("descending", "1") == "1",
@@ -159,26 +157,26 @@ class Pages:
 
     def cluster(self, request: Request) -> Answer:
         """One cluster, with its classes."""
-        number, catalog = _cluster(request), self.explorer.catalog
-        with self.explorer.lock:
-            return catalog.row(number) | {"classes": catalog.classes_in(number)}
+        with self.lock:
+            return self.catalog.row(_cluster(request)) | {"classes": self.catalog.classes_in(_cluster(request))}
 
     def nearest(self, request: Request) -> Answer:
         """The clusters nearest to one."""
-        number, catalog = _cluster(request), self.explorer.catalog
-        with self.explorer.lock:
+        number, catalog = _cluster(request), self.catalog
+        with self.lock:
             catalog.row(number)
-            found = [
-                {**catalog.row(other), "apart": round(distance, 4), "cover": catalog.cover(other)}
-                for other, distance in catalog.nearest([number], min(_integer(request, "limit", 12), 50))[number]
-            ]
-        return {"clusters": found}
+            near = catalog.nearest([number], min(_integer(request, "limit", 12), 50))[number]
+            return {
+                "clusters": [
+                    {**catalog.row(other), "apart": round(distance, 4), "cover": catalog.cover(other)}
+                    for other, distance in near
+                ]
+            }
 
     def members(self, request: Request) -> Answer:
         """A page of a cluster's images."""
-        farthest = request.query_params.get("order") == "far"
-        with self.explorer.lock:
-            index = self.explorer.catalog.members(_cluster(request), farthest=farthest)
+        with self.lock:
+            index = self.catalog.members(_cluster(request), farthest=request.query_params.get("order") == "far")
             return self.explorer.images(index, _slice(request))
 
     def image(self, request: Request) -> Answer:
@@ -189,7 +187,7 @@ class Pages:
             self.explorer.thumbs.read(index, 8)
         except BadImage as error:
             reason = str(error)
-        with self.explorer.lock:
+        with self.lock:
             found = self.explorer.image(index)
             return {**found, "name": self.explorer.groups.name(found["cluster"]), "reason": reason}
 
@@ -211,16 +209,14 @@ class Pages:
 
     def map_groups(self, request: Request) -> Answer:
         """(N,) little-endian int32, the cluster of each image; -1 = none, -2 = hidden."""
-        with self.explorer.lock:
-            groups = self.explorer.groups
-            now = groups.group.astype("<i4")
-            now[np.isin(groups.group, list(groups.hidden))] = -2
-        return now.tobytes()
+        groups = self.explorer.groups
+        with self.lock:
+            return np.where(np.isin(groups.group, list(groups.hidden)), -2, groups.group).astype("<i4").tobytes()
 
     def outliers(self, request: Request) -> Answer:
         """A page of the images that are farthest from their center for their cluster."""
-        with self.explorer.lock:
-            index, score = self.explorer.catalog.outliers()
+        with self.lock:
+            index, score = self.catalog.outliers()
             return self.explorer.images(index, _slice(request), score=score)
 
     def duplicates(self, request: Request) -> Answer:
@@ -240,11 +236,6 @@ class Pages:
             for group in groups[_slice(request, 20)]
         ]
         return {"total": len(groups), "images": sum(map(len, groups)), "groups": shown}
-
-    def selection(self, request: Request) -> Answer:
-        """A page of the selected images."""
-        with self.explorer.lock:
-            return self.explorer.images(np.flatnonzero(self.explorer.groups.selected), _slice(request))
 
     def history(self, request: Request) -> Answer:
         """The curves, and the epochs whose clusters are known."""
@@ -280,7 +271,7 @@ class Pages:
         revision = _object(content).get("revision")
         if revision is not None and type(revision) is not int:
             raise DeepClusterError("A revision is a whole number.")
-        with self.explorer.lock:
+        with self.lock:
             return {"turned": self.explorer.step(which, revision), **self.explorer.state()}
 
     def export(self, content: bytes) -> Answer:
@@ -321,10 +312,9 @@ async def _post(handler: Callable[[bytes], Answer], request: Request) -> Respons
     return await run_in_threadpool(_respond, handler, await request.body())
 
 
-def create_app(explorer: Explorer) -> BaseHTTPMiddleware:
+def create_app(explorer: Explorer, token: str) -> BaseHTTPMiddleware:
     """The application; every request passes the guard first."""
-    token = secrets.token_urlsafe(24)
-    return BaseHTTPMiddleware(Starlette(routes=Pages(explorer, token).routes()), partial(guard, token))
+    return BaseHTTPMiddleware(Starlette(routes=Pages(explorer).routes()), partial(guard, token))
 
 
 def listen(port: int) -> socket.socket:
@@ -348,12 +338,14 @@ def listen(port: int) -> socket.socket:
     return found
 
 
-def serve(explorer: Explorer, listening: socket.socket, started: Callable[[uvicorn.Server], None]) -> None:
-    """Answers until Ctrl-C or SIGTERM; `started` is called once requests are answered."""
+def serve(explorer: Explorer, listening: socket.socket, started: Callable[[uvicorn.Server, str], None]) -> None:
+    """Answers until Ctrl-C or SIGTERM; `started` gets the address, once requests are answered. The token is in it, new
+    with each start, and nowhere else."""
     import uvicorn
 
+    token = secrets.token_urlsafe(24)
     settings = uvicorn.Config(
-        create_app(explorer), log_level="warning", access_log=False, lifespan="off", server_header=False,
+        create_app(explorer, token), log_level="warning", access_log=False, lifespan="off", server_header=False,
         timeout_graceful_shutdown=2, http="h11", ws="none",
     )  # fmt: skip
     server = uvicorn.Server(settings)
@@ -362,7 +354,7 @@ def serve(explorer: Explorer, listening: socket.socket, started: Callable[[uvico
         while not server.started and not server.should_exit:
             threading.Event().wait(0.02)
         if server.started:
-            started(server)
+            started(server, f"http://{ADDRESS}:{listening.getsockname()[1]}/?token={token}")
 
     threading.Thread(target=tell, daemon=True).start()
     try:
@@ -373,10 +365,7 @@ def serve(explorer: Explorer, listening: socket.socket, started: Callable[[uvico
 
 
 def _integer(request: Request, name: str, default: int) -> int:
-    text = request.query_params.get(name, str(default))
-    if not text.isdecimal() or len(text) > 12:
-        raise DeepClusterError(f"{name} must be a whole number.")
-    return int(text)
+    return _number(request.query_params.get(name, str(default)), name)
 
 
 def _slice(request: Request, limit: int = 100) -> slice:
@@ -399,8 +388,8 @@ def _cluster(request: Request) -> int:
 
 def _object(content: bytes) -> dict[str, Any]:
     try:
-        found = json.loads(content)
-    except (ValueError, RecursionError):  # no JSON, or one nested thousands of times
+        found = parse_json(content)
+    except ValueError:
         found = None
     if not isinstance(found, dict):
         raise DeepClusterError("A JSON object is needed.")

@@ -1,7 +1,6 @@
 // Questions to the server. What is still being computed is asked for again, with its progress on the page.
 import { byId, later, toast } from "./dom.js";
 
-const token = document.querySelector('meta[name="token"]').content;
 let waiting = 0;
 
 function progress(job) {
@@ -55,7 +54,7 @@ export function post(path, body, wanted) {
     () =>
       fetch(path, {
         method: "POST",
-        headers: { "x-token": token, ...(raw ? {} : { "content-type": "application/json" }) },
+        headers: raw ? {} : { "content-type": "application/json" },
         body: raw ? body : JSON.stringify(body ?? {}),
       }),
     wanted,
