@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
+import linecache
 import math
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +117,15 @@ def test_folded_features_are_the_backbones(run: dc.Run) -> None:
     x = torch.randn(4, 3, 12, 12)
     with torch.no_grad():
         torch.testing.assert_close(folded(run.backbone)(x), run.backbone(x), rtol=1e-4, atol=1e-5)
+
+
+def test_a_folded_copy_goes_with_its_last_reader_and_its_graph_is_made_once(run: dc.Run) -> None:
+    """Else each epoch would leave a network in memory until it is searched for cycles, and a graph for good."""
+    from deepcluster.features.extract import folded
+
+    folded(run.backbone)
+    kept, gone = len(linecache.cache), weakref.ref(folded(run.backbone).trunk)
+    assert gone() is None and len(linecache.cache) == kept
 
 
 @pytest.mark.parametrize(

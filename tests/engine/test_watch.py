@@ -97,15 +97,15 @@ def test_best_is_the_first_of_the_highest() -> None:
     assert monitor.best_of([]) is None and monitor.best_of([{"epoch": 0}, *rows(None)]) is None
     assert monitor.best_of(rows(0.1, 0.5, None, 0.5, 0.2)) == monitor.Best(1, 0.5, 2)
     assert monitor.best_of(rows(0.1, 0.2)) == monitor.Best(1, 0.2, 0)
+    assert monitor.best_of(rows(0.1, 0.5, 0.2)[2:], monitor.Best(1, 0.5, 0)) == monitor.Best(1, 0.5, 1)
 
 
 def test_the_sentence_is_said_once_and_anew_after_a_rise() -> None:
     values = [0.1, 0.513, 0.5, 0.4, 0.3, 0.3, 0.6, 0.1, 0.1]
     asked = monitor.Watch("knn", 1, 2, False, np.zeros(0, np.int64), np.zeros(0, np.int64))
-    said = {until: asked.sentence(rows(*values[:until])) for until in range(1, len(values) + 1)}
+    said = {until: asked.sentence(monitor.best_of(rows(*values[:until]))) for until in range(1, len(values) + 1)}
     assert [until for until, sentence in said.items() if sentence] == [4, 9]
     assert said[4] == ("the kNN score has not improved since epoch 2 (51.3 %): checkpoints/best.ckpt holds that epoch")
-    assert asked.sentence([*rows(*values[:4]), {"epoch": 4}]) is None  # an epoch that was not watched
 
 
 def test_watched_values_are_those_of_the_epochs_end(tmp_path: Path) -> None:

@@ -13,10 +13,11 @@ from deepcluster.data.arrays import Arrays
 from deepcluster.engine.model import Model
 from deepcluster.engine.subject import Subject
 from deepcluster.errors import BadImage, DeepClusterError
-from deepcluster.evaluate.linear.features import FrozenFeatures, fold_batchnorm
+from deepcluster.evaluate.linear.features import FrozenFeatures
 from deepcluster.evaluate.linear.pooling import VGG16, poolings
 from deepcluster.evaluate.linear.recipes import LINEAR, MLP, Recipe, default_recipe, length, override
 from deepcluster.evaluate.linear.splits import draw_shots, split_data, stratified_folds
+from deepcluster.features.extract import folded
 from deepcluster.models.taps import read_taps
 from deepcluster.models.zoo import build_backbone
 
@@ -201,7 +202,7 @@ def test_frozen_layers_are_the_networks_own(name: str, size: int, taps: tuple[st
 
 def test_batch_norm_is_folded_and_deeper_layers_are_not_computed() -> None:
     backbone = build_backbone("resnet18", image_size=32).eval()
-    inference = fold_batchnorm(backbone)
+    inference = folded(backbone, backbone.taps)
     assert not [m for m in inference.modules() if isinstance(m, torch.nn.BatchNorm2d)]
     assert [m for m in backbone.modules() if isinstance(m, torch.nn.BatchNorm2d)]
     frozen = FrozenFeatures(backbone, poolings(backbone, ["layer1"]))

@@ -24,7 +24,7 @@ from rich.progress import Task as RichTask
 from rich.text import Text
 
 from deepcluster.config import SIZES
-from deepcluster.io import write_text
+from deepcluster.io import append, write_bytes
 from deepcluster.reading import judged, parse_json, read_text
 
 NUMBERS = (
@@ -100,7 +100,8 @@ class Screen:
 
 
 class Metrics:
-    """`metrics.jsonl`, one object an epoch, and the same numbers for TensorBoard.
+    """`metrics.jsonl`, one object an epoch, and the same numbers for TensorBoard. A row is put behind the others, so
+    that the thousandth epoch costs what the first one does.
 
     Args:
         folder: the run folder.
@@ -111,23 +112,29 @@ class Metrics:
     def __init__(self, folder: Path, until: int, write: bool = True) -> None:
         self.write = write
         self.file, self.folder = folder / "metrics.jsonl", folder / "tensorboard"
-        self.rows = [row for row in read_metrics(folder) if row["epoch"] < until]
+        self.earlier = [row for row in read_metrics(folder) if row["epoch"] < until]
+        self.losses = [float(row["loss"]) for row in self.earlier if row.get("loss") is not None]
         self.until = until
         self._writer: Any = None
-        if write and self.rows != read_metrics(folder):
-            self._write()
+        kept = "".join(map(_text, self.earlier)).encode()
+        self._size = len(kept)
+        if write and self.file.exists() and self.file.read_bytes() != kept:
+            write_bytes(self.file, kept)
 
     def add(self, row: dict[str, Any]) -> None:
         """One epoch."""
-        self.rows.append({name: _plain(value) for name, value in row.items()})
+        row = {name: _plain(value) for name, value in row.items()}
+        self.losses.append(row["loss"])
         if not self.write:
             return
-        self._write()
+        text = _text(row).encode()
+        append(self.file, text, self._size)
+        self._size += len(text)
         if self._writer is None:
             from torch.utils.tensorboard import SummaryWriter
 
             self._writer = SummaryWriter(str(self.folder), purge_step=self.until)
-        for name, value in self.rows[-1].items():
+        for name, value in row.items():
             if isinstance(value, (int, float)) and name != "epoch":
                 self._writer.add_scalar(name, value, row["epoch"])
         self._writer.flush()
@@ -136,9 +143,6 @@ class Metrics:
         """Ends the TensorBoard file."""
         if self._writer is not None:
             self._writer.close()
-
-    def _write(self) -> None:
-        write_text(self.file, "".join(json.dumps(row) + "\n" for row in self.rows))
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
@@ -149,8 +153,11 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
     """
     file = folder / "metrics.jsonl"
     advice = "restore it, or delete that line."
-    rows = []
-    for number, text in enumerate(read_text(file, advice=advice).split("\n") if file.exists() else [], 1):
+    *lines, cut = (read_text(file, advice=advice) if file.exists() else "").split("\n")
+    if cut and not lines:
+        lines = [cut]
+    rows = []  # without what a kill has cut short: the epoch is done again
+    for number, text in enumerate(lines, 1):
         if text:
             with judged(f"Line {number:,} of {file}", advice):
                 rows.append(_row(parse_json(text)))
@@ -185,6 +192,10 @@ def line(row: dict[str, Any], epochs: int) -> str:
         parts.append(f"{row['clusters_used']} clusters of {row['size_min']}-{row['size_max']}")
     parts.append(f"{row['images_per_second']:,.0f} images/s")
     return "  ".join(parts)
+
+
+def _text(row: dict[str, Any]) -> str:
+    return json.dumps(row) + "\n"
 
 
 def _plain(value: Any) -> Any:

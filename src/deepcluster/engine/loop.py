@@ -244,7 +244,7 @@ def end_epoch(c: TrainContext, state: TrainState) -> None:
         if c.group.is_first and c.run.keep_every and (epoch + 1) % c.run.keep_every == 0:
             keep_copy(kept.with_name("last.ckpt"), kept)
     c.monitor.keep_best(c, state)
-    c.monitor.report_stall(c)
+    c.monitor.report_stall(c, epoch)
     c.clock.lap("epoch")
 
 

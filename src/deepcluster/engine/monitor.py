@@ -6,8 +6,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -72,16 +72,14 @@ class Watch:
         """Whether a value is due after `epoch`, counted from 0."""
         return (epoch + 1) % self.every == 0
 
-    def over(self, rows: Sequence[Mapping[str, Any]]) -> bool:
-        """Whether training is to end after these rows of metrics.jsonl."""
-        best = best_of(rows)
+    def over(self, best: Best | None) -> bool:
+        """Whether training is to end."""
         return self.stop and best is not None and best.since >= self.patience
 
-    def sentence(self, rows: Sequence[Mapping[str, Any]]) -> str | None:
-        """What is to be said after the last of these rows: once when the value has not improved for `patience` values,
-        and again only if it improved after that and stalled again."""
-        best = best_of(rows)
-        if best is None or best.since != self.patience or "watched" not in rows[-1]:
+    def sentence(self, best: Best | None) -> str | None:
+        """What is to be said after a watched epoch: once when the value has not improved for `patience` values, and
+        again only if it improved after that and stalled again."""
+        if best is None or best.since != self.patience:
             return None
         return (
             f"the {self.name} has not improved since epoch {best.epoch + 1} ({100 * best.value:.1f} %):"
@@ -104,13 +102,16 @@ class Best:
     since: int
 
 
-def best_of(rows: Sequence[Mapping[str, Any]]) -> Best | None:
-    """The best of the rows of metrics.jsonl that have a `watched`; None when none has."""
-    watched = [(row["epoch"], row["watched"]) for row in rows if row.get("watched") is not None]
-    if not watched:
-        return None
-    position = max(range(len(watched)), key=lambda position: (watched[position][1], -position))
-    return Best(*watched[position], since=len(watched) - 1 - position)
+def best_of(rows: Iterable[Mapping[str, Any]], best: Best | None = None) -> Best | None:
+    """The best of the rows of metrics.jsonl that have a `watched`, or the one before them; None when none has."""
+    for row in rows:
+        if (value := row.get("watched")) is not None:
+            best = (
+                Best(row["epoch"], value, 0)
+                if best is None or value > best.value
+                else replace(best, since=best.since + 1)
+            )
+    return best
 
 
 def make_watch(run: TrainRun, source: ImageSource) -> Watch | None:
@@ -167,11 +168,12 @@ class Monitor:
 
     def __init__(self, metrics: Metrics, watch: Watch | None) -> None:
         self.metrics, self.watch = metrics, watch
-        self._written: set[int] = set()  # epochs whose first clustering was written
+        self.best = best_of(metrics.earlier)
+        self._written = -1  # the latest epoch whose first clustering was written
 
     def should_stop(self) -> bool:
         """Whether the watched score has stopped rising and the run is to end there."""
-        return self.watch is not None and self.watch.over(self.metrics.rows)
+        return self.watch is not None and self.watch.over(self.best)
 
     def after_features(self, c: TrainContext, state: TrainState, extracted: Features) -> None:
         """RankMe of the features of at most `MAX_RANKED` images, evenly from all."""
@@ -195,11 +197,11 @@ class Monitor:
         with c.group.collective_section():
             if not c.group.is_first:
                 return
-            best, epoch = best_of(self.metrics.rows), state.step // state.steps_per_epoch
+            best, epoch = self.best, state.step // state.steps_per_epoch
             if best is not None and state.step == (best.epoch + 1) * state.steps_per_epoch:
                 exported_model(c.method, clustering).save(c.folder / "checkpoints" / "best.safetensors")
-            if epoch not in self._written:
-                self._written.add(epoch)
+            if epoch > self._written:
+                self._written = epoch
                 write_snapshot(c.folder, exported_model(c.method, clustering), clustering)
 
     def after_epoch(self, c: TrainContext, state: TrainState, epoch: int) -> None:
@@ -237,10 +239,11 @@ class Monitor:
         }
         with c.group.collective_section():
             self.metrics.add(row)
+        self.best = best_of([row], self.best)
         left = duration(c.clock.left(state.step))
         c.screen.say(line(row, c.run.epochs) + (f"  {left} left" if epoch + 1 < c.run.epochs else ""))
         classes = latest.get("k", 1) * c.run.method.rotations_predicted
-        check_loss([entry["loss"] for entry in self.metrics.rows], classes, c.screen.warn)
+        check_loss(self.metrics.losses, classes, c.screen.warn)
         state.totals = {}
         for name in ("nmi_previous", "reassigned"):  # an epoch without a clustering has none
             state.latest.pop(name, None)
@@ -263,7 +266,7 @@ class Monitor:
         """Where the epoch that has just ended has the highest watched score: `best.ckpt` and, beside it,
         `best.safetensors` with the network as it is now and the clusters of model.safetensors, until the next
         clustering gives this network its own."""
-        best = best_of(self.metrics.rows) if self.watch else None
+        best = self.best if self.watch else None
         if best is None or state.step != (best.epoch + 1) * state.steps_per_epoch:
             return
         with c.group.collective_section():
@@ -281,9 +284,9 @@ class Monitor:
                 ]
                 model.save(kept / "best.safetensors")
 
-    def report_stall(self, c: TrainContext) -> None:
+    def report_stall(self, c: TrainContext, epoch: int) -> None:
         """Says once that the watched score has stopped rising."""
-        if self.watch and (said := self.watch.sentence(self.metrics.rows)):
+        if self.watch and self.watch.due(epoch) and (said := self.watch.sentence(self.best)):
             c.screen.say(said)
 
 

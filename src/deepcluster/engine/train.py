@@ -140,7 +140,7 @@ def _train(
 
     # Training
     metrics = Metrics(folder, state.step // state.steps_per_epoch, write=group.is_first)
-    clock = Clock(method, run.epochs, state.steps_per_epoch, known | known_seconds(metrics.rows))
+    clock = Clock(method, run.epochs, state.steps_per_epoch, known | known_seconds(metrics.earlier))
     with stop_signals() as stopped:
         monitor = Monitor(metrics, watch)
         context = make_context(run, parts, pixels, fabric, group, folder, screen, monitor, clock, stopped)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from deepcluster.data.loader import Loader
 from deepcluster.data.transforms import CenterCrop, Transform
@@ -18,8 +16,8 @@ from deepcluster.engine.subject import Subject
 from deepcluster.errors import DeepClusterError
 from deepcluster.evaluate.linear.pooling import OUTPUT, Pooling
 from deepcluster.evaluate.linear.splits import Split
+from deepcluster.features.extract import folded
 from deepcluster.models.backbone import Backbone
-from deepcluster.models.sync_batchnorm import revert_sync_batchnorm
 
 PRECISIONS = {"32": None, "bf16": torch.bfloat16, "16": torch.float16}
 
@@ -50,7 +48,7 @@ class FrozenFeatures:
         self.poolings = dict(poolings)
         self.device = torch.device(device)
         self.dtype = PRECISIONS[precision]
-        self.network = fold_batchnorm(backbone).to(self.device).to(memory_format=torch.channels_last)
+        self.network = folded(backbone, backbone.taps).to(self.device).to(memory_format=torch.channels_last)
         self._pooled: dict[str, Tensor] = {}
         for tap in self.poolings.keys() - {OUTPUT}:
             path = (modules or {}).get(tap)
@@ -120,31 +118,3 @@ def extract_splits(
             pair = torch.from_numpy(tables[tap]), torch.from_numpy(split.labels[decoded])
             found.append((pair[0].to(subject.device), pair[1].to(subject.device)))
     return found
-
-
-def fold_batchnorm(backbone: Backbone) -> Backbone:
-    """A frozen copy in evaluation mode with batch-norm folded into convolutions, whose submodules keep their paths.
-
-    Folded where that is safe: where the network can be traced and nothing else reads the convolution.
-    """
-    inference = copy.deepcopy(backbone).eval().requires_grad_(False)
-    revert_sync_batchnorm(inference)
-    trunk = inference.trunk
-    try:
-        graph = torch.fx.symbolic_trace(trunk).graph
-    except Exception:  # tracing fails in as many ways as there are networks
-        return inference
-    modules = dict(trunk.named_modules())
-    called = [node.target for node in graph.nodes if node.op == "call_module"]
-    tapped = [inference.tap_module(tap) for tap in inference.taps]
-    for node in graph.nodes:
-        before = node.args[0] if node.op == "call_module" and node.args else None
-        if not isinstance(before, torch.fx.Node) or before.op != "call_module" or len(before.users) > 1:
-            continue
-        norm, convolution = modules[str(node.target)], modules[str(before.target)]
-        once = called.count(node.target) == 1 and called.count(before.target) == 1
-        ordinary = type(norm) is nn.BatchNorm2d and norm.running_mean is not None and type(convolution) is nn.Conv2d
-        if ordinary and once and not any(module is convolution for module in tapped):
-            trunk.set_submodule(str(before.target), fuse_conv_bn_eval(convolution, norm))
-            trunk.set_submodule(str(node.target), nn.Identity())
-    return inference
