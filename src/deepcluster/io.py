@@ -23,7 +23,7 @@ import numpy as np
 
 from deepcluster.digest import digest
 from deepcluster.errors import DeepClusterError
-from deepcluster.seal import json_seal, put_seal
+from deepcluster.seal import OWNER, json_seal, put_seal
 
 DTYPES = {"torch.bool": "BOOL", "torch.bfloat16": "BF16"} | {
     f"torch.{kind}{bits}": f"{kind[0].upper()}{bits}" for kind in ("float", "int", "uint") for bits in (8, 16, 32, 64)
@@ -176,11 +176,14 @@ def write_torch(file: Path, content: Any, previous: Path | None = None, *, old_f
     return write_atomic(file, write, sealed=not old_form)
 
 
-def write_array(file: Path, blocks: np.ndarray | Iterable[np.ndarray], rows: int | None = None) -> Path:
+def write_array(
+    file: Path, blocks: np.ndarray | Iterable[np.ndarray], rows: int | None = None, *, owner: str = ""
+) -> Path:
     """One sealed .npy, of an array or of blocks that follow each other along the first axis.
 
     Args:
         rows: how many the blocks have together; their error, where they have others, is the caller's.
+        owner: id of 32 letters of what it belongs to, which stands behind the numbers and is compared in reading.
     """
     if isinstance(blocks, np.ndarray):
         blocks, rows = [blocks], len(blocks)
@@ -194,6 +197,9 @@ def write_array(file: Path, blocks: np.ndarray | Iterable[np.ndarray], rows: int
                     np.lib.format.write_array_header_1_0(handle, form | {"shape": (rows, *block.shape[1:])})
                 handle.write(block.reshape(-1).view(np.uint8).data)
             written += len(block)
+        if owner:
+            with told(file):
+                handle.write(OWNER + owner.encode())
         assert written == rows, f"{written} rows of {rows}"
     return file
 

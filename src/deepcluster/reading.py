@@ -22,7 +22,7 @@ from typing import Any, Literal
 import numpy as np
 
 from deepcluster.errors import DeepClusterError
-from deepcluster.seal import check_seal, json_seal
+from deepcluster.seal import OWNED, OWNER, check_seal, json_seal
 
 MOST_TEXT = 1 << 32
 """Bytes of a text file at most; a list of 14 million images has a gigabyte."""
@@ -167,6 +167,7 @@ def read_npy(
     checked: bool = True,
     ndim: int | None = None,
     kinds: str = "biufcSUV",
+    owner: str = "",
 ) -> np.ndarray:
     """The array in an .npy file, whose size must be what its header says.
 
@@ -175,6 +176,7 @@ def read_npy(
         checked: compare all of it with its seal, where it has one.
         ndim: number of its dimensions; None = any.
         kinds: NumPy's letters of the types that it may have. Objects are none of them: nothing is unpickled.
+        owner: what it must belong to, if it says so, see `write_array`.
 
     Raises:
         DeepClusterError: it is missing, damaged, or of another form.
@@ -186,6 +188,13 @@ def read_npy(
             dtype, fortran, shape = _npy_header(handle)
             start = handle.tell()
             count = math.prod(shape)
+            if size - start == count * dtype.itemsize + OWNED:
+                size -= OWNED
+                handle.seek(size)
+                found = handle.read(OWNED).removeprefix(OWNER)
+                if owner and len(found) == 32 and found != owner.encode():
+                    raise ValueError("it belongs to another run")
+                handle.seek(start)
             if size - start != count * dtype.itemsize:
                 raise ValueError(
                     f"its header tells of {count * dtype.itemsize:,} bytes of numbers, and it has {size - start:,}"
@@ -193,8 +202,8 @@ def read_npy(
             if dtype.kind not in kinds or (ndim is not None and len(shape) != ndim):
                 raise ValueError(f"it holds {dtype} of shape {shape}")
             if mapped is None or not count * dtype.itemsize:  # nothing cannot be mapped
-                found: np.ndarray = np.fromfile(handle, dtype, count).reshape(shape, order="F" if fortran else "C")
-                return found
+                array: np.ndarray = np.fromfile(handle, dtype, count).reshape(shape, order="F" if fortran else "C")
+                return array
         return np.memmap(file, dtype, mapped, start, shape, "F" if fortran else "C")
 
 

@@ -19,6 +19,10 @@ SEAL = b"\ndeepcluster crc32 "
 """What stands after the content of a sealed file; eight hex digits and a line's end follow."""
 SEALED = len(SEAL) + 9
 """Bytes of a seal."""
+OWNER = b"\ndeepcluster id "
+"""What stands between the numbers of an .npy file and its seal where it belongs to a run; its id follows."""
+OWNED = len(OWNER) + 32
+"""Bytes of that."""
 HEAD = b'{ "__metadata__":{"crc32":"'
 """How the header of a sealed safetensors file begins, behind its length in 8 bytes; eight hex digits follow. No other
 program writes the space, so that the metadata, put into another file, seal nothing there."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import shutil
 from pathlib import Path
 
@@ -101,6 +103,23 @@ def test_arrays_that_are_cut_short(name: str, how: str, run: Path, capsys: pytes
         assert said in (run / "report.html").read_text()
     with pytest.raises(DeepClusterError, match=r"cannot be read \(.*train --resume"):
         getattr(dc.load_run(run), name.removesuffix(".npy"))
+
+
+@pytest.mark.parametrize("name", ["assignment", "distance"])
+def test_arrays_of_another_run(name: str, finished: Path, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = json.loads((run / "run.json").read_text())
+    assert np.load(run / f"{name}.npy").shape == np.load(run / f"{name}.npy", mmap_mode="r").shape == (64,)
+    config["id"] = "0" * 32
+    (run / "run.json").write_text(json.dumps(config))
+    said = f"{run / name}.npy cannot be read (it belongs to another run): write it again"
+    if name == "assignment":
+        assert said in mistake(capsys, "report", run)
+    with pytest.raises(DeepClusterError, match=re.escape(said)):
+        getattr(dc.load_run(run), name)
+    assert main(["doctor", str(run)]) in (0, 1) and "it belongs to another run" in capsys.readouterr().out
+    del config["id"]  # of an earlier version
+    (run / "run.json").write_text(json.dumps(config))
+    np.testing.assert_array_equal(getattr(dc.load_run(run), name), getattr(dc.load_run(finished), name))
 
 
 @pytest.mark.parametrize("clusterer", [3, "kmeans", AgglomerativeClustering, object()])

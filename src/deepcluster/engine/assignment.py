@@ -12,6 +12,7 @@ import numpy as np
 from deepcluster.data.naming import printable
 from deepcluster.errors import DeepClusterError
 from deepcluster.io import write_atomic, write_csv
+from deepcluster.reading import judged, read_npy
 
 
 @dataclass(frozen=True)
@@ -61,3 +62,16 @@ class Assignment:
             "distance": pyarrow.array(self.distance, from_pandas=True),
         }
         pyarrow.parquet.write_table(pyarrow.table(columns), file)
+
+
+def column(file: Path, kinds: str, images: int, owner: str, advice: str) -> np.ndarray:
+    """(N,) numbers of an .npy file, one for each of the images, of one of NumPy's `kinds`.
+
+    Raises:
+        DeepClusterError: the file is cut short, is something else, or belongs to another run than `owner`.
+    """
+    found = read_npy(file, advice=advice, ndim=1, kinds=kinds, owner=owner)
+    with judged(file, advice):
+        if len(found) != images:
+            raise ValueError(f"it is of {len(found):,} images, and the run has {images:,}")
+    return found

@@ -112,6 +112,7 @@ def cluster_images(
     )
     config = run_folder.about(run, PRESET, source, pixels)
     config |= {"backbone": run_folder.absolute(name), "weights": digest(subject.backbone)}
+    config["id"] = digest(config["id"], config["weights"])
     with _occupied(folder, config, overwrite, screen):
         with stop_signals() as stopped, screen.bar("features", len(pixels)) as bar:
 

@@ -24,7 +24,7 @@ from deepcluster.data.open import open_images
 from deepcluster.data.source import ImageSource
 from deepcluster.distributed import SINGLE, ProcessGroup
 from deepcluster.engine import checkpoint
-from deepcluster.engine.assignment import Assignment
+from deepcluster.engine.assignment import Assignment, column
 from deepcluster.engine.fabric import pick_device
 from deepcluster.engine.log import read_metrics
 from deepcluster.engine.model import MODEL, Model, file_model, pretrained_option
@@ -34,13 +34,21 @@ from deepcluster.methods.params import MethodParams, method_class
 from deepcluster.models.backbone import Backbone
 from deepcluster.models.hugging_face import is_folder
 from deepcluster.models.zoo import build_backbone
-from deepcluster.reading import judged, read_csv, read_json, read_npy
+from deepcluster.reading import judged, read_csv, read_json
 
 FORMAT = 2
 """Of run.json and checkpoints; raised whenever older run folders can no longer be read."""
 NEEDED = {"preset": str, "images": int, "settings": dict, "source_fingerprint": str}
 """What every run.json says: name -> type."""
-OPTIONAL = {"data": str, "bad_images": int, "finished": str, "k_auto": dict, "versions": dict, "backbone": str}
+OPTIONAL = {
+    "id": str,
+    "data": str,
+    "bad_images": int,
+    "finished": str,
+    "k_auto": dict,
+    "versions": dict,
+    "backbone": str,
+}
 """What a run.json may say."""
 SETTINGS = ("epochs", "batch_size", "image_size", "seed", "method", "backbone")
 """What the settings of every run hold."""
@@ -91,17 +99,27 @@ class Run(Subject):
             raise DeepClusterError(
                 f"{self.folder} has no clusters yet: go on with `deepcluster train --resume {self.folder}`."
             )
-        found = _column(file, "iu", self.config["images"])
+        found = self._column(file, "iu")
         most = max(len(found), getattr(self.params, "k", 0))
         if len(found) and not -1 <= found.min() <= found.max() < most:
-            raise DeepClusterError(f"{file} cannot be read (it has clusters beyond {most:,}): {_again(self.folder)}")
+            raise DeepClusterError(f"{file} cannot be read (it has clusters beyond {most:,}): {self._again}")
         return found
 
     @property
     def distance(self) -> np.ndarray | None:
         """(N,) float32, Euclidean distance of each training image to its center; NaN = cannot be decoded."""
         file = self.folder / "distance.npy"
-        return _column(file, "f", self.config["images"]) if file.exists() else None
+        return self._column(file, "f") if file.exists() else None
+
+    def _column(self, file: Path, kinds: str) -> np.ndarray:
+        return column(file, kinds, self.config["images"], self.config.get("id", ""), self._again)
+
+    @property
+    def _again(self) -> str:
+        """How a file of the run that is not what it was is made again."""
+        if not self.params.trains:
+            return f"write it again by `deepcluster cluster {self.config.get('data')} --out {self.folder} --overwrite`."
+        return f"write it again from the last checkpoint by `deepcluster train --resume {self.folder}`."
 
     def bad_images(self) -> list[tuple[str, str, str]]:
         """Index, path and reason of each image that cannot be decoded, as bad_images.csv lists them.
@@ -320,21 +338,3 @@ def _check_config(found: dict[str, Any]) -> None:
         known = {field.name for field in fields(run.method)}  # type: ignore[arg-type]
         for name in {"name", *(known if not run.method.trains else known & {"k"})} - method.keys():
             raise ValueError(f"it does not say the run's settings.method.{name}")
-
-
-def _column(file: Path, kinds: str, images: int) -> np.ndarray:
-    """(N,) numbers of an .npy file, one for each of the run's images, of one of NumPy's `kinds`.
-
-    Raises:
-        DeepClusterError: the file is cut short, is something else, or belongs to another run.
-    """
-    advice = _again(file.parent)
-    found = read_npy(file, advice=advice, ndim=1, kinds=kinds)
-    with judged(file, advice):
-        if len(found) != images:
-            raise ValueError(f"it is of {len(found):,} images, and the run has {images:,}")
-    return found
-
-
-def _again(folder: Path) -> str:
-    return f"write it again from the last checkpoint by `deepcluster train --resume {folder}`."

@@ -14,6 +14,7 @@ from deepcluster.data.cache import Pixels
 from deepcluster.data.folder import Files
 from deepcluster.data.naming import is_hidden
 from deepcluster.data.source import ImageSource
+from deepcluster.digest import digest
 from deepcluster.distributed import SINGLE, ProcessGroup
 from deepcluster.engine.log import Screen
 from deepcluster.engine.model import MODEL, PRETRAINED, Model, file_of
@@ -21,6 +22,9 @@ from deepcluster.engine.run import FORMAT, read_config
 from deepcluster.errors import DeepClusterError
 from deepcluster.io import write_array, write_csv, write_json
 from deepcluster.types import Clustering
+
+IDENTITY = ("seed", "batch_size", "image_size", "method", "optimizer", "backbone")
+"""The settings by which runs of the same images differ, wherever and for however long they are trained."""
 
 
 def about(
@@ -32,17 +36,20 @@ def about(
     group: ProcessGroup = SINGLE,
 ) -> dict[str, Any]:
     """run.json: everything resolved; a clusterer passed in Python by its repr."""
+    settled = settings.as_dict(resolved(run))
+    fingerprint = source.fingerprint()
     packages = ("deepcluster", "torch", "torchvision", "lightning-fabric", "numpy")
     return {
         "format": FORMAT,
+        "id": digest(fingerprint, type(clusterer).__name__, {name: settled[name] for name in IDENTITY}),
         "preset": preset,
         "seed": run.seed,
         "processes": group.size,
         "data": absolute(source.name),
         "images": len(source),
         "bad_images": len(pixels.bad),
-        "source_fingerprint": source.fingerprint(),
-        "settings": settings.as_dict(resolved(run)),
+        "source_fingerprint": fingerprint,
+        "settings": settled,
         **({} if clusterer is None else {"clusterer": repr(clusterer)}),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -123,9 +130,10 @@ def tell_bad(pixels: Pixels, screen: Screen) -> None:
 
 def write_snapshot(folder: Path, model: Model, clustering: Clustering) -> None:
     """model.safetensors, assignment.npy and distance.npy (N,) float32, of the same clustering."""
+    owner = read_config(folder).get("id", "")
     model.save(folder / MODEL)
     for name, values in (("distance", clustering.distance), ("assignment", clustering.assignment)):
-        write_array(folder / f"{name}.npy", values)
+        write_array(folder / f"{name}.npy", values, owner=owner)
 
 
 def write_bad_images(folder: Path, pixels: Pixels) -> None:

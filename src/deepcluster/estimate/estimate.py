@@ -28,7 +28,7 @@ from deepcluster.engine.subject import short_side
 from deepcluster.errors import DeepClusterError
 from deepcluster.estimate.dry_run import ROWS, Counted, DryRun, count_backbone, number_of_clusters
 from deepcluster.features.extract import IN_MEMORY, extract
-from deepcluster.seal import SEALED
+from deepcluster.seal import OWNED, SEALED
 from deepcluster.types import TrainStep
 
 if TYPE_CHECKING:
@@ -332,7 +332,7 @@ def disk(job: Job, net: Counted, value: dict[str, float]) -> list[Item]:
         Item("last.ckpt while it is replaced", value["checkpoint"], "scratch"),
         Item(f"epoch-NNNN.ckpt, {kept} of them", value["checkpoint"] * kept, "run"),
         Item("model.safetensors", value["model"], "run"),
-        Item("assignment.npy, distance.npy", 12.0 * job.images + 2 * (128 + SEALED), "run"),
+        Item("assignment.npy, distance.npy", 12.0 * job.images + 2 * (128 + OWNED + SEALED), "run"),
         Item("features, memory-mapped", table * (table > IN_MEMORY), "scratch"),
         Item("decoded images", job.images * job.picture * (job.cached == "disk"), "cache"),
     ]

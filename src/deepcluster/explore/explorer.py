@@ -19,6 +19,8 @@ from deepcluster.data.cache import load_pixels
 from deepcluster.data.decode import decode
 from deepcluster.data.open import open_images
 from deepcluster.data.source import ImageSource
+from deepcluster.digest import digest
+from deepcluster.engine.assignment import column
 from deepcluster.engine.log import Screen
 from deepcluster.engine.model import MODEL
 from deepcluster.engine.subject import short_side
@@ -345,18 +347,21 @@ def open_explorer(run: Run, data: str | None = None, screen: Screen | None = Non
     if mark == run.config["source_fingerprint"]:
         return Explorer(run, source)
     folder = run.folder / "explore" / f"other-{mark[:12]}-{vectors.identity(run, mark)}"
-    kept = folder / "assigned.json"
+    kept, owner = folder / "assigned.json", digest(folder.name)
     if not kept.is_file():
         pixels = run.pixels(source)
         with (screen or Screen(quiet=True)).bar("assigning", len(pixels)) as bar:
             found = run.assign(pixels, check=bar)
-        write_array(folder / "distance.npy", found.distance)
-        write_array(folder / "assignment.npy", found.cluster)
+        write_array(folder / "distance.npy", found.distance, owner=owner)
+        write_array(folder / "assignment.npy", found.cluster, owner=owner)
         write_json(kept, {"images": len(source), "source": source.name})
     advice = f"delete {folder} and give the same command again."
     if read_json(kept, advice=advice).get("images") != len(source):
         raise DeepClusterError(f"{folder} is damaged: delete it and give the same command again.")
-    assignment, distance = (read_npy(folder / f"{name}.npy", advice=advice) for name in ("assignment", "distance"))
+    assignment, distance = (
+        column(folder / f"{name}.npy", kinds, len(source), owner, advice)
+        for name, kinds in (("assignment", "iu"), ("distance", "f"))
+    )
     return Explorer(run, source, assignment, distance, folder)
 
 
