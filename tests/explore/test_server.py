@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 import webbrowser
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,8 +21,13 @@ from PIL import Image
 
 from deepcluster.cli.explore import open_in_browser
 from deepcluster.cli.main import main
+from deepcluster.data.decode import MOST_PIXELS, decode, upright_size
+from deepcluster.data.formats import PIXELS
+from deepcluster.data.open import open_images
 from deepcluster.engine.run import Run
+from deepcluster.errors import BadImage, DeepClusterError
 from deepcluster.explore.explorer import Explorer, open_explorer
+from deepcluster.explore.thumbs import Thumbs
 from explore.browse import Site, served
 
 
@@ -202,6 +208,32 @@ def test_a_photo_finds_its_cluster(site: Site, explorer: Explorer, photos: Path)
     for nonsense in (b"", b"<svg onload=alert(1)>", b"\x89PNG"):
         status, found = site.post("/api/photo", nonsense)
         assert status == 400 and "cannot be read as a picture" in found["error"]
+
+
+def test_huge_pictures_are_one_sentence_at_once(explorer: Explorer, photos: Path, tmp_path: Path) -> None:
+    """Of 200 million pixels in 25 kB: neither shown nor looked for, and not decoded for it; JPEGs shrink as they are
+    read."""
+    Image.new("P", (20_000, 10_000)).save(tmp_path / "huge.png")
+    Image.new("L", (11_000, 8_000)).save(tmp_path / "large.jpg", quality=1)
+    began = time.perf_counter()
+    with pytest.raises(DeepClusterError, match=r"too large: 20,000 x 10,000 pixels, and 67,108,864 are the most"):
+        explorer.photo((tmp_path / "huge.png").read_bytes(), 3)
+    shown = Thumbs(lambda: open_images([str(tmp_path / name) for name in ("huge.png", "large.jpg")]))
+    with pytest.raises(BadImage, match="too large: 20,000 x 10,000"):
+        shown.get(0, 96)
+    assert time.perf_counter() - began < 1
+    assert shown.get(1, 96)
+    assert decode(tmp_path / "large.jpg", 96).shape[0] == 96 and MOST_PIXELS.get() == PIXELS
+
+
+def test_sizes_are_read_from_the_head_of_regular_files(tmp_path: Path) -> None:
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    Image.new("L", (30, 20)).save(tmp_path / "turned.jpg", exif=turned)
+    assert upright_size(tmp_path / "turned.jpg") == (30, 20)
+    os.mkfifo(tmp_path / "pipe.jpg")
+    with pytest.raises(OSError, match="no regular file"):
+        upright_size(tmp_path / "pipe.jpg")
 
 
 def test_edits_are_kept_and_undone(site: Site, explorer: Explorer) -> None:

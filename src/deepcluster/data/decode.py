@@ -10,9 +10,10 @@ import re
 import struct
 import warnings
 from contextlib import suppress
+from contextvars import ContextVar
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from PIL import Image, ImageFile
@@ -22,12 +23,16 @@ from deepcluster.data.depth import deepened, grey, is_deep, significant_bits
 from deepcluster.data.formats import BYTES, FORMATS, HEAD, PIXELS, format_of_head
 from deepcluster.data.libtiff import listen
 from deepcluster.errors import BadImage
-from deepcluster.reading import read_bytes
+from deepcluster.reading import read_bytes, regular_size
 
 #: A filter for Pillow's warnings: what they say is the reason of a bad image, or does not touch the picture. It is put
 #: in and taken out by hand, since `warnings.catch_warnings` is of the whole process: threads would undo each other's,
 #: and warnings of ours that are shown once would be shown again after each image.
 SILENT = ("ignore", None, Warning, re.compile(r"PIL\b|pillow_heif"), 0)
+
+MOST_PIXELS: ContextVar[int] = ContextVar("MOST_PIXELS", default=PIXELS)
+"""Pixels of a picture at most, a JPEG's after the shrinking that costs nothing. Where a person waits, it is set
+to fewer."""
 
 ORIENTATION = 0x0112  # EXIF tag
 #: EXIF orientation -> how the stored image is turned so that it stands upright.
@@ -96,6 +101,8 @@ def _read(data: bytes, short_side: int | None, said: list[str]) -> Image.Image:
     with _open(data, stream := _Watched(data)) as image:
         if short_side is not None and image.format == "JPEG":
             _draft(image, short_side)
+        if image.width * image.height > (most := MOST_PIXELS.get()):
+            raise BadImage(f"too large: {image.width:,} x {image.height:,} pixels, and {most:,} are the most here")
         deep = is_deep(image)
         stream.ran_dry = False
         image.load()
@@ -108,6 +115,18 @@ def _read(data: bytes, short_side: int | None, said: list[str]) -> Image.Image:
         if image.format == "PNG":
             image.info["significant_bits"] = significant_bits(data)
         return to_rgb(deepened(image, lambda: _open(data)) if deep else image)
+
+
+def upright_size(file: str | Path) -> tuple[int, int]:
+    """Height and width of the image in a file as `decode` would give it, from its first bytes alone.
+
+    Raises:
+        BadImage, and anything else that Pillow raises: it is none.
+    """
+    regular_size(file)
+    with open(file, "rb") as stream, _open(stream.read(HEAD), stream) as image:
+        height, width = image.height, image.width
+        return (width, height) if _orientation(image) >= 5 else (height, width)
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -151,7 +170,7 @@ def _draft(image: Image.Image, short_side: int) -> None:
         image.draft(None, (int(np.ceil(width * scale)), int(np.ceil(height * scale))))
 
 
-def _open(data: bytes, stream: io.BytesIO | None = None) -> Any:
+def _open(data: bytes, stream: IO[bytes] | None = None) -> Any:
     """Opens an image as `Image.open` does, but for its limit of pixels, which is one of the whole process and not ours.
 
     The formats are asked in our order; the one that the first bytes announce is asked alone.

@@ -30,7 +30,7 @@ from deepcluster.explore.catalog import Catalog, json_number
 from deepcluster.explore.groups import Groups
 from deepcluster.explore.jobs import Job
 from deepcluster.explore.journal import Journal
-from deepcluster.explore.thumbs import Thumbs
+from deepcluster.explore.thumbs import Thumbs, patient
 from deepcluster.explore.vectors import Vectors
 from deepcluster.io import write_array, write_json
 from deepcluster.lock import locked
@@ -176,7 +176,8 @@ class Explorer:
     def photo(self, content: bytes, count: int) -> dict[str, Any]:
         """The cluster of a picture that is none of the images, and the images most similar to it."""
         try:
-            picture = decode(content, short_side(self.run.image_size))
+            with patient():
+                picture = decode(content, short_side(self.run.image_size))
         except BadImage as error:
             raise DeepClusterError(f"This file cannot be read as a picture ({error}): drop another.") from None
         model = self.run.model

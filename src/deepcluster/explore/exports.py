@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from deepcluster import io
+from deepcluster.data.decode import upright_size
 from deepcluster.data.folder import Files
 from deepcluster.data.naming import printable
 from deepcluster.data.source import ImageSource
@@ -141,12 +142,7 @@ def size_of(source: ImageSource, index: int) -> tuple[int, int] | None:
         if not isinstance(source, Files):
             height, width = source.read(index).shape[:2]
             return height, width
-        from PIL import Image
-
-        with Image.open(os.path.join(source.root, source.paths[index])) as image:
-            width, height = image.size
-            turned = int(image.getexif().get(0x0112, 1)) >= 5  # the header alone, not the picture
-        return (width, height) if turned else (height, width)
+        return upright_size(os.path.join(source.root, source.paths[index]))
     except Exception:  # as many ways to be damaged as there are formats
         return None
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 
 import numpy as np
 
+from deepcluster.data.decode import MOST_PIXELS
 from deepcluster.data.source import ImageSource
 from deepcluster.errors import BadImage, DeepClusterError
 from deepcluster.visualize.images import encoded, thumbnail
@@ -16,6 +19,11 @@ WHOLE = 1024
 """Shorter side of the large view, in pixels."""
 TINY = 64
 """Images up to this side are sent as they are, and the page enlarges them without smoothing."""
+PIXELS = 1 << 26
+"""Of a picture that is shown or looked for: one of 81 million, of 300 kB, takes a gigabyte and seconds of a waiting
+person. Larger JPEGs are shrunk as they are read and fit."""
+AT_ONCE = threading.Semaphore(2)
+"""Pictures that are decoded at once, which bounds memory; requests have 40 threads."""
 KEPT = 10_000
 """Thumbnails in memory: some 5 kB each. The browser keeps those it has seen."""
 
@@ -47,9 +55,21 @@ class Thumbs:
         try:
             if (source := self._source()) is None:
                 raise BadImage("the images are not there")
-            return source.read(index, side)
+            with patient():
+                return source.read(index, side)
         except (DeepClusterError, OSError, ValueError, IndexError) as error:
             raise BadImage(" ".join(str(error).split()) or type(error).__name__) from error
+
+
+@contextmanager
+def patient() -> Iterator[None]:
+    """Pictures that are decoded within are few at once and of at most `PIXELS`; larger ones are bad images."""
+    with AT_ONCE:
+        before = MOST_PIXELS.set(PIXELS)
+        try:
+            yield
+        finally:
+            MOST_PIXELS.reset(before)
 
 
 def placeholder() -> bytes:

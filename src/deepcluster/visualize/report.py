@@ -7,7 +7,6 @@ because the images have moved, is said in a sentence and the page is written all
 from __future__ import annotations
 
 import base64
-import io
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -18,11 +17,14 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from deepcluster.config import params_of
+from deepcluster.data.decode import decode
+from deepcluster.data.formats import BYTES
 from deepcluster.data.naming import printable
 from deepcluster.data.source import ImageSource
 from deepcluster.engine.run import Run
-from deepcluster.errors import DeepClusterError
+from deepcluster.errors import BadImage, DeepClusterError
 from deepcluster.io import write_text
+from deepcluster.reading import read_bytes
 from deepcluster.visualize import history, report_text, sizes, style
 from deepcluster.visualize.clustered_images import ClusteredImages, class_name, reader, short_name, training_clusters
 from deepcluster.visualize.clusters import Contact, contact, largest, main_classes
@@ -141,10 +143,9 @@ def embedded_file(path: Path, most: int) -> str | None:
     from PIL import Image
 
     try:
-        content, kind = path.read_bytes(), "png"
-        with Image.open(io.BytesIO(content)) as opened:
-            picture = opened.convert("RGB")
-    except OSError:
+        content, kind = read_bytes(path, BYTES), "png"
+        picture = Image.fromarray(decode(content))
+    except (OSError, ValueError, BadImage):
         return None  # half a file, or another program's
     while len(content) > most and min(picture.size) > 32:
         if kind == "jpeg":
