@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tarfile
 import time
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,7 @@ from deepcluster.data.loader import Loader
 from deepcluster.data.manifest import CHECKED, VERSION, read_manifest, table_digest
 from deepcluster.data.open import open_images
 from deepcluster.data.shards import Shards
+from deepcluster.data.source import ImageSource
 from deepcluster.data.transforms import CenterCrop
 from deepcluster.errors import BadImage, DeepClusterError
 
@@ -369,3 +371,41 @@ def test_killed_index_continues(tmp_path: Path) -> None:
     doctored(found[0])  # which was done, so that nobody reads it again
     index_shards(found, out, workers=2)
     assert len(open_images(out)) == 72_000 and not parts.exists()
+
+
+def test_classes_are_found_over_all_shards_as_over_one_folder(tmp_path: Path) -> None:
+    """Each shard alone has another rule: one holds splits, one a single folder, one folders of equal names."""
+    contents = [
+        {"train/cat/images/1.png": png(1), "train/dog/images/2.png": png(2)},
+        {"val/cat/images/3.png": png(3)},
+        {"val/owl/images/4.png": png(4), "val/owl/more/5.png": png(5)},
+    ]
+    found = [str(tmp_path / f"{k}.tar") for k in range(3)]
+    for place, members in zip(found, contents, strict=True):
+        make_tar(Path(place), members)
+        for name, content in members.items():
+            (tmp_path / "all" / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / "all" / name).write_bytes(content)
+
+    def classes(source: ImageSource) -> list[str]:
+        assert source.labels is not None
+        return [source.classes[k] for k in source.labels]
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        folder = open_images(tmp_path / "all")
+        wanted = dict(zip((Path(p).stem for p in map(folder.path, range(5))), classes(folder), strict=True))
+        plain = open_images(str(tmp_path / "{0,1,2}.tar"))
+        assert classes(plain) == classes(index(found, tmp_path / "m.json")) == [wanted[str(k)] for k in range(1, 6)]
+        first = index(found[:2], tmp_path / "n.json")
+        assert classes(first) == classes(open_images(str(tmp_path / "{0,1}.tar")))
+        for place in found[:2]:
+            doctored(place)  # what is known of them is enough
+        more = index(found, tmp_path / "n.json")
+        assert classes(more) == classes(plain) and more.classes == plain.classes
+        make_tar(tmp_path / "3.tar", {"6.png": png(6)})  # an image without a folder: no classes, until it goes
+        assert index([*found, str(tmp_path / "3.tar")], tmp_path / "n.json").labels is None
+        assert classes(index(found, tmp_path / "n.json")) == classes(plain)
+    assert sorted(path.name for path in tmp_path.glob("n.*")) == sorted(
+        ["n.json", *read_manifest(tmp_path / "n.json").tables]
+    )

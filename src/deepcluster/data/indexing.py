@@ -19,7 +19,15 @@ import numpy as np
 from deepcluster.data import storage
 from deepcluster.data.archive import find_format, format_of, scan
 from deepcluster.data.decode_pool import require_handles
-from deepcluster.data.manifest import Manifest, open_tables, read_manifest, relative, table_digest, write_manifest
+from deepcluster.data.manifest import (
+    Manifest,
+    mapped,
+    open_tables,
+    read_manifest,
+    relative,
+    table_digest,
+    write_manifest,
+)
 from deepcluster.data.naming import labels_from_parents, natural_key
 from deepcluster.data.shards import Shard, index_file, read_members, row_type, write_members
 from deepcluster.errors import DeepClusterError
@@ -39,7 +47,7 @@ class Found:
     stamp: str  # changes with it
     trouble: str = ""  # why it could not be read to its end; empty when it could
     largest: int = 0  # the largest offset in it, in its format's units
-    classes: tuple[str, ...] | None = ()  # the class folders in it; None where an image has none
+    folders: tuple[str, ...] = ()  # of its images
     row: int = -1  # the row of the earlier manifest's table where its images are; -1 = they are in `file`
     file: str = ""  # the file with its members
 
@@ -50,18 +58,18 @@ class _Earlier:
 
     manifest: Manifest
     table: np.ndarray
-    labels: np.ndarray | None
+    folders: np.ndarray | None  # (rows,) places in the manifest's folders
 
     def known(self) -> dict[str, Found]:
         """Path -> what it says of a shard, for those that were read to their end."""
         found = {}
         for path, images, size, row, stamp, trouble in self.manifest.shards:
             if not trouble:
-                rows, classes = slice(row, row + images), None
-                if self.labels is not None:
-                    classes = tuple(self.manifest.classes[k] for k in np.unique(self.labels[rows]))
+                rows = slice(row, row + images)
+                numbers = [] if self.folders is None else np.unique(self.folders[rows]).tolist()
+                folders = tuple(self.manifest.folders[k] for k in numbers)
                 largest = int(self.table["offset"][rows].max(initial=0))
-                found[path] = Found(images, size, stamp, largest=largest, classes=classes if images else (), row=row)
+                found[path] = Found(images, size, stamp, largest=largest, folders=folders, row=row)
         return found
 
 
@@ -105,9 +113,8 @@ def index_shards(
         raise DeepClusterError(f"there is no image in the {len(found):,} shards{trouble}: check the pattern")
     manifest = _merge(out, paths, results, earlier, labels)
     if earlier is not None:  # its tables, which nothing names any more
-        for name in (earlier.manifest.index, earlier.manifest.labels):
-            if name and name not in (manifest.index, manifest.labels):
-                out.with_name(name).unlink(missing_ok=True)
+        for name in set(earlier.manifest.tables) - set(manifest.tables):
+            out.with_name(name).unlink(missing_ok=True)
     shutil.rmtree(parts, ignore_errors=True)
     return manifest
 
@@ -140,17 +147,25 @@ def _listed(file: Path) -> list[str]:
 
 
 def _earlier(out: Path, labels: bool) -> _Earlier | None:
-    """The manifest that is there already, where it can serve: undamaged, and with labels if they are wanted."""
+    """The manifest that is there already, where it can serve: undamaged, and with folders if labels are wanted."""
     if not out.is_file():
         return None
     try:
         manifest = read_manifest(out)
-        table, known = open_tables(out, manifest)
+        table, folders = open_tables(out, manifest)
+        if manifest.places is not None:
+            folders = mapped(out, manifest.places)
     except DeepClusterError:
         if b'"deepcluster manifest"' not in out.read_bytes()[:4096]:
             raise  # another file, which is not to be replaced
         return None
-    return None if labels and not manifest.asked else _Earlier(manifest, table, known)
+    if not labels:
+        return _Earlier(manifest, table, None)
+    if folders is None or folders.shape != table.shape or folders.dtype.kind != "i" or not len(folders):
+        return None
+    if not 0 <= folders.min() <= folders.max() < len(manifest.folders):
+        return None
+    return _Earlier(manifest, table, folders)
 
 
 def _in_parallel(jobs: Sequence[tuple[str, Found | None, Path]], workers: int) -> Iterator[Found]:
@@ -191,16 +206,19 @@ def _index_one(job: tuple[str, Found | None, Path]) -> Found:
     if members is None:
         members = scan(place)
         write_members(file, members)
-    labels, classes = labels_from_parents(members.names)
     return Found(
         len(members.names),
         size,
         stamp,
         members.trouble,
         int(members.offsets.max(initial=0)) // format_of(place).unit,
-        None if labels is None and members.names else classes,
+        tuple(dict.fromkeys(map(_folder_of, members.names))),
         file=str(file),
     )
+
+
+def _folder_of(name: str) -> str:
+    return name.rpartition("/")[0]
 
 
 def _merge(out: Path, paths: list[str], results: list[Found], earlier: _Earlier | None, asked: bool) -> Manifest:
@@ -228,27 +246,36 @@ def _merge(out: Path, paths: list[str], results: list[Found], earlier: _Earlier 
         rows["offset"], rows["length"] = members.offsets // format_of(path).unit, members.lengths
         return rows
 
-    classes: tuple[str, ...] = ()
-    if asked and all(result.classes is not None for result in results):
-        classes = tuple(sorted({name for result in results for name in result.classes or ()}, key=natural_key))
-    number = {name: k for k, name in enumerate(classes)}
-
-    def labels(path: str, result: Found) -> np.ndarray:
-        if result.row >= 0:
-            assert earlier is not None and earlier.labels is not None
-            own, names = earlier.labels[result.row : result.row + result.images], earlier.manifest.classes
-        else:
-            found, names = labels_from_parents(read_members(Path(result.file)).names)
-            assert found is not None
-            own = found
-        return np.asarray(np.array([number.get(name, -1) for name in names], "<i4")[own])
-
     tag = f"{out.stem}.{uuid.uuid4().hex[:8]}"
-    tables = [write(out.with_name(f"{tag}.index.npy"), kind, located)]
-    if classes:
-        tables.append(write(out.with_name(f"{tag}.labels.npy"), np.dtype("<i4"), labels))
-    written = [read_npy(out.with_name(name), advice="index the shards again", mapped="r") for name in tables]
-    content = table_digest(written[0], written[1] if classes else None)
-    manifest = Manifest(shards, tables[0], tables[1] if classes else None, classes, asked, content)
+    index = write(out.with_name(f"{tag}.index.npy"), kind, located)
+    labels = places = None
+    classes: tuple[str, ...] = ()
+    folders = sorted({folder for result in results for folder in result.folders} if asked else (), key=natural_key)
+    if folders:
+        own, classes = labels_from_parents([f"{folder}/" for folder in folders])  # over all shards, as over a folder
+        if own is not None:
+            order = np.argsort(own, kind="stable").tolist()
+            folders, own = [folders[k] for k in order], own[order]
+        number = {folder: k for k, folder in enumerate(folders)}
+
+        def placed(path: str, result: Found) -> np.ndarray:
+            if result.row >= 0:
+                assert earlier is not None and earlier.folders is not None
+                before = np.array([number.get(folder, -1) for folder in earlier.manifest.folders])
+                return np.asarray(before[earlier.folders[result.row : result.row + result.images]])
+            return np.array([number[_folder_of(name)] for name in read_members(Path(result.file)).names])
+
+        if own is not None:
+            label_of = own
+            labels = write(
+                out.with_name(f"{tag}.labels.npy"), np.dtype("<i4"), lambda path, result: label_of[placed(path, result)]
+            )
+        if len(classes) != len(folders):
+            places = write(out.with_name(f"{tag}.places.npy"), np.dtype("<i4"), placed)
+    advice = "index the shards again"
+    table = read_npy(out.with_name(index), advice=advice, mapped="r")
+    known = None if labels is None else read_npy(out.with_name(labels), advice=advice, mapped="r")
+    content = table_digest(table, known)
+    manifest = Manifest(shards, index, labels, classes, asked, content, tuple(folders), places)
     write_manifest(out, manifest)
     return manifest
