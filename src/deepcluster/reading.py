@@ -7,6 +7,7 @@ runs nothing that it finds there, and refuses the rest in one sentence: what, wh
 from __future__ import annotations
 
 import ast
+import codecs
 import csv
 import io
 import json
@@ -92,17 +93,25 @@ def read_bytes(file: Path | str, most: int) -> bytes:
         return handle.read()
 
 
-def read_text(file: Path, *, advice: str, most: int = MOST_TEXT) -> str:
-    """A text file in UTF-8, with or without a mark of it.
+def read_text(file: Path, *, advice: str, most: int = MOST_TEXT, names: bool = False) -> str:
+    """A text file in UTF-8, with or without a mark of it, or in UTF-16 with one, as Windows' editors write it.
+
+    Args:
+        names: it may hold names of files, so that bytes of another encoding stay as Python has those (PEP 383).
 
     Raises:
         DeepClusterError: it cannot be read, is too large, or is no text.
     """
     with judged(file, advice):
         content = read_bytes(file, most)
+        if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+            try:
+                content = content.decode("utf-16").encode()
+            except UnicodeError:
+                raise ValueError("it begins as UTF-16 and is none") from None
         if (place := content.find(0)) >= 0:
             raise ValueError(f"byte {place:,} is NUL, so it is no text")
-        return content.decode("utf-8-sig")
+        return content.decode("utf-8-sig", "surrogateescape" if names else "strict")
 
 
 def parse_json(text: str | bytes) -> Any:
@@ -144,8 +153,8 @@ def read_json(file: Path, *, advice: str, most: int = MOST_JSON) -> dict[str, An
         return found
 
 
-def read_csv(file: Path, *, advice: str) -> list[list[str]]:
-    """The rows of a .csv file, each a list of texts; its first one is the header.
+def read_csv(file: Path, *, advice: str, names: bool = False) -> list[list[str]]:
+    """The rows of a .csv file, each a list of texts; its first one is the header. `names` as in `read_text`.
 
     Fields are divided by what the header holds most of: commas, semicolons or tabs.
 
@@ -153,7 +162,7 @@ def read_csv(file: Path, *, advice: str) -> list[list[str]]:
         DeepClusterError: it cannot be read, or is no .csv.
     """
     with judged(file, advice):
-        text = read_text(file, advice=advice)
+        text = read_text(file, advice=advice, names=names)
         delimiter = max(",;\t", key=text.partition("\n")[0].count)
         rows = csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=delimiter, skipinitialspace=True)
         return list(rows)

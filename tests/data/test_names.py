@@ -6,9 +6,13 @@ import os
 import unicodedata
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from deepcluster.data.naming import find_on_disk, natural_key, printable
+from deepcluster.data.open import open_images
+from deepcluster.errors import DeepClusterError
 
 LATIN = os.fsdecode(b"caf\xe9.png")
 
@@ -51,3 +55,26 @@ def test_names_as_they_are_come_first(tmp_path: Path) -> None:
         Path(file).touch()
         assert find_on_disk(file) == file
     assert find_on_disk(f"{tmp_path}/gone-é.png") == f"{tmp_path}/gone-é.png"
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-be", "latin-1"])
+@pytest.mark.parametrize("ending", ["txt", "csv"])
+@pytest.mark.parametrize("there", ["NFC", "NFD", "latin-1"])
+def test_lists_in_any_encoding_name_files_in_any(there: str, ending: str, encoding: str, tmp_path: Path) -> None:
+    name = LATIN if there == "latin-1" else unicodedata.normalize("NFC" if there == "NFC" else "NFD", "café.png")
+    for number, file in enumerate([name, "été\u2028x.png" if encoding.startswith("utf") else "b.png"]):
+        Image.fromarray(np.full((8, 8, 3), number, np.uint8)).save(tmp_path / file)
+    lines = ["path,label", "café.png,1", f"{file},2"] if ending == "csv" else ["café.png", file]
+    mark = "\ufeff" if encoding == "utf-16-be" else ""
+    (tmp_path / f"l.{ending}").write_bytes((mark + "\r\n".join(lines)).encode(encoding))
+    source = open_images(tmp_path / f"l.{ending}")
+    assert len(source) == 2 and [int(source.read(k)[0, 0, 0]) for k in range(2)] == [0, 1]
+    assert source.path(0) == printable(name) and (ending == "txt" or source.classes == ("1", "2"))
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfea", b"\xff\xfe\0\0a\0\0\0", "a.png\nb.png".encode("utf-16-le")])
+def test_other_encodings_of_lists_are_refused(content: bytes, tmp_path: Path) -> None:
+    for ending in ("txt", "csv"):
+        (tmp_path / f"l.{ending}").write_bytes(content)
+        with pytest.raises(DeepClusterError, match=r"cannot be read \(.*give a text file"):
+            open_images(tmp_path / f"l.{ending}")

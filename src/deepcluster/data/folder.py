@@ -15,6 +15,7 @@ from deepcluster.data import storage
 from deepcluster.data.decode import encoded
 from deepcluster.data.formats import HEAD, UNREAD_PICTURES, format_of_head
 from deepcluster.data.naming import (
+    find_on_disk,
     is_hidden,
     is_image_name,
     labels_from_names,
@@ -154,7 +155,7 @@ def open_list_file(name: str) -> ImageSource:
     labels: np.ndarray | None = None
     classes: tuple[str, ...] = ()
     if file.suffix.lower() == ".csv":
-        header, *rows = read_csv(file, advice=advice) or [[]]
+        header, *rows = read_csv(file, advice=advice, names=True) or [[]]
         path_at, label_at = _column(header, PATHS), _column(header, LABELS)
         if path_at is None:
             raise DeepClusterError(f"{name} has no column `path`: its first line must read `path` or `path,label`")
@@ -170,23 +171,30 @@ def open_list_file(name: str) -> ImageSource:
                 stacklevel=2,
             )
     else:
-        paths = [line.strip() for line in read_text(file, advice=advice).splitlines() if line.strip()]
+        lines = read_text(file, advice=advice, names=True).replace("\r", "\n").split("\n")
+        paths = [line.strip() for line in lines if line.strip()]
     if not paths:
         raise DeepClusterError(f"the list {name} names no image: write one path a line, relative to its folder")
-    source = Files(name, file.parent, [path.replace(os.sep, "/") for path in paths], labels, classes)
+    source = Files(name, file.parent, [_spelled(file.parent, path) for path in paths], labels, classes)
     if not any(os.path.exists(os.path.join(source.root, path)) for path in source.paths):
         raise DeepClusterError(
-            f"none of the {len(paths)} files listed in {name} exists, the first being {paths[0]}: "
+            f"none of the {len(paths)} files listed in {name} exists, the first being {printable(paths[0])}: "
             "paths start at the folder of the list"
         )
     return source
+
+
+def _spelled(root: Path, path: str) -> str:
+    """A path of a list as the disk spells it, still relative if it was."""
+    found = find_on_disk(os.path.join(root, path))
+    return found if os.path.isabs(path) else found.removeprefix(os.path.join(root, ""))
 
 
 def open_paths(paths: Sequence[str]) -> ImageSource:
     """A list of image files, relative to the working folder."""
     if len(paths) == 1:
         return open_file(paths[0], "list")
-    plain = [os.path.expanduser(path) for path in paths]
+    plain = [find_on_disk(os.path.expanduser(path)) for path in paths]
     if not any(os.path.isfile(path) for path in plain):
         raise DeepClusterError(f"none of the {len(plain)} image files given exists, the first being {plain[0]}")
     return Files("list", Path.cwd(), plain)

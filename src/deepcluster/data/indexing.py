@@ -141,7 +141,8 @@ def named(patterns: Sequence[str]) -> list[str]:
 
 def _listed(file: Path) -> list[str]:
     """The patterns in a list, whose paths start at its folder."""
-    lines = map(str.strip, read_text(file, advice="give a text file that lists shards").splitlines())
+    text = read_text(file, advice="give a text file that lists shards", names=True)
+    lines = map(str.strip, text.replace("\r", "\n").split("\n"))
     words = [line for line in lines if line and not line.startswith("#")]
     return [word if storage.is_url(word) else os.path.join(file.parent, word) for word in words]
 

@@ -45,7 +45,7 @@ def find_on_disk(path: str) -> str:
     A disk has a name in one Unicode form (NFC or NFD) or in bytes of another encoding; a list made elsewhere may have
     it in the other form, in Latin-1, with backslashes as Windows does, or as `printable` wrote it.
     """
-    if os.path.lexists(path) or (path.isascii() and "\\" not in path):
+    if (path.isascii() and "\\" not in path) or os.path.lexists(path):  # asks no disk for most names of a long list
         return path
     for spelled in dict.fromkeys([path, path.replace("\\", "/")]):
         found = "/" if spelled.startswith("/") else ""
