@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import re
+
+LONG = re.compile(r"(\S{240})\S{100,}(\S{160})")
+"""A word that no reader wants whole: a name or a number out of a damaged file."""
+
 
 class DeepClusterError(ValueError):
     """A mistake the user can correct: one sentence that says what is wrong, where, and what to do.
 
     The command line prints the sentence and ends with exit status 2, without a traceback.
     """
+
+    def __str__(self) -> str:
+        return LONG.sub(r"\1...\2", " ".join(super().__str__().splitlines()))
 
 
 class ProcessLost(DeepClusterError):

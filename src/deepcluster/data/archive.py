@@ -21,6 +21,7 @@ from typing import BinaryIO
 import numpy as np
 
 from deepcluster.data import storage
+from deepcluster.data.formats import PLAIN
 from deepcluster.data.naming import is_image_name, printable
 from deepcluster.errors import BadImage
 
@@ -143,23 +144,20 @@ def _scan_tar(stream: BinaryIO, wanted: Wanted) -> tuple[list[tuple[str, int, in
                     return found, f"has a damaged header at byte {archive.offset:,}"
                 start = _next_archive(stream)
     except (tarfile.TarError, EOFError, ValueError) as error:
-        return found, "is cut short" if found else f"cannot be read as an uncompressed tar file ({error})"
+        if not found:
+            return found, f"cannot be read as an uncompressed tar file ({error})"
+        return found, f"is damaged or cut short after byte {start:,}" if start else "is cut short"
     if unread:
         return found, f"has {len(unread):,} links or sparse members that are not read, such as {printable(unread[0])}"
     return found, ""
 
 
 def _next_archive(stream: BinaryIO) -> int | None:
-    """Where the next archive begins behind the end mark of one; None where only zeros, or no headers, follow."""
+    """Where the next archive begins behind the end mark of one; None where only zeros follow."""
     while chunk := stream.read(1 << 20):
         if rest := chunk.lstrip(b"\0"):
             start = stream.tell() - len(rest)
-            start -= start % BLOCK
-            stream.seek(start)
-            with suppress(tarfile.TarError):
-                tarfile.TarInfo.frombuf(stream.read(BLOCK), "utf-8", "surrogateescape")
-                return start
-            return None
+            return int(start - start % BLOCK)
     return None
 
 
@@ -203,6 +201,9 @@ def _extending_header(window: bytes, header: int) -> int | None:
 
 #: Local header (APPNOTE 4.3.7): signature, version, flags, method, time, date, crc, sizes, lengths of name and extra.
 HEADER = struct.Struct("<4s5H3L2H")
+#: The record at the end (APPNOTE 4.3.16), with the number of members, or, for more of them, a number that says so.
+END = struct.Struct("<4s4H2LH")
+TOLD_ELSEWHERE = 0xFFFF
 #: Bytes read beyond header and content, for the name and the extra field, whose lengths only the header tells.
 SLACK = 512
 #: A member that unpacks to more is not an image but an attack.
@@ -211,16 +212,28 @@ ENCRYPTED, SIZES_FOLLOW, UTF8 = 0x1, 0x8, 0x800
 
 
 def _scan_zip(stream: BinaryIO, wanted: Wanted) -> tuple[list[tuple[str, int, int]], str]:
+    found: list[tuple[str, int, int]] = []
     try:
         with zipfile.ZipFile(stream) as archive:
-            found = [
-                (member.filename, member.header_offset, member.compress_size)
-                for member in archive.infolist()
-                if not member.is_dir() and wanted(member.filename)
-            ]
+            members = [member for member in archive.infolist() if not member.is_dir()]
+            found = [(one.filename, one.header_offset, one.compress_size) for one in members if wanted(one.filename)]
+            for member in members:  # the list of names has no checksum, but there is a second one
+                if not wanted(member.filename) and PurePosixPath(member.filename).suffix.lower() not in PLAIN:
+                    with suppress(RuntimeError):  # encrypted, or packed in another way
+                        archive.open(member).close()
+            if (told := _told_members(stream)) not in (len(archive.infolist()), TOLD_ELSEWHERE):
+                return found, f"lists {len(archive.infolist()):,} members of {told:,}"
     except (zipfile.BadZipFile, EOFError, ValueError, NotImplementedError, struct.error) as error:
-        return [], f"cannot be read as a zip file ({error})"
+        return found, f"has a damaged list of members ({error})" if found else f"cannot be read as a zip file ({error})"
     return found, ""
+
+
+def _told_members(stream: BinaryIO) -> int:
+    """How many members the end of a zip file says that it lists."""
+    size = stream.seek(0, io.SEEK_END)
+    stream.seek(max(0, size - END.size - TOLD_ELSEWHERE))
+    tail = stream.read()
+    return int(END.unpack_from(tail, tail.rindex(b"PK\x05\x06"))[4])
 
 
 def _read_zip(read: Read, offset: int, length: int) -> bytes:

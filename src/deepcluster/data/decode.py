@@ -6,6 +6,7 @@ This file knows image formats; it knows nothing of folders, indices or caches.
 from __future__ import annotations
 
 import io
+import logging
 import re
 import struct
 import warnings
@@ -33,6 +34,9 @@ SILENT = ("ignore", None, Warning, re.compile(r"PIL\b|pillow_heif"), 0)
 MOST_PIXELS: ContextVar[int] = ContextVar("MOST_PIXELS", default=PIXELS)
 """Pixels of a picture at most, a JPEG's after the shrinking that costs nothing. Where a person waits, it is set
 to fewer."""
+
+for name in ("PIL", "pillow_heif"):  # so are their logs, which without a handler would go to the screen
+    logging.getLogger(name).addHandler(logging.NullHandler())
 
 ORIENTATION = 0x0112  # EXIF tag
 #: EXIF orientation -> how the stored image is turned so that it stands upright.

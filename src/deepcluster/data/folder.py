@@ -13,7 +13,7 @@ import numpy as np
 
 from deepcluster.data import storage
 from deepcluster.data.decode import encoded
-from deepcluster.data.formats import HEAD, UNREAD_PICTURES, format_of_head
+from deepcluster.data.formats import HEAD, PLAIN, UNREAD_PICTURES, format_of_head
 from deepcluster.data.naming import (
     find_on_disk,
     is_hidden,
@@ -74,13 +74,6 @@ class Files(Encoded):
                 return file.read(4096)
         except (OSError, ValueError):
             return b"missing"
-
-
-PLAIN = frozenset([
-    ".txt", ".csv", ".tsv", ".json", ".jsonl", ".xml", ".yaml", ".yml", ".md", ".html", ".py", ".log", ".npy", ".npz",
-    ".pt", ".pth", ".tar", ".zip", ".gz", ".parquet", ".pdf", ".mp4", ".mov", ".db", ".ini",
-])  # fmt: skip
-"""Endings of files that lie beside images and are not looked into."""
 
 
 def _begins_as_image(place: str) -> bool:

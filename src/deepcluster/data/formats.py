@@ -26,6 +26,12 @@ UNREAD_PICTURES = (
     ".eps", ".xcf", ".dcm",
 )  # fmt: skip
 
+#: Endings of files that lie beside images and are not looked into.
+PLAIN = frozenset([
+    ".txt", ".csv", ".tsv", ".json", ".jsonl", ".xml", ".yaml", ".yml", ".md", ".html", ".py", ".log", ".npy", ".npz",
+    ".pt", ".pth", ".tar", ".zip", ".gz", ".parquet", ".pdf", ".mp4", ".mov", ".db", ".ini",
+])  # fmt: skip
+
 #: Bytes that `format_of_head` wants to see.
 HEAD = 32
 MAGIC = (

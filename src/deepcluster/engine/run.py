@@ -38,17 +38,12 @@ from deepcluster.reading import judged, read_csv, read_json
 
 FORMAT = 2
 """Of run.json and checkpoints; raised whenever older run folders can no longer be read."""
-NEEDED = {"preset": str, "images": int, "settings": dict, "source_fingerprint": str}
+NEEDED = {"preset": str, "images": int, "settings": dict, "source_fingerprint": str, "data": str}
 """What every run.json says: name -> type."""
 OPTIONAL = {
-    "id": str,
-    "data": str,
-    "bad_images": int,
-    "finished": str,
-    "k_auto": dict,
-    "versions": dict,
-    "backbone": str,
-}
+    "id": str, "bad_images": int, "finished": str, "k_auto": dict, "versions": dict, "backbone": str,
+    "created": str, "processes": int, "seed": int, "clusterer": str, "changes": list,
+}  # fmt: skip
 """What a run.json may say."""
 SETTINGS = ("epochs", "batch_size", "image_size", "seed", "method", "backbone")
 """What the settings of every run hold."""

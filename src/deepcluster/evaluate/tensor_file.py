@@ -59,7 +59,7 @@ def read_tensors(file: Path | str, kind: str) -> tuple[dict[str, Any], dict[str,
     """
     metadata, tensors = reading.read_tensors(file, advice=f"give what an evaluation wrote as a {kind}.")
     try:
-        return _tuples(json.loads(metadata[kind])), tensors
+        return _tuples(reading.parse_json(metadata[kind])), tensors
     except (KeyError, ValueError) as error:
         why = "it holds something else" if isinstance(error, KeyError) else error
         raise DeepClusterError(

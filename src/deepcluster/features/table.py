@@ -55,6 +55,8 @@ def open_table(file: Path) -> tuple[np.ndarray | TableInParts, dict[str, Any]]:
         advice = f"write the table again, or move this file away to use {file.name} without it."
         about = read_json(beside, advice=advice)
         with judged(beside, advice):
+            if "source_fingerprint" in about and "rows" not in about:
+                raise ValueError("it does not describe a table")
             _check_about(about, *table.shape)
     return table, about
 
