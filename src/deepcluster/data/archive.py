@@ -144,9 +144,7 @@ def _scan_tar(stream: BinaryIO, wanted: Wanted) -> tuple[list[tuple[str, int, in
                     return found, f"has a damaged header at byte {archive.offset:,}"
                 start = _next_archive(stream)
     except (tarfile.TarError, EOFError, ValueError) as error:
-        if not found:
-            return found, f"cannot be read as an uncompressed tar file ({error})"
-        return found, f"is damaged or cut short after byte {start:,}" if start else "is cut short"
+        return found, "is cut short" if found else f"cannot be read as an uncompressed tar file ({error})"
     if unread:
         return found, f"has {len(unread):,} links or sparse members that are not read, such as {printable(unread[0])}"
     return found, ""
