@@ -76,21 +76,20 @@ def test_weights_of_another_network_are_refused() -> None:
         packaged_state(file, timm.create_model("tf_efficientnet_lite1", num_classes=0).state_dict())
 
 
-def test_auto_takes_the_best_that_can_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_takes_the_best_on_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     assert choose_backbone("timm:resnet18")[0] == "timm:resnet18"
-    monkeypatch.setattr(pretrained, "_cached", lambda name: True)
+    monkeypatch.setattr(pretrained, "cached_file", lambda name: Path("model.safetensors"))
     assert choose_backbone()[0] == f"timm:{pretrained.BEST}"
-    monkeypatch.setattr(pretrained, "_cached", lambda name: False)
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(pretrained, "cached_file", lambda name: None)
     if packaged_file(LITE) is not None:
         name, sentence = choose_backbone()
         assert name == f"timm:{LITE}" and "Apache-2.0" in sentence and "because" in sentence
     monkeypatch.setattr(pretrained, "packaged_file", lambda name: None)
-    with pytest.raises(DeepClusterError, match="No pretrained backbone can be had"):
+    with pytest.raises(DeepClusterError, match="No pretrained backbone is on this machine"):
         choose_backbone()
 
 
 def test_a_hub_that_does_not_answer_is_noticed_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
-    assert not pretrained._hub_answers(seconds=1.0)
+    assert not pretrained.hub_answers(seconds=1.0)

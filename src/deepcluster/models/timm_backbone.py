@@ -8,7 +8,7 @@ from torch import nn
 
 from deepcluster.errors import DeepClusterError
 from deepcluster.models.backbone import IMAGENET_MEAN, IMAGENET_STD, Parts
-from deepcluster.models.pretrained import can_be_had, packaged_file, packaged_state
+from deepcluster.models.pretrained import cached_file, hub_answers, packaged_file, packaged_state
 
 NOT_LAYERS = ("checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "pretrained_model_args", "cache_dir")
 """Arguments of `timm.create_model` that name files, which no option of a network and no foreign file may do."""
@@ -18,8 +18,8 @@ def build_timm(name: str, channels: int, size: int, *, pretrained: bool = False,
     """A model of timm for (channels, size, size) input; its output is what timm pools.
 
     Args:
-        pretrained: published weights, from an installed package that carries them or else as timm fetches them;
-            `mean` and `std` are then the ones those weights expect.
+        pretrained: published weights, from an installed package or timm's cache, or else as timm fetches them; `mean`
+            and `std` are then the ones those weights expect.
         options: passed to `timm.create_model`, such as `drop_path_rate`.
 
     Taps: the stages that timm lists in `feature_info`, or its blocks or stages; then pool, the output.
@@ -35,12 +35,15 @@ def build_timm(name: str, channels: int, size: int, *, pretrained: bool = False,
     packaged = packaged_file(name) if pretrained and channels == 3 else None
     settings["pretrained"] = pretrained and packaged is None
     expects = timm.get_pretrained_cfg(name) if settings["pretrained"] else None
-    repository = expects.hf_hub_id if expects is not None else None
-    if repository and not can_be_had(repository):  # timm would try for most of a minute
-        raise DeepClusterError(
-            f"The weights of timm:{name} could not be fetched (they are not in the cache, and the hub does not answer);"
-            " connect to the network once, or leave out pretrained."
-        )
+    if expects is not None and expects.hf_hub_id:
+        cached = cached_file(expects.hf_hub_id, expects.hf_hub_filename)
+        if cached is not None:  # the hub's own client would ask whether they are still the latest
+            settings["pretrained_cfg_overlay"] = {"file": str(cached)}
+        elif not hub_answers():  # timm would try for most of a minute
+            raise DeepClusterError(
+                f"The weights of timm:{name} could not be fetched (they are not in the cache, and the hub does not"
+                " answer); connect to the network once, or leave out pretrained."
+            )
     try:
         trunk = create(name, size, **settings)
     except (TypeError, ValueError, AssertionError) as error:
