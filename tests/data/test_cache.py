@@ -282,7 +282,7 @@ from deepcluster.data import arrays, cache, storage
 from deepcluster.data.open import open_images
 slow = float(sys.argv[3])
 pixels = cache.load_pixels(open_images(sys.argv[1]), short_side=None, cache_gb=1, small=0, directory=Path(sys.argv[2]),
-                           progress=lambda *at: (print(*at, flush=True), time.sleep(slow)))
+                           chunk=2, progress=lambda *at: (print(*at, flush=True), time.sleep(slow)))
 print("sum", int(pixels.pixels.astype("int64").sum()), flush=True)
 """
 
