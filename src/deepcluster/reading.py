@@ -14,6 +14,7 @@ import json
 import math
 import os
 import stat
+import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -91,6 +92,17 @@ def read_bytes(file: Path | str, most: int) -> bytes:
         raise ValueError(f"it has {size:,} bytes, and {most:,} are the most that is read")
     with open(file, "rb") as handle:
         return handle.read()
+
+
+def read_head(file: Path | str, count: int) -> bytes:
+    """The first bytes of a regular file.
+
+    Raises:
+        OSError: it is none, or is not there.
+    """
+    regular_size(file)
+    with open(file, "rb") as handle:
+        return handle.read(count)
 
 
 def read_text(file: Path, *, advice: str, most: int = MOST_TEXT, names: bool = False) -> str:
@@ -277,6 +289,21 @@ def read_tensors(
     if finite:
         require_finite(tensors, file)
     return metadata, tensors
+
+
+def load_torch(file: Path | str) -> Any:
+    """What `torch.save` wrote, on the CPU; only tensors and plain values, nothing is run.
+
+    Raises:
+        Exception: it is missing, damaged or wants to run code; torch fails in many ways.
+    """
+    import torch
+
+    regular_size(file)
+    check_seal(file)
+    with warnings.catch_warnings():  # torch's own words about files that are refused
+        warnings.simplefilter("ignore")
+        return torch.load(file, map_location="cpu", weights_only=True)
 
 
 def require_finite(tensors: Mapping[str, Any], file: Path | str) -> None:

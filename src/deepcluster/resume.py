@@ -7,7 +7,6 @@ and the state of the one that was running. This module does not know what the st
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,7 +14,7 @@ from typing import Any, TypeVar
 from deepcluster.digest import digest
 from deepcluster.errors import DeepClusterError
 from deepcluster.io import write_torch
-from deepcluster.seal import check_seal
+from deepcluster.reading import load_torch
 
 Result = TypeVar("Result")
 
@@ -101,13 +100,8 @@ class ResumeFile:
     def _read(self) -> dict[str, Any] | None:
         if not self.file.is_file():
             return None
-        import torch
-
         try:
-            check_seal(self.file)
-            with warnings.catch_warnings():  # torch's own words about files that it refuses
-                warnings.simplefilter("ignore")
-                content = torch.load(self.file, map_location="cpu", weights_only=True)
+            content = load_torch(self.file)
             return {name: content[name] for name in ("digest", "results", "stage", "state")}
         except Exception as error:  # torch fails in many ways at files that are damaged or want to run code
             raise DeepClusterError(

@@ -22,6 +22,7 @@ from deepcluster.data.storage import cache_folder
 from deepcluster.digest import digest
 from deepcluster.distributed import ProcessGroup
 from deepcluster.errors import DeepClusterError, DeepClusterWarning
+from deepcluster.reading import parse_json
 
 #: Bytes up to which decoded images simply live in memory.
 SMALL = 256 << 20
@@ -230,6 +231,6 @@ def agree_on_bad(pixels: Pixels, group: ProcessGroup) -> None:
     """Tells all processes which images any of them could not decode."""
     if not group.is_single:
         for text in group.gather_strings(json.dumps(pixels.bad)):
-            pixels.bad.update({int(index): reason for index, reason in json.loads(text).items()})
+            pixels.bad.update({int(index): reason for index, reason in parse_json(text).items()})
         if isinstance(pixels, StoredPixels):
             pixels.good = np.setdiff1d(pixels.good, np.fromiter(pixels.bad, np.int64, len(pixels.bad)))

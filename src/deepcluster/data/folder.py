@@ -26,7 +26,7 @@ from deepcluster.data.naming import (
 from deepcluster.data.source import Encoded, ImageSource
 from deepcluster.digest import digest
 from deepcluster.errors import BadImage, DeepClusterError, DeepClusterWarning
-from deepcluster.reading import read_csv, read_text, regular_size
+from deepcluster.reading import read_csv, read_head, read_text
 
 #: Files whose first bytes go into a fingerprint; all go in with their name, size and time.
 SAMPLED = 64
@@ -68,10 +68,7 @@ class Files(Encoded):
 
     def _head(self, index: int) -> bytes:
         try:
-            place = os.path.join(self.root, self.paths[index])
-            regular_size(place)
-            with open(place, "rb") as file:
-                return file.read(4096)
+            return read_head(os.path.join(self.root, self.paths[index]), 4096)
         except (OSError, ValueError):
             return b"missing"
 
@@ -79,9 +76,7 @@ class Files(Encoded):
 def _begins_as_image(place: str) -> bool:
     """Whether a file without an image's ending (`d41d8cd9`, `x.jpg_large`, `y.jpg?w=300`) begins as one."""
     try:
-        regular_size(place)
-        with open(place, "rb") as file:
-            return format_of_head(file.read(HEAD)) is not None
+        return format_of_head(read_head(place, HEAD)) is not None
     except (OSError, ValueError):
         return False
 

@@ -32,7 +32,7 @@ from deepcluster.data.naming import labels_from_parents, natural_key
 from deepcluster.data.shards import Shard, index_file, read_members, row_type, write_members
 from deepcluster.errors import DeepClusterError
 from deepcluster.io import write_array
-from deepcluster.reading import read_npy, read_text
+from deepcluster.reading import read_head, read_npy, read_text
 
 #: Shards that are handed to a process at a time.
 CHUNK = 4
@@ -157,7 +157,7 @@ def _earlier(out: Path, labels: bool) -> _Earlier | None:
         if manifest.places is not None:
             folders = mapped(out, manifest.places)
     except DeepClusterError:
-        if b'"deepcluster manifest"' not in out.read_bytes()[:4096]:
+        if b'"deepcluster manifest"' not in read_head(out, 4096):
             raise  # another file, which is not to be replaced
         return None
     if not labels:

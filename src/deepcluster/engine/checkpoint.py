@@ -11,7 +11,6 @@ import math
 import os
 import random
 import shlex
-import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,6 +23,7 @@ from lightning_fabric import Fabric
 from deepcluster.errors import DeepClusterError
 from deepcluster.io import keep_copy, write_torch
 from deepcluster.methods.base import Method
+from deepcluster.reading import load_torch
 from deepcluster.seal import check_seal
 
 PARTS = ("method", "optimizers", "progress", "precision", "random")
@@ -100,10 +100,7 @@ def load(file: Path) -> dict[str, Any]:
         DeepClusterError: not a checkpoint, damaged, or one that wants to run code.
     """
     try:
-        check_seal(file)
-        with warnings.catch_warnings():  # torch's own words about files that are refused with a sentence of ours
-            warnings.simplefilter("ignore")
-            state = torch.load(file, map_location="cpu", weights_only=True)
+        state = load_torch(file)
     except OSError as error:
         raise DeepClusterError(f"The checkpoint {file} cannot be read: {error.strerror or error}.") from error
     except Exception as error:

@@ -37,6 +37,7 @@ from deepcluster.features.table import BATCH, open_table, write_parts
 from deepcluster.io import write_json
 from deepcluster.methods.params import FrozenParams
 from deepcluster.models.pretrained import choose_backbone
+from deepcluster.reading import parse_json
 from deepcluster.types import Clustering, ClusterTree
 
 PRESET = "cluster"
@@ -166,7 +167,7 @@ def _occupied(folder: Path, config: dict[str, Any], overwrite: bool, screen: Scr
     Raises:
         DeepClusterError: it holds a finished run, or one that trains, or another process writes in it.
     """
-    config = json.loads(json.dumps(config))  # as it will be read
+    config = parse_json(json.dumps(config))  # as it will be read
 
     def goes_on() -> bool:
         there = read_config(folder)

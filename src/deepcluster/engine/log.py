@@ -25,7 +25,7 @@ from rich.text import Text
 
 from deepcluster.config import SIZES
 from deepcluster.io import append, write_bytes
-from deepcluster.reading import judged, parse_json, read_text
+from deepcluster.reading import MOST_TEXT, judged, parse_json, read_bytes, read_text
 
 NUMBERS = (
     "loss", "nmi_previous", "reassigned", "clusters_used", "size_min", "size_max", "size_entropy", "lr",
@@ -118,7 +118,7 @@ class Metrics:
         self._writer: Any = None
         kept = "".join(map(_text, self.earlier)).encode()
         self._size = len(kept)
-        if write and self.file.exists() and self.file.read_bytes() != kept:
+        if write and self.file.exists() and read_bytes(self.file, MOST_TEXT) != kept:
             write_bytes(self.file, kept)
 
     def add(self, row: dict[str, Any]) -> None:

@@ -28,7 +28,7 @@ from deepcluster.models.heads import ProjectionHead
 from deepcluster.models.pretrained import choose_backbone
 from deepcluster.models.released import load_released
 from deepcluster.models.zoo import build_backbone
-from deepcluster.reading import read_tensors
+from deepcluster.reading import parse_json, read_tensors
 from deepcluster.types import ClusterTree, Embedding
 
 MODEL = "model.safetensors"
@@ -118,7 +118,7 @@ class Model:
         """
         metadata, tensors = read_tensors(file, finite=finite)
         try:
-            return cls._built(json.loads(metadata["backbone"]), json.loads(metadata["embedding"]), tensors)
+            return cls._built(parse_json(metadata["backbone"]), parse_json(metadata["embedding"]), tensors)
         except Exception as error:  # a header can be wrong in as many ways as networks have arguments
             why = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".:")
             why = f"it has no {error}" if isinstance(error, KeyError) else why

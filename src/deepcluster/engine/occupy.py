@@ -23,6 +23,7 @@ from deepcluster.engine.run import BETWEEN, read_config
 from deepcluster.errors import DeepClusterError
 from deepcluster.io import remove_leftovers, write_json
 from deepcluster.lock import locked
+from deepcluster.reading import read_text
 
 LOCK, SCRATCH = ".lock", ".scratch-"
 """The file that is locked; how the names of folders for intermediate tables begin."""
@@ -215,7 +216,7 @@ def _is_between(folder: Path) -> bool:
 def _kept(folder: Path) -> set[str]:
     """What the run in `folder` shares with the one that was moved aside."""
     file = folder / ASIDE / KEPT
-    return set(file.read_text(encoding="utf-8").splitlines()) if file.exists() else set()
+    return set(read_text(file, advice=f"move {file.parent} away.").splitlines()) if file.exists() else set()
 
 
 def _put_back(folder: Path, warn: Callable[[str], object] = lambda line: None) -> None:

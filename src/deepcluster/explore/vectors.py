@@ -19,7 +19,7 @@ from deepcluster.engine.model import MODEL
 from deepcluster.explore.jobs import Job
 from deepcluster.features.table import open_parts, write_parts
 from deepcluster.io import write_array, write_json
-from deepcluster.reading import read_json, read_npy
+from deepcluster.reading import MOST_ARCHIVE, read_bytes, read_json, read_npy
 
 if TYPE_CHECKING:
     from deepcluster.engine.run import Run
@@ -67,7 +67,7 @@ class Vectors:
 
 def identity(run: Run, fingerprint: str) -> str:
     """What vectors depend on, as a hex digest: the run's model and the images."""
-    return digest(fingerprint, (run.folder / MODEL).read_bytes())[:12]
+    return digest(fingerprint, read_bytes(run.folder / MODEL, MOST_ARCHIVE))[:12]
 
 
 def make(run: Run, source: ImageSource, folder: Path, fingerprint: str, job: Job) -> Vectors:

@@ -36,6 +36,7 @@ from deepcluster.methods.params import DeeperClusterParams
 from deepcluster.models.backbone import Backbone
 from deepcluster.models.heads import Classifier, CosineClassifier, cluster_means, make_classifier
 from deepcluster.random import seed_of, seeded
+from deepcluster.reading import parse_json
 from deepcluster.types import Batch, Clustering, ClusterTree, TrainStep
 
 
@@ -312,7 +313,7 @@ def _broadcast_optimizer(state: dict[str, Any] | None, group: ProcessGroup, owne
         values = {str(p): {name: list(v.shape) for name, v in part.items()} for p, part in state["state"].items()}
         types = {name: str(v.dtype) for part in state["state"].values() for name, v in part.items()}
         plan = json.dumps({"groups": state["param_groups"], "state": values, "types": types})
-    agreed = json.loads(group.gather_strings(plan)[owner])
+    agreed = parse_json(group.gather_strings(plan)[owner])
     full: dict[str, Any] = {"param_groups": agreed["groups"], "state": {}}
     for position, shapes in agreed["state"].items():
         full["state"][int(position)] = {}

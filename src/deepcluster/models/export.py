@@ -17,7 +17,7 @@ from deepcluster.io import write_safetensors, write_torch
 from deepcluster.models.backbone import Backbone
 from deepcluster.models.resnet import RESNETS
 from deepcluster.models.zoo import build_backbone
-from deepcluster.reading import read_tensors
+from deepcluster.reading import parse_json, read_tensors
 
 FORMATS = ("safetensors", "torchvision")
 
@@ -66,7 +66,7 @@ def load_backbone(file: str | Path) -> Backbone:
     """
     notes, tensors = read_tensors(file)
     try:
-        config = json.loads(notes["config"])
+        config = parse_json(notes["config"])
         # The random weights that are about to be replaced leave the caller's generator as it was.
         with torch.random.fork_rng(devices=[]):
             backbone = build_backbone(**config)

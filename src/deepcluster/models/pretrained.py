@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from deepcluster.errors import DeepClusterError
+from deepcluster.reading import load_torch
 
 BEST = "vit_small_patch14_dinov2.lvd142m"
 """DINOv2-small, trained without labels on 142 million images: the best features for their cost that may be used
@@ -86,7 +86,7 @@ def packaged_state(file: Path, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """
     places = re.findall(r"blocks\.(\d+)\.(\d+)\.conv_pw\.weight", "\n".join(like))
     blocks = sorted((int(stage), int(block)) for stage, block in places)
-    saved = torch.load(file, map_location="cpu", weights_only=True)
+    saved = load_torch(file)
     state = {_timm_name(name, blocks): value for name, value in saved.items()}
     state = {name: value for name, value in state.items() if name in like or not name.startswith("classifier.")}
     wrong = state.keys() ^ like.keys() or {name for name in like if state[name].shape != like[name].shape}

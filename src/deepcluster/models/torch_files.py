@@ -14,7 +14,6 @@ import pickletools
 import re
 import struct
 import tarfile
-import warnings
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -23,6 +22,7 @@ import torch
 from torch import Tensor
 
 from deepcluster.errors import DeepClusterError
+from deepcluster.reading import load_torch, read_head
 
 TEXT_INTEGER = f"Unsupported operand {ord('I')}"
 DTYPES = {
@@ -70,16 +70,13 @@ def read_torch(file: str | Path) -> Any:
 
 def _is_pickle(file: Path) -> bool:
     """Whether the file is a pickle that torch did not write: torch's old form begins with its magic number."""
-    with open(file, "rb") as opened:
-        head = opened.read(32)
+    head = read_head(file, 32)
     return head[:1] == pickle.PROTO and pickle.encode_long(torch.serialization.MAGIC_NUMBER) not in head
 
 
 def _read(file: Path) -> Any:
     try:
-        with warnings.catch_warnings():  # torch's own words about files that are refused with a sentence of ours
-            warnings.simplefilter("ignore")
-            return torch.load(file, map_location="cpu", weights_only=True)
+        return load_torch(file)
     except pickle.UnpicklingError as error:
         if TEXT_INTEGER not in str(error):
             raise

@@ -36,7 +36,7 @@ from deepcluster.evaluate.retrieval.images import Crop, ImageSubset
 from deepcluster.evaluate.retrieval.ranking import score_rankings
 from deepcluster.evaluate.retrieval.whitening import load_whitening, save_whitening
 from deepcluster.io import write_array, write_text
-from deepcluster.reading import read_npy
+from deepcluster.reading import read_npy, read_text
 from deepcluster.resume import ResumeFile
 
 Features = Literal["rmac", "mac", "spoc", "gem", "pool"]
@@ -289,7 +289,7 @@ class _Search:
         key = file.with_name(f"{file.name}.digest")
         wanted = digest(resume.digest, images.fingerprint())
         with contextlib.suppress(OSError, ValueError):  # missing or damaged: computed again
-            if key.read_text(encoding="utf-8") == wanted:
+            if read_text(key, advice="") == wanted:
                 return read_npy(file, advice="")
         with self.screen.bar(stage, len(images)) as advance:
             work = partial(compute_descriptors, extractor, images, whitening, resume=resume, advance=advance)
