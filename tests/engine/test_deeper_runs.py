@@ -49,6 +49,7 @@ CHANGES = {
     "iterations": 1,
     "head": "centroids",
     "temperature": 0.5,
+    "ema_decay": 0.5,
     "head_lr": 0.5,
 }
 BESIDE = {"temperature": {"head": "centroids"}}

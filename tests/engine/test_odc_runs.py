@@ -56,6 +56,7 @@ CHANGES = {
     "start": "neck",
     "iterations": 1,
     "replace": True,
+    "ema_decay": 0.5,
     "head_lr": 0.5,
 }
 RESTLESS = {"method.momentum": 1.0, "min_size": 6, "optimizer.lr": 0.05, "centroid_every": 1}  # clusters become small

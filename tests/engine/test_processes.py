@@ -52,14 +52,20 @@ RUNS: dict[str, tuple[str, dict[str, Any]]] = {
     "sela": ("tiny-deepcluster", {"k": 4, "whiten": 8, "clusterings": 1, "init": "k-means++", "algorithm": "sela"}),
     "pic": ("tiny-deepcluster-pic", {"whiten": 8}),
     "odc": ("tiny-odc", {"k": 4, "feature_dim": 8, "hidden": 16, "dropout": 0.3, "start": "neck", "replace": True}),
-    "odc eval": ("tiny-odc", {"k": 4, "feature_dim": 8, "hidden": 16, "memory": "eval", "centroid_every": 2}),
-    "deepcluster-v2": ("tiny-deepcluster-v2", {"k": 2, "feature_dim": 8, "hidden": 16, "clusterings": 2}),
+    "odc averaged": ("tiny-odc", {"k": 4, "feature_dim": 8, "hidden": 16, "ema_decay": 0.9, "centroid_every": 2}),
+    "deepcluster-v2": (
+        "tiny-deepcluster-v2",
+        {"k": 2, "feature_dim": 8, "hidden": 16, "clusterings": 2, "ema_decay": 0.5},
+    ),
     "swav": (
         "tiny-swav",
         {"k": 4, "feature_dim": 8, "hidden": 16, "queue_size": 150, "queue_epoch": 0.5, "freeze_epochs": 0.3},
     ),
     "deepercluster": ("tiny-deepercluster", {"k": 4, "super_clusters": 2, "whiten": 8, "clip": 0.5}),
-    "deepercluster 4": ("tiny-deepercluster", {"k": 4, "super_clusters": 4, "whiten": 8, "method.iterations": 3}),
+    "deepercluster 4": (
+        "tiny-deepercluster",
+        {"k": 4, "super_clusters": 4, "whiten": 8, "method.iterations": 3, "ema_decay": 0.9},
+    ),
     "one class": (
         "tiny-deepercluster",
         {"k": 4, "super_clusters": 1, "rotations": False, "whiten": 8, "clip": 0.5, "head": "centroids"},

@@ -21,6 +21,7 @@ from deepcluster.distributed import SINGLE, ProcessGroup
 from deepcluster.errors import DeepClusterError
 from deepcluster.methods.checks import check_enough_images
 from deepcluster.models.backbone import Backbone
+from deepcluster.models.ema import Averaged
 from deepcluster.types import Batch, Clustering, ClusterTree, Embedding, TrainStep
 
 
@@ -50,7 +51,7 @@ class MakeOptimizer(Protocol):
     ) -> torch.optim.Optimizer: ...
 
 
-class Method(nn.Module, ABC):
+class Method(Averaged, ABC):
     """A way to train a backbone from clusters. Subclasses are final.
 
     `backbone` and everything a subclass keeps per image are created at construction, as parameters or buffers,
@@ -121,7 +122,8 @@ class Method(nn.Module, ABC):
         return scatter_to_dataset(self.n, extracted.index, z, labels, centroids.cpu(), self.group)
 
     def after_step(self, batch: Batch) -> None:
-        """Called after each optimizer step, for methods that keep memories."""
+        """Called after each optimizer step: updates moving averages, and in some methods memories."""
+        self.update_averages()
 
     def epoch_stats(self) -> dict[str, float]:
         """Figures of the method's own for the epoch that ends, for metrics.jsonl; resets their counters."""
@@ -131,8 +133,9 @@ class Method(nn.Module, ABC):
 
     @property
     def feature_network(self) -> Backbone:
-        """The network whose features are clustered, and that users of the trained model get."""
-        return self.backbone
+        """The network whose features are clustered, and that users get: the backbone, or its moving average."""
+        network: Backbone = self.averaged("backbone")
+        return network
 
     @property
     def embedding(self) -> list[Embedding]:
@@ -191,6 +194,7 @@ class Method(nn.Module, ABC):
 def _take_own_rows(method: nn.Module, state: dict[str, Any], prefix: str, *rest: Any) -> None:
     """Before a checkpoint is loaded: of the rows of all images in it, those that are kept here."""
     assert isinstance(method, Method)
+    state.setdefault(prefix + "steps", torch.zeros_like(method.steps))  # not all methods counted them at first
     for name in method.row_buffers:
         rows = state.get(prefix + name)
         if not method.group.is_single and isinstance(rows, Tensor) and len(rows) == method.n:

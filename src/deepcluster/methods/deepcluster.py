@@ -7,7 +7,6 @@ features again. This file knows nothing of files, loaders, devices or checkpoint
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -32,7 +31,6 @@ from deepcluster.methods.checks import check_ranges
 from deepcluster.methods.clusterer import Clusterer, choose_clusterer, fit_predict
 from deepcluster.methods.params import DeepClusterParams
 from deepcluster.models.backbone import Backbone
-from deepcluster.models.ema import update_ema
 from deepcluster.models.heads import cluster_means, make_classifier
 from deepcluster.random import seed_of, seeded
 from deepcluster.types import Batch, Clustering, TrainStep
@@ -44,7 +42,6 @@ class DeepCluster(WhitenedMethod):
     assignments: Tensor
     centroids: Tensor
     weights: Tensor
-    steps: Tensor
 
     def __init__(
         self,
@@ -64,11 +61,10 @@ class DeepCluster(WhitenedMethod):
             ("iterations", p.iterations, p.iterations >= 1, "1 or more"),
             ("clusterings", p.clusterings, p.clusterings >= 1, "1 or more"),
             ("temperature", p.temperature, p.temperature > 0, "a number above 0"),
-            ("ema-decay", p.ema_decay, 0 <= p.ema_decay < 1, "a decay from 0 to below 1"),
         )
         self.params = p
         self.clusterer = choose_clusterer(p, clusterer)
-        self.ema_backbone = copy.deepcopy(backbone).requires_grad_(False) if p.ema_decay else None
+        self.keep_averages(p.ema_decay, "backbone")
         self.whitening = Whitening(p.whiten or backbone.dim, whiten=p.whiten > 0)
         k = p.k or 1  # until a clusterer has found the number
         self.heads = nn.ModuleList(
@@ -80,18 +76,12 @@ class DeepCluster(WhitenedMethod):
         self.register_buffer("assignments", torch.full((p.clusterings, n), -1, dtype=torch.int64))
         self.register_buffer("centroids", torch.zeros(p.clusterings, k, min(p.whiten or backbone.dim, backbone.dim)))
         self.register_buffer("weights", torch.ones(p.clusterings, k))
-        self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
         self.register_load_state_dict_pre_hook(_resize_to_saved)  # type: ignore[no-untyped-call]
 
     @property
     def assignment(self) -> Tensor:  # type: ignore[override]
         """(N,) int64, the first clustering: the one that is reported and saved."""
         return self.assignments[0]
-
-    @property
-    def feature_network(self) -> Backbone:
-        """The network whose features are clustered: the backbone, or its moving average."""
-        return self.backbone if self.ema_backbone is None else self.ema_backbone
 
     @staticmethod
     def saved_clusters(state: Mapping[str, Tensor]) -> tuple[Tensor, list[tuple[Tensor, Tensor | None]]]:
@@ -196,12 +186,6 @@ class DeepCluster(WhitenedMethod):
                 each = F.cross_entropy(head(features).float(), label, reduction="none")
                 terms.append(self.group.mean(weight[label] * each if self.params.balance == "weight" else each))
         return {"loss": torch.stack(terms).mean()}
-
-    def after_step(self, batch: Batch) -> None:
-        """Updates the moving average of the weights."""
-        if self.ema_backbone is not None:
-            self.steps += 1
-            update_ema(self.ema_backbone, self.backbone, self.params.ema_decay, int(self.steps))
 
     def optimizers(self) -> dict[str, torch.optim.Optimizer]:
         """The classifiers' own: it is made again with them (§3.3)."""

@@ -71,6 +71,7 @@ class DeepClusterV2(Method):
         self.register_buffer("memory", torch.zeros(kept, p.memory_views, p.feature_dim))
         self.register_buffer("assignments", torch.full((p.clusterings, n), -1, dtype=torch.int64))
         self.register_buffer("prototypes", torch.zeros(p.clusterings, p.k, p.feature_dim))
+        self.keep_averages(p.ema_decay, "backbone", "neck")
         self._seen: list[Tensor] = []  # embeddings of this step's large views, from `loss` to `after_step`
 
     @property
@@ -128,8 +129,10 @@ class DeepClusterV2(Method):
         extracted = extract_features()
         # The batch-norm of a new projection head has no statistics yet.
         self.neck.fit_running_stats(extracted.features, self.group)
+        neck = self.averaged("neck")
+        neck.load_state_dict(self.neck.state_dict())
         index = torch.from_numpy(extracted.index).to(self.memory.device)
-        z = torch.from_numpy(self.neck.transform(extracted.features)).to(self.memory)
+        z = torch.from_numpy(neck.transform(extracted.features)).to(self.memory)
         for positions, rows in self.group.gather_in_blocks(index, z):
             self.assignments[:, positions] = 0
             self.store_rows_(self.memory, positions, rows[:, None].expand(-1, self.params.memory_views, -1))
@@ -146,15 +149,24 @@ class DeepClusterV2(Method):
         for number, view in enumerate(batch.views):
             z = self.neck.directions(self.backbone(view))
             if number < large:
-                self._seen.append(z.detach())
+                self._seen.append(self._remembered(view, z))
             for prototypes, label in zip(self.prototypes, labels, strict=True):
                 logits = (z @ prototypes.T).float() / self.params.temperature
                 terms.append(self.group.mean(F.cross_entropy(logits, label, reduction="none")))
         return {"loss": torch.stack(terms).mean()}
 
     @torch.no_grad()
+    def _remembered(self, view: Tensor, z: Tensor) -> Tensor:
+        """What the memory takes of a view whose embeddings are `z`: these, or those of the moving average."""
+        if not self.ema_decay:
+            return z.detach()
+        found: Tensor = self.averaged("neck").directions(self.averaged("backbone")(view))
+        return found
+
+    @torch.no_grad()
     def after_step(self, batch: Batch) -> None:
         """The memory takes the embeddings of the large views."""
+        super().after_step(batch)
         index = self.group.gather(batch.index.to(self.memory.device))
         seen = [self._seen[number % len(self._seen)] for number in range(self.params.memory_views)]
         z = self.group.gather(torch.stack(seen, 1))
@@ -164,7 +176,7 @@ class DeepClusterV2(Method):
 
     @property
     def embedding(self) -> list[Embedding]:
-        return [self.neck]
+        return [self.averaged("neck")]
 
     def bytes_per_step(self, batch_size: int) -> int:
         return batch_size * (4 * self.params.memory_views * self.params.feature_dim + 8)

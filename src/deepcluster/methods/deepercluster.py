@@ -88,6 +88,7 @@ class DeeperCluster(WhitenedMethod):
         # Images of this epoch, and of them those with super-class, sub-class and both predicted correctly.
         self.register_buffer("counts", torch.zeros(4, dtype=torch.int64))
         self._make_optimizers()
+        self.keep_averages(p.ema_decay, "backbone")
         self.register_load_state_dict_pre_hook(_take_own_heads)  # type: ignore[no-untyped-call]
 
     @property

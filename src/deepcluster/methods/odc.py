@@ -45,7 +45,6 @@ class ODC(Method):
     centroids: Tensor
     sums: Tensor
     changed: Tensor
-    steps: Tensor
     counts: Tensor
 
     def __init__(
@@ -84,8 +83,8 @@ class ODC(Method):
         self.register_buffer("centroids", torch.zeros(p.k, p.feature_dim))
         self.register_buffer("sums", torch.zeros(p.k, p.feature_dim, dtype=torch.float64))
         self.register_buffer("changed", torch.zeros(p.k, dtype=torch.bool))
-        self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
         self.register_buffer("counts", torch.zeros(2, dtype=torch.int64))  # labels given and changed in this epoch
+        self.keep_averages(p.ema_decay, "backbone", "neck")
         self._members: Members | None = None
         self._step_features: list[Tensor] = []  # of this step's images, from `loss` to `after_step`
         self.register_load_state_dict_post_hook(_drop_members)  # type: ignore[no-untyped-call]
@@ -140,10 +139,12 @@ class ODC(Method):
         # The batch-norm of a new projection head has no statistics yet. With any others than those of these features,
         # the first epoch of training would change every label.
         self.neck.fit_running_stats(extracted.features, group)
+        neck = self.averaged("neck")
+        neck.load_state_dict(self.neck.state_dict())
         rows = self.features.new_zeros(len(index), self.features.shape[1])
         for block in blocks:
             part = torch.as_tensor(extracted.features[block]).to(self.features)
-            rows[block] = F.normalize(self.neck.project(part).float(), dim=1)
+            rows[block] = F.normalize(neck.project(part).float(), dim=1)
         for positions, part in group.gather_in_blocks(index, rows):
             self.store_rows_(self.features, positions, part)
         table: Any = rows
@@ -182,8 +183,12 @@ class ODC(Method):
             z = self.neck(features)
             each = F.cross_entropy(self.head(z).float(), label, reduction="none")
             terms.append(self.group.mean(each, weight))
-            in_eval_mode = self.params.memory == "eval"
-            self._step_features.append(self.neck.project(features.detach()) if in_eval_mode else z.detach())
+            if self.ema_decay:
+                with torch.no_grad():
+                    z = self.averaged("neck")(self.averaged("backbone")(view))
+            elif self.params.memory == "eval":
+                z = self.neck.project(features.detach())
+            self._step_features.append(z.detach())
         return {"loss": torch.stack(terms).mean()}
 
     @torch.no_grad()
@@ -197,7 +202,7 @@ class ODC(Method):
             for rows in rounds:
                 self._update_memory(index[rows], z[rows])
         self._step_features = []
-        self.steps += 1
+        super().after_step(batch)
         step = int(self.steps)
         if step % self.params.centroid_every == 0:
             moved = self.changed.nonzero().flatten()
@@ -279,7 +284,7 @@ class ODC(Method):
 
     @property
     def embedding(self) -> list[Embedding]:
-        return [self.neck]
+        return [self.averaged("neck")]
 
     def bytes_per_step(self, batch_size: int) -> int:
         return batch_size * (4 * self.features.shape[1] + 8)

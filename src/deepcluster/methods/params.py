@@ -55,8 +55,17 @@ class MethodParams:
         return self
 
 
+@dataclass(frozen=True, kw_only=True)
+class AveragedParams(MethodParams):
+    """What methods share that cluster stored features: those may come from an average of the network."""
+
+    ema_decay: float = 0.0
+    """Cluster the features of an exponential moving average of the weights with this decay, which changes more slowly
+    than the network that is trained; 0 = off. ODC and DeepCluster-v2 then run it on each view as well."""
+
+
 @dataclass(frozen=True)
-class DeepClusterParams(MethodParams):
+class DeepClusterParams(AveragedParams):
     """DeepCluster (Caron et al. 2018, arXiv 1807.05520). Defaults are the paper's for ImageNet."""
 
     k: int = 10_000
@@ -96,9 +105,6 @@ class DeepClusterParams(MethodParams):
     """Head centroids: cosines are divided by this."""
     clusterings: int = 1
     """Number of k-means runs with different seeds, each with its own classifier; the first one is reported."""
-    ema_decay: float = 0.0
-    """Cluster the features of an exponential moving average of the weights with this decay, which changes more slowly
-    than the network that is trained; 0 = off."""
     head_lr: float | None = None
     """Learning rate of the classifier; none = that of the backbone."""
 
@@ -122,7 +128,7 @@ class DeepClusterParams(MethodParams):
 
 
 @dataclass(frozen=True)
-class ODCParams(MethodParams):
+class ODCParams(AveragedParams):
     """Online Deep Clustering (Zhan et al. 2020, arXiv 2006.10645). Defaults are the paper's for ImageNet."""
 
     k: int = 10_000
@@ -163,7 +169,7 @@ class ODCParams(MethodParams):
 
 
 @dataclass(frozen=True)
-class DeeperClusterParams(MethodParams):
+class DeeperClusterParams(AveragedParams):
     """DeeperCluster (Caron et al. 2019, arXiv 1905.01278). Defaults are the paper's for 96 million images."""
 
     k: int = 320_000
@@ -201,7 +207,7 @@ class DeeperClusterParams(MethodParams):
 
 
 @dataclass(frozen=True)
-class DeepClusterV2Params(MethodParams):
+class DeepClusterV2Params(AveragedParams):
     """DeepCluster-v2 (Caron et al. 2020, arXiv 2006.09882). Defaults are the paper's for ImageNet."""
 
     k: int = 3_000

@@ -115,6 +115,7 @@ class SwAV(Method):
     @torch.no_grad()
     def after_step(self, batch: Batch) -> None:
         """Prototypes go back to unit length, and the oldest embeddings in the queue make room for the new ones."""
+        super().after_step(batch)
         self.prototypes.copy_(F.normalize(self.prototypes, dim=1))
         size = len(self.queue)
         for seen in self._seen if size else ():
