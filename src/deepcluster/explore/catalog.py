@@ -143,7 +143,7 @@ class Catalog:
             search: words that number, name or main class must hold, whatever their case.
         """
         table = self.table()
-        chosen = np.flatnonzero(hidden | self._visible(table.number))
+        chosen = np.flatnonzero(hidden | ~self.groups.is_hidden(table.number))
         words = search.casefold().split()
         if words:
             about = zip(table.number[chosen].tolist(), table.label[chosen].tolist(), strict=True)
@@ -198,14 +198,10 @@ class Catalog:
             found[group] = others[:count]
         return found
 
-    def _visible(self, numbers: np.ndarray) -> np.ndarray:
-        """Which of the groups `numbers` are not hidden."""
-        return np.isin(numbers, list(self.groups.hidden), invert=True)
-
     def _visible_centers(self) -> tuple[np.ndarray, np.ndarray]:
         """(M,) groups that are not hidden, and their (M, P) centers."""
         numbers = self.table().number
-        numbers = numbers[(numbers >= 0) & self._visible(numbers)]
+        numbers = numbers[(numbers >= 0) & ~self.groups.is_hidden(numbers)]
         return numbers, self._centers(numbers)
 
     def cover(self, group: int) -> int:
@@ -226,7 +222,7 @@ class Catalog:
         The score is the distance over the cluster's mean distance; clusters of one image, and hidden ones, have none.
         """
         table = self.table()
-        usable = (table.size > 2) & (table.number >= 0) & self._visible(table.number)
+        usable = (table.size > 2) & (table.number >= 0) & ~self.groups.is_hidden(table.number)
         mean = np.where(usable, table.distance, np.nan)
         with np.errstate(divide="ignore", invalid="ignore"):
             score = self.own / mean[np.searchsorted(table.number, self.groups.group)]

@@ -33,7 +33,8 @@ SIGNS = re.compile(r"[^\w.+@ -]+")
 def shown(groups: Groups, only: np.ndarray | None = None) -> np.ndarray:
     """(M,) int64, the images that are exported: `only`, or all; none of a hidden cluster."""
     index = np.arange(len(groups)) if only is None else np.asarray(only, np.int64)
-    return index[~np.isin(groups.group[index], list(groups.hidden))]
+    found: np.ndarray = index[~groups.is_hidden(groups.group[index])]
+    return found
 
 
 def write_csv(

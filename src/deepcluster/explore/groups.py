@@ -62,6 +62,10 @@ class Groups:
         """(M,) int64 ascending, the images of a group."""
         return np.flatnonzero(self.group == group)
 
+    def is_hidden(self, groups: np.ndarray) -> np.ndarray:
+        """Which of these groups are hidden."""
+        return np.isin(groups, list(self.hidden))
+
     def name(self, group: int) -> str:
         """What a group is called."""
         return self.names.get(group) or (f"cluster {group}" if group >= 0 else "no cluster")

@@ -17,6 +17,21 @@ POINTS = 240
 """Points of the curve of sizes."""
 
 
+def curves(run: Run) -> dict[str, Any]:
+    """The rows of all epochs, and those whose clusters are known."""
+    kept = {*kept_epochs(run.folder), *(row["epoch"] for row in run.metrics[-1:])}
+    return {"rows": run.metrics, "kept": sorted(kept)}
+
+
+def of_epoch(run: Run, epoch: int) -> dict[str, Any]:
+    """Cluster sizes of an epoch, where its clusters were kept."""
+    file, last = kept_epochs(run.folder).get(epoch), run.assignment
+    found = None if file is None else clusters_of(run, file)
+    if found is None and epoch in (row["epoch"] for row in run.metrics[-1:]):
+        found = last
+    return {"epoch": epoch, "known": found is not None} | ({} if found is None else sizes(found, last))
+
+
 def kept_epochs(folder: Path) -> dict[int, Path]:
     """Epoch -> the checkpoint that was kept of it."""
     files = (folder / "checkpoints").glob("epoch-*.ckpt")

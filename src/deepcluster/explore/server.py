@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
+import os
 import secrets
 import socket
 import threading
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -59,44 +60,54 @@ class Pages:
     """
 
     def __init__(self, explorer: Explorer) -> None:
-        self.explorer, self.catalog, self.lock = explorer, explorer.catalog, explorer.lock
+        self.explorer, self.catalog = explorer, explorer.catalog
         # No path of a request ever reaches the file system: these are the files there are.
         self.files = {path.name: path for path in sorted(STATIC.iterdir()) if path.suffix in KINDS}
 
     def routes(self) -> list[Route]:
         """Address -> handler."""
-        get: dict[str, Callable[[Request], Answer]] = {
+        explorer, catalog, groups = self.explorer, self.catalog, self.explorer.groups
+        free: dict[str, Callable[[Request], Answer]] = {
             "/": self.page,
             "/static/{name}": self.static,
-            "/thumb/{index}": self.thumb,
-            "/image/{index}": lambda request: self._picture(request, self.explorer.thumbs.full, 0),
-            "/api/state": lambda request: self.explorer.state(),
-            "/api/clusters": self.clusters,
-            "/api/clusters/{cluster}": self.cluster,
-            "/api/clusters/{cluster}/members": self.members,
-            "/api/clusters/{cluster}/nearest": self.nearest,
+            "/thumb/{index}": self.picture,
+            "/image/{index}": self.picture,
             "/api/images/{index}": self.image,
             "/api/images/{index}/neighbors": self.neighbors,
-            "/api/map/groups": self.map_groups,
             "/api/map/{name}": self.map_positions,
-            "/api/outliers": self.outliers,
             "/api/duplicates": self.duplicates,
-            "/api/selection": lambda request: self.explorer.images(
-                np.flatnonzero(self.explorer.groups.selected), _slice(request)
+            "/api/history": lambda request: history.curves(explorer.run),
+            "/api/history/{epoch}": lambda request: history.of_epoch(
+                explorer.run, _number(request.path_params["epoch"], "An epoch")
             ),
-            "/api/history": self.history,
-            "/api/history/{epoch}": self.epoch,
             "/api/exports/{kind}": self.exported,
         }
+        locked: dict[str, Callable[[Request], Answer]] = {  # they look at the groups, which no edit changes meanwhile
+            "/api/state": lambda request: explorer.state(),
+            "/api/clusters": self.clusters,
+            "/api/clusters/{cluster}": lambda request: (
+                catalog.row(_cluster(request)) | {"classes": catalog.classes_in(_cluster(request))}
+            ),
+            "/api/clusters/{cluster}/members": lambda request: explorer.images(
+                catalog.members(_cluster(request), farthest=request.query_params.get("order") == "far"), _slice(request)
+            ),
+            "/api/clusters/{cluster}/nearest": self.nearest,
+            "/api/map/groups": lambda request: (
+                np.where(groups.is_hidden(groups.group), -2, groups.group).astype("<i4").tobytes()
+            ),
+            "/api/outliers": self.outliers,
+            "/api/selection": lambda request: explorer.images(np.flatnonzero(groups.selected), _slice(request)),
+        }
         post: dict[str, Callable[[bytes], Answer]] = {
-            "/api/undo": lambda content: self.step(content, "undo"),
-            "/api/redo": lambda content: self.step(content, "redo"),
+            "/api/undo": partial(self.step, "undo"),
+            "/api/redo": partial(self.step, "redo"),
             "/api/edits": self.edit,
             "/api/export": self.export,
-            "/api/photo": lambda content: self.explorer.photo(content, 60),
+            "/api/photo": lambda content: explorer.photo(content, 60),
         }
         return [
-            *(Route(path, partial(_get, handler), methods=["GET"]) for path, handler in get.items()),
+            *(Route(path, partial(_get, handler, explorer.lock), methods=["GET"]) for path, handler in locked.items()),
+            *(Route(path, partial(_get, handler, nullcontext()), methods=["GET"]) for path, handler in free.items()),
             *(Route(path, partial(_post, handler), methods=["POST"]) for path, handler in post.items()),
         ]
 
@@ -119,65 +130,47 @@ class Pages:
             return Json({"error": "There is no such file."}, 404)
         return Response(path.read_bytes(), media_type=KINDS[path.suffix], headers={"cache-control": "no-cache"})
 
-    def thumb(self, request: Request) -> Answer:
-        """A square thumbnail."""
-        side = _integer(request, "side", thumbs.SIDES[0])
-        if side not in thumbs.SIDES:
+    def picture(self, request: Request) -> Answer:
+        """A square thumbnail, or an image in full, shrunk where it is very large."""
+        index, made, side = self._index(request), self.explorer.thumbs, 0
+        if (
+            request.url.path.startswith("/thumb/")
+            and (side := _integer(request, "side", thumbs.SIDES[0])) not in thumbs.SIDES
+        ):
             raise DeepClusterError(f"Thumbnails have a side of {' or '.join(map(str, thumbs.SIDES))} pixels.")
-        return self._picture(request, lambda index: self.explorer.thumbs.get(index, side), side)
-
-    def _picture(self, request: Request, make: Callable[[int], bytes], side: int) -> Response:
-        index = self._index(request)
-        tag = f'"{self.explorer.mark}-{index}-{side}"'
-        if request.headers.get("if-none-match") == tag:
-            return Response(status_code=304, headers={**FOREVER, "etag": tag})
+        known = {**FOREVER, "etag": f'"{self.explorer.mark}-{index}-{side}"'}
+        if request.headers.get("if-none-match") == known["etag"]:
+            return Response(status_code=304, headers=known)
         try:
-            content = make(index)
+            content = made.get(index, side) if side else made.full(index)
         except BadImage:
             return Response(thumbs.placeholder(), media_type="image/png", headers={"x-image": "missing"})
-        return Response(content, media_type=thumbs.kind(content), headers={**FOREVER, "etag": tag})
+        return Response(content, media_type=thumbs.kind(content), headers=known)
 
     def clusters(self, request: Request) -> Answer:
         """A page of the table."""
         query, catalog = request.query_params, self.catalog
-        with self.lock:
-            found = catalog.rows(
-                sort=query.get("sort", "size"),
-                descending=query.get("descending", "1") == "1",
-                search=query.get("search", "")[:200],
-                hidden=query.get("hidden", "0") == "1",
-                part=_slice(request),
-            )
-            count = min(_integer(request, "nearest", 0), 10)
-            nearest = catalog.nearest([row["id"] for row in found["rows"]], count) if count else {}
-            for row in found["rows"]:
-                row["cover"] = catalog.cover(row["id"])
-                row["nearest"] = [catalog.row(other) for other, _ in nearest.get(row["id"], ())]
+        found = catalog.rows(
+            sort=query.get("sort", "size"),
+            descending=query.get("descending", "1") == "1",
+            search=query.get("search", "")[:200],
+            hidden=query.get("hidden", "0") == "1",
+            part=_slice(request),
+        )
+        count = min(_integer(request, "nearest", 0), 10)
+        nearest = catalog.nearest([row["id"] for row in found["rows"]], count) if count else {}
+        for row in found["rows"]:
+            row["cover"] = catalog.cover(row["id"])
+            row["nearest"] = [catalog.row(other) for other, _ in nearest.get(row["id"], ())]
         return found
-
-    def cluster(self, request: Request) -> Answer:
-        """One cluster, with its classes."""
-        with self.lock:
-            return self.catalog.row(_cluster(request)) | {"classes": self.catalog.classes_in(_cluster(request))}
 
     def nearest(self, request: Request) -> Answer:
         """The clusters nearest to one."""
         number, catalog = _cluster(request), self.catalog
-        with self.lock:
-            catalog.row(number)
-            near = catalog.nearest([number], min(_integer(request, "limit", 12), 50))[number]
-            return {
-                "clusters": [
-                    {**catalog.row(other), "apart": round(distance, 4), "cover": catalog.cover(other)}
-                    for other, distance in near
-                ]
-            }
-
-    def members(self, request: Request) -> Answer:
-        """A page of a cluster's images."""
-        with self.lock:
-            index = self.catalog.members(_cluster(request), farthest=request.query_params.get("order") == "far")
-            return self.explorer.images(index, _slice(request))
+        catalog.row(number)
+        near = catalog.nearest([number], min(_integer(request, "limit", 12), 50))[number]
+        shown = ({**catalog.row(one), "apart": round(far, 4), "cover": catalog.cover(one)} for one, far in near)
+        return {"clusters": list(shown)}
 
     def image(self, request: Request) -> Answer:
         """One image, with its cluster's name and, where it cannot be read, the reason."""
@@ -187,7 +180,7 @@ class Pages:
             self.explorer.thumbs.read(index, 8)
         except BadImage as error:
             reason = str(error)
-        with self.lock:
+        with self.explorer.lock:
             found = self.explorer.image(index)
             return {**found, "name": self.explorer.groups.name(found["cluster"]), "reason": reason}
 
@@ -207,17 +200,10 @@ class Pages:
         positions: np.ndarray = self.explorer.need(f"map {name}")
         return positions.tobytes()
 
-    def map_groups(self, request: Request) -> Answer:
-        """(N,) little-endian int32, the cluster of each image; -1 = none, -2 = hidden."""
-        groups = self.explorer.groups
-        with self.lock:
-            return np.where(np.isin(groups.group, list(groups.hidden)), -2, groups.group).astype("<i4").tobytes()
-
     def outliers(self, request: Request) -> Answer:
         """A page of the images that are farthest from their center for their cluster."""
-        with self.lock:
-            index, score = self.catalog.outliers()
-            return self.explorer.images(index, _slice(request), score=score)
+        index, score = self.catalog.outliers()
+        return self.explorer.images(index, _slice(request), score=score)
 
     def duplicates(self, request: Request) -> Answer:
         """A page of groups of near-duplicates."""
@@ -237,22 +223,6 @@ class Pages:
         ]
         return {"total": len(groups), "images": sum(map(len, groups)), "groups": shown}
 
-    def history(self, request: Request) -> Answer:
-        """The curves, and the epochs whose clusters are known."""
-        rows = self.explorer.run.metrics
-        kept = {*history.kept_epochs(self.explorer.run.folder), *(row["epoch"] for row in rows[-1:])}
-        return {"rows": rows, "kept": sorted(kept)}
-
-    def epoch(self, request: Request) -> Answer:
-        """Cluster sizes of an epoch, where its clusters were kept."""
-        epoch = _number(request.path_params["epoch"], "An epoch")
-        run, last = self.explorer.run, self.explorer.run.assignment
-        file = history.kept_epochs(run.folder).get(epoch)
-        found = None if file is None else history.clusters_of(run, file)
-        if found is None and epoch in (row["epoch"] for row in run.metrics[-1:]):
-            found = last
-        return {"epoch": epoch, "known": found is not None} | ({} if found is None else history.sizes(found, last))
-
     def exported(self, request: Request) -> Answer:
         """What an export wrote, to be downloaded."""
         name = EXPORTS.get(request.path_params["kind"])
@@ -266,12 +236,12 @@ class Pages:
         self.explorer.edit(_object(content))
         return self.explorer.state()
 
-    def step(self, content: bytes, which: Literal["undo", "redo"]) -> Answer:
+    def step(self, which: Literal["undo", "redo"], content: bytes) -> Answer:
         """Undo or redo the edit that the page knows as the last."""
         revision = _object(content).get("revision")
         if revision is not None and type(revision) is not int:
             raise DeepClusterError("A revision is a whole number.")
-        with self.lock:
+        with self.explorer.lock:
             return {"turned": self.explorer.step(which, revision), **self.explorer.state()}
 
     def export(self, content: bytes) -> Answer:
@@ -304,8 +274,9 @@ def _respond(handler: Callable[[Any], Answer], argument: Any) -> Response:
     return answer if isinstance(answer, Response) else Json(answer)
 
 
-def _get(handler: Callable[[Request], Answer], request: Request) -> Response:
-    return _respond(handler, request)
+def _get(handler: Callable[[Request], Answer], lock: AbstractContextManager[Any], request: Request) -> Response:
+    with lock:
+        return _respond(handler, request)
 
 
 async def _post(handler: Callable[[bytes], Answer], request: Request) -> Response:  # bodies are read in coroutines
@@ -323,19 +294,15 @@ def listen(port: int) -> socket.socket:
     Raises:
         DeepClusterError: the port is taken or not allowed.
     """
-    if not 0 <= port <= 65535:
-        raise DeepClusterError(f"--port {port} is no port: choose one from 1024 to 65535, or 0 for any.")
-    found = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-    found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
-        found.bind((ADDRESS, port))
-        found.listen(128)
+        return socket.create_server((ADDRESS, port), backlog=128)
+    except OverflowError:
+        raise DeepClusterError(f"--port {port} is no port: choose one from 1024 to 65535, or 0 for any.") from None
     except OSError as error:
-        found.close()
         raise DeepClusterError(
-            f"Port {port} of {ADDRESS} cannot be had ({error.strerror}): choose another by --port, or --port 0 for any."
+            f"Port {port} of {ADDRESS} cannot be had ({os.strerror(error.errno or 0)}): choose another by --port, or"
+            " --port 0 for any."
         ) from error
-    return found
 
 
 def serve(explorer: Explorer, listening: socket.socket, started: Callable[[uvicorn.Server, str], None]) -> None:
@@ -358,7 +325,7 @@ def serve(explorer: Explorer, listening: socket.socket, started: Callable[[uvico
 
     threading.Thread(target=tell, daemon=True).start()
     try:
-        with contextlib.suppress(KeyboardInterrupt):
+        with suppress(KeyboardInterrupt):
             server.run(sockets=[listening])
     finally:
         explorer.close()
