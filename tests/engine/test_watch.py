@@ -18,7 +18,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from deepcluster.config import TrainRun, override
 from deepcluster.data.arrays import Arrays
 from deepcluster.engine import build, checkpoint, loop, monitor, train
-from deepcluster.engine.log import Screen
+from deepcluster.engine.log import Screen, line
 from deepcluster.engine.model import Model
 from deepcluster.engine.run import load_run
 from deepcluster.errors import DeepClusterError, Interrupted
@@ -263,3 +263,9 @@ def test_settings_that_make_no_sense(tmp_path: Path, values: dict[str, Any], sen
 def test_nothing_to_watch_without_labels(tmp_path: Path) -> None:
     with pytest.raises(DeepClusterError, match="squares has none"):
         train.train(settings(watch="nmi"), Arrays("squares", images(), None, ()), tmp_path / "run")
+
+
+def test_what_needs_no_label_is_on_the_screen() -> None:
+    row = {"epoch": 0, "loss": 1.0, "clusters_used": 3, "size_min": 1, "size_max": 9, "images_per_second": 5.0}
+    assert "RankMe" not in line(row, 2)  # the features of all were not extracted
+    assert line(row | {"rankme": 12.34}, 2).endswith("3 clusters of 1-9  RankMe 12.3  5 images/s")

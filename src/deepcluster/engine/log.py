@@ -190,6 +190,8 @@ def line(row: dict[str, Any], epochs: int) -> str:
         parts.append(f"watched {100 * row['watched']:.1f} %")
     if row["clusters_used"] > 1:
         parts.append(f"{row['clusters_used']} clusters of {row['size_min']}-{row['size_max']}")
+    if row.get("rankme") is not None:
+        parts.append(f"RankMe {row['rankme']:.1f}")
     parts.append(f"{row['images_per_second']:,.0f} images/s")
     return "  ".join(parts)
 
