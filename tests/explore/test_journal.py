@@ -200,6 +200,7 @@ def test_what_is_no_edit_is_told_and_the_rest_kept(tmp_path: Path, line: bytes, 
         limits.setattr("deepcluster.explore.journal.MOST_LINE", 1 << 20)
         again = Journal(file, Groups(FOUND))
     assert again.notice is not None and f"line {place + 1} was left out" in again.notice and "\n" not in again.notice
+    assert len(line) < 1 << 20 or "bytes" in again.notice, "not parsed"
     assert len(again.notice) < 400 and as_plain(again.groups) == as_plain(journal.groups)
     assert file.read_bytes() == found, "looking changes nothing"
     again.do({"op": "rename", "cluster": 4, "name": "after"})
@@ -235,12 +236,21 @@ def test_numbers_of_clusters_stay_where_an_edit_is_lost(tmp_path: Path) -> None:
     file.write_bytes(b"".join([lines[0], b"\0" * len(lines[1][:-1]) + b"\n", *lines[2:]]))
     again = Journal(file, Groups(FOUND))
     assert again.groups.group[6] == 6 and again.groups.names == {6: "six"} and again.groups.group[1] == 0
-    for _ in range(3):
-        journal.step("undo")
+    journal.step("undo")
+    journal.step("undo")
+    journal.step("undo")
     journal.do({"op": "split", "cluster": 1, "parts": [[4]]})
     content = b"".join([lines[0], b"lost\n", *file.read_bytes().splitlines(keepends=True)[2:]])
     file.write_bytes(content)
     assert as_plain(Journal(file, Groups(FOUND)).groups) == as_plain(journal.groups)
+
+
+def test_an_undo_of_a_lost_edit_undoes_no_other(tmp_path: Path) -> None:
+    file = tmp_path / "edits.jsonl"
+    edited(file).step("undo")
+    lines = file.read_bytes().splitlines()
+    file.write_bytes(b"\n".join([lines[0], lines[1], b"lost", lines[3]]) + b"\n")
+    assert Journal(file, Groups(FOUND)).can_undo == "merge 2 clusters"
 
 
 def test_a_journal_without_seals_is_read(tmp_path: Path) -> None:
