@@ -112,7 +112,7 @@ def test_features_are_read_at_taps_and_bad_rows_are_nan(run: dc.Run, photos: Pat
 
 
 def test_folded_features_are_the_backbones(run: dc.Run) -> None:
-    from deepcluster.features.extract import folded
+    from deepcluster.models.folding import folded
 
     x = torch.randn(4, 3, 12, 12)
     with torch.no_grad():
@@ -121,7 +121,7 @@ def test_folded_features_are_the_backbones(run: dc.Run) -> None:
 
 def test_a_folded_copy_goes_with_its_last_reader_and_its_graph_is_made_once(run: dc.Run) -> None:
     """Else each epoch would leave a network in memory until it is searched for cycles, and a graph for good."""
-    from deepcluster.features.extract import folded
+    from deepcluster.models.folding import folded
 
     folded(run.backbone)
     kept, gone = len(linecache.cache), weakref.ref(folded(run.backbone).trunk)

@@ -17,7 +17,7 @@ from deepcluster.evaluate.linear.features import FrozenFeatures
 from deepcluster.evaluate.linear.pooling import VGG16, poolings
 from deepcluster.evaluate.linear.recipes import LINEAR, MLP, Recipe, default_recipe, length, override
 from deepcluster.evaluate.linear.splits import draw_shots, split_data, stratified_folds
-from deepcluster.features.extract import folded
+from deepcluster.models.folding import folded
 from deepcluster.models.taps import read_taps
 from deepcluster.models.zoo import build_backbone
 

@@ -16,8 +16,8 @@ from deepcluster.engine.subject import Subject
 from deepcluster.errors import DeepClusterError
 from deepcluster.evaluate.linear.pooling import OUTPUT, Pooling
 from deepcluster.evaluate.linear.splits import Split
-from deepcluster.features.extract import folded
 from deepcluster.models.backbone import Backbone
+from deepcluster.models.folding import folded
 
 PRECISIONS = {"32": None, "bf16": torch.bfloat16, "16": torch.float16}
 
