@@ -213,3 +213,19 @@ def test_weights_that_are_no_numbers_are_refused(tmp_path: Path) -> None:
     file = export_backbone(backbone, "safetensors", tmp_path / "a.safetensors")
     with pytest.raises(DeepClusterError, match="not finite"):
         read_tensors(file)
+
+
+def test_what_a_kill_left_is_taken_away_by_the_next_write(tmp_path: Path) -> None:
+    """What a process that is gone left; not what is of one that lives, or of another thread."""
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    file = tmp_path / "a[1].json"
+    with io.scratch_folder(file) as own:
+        name, living = own.name, tmp_path / own.name.replace(f"-{os.getpid()}-", f"-{os.getppid()}-")
+        gone = [tmp_path / name.replace(f"-{os.getpid()}-", f"-{dead.pid}-"), tmp_path / f"{name[:-13]}00000000.part"]
+        gone[0].mkdir()
+        (gone[0] / "x.npy").write_bytes(b"x")
+        gone[1].write_bytes(b"x")
+        living.write_bytes(b"x")
+        io.write_text(file, "{}")
+        assert {path.name for path in tmp_path.iterdir()} == {file.name, name, living.name}

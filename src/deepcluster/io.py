@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import errno
+import glob
 import json
 import os
 import re
@@ -35,6 +36,8 @@ CHUNK = 4 << 20
 if TYPE_CHECKING:
     from torch import Tensor
 
+_own: set[str] = set()
+"""Names of temporary files that this process writes."""
 _HOST = digest(socket.gethostname())[:8]
 
 
@@ -60,7 +63,7 @@ def replacing(file: Path, *, sealed: bool = False) -> Iterator[Path]:
     Raises:
         DeepClusterError: see `told`.
     """
-    temporary = file.with_name(f".{file.name}.{_HOST}-{os.getpid()}-{uuid.uuid4().hex[:8]}.part")
+    temporary = _beside(file)
     try:
         with told(file):
             file.parent.mkdir(parents=True, exist_ok=True)
@@ -76,6 +79,38 @@ def replacing(file: Path, *, sealed: bool = False) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+        _own.discard(temporary.name)
+
+
+@contextlib.contextmanager
+def scratch_folder(file: Path) -> Iterator[Path]:
+    """A folder beside `file` for what is needed until it is written."""
+    folder = _beside(file)
+    try:
+        with told(file):
+            folder.mkdir(parents=True)
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        _own.discard(folder.name)
+
+
+def _beside(file: Path) -> Path:
+    """A temporary name beside `file`, after what killed processes left there for it was taken away."""
+    for leftover in file.parent.glob(f".{glob.escape(file.name)}.*.part"):
+        if leftover.name not in _own and not _is_being_written(leftover):
+            _remove(leftover)
+    name = f".{file.name}.{_HOST}-{os.getpid()}-{uuid.uuid4().hex[:8]}.part"
+    _own.add(name)
+    return file.with_name(name)
+
+
+def _remove(leftover: Path) -> None:
+    if leftover.is_dir():
+        shutil.rmtree(leftover, ignore_errors=True)
+    else:
+        with contextlib.suppress(OSError):
+            leftover.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -292,7 +327,7 @@ def remove_leftovers(folder: Path) -> None:
     """Takes away what killed processes left of temporary files; those of living ones stay."""
     for leftover in folder.rglob(".*.part"):
         if not _is_being_written(leftover):
-            leftover.unlink(missing_ok=True)
+            _remove(leftover)
 
 
 def _is_being_written(temporary: Path) -> bool:

@@ -91,6 +91,10 @@ def test_an_interrupted_run_goes_on_with_the_parts_it_has(weights: str, photos: 
     assert torch.equal(run.centroids, whole.centroids)
     with pytest.raises(DeepClusterError, match="already holds this run"):
         cluster_images(photos, begun, backbone=weights, k=5, screen=QUIET, part=256)
+    again = cluster_images(
+        photos, begun, backbone=weights, k=5, screen=QUIET, part=256, again=True
+    )  # its report was cut
+    np.testing.assert_array_equal(again.assignment, whole.assignment)
 
 
 def test_overwrite_keeps_features_of_the_same_images_only(weights: str, photos: str, tmp_path: Path) -> None:

@@ -6,7 +6,6 @@ and of hierarchical k-means share the rows.
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 from typing import Any, Literal
 
@@ -107,6 +106,7 @@ def cluster(
             seed=own_seed,
             device=device,
             overwrite=overwrite,
+            again=not (out / "report.html").exists(),
             screen=screen,
         )
     except Interrupted:
@@ -146,11 +146,12 @@ def _cluster_table(file: Path, out: Path, algorithm: str, options: dict[str, Any
         from deepcluster.engine.assignment import Assignment
         from deepcluster.engine.log import Screen
         from deepcluster.features.table import open_table
+        from deepcluster.io import scratch_folder
 
         table: Any
         table, about = open_table(file)
         screen = Screen(stderr=json, quiet=not group.is_first)
-        with tempfile.TemporaryDirectory(dir=out.parent if out.parent.is_dir() else None) as scratch:
+        with scratch_folder(out) as scratch:
 
             def clusterer(rows: Any) -> Any:
                 nonlocal options
@@ -167,7 +168,7 @@ def _cluster_table(file: Path, out: Path, algorithm: str, options: dict[str, Any
                 table,
                 clusterer,
                 embedding=Whitening(whiten, group=group) if whiten else None,
-                scratch=Path(scratch),
+                scratch=scratch,
                 bad=about.get("bad"),
                 group=group,
             )

@@ -66,6 +66,7 @@ def cluster_images(
     seed: int = 0,
     device: str = "auto",
     overwrite: bool = False,
+    again: bool = False,
     screen: Screen | None = None,
     part: int = PART,
 ) -> Run:
@@ -85,6 +86,7 @@ def cluster_images(
         options: of the algorithm, by their names there.
         whiten: PCA-whiten to this width, in place of the default embedding; 0 = do not.
         seed: of all random draws.
+        again: group again where the same run is there, since what was to follow it was cut short.
         part: images in each part of the features, about.
 
     Raises:
@@ -114,7 +116,7 @@ def cluster_images(
     config = run_folder.about(run, PRESET, source, pixels)
     config |= {"backbone": run_folder.absolute(name), "weights": digest(subject.backbone)}
     config["id"] = digest(config["id"], config["weights"])
-    with _occupied(folder, config, overwrite, screen):
+    with _occupied(folder, config, overwrite, again, screen):
         with stop_signals() as stopped, screen.bar("features", len(pixels)) as bar:
 
             def check(images: int) -> None:
@@ -160,7 +162,7 @@ def fitting_size(source: ImageSource, name: str) -> int:
 
 
 @contextmanager
-def _occupied(folder: Path, config: dict[str, Any], overwrite: bool, screen: Screen) -> Iterator[None]:
+def _occupied(folder: Path, config: dict[str, Any], overwrite: bool, again: bool, screen: Screen) -> Iterator[None]:
     """Holds `folder` for the run that `config` describes, which perhaps goes on; features of the same network and
     images are kept.
 
@@ -169,13 +171,19 @@ def _occupied(folder: Path, config: dict[str, Any], overwrite: bool, screen: Scr
     """
     config = parse_json(json.dumps(config))  # as it will be read
 
+    def is_same(there: dict[str, Any]) -> bool:
+        found_by_itself = {} if config["settings"]["method"]["k"] else {"k": 0}
+        method = there["settings"]["method"] | found_by_itself
+        there = there | {"settings": there["settings"] | {"method": method}}
+        return all(there.get(name) == config[name] for name in ("preset", "settings", "source_fingerprint", "weights"))
+
     def goes_on() -> bool:
         there = read_config(folder)
-        return there["preset"] == PRESET and "finished" not in there
+        return there["preset"] == PRESET and ("finished" not in there or (again and is_same(there)))
 
     def shared() -> list[str]:
         there = read_config(folder)
-        same = all(there.get(name) == config[name] for name in ("preset", "settings", "source_fingerprint", "weights"))
+        same = is_same(there)
         if not overwrite and not goes_on():
             raise DeepClusterError(
                 f"{folder} already holds {'this' if same else 'another'} run: choose another --out, or replace it with"

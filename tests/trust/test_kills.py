@@ -1,0 +1,253 @@
+"""Every method and every long command, killed at random moments and given again: the same bits, and nothing left over.
+
+`DEEPCLUSTER_FIGURES=FILE pytest -m slow tests/trust/test_kills.py` writes down how many kills there were.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import pkgutil
+import random
+import re
+import shutil
+import signal
+import sys
+import tarfile
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import deepcluster
+from deepcluster.cli.main import main
+from deepcluster.data.cache import load_pixels
+from deepcluster.data.open import open_images
+from deepcluster.engine import checkpoint
+from restarts import differing
+
+METHODS = (
+    "tiny-deepcluster", "tiny-deepcluster-pic", "tiny-odc", "tiny-deepcluster-v2", "tiny-swav", "tiny-deepercluster",
+    "tiny-rotnet",
+)  # fmt: skip
+TIMES = r"^(seconds|images_per_second)|^(id|created|finished|at|began)$"
+"""What differs between two equal runs."""
+HOURS = r"\d+(\.\d+)? (s|min|h)\b|\d{4}-\d\d-\d\d.\d\d:\d\d"
+IMAGES = 96
+HELD = ["--holdout", "0.2"]
+PROTOCOLS = {"knn": [], "clusters": [], "linear": HELD, "mlp": HELD, "low-shot": [*HELD, "--shots", "3"]}
+
+
+@dataclass
+class Long:
+    """A long command: what it is given first, and again after each kill."""
+
+    name: str
+    first: list[str] | Callable[[], object]
+    again: list[str] | None = None  # where a run folder is there already
+    before: str = ""  # what is copied into the place first
+
+
+def start(work: list[str] | Callable[[], object], place: Path) -> int:
+    """A process that does the work in `place`; all modules are loaded already."""
+    child = os.fork()
+    if child:
+        return child
+    status = 70
+    try:
+        os.setpgid(0, 0)
+        said = os.open(place / ".said", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(said, 1)
+        os.dup2(said, 2)
+        os.chdir(place)
+        torch.set_num_threads(1)
+        status = main(work) if isinstance(work, list) else (work(), 0)[1]
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+
+
+def finish(child: int) -> tuple[int, float]:
+    """Its status, and the seconds until then."""
+    began = time.monotonic()
+    _, status = os.waitpid(child, 0)
+    return os.waitstatus_to_exitcode(status), time.monotonic() - began
+
+
+def results(place: Path) -> dict[str, Any]:
+    """What a command has left: each file's content, without times."""
+    found: dict[str, Any] = {}
+    for file in sorted(place.rglob("*")):
+        name = re.sub(r"\.[0-9a-f]{8}\.", ".", file.relative_to(place).as_posix())  # tables of a manifest
+        if file.name == "previous.ckpt":  # which one that is depends on the hour
+            continue
+        if not file.is_file() or name == ".said" or "tensorboard" in name or file.suffix == ".lock":
+            continue
+        if file.suffix == ".ckpt":
+            found[name] = checkpoint.load(file)
+        elif file.suffix in (".json", ".jsonl"):
+            rows = [json.loads(line) for line in file.read_text().splitlines()] if file.suffix == ".jsonl" else None
+            found[name] = _timeless(json.loads(file.read_text()) if rows is None else rows)
+        elif file.suffix == ".html":
+            found[name] = re.sub(
+                r"\d+(\.\d+)? (s|min|h)\b|\d{4}-\d\d-\d\d.\d\d:\d\d|>[^<]*(second|/s)[^<]*<", "", file.read_text()
+            )
+        else:
+            found[name] = file.read_bytes()
+    return found
+
+
+def _timeless(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _timeless(part) for name, part in value.items() if not re.search(TIMES, name) and name != "crc32"}
+    if isinstance(value, str):
+        return re.sub(r"\.[0-9a-f]{8}\.", ".", value)
+    return [_timeless(part) for part in value] if isinstance(value, list) else value
+
+
+def commands(made: Path) -> list[Long]:
+    """All of them, on the images and the run in `made`."""
+    data, run = str(made / "photos"), str(made / "run")
+    options = f"--data {data} --epochs 4 --batch-size 32 --image-size 12 --save-minutes 0.001 --keep-every 2 --out run"
+    found = []
+    for preset in METHODS:
+        more = [] if preset in ("tiny-deepcluster-pic", "tiny-rotnet") else ["--method.k", "8"]
+        if preset == "tiny-deepercluster":
+            more = []
+        whiten = ["--method.whiten", "16"] if preset in METHODS[:2] else []
+        found.append(Long(preset, ["train", preset, *options.split(), *more, *whiten], ["train", "--resume", "run"]))
+
+    def cache() -> None:
+        os.environ["DEEPCLUSTER_CACHE"] = "cache"
+        load_pixels(
+            open_images(data), short_side=None, cache_gb=1, workers=1, directory=Path("cache"), small=0, chunk=8
+        )
+
+    table = str(made / "table.npy")
+    grouped = ["cluster", data, "--backbone", f"{run}/model.safetensors", "--out", "groups", "--k", "6"]
+    return [
+        *found,
+        Long("index", ["index", f"{made}/*.tar", "--out", "manifest.json", "--workers", "1"]),
+        Long("cache", cache),
+        Long("features", ["features", run, "--data", data, "--out", "table.npy"]),
+        Long(
+            "features in parts", ["features", run, "--data", str(made / "many.npy"), "--out", "parts", "--parts", "5"]
+        ),
+        Long("cluster images", grouped),
+        *(
+            Long(f"cluster {kind}", ["cluster", table, "--algorithm", kind, "--out", "a.csv", "--whiten", "16", *more])
+            for kind, more in (("kmeans", ["--k", "20"]), ("pic", []), ("hierarchical", ["--k", "20"]))
+        ),
+        *(
+            Long(f"evaluate {name}", ["evaluate", "run", name, "--data", data, *more], before="run")
+            for name, more in PROTOCOLS.items()
+        ),
+        Long("assign", ["assign", run, "--data", data, "--out", "a.csv"]),
+        Long("report", ["report", "run"], before="run"),
+        Long("visualize", ["visualize", "run", "clusters"], before="run"),
+        Long("export", ["export", run, "--out", "a.safetensors"]),
+    ]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Digits as pictures, in archives and as an array; a trained run, and a table of its features."""
+    from sklearn.datasets import load_digits
+
+    for module in pkgutil.walk_packages(deepcluster.__path__, "deepcluster."):
+        if not module.name.endswith("__main__"):
+            importlib.import_module(module.name)
+    for name in ("torch.utils.tensorboard", "sklearn.cluster", "matplotlib.pyplot", "torch._dynamo"):
+        importlib.import_module(name)
+    folder, digits = tmp_path_factory.mktemp("made"), load_digits()
+    for k in range(IMAGES):
+        file = folder / "photos" / str(digits.target[k]) / f"{k:03d}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray((digits.images[k] * 15.9).astype(np.uint8)).resize((16, 16)).save(file)
+    np.save(folder / "many.npy", np.repeat((digits.images * 15.9).astype(np.uint8)[..., None], 3, 3))
+    for part in range(12):
+        with tarfile.open(folder / f"{part:02d}.tar", "w") as archive:
+            for file in sorted(folder.glob("photos/*/*.png")):
+                archive.add(file, f"{file.parent.name}/{part}-{file.name}")
+    options = "--epochs 2 --batch-size 32 --image-size 12 --method.k 8 --method.whiten 16"
+    train = ["train", "tiny-deepcluster", "--data", str(folder / "photos"), "--out", "run", *options.split()]
+    features = ["features", "run", "--data", str(folder / "many.npy"), "--out", "table.npy"]
+    for command in (train, features):
+        assert finish(start(command, folder))[0] == 0, (folder / ".said").read_text()
+    return folder
+
+
+def fresh(place: Path, long: Long, made: Path) -> Path:
+    place.mkdir()
+    if long.before:
+        shutil.copytree(made / long.before, place / long.before)
+    return place
+
+
+def trial(long: Long, made: Path, place: Path, moments: list[float], tally: list[int]) -> None:
+    """Does the work, killed after so many seconds each time, then goes on to the end."""
+    fresh(place, long, made)
+    for moment in (*moments, None):
+        resumed = long.again is not None and (place / "run/run.json").exists()
+        child = start(long.again if resumed and long.again else long.first, place)
+        if moment is not None:
+            time.sleep(moment)
+            os.kill(child, signal.SIGKILL)
+        status, _ = finish(child)
+        if moment is None:
+            assert status == 0, (long.name, moments, (place / ".said").read_text()[-3000:])
+        elif status == -signal.SIGKILL:
+            tally[0] += 1
+        else:
+            assert status == 0, (long.name, moments, (place / ".said").read_text()[-3000:])
+            tally[1] += 1
+            break
+
+
+@pytest.mark.slow
+def test_killed_at_random_moments(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """200 kills, shared by all commands; `DEEPCLUSTER_KILLS` asks for another number."""
+    wanted = int(os.environ.get("DEEPCLUSTER_KILLS", "200"))
+    works, draw = commands(made), random.Random(0)
+    figures: dict[str, dict[str, float]] = {}
+    wrong: list[str] = []
+    if only := os.environ.get("DEEPCLUSTER_KILLED"):
+        works = [long for long in works if re.search(only, long.name)]
+    for number, long in enumerate(works):
+        monkeypatch.setenv("DEEPCLUSTER_CACHE", str(tmp_path / f"cache-{number}"))
+        place = fresh(tmp_path / f"whole-{number}", long, made)
+        status, took = finish(start(long.first, place))
+        assert status == 0, (long.name, (place / ".said").read_text()[-3000:])
+        whole, tally, attempt, before = results(place), [0, 0], 0, len(wrong)
+        share = -(-(wanted * (number + 1)) // len(works)) - -(-(wanted * number) // len(works))
+        while tally[0] < share and attempt < 4 * share:
+            place = tmp_path / f"killed-{number}-{attempt}"
+            moments = [draw.uniform(0.02, 0.98) * took for _ in range(min(draw.choice((1, 1, 2, 3)), share - tally[0]))]
+            try:
+                trial(long, made, place, moments, tally)
+            except AssertionError as error:
+                wrong.append(str(error)[:1500])
+            else:
+                names = results(place)
+                if other := sorted(whole.keys() ^ names.keys()):
+                    wrong.append(f"{long.name} {moments}: files {other}")
+                wrong += [f"{long.name} {moments}: {where}" for where in differing(whole, names)[:5]]
+            if not wrong:
+                shutil.rmtree(place)
+            attempt += 1
+        figures[long.name] = {"kills": tally[0], "done before": tally[1], "seconds": round(took, 2)}
+        if file := os.environ.get("DEEPCLUSTER_FIGURES"):
+            with open(file, "a") as figures_file:
+                figures_file.write(json.dumps({long.name: figures[long.name], "wrong": wrong[before:]}) + "\n")
+    assert not wrong, "\n".join([f"{len(wrong)} differences; {figures}", *wrong[:20]])
