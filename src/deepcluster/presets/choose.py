@@ -137,11 +137,12 @@ _VARIED = DataParams(crop_scale=(0.3, 1.0), jitter=0.8, gray=0.2)
 BEGUN = {
     # Trained features are good already: small steps, smaller ones the nearer to the input, and a classifier that is
     # faster than the network. Published networks were trained on large images, and features of large images are the
-    # better ones: those are clustered, once, and the network learns their clusters at the size that a CPU has time for.
+    # better ones: those are clustered, and the network learns their clusters from views of the size that a CPU has time
+    # for. It is used at a size between: CIFAR-10 at 64, 96 px after views of 64 px: kNN 75.3, 85.3 %, untrained 62, 78.
     "cpu": (
-        Kind(48, dataclasses.replace(_KEPT, frozen=3), 64, 1.0, _VARIED, clustered=2.0,
+        Kind(48, dataclasses.replace(_KEPT, frozen=3), 96, 2 / 3, _VARIED, clustered=4 / 3,
              images_per_cluster=20, most_clusters=2_000, batch=64, lr=3e-4, layer_decay=0.7, method=_BEGUN),
-        Kind(SHRUNK, dataclasses.replace(_KEPT, frozen=3), 96, 1.0, _VARIED, clustered=2.0,
+        Kind(SHRUNK, dataclasses.replace(_KEPT, frozen=3), 128, 5 / 8, _VARIED, clustered=5 / 4,
              images_per_cluster=20, most_clusters=2_000, batch=64, lr=3e-4, layer_decay=0.7, method=_BEGUN),
     ),
     "gpu": (
