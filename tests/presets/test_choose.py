@@ -155,11 +155,19 @@ def test_published_weights_learn_clusters_of_larger_views(tmp_path: Path) -> Non
     assert not interval_due(run.method.reassign, 10_000, 8)  # type: ignore[attr-defined]
     assert choose(source, from_=f"timm:{LITE}", image_size=64, device="cpu").run.data.clustered_size == 80
     swav = choose(source, method="swav", from_=f"timm:{LITE}", device="cpu").run  # has no clusters of all features
-    assert swav.data.clustered_size == 0
+    assert swav.data.clustered_size == swav.data.view_size == 0
+
+
+def test_a_network_of_one_size_gets_views_of_that_size(tmp_path: Path) -> None:
+    vit = build_backbone("timm:vit_tiny_patch16_224", image_size=32, depth=1)
+    file = export_backbone(vit, "safetensors", tmp_path / "vit.safetensors")
+    run = choose(open_images(str(photos(tmp_path / "photos", 24))), from_=str(file), device="cpu").run
+    assert (run.image_size, run.data.view_size, run.data.clustered_size) == (32, 0, 0)
+    assert views_of(run, vit).groups[0].size == 32
 
 
 def test_other_weights_are_clustered_at_their_own_size(tmp_path: Path) -> None:
     file = export_backbone(build_backbone("convnet", image_size=32), "safetensors", tmp_path / "b.safetensors")
     run = choose(open_images("digits"), from_=str(file), device="cpu").run
-    assert (run.image_size, run.data.clustered_size) == (32, 0)
+    assert (run.image_size, run.data.view_size, run.data.clustered_size) == (32, 0, 0)
     assert interval_due(run.method.reassign, 10_000, 8) or run.method.reassign < 100  # type: ignore[attr-defined]

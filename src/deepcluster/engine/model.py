@@ -237,8 +237,10 @@ def begin(run: TrainRun, start: Path | str, image_size: int | None = None) -> Tr
             backbone = build_backbone(name, image_size=size, **own, **pretrained_option(name))
     options = {key: value for key, value in backbone.config.items() if key not in ("name", "sobel", "image_size")}
     view, clustered = (round(each * size / run.image_size) for each in (run.data.view_size, run.data.clustered_size))
-    if weights != PRETRAINED or backbone.refusal(clustered):
-        clustered = 0  # what it was trained at is its size; transformers take no other
+    if weights != PRETRAINED or (clustered and backbone.refusal(clustered)):
+        clustered = 0  # a network of ours is best at the size it was trained at
+    if view and backbone.refusal(view):
+        view = 0  # transformers take one size
     return replace(
         run,
         image_size=size,

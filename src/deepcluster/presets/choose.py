@@ -212,8 +212,8 @@ def choose(
     run = begin(chosen.run, from_, image_size)
     network = draw_backbone(override(run, {"backbone.frozen": 0}))
     run = override(run, {"backbone.frozen": min(run.backbone.frozen, len(network.stages) // 2)})
-    if run.data.clustered_size:
-        run = override(run, {"method.reassign": ONCE})
+    # smaller views were measured together with clusters of larger images only
+    run = override(run, {"method.reassign": ONCE} if run.data.clustered_size else {"data.view_size": 0})
     if machine.device == "cpu" and has_depthwise(network):
         run = dataclasses.replace(run, precision="32")
     return Choice(run, images, machine, from_)
