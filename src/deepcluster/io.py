@@ -63,7 +63,7 @@ def replacing(file: Path, *, sealed: bool = False) -> Iterator[Path]:
     Raises:
         DeepClusterError: see `told`.
     """
-    temporary = _beside(file)
+    temporary = beside(file)
     try:
         with told(file):
             file.parent.mkdir(parents=True, exist_ok=True)
@@ -85,7 +85,7 @@ def replacing(file: Path, *, sealed: bool = False) -> Iterator[Path]:
 @contextlib.contextmanager
 def scratch_folder(file: Path) -> Iterator[Path]:
     """A folder beside `file` for what is needed until it is written."""
-    folder = _beside(file)
+    folder = beside(file)
     try:
         with told(file):
             folder.mkdir(parents=True)
@@ -95,7 +95,7 @@ def scratch_folder(file: Path) -> Iterator[Path]:
         _own.discard(folder.name)
 
 
-def _beside(file: Path) -> Path:
+def beside(file: Path) -> Path:
     """A temporary name beside `file`, after what killed processes left there for it was taken away."""
     for leftover in file.parent.glob(f".{glob.escape(file.name)}.*.part"):
         if leftover.name not in _own and not _is_being_written(leftover):

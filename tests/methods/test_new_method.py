@@ -143,9 +143,9 @@ def test_a_new_method_touches_four_files(package: Path) -> None:
 
 
 def test_a_new_method_works_with_every_command(package: Path, tmp_path: Path) -> None:
-    commands = [
-        "train tiny-random-groups --data digits --out run --method.k 12",
-        "train --resume run --epochs 2",
+    train = ["train tiny-random-groups --data digits --out run --method.k 12"]
+    others = [
+        "train --resume run --epochs 2",  # by a process that has not trained it
         "assign run --data digits --out clusters.csv",
         "evaluate run knn",
         "doctor run --json",
@@ -153,14 +153,16 @@ def test_a_new_method_works_with_every_command(package: Path, tmp_path: Path) ->
         "report run",
         "train tiny-random-groups --help",  # the last one: help ends the process
     ]
-    script = f"""
+    environment = os.environ | {"PYTHONPATH": str(package.parent), "OMP_NUM_THREADS": "1"}
+    for commands in (train, others):
+        script = f"""
 from deepcluster.cli.main import main
 for command in {commands!r}:
     assert main(command.split()) == 0, command
 """
-    environment = os.environ | {"PYTHONPATH": str(package.parent), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, "-c", script], env=environment, cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
+        line = [sys.executable, "-c", script]
+        done = subprocess.run(line, env=environment, cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-3000:]
     assert "--method.whiten" in done.stdout
     assert json.loads((tmp_path / "run" / "run.json").read_text())["settings"]["method"]["name"] == "random-groups"
     assert len((tmp_path / "clusters.csv").read_text().splitlines()) == 1798

@@ -15,13 +15,14 @@ from pathlib import Path
 
 import numpy as np
 
-from deepcluster.data.cache_entry import Entry, evict, marks_of, open_entry, sweep, write_entry
+from deepcluster.data.cache_entry import Entry, evict, marks_of, open_entry, write_entry
 from deepcluster.data.decode_pool import Decoded, decode_batch, decode_batches
 from deepcluster.data.source import ImageSource
 from deepcluster.data.storage import cache_folder
 from deepcluster.digest import digest
 from deepcluster.distributed import ProcessGroup
 from deepcluster.errors import DeepClusterError, DeepClusterWarning
+from deepcluster.io import remove_leftovers
 from deepcluster.reading import parse_json
 
 #: Bytes up to which decoded images simply live in memory.
@@ -156,7 +157,7 @@ def load_pixels(
         found = open_entry(entry, source, short_side, marks, tell=True)
         if found is None:
             folder.mkdir(parents=True, exist_ok=True)
-            sweep(folder)
+            remove_leftovers(folder)
             evict(folder, budget - estimate)
             if shutil.disk_usage(folder).free < estimate * 1.05:
                 raise OSError(f"it has less than {estimate / 1e9:.1f} GB left")

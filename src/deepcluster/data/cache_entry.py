@@ -12,9 +12,7 @@ import contextlib
 import json
 import os
 import shutil
-import socket
 import time
-import uuid
 import warnings
 import zlib
 from collections.abc import Iterable
@@ -27,7 +25,7 @@ from deepcluster.data.decode_pool import Decoded, decode_batch
 from deepcluster.data.source import Encoded, ImageSource
 from deepcluster.digest import short_digest
 from deepcluster.errors import BadImage, DeepClusterError, DeepClusterWarning
-from deepcluster.io import write_array
+from deepcluster.io import beside, write_array
 from deepcluster.reading import judged, read_json, read_npy, regular_size
 from deepcluster.seal import json_seal, put_seal
 
@@ -151,7 +149,7 @@ def write_entry(
     entry: Path, source: ImageSource, short_side: int | None, arriving: Iterable[Decoded], marks: np.ndarray
 ) -> Entry:
     """Decode everything into a folder of our own, then rename it to `entry`; what was written is given."""
-    own = entry.parent / f".{entry.name}-{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+    own = beside(entry)
     own.mkdir()
     try:
         images = np.zeros(len(source), IMAGE)
@@ -181,16 +179,6 @@ def write_entry(
         return written
     finally:
         shutil.rmtree(own, ignore_errors=True)
-
-
-def sweep(folder: Path) -> None:
-    """Remove what killed processes of this machine left behind."""
-    for left in folder.glob(f".*-{socket.gethostname()}-*-*"):
-        with contextlib.suppress(ValueError, OSError):  # not a process number; a process of somebody else
-            try:
-                os.kill(int(left.name.split("-")[-2]), 0)
-            except ProcessLookupError:
-                shutil.rmtree(left, ignore_errors=True)
 
 
 def evict(folder: Path, room: int) -> None:

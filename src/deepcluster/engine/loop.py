@@ -198,7 +198,7 @@ def refresh(c: TrainContext, state: TrainState, *, last: bool = False) -> Cluste
 
 
 def extract_all(c: TrainContext, step: int, only: np.ndarray | None = None) -> Features:
-    """This process's share of the features of all images, or of positions `only` (M,); at step -1 those of users."""
+    """This process's share of the features of all images, or of positions `only` (M,); at step -1 as users get them."""
     average_running_stats(c.method, c.group)
     size = c.run.data.clustered_size if step >= 0 else 0
     one_view = replace(c.views.groups[0], count=1, size=size or c.views.groups[0].size)

@@ -23,8 +23,10 @@ from deepcluster.errors import DeepClusterError
 from deepcluster.io import write_array, write_csv, write_json
 from deepcluster.types import Clustering
 
-IDENTITY = ("seed", "batch_size", "image_size", "method", "optimizer", "backbone")
+IDENTITY = ("seed", "batch_size", "image_size", "method", "optimizer", "backbone", "data")
 """The settings by which runs of the same images differ, wherever and for however long they are trained."""
+ELSEWHERE = ("cache_gb", "workers")
+"""Those of `data` that only say how images are read on a machine."""
 
 
 def about(
@@ -37,11 +39,13 @@ def about(
 ) -> dict[str, Any]:
     """run.json: everything resolved; a clusterer passed in Python by its repr."""
     settled = settings.as_dict(resolved(run))
+    identity = {name: settled[name] for name in IDENTITY}
+    identity["data"] = {name: value for name, value in settled["data"].items() if name not in ELSEWHERE}
     fingerprint = source.fingerprint()
     packages = ("deepcluster", "torch", "torchvision", "lightning-fabric", "numpy")
     return {
         "format": FORMAT,
-        "id": digest(fingerprint, type(clusterer).__name__, {name: settled[name] for name in IDENTITY}),
+        "id": digest(fingerprint, type(clusterer).__name__, identity),
         "preset": preset,
         "seed": run.seed,
         "processes": group.size,

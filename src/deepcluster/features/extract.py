@@ -85,7 +85,7 @@ def extract(
     )
 
     def forward(images: Tensor) -> Tensor:
-        count = len(images) if images.is_cuda else max(8, AT_ONCE // images[0, 0].numel())
+        count = max(8, AT_ONCE // images[0, 0].numel()) if images.device.type == "cpu" else len(images)
         with autocast():
             parts = [_tapped(backbone, part, tap) if tap else inference(part) for part in torch.split(images, count)]
         return torch.cat(parts).float().cpu()

@@ -156,7 +156,8 @@ class ODCParams(AveragedParams):
     the mean (the published code, which favors tight clusters)."""
     memory: Literal["forward", "eval"] = "forward"
     """What is stored in memory: the features of the training pass, dropout included (as published; the paper does not
-    say), or those of the same backbone output with the projection head in evaluation mode."""
+    say), or those of the same backbone output with the projection head in evaluation mode. An average of the network
+    (`ema_decay`) is in evaluation mode in any case."""
     start: Literal["neck", "whitened"] = "neck"
     """The first k-means clusters the features of the projection head (the paper), or the whitened features of the
     backbone, which suits a backbone that is already trained while the head is new."""
