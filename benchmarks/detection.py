@@ -56,8 +56,8 @@ def main() -> None:
         draws=args.draws,
         screen=screen,
     )
-    screen.console.print(result.table())
-    screen.say(f"{time.perf_counter() - began:.0f} s; {result.save(args.out)}")
+    screen.print(result.table())
+    screen.print(f"{time.perf_counter() - began:.0f} s; {result.save(args.out)}")
 
 
 if __name__ == "__main__":

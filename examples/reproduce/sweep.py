@@ -86,7 +86,7 @@ def sweep(preset: str, chosen: Sweep, screen: Screen) -> Study:
     runs = planned_runs(chosen, source)
     rows: list[Row] = []
     for value, (folder, wanted) in runs.items():
-        screen.say(f"{short} = {value:,}: {folder}")
+        screen.print(f"{short} = {value:,}: {folder}")
         if not (folder / "run.json").exists() or not is_finished(folder):
             run = train(wanted, source, folder, preset=preset, resume=(folder / "run.json").exists(), screen=screen)
         else:

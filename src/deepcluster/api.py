@@ -77,7 +77,7 @@ def train(
         method = values.pop("method") if isinstance(values.get("method"), str) else None
         chosen = choose(data, method=method, from_=None if from_ is None else str(from_), **followed)
         name, preset = config.AUTO, chosen.run if "epochs" not in values else replace(chosen.run, minutes=None)
-        screen.say(chosen.sentence(config.override(preset, values)))
+        screen.print(chosen.sentence(config.override(preset, values)))
     elif isinstance(preset, str):
         name, preset = preset, find_preset(preset).run
     if from_ is not None and name != config.AUTO:

@@ -110,7 +110,7 @@ def cluster(
             screen=screen,
         )
     except Interrupted:
-        screen.say("stopped; the same command goes on where it was")
+        screen.print("stopped; the same command goes on where it was")
         raise
     page = write_report(run)
     sizes: dict[str, Any] = size_stats(run.assignment, len(run.centroids))
@@ -159,7 +159,7 @@ def _cluster_table(file: Path, out: Path, algorithm: str, options: dict[str, Any
                     if not group.is_single:
                         raise DeepClusterError("Several processes must be told the number of clusters: give --k.")
                     choice = choose_k(rows, random_state=options.get("seed", 0))
-                    screen.say(choice.sentence)
+                    screen.print(choice.sentence)
                     options = options | {"k": choice.k}
                 made = make_clusterer(algorithm, options, group=group)
                 return made.set_params(scratch=scratch) if algorithm == "hierarchical" else made

@@ -77,7 +77,7 @@ def show(screen: Screen, as_json: bool, values: Mapping[str, Any], sentence: str
     if as_json:
         print(dumps(values))
     else:
-        screen.say(sentence)
+        screen.print(sentence)
 
 
 def take_name(

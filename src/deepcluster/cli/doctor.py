@@ -32,4 +32,4 @@ def doctor(
         print(diagnosis.json())
     else:
         # Sentences are wrapped at the width of the terminal, next to the column of severities.
-        screen.console.print(diagnosis.table(), soft_wrap=False)
+        screen.print(diagnosis.table(), soft_wrap=False)

@@ -75,10 +75,10 @@ def command(arguments: list[str]) -> None:
     if values["json"]:  # before they are saved, so that they are seen also where they cannot be kept
         print(result.json())
     else:
-        screen.console.print(result.table())
+        screen.print(result.table())
     file = result.save(subject.results)
     if not values["json"]:
-        screen.say(f"{file} holds them with all settings")
+        screen.print(f"{file} holds them with all settings")
 
 
 def _confusion_figure(subject: Subject, screen: Screen) -> Callable[[np.ndarray, np.ndarray, Sequence[str]], None]:
@@ -91,7 +91,7 @@ def _confusion_figure(subject: Subject, screen: Screen) -> Callable[[np.ndarray,
         from deepcluster.visualize.confusion import confusion_figure
 
         file = style.save(confusion_figure(assignment, labels, names), subject.results / "clusters-confusion.png")
-        screen.say(f"{file} shows which classes share clusters")
+        screen.print(f"{file} shows which classes share clusters")
 
     return draw
 

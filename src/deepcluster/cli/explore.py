@@ -47,19 +47,19 @@ def explore(
     if export is not None:
         explorer = opened()
         what, images = write(export, explorer.groups, explorer.jobs["images"].wait())
-        screen.say(f"{export}: {what} of {images:,} images")
+        screen.print(f"{export}: {what} of {images:,} images")
         return
     listening = listen(port)
     with listening, exclusive(loaded.folder), contextlib.ExitStack() as held:
         explorer = opened()
 
         def started(server: object, address: str) -> None:
-            screen.say(f"{run}: {address}  (Ctrl-C to stop)")
+            screen.print(f"{run}: {address}  (Ctrl-C to stop)")
             if open:
                 open_in_browser(address, held, explorer.folder)
 
         serve(explorer, listening, started)
-    screen.say(f"stopped; edits are in {explorer.folder / 'edits.jsonl'}" if explorer.journal.done else "stopped")
+    screen.print(f"stopped; edits are in {explorer.folder / 'edits.jsonl'}" if explorer.journal.done else "stopped")
 
 
 def open_in_browser(address: str, held: contextlib.ExitStack, folder: Path) -> None:

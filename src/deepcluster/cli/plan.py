@@ -88,4 +88,4 @@ def command(arguments: list[str]) -> None:
     if chosen.json:
         print(json_module.dumps(found.as_dict()))
     else:
-        Screen().console.print(found.tables(), soft_wrap=False)
+        Screen().print(found.tables(), soft_wrap=False)

@@ -193,7 +193,7 @@ def train(
 
     screen = Screen(quiet=is_secondary_process(), stderr=json)
     if about:
-        screen.say(about)
+        screen.print(about)
     with _resume_hint(out, screen):
         images = data if source is None else source
         run = engine.train(settings, images, out, preset=preset, overwrite=overwrite, screen=screen, began=began)
@@ -260,7 +260,7 @@ def _resume_hint(folder: Path, screen: Screen) -> Iterator[None]:
     try:
         yield
     except Interrupted:
-        screen.say(f"stopped and saved; resume with: deepcluster train --resume {folder}")
+        screen.print(f"stopped and saved; resume with: deepcluster train --resume {folder}")
         raise
     except (RuntimeError, MemoryError) as error:
         sentence = explained(error)

@@ -55,7 +55,7 @@ def command(arguments: list[str]) -> None:
         print(dumps({"pictures": [str(file) for file in files]}))
     else:
         for file in files:
-            screen.say(str(file))
+            screen.print(str(file))
 
 
 def _draw(name: str) -> Function:

@@ -99,7 +99,7 @@ def cluster_images(
     source = open_images(data)
     run_folder.outside_images(folder, source)
     name, sentence = choose_backbone(backbone)
-    screen.say(sentence)
+    screen.print(sentence)
     if image_size is None and not Path(name).exists():
         image_size = fitting_size(source, name)
     subject = load_subject(name, image_size=image_size, device=device)
@@ -130,7 +130,7 @@ def cluster_images(
             found, embedding, choice = _cluster(folder, algorithm, given, whiten, seed, bad)
         run_folder.tell_bad(pixels, screen)
         if choice is not None:
-            screen.say(choice.sentence)
+            screen.print(choice.sentence)
         steps = [embedding, *getattr(found.clusterer, "embedding_", ())]
         model = Model(subject.backbone, found.centroids, steps, _tree(found))
         objective = float(np.nansum(found.distance.astype(np.float64) ** 2))

@@ -6,7 +6,7 @@ import json
 import math
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -35,24 +35,21 @@ NUMBERS = (
 
 
 class Bar:
-    """A bar that counts images; calling it moves it on. Without a progress it is silent."""
+    """A bar that counts images; calling it moves it on."""
 
-    def __init__(self, progress: Progress | None = None, task: TaskID | None = None) -> None:
+    def __init__(self, progress: Progress, task: TaskID) -> None:
         self.progress, self.task = progress, task
 
     def __call__(self, images: int = 1) -> None:
-        if self.progress is not None and self.task is not None:
-            self.progress.advance(self.task, images)
+        self.progress.advance(self.task, images)
 
     def describe(self, text: str) -> None:
         """Changes the words before it."""
-        if self.progress is not None and self.task is not None:
-            self.progress.update(self.task, description=text)
+        self.progress.update(self.task, description=text)
 
     def to(self, images: int) -> None:
         """Moves it to so many."""
-        if self.progress is not None and self.task is not None:
-            self.progress.update(self.task, completed=images)
+        self.progress.update(self.task, completed=images)
 
 
 class _Rate(ProgressColumn):
@@ -66,36 +63,24 @@ class _Rate(ProgressColumn):
         return Text(f"{task.speed:,.0f} {self.unit}/s" if task.speed else "", style="dim")
 
 
-class Screen:
-    """Lines and progress bars; no bars where the output is not a terminal, nothing at all when quiet."""
+class Screen(Console):
+    """rich's console with progress bars: none where the output is not a terminal, and nothing at all when quiet."""
 
     def __init__(self, quiet: bool = False, *, stderr: bool = False) -> None:
         # Under --json the lines go to stderr, so that stdout holds the object alone.
-        self.console = Console(quiet=quiet, stderr=stderr, highlight=False, soft_wrap=True)
+        super().__init__(quiet=quiet, stderr=stderr, markup=False, highlight=False, soft_wrap=True)
         self.bars = not quiet and not stderr and sys.stdout.isatty()
-
-    def say(self, line: str) -> None:
-        """One line."""
-        self.console.print(line, markup=False)
 
     def warn(self, line: str) -> None:
         """One line that should not be missed."""
-        self.console.print(f"warning: {line}", style="yellow", markup=False)
+        self.print(f"warning: {line}", style="yellow")
 
     @contextmanager
     def bar(self, what: str, total: int, unit: str = "images") -> Iterator[Bar]:
         """A bar that counts images, or other units, with a rate and the time that is left."""
-        if not self.bars or total <= 0:
-            yield Bar()
-            return
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=32),
-            MofNCompleteColumn(),
-            _Rate(unit),
-            TimeRemainingColumn(),
-        )
-        with Progress(*columns, console=self.console, transient=True) as progress:
+        columns = TextColumn("{task.description}"), BarColumn(bar_width=32), MofNCompleteColumn(), _Rate(unit)
+        progress = Progress(*columns, TimeRemainingColumn(), console=self, transient=True)
+        with progress if self.bars and total > 0 else nullcontext():
             yield Bar(progress, progress.add_task(what, total=total))
 
 

@@ -123,7 +123,7 @@ def fit(c: TrainContext, state: TrainState) -> None:
                     c.clock.lap("step")
                     advance.describe(f"epoch {epoch + 1}/{run.epochs}, {duration(c.clock.left(state.step))} left")
                     if word := c.clock.first_word(state.step):
-                        c.screen.say(word)
+                        c.screen.print(word)
                     late, stopped = group.any_of(time.monotonic() - saved_at > 60 * run.save_minutes, c.stopped())
                     if (late or stopped) and state.step < end:
                         state.add("loss", group.sum_(loss_sum).item())

@@ -241,7 +241,7 @@ class Monitor:
             self.metrics.add(row)
         self.best = best_of([row], self.best)
         left = duration(c.clock.left(state.step))
-        c.screen.say(line(row, c.run.epochs) + (f"  {left} left" if epoch + 1 < c.run.epochs else ""))
+        c.screen.print(line(row, c.run.epochs) + (f"  {left} left" if epoch + 1 < c.run.epochs else ""))
         classes = latest.get("k", 1) * c.run.method.rotations_predicted
         check_loss(self.metrics.losses, classes, c.screen.warn)
         state.totals = {}
@@ -287,7 +287,7 @@ class Monitor:
     def report_stall(self, c: TrainContext, epoch: int) -> None:
         """Says once that the watched score has stopped rising."""
         if self.watch and self.watch.due(epoch) and (said := self.watch.sentence(self.best)):
-            c.screen.say(said)
+            c.screen.print(said)
 
 
 def exported_model(method: Method, clustering: Clustering) -> Model:

@@ -134,9 +134,9 @@ def _train(
     method = parts.method
     if has_checkpoint:
         state = restore(last, method, parts.optimizer, fabric)
-        screen.say(f"resuming {folder} at epoch {state.step // state.steps_per_epoch + 1}, step {state.step}")
+        screen.print(f"resuming {folder} at epoch {state.step // state.steps_per_epoch + 1}, step {state.step}")
     elif resume:
-        screen.say(f"{folder} has no checkpoint yet: starting from its beginning")
+        screen.print(f"{folder} has no checkpoint yet: starting from its beginning")
 
     # Training
     metrics = Metrics(folder, state.step // state.steps_per_epoch, write=group.is_first)
@@ -161,7 +161,7 @@ def _train(
                 run_folder.write_bad_images(folder, pixels)
             run_folder.note_finished(folder)
     if pixels.bad:
-        screen.say(
+        screen.print(
             f"{folder / 'bad_images.csv'} lists what cannot be decoded: {len(pixels.bad):,} of {len(pixels):,} files"
         )
     return runs.load_run(folder, device=run.device)
@@ -220,7 +220,7 @@ def within_minutes(
         monitor, clock = Monitor(Metrics(folder, 0, write=False), None), Clock(parts.method, 1, 1)
         return make_context(run, parts, pixels, fabric, group, folder, Screen(quiet=True), monitor, clock)
 
-    screen.say("measuring the speed of this machine")
+    screen.print("measuring the speed of this machine")
     speed = measure(thrown_away, run, state, images)
     over = float(group.max_(torch.tensor(time.monotonic() - began, dtype=torch.float64)))
     method = build_method(run, 1, clusterer)
@@ -232,7 +232,7 @@ def within_minutes(
             f" end in about {duration(seconds)}. A smaller --image-size or another --backbone.name is faster."
         )
     else:
-        screen.say(
+        screen.print(
             f"about {duration(seconds)} left: {epochs:,} epochs of {one}, each clustering {duration(speed.clustering)}"
         )
     known = {"step": speed.step, "clustering": speed.clustering, "epoch": speed.epoch}

@@ -43,7 +43,7 @@ def trained_file(
         raise DeepClusterError(f"{folder} cannot be written, and the trained classifier is kept there: give --out.")
     key = digest(depends_on, subject.backbone.config, subject.backbone)
     file = folder / f"{protocol}-{key[:8]}.safetensors"
-    return file, ResumeFile(file.with_suffix(".state"), key, save_seconds=save_seconds, say=screen.say)
+    return file, ResumeFile(file.with_suffix(".state"), key, save_seconds=save_seconds, say=screen.print)
 
 
 def save_tensors(file: Path, kind: str, about: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Path:

@@ -125,7 +125,7 @@ def train(
             save()
         after_step(done)
         if stopping:
-            screen.say(f"stopped and saved after step {done} of {steps}; the same command continues from there")
+            screen.print(f"stopped and saved after step {done} of {steps}; the same command continues from there")
             raise Interrupted
 
     length = steps_per_epoch or steps
@@ -161,7 +161,7 @@ def train(
                         end_step(must_save=False)
             if steps_per_epoch is not None:
                 collect()
-                screen.say(f"{title}  loss {losses[first:last].nanmean():.4f}")
+                screen.print(f"{title}  loss {losses[first:last].nanmean():.4f}")
                 after_epoch(epoch + 1)
             end_step(must_save=True)
     for module in modules:

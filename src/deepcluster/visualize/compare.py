@@ -70,7 +70,7 @@ def draw_compare(
     try:
         filters = {name: filter_sheet(network) for name, network in networks.items()}
     except DeepClusterError as error:
-        screen.say(f"no picture of filters: {error}")
+        screen.print(f"no picture of filters: {error}")
     else:
         texts = {name: text for name, (_, text) in filters.items()}
         if len(set(texts.values())) == 1:

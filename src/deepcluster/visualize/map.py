@@ -92,7 +92,7 @@ def draw_map(
             groups = run.model.nearest(output)[0]
     pictures: dict[str, Picture] = {}
     for how in layout:
-        screen.say(f"laying out {len(features):,} images by {how}")
+        screen.print(f"laying out {len(features):,} images by {how}")
         positions = lay_out(features, how, seed=seed, perplexity=perplexity)
         what = {"pca": "PCA", "tsne": "t-SNE", "umap": "UMAP"}[how]
         title = f"{what} of the features of {short_name(subject.name)}"

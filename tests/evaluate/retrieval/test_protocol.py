@@ -211,7 +211,6 @@ class KillingBar(Bar):
     """Ends the process after so many images."""
 
     def __init__(self, after: int) -> None:
-        super().__init__()
         self.left = after
 
     def __call__(self, images: int = 1) -> None:

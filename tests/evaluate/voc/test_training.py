@@ -104,7 +104,8 @@ class Stopping(Screen):
                 if not stopping.steps:
                     os.kill(os.getpid(), signal.SIGINT)
 
-        yield Counting() if unit == "batches" else Bar()
+        with super().bar(what, total, unit) as bar:
+            yield Counting(bar.progress, bar.task) if unit == "batches" else bar
 
 
 @pytest.mark.parametrize(

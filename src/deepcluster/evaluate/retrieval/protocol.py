@@ -221,7 +221,7 @@ class _Search:
         depends_on: list[Any] = [extractor.settings, self.database.fingerprint()]
         if self.whitening_images is not None:
             depends_on += [self.whitening_images.fingerprint(), self.dims]
-        resume = ResumeFile(file.with_suffix(".state"), depends_on, say=self.screen.say)
+        resume = ResumeFile(file.with_suffix(".state"), depends_on, say=self.screen.print)
         whitening = self._whitening(extractor, file.with_suffix(".safetensors"), resume)
         table = self._table("database", extractor, self.database, whitening, file, resume)
         usable = np.isfinite(table).all(axis=1)
