@@ -26,6 +26,7 @@ from deepcluster.data.manifest import CHECKED, VERSION, read_manifest, table_dig
 from deepcluster.data.open import open_images
 from deepcluster.data.shards import Shards
 from deepcluster.data.source import ImageSource
+from deepcluster.data.storage import cache_folder
 from deepcluster.data.transforms import CenterCrop
 from deepcluster.errors import BadImage, DeepClusterError
 
@@ -127,7 +128,6 @@ def test_unchanged_shards_are_not_read_again(shards: list[str], tmp_path: Path) 
     assert sorted(path.name for path in tmp_path.glob("m.*")) == sorted(
         ["m.json", read_manifest(out).index, str(read_manifest(out).labels)]
     )
-    assert not (tmp_path / ".m.json.parts").exists()
 
 
 class Stop(Exception):
@@ -359,18 +359,20 @@ def test_killed_index_continues(tmp_path: Path) -> None:
     out = tmp_path / "m.json"
     words = [sys.executable, "-m", "deepcluster.cli.main", "index", str(tmp_path / "s*.tar"), "--out", str(out)]
     process = subprocess.Popen([*words, "--workers", "2"])
-    parts = tmp_path / ".m.json.parts"
-    while len(list(parts.glob("*.npz"))) < 5 and process.poll() is None:
+    kept = cache_folder() / "shard-index"
+    before = set(kept.glob("*.npz"))
+    while len(set(kept.glob("*.npz")) - before) < 5 and process.poll() is None:
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not out.exists()
     time.sleep(2.5)  # the processes that read shards notice
-    finished = [file for file in parts.glob("*.npz") if not file.name.startswith(".")]
+    finished = {file: file.stat().st_mtime_ns for file in set(kept.glob("[!.]*.npz")) - before}
     assert 5 <= len(finished) < 24
-    doctored(found[0])  # which was done, so that nobody reads it again
     index_shards(found, out, workers=2)
-    assert len(open_images(out)) == 72_000 and not parts.exists()
+    assert len(open_images(out)) == 72_000 and not list(tmp_path.glob(".*"))
+    assert len(set(kept.glob("[!.]*.npz")) - before) == 24
+    assert all(file.stat().st_mtime_ns == time for file, time in finished.items())
 
 
 def test_classes_are_found_over_all_shards_as_over_one_folder(tmp_path: Path) -> None:

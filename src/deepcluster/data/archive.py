@@ -43,6 +43,11 @@ class Members:
     lengths: np.ndarray  # (n,) int64, stored bytes of each, at most `TOO_LONG`
     trouble: str = ""  # why the archive could not be read to its end; empty when it could
 
+    @classmethod
+    def none(cls, trouble: str) -> Members:
+        """Of an archive that cannot be read."""
+        return cls([], np.zeros(0, np.int64), np.zeros(0, np.int64), trouble)
+
 
 @dataclass(frozen=True)
 class Format:
@@ -86,7 +91,7 @@ def scan(place: str, wanted: Wanted = is_image_name) -> Members:
     try:
         return storage.retry(once) if storage.is_url(place) else once()
     except OSError as error:
-        return Members([], np.zeros(0, np.int64), np.zeros(0, np.int64), f"cannot be read ({error.strerror or error})")
+        return Members.none(f"cannot be read ({error.strerror or error})")
 
 
 def read_member(place: str, offset: int, length: int) -> bytes:

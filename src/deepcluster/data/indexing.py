@@ -1,76 +1,31 @@
-"""Making a manifest: every shard is read once, several at a time, and what is done stays done after a kill."""
+"""Making a manifest: shards are scanned several at a time, and each scan is kept in the cache, also after a kill."""
 
 from __future__ import annotations
 
 import os
-import shutil
 import threading
 import time
-import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from deepcluster.data import storage
-from deepcluster.data.archive import find_format, format_of, scan
+from deepcluster.data.archive import Members, find_format, format_of
 from deepcluster.data.decode_pool import require_handles
-from deepcluster.data.manifest import (
-    Manifest,
-    mapped,
-    open_tables,
-    read_manifest,
-    relative,
-    table_digest,
-    write_manifest,
-)
-from deepcluster.data.naming import labels_from_parents, natural_key
-from deepcluster.data.shards import Shard, index_file, read_members, row_type, write_members
+from deepcluster.data.manifest import DIGESTED, Manifest, read_manifest, relative, table_digest, write_manifest
+from deepcluster.data.naming import labels_from_parents
+from deepcluster.data.shards import Shard, cached_members, row_type
 from deepcluster.errors import DeepClusterError
-from deepcluster.io import write_array
-from deepcluster.reading import read_head, read_npy, read_text
+from deepcluster.io import scratch_folder, told, write_array, writing
+from deepcluster.reading import read_head, read_text
 
 #: Shards that are handed to a process at a time.
 CHUNK = 4
-
-
-@dataclass(frozen=True)
-class Found:
-    """What reading one shard found."""
-
-    images: int  # how many it holds
-    bytes: int  # its size
-    stamp: str  # changes with it
-    trouble: str = ""  # why it could not be read to its end; empty when it could
-    largest: int = 0  # the largest offset in it, in its format's units
-    folders: tuple[str, ...] = ()  # of its images
-    row: int = -1  # the row of the earlier manifest's table where its images are; -1 = they are in `file`
-    file: str = ""  # the file with its members
-
-
-@dataclass(frozen=True)
-class _Earlier:
-    """An earlier manifest at the same place, and its tables."""
-
-    manifest: Manifest
-    table: np.ndarray
-    folders: np.ndarray | None  # (rows,) places in the manifest's folders
-
-    def known(self) -> dict[str, Found]:
-        """Path -> what it says of a shard, for those that were read to their end."""
-        found = {}
-        for path, images, size, row, stamp, trouble in self.manifest.shards:
-            if not trouble:
-                rows = slice(row, row + images)
-                numbers = [] if self.folders is None else np.unique(self.folders[rows]).tolist()
-                folders = tuple(self.manifest.folders[k] for k in numbers)
-                largest = int(self.table["offset"][rows].max(initial=0))
-                found[path] = Found(images, size, stamp, largest=largest, folders=folders, row=row)
-        return found
+#: A row of the table before the largest offset is known.
+WIDE = row_type(2**63)
 
 
 def index_shards(
@@ -83,9 +38,7 @@ def index_shards(
 ) -> Manifest:
     """Write a manifest of shards, in the order given.
 
-    Shards that a manifest at `out` has already, unchanged, are not read again; nor are those that a killed call got
-    done. A shard that is missing or broken is in the manifest with the images that were found in it and its
-    trouble.
+    A shard that is missing or broken is in the manifest with the images that were found in it and its trouble.
 
     Args:
         found: paths and URLs of shards, from `named`.
@@ -99,24 +52,99 @@ def index_shards(
     """
     if out.suffix != ".json":
         raise DeepClusterError(f"A manifest is a .json file, not {out.name!r}: change --out.")
-    paths = [relative(place, str(out.absolute().parent)) for place in found]
-    earlier = _earlier(out, labels)
-    known = earlier.known() if earlier else {}
-    parts = out.with_name(f".{out.name}.parts")
-    jobs = [(place, known.get(path), parts) for place, path in zip(found, paths, strict=True)]
-    results = []
-    for result in _in_parallel(jobs, workers):
-        results.append(result)
-        progress(1)
-    if not any(result.images for result in results):
-        trouble = next((f"; the first, {p}, {r.trouble}" for p, r in zip(found, results, strict=True) if r.trouble), "")
-        raise DeepClusterError(f"there is no image in the {len(found):,} shards{trouble}: check the pattern")
-    manifest = _merge(out, paths, results, earlier, labels)
-    if earlier is not None:  # its tables, which nothing names any more
-        for name in set(earlier.manifest.tables) - set(manifest.tables):
-            out.with_name(name).unlink(missing_ok=True)
-    shutil.rmtree(parts, ignore_errors=True)
+    earlier = _tables_of(out)
+    with scratch_folder(out) as scratch:
+        manifest = _made(found, out, scratch, labels, _scanned(found, workers), progress)
+    write_manifest(out, manifest)
+    for name in set(earlier) - set(manifest.tables):  # which nothing names any more
+        out.with_name(name).unlink(missing_ok=True)
     return manifest
+
+
+def _tables_of(out: Path) -> list[str]:
+    """Names of the tables of the manifest that is there already; none where it is damaged."""
+    if not out.is_file():
+        return []
+    try:
+        return read_manifest(out).tables
+    except DeepClusterError:
+        if b'"deepcluster manifest"' not in read_head(out, 4096):
+            raise  # another file, which is not to be replaced
+        return []
+
+
+def _made(
+    found: Sequence[str],
+    out: Path,
+    scratch: Path,
+    labels: bool,
+    scanned: Iterator[tuple[int, str, Members]],
+    progress: Callable[[int], None],
+) -> Manifest:
+    """The manifest, after its tables were written beside it."""
+    shards: list[Shard] = []
+    folders: dict[str, int] = {}  # folder of images -> its number
+    row, base = 0, str(out.absolute().parent)
+    with writing(scratch / "rows", "wb") as rows, writing(scratch / "numbers", "wb") as numbers:
+        for place, (size, stamp, members) in zip(found, scanned, strict=True):
+            located = np.zeros(len(members.names), WIDE)
+            located["offset"], located["length"] = members.offsets // format_of(place).unit, members.lengths
+            inside = [folders.setdefault(name.rpartition("/")[0], len(folders)) for name in members.names]
+            with told(out):
+                rows.write(located.tobytes())
+                numbers.write(np.array(inside, "<i4").tobytes())
+            shards.append(Shard(relative(place, base), len(located), size, row, stamp, members.trouble))
+            row += len(located)
+            progress(1)
+    if not row:
+        trouble = next((f"; the first, {one.path}, {one.trouble}" for one in shards if one.trouble), "")
+        raise DeepClusterError(f"there is no image in the {len(found):,} shards{trouble}: check the pattern")
+    # The classes are found over all shards, as over one folder.
+    own, classes = labels_from_parents([f"{folder}/" for folder in folders] if labels else [])
+    wide = np.memmap(scratch / "rows", WIDE, "r")
+    kind = row_type(int(wide["offset"].max()))
+    pieces = [slice(start, start + DIGESTED) for start in range(0, row, DIGESTED)]
+    tables = [write_array(scratch / "index.npy", (wide[piece].astype(kind) for piece in pieces), row)]
+    if own is not None:
+        label_of, numbered = own.astype("<i4"), np.memmap(scratch / "numbers", "<i4", "r")
+        tables.append(write_array(scratch / "labels.npy", (label_of[numbered[piece]] for piece in pieces), row))
+    content = table_digest(*(np.load(table, mmap_mode="r") for table in tables))
+    names = [f"{out.stem}.{content[:8]}.{table.name}" for table in tables]
+    for table, name in zip(tables, names, strict=True):
+        with told(out):
+            table.replace(out.with_name(name))
+    return Manifest(shards, names[0], names[1] if len(names) > 1 else None, classes, labels, content)
+
+
+def _scanned(found: Sequence[str], workers: int) -> Iterator[tuple[int, str, Members]]:
+    """Size, version and members of each shard."""
+    count = min(workers or os.cpu_count() or 1, -(-len(found) // CHUNK))
+    if count <= 1:
+        yield from map(_scan_one, found)
+        return
+    require_handles(6 * count)
+    with ProcessPoolExecutor(count, initializer=_end_with, initargs=(os.getpid(),)) as pool:
+        yield from pool.map(_scan_one, found, chunksize=CHUNK)
+
+
+def _end_with(parent: int) -> None:
+    """Lets this process end soon after its parent was killed, which else it would not notice."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _scan_one(place: str) -> tuple[int, str, Members]:
+    try:
+        size, stamp = storage.stat(place)
+    except OSError as error:
+        missing = isinstance(error, (FileNotFoundError, NotADirectoryError))
+        return 0, "", Members.none("is missing" if missing else f"cannot be opened ({error.strerror or error})")
+    return size, stamp, cached_members(place, size, stamp)
 
 
 def named(patterns: Sequence[str]) -> list[str]:
@@ -145,138 +173,3 @@ def _listed(file: Path) -> list[str]:
     lines = map(str.strip, text.replace("\r", "\n").split("\n"))
     words = [line for line in lines if line and not line.startswith("#")]
     return [word if storage.is_url(word) else os.path.join(file.parent, word) for word in words]
-
-
-def _earlier(out: Path, labels: bool) -> _Earlier | None:
-    """The manifest that is there already, where it can serve: undamaged, and with folders if labels are wanted."""
-    if not out.is_file():
-        return None
-    try:
-        manifest = read_manifest(out)
-        table, folders = open_tables(out, manifest)
-        if manifest.places is not None:
-            folders = mapped(out, manifest.places)
-    except DeepClusterError:
-        if b'"deepcluster manifest"' not in read_head(out, 4096):
-            raise  # another file, which is not to be replaced
-        return None
-    if not labels:
-        return _Earlier(manifest, table, None)
-    if folders is None or folders.shape != table.shape or folders.dtype.kind != "i" or not len(folders):
-        return None
-    if not 0 <= folders.min() <= folders.max() < len(manifest.folders):
-        return None
-    return _Earlier(manifest, table, folders)
-
-
-def _in_parallel(jobs: Sequence[tuple[str, Found | None, Path]], workers: int) -> Iterator[Found]:
-    count = min(workers or os.cpu_count() or 1, -(-len(jobs) // CHUNK))
-    if count <= 1:
-        yield from map(_index_one, jobs)
-        return
-    require_handles(6 * count)
-    with ProcessPoolExecutor(count, initializer=_end_with, initargs=(os.getpid(),)) as pool:
-        yield from pool.map(_index_one, jobs, chunksize=CHUNK)
-
-
-def _end_with(parent: int) -> None:
-    """Lets this process end soon after its parent was killed, which else it would not notice."""
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(1)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
-def _index_one(job: tuple[str, Found | None, Path]) -> Found:
-    """Reads one shard, unless the earlier manifest or a killed call has what it holds."""
-    place, known, parts = job
-    try:
-        size, stamp = storage.stat(place)
-    except OSError as error:
-        missing = isinstance(error, (FileNotFoundError, NotADirectoryError))
-        return Found(0, 0, "", "is missing" if missing else f"cannot be opened ({error.strerror or error})")
-    if known is not None and (known.bytes, known.stamp) == (size, stamp):
-        return known
-    file = index_file(parts, place, size, stamp)
-    members = None
-    with suppress(Exception):  # absent or damaged
-        members = read_members(file)
-    if members is None:
-        members = scan(place)
-        write_members(file, members)
-    return Found(
-        len(members.names),
-        size,
-        stamp,
-        members.trouble,
-        int(members.offsets.max(initial=0)) // format_of(place).unit,
-        tuple(dict.fromkeys(map(_folder_of, members.names))),
-        file=str(file),
-    )
-
-
-def _folder_of(name: str) -> str:
-    return name.rpartition("/")[0]
-
-
-def _merge(out: Path, paths: list[str], results: list[Found], earlier: _Earlier | None, asked: bool) -> Manifest:
-    """Writes the tables, and last the manifest that names them."""
-    ends = np.cumsum([result.images for result in results]).tolist()
-    shards = [
-        Shard(path, result.images, result.bytes, end - result.images, result.stamp, result.trouble)
-        for path, result, end in zip(paths, results, ends, strict=True)
-    ]
-    for left in out.parent.glob(f".{out.stem}.*.npy.*.part"):  # by a killed call
-        left.unlink(missing_ok=True)
-
-    def write(file: Path, kind: np.dtype, rows_of: Callable[[str, Found], np.ndarray]) -> str:
-        blocks = (rows_of(shard.path, result) for shard, result in zip(shards, results, strict=True) if shard.images)
-        return write_array(file, (np.asarray(block, kind) for block in blocks), ends[-1]).name
-
-    kind = row_type(max(result.largest for result in results))
-
-    def located(path: str, result: Found) -> np.ndarray:
-        if result.row >= 0:
-            assert earlier is not None
-            return np.asarray(earlier.table[result.row : result.row + result.images], kind)
-        members = read_members(Path(result.file))
-        rows = np.zeros(result.images, kind)
-        rows["offset"], rows["length"] = members.offsets // format_of(path).unit, members.lengths
-        return rows
-
-    tag = f"{out.stem}.{uuid.uuid4().hex[:8]}"
-    index = write(out.with_name(f"{tag}.index.npy"), kind, located)
-    labels = places = None
-    classes: tuple[str, ...] = ()
-    folders = sorted({folder for result in results for folder in result.folders} if asked else (), key=natural_key)
-    if folders:
-        own, classes = labels_from_parents([f"{folder}/" for folder in folders])  # over all shards, as over a folder
-        if own is not None:
-            order = np.argsort(own, kind="stable").tolist()
-            folders, own = [folders[k] for k in order], own[order]
-        number = {folder: k for k, folder in enumerate(folders)}
-
-        def placed(path: str, result: Found) -> np.ndarray:
-            if result.row >= 0:
-                assert earlier is not None and earlier.folders is not None
-                before = np.array([number.get(folder, -1) for folder in earlier.manifest.folders])
-                return np.asarray(before[earlier.folders[result.row : result.row + result.images]])
-            return np.array([number[_folder_of(name)] for name in read_members(Path(result.file)).names])
-
-        if own is not None:
-            label_of = own
-            labels = write(
-                out.with_name(f"{tag}.labels.npy"), np.dtype("<i4"), lambda path, result: label_of[placed(path, result)]
-            )
-        if len(classes) != len(folders):
-            places = write(out.with_name(f"{tag}.places.npy"), np.dtype("<i4"), placed)
-    advice = "index the shards again"
-    table = read_npy(out.with_name(index), advice=advice, mapped="r")
-    known = None if labels is None else read_npy(out.with_name(labels), advice=advice, mapped="r")
-    content = table_digest(table, known)
-    manifest = Manifest(shards, index, labels, classes, asked, content, tuple(folders), places)
-    write_manifest(out, manifest)
-    return manifest

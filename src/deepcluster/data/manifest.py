@@ -40,14 +40,12 @@ class Manifest:
     labels: str | None  # name of the .npy with the label of each image, beside the manifest; None without labels
     classes: tuple[str, ...]  # class names
     asked: bool  # whether labels were to be taken from class folders
-    digest: str  # of the first two tables
-    folders: tuple[str, ...] = ()  # of the images, from which classes are found; () where they were not asked for
-    places: str | None = None  # name of the .npy with the folder of each image; None = `labels`, one folder a class
+    digest: str  # of the tables
 
     @property
     def tables(self) -> list[str]:
         """Names of all that lies beside the manifest."""
-        return [name for name in (self.index, self.labels, self.places) if name is not None]
+        return [name for name in (self.index, self.labels) if name is not None]
 
 
 def open_manifest(name: str) -> Shards:
@@ -98,8 +96,6 @@ def write_manifest(file: Path, manifest: Manifest) -> None:
         "labels": manifest.labels,
         "class_folders": manifest.asked,
         "classes": list(manifest.classes),
-        "folders": list(manifest.folders),
-        "places": manifest.places,
         "digest": manifest.digest,
     }
     rows = (shard._asdict().items() for shard in manifest.shards)
@@ -114,12 +110,12 @@ def open_tables(file: Path, manifest: Manifest) -> tuple[np.ndarray, np.ndarray 
     Raises:
         DeepClusterError: a table is missing, damaged, or does not fit the manifest.
     """
-    table = mapped(file, manifest.index)
+    table = _mapped(file, manifest.index)
     integers = table.dtype.names == ("offset", "length") and all(table.dtype[k].kind == "u" for k in range(2))
     needed = max((shard.row + shard.images for shard in manifest.shards), default=0)
     if table.ndim != 1 or not integers or len(table) < needed:
         raise _misfit(file, manifest.index, f"{needed:,} rows of offset and length")
-    labels = None if manifest.labels is None else mapped(file, manifest.labels)
+    labels = None if manifest.labels is None else _mapped(file, manifest.labels)
     if labels is not None and (labels.shape != table.shape or labels.dtype.kind != "i"):
         raise _misfit(file, str(manifest.labels), f"{len(table):,} labels")
     if len(table) <= CHECKED and table_digest(table, labels) != manifest.digest:
@@ -127,7 +123,7 @@ def open_tables(file: Path, manifest: Manifest) -> tuple[np.ndarray, np.ndarray 
     return table, labels
 
 
-def table_digest(table: np.ndarray, labels: np.ndarray | None) -> str:
+def table_digest(table: np.ndarray, labels: np.ndarray | None = None) -> str:
     """Digest of the tables of a manifest, read piece by piece."""
     return digest(
         *(
@@ -155,21 +151,19 @@ def _parsed(content: dict[str, Any]) -> Manifest:
     if sum(shard.images for shard in shards) >= 2**62:
         raise ValueError("its shards have too many images")
     asked, index, labels, classes = (content[name] for name in ("class_folders", "index", "labels", "classes"))
-    folders, places = content.get("folders", []), content.get("places")  # not in earlier ones
-    tables = [index, *(name for name in (labels, places) if name is not None)]
+    tables = [index] if labels is None else [index, labels]
     if not _is_text(*tables) or any(PurePosixPath(name).name != name or not name.endswith(".npy") for name in tables):
         raise ValueError("a table is no .npy file beside the manifest")
-    lists = isinstance(classes, list) and isinstance(folders, list)
-    if not lists or not _is_text(*classes, *folders, content["digest"]) or type(asked) is not bool:
-        raise ValueError("its classes, folders or digest are no text")
-    return Manifest(shards, index, labels, tuple(classes), asked, content["digest"], tuple(folders), places)
+    if not isinstance(classes, list) or not _is_text(*classes, content["digest"]) or type(asked) is not bool:
+        raise ValueError("its classes or digest are no text")
+    return Manifest(shards, index, labels, tuple(classes), asked, content["digest"])
 
 
 def _is_text(*values: Any) -> bool:
     return all(isinstance(value, str) and "\0" not in value for value in values)
 
 
-def mapped(file: Path, name: str) -> np.ndarray:
+def _mapped(file: Path, name: str) -> np.ndarray:
     advice = f"the manifest {file.name} needs it beside it; copy it there, or index the shards again"
     return read_npy(file.with_name(name), advice=advice, mapped="r", ndim=1)
 

@@ -171,7 +171,7 @@ def open_shards(pattern: str) -> ImageSource:
             "for image files give their folder"
         )
     states = [_stat(place, pattern) for place in places]
-    members = [_cached_members(place, *state) for place, state in zip(places, states, strict=True)]
+    members = [cached_members(place, *state) for place, state in zip(places, states, strict=True)]
     names = [name for one in members for name in one.names]
     sentences = [sentence_of(place, one.trouble) for place, one in zip(places, members, strict=True) if one.trouble]
     if not names:
@@ -202,41 +202,34 @@ def sentence_of(place: str, trouble: str) -> str:
     return f"{place} {trouble}: {format_of(place).advice}"
 
 
-def index_file(folder: Path, place: str, size: int, stamp: str) -> Path:
-    """Where in `folder` the members of one version of a shard are kept."""
+def cached_members(place: str, size: int, stamp: str) -> Members:
+    """The members of a shard, which is scanned once; they are kept in the cache folder until it changes.
+
+    Args:
+        size, stamp: from `storage.stat`.
+    """
     where = place if storage.is_url(place) else os.path.realpath(place)
-    return folder / f"{digest(where, size, stamp, storage.mark(place, stamp))}.npz"
-
-
-def write_members(file: Path, members: Members) -> None:
-    """The members of one shard as an .npz file."""
-    names = np.frombuffer("\0".join(members.names).encode("utf-8", "surrogateescape"), np.uint8)
-
-    def write(beside: Path) -> None:
-        with open(beside, "wb") as handle:
-            np.savez(
-                handle, names=names, offsets=members.offsets, lengths=members.lengths, trouble=np.array(members.trouble)
-            )
-
-    write_atomic(file, write)
-
-
-def read_members(file: Path) -> Members:
-    """The inverse of `write_members`. Raises any exception where the file is missing or damaged."""
-    stored = read_npz(file, advice="it is made again")
-    names = stored["names"].tobytes().decode("utf-8", "surrogateescape").split("\0")
-    offsets = stored["offsets"]
-    return Members(names[: len(offsets)], offsets, stored["lengths"], str(stored["trouble"]))
-
-
-def _cached_members(place: str, size: int, stamp: str) -> Members:
+    version = digest(where, size, stamp, storage.mark(place, stamp))
     with suppress(Exception):  # absent, or unreadable: the scan below replaces it
-        return read_members(index_file(storage.cache_folder() / "shard-index", place, size, stamp))
+        stored = read_npz(_index_folder() / f"{version}.npz", advice="it is made again")
+        names = stored["names"].tobytes().decode("utf-8", "surrogateescape").split("\0")
+        offsets = stored["offsets"]
+        return Members(names[: len(offsets)], offsets, stored["lengths"])
     members = scan(place)
     if not members.trouble:
+        text = np.frombuffer("\0".join(members.names).encode("utf-8", "surrogateescape"), np.uint8)
+
+        def write(beside: Path) -> None:
+            with open(beside, "wb") as handle:
+                np.savez(handle, names=text, offsets=members.offsets, lengths=members.lengths)
+
         with suppress(DeepClusterError, OSError):  # the cache only saves time
-            write_members(index_file(storage.cache_folder() / "shard-index", place, size, stamp), members)
+            write_atomic(_index_folder() / f"{version}.npz", write)
     return members
+
+
+def _index_folder() -> Path:
+    return storage.cache_folder() / "shard-index"
 
 
 def _stat(place: str, pattern: str) -> tuple[int, str]:
