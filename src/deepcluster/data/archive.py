@@ -58,7 +58,6 @@ class Format:
     # file, wanted -> (name, offset, length) of members, and the trouble
     scan: Callable[[BinaryIO, Wanted], tuple[list[tuple[str, int, int]], str]]
     read: Callable[[Read, int, int], bytes]  # read, offset, length -> content of a member. Raises BadImage.
-    name: Callable[[Read, int], str]  # read, offset -> name of a member. Raises BadImage or TarError.
 
 
 def find_format(place: str) -> Format | None:
@@ -108,23 +107,10 @@ def read_member(place: str, offset: int, length: int) -> bytes:
         raise BadImage(error.strerror or str(error)) from None
 
 
-def member_name(place: str, offset: int) -> str:
-    """The name of the member that `scan` found at `offset`.
-
-    Raises:
-        BadImage, OSError, tarfile.TarError: it cannot be read.
-    """
-    return format_of(place).name(partial(storage.read_range, place), offset).removeprefix("./")
-
-
 # ---------------------------------------------------------------------------------------------------------------- tar
 
 #: Content begins at a multiple of so many bytes.
 BLOCK = 512
-#: Bytes before a member's content in which headers with its long name are looked for.
-NAME_WINDOW = 16 * BLOCK
-#: Types of headers that extend the one behind them.
-EXTENDING = (tarfile.XHDTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
 
 
 def _scan_tar(stream: BinaryIO, wanted: Wanted) -> tuple[list[tuple[str, int, int]], str]:
@@ -171,35 +157,6 @@ def _read_tar(read: Read, offset: int, length: int) -> bytes:
     return data
 
 
-def _tar_name(read: Read, offset: int) -> str:
-    """From the headers before the content, which begins at `offset`."""
-    start = max(0, offset - NAME_WINDOW)
-    window = read(start, offset - start)
-    first = len(window) - BLOCK
-    while (before := _extending_header(window, first)) is not None:
-        first = before
-    with tarfile.open(fileobj=io.BytesIO(window[first:] + bytes(2 * BLOCK)), mode="r:") as archive:
-        member = archive.next()
-    if member is None:
-        raise tarfile.TarError("there is no header")
-    return member.name
-
-
-def _extending_header(window: bytes, header: int) -> int | None:
-    """Where the header lies that extends the one at `header` (a long name, pax records); None when there is none."""
-    for place in range(header - 2 * BLOCK, -1, -BLOCK):
-        block = window[place : place + BLOCK]
-        if block[156:157] not in EXTENDING or block[257:262] != b"ustar":  # its checksum would take longer
-            continue
-        try:
-            found = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
-        except tarfile.TarError:
-            continue
-        if place + (1 - (-found.size // BLOCK)) * BLOCK == header:
-            return place
-    return None
-
-
 # ---------------------------------------------------------------------------------------------------------------- zip
 
 #: Local header (APPNOTE 4.3.7): signature, version, flags, method, time, date, crc, sizes, lengths of name and extra.
@@ -211,7 +168,7 @@ TOLD_ELSEWHERE = 0xFFFF
 SLACK = 512
 #: A member that unpacks to more is not an image but an attack.
 LARGEST = 1 << 30
-ENCRYPTED, SIZES_FOLLOW, UTF8 = 0x1, 0x8, 0x800
+ENCRYPTED, SIZES_FOLLOW = 0x1, 0x8
 
 
 def _scan_zip(stream: BinaryIO, wanted: Wanted) -> tuple[list[tuple[str, int, int]], str]:
@@ -241,7 +198,10 @@ def _told_members(stream: BinaryIO) -> int:
 
 def _read_zip(read: Read, offset: int, length: int) -> bytes:
     data = read(offset, HEADER.size + SLACK + length)
-    flags, method, checksum, begin = _zip_header(data)
+    if len(data) < HEADER.size or not data.startswith(b"PK\x03\x04"):
+        raise BadImage("damaged: there is no zip header where its shard's index has one")
+    _, _, flags, method, _, _, checksum, _, _, name, extra = HEADER.unpack_from(data)
+    begin = HEADER.size + name + extra
     if begin + length > len(data) and begin > HEADER.size + SLACK:
         data += read(offset + len(data), begin + length - len(data))
     content = data[begin : begin + length]
@@ -258,22 +218,6 @@ def _read_zip(read: Read, offset: int, length: int) -> bytes:
     return content
 
 
-def _zip_name(read: Read, offset: int) -> str:
-    data = read(offset, HEADER.size + SLACK)
-    flags = _zip_header(data)[0]
-    length = HEADER.unpack_from(data)[9]
-    raw = (data if HEADER.size + length <= len(data) else read(offset, HEADER.size + length))[HEADER.size :][:length]
-    return raw.decode("utf-8" if flags & UTF8 else "cp437", "replace")
-
-
-def _zip_header(data: bytes) -> tuple[int, int, int, int]:
-    """Flags, method, checksum, and where the content begins."""
-    if len(data) < HEADER.size or not data.startswith(b"PK\x03\x04"):
-        raise BadImage("damaged: there is no zip header where its shard's index has one")
-    _, _, flags, method, _, _, checksum, _, _, name, extra = HEADER.unpack_from(data)
-    return flags, method, checksum, HEADER.size + name + extra
-
-
 def _inflate(packed: bytes) -> bytes:
     engine = zlib.decompressobj(-zlib.MAX_WBITS)
     try:
@@ -286,6 +230,6 @@ def _inflate(packed: bytes) -> bytes:
 
 
 FORMATS = {
-    ".tar": Format(BLOCK, "fetch it again, or repack it as a plain .tar", _scan_tar, _read_tar, _tar_name),
-    ".zip": Format(1, "fetch it again", _scan_zip, _read_zip, _zip_name),
+    ".tar": Format(BLOCK, "fetch it again, or repack it as a plain .tar", _scan_tar, _read_tar),
+    ".zip": Format(1, "fetch it again", _scan_zip, _read_zip),
 }

@@ -7,19 +7,18 @@ from __future__ import annotations
 
 import mmap
 import os
-import tarfile
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import KW_ONLY, dataclass
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from deepcluster.data import storage
-from deepcluster.data.archive import Members, find_format, format_of, member_name, read_member, scan
+from deepcluster.data.archive import Members, find_format, format_of, read_member, scan
 from deepcluster.data.naming import labels_from_parents, printable
 from deepcluster.data.source import Encoded, ImageSource
 from deepcluster.digest import digest
@@ -59,7 +58,7 @@ class Shards(Encoded):
     content: str  # the fingerprint
     _: KW_ONLY
     base: str = ""  # the folder that relative paths start from
-    names: Sequence[str] | None = None  # N member names; None = they are read from the shards when asked for
+    names: Sequence[str] | None = None  # N member names; None = shards are scanned for them when asked for
     labels: np.ndarray | None = None
     classes: tuple[str, ...] = ()
     reopen: Callable[[], Shards] | None = None  # pickled in place of a table that is memory-mapped
@@ -81,14 +80,15 @@ class Shards(Encoded):
         return rebuild, (self.name, self.shards, self.table, self.content)
 
     def path(self, index: int) -> str:
-        shard, within, offset, _ = self._locate(index)
+        shard, within, _, _ = self._locate(index)
         path = self.shards[shard].path
         if self.names is not None:
             return printable(f"{PurePosixPath(path).name}/{self.names[index]}")
         try:
             self._check(shard)
-            return printable(f"{path}/{member_name(self._place(shard), offset)}")
-        except (BadImage, OSError, tarfile.TarError):
+            names = _names(self._place(shard), self.shards[shard].bytes, self.shards[shard].stamp)
+            return printable(f"{path}/{names[within]}")
+        except (BadImage, IndexError):
             return f"{path}/#{within}"  # the shard cannot be asked: the image's number in it
 
     def raw(self, index: int) -> bytes:
@@ -226,6 +226,11 @@ def cached_members(place: str, size: int, stamp: str) -> Members:
         with suppress(DeepClusterError, OSError):  # the cache only saves time
             write_atomic(_index_folder() / f"{version}.npz", write)
     return members
+
+
+@lru_cache(maxsize=16)
+def _names(place: str, size: int, stamp: str) -> list[str]:
+    return cached_members(place, size, stamp).names
 
 
 def _index_folder() -> Path:
