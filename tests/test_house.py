@@ -77,6 +77,7 @@ DOORS = {
     "engine/occupy.py": "write_text",  # in a folder that is renamed when it is whole
     "data/storage.py": "open os.open system.open",  # shards, by byte offset, local and remote
     "data/shards.py": "open savez",  # within io.write_atomic
+    "data/indexing.py": "memmap",  # what it has just written to a folder of its own
     "data/cache_entry.py": "open memmap np.save write_text",  # a folder of its own, renamed when it is whole
     "engine/assignment.py": "write_table",  # within io.write_atomic
     "evaluate/voc/annotation.py": "Image.open",  # a mask: indices, not colors

@@ -20,7 +20,7 @@ from deepcluster.data.naming import labels_from_parents
 from deepcluster.data.shards import Shard, cached_members, row_type
 from deepcluster.errors import DeepClusterError
 from deepcluster.io import scratch_folder, told, write_array, writing
-from deepcluster.reading import read_head, read_text
+from deepcluster.reading import read_head, read_npy, read_text
 
 #: Shards that are handed to a process at a time.
 CHUNK = 4
@@ -108,7 +108,7 @@ def _made(
     if own is not None:
         label_of, numbered = own.astype("<i4"), np.memmap(scratch / "numbers", "<i4", "r")
         tables.append(write_array(scratch / "labels.npy", (label_of[numbered[piece]] for piece in pieces), row))
-    content = table_digest(*(np.load(table, mmap_mode="r") for table in tables))
+    content = table_digest(*(read_npy(table, advice="give the command again", mapped="r") for table in tables))
     names = [f"{out.stem}.{content[:8]}.{table.name}" for table in tables]
     for table, name in zip(tables, names, strict=True):
         with told(out):
