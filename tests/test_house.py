@@ -82,7 +82,6 @@ DOORS = {
     "engine/assignment.py": "write_table",  # within io.write_atomic
     "evaluate/voc/annotation.py": "Image.open",  # a mask: indices, not colors
     "features/block_reader.py": "os.open",  # what read_npy has mapped
-    "features/table.py": "open",  # the same
     "features/knn.py": "nearest.open",  # a method of its own
     "models/torch_files.py": "pickle pickletools tarfile.open torch.load read_bytes",  # opcodes that are split, not run
     "cli/options.py": "read_text",  # our own source

@@ -249,11 +249,10 @@ def test_clusters_do_not_depend_on_the_order_of_rows(version: str) -> None:
     np.testing.assert_array_equal(one.heights_, again.heights_)
 
 
-def test_faiss_and_files_and_tensors_give_the_same(tmp_path: Path) -> None:
+def test_files_and_tensors_give_the_same(tmp_path: Path) -> None:
     x = blobs()
     np.save(tmp_path / "x.npy", x)
     plain = PIC().fit(x)
-    np.testing.assert_array_equal(PIC(backend="faiss").fit_predict(x), plain.labels_)
     file = PIC().fit(np.load(tmp_path / "x.npy", mmap_mode="r"))
     np.testing.assert_array_equal(file.labels_, plain.labels_)
     np.testing.assert_array_equal(file.cluster_centers_, plain.cluster_centers_)
@@ -290,13 +289,12 @@ def test_speaks_scikit_learn() -> None:
         ({"n_neighbors": 0}, np.ones((9, 2)), "n_neighbors must be an integer"),
         ({"n_neighbors": 2.5}, np.ones((9, 2)), "n_neighbors must be an integer"),
         ({"max_iter": 0}, np.ones((9, 2)), "max_iter must be an integer"),
-        ({"sigma": 0.0}, np.ones((9, 2)), "sigma must be more than 0"),
-        ({"sigma": float("nan")}, np.ones((9, 2)), "sigma must be more than 0"),
+        ({"sigma": 0.0}, np.ones((9, 2)), "sigma must be a number above 0"),
+        ({"sigma": float("nan")}, np.ones((9, 2)), "sigma must be a number above 0"),
         ({"sigma": 1e-200}, np.arange(18.0).reshape(9, 2), "sigma 1e-200 is too small"),
-        ({"alpha": 1.0}, np.ones((9, 2)), "alpha must lie between 0 and 1"),
+        ({"alpha": 1.0}, np.ones((9, 2)), "alpha must be between 0 and 1"),
         ({"tol": -1.0}, np.ones((9, 2)), "tol must be"),
         ({"version": "mine"}, np.ones((9, 2)), "version must be one of paper, published"),
-        ({"backend": "annoy"}, np.ones((9, 2)), "backend must be one of"),
         ({}, np.where(np.eye(9) == 1, np.nan, 0), "Row 0 of the features holds NaN"),
         ({}, np.ones(9), "Expected 2D array"),
     ],

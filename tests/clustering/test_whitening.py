@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deepcluster.clustering.covariance import krylov_directions, mean_and_scatter
-from deepcluster.clustering.row_partition import shard_of
 from deepcluster.clustering.whitening import Whitening
 from deepcluster.errors import DeepClusterError
 from deepcluster.features.block_reader import Rows
+from deepcluster.features.row_partition import shard_of
 
 
 def table(n: int = 500, d: int = 24, seed: int = 0) -> np.ndarray:

@@ -48,12 +48,12 @@ def test_every_kind_of_table_gives_the_same_rows(stored: tuple[Path, np.ndarray]
 def test_rows_of_a_file_are_read_without_touching_the_mapping(stored: tuple[Path, np.ndarray]) -> None:
     path, _ = stored
     rows = Rows(np.load(path, mmap_mode="r"))
-    assert rows.reads_file
+    assert rows._read is not None
     with open(path, "r+b") as file:  # what lies in the file is what counts
         file.seek(-4, os.SEEK_END)
         file.write(np.float32(42).tobytes())
     assert rows.block(4999, 5000)[0, 8] == 42
-    assert not Rows(np.load(path)).reads_file
+    assert Rows(np.load(path))._read is None
 
 
 def test_unsaved_changes_of_a_private_mapping_are_seen(stored: tuple[Path, np.ndarray]) -> None:

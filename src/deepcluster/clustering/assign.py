@@ -8,7 +8,6 @@ same step by 8-bit products is in assign_int8.py.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -16,9 +15,8 @@ from torch import Tensor
 from deepcluster.clustering.exact_sum import round_, unit_for
 from deepcluster.clustering.points import BLOCK_NUMBERS, Points
 from deepcluster.distributed import ALIGN
-from deepcluster.errors import DeepClusterError
-from deepcluster.features.block_reader import Rows
-from deepcluster.features.parallel import members, over_spans
+from deepcluster.features.block_reader import Rows, require_finite
+from deepcluster.features.parallel import members, over_spans, team
 
 ROWS = 512  # rows and
 WIDTH = 1024  # centroids of a tile of scores on a CPU: 2 MiB
@@ -27,37 +25,6 @@ LANES = 32  # a tile's columns are reduced in this many interleaved groups, whic
 GPU_SCORES = 1 << 27  # scores held at once on an accelerator: 512 MiB
 SUMMED = 512  # rows that are converted to float64 at a time: they stay in a core's own cache
 EXACT = "donot_use_mm_for_euclid_dist"
-
-
-@dataclass
-class Assignment:
-    """What a step finds."""
-
-    sums: Tensor  # (K, D) float64, weighted sums of the points of each cluster, of all processes
-    counts: Tensor  # (K,) float64, number of points of each cluster, or their weight, of all processes
-    converged: bool  # whether no point of any process has changed its cluster since the last step
-
-
-Step = Callable[[Tensor], Assignment]
-"""The step over the points of one run of k-means, of which it may remember what earlier calls told."""
-
-
-class AssignStep:
-    """The step by float32 or bfloat16 products, on a CPU or a GPU.
-
-    Args:
-        points: those of this process.
-        k: clusters.
-        half: take the products in bfloat16; see `NearestSearch`.
-    """
-
-    def __init__(self, points: Points, k: int, half: bool = False):
-        self.half = half
-        self.clusters = ClusterSums(points, k)
-
-    def __call__(self, centroids: Tensor) -> Assignment:
-        total = self.clusters.update(NearestSearch(centroids, self.half))
-        return Assignment(total.sums, total.counts, float(total.moved) == 0)
 
 
 class NearestSearch:
@@ -151,13 +118,13 @@ def _tile(centroids: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class Tally:
-    """What the processes sum after a step, in one message.
+    """What a step finds, of all processes: they sum it in one message.
 
     Attributes:
         flat: (K * D + K + 1 + extra,) float64; the others are views of its parts.
-        sums: (K, D) of the points in each cluster.
+        sums: (K, D), weighted sums of the points in each cluster.
         counts: (K,) points in each, or their weight.
-        moved: (1,) points that changed their cluster.
+        moved: (1,) points that changed their cluster since the last step, or may have.
         extra: (extra,) what an implementation of the step wants summed, too.
     """
 
@@ -165,6 +132,10 @@ class Tally:
         self.flat = torch.zeros(k * dim + k + 1 + extra, dtype=torch.float64, device=device)
         sums, self.counts, self.moved, self.extra = torch.split(self.flat, [k * dim, k, 1, extra])
         self.sums = sums.view(k, dim)
+
+
+Step = Callable[[Tensor], Tally]
+"""The step from (K, D) centroids over the points of one run, of which it may remember what earlier calls told."""
 
 
 class ClusterSums:
@@ -272,6 +243,7 @@ def means_of(sums: Tensor, counts: Tensor, centroids: Tensor) -> Tensor:
     return torch.where(filled[:, None], (sums / torch.where(filled, counts, 1.0)[:, None]).float(), centroids)
 
 
+@team()
 def nearest(points: Points, centroids: Tensor) -> tuple[Tensor, Tensor]:
     """(N,) int64 nearest centroid of each point of this process and (N,) squared distance to it, float32 throughout."""
     mean = centroids.mean(0)
@@ -287,6 +259,7 @@ def nearest(points: Points, centroids: Tensor) -> tuple[Tensor, Tensor]:
     return labels, squared
 
 
+@team()
 def squared_distances(points: Points, labels: Tensor, centroids: Tensor) -> Tensor:
     """(N,) float32 squared distances of the points to centroids[labels]; NaN where the label is -1."""
     squared = torch.empty(points.n, device=points.device)
@@ -313,10 +286,3 @@ def distances(points: Points, centroids: Tensor) -> Tensor:
         require_finite(measured[:, 0], start)
         result[start : start + len(block)] = measured
     return result
-
-
-def require_finite(measured: Tensor, start: int = 0) -> None:
-    """Raises DeepClusterError where a distance (B,), of rows from `start` on, says that its row is not finite."""
-    bad = (~torch.isfinite(measured)).nonzero()
-    if len(bad):
-        raise DeepClusterError(f"Row {start + int(bad[0, 0])} of the features holds NaN or infinity; leave it out.")

@@ -14,7 +14,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from deepcluster.clustering.assign import LANES, ROWS, SPAN, WIDTH, Assignment, ClusterSums, NearestSearch
+from deepcluster.clustering.assign import LANES, ROWS, SPAN, WIDTH, ClusterSums, NearestSearch, Tally
 from deepcluster.clustering.points import Points
 from deepcluster.features.parallel import over_spans
 
@@ -84,7 +84,7 @@ class Int8AssignStep:
         self.total = total
         self.compared = self.close = 0
 
-    def __call__(self, centroids: Tensor) -> Assignment:
+    def __call__(self, centroids: Tensor) -> Tally:
         moved = 0.0
         while True:
             total = self.clusters.update(self.search(centroids), self._stats)
@@ -94,10 +94,11 @@ class Int8AssignStep:
             if not self.useful or close <= CLOSE * self.total:
                 break
             self.useful = False  # where most cases are close, a third centroid may be closer yet: again, in float32
-        all_compared = compared == self.total
-        if moved == 0 and not all_compared:
+        if moved == 0 and compared < self.total:
             self.invalidate()
-        return Assignment(total.sums, total.counts, moved == 0 and all_compared)
+            moved = 1.0  # the next call tells
+        total.moved.fill_(moved)
+        return total
 
     def search(self, centroids: Tensor) -> Int8Search | NearestSearch:
         """A search for the nearest of these centroids; by float32 where rounding cannot tell them apart."""

@@ -11,7 +11,6 @@ docs/groups.md compares them with other criteria on labeled images.
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,12 +18,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deepcluster.clustering.kmeans import KMeans
-from deepcluster.clustering.neighbor_start import with_neighbors
+from deepcluster.clustering.neighbor_start import spherical_k_means, with_neighbors
 from deepcluster.clustering.plus_plus import distinct
-from deepcluster.clustering.validation import DegenerateClusters, seed_from
+from deepcluster.clustering.validation import seed_from
 from deepcluster.errors import DeepClusterError
-from deepcluster.features.block_reader import Rows, normalize_rows
+from deepcluster.features.block_reader import Rows, normalize_rows, require_finite
 from deepcluster.features.knn import nearest_rows
 from deepcluster.random import seeded
 
@@ -103,8 +101,7 @@ def choose_k(
     if rows.n > SAMPLE:
         index = distinct(rows.n, SAMPLE, seeded(seed)).sort().values
     unit = normalize_rows(rows.take(index))
-    if not torch.isfinite(unit).all():
-        raise DeepClusterError("The features hold NaN or infinity; leave out such rows.")
+    require_finite(unit)
     n = len(unit)
     most = min(len(torch.unique(unit, dim=0)), n - 1)
     tried = [k for k in sorted(set(grid(n) if candidates is None else candidates)) if 2 <= k <= most]
@@ -114,7 +111,7 @@ def choose_k(
     smoothed = with_neighbors(unit, neighbors[:, : max(1, n // 4)])
     scores: dict[str, list[float]] = {"silhouette": [], "smoothed silhouette": [], "modularity": []}
     for done, k in enumerate(tried):
-        labels = _k_means(unit, k, n_init, seed)
+        labels = spherical_k_means(unit, k, seed, n_init=n_init, precision="float32").labels_
         scores["silhouette"].append(float(silhouette(unit, labels).mean()))
         scores["smoothed silhouette"].append(float(silhouette(smoothed, labels).mean()))
         scores["modularity"].append(modularity(neighbors[:, :LINKS], labels))
@@ -172,17 +169,6 @@ def modularity(neighbors: Tensor, labels: Tensor) -> float:
     ends = torch.bincount(neighbors.flatten(), minlength=n) + m
     share = torch.bincount(labels, ends.double()) / (2 * n * m)
     return float(within - share.square().sum())
-
-
-def _k_means(x: Tensor, k: int, n_init: int, seed: int) -> Tensor:
-    """(N,) labels; equal rows may leave fewer than k clusters."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DegenerateClusters)
-        clusterer = KMeans(
-            k, init="k-means++", n_init=n_init, max_iter=50, spherical=True, random_state=seed, precision="float32"
-        )
-        labels: Tensor = clusterer.fit(x).labels_
-    return labels
 
 
 def _peaks(scores: Sequence[float], most: int = 2) -> tuple[int, list[int]]:

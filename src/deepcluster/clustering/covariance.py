@@ -13,10 +13,9 @@ import torch
 from torch import Tensor
 
 from deepcluster.clustering.exact_sum import round_
-from deepcluster.clustering.row_partition import Shard
 from deepcluster.distributed import ALIGN
-from deepcluster.errors import DeepClusterError
-from deepcluster.features.block_reader import Rows
+from deepcluster.features.block_reader import Rows, refuse_rows
+from deepcluster.features.row_partition import Shard
 
 EXACT_DIM = 1024  # widest covariance that is multiplied in float64 and solved directly
 SAMPLE = 1024  # rows from which the mean and the size of the covariance are guessed
@@ -66,10 +65,7 @@ def _own_moments(rows: Rows, shard: Shard, about: Tensor, bound: float, exact_di
             products, total = _products(centered, exact_dim)
             peak = products.diagonal().max()
             if not torch.isfinite(peak):
-                bad = int((~torch.isfinite(centered).all(1)).nonzero()[0, 0]) + first + start + shard.first
-                raise DeepClusterError(
-                    f"Row {bad} of the features holds NaN or infinity; leave out bad images' rows before fitting."
-                )
+                refuse_rows(centered, shard.first + start + first)
             largest = torch.maximum(largest, peak)
             sums[:-1] += round_(products, unit)
             sums[-1] += round_(total, unit_of_sums)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -18,29 +19,21 @@ import torch
 from sklearn.base import BaseEstimator, ClusterMixin
 from torch import Tensor
 
-from deepcluster.clustering.assign import distances, nearest, require_finite
+from deepcluster.clustering import validation
+from deepcluster.clustering.assign import distances, nearest
 from deepcluster.clustering.kmeans import KMeans
 from deepcluster.clustering.points import Points
 from deepcluster.clustering.redistribute import Redistribution, scratch_table
-from deepcluster.clustering.row_partition import centered, common_seed, shard_of
-from deepcluster.clustering.validation import (
-    DegenerateClusters,
-    Float32Transformer,
-    absolute,
-    check_k_means,
-    read_table,
-    require_rows,
-    seed_from,
-    warn_of_empty,
-)
 from deepcluster.distributed import SINGLE, ProcessGroup
 from deepcluster.errors import DeepClusterError
-from deepcluster.features.block_reader import Rows, find_origin, in_kind
+from deepcluster.features.block_reader import Rows, in_kind, require_finite
 from deepcluster.features.parallel import team
+from deepcluster.features.row_partition import centered, common_seed, shard_of
 from deepcluster.random import seed_of
 
 
-class HierarchicalKMeans(Float32Transformer, ClusterMixin, BaseEstimator):
+@dataclass(eq=False, repr=False)
+class HierarchicalKMeans(validation.Float32Transformer, ClusterMixin, BaseEstimator):
     """k-means in two or more levels, each super-cluster cut into as many clusters as any other.
 
     Cluster `label` lies in super-cluster `label // (n_clusters // m)` of m. A new row goes down greedily: to the
@@ -74,38 +67,21 @@ class HierarchicalKMeans(Float32Transformer, ClusterMixin, BaseEstimator):
         feature_names_in_: (D,) names of the columns, where X is a data frame.
     """
 
-    def __init__(
-        self,
-        n_clusters: int = 8,
-        *,
-        branches: Sequence[int] | None = None,
-        max_iter: int = 20,
-        init: str = "random",
-        spherical: bool = False,
-        tol: float = 0.0,
-        n_init: int | str = 1,
-        random_state: Any = None,
-        chunk: int | None = None,
-        precision: str = "auto",
-        device: torch.device | str | None = None,
-        scratch: str | Path | None = None,
-        max_bytes: int = 2 << 30,
-        group: ProcessGroup | None = None,
-    ):
-        self.n_clusters = n_clusters
-        self.branches = branches
-        self.max_iter = max_iter
-        self.init = init
-        self.spherical = spherical
-        self.tol = tol
-        self.n_init = n_init
-        self.random_state = random_state
-        self.chunk = chunk
-        self.precision = precision
-        self.device = device
-        self.scratch = scratch
-        self.max_bytes = max_bytes
-        self.group = group
+    n_clusters: int = 8
+    _: KW_ONLY
+    branches: Sequence[int] | None = None
+    max_iter: int = 20
+    init: str = "random"
+    spherical: bool = False
+    tol: float = 0.0
+    n_init: int | str = 1
+    random_state: Any = None
+    chunk: int | None = None
+    precision: str = "auto"
+    device: torch.device | str | None = None
+    scratch: str | Path | None = None
+    max_bytes: int = 2 << 30
+    group: ProcessGroup | None = None
 
     def fit(self, X: Any, y: None = None) -> HierarchicalKMeans:
         """Cluster the rows of X (N, D).
@@ -114,65 +90,69 @@ class HierarchicalKMeans(Float32Transformer, ClusterMixin, BaseEstimator):
             DeepClusterError: branches that do not divide n_clusters, fewer rows than clusters, a row with NaN or
                 infinity, X or an argument of the wrong kind; on all processes alike.
         """
-        check_k_means(self._k_means(self.n_clusters, 0))
+        self._k_means(self.n_clusters, 0).check_arguments()
         if not isinstance(self.init, str):
             raise DeepClusterError("init must be 'random' or 'k-means++': centroids cannot be given for each branch.")
-        children = levels_for(self.n_clusters, self.branches)
+        self._children = levels_for(self.n_clusters, self.branches)
         group = self.group or SINGLE
         with team(), warnings.catch_warnings():
-            warnings.simplefilter("ignore", DegenerateClusters)  # of one branch; said once, of all
+            warnings.simplefilter("ignore", validation.DegenerateClusters)  # of one branch; said once, of all
             with group.collective_section():
-                rows = read_table(self, X, reset=True)
+                rows = validation.read_table(self, X, reset=True)
             shard = shard_of(rows, group)
-            require_rows(shard.total, self.n_clusters)
+            validation.require_rows(shard.total, self.n_clusters)
             if not self.spherical:
                 rows = centered(rows, shard)
-            tree = _Tree(children, rows, common_seed(group, seed_from(self.random_state)))
-            label = self._grow(tree, rows, 0, 0)
-        self._levels, self._counts, self._origin = tree.levels, tree.counts, rows.origin
-        self.inertia_, self.n_iter_ = tree.inertia, tree.n_iter
-        self.labels_ = in_kind(label, X)
-        self.levels_ = [absolute(level, self._origin, X) for level in tree.levels]
-        self.counts_ = [in_kind(counts, X) for counts in tree.counts]
+            self._seed = common_seed(group, validation.seed_from(self.random_state))
+            nodes = [math.prod(self._children[: depth + 1]) for depth in range(len(self._children))]
+            self._levels = [torch.zeros(count, rows.dim, device=rows.device) for count in nodes]
+            self._counts = [torch.zeros(count, dtype=torch.int64, device=rows.device) for count in nodes]
+            self.inertia_, self.n_iter_ = 0.0, 0
+            label = self._grow(rows, 0, 0)
+        for depth in range(1, len(nodes)):  # empty clusters get their super-cluster's centroid
+            above = self._levels[depth - 1].repeat_interleave(self._children[depth], 0)
+            filled = self._counts[depth][:, None] > 0
+            self._levels[depth] = torch.where(filled, self._levels[depth], above)
+        self._origin, self.labels_ = rows.origin, in_kind(label, X)
+        self.levels_ = [validation.absolute(level, rows.origin, X) for level in self._levels]
+        self.counts_ = [in_kind(counts, X) for counts in self._counts]
         self.cluster_centers_ = self.levels_[-1]
         if group.is_first:
             why = "super-clusters have fewer distinct rows than clusters; ask for fewer clusters or other branches"
-            warn_of_empty(int((tree.counts[-1] > 0).sum()), self.n_clusters, why)
+            validation.warn_of_empty(int((self._counts[-1] > 0).sum()), self.n_clusters, why)
         return self
 
-    def _grow(self, tree: _Tree, rows: Rows, depth: int, node: int) -> Tensor:
+    def _grow(self, rows: Rows, depth: int, node: int) -> Tensor:
         """Cut the rows of a node down to the last level.
 
         Returns:
             (N,) int64, the clusters of this process's rows, counted from the node's first.
         """
-        label, inertia = self._cut(tree, rows, depth, node)
-        if depth + 1 == len(tree.children):
-            tree.inertia += inertia
+        label, inertia = self._cut(rows, depth, node)
+        if depth + 1 == len(self._children):
+            self.inertia_ += inertia
             return label
         result = torch.empty_like(label)
-        width = math.prod(tree.children[depth + 1 :])
-        for child in range(tree.children[depth]):
+        width = math.prod(self._children[depth + 1 :])
+        for child in range(self._children[depth]):
             index = (label == child).nonzero()[:, 0]
-            below = node * tree.children[depth] + child
             moved = Redistribution(self.group or SINGLE, len(index))
             if moved.total == 0:
-                tree.fill(depth + 1, below)
                 continue
             with scratch_table(moved.n, rows, self.scratch, self.max_bytes) as table:
                 moved.send(rows, index, table)
                 part = Rows(table, rows.device, empty=True)
-                found = self._grow(tree, part, depth + 1, below)
+                found = self._grow(part, depth + 1, node * self._children[depth] + child)
                 del part
             result[index] = child * width + moved.send_back(found)
         return result
 
-    def _cut(self, tree: _Tree, rows: Rows, depth: int, node: int) -> tuple[Tensor, float]:
+    def _cut(self, rows: Rows, depth: int, node: int) -> tuple[Tensor, float]:
         """k-means of a node's rows: (N,) labels of this process's and the sum of squared distances of all."""
         shard = shard_of(rows, self.group or SINGLE)
-        k = min(tree.children[depth], shard.total)
-        run = self._k_means(k, seed_for(tree.seed, depth, node)).fit(rows)
-        tree.n_iter = max(tree.n_iter, run.n_iter_)
+        k = min(self._children[depth], shard.total)
+        run = self._k_means(k, seed_for(self._seed, depth, node)).fit(rows)
+        self.n_iter_ = max(self.n_iter_, run.n_iter_)
         points = Points(rows, self.spherical, self.chunk, shard=shard)
         label, inertia = torch.as_tensor(run.labels_, device=rows.device), run.inertia_
         centroids = run._centroids.to(rows.device)  # about the origin of the rows
@@ -185,7 +165,8 @@ class HierarchicalKMeans(Float32Transformer, ClusterMixin, BaseEstimator):
             alive = (sizes > 0).nonzero()[:, 0]
             label, squared = nearest(points, centroids[alive])
             label, inertia = alive[label], points.total(squared)
-        tree.put(depth, node, centroids, sizes)
+        first = node * self._children[depth]
+        self._levels[depth][first : first + k], self._counts[depth][first : first + k] = centroids, sizes
         return label, inertia
 
     def _k_means(self, k: int, seed: int) -> KMeans:
@@ -207,51 +188,14 @@ class HierarchicalKMeans(Float32Transformer, ClusterMixin, BaseEstimator):
         return -float(squared.sum(dtype=torch.float64))
 
     def _descended(self, X: Any) -> tuple[Tensor, Tensor]:
-        rows = self._read(X)
-        with team():
-            labels, squared = _descend(rows, self._levels, self._counts, self.spherical)
+        labels, squared = _descend(self._read(X), self._levels, self._counts, self.spherical)
         require_finite(squared)
         return labels, squared
 
     def _read(self, X: Any) -> Rows:
-        rows = read_table(self, X)
+        rows = validation.read_table(self, X)
         rows.origin = self._origin
         return rows
-
-    @property
-    def _n_features_out(self) -> int:
-        return len(self.cluster_centers_)
-
-
-class _Tree:
-    """Centroids and sizes of all levels while they are found.
-
-    Args:
-        children: of a node, by level.
-        like: rows of the same width and device.
-        seed: of the whole.
-    """
-
-    def __init__(self, children: list[int], like: Rows, seed: int):
-        self.children, self.seed, self.inertia, self.n_iter = children, seed, 0.0, 0
-        nodes = [math.prod(children[: depth + 1]) for depth in range(len(children))]
-        self.levels = [torch.zeros(count, like.dim, device=like.device) for count in nodes]
-        self.counts = [torch.zeros(count, dtype=torch.int64, device=like.device) for count in nodes]
-
-    def put(self, depth: int, node: int, centroids: Tensor, sizes: Tensor) -> None:
-        """The first children of a node have these centroids and sizes; those that are empty, or missing, its own."""
-        first = node * self.children[depth]
-        if depth:
-            self.levels[depth][first : first + self.children[depth]] = self.levels[depth - 1][node]
-            centroids = torch.where((sizes > 0)[:, None], centroids, self.levels[depth - 1][node])
-        self.levels[depth][first : first + len(centroids)] = centroids
-        self.counts[depth][first : first + len(sizes)] = sizes
-
-    def fill(self, depth: int, node: int) -> None:
-        """No row is below this node: its centroid stands for all that are."""
-        for level in range(depth, len(self.children)):
-            width = math.prod(self.children[depth : level + 1])
-            self.levels[level][node * width : (node + 1) * width] = self.levels[depth - 1][node]
 
 
 def levels_for(n_clusters: int, branches: Sequence[int] | int | None) -> list[int]:
@@ -313,15 +257,15 @@ def nearest_in_tree(
     known = [torch.ones(size) for size in sizes] if counts is None else [torch.as_tensor(each) for each in counts]
     if [len(each) for each in known] != sizes:
         raise DeepClusterError(f"counts are of {[len(each) for each in known]} centroids but the levels have {sizes}.")
-    if tables[-1].is_wide and not spherical:
-        origin = find_origin(torch.as_tensor(tables[-1].taken(torch.arange(tables[-1].n))))
+    if not spherical:
+        origin = centered(tables[-1], shard_of(tables[-1])).origin
         for table in (rows, *tables):
             table.origin = origin
-    with team():
-        label, squared = _descend(rows, [table.block(0, table.n) for table in tables], known, spherical)
+    label, squared = _descend(rows, [table.block(0, table.n) for table in tables], known, spherical)
     return in_kind(label, x), in_kind(squared.sqrt_(), x)
 
 
+@team()
 def _descend(rows: Rows, levels: Sequence[Tensor], counts: Sequence[Tensor], spherical: bool) -> tuple[Tensor, Tensor]:
     """(N,) int64 clusters of the last level and (N,) float32 squared distances to their centroids."""
     label = torch.zeros(rows.n, dtype=torch.int64, device=rows.device)
@@ -330,9 +274,10 @@ def _descend(rows: Rows, levels: Sequence[Tensor], counts: Sequence[Tensor], sph
     for level, count in zip(levels, counts, strict=True):
         children = len(level) // nodes
         order = label.argsort(stable=True)
-        last = torch.bincount(label, minlength=nodes).cumsum(0).tolist()
-        for node in torch.unique(label).tolist():
-            index = order[last[node - 1] if node else 0 : last[node]]
+        sizes = torch.bincount(label, minlength=nodes).tolist()
+        for node, index in enumerate(torch.split(order, sizes)):
+            if not len(index):
+                continue
             own = slice(node * children, (node + 1) * children)
             alive = (count[own] > 0).nonzero()[:, 0].to(rows.device)
             if not len(alive):

@@ -7,47 +7,39 @@ processes. `fit` comes first, then what it calls, in the order of the calls.
 from __future__ import annotations
 
 import math
+from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 import torch
 from sklearn.base import BaseEstimator, ClusterMixin
 from torch import Tensor
 
-from deepcluster.clustering import assign_int8
+from deepcluster.clustering import assign_int8, validation
 from deepcluster.clustering.assign import (
-    Assignment,
-    AssignStep,
+    ClusterSums,
+    NearestSearch,
     Step,
+    Tally,
     cluster_means,
     distances,
     means_of,
     nearest,
-    require_finite,
 )
 from deepcluster.clustering.plus_plus import distinct, greedy_plus_plus
 from deepcluster.clustering.points import Points
-from deepcluster.clustering.row_partition import centered, common_seed, shard_of
-from deepcluster.clustering.validation import (
-    Float32Transformer,
-    absolute,
-    check_k_means,
-    read_table,
-    read_weights,
-    require_rows,
-    seed_from,
-    warn_of_empty,
-)
 from deepcluster.distributed import SINGLE, ProcessGroup
 from deepcluster.errors import DeepClusterError
-from deepcluster.features.block_reader import Rows, in_kind, normalize_rows
+from deepcluster.features.block_reader import Rows, in_kind, normalize_rows, require_finite
 from deepcluster.features.parallel import team
+from deepcluster.features.row_partition import centered, common_seed, shard_of
 from deepcluster.random import seeded
 
 INT8_FROM = 256  # clusters from which 8-bit products save more than they cost
 SPLIT = 1 / 1024  # how far the two halves of a split cluster are moved apart, as in faiss
 
 
-class KMeans(Float32Transformer, ClusterMixin, BaseEstimator):
+@dataclass(eq=False, repr=False)
+class KMeans(validation.Float32Transformer, ClusterMixin, BaseEstimator):
     """Lloyd's k-means as in the paper (arXiv 1807.05520 §3.3), a scikit-learn estimator.
 
     Rows are read in blocks, so X may be a `numpy.memmap` of a file larger than memory. After the last update every
@@ -88,36 +80,20 @@ class KMeans(Float32Transformer, ClusterMixin, BaseEstimator):
     Tensors in give tensors out, on the same device; arrays and data frames in give arrays out.
     """
 
-    def __init__(
-        self,
-        n_clusters: int = 8,
-        *,
-        max_iter: int = 20,
-        init: Any = "random",
-        spherical: bool = False,
-        tol: float = 0.0,
-        n_init: int | str = 1,
-        random_state: Any = None,
-        chunk: int | None = None,
-        precision: str = "auto",
-        device: torch.device | str | None = None,
-        backend: str = "torch",
-        empty: str = "split",
-        group: ProcessGroup | None = None,
-    ):
-        self.n_clusters = n_clusters
-        self.max_iter = max_iter
-        self.init = init
-        self.spherical = spherical
-        self.tol = tol
-        self.n_init = n_init
-        self.random_state = random_state
-        self.chunk = chunk
-        self.precision = precision
-        self.device = device
-        self.backend = backend
-        self.empty = empty
-        self.group = group
+    n_clusters: int = 8
+    _: KW_ONLY
+    max_iter: int = 20
+    init: Any = "random"
+    spherical: bool = False
+    tol: float = 0.0
+    n_init: int | str = 1
+    random_state: Any = None
+    chunk: int | None = None
+    precision: str = "auto"
+    device: torch.device | str | None = None
+    backend: str = "torch"
+    empty: str = "split"
+    group: ProcessGroup | None = None
 
     def fit(self, X: Any, y: None = None, sample_weight: Any = None) -> KMeans:
         """Cluster the rows of X (N, D).
@@ -129,14 +105,14 @@ class KMeans(Float32Transformer, ClusterMixin, BaseEstimator):
             DeepClusterError: fewer rows than clusters, a row with NaN or infinity, X or an argument of
                 the wrong kind; on all processes alike.
         """
-        check_k_means(self)
+        self.check_arguments()
         with team():
             original = self._read_points(X, sample_weight)
             points, moments = original, original.moments
             # products lose the digits that a large common offset takes: work about the mean where it is large
             if not self.spherical and float(moments.mean.square().sum()) * moments.weight > moments.square / 2:
                 points = original.about(moments.mean.float())
-            seed = common_seed(points.shard.group, seed_from(self.random_state))
+            seed = common_seed(points.shard.group, validation.seed_from(self.random_state))
             self.inertia_ = math.inf
             for run in range(self._runs()):
                 generator = seeded(seed, run)
@@ -149,21 +125,39 @@ class KMeans(Float32Transformer, ClusterMixin, BaseEstimator):
                 if inertia < self.inertia_:
                     self.inertia_, self.objectives_, self._centroids, best = inertia, objectives, centroids, labels
         self._origin = points.rows.origin
-        self.labels_, self.cluster_centers_ = in_kind(best, X), absolute(self._centroids, self._origin, X)
+        self.labels_, self.cluster_centers_ = in_kind(best, X), validation.absolute(self._centroids, self._origin, X)
         self.n_iter_ = len(self.objectives_)
         found = int((points.shard.group.sum_(original.counts(best, self.n_clusters)) > 0).sum())
         if points.shard.group.is_first:
             why = "there are fewer distinct rows than clusters" if self.empty == "split" else "the others have no rows"
-            warn_of_empty(found, self.n_clusters, f"{why}; ask for fewer clusters")
+            validation.warn_of_empty(found, self.n_clusters, f"{why}; ask for fewer clusters")
         return self
+
+    def check_arguments(self) -> None:
+        """Raises DeepClusterError where an argument cannot be."""
+        group, count, choice = self.group or SINGLE, validation.count, validation.choice
+        validation.check_arguments(
+            self,
+            n_clusters=count(self.n_clusters),
+            max_iter=count(self.max_iter),
+            n_init=count(1 if self.n_init == "auto" else self.n_init),
+            precision=choice(self.precision, "auto", "float32", "bfloat16", "int8"),
+            backend=choice(self.backend, "torch", "faiss"),
+            empty=choice(self.empty, "split", "keep"),
+            init=choice(self.init, "random", "k-means++") if isinstance(self.init, str) else (True, ""),
+            tol=(self.tol >= 0, "0 or more"),
+        )
+        if self.backend == "faiss" and not group.is_single:
+            told = f"backend='faiss' clusters in one process, not in {group.size}; take backend='torch'."
+            raise DeepClusterError(told)
 
     def _read_points(self, X: Any, sample_weight: Any) -> Points:
         group = self.group or SINGLE
         with group.collective_section():
-            rows = read_table(self, X, reset=True)
-            weight = read_weights(sample_weight, rows)
+            rows = validation.read_table(self, X, reset=True)
+            weight = validation.read_weights(sample_weight, rows)
         shard = shard_of(rows, group)
-        require_rows(shard.total, self.n_clusters)
+        validation.require_rows(shard.total, self.n_clusters)
         if not self.spherical:
             rows = centered(rows, shard)
         points = Points(rows, self.spherical, self.chunk, shard=shard, weight=weight)
@@ -199,10 +193,14 @@ class KMeans(Float32Transformer, ClusterMixin, BaseEstimator):
             from deepcluster.clustering.faiss_kmeans import faiss_lloyd
 
             return faiss_lloyd(points, start, max_iter=self.max_iter, seed=generator.initial_seed() & 0x7FFFFFFF)
-        split_empty = self.empty == "split"
-        step = self._step(points)
         return lloyd(
-            points, start, step, max_iter=self.max_iter, tol=self.tol, split_empty=split_empty, generator=generator
+            points,
+            start,
+            self._step(points),
+            max_iter=self.max_iter,
+            tol=self.tol,
+            split_empty=self.empty == "split",
+            generator=generator,
         )
 
     def _step(self, points: Points) -> Step:
@@ -215,15 +213,12 @@ class KMeans(Float32Transformer, ClusterMixin, BaseEstimator):
             int8 = not points.shard.group.any(not assign_int8.exact_products())
         if int8:
             return assign_int8.Int8AssignStep(points, self.n_clusters)
-        return AssignStep(points, self.n_clusters, half=self.precision == "bfloat16")
+        clusters, half = ClusterSums(points, self.n_clusters), self.precision == "bfloat16"
+        return lambda centroids: clusters.update(NearestSearch(centroids, half))
 
     def predict(self, X: Any) -> Any:
         """(N,) int64, the nearest centroid of each row of X (N, D)."""
-        points = self._fitted_points(X)
-        with team():
-            labels, squared = nearest(points, self._centroids)
-        require_finite(squared)
-        return in_kind(labels, X)
+        return in_kind(self._nearest(self._fitted_points(X))[0], X)
 
     def transform(self, X: Any) -> Any:
         """(N, K) float32 Euclidean distances of the rows of X (N, D) to the centroids."""
@@ -232,20 +227,18 @@ class KMeans(Float32Transformer, ClusterMixin, BaseEstimator):
     def score(self, X: Any, y: None = None, sample_weight: Any = None) -> float:
         """Minus the (weighted) sum of squared distances of the rows of X (N, D) to their nearest centroids."""
         points = self._fitted_points(X, sample_weight)
-        with team():
-            squared = nearest(points, self._centroids)[1]
+        return -points.total(self._nearest(points)[1])
+
+    def _nearest(self, points: Points) -> tuple[Tensor, Tensor]:
+        labels, squared = nearest(points, self._centroids)
         require_finite(squared)
-        return -points.total(squared)
+        return labels, squared
 
     def _fitted_points(self, X: Any, sample_weight: Any = None) -> Points:
-        rows = read_table(self, X)
+        rows = validation.read_table(self, X)
         rows.origin = self._origin
         self._centroids = self._centroids.to(rows.device)
-        return Points(rows, self.spherical, self.chunk, weight=read_weights(sample_weight, rows))
-
-    @property
-    def _n_features_out(self) -> int:
-        return len(self.cluster_centers_)
+        return Points(rows, self.spherical, self.chunk, weight=validation.read_weights(sample_weight, rows))
 
 
 def random_rows(points: Points, k: int, generator: torch.Generator) -> Tensor:
@@ -279,7 +272,7 @@ def lloyd(
     for _ in range(max_iter):
         found = step(centroids)
         objectives.append(objective(found, centroids, points.moments.square))
-        if found.converged:
+        if float(found.moved) == 0:
             break
         centroids = means_of(found.sums, found.counts, centroids)
         if split_empty:
@@ -293,7 +286,7 @@ def lloyd(
     return centroids, objectives
 
 
-def objective(found: Assignment, centroids: Tensor, square: float) -> float:
+def objective(found: Tally, centroids: Tensor, square: float) -> float:
     """Sum of squared distances of points to their centroids, from sums alone: |x|^2 - 2 x.c + |c|^2."""
     c = centroids.double()
     cross, own = float((found.sums * c).sum()), float((found.counts * c.square().sum(1)).sum())

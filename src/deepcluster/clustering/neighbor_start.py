@@ -43,13 +43,16 @@ def neighbor_start(x: Any, k: int, *, n_init: int = 10, random_state: Any = 0) -
     near = min(NEIGHBORS, drawn // (2 * k))
     if near:
         unit = with_neighbors(unit, nearest_rows(unit, near, metric="cosine")[0])
-    clusterer = KMeans(
-        k, init="k-means++", n_init=n_init, max_iter=50, spherical=True, random_state=seed, precision="float32"
-    )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DegenerateClusters)  # said once, by the k-means that goes on from here
-        centroids = clusterer.fit(unit).cluster_centers_
+    centroids = spherical_k_means(unit, k, seed, n_init=n_init, precision="float32").cluster_centers_
     return in_kind(centroids, x)
+
+
+def spherical_k_means(x: Any, k: int, seed: int, **parameters: Any) -> KMeans:
+    """k-means of the rows x (N, D) by angle, from k-means++. Whoever goes on from its clusters warns of empty ones."""
+    clusterer = KMeans(k, init="k-means++", max_iter=50, spherical=True, random_state=seed, **parameters)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DegenerateClusters)
+        return clusterer.fit(x)
 
 
 def with_neighbors(x: Tensor, neighbors: Tensor) -> Tensor:

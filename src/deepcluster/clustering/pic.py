@@ -33,6 +33,7 @@ distance (1.2 for .2) than any other of theirs, are equally high to its last dig
 from __future__ import annotations
 
 import warnings
+from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 import numpy as np
@@ -40,25 +41,19 @@ import torch
 from scipy import sparse
 from sklearn.base import BaseEstimator, ClusterMixin
 
+from deepcluster.clustering import validation
 from deepcluster.clustering.assign import group_means, squared_distances
 from deepcluster.clustering.points import Points
-from deepcluster.clustering.row_partition import centered, shard_of
-from deepcluster.clustering.validation import (
-    DegenerateClusters,
-    absolute,
-    check_choices,
-    check_counts,
-    check_tolerance,
-    read_table,
-)
 from deepcluster.errors import DeepClusterError
-from deepcluster.features.block_reader import Rows, in_kind
+from deepcluster.features.block_reader import in_kind
 from deepcluster.features.knn import nearest_rows
 from deepcluster.features.parallel import team
+from deepcluster.features.row_partition import centered, shard_of
 
 ROUNDING = 2.0**-43  # part of a height by which two that are equal may differ after 200 rounds in float64
 
 
+@dataclass(eq=False, repr=False)
 class PIC(ClusterMixin, BaseEstimator):
     """Power iteration clustering as in the appendix of arXiv 1807.05520, or as in its published code.
 
@@ -75,7 +70,6 @@ class PIC(ClusterMixin, BaseEstimator):
         tol: stop when the L1 change of v in a round is no more than this; 0 = always `max_iter` rounds.
         join_singletons: a cluster of one row joins that of its nearest neighbor whose cluster is larger
             (sizes before any joins); where all its neighbors are alone too, it stays.
-        backend: of the search for neighbors, "torch" or "faiss".
         device: where neighbors are searched for; None = where x is (arrays: the CPU). The rest is on the CPU.
 
     Attributes:
@@ -94,28 +88,15 @@ class PIC(ClusterMixin, BaseEstimator):
     Tensors in give tensors out, on the same device; arrays in give arrays out.
     """
 
-    def __init__(
-        self,
-        n_neighbors: int = 5,
-        sigma: float = 0.2,
-        alpha: float = 0.001,
-        *,
-        version: str = "paper",
-        max_iter: int = 200,
-        tol: float = 0.0,
-        join_singletons: bool = True,
-        backend: str = "torch",
-        device: torch.device | str | None = None,
-    ):
-        self.n_neighbors = n_neighbors
-        self.sigma = sigma
-        self.alpha = alpha
-        self.version = version
-        self.max_iter = max_iter
-        self.tol = tol
-        self.join_singletons = join_singletons
-        self.backend = backend
-        self.device = device
+    n_neighbors: int = 5
+    sigma: float = 0.2
+    alpha: float = 0.001
+    _: KW_ONLY
+    version: str = "paper"
+    max_iter: int = 200
+    tol: float = 0.0
+    join_singletons: bool = True
+    device: torch.device | str | None = None
 
     def fit(self, X: Any, y: None = None) -> PIC:
         """Cluster the rows of X (N, D), which `predict` keeps a reference to.
@@ -124,10 +105,18 @@ class PIC(ClusterMixin, BaseEstimator):
             DeepClusterError: no more rows than neighbors, a row with NaN or infinity, X or an argument of
                 the wrong kind.
         """
-        self._check_arguments()
-        rows = read_table(self, X, reset=True, min_samples=2)
+        validation.check_arguments(
+            self,
+            n_neighbors=validation.count(self.n_neighbors),
+            max_iter=validation.count(self.max_iter),
+            sigma=validation.positive(self.sigma),
+            alpha=(0 < self.alpha < 1, "between 0 and 1"),
+            tol=(self.tol >= 0, "0 or more"),
+            version=validation.choice(self.version, "paper", "published"),
+        )
+        rows = validation.read_table(self, X, reset=True, min_samples=2)
         rows = centered(rows, shard_of(rows))
-        near, squared = nearest_rows(rows, self.n_neighbors, backend=self.backend, device=self.device)
+        near, squared = nearest_rows(rows, self.n_neighbors, device=self.device)
         graph, scale = weights(near, squared, self.sigma)
         both_ways = symmetric(graph)
         base, height, self.n_iter_ = iterate(
@@ -138,7 +127,14 @@ class PIC(ClusterMixin, BaseEstimator):
         if self.join_singletons:
             label = joined(label, near)
         label, order = by_size(label)
-        self._keep(X, rows, label)
+        own = torch.from_numpy(label).to(rows.device)
+        self.n_clusters_ = len(order)
+        with team():
+            centers = group_means(rows, own, self.n_clusters_)
+            self.inertia_ = float(squared_distances(Points(rows), own, centers).sum(dtype=torch.float64))
+        self._x, self._label = rows.x, own
+        self.labels_ = in_kind(own, X)
+        self.cluster_centers_ = validation.absolute(centers, rows.origin, X)
         self.roots_ = in_kind(torch.from_numpy(summit[order]), X)
         self.heights_ = in_kind(torch.from_numpy(height), X)
         self.stationary_ = in_kind(torch.from_numpy(base + scale * height), X)
@@ -156,36 +152,16 @@ class PIC(ClusterMixin, BaseEstimator):
         elif len(sizes) == 1:
             told = f"All {len(label)} rows are one cluster: they are equal, or sigma ({self.sigma}) is too large."
         if told:
-            warnings.warn(told, DegenerateClusters, stacklevel=3)
-
-    def _keep(self, X: Any, rows: Rows, label: np.ndarray) -> None:
-        """The clusters, with what follows from them and the rows."""
-        own = torch.from_numpy(label).to(rows.device)
-        self.n_clusters_ = int(label.max()) + 1
-        with team():
-            centers = group_means(rows, own, self.n_clusters_)
-            self.inertia_ = float(squared_distances(Points(rows), own, centers).sum(dtype=torch.float64))
-        self._rows, self._label = rows, own
-        self.labels_ = in_kind(own, X)
-        self.cluster_centers_ = absolute(centers, rows.origin, X)
+            warnings.warn(told, validation.DegenerateClusters, stacklevel=3)
 
     def predict(self, X: Any) -> Any:
         """(N,) int64, the cluster of the fitted row nearest to each row of X (N, D).
 
         A row that equals several fitted ones gets the cluster of the first of them.
         """
-        asked = read_table(self, X)
-        near, _ = nearest_rows(self._rows, 1, queries=asked, backend=self.backend, device=self.device)
+        asked = validation.read_table(self, X)
+        near, _ = nearest_rows(self._x, 1, queries=asked, device=self.device)
         return in_kind(self._label[torch.as_tensor(near, device=self._label.device)[:, 0]], X)
-
-    def _check_arguments(self) -> None:
-        check_counts(self, "n_neighbors", "max_iter")
-        if not 0 < self.sigma < np.inf:
-            raise DeepClusterError(f"sigma must be more than 0, not {self.sigma}.")
-        if not 0 < self.alpha < 1:
-            raise DeepClusterError(f"alpha must lie between 0 and 1, not {self.alpha}.")
-        check_tolerance(self)
-        check_choices(self, version=("paper", "published"), backend=("torch", "faiss"))
 
 
 def weights(near: np.ndarray, squared: np.ndarray, sigma: float) -> tuple[sparse.csr_array, float]:

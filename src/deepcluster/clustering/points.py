@@ -10,11 +10,10 @@ import torch
 from torch import Tensor
 
 from deepcluster.clustering.exact_sum import Total, round_, unit_for
-from deepcluster.clustering.row_partition import Shard, shard_of
 from deepcluster.distributed import ALIGN
-from deepcluster.errors import DeepClusterError
-from deepcluster.features.block_reader import Rows, normalize_rows
+from deepcluster.features.block_reader import Rows, normalize_rows, refuse_rows
 from deepcluster.features.parallel import over_spans
+from deepcluster.features.row_partition import Shard, shard_of
 
 BLOCK_NUMBERS = 1 << 24  # numbers in a block (64 MiB)
 
@@ -125,13 +124,7 @@ class Points:
             sums, peaks, lengths = zip(*over_spans(measure, len(block), ALIGN), strict=True)
             added = torch.stack(sums)
             if not torch.isfinite(added).all():
-                bad = (~torch.isfinite(block).all(1)).nonzero()
-                if len(bad):
-                    raise DeepClusterError(
-                        f"Row {self.shard.first + start + int(bad[0, 0])} of the features holds NaN or infinity; leave "
-                        "out such rows before clustering."
-                    )
-                raise DeepClusterError("The features are too large for float32 sums of squares; scale them down.")
+                refuse_rows(block, self.shard.first + start)
             total.add(added)
             greatest = [max(greatest[0], *peaks), max(greatest[1], *lengths)]
         return total, torch.tensor(greatest, dtype=torch.float64, device=self.device)

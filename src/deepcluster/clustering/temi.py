@@ -19,7 +19,7 @@ the start keeps clusters from collapsing.
 
 from __future__ import annotations
 
-import warnings
+from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 import numpy as np
@@ -28,30 +28,21 @@ from sklearn.base import BaseEstimator, ClusterMixin
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from deepcluster.clustering.assign import group_means, nearest, require_finite
-from deepcluster.clustering.kmeans import KMeans
+from deepcluster.clustering import validation
+from deepcluster.clustering.assign import group_means, nearest
+from deepcluster.clustering.neighbor_start import spherical_k_means
 from deepcluster.clustering.plus_plus import distinct
 from deepcluster.clustering.points import Points
 from deepcluster.clustering.spectral import spectral_embedding
-from deepcluster.clustering.validation import (
-    DegenerateClusters,
-    check_choices,
-    check_counts,
-    read_table,
-    require_rows,
-    seed_from,
-    warn_of_empty,
-)
-from deepcluster.errors import DeepClusterError
-from deepcluster.features.block_reader import Rows, in_kind, normalize_rows
+from deepcluster.features.block_reader import Rows, in_kind, normalize_rows, require_finite
 from deepcluster.features.knn import nearest_rows
-from deepcluster.features.parallel import team
 from deepcluster.random import seed_of, seeded
 
 START_ROWS = 20_000  # rows drawn to find the starts from, where there are more: bounds their memory and time
 SAMPLE, START, WEIGHTS, PAIRS = range(4)  # purposes of random draws
 
 
+@dataclass(eq=False, repr=False)
 class TEMI(ClusterMixin, BaseEstimator):
     """Self-labelling linear heads on rows of a pretrained network, a scikit-learn estimator.
 
@@ -87,34 +78,19 @@ class TEMI(ClusterMixin, BaseEstimator):
     Tensors in give tensors out, on the same device; arrays and data frames in give arrays out.
     """
 
-    def __init__(
-        self,
-        n_clusters: int = 8,
-        *,
-        init: str = "spectral",
-        n_heads: int = 8,
-        n_neighbors: int | None = None,
-        temperature: float = 0.1,
-        beta: float = 1.0,
-        momentum: float = 0.99,
-        learning_rate: float = 0.01,
-        max_iter: int = 300,
-        batch_size: int = 512,
-        random_state: Any = None,
-        device: torch.device | str | None = None,
-    ):
-        self.n_clusters = n_clusters
-        self.init = init
-        self.n_heads = n_heads
-        self.n_neighbors = n_neighbors
-        self.temperature = temperature
-        self.beta = beta
-        self.momentum = momentum
-        self.learning_rate = learning_rate
-        self.max_iter = max_iter
-        self.batch_size = batch_size
-        self.random_state = random_state
-        self.device = device
+    n_clusters: int = 8
+    _: KW_ONLY
+    init: str = "spectral"
+    n_heads: int = 8
+    n_neighbors: int | None = None
+    temperature: float = 0.1
+    beta: float = 1.0
+    momentum: float = 0.99
+    learning_rate: float = 0.01
+    max_iter: int = 300
+    batch_size: int = 512
+    random_state: Any = None
+    device: torch.device | str | None = None
 
     def fit(self, X: Any, y: None = None) -> TEMI:
         """Cluster the rows of X (N, D).
@@ -124,44 +100,47 @@ class TEMI(ClusterMixin, BaseEstimator):
                 argument of the wrong kind.
         """
         self._check_arguments()
-        rows = read_table(self, X, reset=True)
-        require_rows(rows.n, self.n_clusters)
-        seed = seed_from(self.random_state)
+        rows = validation.read_table(self, X, reset=True)
+        validation.require_rows(rows.n, self.n_clusters)
+        seed = validation.seed_from(self.random_state)
         points = Points(rows, spherical=True)
         near = neighbors(rows, self._neighbors(rows.n))
         heads = self._starts(rows, near, seed)
         heads, self.losses_ = self._train(points, near, heads, seed)
         best = int(np.argmin(self.losses_)) if len(self.losses_) else 0
         self._centroids = heads[best].contiguous()
-        with team():
-            labels, squared = nearest(points, self._centroids)
+        labels, squared = nearest(points, self._centroids)
         self.labels_, self.cluster_centers_ = in_kind(labels, X), in_kind(self._centroids, X)
         self.inertia_ = float(squared.sum(dtype=torch.float64))
         self.n_iter_ = self.max_iter
         found = int((torch.bincount(labels, minlength=self.n_clusters) > 0).sum())
-        warn_of_empty(found, self.n_clusters, "no row is nearest to the others; ask for fewer clusters", stacklevel=2)
+        why = "no row is nearest to the others; ask for fewer clusters"
+        validation.warn_of_empty(found, self.n_clusters, why, stacklevel=2)
         return self
 
     def predict(self, X: Any) -> Any:
         """(N,) int64, the most likely cluster of each row of X (N, D)."""
-        rows = read_table(self, X)
+        rows = validation.read_table(self, X)
         self._centroids = self._centroids.to(rows.device)
-        with team():
-            labels, squared = nearest(Points(rows, spherical=True), self._centroids)
+        labels, squared = nearest(Points(rows, spherical=True), self._centroids)
         require_finite(squared)
         return in_kind(labels, X)
 
     def _check_arguments(self) -> None:
-        given = ["n_neighbors"] if self.n_neighbors is not None else []
-        check_counts(self, "n_clusters", "n_heads", "batch_size", *given)
-        check_choices(self, init=("spectral", "k-means", "random"))
-        for name in ("temperature", "beta", "learning_rate"):
-            if not 0 < getattr(self, name) < np.inf:
-                raise DeepClusterError(f"{name} must be a number above 0, not {getattr(self, name)!r}.")
-        if not 0 <= self.momentum < 1:
-            raise DeepClusterError(f"momentum must be at least 0 and less than 1, not {self.momentum!r}.")
-        if self.max_iter != 0:
-            check_counts(self, "max_iter")
+        count, positive = validation.count, validation.positive
+        validation.check_arguments(
+            self,
+            n_clusters=count(self.n_clusters),
+            init=validation.choice(self.init, "spectral", "k-means", "random"),
+            n_heads=count(self.n_heads),
+            n_neighbors=count(1 if self.n_neighbors is None else self.n_neighbors),
+            temperature=positive(self.temperature),
+            beta=positive(self.beta),
+            momentum=(0 <= self.momentum < 1, "at least 0 and less than 1"),
+            learning_rate=positive(self.learning_rate),
+            max_iter=count(1 if self.max_iter == 0 else self.max_iter),
+            batch_size=count(self.batch_size),
+        )
 
     def _neighbors(self, n: int) -> int:
         if self.n_neighbors is not None:
@@ -184,12 +163,7 @@ class TEMI(ClusterMixin, BaseEstimator):
             table = torch.from_numpy(spectral_embedding(near.numpy(), k, seed)).to(rows.device)
         starts = []
         for head in range(self.n_heads):
-            clusterer = KMeans(
-                k, init="k-means++", spherical=True, max_iter=50, random_state=seed_of(seed, START, head)
-            )
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", DegenerateClusters)  # `fit` warns once, of what is found at last
-                label = clusterer.fit_predict(table)
+            label = spherical_k_means(table, k, seed_of(seed, START, head)).labels_
             mean = group_means(Rows(unit), label, k)
             # a group without rows, or without a direction, starts anywhere
             draw = torch.randn(mean.shape, generator=seeded(seed, WEIGHTS, head)).to(rows.device)

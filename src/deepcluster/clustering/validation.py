@@ -33,6 +33,10 @@ class NotFittedError(DeepClusterError, sklearn.exceptions.NotFittedError):
 class Float32Transformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin):
     """A transformer whose output is float32 and whose columns are named after its class and their number."""
 
+    @property
+    def _n_features_out(self) -> int:
+        return len(self.cluster_centers_)
+
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
         tags.transformer_tags.preserves_dtype = ["float32"]
@@ -64,14 +68,10 @@ def read_table(estimator: Any, X: Any, *, reset: bool = False, min_samples: int 
     several = not (getattr(estimator, "group", None) or SINGLE).is_single
     stays = isinstance(X, (Tensor, np.memmap, Rows)) or hasattr(X, "read_rows")
     rows = Rows(X, estimator.device, empty=several) if stays else None
+    least = 0 if several else min_samples
     try:
         X = validate_data(
-            estimator,
-            X,
-            reset=reset,
-            skip_check_array=stays,
-            ensure_all_finite=False,
-            ensure_min_samples=0 if several else min_samples,
+            estimator, X, reset=reset, skip_check_array=stays, ensure_all_finite=False, ensure_min_samples=least
         )
     except ValueError as error:
         raise DeepClusterError(str(error)) from error
@@ -102,41 +102,27 @@ def seed_from(random_state: Any) -> int:
     return int(check_random_state(random_state).randint(2**31 - 1))
 
 
-def check_counts(estimator: Any, *names: str) -> None:
-    """Raises DeepClusterError unless each named argument is an integer of at least 1."""
-    for name in names:
-        value = getattr(estimator, name)
-        if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or value < 1:
-            raise DeepClusterError(f"{name} must be an integer of at least 1, not {value!r}.")
+def count(value: Any) -> tuple[bool, str]:
+    """For `check_arguments`: whether `value` is an integer of at least 1."""
+    good = isinstance(value, (int, np.integer)) and not isinstance(value, bool) and value >= 1
+    return bool(good), "an integer of at least 1"
 
 
-def check_choices(estimator: Any, **choices: tuple[str, ...]) -> None:
-    """Raises DeepClusterError unless each named argument is one of its choices."""
-    for name, allowed in choices.items():
-        if getattr(estimator, name) not in allowed:
-            raise DeepClusterError(f"{name} must be one of {', '.join(allowed)}, not {getattr(estimator, name)!r}.")
+def positive(value: Any) -> tuple[bool, str]:
+    """For `check_arguments`: whether `value` is a finite number above 0."""
+    return bool(0 < value < np.inf), "a number above 0"
 
 
-def check_k_means(estimator: Any) -> None:
-    """Raises DeepClusterError where an argument of a `KMeans` cannot be."""
-    check_counts(estimator, "n_clusters", "max_iter", *(["n_init"] if estimator.n_init != "auto" else []))
-    check_choices(
-        estimator,
-        precision=("auto", "float32", "bfloat16", "int8"),
-        backend=("torch", "faiss"),
-        empty=("split", "keep"),
-        **({"init": ("random", "k-means++")} if isinstance(estimator.init, str) else {}),
-    )
-    check_tolerance(estimator)
-    group = estimator.group or SINGLE
-    if estimator.backend == "faiss" and not group.is_single:
-        raise DeepClusterError(f"backend='faiss' clusters in one process, not in {group.size}; take backend='torch'.")
+def choice(value: Any, *choices: str) -> tuple[bool, str]:
+    """For `check_arguments`: whether `value` is one of `choices`."""
+    return value in choices, f"one of {', '.join(choices)}"
 
 
-def check_tolerance(estimator: Any) -> None:
-    """Raises DeepClusterError where `tol` is negative or not a number."""
-    if not estimator.tol >= 0:
-        raise DeepClusterError(f"tol must be 0 or more, not {estimator.tol}.")
+def check_arguments(estimator: Any, **judged: tuple[bool, str]) -> None:
+    """Raises DeepClusterError unless each argument is good; of each is told whether, and what it must be."""
+    for name, (good, words) in judged.items():
+        if not good:
+            raise DeepClusterError(f"{name} must be {words}, not {getattr(estimator, name)!r}.")
 
 
 def absolute(centroids: Tensor, origin: Tensor | None, like: Any) -> Any:

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 import torch
 from sklearn.base import BaseEstimator
 from torch import Tensor
 
+from deepcluster.clustering import validation
 from deepcluster.clustering.covariance import main_directions, mean_and_scatter
-from deepcluster.clustering.row_partition import centered, shard_of
-from deepcluster.clustering.validation import Float32Transformer, check_counts, read_table, require_fitted
 from deepcluster.distributed import SINGLE, ProcessGroup
 from deepcluster.errors import DeepClusterError
 from deepcluster.features.block_reader import in_kind, normalize_rows, write_rows
+from deepcluster.features.row_partition import centered, shard_of
 
 
-class Whitening(Float32Transformer, BaseEstimator):
+@dataclass(eq=False, repr=False)
+class Whitening(validation.Float32Transformer, BaseEstimator):
     """Center, project on the main directions, divide each by its deviation, then L2-normalize each row.
 
     The order is the paper's (arXiv 1807.05520 §3.3, "PCA-reduced to 256 dimensions, whitened and
@@ -46,27 +48,13 @@ class Whitening(Float32Transformer, BaseEstimator):
         feature_names_in_: (D,) names of the columns, where X is a data frame.
     """
 
-    _count: int = 0
-    _center: Tensor | None = None  # (D,) float64, mean of the rows so far
-    _scatter: Tensor | None = None  # (D, D) float64, sum of outer products about that mean
-    _origin: Tensor | None = None  # (D,) float64, which the mean is about
-
-    def __init__(
-        self,
-        n_components: int = 256,
-        *,
-        whiten: bool = True,
-        l2: bool = True,
-        floor: float = 1e-5,
-        device: torch.device | str | None = None,
-        group: ProcessGroup | None = None,
-    ):
-        self.n_components = n_components
-        self.whiten = whiten
-        self.l2 = l2
-        self.floor = floor
-        self.device = device
-        self.group = group
+    n_components: int = 256
+    _: KW_ONLY
+    whiten: bool = True
+    l2: bool = True
+    floor: float = 1e-5
+    device: torch.device | str | None = None
+    group: ProcessGroup | None = None
 
     def fit(self, X: Any, y: None = None) -> Whitening:
         """Learn from X (N, D) alone, whatever was learned before.
@@ -74,7 +62,7 @@ class Whitening(Float32Transformer, BaseEstimator):
         Raises:
             DeepClusterError: a row holds NaN or infinity, or X is not a table.
         """
-        self._count, self._center, self._scatter = 0, None, None
+        self.__dict__.pop("_center", None)
         return self.partial_fit(X)
 
     def partial_fit(self, X: Any, y: None = None) -> Whitening:
@@ -83,32 +71,30 @@ class Whitening(Float32Transformer, BaseEstimator):
         Raises:
             DeepClusterError: a row holds NaN or infinity, X is not a table, or its width changed.
         """
-        check_counts(self, "n_components")
-        group = self.group or SINGLE
+        validation.check_arguments(self, n_components=validation.count(self.n_components))
+        group, first = self.group or SINGLE, not hasattr(self, "_center")
         with group.collective_section():
-            rows = read_table(self, X, reset=self._center is None)
+            rows = validation.read_table(self, X, reset=first)
         shard = shard_of(rows, group)
-        if self._center is None:
-            self._origin = centered(rows, shard).origin
-        rows.origin = self._origin
-        self._merge(shard.total, *mean_and_scatter(rows, shard))
+        if first:
+            centered(rows, shard)
+        else:
+            rows.origin = self._origin
+        mean, scatter = mean_and_scatter(rows, shard)
+        if first:
+            self._count = 0
+            self._origin: Tensor | None = rows.origin
+            self._center, self._scatter = torch.zeros_like(mean), torch.zeros_like(scatter)
+        # added to the mean and scatter of the rows before (Chan, Golub and LeVeque 1979)
+        mean, scatter = mean.to(self._center.device), scatter.to(self._center.device)
+        shift, total = mean - self._center, self._count + shard.total
+        self._scatter += scatter + torch.outer(shift, shift) * (self._count * shard.total / total)
+        self._center += shift * (shard.total / total)
+        self._count = total
         self._solve(group)
         return self
 
-    def _merge(self, count: int, mean: Tensor, scatter: Tensor) -> None:
-        """Add `count` rows' mean and scatter to those of the rows before (Chan, Golub and LeVeque 1979)."""
-        if self._center is None or self._scatter is None:
-            self._center, self._scatter = mean, scatter
-        else:
-            mean, scatter = mean.to(self._center.device), scatter.to(self._center.device)
-            total = self._count + count
-            shift = mean - self._center
-            self._scatter += scatter + torch.outer(shift, shift) * (self._count * count / total)
-            self._center += shift * (count / total)
-        self._count += count
-
     def _solve(self, group: ProcessGroup) -> None:
-        assert self._center is not None and self._scatter is not None
         covariance = self._scatter / self._count
         values, directions = main_directions((covariance + covariance.T) / 2, min(self.n_components, len(covariance)))
         values = values.clamp_min(0)
@@ -132,7 +118,7 @@ class Whitening(Float32Transformer, BaseEstimator):
         Rows that hold NaN (bad images) come out as NaN. `out` takes the result where it is given, for
         instance a `numpy.memmap` for what does not fit into memory.
         """
-        rows = read_table(self, X)
+        rows = validation.read_table(self, X)
         shape = (rows.n, len(self.components_))
         result = torch.empty(shape, device=rows.device) if out is None else out
         if tuple(result.shape) != shape:
@@ -152,7 +138,7 @@ class Whitening(Float32Transformer, BaseEstimator):
 
     def state_dict(self) -> dict[str, Tensor]:
         """Plain tensors that are all `transform` needs."""
-        require_fitted(self)
+        validation.require_fitted(self)
         return {
             "mean": self.mean_.cpu().clone(),
             "components": self.components_.cpu().clone(),
@@ -166,7 +152,7 @@ class Whitening(Float32Transformer, BaseEstimator):
         missing = {"mean", "components"} - state.keys()
         if missing:
             raise DeepClusterError(f"The whitening state lacks {', '.join(sorted(missing))}; save it again.")
-        self._count, self._center, self._scatter = 0, None, None
+        self.__dict__.pop("_center", None)
         self.mean_ = state["mean"].detach().clone()
         self.components_ = state["components"].detach().clone().float()
         self.explained_variance_ = state.get("variance", torch.ones(len(self.components_))).detach().clone().double()

@@ -2,15 +2,16 @@
 
 A `numpy.memmap` is read with `pread` instead of through its mapping, so that a file far larger than
 memory never becomes resident: mapped pages count as the process's own until the kernel takes them back.
-This file knows nothing of clustering.
 """
 
 from __future__ import annotations
 
 import mmap
 import os
-from collections.abc import Iterator
-from typing import Any
+import warnings
+import weakref
+from collections.abc import Callable, Iterator
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -45,9 +46,9 @@ class Rows:
         self.origin: Tensor | None = None
         if isinstance(x, Rows):
             x, self.origin, device = x.x, x.origin, device or x.device
-        self._reads = getattr(x, "read_rows", None)
+        reads_itself = hasattr(x, "read_rows")
         if not isinstance(x, Tensor):
-            if self._reads is None:
+            if not reads_itself:
                 x = np.asanyarray(x)
             if x.dtype.kind not in "fiub":
                 raise DeepClusterError(f"{name} must be real numbers, not {x.dtype}; convert them first.")
@@ -67,7 +68,7 @@ class Rows:
         if device is not None:
             self.device = torch.device(device)
         self.block_rows = max(1, BLOCK_BYTES // (4 * self.dim))
-        self._file = _file_span(x) if self.n else None
+        self._read: Callable[[int, np.ndarray], None] | None = x.read_rows if reads_itself else self._file_reader()
         self._buffer: np.ndarray | None = None
 
     @property
@@ -83,20 +84,26 @@ class Rows:
             return kind in (torch.float64, torch.int64, torch.int32) and self.x.device.type != "mps"
         return bool(kind.itemsize > 4 or (kind.kind in "iu" and kind.itemsize == 4))
 
-    @property
-    def reads_file(self) -> bool:
-        """Whether rows come from the file under a memmap instead of through its mapping."""
-        return self._file is not None or self._reads is not None
+    def read(self, start: int, into: np.ndarray) -> np.ndarray:
+        """Fills an array (n, D) of the numbers' own type with the rows from `start` on, past a memmap's mapping.
+
+        Raises:
+            DeepClusterError: the file has become shorter since.
+        """
+        if self._read is None:
+            into[:] = self.x[start : start + len(into)]
+        else:
+            self._read(start, into)
+        return into
 
     def block(self, start: int, stop: int) -> Tensor:
         """(stop - start, D) float32 rows; valid until the next block is read."""
-        if isinstance(self.x, Tensor):
-            return self._float32(self.x[start:stop])
-        if not self.reads_file:
-            return self._float32(np.asarray(self.x[start:stop]))
+        if self._read is None:
+            part = self.x[start:stop]
+            return self._float32(part if isinstance(part, Tensor) else np.asarray(part))
         if self._buffer is None or len(self._buffer) < stop - start:
             self._buffer = np.empty((stop - start, self.dim), self.x.dtype)
-        return self._float32(self._pread(start, self._buffer[: stop - start]))
+        return self._float32(self.read(start, self._buffer[: stop - start]))
 
     def blocks(self, rows: int | None = None) -> Iterator[tuple[int, Tensor]]:
         """(first row, block) pairs that cover every row once, in order."""
@@ -113,36 +120,35 @@ class Rows:
         if isinstance(self.x, Tensor):
             return self.x[index.to(self.x.device)]
         where = index.cpu().numpy()
-        if not self.reads_file:
+        if self._read is None:
             return self.x[where]
         rows = np.empty((len(where), self.dim), self.x.dtype)
         for place in np.argsort(where, kind="stable"):  # in the order of the file
-            self._pread(int(where[place]), rows[place : place + 1])
+            self._read(int(where[place]), rows[place : place + 1])
         return rows
 
     def _float32(self, part: Any) -> Tensor:
         if isinstance(part, Tensor):
             if self.origin is not None:
                 part = part.double() - self.origin.to(part.device)
-            placed: Tensor = part.to(self.device, torch.float32)
-            return placed
-        if self.origin is not None:
-            part = part - self.origin.cpu().numpy()
-        return _float32(part).to(self.device)
+        else:
+            if self.origin is not None:
+                part = part - self.origin.cpu().numpy()
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of read-only memory, which nobody here writes to
+                part = torch.from_numpy(np.ascontiguousarray(part, dtype=np.float32))
+        placed: Tensor = part.to(self.device, torch.float32)
+        return placed
 
-    def _pread(self, start: int, into: np.ndarray) -> np.ndarray:
-        if self._reads is not None:
-            self._reads(start, into)
-            return into
-        assert self._file is not None
-        descriptor, offset = self._file
-        _transfer(os.preadv, descriptor, into, offset + start * self.dim * into.itemsize)
-        return into
-
-    def __del__(self) -> None:
-        span = getattr(self, "_file", None)
-        if span:
-            os.close(span[0])
+    def _file_reader(self) -> Callable[[int, np.ndarray], None] | None:
+        """What reads rows from the file under a memmap; None where there is none."""
+        span = _file_span(self.x) if self.n else None
+        if span is None:
+            return None
+        descriptor, offset = span
+        weakref.finalize(self, os.close, descriptor)
+        name, line = self.x.filename, self.dim * self.x.itemsize
+        return lambda start, into: _transfer(os.preadv, descriptor, into, offset + start * line, name)
 
 
 def find_origin(sample: Tensor) -> Tensor | None:
@@ -172,7 +178,7 @@ def write_rows(out: Any, start: int, block: Tensor) -> None:
         return
     descriptor, offset = span
     try:
-        _transfer(os.pwritev, descriptor, values, offset + start * values.shape[1] * values.itemsize)
+        _transfer(os.pwritev, descriptor, values, offset + start * values.shape[1] * values.itemsize, out.filename)
     finally:
         os.close(descriptor)
 
@@ -191,19 +197,25 @@ def normalize_rows(x: Tensor) -> Tensor:
     return x / torch.where(length > 0, length, 1.0)
 
 
-def _float32(part: np.ndarray) -> Tensor:
-    part = np.ascontiguousarray(part, dtype=np.float32)
-    if not part.flags.writeable:  # torch warns about read-only memory, which nobody here writes to
-        part = part.view()
-        try:
-            part.flags.writeable = True
-        except ValueError:
-            part = part.copy()
-    return torch.from_numpy(part)
+def require_finite(values: Tensor, first: int = 0, name: str = "features") -> None:
+    """Raises DeepClusterError: a row of `values` (B,) or (B, D), which begin at row `first`, is not finite."""
+    bad = (~torch.isfinite(values)).nonzero()
+    if len(bad):
+        raise DeepClusterError(f"Row {first + int(bad[0, 0])} of the {name} holds NaN or infinity; leave it out.")
+
+
+def refuse_rows(block: Tensor, first: int) -> NoReturn:
+    """Raises DeepClusterError: rows (B, D) from `first` on, whose sums are not finite."""
+    require_finite(block, first)
+    raise DeepClusterError("The features are too large for float32 sums of squares; scale them down.")
 
 
 def _file_span(x: Any, writable: bool = False) -> tuple[int, int] | None:
-    """(open file descriptor, byte offset of x[0, 0]) of a memmap that lies in its file as plain rows."""
+    """(open file descriptor, byte offset of x[0, 0]) of a memmap that lies in its file as plain rows.
+
+    Raises:
+        DeepClusterError: the file has become too short for them.
+    """
     if not isinstance(x, np.memmap) or x.filename is None or x.mode == "c" or not x.flags.c_contiguous:
         return None
     if x._mmap is None or not hasattr(os, "preadv"):  # type: ignore[attr-defined]
@@ -219,15 +231,19 @@ def _file_span(x: Any, writable: bool = False) -> tuple[int, int] | None:
         return None
     if os.fstat(descriptor).st_size < mapped_from + inside + x.nbytes:
         os.close(descriptor)
-        return None
+        raise _shorter(x.filename)
     return descriptor, mapped_from + inside
 
 
-def _transfer(move: Any, descriptor: int, values: np.ndarray, offset: int) -> None:
+def _shorter(file: Any) -> DeepClusterError:
+    return DeepClusterError(f"{file} became shorter while it was read; write it again.")
+
+
+def _transfer(move: Any, descriptor: int, values: np.ndarray, offset: int, file: Any) -> None:
     """preadv or pwritev until every byte has moved: one call moves 2 GiB at most."""
     pending = memoryview(values.data).cast("B")
     while len(pending):
         moved = move(descriptor, [pending], offset)
         if moved <= 0:
-            raise DeepClusterError("The feature file became shorter while it was read; write it again.")
+            raise _shorter(file)
         pending, offset = pending[moved:], offset + moved

@@ -16,6 +16,7 @@ import numpy as np
 
 from deepcluster.distributed import SINGLE, ProcessGroup
 from deepcluster.errors import DeepClusterError
+from deepcluster.features.block_reader import Rows
 from deepcluster.io import remove_leftovers, write_array, write_json
 from deepcluster.reading import judged, read_json, read_npy
 
@@ -224,19 +225,11 @@ class TableInParts:
         Raises:
             DeepClusterError: a file has become shorter since the table was opened.
         """
-        line = self.shape[1] * self.dtype.itemsize
         part = int(np.searchsorted(self.ends, start, "right"))
         while len(into):
             inside = start - self._start(part)
             count = min(len(into), len(self._parts[part]) - inside)
-            wanted = into[:count].data.cast("B")
-            with open(self.files[part], "rb", buffering=0) as file:
-                file.seek(self._parts[part].offset + inside * line)
-                while len(wanted):
-                    got = file.readinto(wanted)
-                    if not got:
-                        raise DeepClusterError(f"{self.files[part]} became shorter while it was read; write it again.")
-                    wanted = wanted[got:]
+            Rows(self._parts[part]).read(inside, into[:count])
             into, start, part = into[count:], start + count, part + 1
 
     def _start(self, part: int) -> int:
