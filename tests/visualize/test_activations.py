@@ -29,7 +29,7 @@ from deepcluster.visualize.objectives import (
     neuron,
     total_variation,
 )
-from deepcluster.visualize.parametrizations import COLORS, RandomViews, random_spectrum, spectrum_to_image
+from deepcluster.visualize.parametrizations import COLORS, random_spectrum, random_views, spectrum_to_image
 
 
 @pytest.fixture(scope="module")
@@ -122,12 +122,13 @@ def test_a_spectrum_of_one_frequency_is_a_cosine() -> None:
 
 def test_random_views_shift_scale_and_rotate() -> None:
     images = torch.rand(3, 3, 20, 20, generator=seeded(0))
-    torch.testing.assert_close(RandomViews(0, 0, 0)(images, seeded(0)), images, atol=1e-5, rtol=0)
-    moved = RandomViews(jitter=0.1, scale=0, rotate=0)(images, seeded(1))
+    still = random_views(images, seeded(0), jitter=0, scale=0, rotate=0)
+    torch.testing.assert_close(still, images, atol=1e-5, rtol=0)
+    moved = random_views(images, seeded(1), jitter=0.1, scale=0, rotate=0)
     assert not torch.allclose(moved, images) and moved.shape == images.shape
     one = torch.zeros(1, 3, 21, 21)
     one[:, :, 10, 10] = 1
-    turned = RandomViews(jitter=0, scale=0, rotate=45)(one, seeded(2))
+    turned = random_views(one, seeded(2), jitter=0, scale=0, rotate=45)
     assert turned[0, 0, 10, 10] > 0.5  # turns about the middle
 
 

@@ -8,18 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from deepcluster.data.naming import natural_key
 from deepcluster.errors import DeepClusterError
 from deepcluster.explore.groups import Groups
-from deepcluster.explore.vectors import Vectors
+from deepcluster.explore.vectors import BLOCK, Vectors
 from deepcluster.features.knn import nearest_rows
+from deepcluster.visualize.clustered_images import class_name
 from deepcluster.visualize.clusters import main_classes
 
+T = TypeVar("T")
 SORTS = ("size", "distance", "purity", "name", "number", "label")
 SAMPLE = 20_000
 """Members of a changed cluster from which its center is computed."""
@@ -42,11 +43,6 @@ class Table:
     distance: np.ndarray
     label: np.ndarray
     purity: np.ndarray
-
-    @cached_property
-    def row(self) -> dict[int, int]:
-        """Group -> its row."""
-        return {int(number): row for row, number in enumerate(self.number)}
 
 
 class Catalog:
@@ -73,7 +69,7 @@ class Catalog:
         self.vectors: Vectors | None = None
         self.version = 0
         self._centroids = centroids
-        self._moved: dict[int, np.ndarray | None] = {}
+        self._moved: dict[int, np.ndarray] = {}
         self._cache: dict[str, tuple[int, Any]] = {}
 
     def set_labels(self, labels: np.ndarray | None, classes: tuple[str, ...]) -> None:
@@ -90,42 +86,31 @@ class Catalog:
     def update(self, groups: set[int]) -> None:
         """Measure again clusters whose images have changed, all of them in one pass over the images."""
         self.version += 1
-        numbers = np.asarray(sorted(groups - {-1}), np.int64)
-        if not len(numbers):
-            return
-        members, slot = self._members_of(numbers)
-        stays = self.groups.original[members] == numbers[slot]
-        size, stayed = (np.bincount(one, minlength=len(numbers)) for one in (slot, slot[stays]))
-        was = np.bincount(_slots(self.groups.original, numbers) + 1, minlength=len(numbers) + 1)[1:]
-        as_found = (stayed == size) & (size == was)
+        group, original, numbers = self.groups.group, self.groups.original, sorted(groups - {-1})
+        was = np.bincount(original + 1, minlength=max(numbers, default=-1) + 2)[1:]
+        members = np.flatnonzero(np.isin(group, numbers))
+        members = members[np.argsort(group[members], kind="stable")]
         self.own[members] = self.distance[members]
-        ends = np.cumsum(size)
-        for place, number in enumerate(numbers.tolist()):
+        parts = np.split(members, np.searchsorted(group[members], numbers[1:]))
+        for number, part in zip(numbers, parts, strict=False):
             self._moved.pop(number, None)
-            if not as_found[place]:
-                self._moved[number] = self._measure(members[ends[place] - size[place] : ends[place]])
+            as_found = len(part) == was[number] and (original[part] == number).all()
+            if len(part) and not as_found:
+                self._moved[number] = self._measure(part)
         if self.vectors is not None:
             bad = self.vectors.bad
-            home = _slots(self.groups.group[bad], numbers)
-            self.own[bad[(home >= 0) & ~as_found[home]]] = np.nan
-
-    def _members_of(self, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(M,) images of the groups `numbers`, by group and then ascending, and the index of each one's group."""
-        slot = _slots(self.groups.group, numbers)
-        members = np.flatnonzero(slot >= 0)
-        members = members[np.argsort(slot[members], kind="stable")]
-        return members, slot[members]
+            self.own[bad[np.isin(self.groups.group[bad], list(self._moved))]] = np.nan
 
     def table(self) -> Table:
         """All groups that have images."""
-        found: Table = self._cached("table", self._count)
-        return found
+        return self._cached("table", self._count)
 
-    def _cached(self, name: str, compute: Callable[[], Any]) -> Any:
+    def _cached(self, name: str, compute: Callable[[], T]) -> T:
         """What `compute` gives, computed once for each version."""
         if self._cache.get(name, (None,))[0] != self.version:
             self._cache[name] = (self.version, compute())
-        return self._cache[name][1]
+        found: T = self._cache[name][1]
+        return found
 
     def rows(
         self,
@@ -157,21 +142,15 @@ class Catalog:
         }
 
     def row(self, group: int) -> dict[str, Any]:
-        """One group for the page.
-
-        Raises:
-            DeepClusterError: it has no images.
-        """
-        table = self.table()
-        row = self._row(group)
-        label = int(table.label[row])
+        """One group for the page; a DeepClusterError where it has no images."""
+        table, row = self.table(), self._row(group)
         return {
             "id": group,
             "name": self.groups.name(group),
             "named": group in self.groups.names,
             "size": int(table.size[row]),
             "distance": json_number(table.distance[row]),
-            "label": self.class_name(label),
+            "label": self.class_name(int(table.label[row])),
             "purity": json_number(table.purity[row]),
             "hidden": group in self.groups.hidden,
             "edited": group in self._moved,
@@ -253,9 +232,7 @@ class Catalog:
 
     def class_name(self, label: int) -> str | None:
         """A class in words; None where there is none."""
-        if label < 0:
-            return None
-        return self.classes[label] if label < len(self.classes) else f"class {label}"
+        return class_name(self.classes, label) if label >= 0 else None
 
     def current_group(self, cluster: int, vector: np.ndarray) -> int:
         """The group that a new image of the found `cluster`, at (P,) `vector`, belongs to after all edits."""
@@ -264,10 +241,11 @@ class Catalog:
         return int(now[np.linalg.norm(self._centers(now) - vector, axis=1).argmin()]) if len(now) else cluster
 
     def _row(self, group: int) -> int:
-        found = self.table().row.get(group)
-        if found is None:
+        number = self.table().number
+        row = int(np.searchsorted(number, group))
+        if row == len(number) or number[row] != group:
             raise DeepClusterError(f"There is no cluster {group} with images in it: choose one of the list.")
-        return found
+        return row
 
     def _count(self) -> Table:
         group = self.groups.group + 1  # -1 gets a place
@@ -283,71 +261,39 @@ class Catalog:
         """Rows `chosen` of the table in order; what is unknown comes last either way."""
         if sort not in SORTS:
             raise DeepClusterError(f"There is no order by {sort!r}: choose one of {', '.join(SORTS)}.")
-        values: list[Any]
-        if sort == "name":
-            values = list(map(self.groups.name, table.number.tolist()))
-        else:
-            values = (
-                list(map(self.class_name, table.label.tolist())) if sort == "label" else getattr(table, sort).tolist()
-            )
-        keys: dict[int, Any] = {}
-        for row in chosen.tolist():
-            value = values[row]
-            if value is not None and value == value:  # NaN is unknown too
-                keys[row] = natural_key(value) if isinstance(value, str) else value
-        known = sorted(keys, key=keys.__getitem__, reverse=descending)
-        return known + [row for row in chosen.tolist() if row not in keys]
+        rows = chosen.tolist()
+        values: list[Any] = getattr(table, "number" if sort == "name" else sort)[chosen].tolist()
+        if sort in ("name", "label"):
+            words = map(self.groups.name if sort == "name" else self.class_name, values)
+            values = [None if word is None else natural_key(word) for word in words]
+        known = {row: value for row, value in zip(rows, values, strict=True) if value is not None and value == value}
+        return sorted(known, key=known.__getitem__, reverse=descending) + [row for row in rows if row not in known]
 
     def _centers(self, numbers: np.ndarray) -> np.ndarray:
         """(M, P) centers of groups."""
         centroids = self._centroids()
-        found = np.empty((len(numbers), centroids.shape[1]), np.float32)
-        plain = (numbers < len(centroids)) & ~np.isin(numbers, list(self._moved))
-        found[plain] = centroids[numbers[plain]]
-        unknown = []
-        for place in np.flatnonzero(~plain):
-            center = self._moved.get(int(numbers[place]))
-            if center is None:
-                unknown.append(place)
-            else:
-                found[place] = center
-        if unknown:
-            found[unknown] = self._mixed(numbers[unknown], centroids)
+        found = np.zeros((len(numbers), centroids.shape[1]), np.float32)
+        as_found = numbers < len(centroids)
+        found[as_found] = centroids[numbers[as_found]]
+        for place in np.flatnonzero(np.isin(numbers, list(self._moved))):
+            found[place] = self._moved[int(numbers[place])]
         return found
 
-    def _mixed(self, numbers: np.ndarray, centroids: np.ndarray) -> np.ndarray:
-        """(M, P) centers of groups from the (K, P) centers that their images had at first."""
-        from scipy.sparse import csr_matrix
-
-        order = np.argsort(numbers)
-        members, slot = self._members_of(numbers[order])
-        first = self.groups.original[members]
-        fine = (first >= 0) & (first < len(centroids))
-        ones = np.ones(int(fine.sum()), np.float32)
-        # Images of the same group and the same origin are added up: as many terms as pairs of these are left.
-        pairs = csr_matrix((ones, (order[slot[fine]], first[fine])), shape=(len(numbers), len(centroids)))
-        total = np.asarray(pairs.sum(1))
-        result: np.ndarray = np.asarray(pairs @ centroids) / np.maximum(total, 1)
-        return result
-
-    def _measure(self, members: np.ndarray) -> np.ndarray | None:
-        """The center of a changed group by its vectors, to which its images' distances are taken; None without."""
-        if self.vectors is None or not len(members):
-            return None
+    def _measure(self, members: np.ndarray) -> np.ndarray:
+        """The (P,) center of a changed group by its images' vectors, to which their distances are then taken; without
+        vectors, by the centers that they had at first."""
+        if self.vectors is None:
+            centroids = self._centroids()
+            first, count = np.unique(self.groups.original[members], return_counts=True)
+            known = (first >= 0) & (first < len(centroids))
+            mixed: np.ndarray = count[known] @ centroids[first[known]] / max(count[known].sum(), 1)
+            return mixed
         step = max(1, len(members) // SAMPLE)
         center: np.ndarray = np.asarray(self.vectors.rows[members[::step]]).mean(0)
-        for start in range(0, len(members), 65536):
-            part = members[start : start + 65536]
+        for start in range(0, len(members), BLOCK):
+            part = members[start : start + BLOCK]
             self.own[part] = np.linalg.norm(self.vectors.rows[part] - center, axis=1)
         return center
-
-
-def _slots(group: np.ndarray, numbers: np.ndarray) -> np.ndarray:
-    """The place of each of N groups in ascending `numbers`; -1 = it is none of them."""
-    table = np.full(max(int(group.max(initial=-1)), int(numbers.max(initial=-1))) + 2, -1, np.int64)
-    table[numbers] = np.arange(len(numbers))
-    result: np.ndarray = table[group]  # a group of -1 finds the last place, which stays -1
-    return result
 
 
 def json_number(value: Any) -> float | None:

@@ -14,8 +14,6 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from deepcluster.clustering.kmeans import KMeans
-from deepcluster.data.arrays import open_array
-from deepcluster.data.cache import load_pixels
 from deepcluster.data.decode import decode
 from deepcluster.data.open import open_images
 from deepcluster.data.source import ImageSource
@@ -34,7 +32,7 @@ from deepcluster.explore.thumbs import Thumbs, patient
 from deepcluster.explore.vectors import Vectors
 from deepcluster.io import write_array, write_json
 from deepcluster.lock import locked
-from deepcluster.reading import read_json, read_npy, read_tensors
+from deepcluster.reading import judged, read_json, read_npy, read_tensors
 from deepcluster.visualize.clustered_images import check_training_images
 
 if TYPE_CHECKING:
@@ -77,8 +75,6 @@ class Explorer:
             assignment, distance = run.assignment, run.distance
         self.lock = threading.RLock()
         self.groups = Groups(assignment)
-        if distance is not None and len(distance) != len(assignment):
-            distance = None
         # the centers alone: the network is loaded when something is put through it, and not before
         self.catalog = Catalog(self.groups, distance, cache(lambda: _centroids_of(run.folder / MODEL)))
         self.journal = Journal(self.folder / "edits.jsonl", self.groups)
@@ -103,8 +99,8 @@ class Explorer:
     @property
     def source(self) -> ImageSource:
         """The images; as `need`."""
-        result: ImageSource = self.need("images")
-        return result
+        found: ImageSource = self.need("images")
+        return found
 
     def close(self) -> None:
         """Stop the background jobs; finished parts are kept."""
@@ -135,12 +131,8 @@ class Explorer:
             }
 
     def edit(self, edit: Mapping[str, Any]) -> None:
-        """Make an edit, kept and undoable; `{"op": "split", "cluster", "into"}` finds the parts itself.
-
-        Raises:
-            Pending: a split needs vectors, which are being computed.
-            DeepClusterError: it does not fit.
-        """
+        """Make an edit of `Groups.plan`, kept and undoable; a split with `into` in place of `parts` finds these itself,
+        and raises Pending while it needs vectors that are being computed."""
         if edit.get("op") == "split" and "parts" not in edit:
             edit = {"op": "split", "cluster": edit.get("cluster"), "parts": self._parts(edit)}
         with self.lock:
@@ -154,18 +146,18 @@ class Explorer:
             self.catalog.update(self.groups.touched)
             return words
 
-    def image(self, index: int, **numbers: float) -> dict[str, Any]:
-        """One image for the page, with its path where the images are open, and `numbers` such as a similarity."""
+    def image(self, index: int) -> dict[str, Any]:
+        """One image for the page, with its path where the images are open."""
         source: ImageSource | None = self.jobs["images"].result
-        path = f"image {index}" if source is None else source.path(index)
-        more = {name: json_number(number) for name, number in numbers.items()}
-        return {**self.catalog.image(index), **more, "path": path}
+        return {**self.catalog.image(index), "path": f"image {index}" if source is None else source.path(index)}
 
     def images(self, index: np.ndarray, part: slice = slice(None), **numbers: np.ndarray) -> dict[str, Any]:
-        """A part of the images `index` (M,) for the page, with (M,) `numbers` of each."""
+        """A part of the images `index` (M,) for the page, with (M,) `numbers` such as similarities of each."""
         with self.lock:
-            rows = zip(index[part].tolist(), *(column[part] for column in numbers.values()), strict=True)
-            shown = [self.image(one, **dict(zip(numbers, values, strict=True))) for one, *values in rows]
+            shown = [self.image(one) for one in index[part].tolist()]
+        for name, values in numbers.items():
+            for image, value in zip(shown, values[part], strict=True):
+                image[name] = json_number(value)
         return {"total": len(index), "images": shown}
 
     def similar(self, vector: np.ndarray, count: int, but: int | None = None) -> dict[str, Any]:
@@ -180,11 +172,9 @@ class Explorer:
                 picture = decode(content, short_side(self.run.image_size))
         except BadImage as error:
             raise DeepClusterError(f"This file cannot be read as a picture ({error}): drop another.") from None
-        model = self.run.model
-        pixels = load_pixels(open_array(np.array(picture[None]), "photo"), short_side=None, cache_gb=0)
-        _, features = model.features(pixels, device=self.run.device)
-        clusters, distance = model.nearest(features)
-        vector = np.asarray(model.embed(features))[0]
+        features = self.run.features(np.array(picture[None]))
+        clusters, distance = self.run.model.nearest(features)
+        vector = np.asarray(self.run.embed(features))[0]
         with self.lock:
             cluster = self.catalog.current_group(int(clusters[0]), vector)
             empty = not (self.groups.group == cluster).any()
@@ -201,17 +191,10 @@ class Explorer:
         return found
 
     def export(self, kind: str, selection: bool) -> Path:
-        """Begin to write `EXPORTS[kind]` under the run's folder `explore/exports`; returns where it will be.
-
-        Raises:
-            DeepClusterError: there is no such form, or another export is running.
-        """
+        """Begin to write `EXPORTS[kind]` under the run's folder `explore/exports`; returns where it will be."""
         if kind not in EXPORTS:
             raise DeepClusterError(f"There is no export as {kind!r}: choose one of {', '.join(EXPORTS)}.")
         out, source = self.folder / "exports" / EXPORTS[kind], self.source
-        with self.lock:  # what is exported is the state of now, whatever is edited meanwhile
-            now = copy.deepcopy(self.groups)
-        only = np.flatnonzero(now.selected) if selection else None
 
         def write(job: Job) -> dict[str, Any]:
             if kind == "folders" and out.is_dir():
@@ -222,6 +205,8 @@ class Explorer:
         with self.lock:  # of two simultaneous requests, one is refused
             if self.jobs["export"].state == "running":
                 raise DeepClusterError("Another export is running: wait until it is done.")
+            now = copy.deepcopy(self.groups)  # whatever is edited meanwhile
+            only = np.flatnonzero(now.selected) if selection else None
             self.jobs["export"] = Job("exporting", write).start()
         return out
 
@@ -251,12 +236,7 @@ class Explorer:
 
     def _open(self, source: ImageSource | None) -> ImageSource:
         found = self.run.source() if source is None else source
-        if len(found) != len(self.groups):
-            raise DeepClusterError(
-                f"{found.name} holds {len(found):,} images and the run's clusters are of {len(self.groups):,}: give the"
-                " images it was trained on by --data."
-            )
-        if self._own_images:  # one image more and one less, and every file would have its neighbor's cluster
+        if self._own_images:  # one image more, and every file would have its neighbor's cluster
             check_training_images(self.run, found, len(self.groups))
         with self.lock:
             self.catalog.set_labels(found.labels, found.classes)
@@ -333,10 +313,8 @@ def exclusive(folder: Path) -> Iterator[None]:
 
 
 def open_explorer(run: Run, data: str | None = None, screen: Screen | None = None) -> Explorer:
-    """A run with the images it was trained on, those by another path, or other ones.
-
-    Other images are put through the network first, once; their edits are kept apart.
-    """
+    """A run with the images it was trained on, those by another path, or other ones, which are put through the network
+    first, once; edits of those are kept apart."""
     if not run.clustered:
         raise DeepClusterError(
             f"{run.folder} predicts rotations alone and has no clusters to explore: explore another run."
@@ -357,8 +335,9 @@ def open_explorer(run: Run, data: str | None = None, screen: Screen | None = Non
         write_array(folder / "assignment.npy", found.cluster, owner=owner)
         write_json(kept, {"images": len(source), "source": source.name})
     advice = f"delete {folder} and give the same command again."
-    if read_json(kept, advice=advice).get("images") != len(source):
-        raise DeepClusterError(f"{folder} is damaged: delete it and give the same command again.")
+    with judged(kept, advice):
+        if read_json(kept, advice=advice)["images"] != len(source):
+            raise ValueError("it is of other images")
     assignment, distance = (
         column(folder / f"{name}.npy", kinds, len(source), owner, advice)
         for name, kinds in (("assignment", "iu"), ("distance", "f"))

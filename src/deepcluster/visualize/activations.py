@@ -28,21 +28,18 @@ from deepcluster.visualize.clustered_images import SILENT, check_clusters, requi
 from deepcluster.visualize.images import enlarged, grid, stacked, text_line, titled
 from deepcluster.visualize.layers import check_size, choose_filters, deepest_layer
 from deepcluster.visualize.objectives import FrozenNetwork, Objective, l2, total_variation
-from deepcluster.visualize.parametrizations import RandomViews, random_spectrum, spectrum_to_image
+from deepcluster.visualize.parametrizations import random_spectrum, random_views, spectrum_to_image
 from deepcluster.visualize.style import Pictures
 
 Recipe = Literal["paper", "fourier"]
-Check = Callable[[int], None]
+ObjectiveOf = Callable[[Sequence[int]], Objective]
+"""The objective for some filters or clusters, one image each."""
 
 # the authors' script: a bright noise of low contrast at the start, and little else than that to hold colors together
 START, NOISE, DECAY, BLUR, BLUR_EVERY = 128.0, 20.0, 1e-5, 0.3, 5
 SHOWN_MEAN, SHOWN_STD = 0.5, 0.1
 """Mean and deviation of the colors of an image that is shown."""
-DEFAULTS: dict[str, dict[str, Any]] = {
-    "paper": {"steps": 1000, "lr": 3.0, "decay": DECAY},
-    "fourier": {"steps": 256, "lr": 0.05, "decay": 0.0},
-}
-"""Steps, step length (or Adam's rate) and decay of each recipe."""
+STEPS = {"paper": 1000, "fourier": 256}
 OBJECTIVES = {"contrast": objectives.contrast, "channel": objectives.channel, "neuron": objectives.neuron}
 AT_ONCE = 32
 """Images optimized together."""
@@ -109,7 +106,7 @@ def draw_activations(
         for number, image in zip(numbers, images, strict=True)
     ]
     sheet = grid(tiles, min(8, max(1, 1100 // side)), gap=6)
-    steps = DEFAULTS[recipe]["steps"] if steps is None else steps
+    steps = STEPS[recipe] if steps is None else steps
     text = {
         "paper": f"Images found by {steps:,} steps of gradient ascent from noise, with weight decay and a faint blur;"
         f" each is brought to mean {SHOWN_MEAN} and deviation {SHOWN_STD}.",
@@ -124,7 +121,7 @@ def draw_activations(
 
 def maximize(
     subject: Subject,
-    objective_of: Callable[[Sequence[int]], Objective],
+    objective_of: ObjectiveOf,
     numbers: Sequence[int],
     recipe: Recipe,
     asked: Mapping[str, Any],
@@ -137,14 +134,11 @@ def maximize(
     """A (S, S, 3) uint8 image for each of some filters or clusters, as shown; options as in `draw_activations`.
 
     Args:
-        objective_of: the objective for some of the `numbers`, one image each.
-        asked: values in place of `DEFAULTS`, None = the default.
+        asked: steps, lr and decay; None = the recipe's own.
     """
-    options = DEFAULTS[recipe] | {name: value for name, value in asked.items() if value is not None}
-    if options["steps"] < 1 or options["lr"] <= 0:
-        raise DeepClusterError(
-            f"{options['steps']} steps of {options['lr']:g} change nothing: give --steps and --lr above 0."
-        )
+    options = {"steps": STEPS[recipe]} | {name: value for name, value in asked.items() if value is not None}
+    if options["steps"] < 1 or options.get("lr", 1) <= 0:
+        raise DeepClusterError("Images change by steps of some length: give --steps and --lr above 0.")
     paper = recipe == "paper"
     network = FrozenNetwork(subject.backbone, normalize=not paper, device=subject.device)
     maximizer = maximize_pixels if paper else maximize_spectrum
@@ -180,11 +174,11 @@ def maximize_pixels(
     count: int,
     *,
     size: int,
-    steps: int = 1000,
+    steps: int = STEPS["paper"],
     lr: float = 3.0,
     decay: float = DECAY,
     seed: int = 0,
-    check: Check = lambda steps: None,
+    check: Callable[[int], None] = lambda steps: None,
 ) -> Maximized:
     """The paper's recipe: steps of length `lr` along the gradient, weight decay, and a faint blur now and then.
 
@@ -216,11 +210,11 @@ def maximize_spectrum(
     count: int,
     *,
     size: int,
-    steps: int = 256,
+    steps: int = STEPS["fourier"],
     lr: float = 0.05,
     decay: float = 0.0,
     seed: int = 0,
-    check: Check = lambda steps: None,
+    check: Callable[[int], None] = lambda steps: None,
 ) -> Maximized:
     """A Fourier spectrum of decorrelated colors, changed by Adam, seen through a random view at each step.
 
@@ -234,7 +228,7 @@ def maximize_spectrum(
     before = _score(network, spectrum_to_image(spectrum.detach()), objective)
     for step in range(steps):
         colors = spectrum_to_image(spectrum)
-        viewed = RandomViews()(colors, seeded(seed, _VIEWS, step))
+        viewed = random_views(colors, seeded(seed, _VIEWS, step))
         (spectrum.grad,) = torch.autograd.grad(-network.score(viewed, objective, colors).sum(), spectrum)
         adam.step()
         check(1)
@@ -248,7 +242,7 @@ def displayed(images: Tensor) -> np.ndarray:
     return _bytes((images - mean) / std.clamp_min(1e-5) * SHOWN_STD + SHOWN_MEAN)
 
 
-def filter_objective(tap: str, recipe: Recipe, name: str | None = None) -> Callable[[Sequence[int]], Objective]:
+def filter_objective(tap: str, recipe: Recipe, name: str | None = None) -> ObjectiveOf:
     """The objective of some filters of a layer; None = the recipe's own."""
     objective = OBJECTIVES[name or {"paper": "contrast", "fourier": "channel"}[recipe]]
     return lambda filters: objective(tap, filters)
@@ -264,7 +258,7 @@ def embedding(model: Model) -> Callable[[Tensor], Tensor]:
                 features = torch.nn.functional.normalize(features, dim=1) if step.l2 else features
             else:
                 assert isinstance(step, ProjectionHead)
-                features = torch.nn.functional.normalize(step.to(features.device).eval()(features), dim=1)
+                features = step.to(features.device).eval().directions(features)
         return features
 
     return embed
@@ -275,19 +269,18 @@ def sees_no_colors(subject: Subject) -> bool:
     return isinstance(subject.backbone.sobel, Sobel)
 
 
-def _cluster_objective(subject: Subject, numbers: Sequence[int], by: str) -> Callable[[Sequence[int]], Objective]:
+def _cluster_objective(subject: Subject, numbers: Sequence[int], by: str) -> ObjectiveOf:
     run = require_clusters(subject, "activations --clusters")
-    head = run.head if by == "logit" else None
-    if by == "logit" and head is None:
+    if by == "centroid":
+        check_clusters(run, numbers, len(run.centroids))
+        return lambda part: objectives.closeness(embedding(run.model), run.centroids[list(part)])
+    if (head := run.head) is None:
         raise DeepClusterError(
             f"{run.folder} has no checkpoint with a classifier over all clusters: leave out --by logit."
         )
-    k = len(run.centroids if head is None else head[0])
-    check_clusters(run, numbers, k)
-    if head is not None:
-        weight, bias = head
-        return lambda part: objectives.logit(weight[list(part)], bias[list(part)], relu=run.backbone.head_relu)
-    return lambda part: objectives.closeness(embedding(run.model), run.centroids[list(part)])
+    weight, bias = head
+    check_clusters(run, numbers, len(weight))
+    return lambda part: objectives.logit(weight[list(part)], bias[list(part)], relu=run.backbone.head_relu)
 
 
 def _in_gray(image: np.ndarray, recipe: Recipe) -> np.ndarray:

@@ -31,16 +31,11 @@ class _Reached(Exception):
 
 
 def tap_output(backbone: Backbone, tap: str, images: Tensor) -> Tensor:
-    """What a tap gives for (B, 3, H, W) images; later layers are not computed.
-
-    Raises:
-        DeepClusterError: no such tap.
-    """
+    """What a tap gives for (B, 3, H, W) images; later layers are not computed."""
 
     def stop(module: nn.Module, inputs: Any, output: Tensor) -> None:
         raise _Reached(output)
 
-    check_tap(backbone, tap)
     handle = backbone.tap_module(tap).register_forward_hook(stop)
     try:
         backbone(images)
@@ -56,7 +51,7 @@ def tap_output(backbone: Backbone, tap: str, images: Tensor) -> Tensor:
 def layer_shapes(backbone: Backbone) -> dict[str, tuple[int, int, int]]:
     """Filters, height and width of the map of every tap, for an image of the network's size."""
     with read_taps(backbone.eval(), backbone.taps) as activations:
-        backbone(_blank(backbone, backbone.image_size))
+        backbone(next(backbone.parameters()).new_zeros(1, 3, backbone.image_size, backbone.image_size))
         return {tap: tuple(feature_maps(activations[tap]).shape[1:]) for tap in backbone.taps}  # type: ignore[misc]
 
 
@@ -96,17 +91,10 @@ def choose_filters(backbone: Backbone, tap: str, asked: Sequence[int], count: in
     return sorted(np.random.default_rng(seed).permutation(width)[:count].tolist())
 
 
-@torch.no_grad()
 def check_size(backbone: Backbone, size: int) -> None:
     """A DeepClusterError where the network cannot take images of `size` pixels."""
-    try:
-        backbone.eval()(_blank(backbone, size))
-    except (RuntimeError, AssertionError, ValueError) as error:
+    if backbone.refusal(size):
         raise DeepClusterError(
             f"{backbone.name} cannot take images of {size} px; it was made for {backbone.image_size} px: choose another"
             " --size, or leave it out."
-        ) from error
-
-
-def _blank(backbone: Backbone, size: int) -> Tensor:
-    return torch.zeros(1, 3, size, size, device=next(backbone.parameters()).device)
+        )

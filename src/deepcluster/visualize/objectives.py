@@ -23,19 +23,18 @@ class Forward:
     """Images that a network is shown, and what it makes of them.
 
     Attributes:
-        network: what is asked.
-        shown: (B, 3, H, W), before any normalization.
-        original: the images of which those are views.
+        shown: (B, 3, H, W), as the network takes them.
+        original: the images of which those are views, before any normalization.
     """
 
-    network: FrozenNetwork
+    backbone: Backbone
     shown: Tensor
     original: Tensor
 
     @cached_property
     def features(self) -> Tensor:
         """(B, D) output of the network."""
-        output: Tensor = self.network.backbone(self.network.normalized(self.shown))
+        output: Tensor = self.backbone(self.shown)
         return output
 
     def maps(self, tap: str, filters: Sequence[int]) -> Tensor:
@@ -44,16 +43,16 @@ class Forward:
         Raises:
             DeepClusterError: no such tap or filter.
         """
-        backbone, before_relu = self.network.backbone, dict[str, Tensor]()
+        before_relu: dict[str, Tensor] = {}
 
         def keep(relu: nn.Module, inputs: Any) -> None:
             before_relu["last"] = feature_maps(inputs[0].clone())  # an inplace ReLU would change it
 
-        check_tap(backbone, tap)
-        relus = [part for part in backbone.tap_module(tap).modules() if isinstance(part, nn.ReLU)]
+        check_tap(self.backbone, tap)
+        relus = [part for part in self.backbone.tap_module(tap).modules() if isinstance(part, nn.ReLU)]
         handles = [part.register_forward_pre_hook(keep) for part in relus]
         try:
-            maps = feature_maps(tap_output(backbone, tap, self.network.normalized(self.shown)))
+            maps = feature_maps(tap_output(self.backbone, tap, self.shown))
         finally:
             for handle in handles:
                 handle.remove()
@@ -65,11 +64,7 @@ class Forward:
 
 @dataclass(frozen=True)
 class Objective:
-    """A number for each image of a batch, (B,); objectives add, subtract and take factors.
-
-    Attributes:
-        score: from a forward pass to (B,).
-    """
+    """A number for each image of a batch, (B,); objectives add, subtract and take factors."""
 
     score: Callable[[Forward], Tensor]
 
@@ -148,9 +143,7 @@ class FrozenNetwork:
     """A network in evaluation mode on which objectives are evaluated.
 
     Args:
-        backbone: put in evaluation mode; its parameters get no gradients.
         normalize: whether images are normalized first, with the network's own mean and deviation.
-        device: where it computes.
     """
 
     def __init__(self, backbone: Backbone, *, normalize: bool, device: str = "cpu") -> None:
@@ -159,17 +152,14 @@ class FrozenNetwork:
         mean, std = (backbone.mean, backbone.std) if normalize else ((0.0,) * 3, (1.0,) * 3)
         self.mean, self.std = (torch.tensor(each, device=device).view(3, 1, 1) for each in (mean, std))
 
-    def normalized(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) images as the network takes them."""
-        return (images - self.mean) / self.std
-
     def score(self, images: Tensor, objective: Objective, original: Tensor | None = None) -> Tensor:
         """(B,) the objective of (B, 3, H, W) images.
 
         Args:
             original: the images of which `images` are views, for `l2` and `total_variation`; None = `images`.
         """
-        return objective.score(Forward(self, images, images if original is None else original))
+        shown = (images - self.mean) / self.std
+        return objective.score(Forward(self.backbone, shown, images if original is None else original))
 
 
 def _own(table: Tensor, filters: Sequence[int]) -> Tensor:

@@ -5,8 +5,6 @@ After Olah, Mordvintsev and Schubert, "Feature Visualization" (Distill, 2017), w
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Generator, Tensor
 from torch.nn import functional
@@ -37,26 +35,21 @@ def spectrum_to_image(spectrum: Tensor) -> Tensor:
     return torch.einsum("rc,bchw->brhw", COLORS.to(channels), channels / 4).sigmoid()
 
 
-@dataclass(frozen=True)
-class RandomViews:
-    """Random views of an image, so that what is found does not depend on single pixels.
+def random_views(
+    images: Tensor, generator: Generator, *, jitter: float = 0.05, scale: float = 0.1, rotate: float = 5.0
+) -> Tensor:
+    """(B, 3, S, S) views, each drawn on its own, so that what is found does not depend on single pixels.
 
-    Attributes:
+    Beyond the edge the image is mirrored.
+
+    Args:
         jitter: shift, up to this share of the side in each direction.
         scale: enlarged or shrunk by up to this share.
         rotate: degrees to either side.
     """
-
-    jitter: float = 0.05
-    scale: float = 0.1
-    rotate: float = 5.0
-
-    def __call__(self, images: Tensor, generator: Generator) -> Tensor:
-        """(B, 3, S, S) views, each drawn on its own; beyond the edge the image is mirrored."""
-        drawn = torch.rand(len(images), 4, generator=generator) * 2 - 1
-        angle, factor = torch.deg2rad(drawn[:, 0] * self.rotate), 1 + drawn[:, 1] * self.scale
-        rotation = torch.stack([angle.cos(), -angle.sin(), angle.sin(), angle.cos()], 1).view(-1, 2, 2)
-        shift = 2 * self.jitter * drawn[:, 2:, None]
-        affine = torch.cat([rotation * factor[:, None, None], shift], dim=2).to(images)
-        positions = functional.affine_grid(affine, list(images.shape), align_corners=False)
-        return functional.grid_sample(images, positions, padding_mode="reflection", align_corners=False)
+    drawn = torch.rand(len(images), 4, generator=generator) * 2 - 1
+    angle, factor = torch.deg2rad(drawn[:, 0] * rotate), 1 + drawn[:, 1] * scale
+    rotation = torch.stack([angle.cos(), -angle.sin(), angle.sin(), angle.cos()], 1).view(-1, 2, 2)
+    affine = torch.cat([rotation * factor[:, None, None], 2 * jitter * drawn[:, 2:, None]], dim=2).to(images)
+    positions = functional.affine_grid(affine, list(images.shape), align_corners=False)
+    return functional.grid_sample(images, positions, padding_mode="reflection", align_corners=False)
