@@ -28,11 +28,11 @@ def edited(explorer: Explorer) -> Explorer:
 
 def test_table(explorer: Explorer, tmp_path: Path) -> None:
     groups = edited(explorer).groups
-    rows = exports.write_csv(tmp_path / "labels.csv", groups, explorer.source)
+    what, rows = exports.write(tmp_path / "labels.csv", groups, explorer.source)
     with open(tmp_path / "labels.csv", newline="", encoding="utf-8") as handle:
         read = list(csv.DictReader(handle))
     shown = [i for i in range(len(groups)) if groups.group[i] not in groups.hidden]
-    assert rows == len(read) == len(shown)
+    assert what == "table" and rows == len(read) == len(shown)
     for row, index in zip(read, shown, strict=True):
         assert int(row["index"]) == index and row["path"] == explorer.source.path(index)
         assert int(row["cluster"]) == groups.group[index] and int(row["selected"]) == groups.selected[index]
@@ -43,7 +43,7 @@ def test_links_lead_to_the_images_and_stay_in_the_folder(explorer: Explorer, pho
     before = {file: file.stat().st_mtime_ns for file in photos.rglob("*")}
     groups = edited(explorer).groups
     out = tmp_path / "deep" / "links"
-    count = exports.write_links(out, groups, explorer.source)
+    _, count = exports.write(out, groups, explorer.source)
     links = [path for path in out.rglob("*") if path.is_symlink()]
     assert (
         len(links)
@@ -58,15 +58,15 @@ def test_links_lead_to_the_images_and_stay_in_the_folder(explorer: Explorer, pho
         assert not set(link.name) & set("<>\"'/\\\n:*?|")
     assert {file: file.stat().st_mtime_ns for file in photos.rglob("*")} == before
     with pytest.raises(DeepClusterError, match="is not empty"):
-        exports.write_links(out, groups, explorer.source)
+        exports.write(out, groups, explorer.source)
     with pytest.raises(DeepClusterError, match="among the images"):
-        exports.write_links(photos / "inside", groups, explorer.source)
+        exports.write(photos / "inside", groups, explorer.source)
     assert not (photos / "inside").exists()
 
 
 def test_coco(explorer: Explorer, tmp_path: Path) -> None:
     groups = edited(explorer).groups
-    exports.write_coco(tmp_path / "coco.json", groups, explorer.source)
+    exports.write(tmp_path / "coco.json", groups, explorer.source)
     found = json.loads((tmp_path / "coco.json").read_text())
     names = {one["id"]: one["name"] for one in found["categories"]}
     assert len(found["images"]) == len(found["annotations"]) == len({one["id"] for one in found["annotations"]})
@@ -80,7 +80,7 @@ def test_coco(explorer: Explorer, tmp_path: Path) -> None:
 def test_images_that_are_no_files_have_no_links(explorer: Explorer, tmp_path: Path) -> None:
     source = open_array(np.zeros((len(explorer.groups), 8, 10, 3), np.uint8), "array")
     with pytest.raises(DeepClusterError, match="not files of their own"):
-        exports.write_links(tmp_path / "links", explorer.groups, source)
+        exports.write(tmp_path / "links", explorer.groups, source)
     assert exports.size_of(source, 0) == (8, 10)
     with pytest.raises(DeepClusterError, match=r"not as labels\.parquet"):
         exports.write(tmp_path / "labels.parquet", explorer.groups, source)

@@ -68,7 +68,7 @@ def test_exported_links_are_valid_through_linked_folders(own: Path, tmp_path: Pa
     (tmp_path / "short").symlink_to(tmp_path / "deep/er/disk")
     explorer = Explorer(load_run(own / "run", device="cpu"))
     explorer.jobs["images"].wait(60)
-    count = exports.write_links(tmp_path / "short/out", explorer.groups, explorer.source)
+    _, count = exports.write(tmp_path / "short/out", explorer.groups, explorer.source)
     links = [path for path in (tmp_path / "deep/er/disk/out").rglob("*") if path.is_symlink()]
     assert len(links) == count > 0 and all(link.exists() for link in links)
     explorer.close()
