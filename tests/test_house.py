@@ -85,7 +85,7 @@ DOORS = {
     "features/knn.py": "nearest.open",  # a method of its own
     "models/torch_files.py": "pickle pickletools tarfile.open torch.load read_bytes",  # opcodes that are split, not run
     "cli/options.py": "read_text",  # our own source
-    "explore/server.py": "read_bytes",  # our own page
+    "explore/pages.py": "read_bytes",  # our own page
     "cli/explore.py": "webbrowser.open NamedTemporaryFile",  # a page that only this user can read
 }  # fmt: skip
 FILES = {

@@ -32,8 +32,9 @@ def explore(
     must_exist(data)
     from deepcluster.engine.log import Screen
     from deepcluster.engine.run import load_run
-    from deepcluster.explore.explorer import Explorer, exclusive, open_explorer
+    from deepcluster.explore.explorer import Explorer, open_explorer
     from deepcluster.explore.exports import write
+    from deepcluster.explore.journal import exclusive
     from deepcluster.explore.server import listen, serve
 
     def opened() -> Explorer:

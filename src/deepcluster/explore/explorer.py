@@ -6,7 +6,7 @@ import contextlib
 import copy
 import shutil
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -26,12 +26,11 @@ from deepcluster.errors import BadImage, DeepClusterError
 from deepcluster.explore import duplicates, exports, layout, vectors
 from deepcluster.explore.catalog import Catalog, json_number
 from deepcluster.explore.groups import Groups
-from deepcluster.explore.jobs import Job
+from deepcluster.explore.jobs import Job, Pending
 from deepcluster.explore.journal import Journal
 from deepcluster.explore.thumbs import Thumbs, patient
 from deepcluster.explore.vectors import Vectors
 from deepcluster.io import write_array, write_json
-from deepcluster.lock import locked
 from deepcluster.reading import judged, read_json, read_npy, read_tensors
 from deepcluster.visualize.clustered_images import check_training_images
 
@@ -42,19 +41,10 @@ EXPORTS = {"csv": "labels.csv", "coco": "coco.json", "folders": "folders"}
 SPLIT_SEED = 0
 
 
-class Pending(Exception):
-    """The result is still being computed; the job has its progress."""
-
-    def __init__(self, job: Job) -> None:
-        super().__init__(job.title)
-        self.job = job
-
-
 class Explorer:
     """One run, open for browsing and editing.
 
     Args:
-        run: the run.
         source: images to show in place of those the run was trained on, which are opened when they are needed.
         assignment: (N,) clusters of `source`; None = the run's own.
         distance: (N,) distances that go with them.
@@ -212,27 +202,18 @@ class Explorer:
 
     def vectors(self) -> Vectors:
         """A vector for every image; as `need`."""
-        result: Vectors = self.need("vectors")
-        return result
+        found: Vectors = self.need("vectors")
+        return found
 
     def need(self, name: str) -> Any:
-        """The result of a job, which is started if it has not been.
-
-        Raises:
-            Pending: it is being computed.
-            DeepClusterError: the job failed; the next request tries again, except for images that are gone.
-        """
-        job = self.jobs[name].start()
-        if job.state != "done":
-            job.wait(0.15)  # what takes an instant needs no second request
-        if job.state == "failed":
-            error = DeepClusterError(job.error)
+        """The result of a job; see `Job.need`. One that failed is tried again with the next request, as a disk may have
+        been full; images that are gone are not."""
+        try:
+            return self.jobs[name].need()
+        except DeepClusterError:
             if name != "images":
-                job.reset()  # reported once, and retried with the next request: a disk may have been full
-            raise error
-        if job.state != "done":
-            raise Pending(job)
-        return job.result
+                self.jobs[name].reset()
+            raise
 
     def _open(self, source: ImageSource | None) -> ImageSource:
         found = self.run.source() if source is None else source
@@ -256,13 +237,11 @@ class Explorer:
         """The vectors, for a job that needs them; it tells their progress as its own meanwhile."""
         before = self.jobs["vectors"]
         before.reset()
-        before.start()
-        while before.state != "done":
+        while before.start().state != "done":  # it may have been stopped before it was ready
             before.wait(0.2)
             job.tell(before.count, before.total, before.stage)
-            before.start()  # it may have been stopped before it was ready
-        result: Vectors = before.result
-        return result
+        found: Vectors = before.result
+        return found
 
     def _layout(self, name: str, job: Job) -> np.ndarray:
         table = self._waited_vectors(job)
@@ -297,19 +276,6 @@ class Explorer:
         part = np.asarray(KMeans(n_clusters=into, random_state=SPLIT_SEED, max_iter=50).fit_predict(rows))
         order = np.argsort(-np.bincount(part, minlength=into), kind="stable")
         return [members[part == one].tolist() for one in order[1:] if (part == one).any()]
-
-
-@contextlib.contextmanager
-def exclusive(folder: Path) -> Iterator[None]:
-    """Keep a second explorer from editing the same run: a DeepClusterError where there is one already."""
-    file = folder / "explore" / "lock"
-    with contextlib.ExitStack() as held:
-        with contextlib.suppress(OSError):  # a run that cannot be written to
-            file.parent.mkdir(parents=True, exist_ok=True)
-            held.enter_context(
-                locked(file, lambda who: f"{folder} is open in another explorer ({who}): use that page, or stop it.")
-            )
-        yield
 
 
 def open_explorer(run: Run, data: str | None = None, screen: Screen | None = None) -> Explorer:

@@ -9,6 +9,14 @@ from typing import Any
 from deepcluster.errors import DeepClusterError
 
 
+class Pending(Exception):
+    """The result is still being computed; the job has its progress."""
+
+    def __init__(self, job: Job) -> None:
+        super().__init__(job.title)
+        self.job = job
+
+
 class Stopped(Exception):
     """The explorer is being closed: the job ends here."""
 
@@ -63,6 +71,18 @@ class Job:
         self._ended.wait(seconds)
         if self.state == "failed":
             raise DeepClusterError(self.error)
+        return self.result
+
+    def need(self) -> Any:
+        """The result of the job, which is started if it has not been.
+
+        Raises:
+            Pending: it is being computed.
+            DeepClusterError: it failed; see `wait`.
+        """
+        self.start().wait(0.15)  # what takes an instant needs no second request
+        if self.state != "done":
+            raise Pending(self)
         return self.result
 
     def reset(self) -> None:

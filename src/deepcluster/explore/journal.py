@@ -6,6 +6,7 @@ order they happened, each with a seal of itself and of the clustering. What is n
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 from collections.abc import Iterator, Mapping
@@ -17,6 +18,7 @@ from deepcluster.digest import digest
 from deepcluster.errors import DeepClusterError
 from deepcluster.explore.groups import Groups, Patch, describe
 from deepcluster.io import append, keep_copy, write_text
+from deepcluster.lock import locked
 from deepcluster.reading import judged, parse_json, read_bytes
 from deepcluster.seal import json_seal
 
@@ -204,6 +206,19 @@ class Journal:
     def _line(self, row: Mapping[str, Any]) -> str:
         """A row of the file, in ASCII."""
         return json.dumps({**row, "crc32": json_seal({"assignment": self._mark, **row})}, ensure_ascii=True) + "\n"
+
+
+@contextlib.contextmanager
+def exclusive(folder: Path) -> Iterator[None]:
+    """Keep a second explorer from editing the same run: a DeepClusterError where there is one already."""
+    file = folder / "explore" / "lock"
+    with contextlib.ExitStack() as held:
+        with contextlib.suppress(OSError):  # a run that cannot be written to
+            file.parent.mkdir(parents=True, exist_ok=True)
+            held.enter_context(
+                locked(file, lambda who: f"{folder} is open in another explorer ({who}): use that page, or stop it.")
+            )
+        yield
 
 
 def _row(line: bytes) -> dict[str, Any]:

@@ -80,8 +80,3 @@ def placeholder() -> bytes:
     for line in ((8, 8, 23, 23), (8, 23, 23, 8)):
         ImageDraw.Draw(page).line(line, fill=(110, 110, 110), width=2)
     return encoded(np.asarray(page), tiny=TINY)[0]
-
-
-def kind(content: bytes) -> str:
-    """The media type of a picture."""
-    return "image/png" if content.startswith(b"\x89PNG") else "image/jpeg"
