@@ -174,23 +174,21 @@ def test_detection_matches_a_box_by_box_evaluation(rule: DetectionRule, inclusiv
 
 
 def test_matching_worked_out_by_hand() -> None:
-    truth = [np.array([[0, 0, 10, 10], [100, 0, 110, 10.0]])]
-    hard = [np.array([False, True])]
+    truth, hard = np.array([[0, 0, 10, 10], [100, 0, 110, 10.0]]), np.array([False, True])
     boxes = np.array([[0, 0, 10, 10], [0, 0, 10, 9], [100, 0, 110, 10], [100, 1, 110, 10], [50, 50, 60, 60.0]])
-    image = np.zeros(5, int)
-    assert match(image, boxes, np.array([0.5, 0.9, 0.8, 0.7, 0.1]), truth, hard).tolist() == [-1, 1, 0, 0, -1]
-    assert match(image, boxes, np.array([0.5, 0.5, 0.8, 0.7, 0.1]), truth, hard).tolist() == [1, -1, 0, 0, -1]
+    assert match(boxes, np.array([0.5, 0.9, 0.8, 0.7, 0.1]), truth, hard).tolist() == [-1, 1, 0, 0, -1]
+    assert match(boxes, np.array([0.5, 0.5, 0.8, 0.7, 0.1]), truth, hard).tolist() == [1, -1, 0, 0, -1]
     # exactly one half is enough: 10 x 10 against 10 x 5 of it
-    assert match(image[:1], np.array([[0, 0, 10, 5]]), np.ones(1), truth, hard).tolist() == [1]
-    assert match(image[:1], np.array([[0, 0, 10, 4.9]]), np.ones(1), truth, hard).tolist() == [-1]
-    assert match(image[:1], boxes[:1], np.ones(1), truth, hard, min_iou=1.0).tolist() == [1]
+    assert match(np.array([[0, 0, 10, 5]]), np.ones(1), truth, hard).tolist() == [1]
+    assert match(np.array([[0, 0, 10, 4.9]]), np.ones(1), truth, hard).tolist() == [-1]
+    assert match(boxes[:1], np.ones(1), truth, hard, min_iou=1.0).tolist() == [1]
 
 
 def test_a_box_is_matched_to_the_object_it_overlaps_most_even_if_that_is_found_already() -> None:
     """VOC does not look for the second best: the box that could have found the other object is wrong."""
-    truth, hard = [np.array([[0, 0, 10, 10], [0, 2, 10, 12.0]])], [np.zeros(2, bool)]
+    truth, hard = np.array([[0, 0, 10, 10], [0, 2, 10, 12.0]]), np.zeros(2, bool)
     boxes = np.array([[0, 0, 10, 10], [0, 0.5, 10, 10.5]])
-    assert match(np.zeros(2, int), boxes, np.array([0.9, 0.8]), truth, hard).tolist() == [1, -1]
+    assert match(boxes, np.array([0.9, 0.8]), truth, hard).tolist() == [1, -1]
 
 
 def test_iou_is_that_of_vocs_inclusive_numbers() -> None:

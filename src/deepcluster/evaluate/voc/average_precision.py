@@ -26,6 +26,11 @@ from deepcluster.evaluate.voc.annotation import Objects
 
 DetectionRule = Literal["11-point", "all-point"]
 Rule = Literal["11-point", "all-point", "sklearn"]
+RULES: dict[Rule, str] = {
+    "11-point": "11-point interpolated, VOC 2007's own rule",
+    "all-point": "area below the interpolated curve, VOC's rule from 2010 on",
+    "sklearn": "scikit-learn's average_precision_score, as in the published code of DeepCluster",
+}
 
 
 @dataclass(frozen=True)
@@ -102,64 +107,50 @@ def detection_aps(
     Raises:
         DeepClusterError: an unknown rule, or scores that are not finite.
     """
-    image = np.repeat(np.arange(len(predicted)), [len(one.labels) for one in predicted])
-    labels = np.concatenate([np.zeros(0), *(one.labels for one in predicted)])
-    scores = _finite(np.concatenate([np.zeros(0), *(one.scores for one in predicted)]))
-    boxes = np.concatenate([np.zeros((0, 4)), *(one.boxes for one in predicted)])
     values = np.full(classes, np.nan)
     for label in range(classes):
-        objects = [one.boxes[one.labels == label] for one in truth]
-        difficult = [one.difficult[one.labels == label] for one in truth]
-        positives = sum(int((~rows).sum()) for rows in difficult)
+        outcomes, scores, positives = [np.zeros(0, np.int8)], [np.zeros(0)], 0
+        for found, objects in zip(predicted, truth, strict=True):
+            own, wanted = found.labels == label, objects.labels == label
+            difficult = objects.difficult[wanted]
+            positives += int((~difficult).sum())
+            scores.append(_finite(found.scores[own]))
+            outcomes.append(match(found.boxes[own], scores[-1], objects.boxes[wanted], difficult, min_iou=min_iou))
         if positives:
-            own = labels == label
-            outcome = match(image[own], boxes[own], scores[own], objects, difficult, min_iou=min_iou)
-            ranked = outcome[np.argsort(-scores[own], kind="stable")]
+            ranked = np.concatenate(outcomes)[np.argsort(-np.concatenate(scores), kind="stable")]
             values[label] = _ranked_ap(ranked[ranked != 0] > 0, positives, rule)
     return values
 
 
 def match(
-    image: np.ndarray,
-    boxes: np.ndarray,
-    scores: np.ndarray,
-    truth: Sequence[np.ndarray],
-    difficult: Sequence[np.ndarray],
-    *,
-    min_iou: float = 0.5,
+    boxes: np.ndarray, scores: np.ndarray, truth: np.ndarray, difficult: np.ndarray, *, min_iou: float = 0.5
 ) -> np.ndarray:
-    """Which boxes of one class find an object, as VOC decides it.
+    """Which boxes of one class find an object of one image, as VOC decides it.
 
-    Each box is compared with the object of its image that it overlaps most (the first of equals), found already or
-    not. With an IoU of `min_iou` or more it finds it; of several such boxes the one with the highest score is right
-    and the others are wrong. A box on a difficult object is neither right nor wrong.
+    Each box is compared with the object that it overlaps most (the first of equals), found already or not. With an IoU
+    of `min_iou` or more it finds it; of several such boxes the one with the highest score is right and the others are
+    wrong. A box on a difficult object is neither right nor wrong.
 
     Args:
-        image, boxes, scores: (M,) int64, (M, 4) and (M,), of each box.
-        truth, difficult: for each image (n, 4) boxes of the objects and (n,) bool.
+        boxes, scores: (m, 4) and (m,), of each box.
+        truth, difficult: (n, 4) boxes of the objects and (n,) bool.
 
     Returns:
-        (M,) int8: 1 right, -1 wrong, 0 not counted.
+        (m,) int8: 1 right, -1 wrong, 0 not counted.
     """
-    first = np.cumsum([0, *(len(one) for one in truth)])
-    target = np.full(len(image), -1, np.int64)
-    by_image = np.argsort(image, kind="stable")
-    for rows in np.split(by_image, np.flatnonzero(np.diff(image[by_image])) + 1):
-        number = int(image[rows[0]]) if len(rows) else 0
-        if len(rows) and len(truth[number]):
-            iou = _box_iou(boxes[rows], truth[number])
-            best = iou.argmax(axis=1)
-            found = iou[np.arange(len(rows)), best] >= min_iou
-            target[rows[found]] = first[number] + best[found]
-    hard = np.concatenate([np.zeros(0, bool), *difficult])
-    met = target >= 0
-    outcome = np.full(len(image), -1, np.int8)
-    outcome[met] = np.where(hard[target[met]], 0, -1)
-    order = np.argsort(-np.asarray(scores, np.float64), kind="stable")
-    ranked = order[met[order]]
-    _, most_confident = np.unique(target[ranked], return_index=True)
-    winners = ranked[most_confident]
-    outcome[winners[~hard[target[winners]]]] = 1
+    outcome = np.full(len(boxes), -1, np.int8)
+    if not len(boxes) or not len(truth):
+        return outcome
+    iou = _box_iou(boxes, truth)
+    found: set[int] = set()
+    for row in np.argsort(-scores, kind="stable"):
+        target = int(iou[row].argmax())
+        if iou[row, target] >= min_iou:
+            if difficult[target]:
+                outcome[row] = 0
+            elif target not in found:
+                outcome[row] = 1
+                found.add(target)
     return outcome
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -15,19 +15,18 @@ from typing import Any, Literal, get_args
 import numpy as np
 import torch
 
-from deepcluster.data.cache import load_pixels
 from deepcluster.engine.checkpoint import preserve_random_state
 from deepcluster.engine.log import Screen
 from deepcluster.engine.subject import Subject
 from deepcluster.errors import DeepClusterError
-from deepcluster.evaluate.linear.pooling import OUTPUT, poolings
+from deepcluster.evaluate.linear.pooling import OUTPUT
 from deepcluster.evaluate.linear.recipes import Recipe
 from deepcluster.evaluate.options import check_choice, check_counts, check_not_given
 from deepcluster.evaluate.result import Result, mean_and_std
-from deepcluster.evaluate.tensor_file import save_tensors, trained_file
-from deepcluster.evaluate.voc.average_precision import Rule, classification_aps, mean_ap
-from deepcluster.evaluate.voc.classifier import PROTOCOL, pooled_features, save_svms
-from deepcluster.evaluate.voc.dataset import VOC, open_voc
+from deepcluster.evaluate.tensor_file import save_tensors
+from deepcluster.evaluate.voc.average_precision import RULES, Rule
+from deepcluster.evaluate.voc.classifier import PROTOCOL, ClassificationTask
+from deepcluster.evaluate.voc.dataset import open_voc
 from deepcluster.evaluate.voc.finetune import (
     BUILD,
     HIDDEN,
@@ -41,57 +40,13 @@ from deepcluster.evaluate.voc.finetune import (
     summed_logits,
 )
 from deepcluster.evaluate.voc.maps import batch_norms
-from deepcluster.evaluate.voc.svm import (
-    COSTS,
-    FALLBACK_COST,
-    FOLDS,
-    MAX_ITER,
-    ClassSVM,
-    few_shots,
-    fit_svms,
-    svm_scores,
-)
+from deepcluster.evaluate.voc.svm import COSTS, classify_by_svms
 from deepcluster.evaluate.voc.training import load_split
 from deepcluster.models.alexnet import ConvThenLinear
 from deepcluster.random import seed_of
-from deepcluster.resume import ResumeFile
 
 Mode = Literal["svm", "fc6-8", "all"]
 SAMPLES = 5
-SVM_SAVE_SECONDS = 5.0
-"""How often SVMs that are done are saved: with thousands of images each takes minutes."""
-RULES: dict[Rule, str] = {
-    "11-point": "11-point interpolated, VOC 2007's own rule",
-    "all-point": "area below the interpolated curve, VOC's rule from 2010 on",
-    "sklearn": "scikit-learn's average_precision_score, as in the published code of DeepCluster",
-}
-
-
-@dataclass(frozen=True)
-class ClassificationTask:
-    """What both ways of classifying are given: two splits of N and M images, their (N, C) and (M, C) labels, which are
-    1, 0 or -1, and the seeds of the draws."""
-
-    subject: Subject
-    train: VOC
-    test: VOC
-    labels: np.ndarray
-    truth: np.ndarray
-    ap: Rule
-    seeds: Sequence[int]
-    screen: Screen
-
-    def files(self, depends_on: Any, save_seconds: float = 300.0) -> tuple[Path, ResumeFile]:
-        """See `trained_file`."""
-        images = [self.train.images.fingerprint(), self.test.images.fingerprint()]
-        everything = [depends_on, images, self.labels, self.truth, self.ap, list(self.seeds)]
-        return trained_file(self.subject, PROTOCOL, everything, self.screen, save_seconds)
-
-    def scores(self, scores: np.ndarray, rows: np.ndarray) -> dict[str, float]:
-        """`map` and `ap_CLASS` of (m, C) scores of the test images `rows`."""
-        values = classification_aps(scores, self.truth[rows], self.ap)
-        named = {f"ap_{name}": float(value) for name, value in zip(self.train.classes, values, strict=True)}
-        return {"map": mean_ap(values), **named}
 
 
 def voc_classification(
@@ -166,11 +121,10 @@ def voc_classification(
     of_tuning = {"recipe": recipe, "crops": crops, "train_batchnorm": train_batchnorm or None, "hidden": hidden}
     others = changes | of_tuning if mode == "svm" else of_svm
     check_not_given(f"has no meaning with --mode {mode}: leave it out", **others)
-    if mode == "svm":
-        if samples is not None and not shots:
-            raise DeepClusterError("--samples counts draws of few shots: give --shots, too.")
-    else:
-        recipe, crops = recipe or "deepcluster", crops or "random"
+    if samples is not None and not shots:
+        raise DeepClusterError("--samples counts draws of few shots: give --shots, too.")
+    recipe, crops = recipe or "deepcluster", crops or "random"
+    if mode != "svm":
         _check_tuning(subject, mode, recipe, crops, train_batchnorm, hidden)
         tuning = recipe_of(recipe, mode, **changes)
     screen = screen or Screen(quiet=True)
@@ -190,10 +144,10 @@ def voc_classification(
         )
     task = ClassificationTask(subject, train, held, labels, truth, ap, range(seed, seed + seeds), screen)
     if mode == "svm":
-        draws, said = _by_svm(task, taps or (OUTPUT,), shots or (), samples or SAMPLES, costs or COSTS)
+        draws, said = classify_by_svms(task, taps or (OUTPUT,), shots or (), samples or SAMPLES, costs or COSTS)
     else:
         layers = {"train_batchnorm": train_batchnorm, "draw_top": recipe == "deepercluster", "hidden": hidden or HIDDEN}
-        draws, said = _by_tuning(task, mode, tuning, layers, crops or "random", after_step)
+        draws, said = _by_tuning(task, mode, tuning, layers, crops, after_step)
         said["recipe"] = recipe
     settings = {
         "data": train.name,
@@ -224,86 +178,6 @@ def _check_tuning(
         raise DeepClusterError("--mode all trains batch-norm anyway: leave out --train-batchnorm.")
     if train_batchnorm and not batch_norms(subject.backbone):
         raise DeepClusterError(f"{subject.name} has no batch-norm: leave out --train-batchnorm.")
-
-
-def _by_svm(
-    task: ClassificationTask, taps: Sequence[str], shots: Sequence[int], samples: int, costs: Sequence[float]
-) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """One draw for each seed, and settings; saves the SVMs of the first seed."""
-    subject, screen = task.subject, task.screen
-    pools = poolings(subject.backbone, taps)
-    file, resume = task.files([list(costs), list(map(str, pools.values())), subject.image_size], SVM_SAVE_SECONDS)
-    tables = []
-    for voc in (task.train, task.test):
-        # each image is read once, at its full size: nothing is worth keeping
-        pixels = load_pixels(voc.images, short_side=None, cache_gb=0, workers=subject.workers)
-        with screen.bar(f"features of {voc.split}", len(pixels)) as advance:
-            tables.append(pooled_features(subject.backbone, pixels, pools, subject.device, advance))
-    (rows, features), (test_rows, test_features) = tables
-    labels = task.labels[rows]
-
-    def fit(tap: str, seed: int) -> list[dict[str, Any] | None]:
-        with screen.bar(f"SVMs of {tap}", labels.shape[1], "classes") as advance:
-            svms = fit_svms(features[tap], labels, seed=seed, costs=costs, after_class=advance, resume=resume)
-        return [None if svm is None else vars(svm) for svm in svms]
-
-    def low_shot(tap: str, seed: int, count: int) -> list[float]:
-        maps = []
-        with screen.bar(f"{count} shots", samples * labels.shape[1], "classes") as advance:
-            for sample in range(samples):
-                drawn = few_shots(labels, count, seed, sample)
-                shown = np.flatnonzero((drawn >= 0).any(axis=1))
-                svms = fit_svms(features[tap][shown], drawn[shown], seed=seed, costs=costs, after_class=advance)
-                maps.append(task.scores(svm_scores(svms, test_features[tap]), test_rows)["map"])
-        return maps
-
-    draws: list[dict[str, Any]] = []
-    first: dict[str, list[ClassSVM | None]] = {}
-    for seed in task.seeds:
-        draw: dict[str, Any] = {"seed": seed}
-        for tap in pools:
-            prefix = f"{tap}_" if len(pools) > 1 else ""
-            plain = resume.run(f"seed {seed}, {tap}", partial(fit, tap, seed))
-            svms = [None if values is None else ClassSVM(**values) for values in plain]
-            first.setdefault(tap, svms)
-            found = task.scores(svm_scores(svms, test_features[tap]), test_rows)
-            draw |= {prefix + name: value for name, value in found.items()}
-            fitted = {name: svm for name, svm in zip(task.train.classes, svms, strict=True) if svm is not None}
-            draw[f"{prefix}costs"] = {name: svm.cost for name, svm in fitted.items()}
-            draw[f"{prefix}unconverged"] = sum(not svm.converged for svm in fitted.values())
-            for count in shots:
-                stage = f"seed {seed}, {tap}, {samples} x {count} shots"
-                maps = resume.run(stage, partial(low_shot, tap, seed, count))
-                draw[f"{prefix}map_{count}shot"] = float(np.mean(maps))
-                draw[f"{prefix}map_{count}shot_samples"] = maps
-        draws.append(draw)
-    about = {
-        "mode": "svm",
-        "subject": subject.name,
-        "classes": task.train.classes,
-        "poolings": {tap: asdict(pool) for tap, pool in pools.items()},
-        "short_side": None,
-        "costs": {tap: [None if svm is None else svm.cost for svm in row] for tap, row in first.items()},
-    }
-    save_svms(file, first, about)
-    resume.remove()
-    settings: dict[str, Any] = {
-        "features": f"{', '.join(f'{tap}: {pool}' for tap, pool in pools.items())}, L2-normalized",
-        "images": f"whole images resized to {subject.image_size} x {subject.image_size}",
-        "classifier": "linear SVM for each class, squared hinge, positives weigh 2, cost by the average precision of"
-        f" {FOLDS} folds of the training split, at most {MAX_ITER} iterations",
-        "costs": list(costs),
-        "shots": list(shots),
-        "images_described": len(rows),
-        "file": f"{file} (load_voc_classifier reads it)",
-    }
-    if shots:
-        settings["samples"] = samples
-        settings["low_shot"] = (
-            "k positives and (classes - 1) k negatives of each class, cost by folds where there are 2 positives or"
-            f" more, else {FALLBACK_COST:g}"
-        )
-    return draws, settings
 
 
 def _by_tuning(

@@ -1,11 +1,13 @@
-"""The trained classifier of a VOC evaluation: saved, loaded, and used on any images.
+"""What a classifier of VOC's classes is trained and scored on, and the trained one, loaded and used on any images.
 
-An SVM's file holds its weights and needs the backbone it was trained on; a fine-tuned network's file holds everything.
+A file of SVMs holds TAP.weight (C, D) and TAP.bias (C,) for each tap, and needs the network they were trained on. A
+file of a fine-tuned network holds everything.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,18 +20,52 @@ from deepcluster.data.open import open_images
 from deepcluster.data.transforms import RandomViews
 from deepcluster.data.views import ViewGroup
 from deepcluster.engine.fabric import pick_device
+from deepcluster.engine.log import Screen
 from deepcluster.engine.subject import CACHE_GB, Subject
 from deepcluster.errors import DeepClusterError
 from deepcluster.evaluate.linear.features import FrozenFeatures
 from deepcluster.evaluate.linear.pooling import Pooling
 from deepcluster.evaluate.linear.splits import Split
-from deepcluster.evaluate.tensor_file import load_network, read_tensors, save_tensors
+from deepcluster.evaluate.tensor_file import load_network, read_tensors, trained_file
+from deepcluster.evaluate.voc.average_precision import Rule, classification_aps, mean_ap
+from deepcluster.evaluate.voc.dataset import VOC
 from deepcluster.evaluate.voc.finetune import TransferNetwork, summed_logits
-from deepcluster.evaluate.voc.svm import ClassSVM
 from deepcluster.models.backbone import Backbone
+from deepcluster.resume import ResumeFile
 
 PROTOCOL = "voc-classification"
 EPSILON = 1e-5  # of the L2 normalization, as in OpenSelfSup's benchmark
+
+
+@dataclass(frozen=True)
+class ClassificationTask:
+    """What both ways of classifying are given.
+
+    Attributes:
+        labels, truth: (N, C) and (M, C) 1, 0 or -1, of the N images to train on and the M to test.
+        seeds: of the draws.
+    """
+
+    subject: Subject
+    train: VOC
+    test: VOC
+    labels: np.ndarray
+    truth: np.ndarray
+    ap: Rule
+    seeds: Sequence[int]
+    screen: Screen
+
+    def files(self, depends_on: Any, save_seconds: float = 300.0) -> tuple[Path, ResumeFile]:
+        """The file of the classifier and that of unfinished work; see `trained_file`."""
+        images = [self.train.images.fingerprint(), self.test.images.fingerprint()]
+        everything = [depends_on, images, self.labels, self.truth, self.ap, list(self.seeds)]
+        return trained_file(self.subject, PROTOCOL, everything, self.screen, save_seconds)
+
+    def scores(self, scores: np.ndarray, rows: np.ndarray) -> dict[str, float]:
+        """`map` and `ap_CLASS` of (m, C) scores of the test images `rows`."""
+        values = classification_aps(scores, self.truth[rows], self.ap)
+        named = {f"ap_{name}": float(value) for name, value in zip(self.train.classes, values, strict=True)}
+        return {"map": mean_ap(values), **named}
 
 
 def pooled_features(
@@ -57,17 +93,6 @@ def _normalized(pooling: Pooling, activations: torch.Tensor) -> torch.Tensor:
     return normalized
 
 
-def save_svms(file: Path, svms: Mapping[str, Sequence[ClassSVM | None]], about: Mapping[str, Any]) -> Path:
-    """Writes SVMs: for each tap TAP.weight (C, D) and TAP.bias (C,); `about` says what else is needed to use them."""
-    tensors = {}
-    for tap, row in svms.items():
-        dim = next(len(svm.weight) for svm in row if svm is not None)
-        weight = [torch.zeros(dim) if svm is None else svm.weight.float() for svm in row]
-        tensors[f"{tap}.weight"] = torch.stack(weight)
-        tensors[f"{tap}.bias"] = torch.tensor([0.0 if svm is None else svm.bias for svm in row])
-    return save_tensors(file, PROTOCOL, about, tensors)
-
-
 class VOCClassifier:
     """What an evaluation trained, to score any images with; `load_voc_classifier` reads it.
 
@@ -82,7 +107,12 @@ class VOCClassifier:
         self.device, self._subject = device, subject
         self._network: TransferNetwork | None = None
         if self.about["mode"] != "svm":
-            self._network = load_network(file, PROTOCOL, _build, device)
+            self._network = load_network(
+                file,
+                PROTOCOL,
+                lambda own, about: TransferNetwork(own, len(about["classes"]), about["mode"], **about["layers"]),
+                device,
+            )
         elif subject is None:
             raise DeepClusterError(
                 f"{file} holds SVMs on features of {self.about['subject']}: give that network as subject."
@@ -111,10 +141,6 @@ class VOCClassifier:
         scores = np.full((len(pixels), len(self.classes)), np.nan)
         scores[index] = features[tap] @ weight.T + bias
         return scores
-
-
-def _build(backbone: Backbone, about: dict[str, Any]) -> TransferNetwork:
-    return TransferNetwork(backbone, len(about["classes"]), about["mode"], **about["layers"])
 
 
 def load_voc_classifier(file: str | Path, subject: Subject | None = None, device: str = "auto") -> VOCClassifier:

@@ -25,7 +25,7 @@ from deepcluster.evaluate.voc.average_precision import DetectionRule, Detections
 from deepcluster.evaluate.voc.dataset import open_voc
 from deepcluster.evaluate.voc.detector import Detector, DetectorConfig, keeps_fully_connected
 from deepcluster.evaluate.voc.maps import freeze_batch_norms
-from deepcluster.evaluate.voc.proposals import read_proposals
+from deepcluster.evaluate.voc.regions import read_proposals
 from deepcluster.evaluate.voc.training import Examples, SGDConfig, Trained, train_and_score
 from deepcluster.models.alexnet import ConvThenLinear
 from deepcluster.models.backbone import Backbone

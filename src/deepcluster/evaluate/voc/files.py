@@ -6,13 +6,13 @@ This file knows the names of VOC's folders and nothing of what is in their files
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePath, PurePosixPath
 
 from deepcluster.data import archive, storage
+from deepcluster.digest import digest
 from deepcluster.errors import BadImage, DeepClusterError
 
 FOLDERS = ("Annotations", "ImageSets", "JPEGImages", "SegmentationClass")
@@ -68,13 +68,9 @@ class VOCFiles:
         return storage.mark(entry.location, entry.stamp) if entry else 0
 
     def fingerprint(self, paths: Sequence[str | None]) -> str:
-        """Hex digest of the names, locations and modification times of files, in this order."""
-        digest = hashlib.blake2b(digest_size=16)
-        for path in paths:
-            entry = self._entries.get(path) if path else None
-            at = f"{entry.stamp} {entry.offset} {entry.length}" if entry else ""
-            digest.update(f"{path}\0{at}\n".encode(errors="surrogateescape"))
-        return digest.hexdigest()
+        """Digest of the names of files, their modification times and their places in archives, in this order."""
+        entries = [self._entries.get(path or "") for path in paths]
+        return digest(paths, [(one.stamp, one.offset, one.length) if one else None for one in entries])
 
 
 def open_files(source: str | os.PathLike[str]) -> VOCFiles:
@@ -86,48 +82,32 @@ def open_files(source: str | os.PathLike[str]) -> VOCFiles:
     name = os.fspath(source)
     path = Path(name).expanduser()
     if path.is_dir():
-        root = _only_root(name, _roots_below(path))
-        return VOCFiles(name, _scan_folder(path / root))
+        for above in ("", "*/", "*/*/"):
+            roots = _roots(folder.relative_to(path) for own in FOLDERS for folder in path.glob(above + own))
+            if roots:
+                break
+        return VOCFiles(name, _scan_folder(path / _only(name, roots)))
     if not path.exists() and not any(mark in name for mark in "*?[{") and not storage.is_url(name):
         raise DeepClusterError(f"There is no VOC set {name}: give the folder VOC2007 or a .tar that holds it.")
     members: dict[str, Entry] = {}
     for location in storage.expand(name):
         members |= _scan_archive(location)
-    root = _only_root(name, _roots_among(members))
+    root = _only(name, _roots({PurePosixPath(member).parent for member in members}))
     prefix = f"{root}/" if root else ""
     return VOCFiles(name, {path[len(prefix) :]: at for path, at in members.items() if path.startswith(prefix)})
 
 
-def _roots_below(path: Path) -> list[str]:
-    """The folders that hold a VOC set: `path` itself, else one level below it, else two."""
-    for pattern in (".", "*", "*/*"):
-        candidates = [path] if pattern == "." else sorted(path.glob(pattern))
-        found = [
-            folder for folder in candidates if folder.is_dir() and _is_root(entry.name for entry in folder.iterdir())
-        ]
-        if found:
-            return [folder.relative_to(path).as_posix() for folder in found]
-    return []
+def _roots(folders: Iterable[PurePath]) -> list[str]:
+    """The folders of VOC sets, by the folders that are there; images alone are no set."""
+    found: dict[str, set[str]] = {}
+    for folder in folders:
+        own = next((part for part in folder.parts if part in FOLDERS), None)
+        if own is not None:
+            found.setdefault("/".join(folder.parts[: folder.parts.index(own)]), set()).add(own)
+    return sorted(root for root, names in found.items() if names != {"JPEGImages"})
 
 
-def _roots_among(members: Iterable[str]) -> list[str]:
-    """The folders of a tar file that hold a VOC set."""
-    folders: dict[str, set[str]] = {}
-    for member in members:
-        parts = PurePosixPath(member).parts
-        for depth, part in enumerate(parts[:-1]):
-            if part in FOLDERS:
-                folders.setdefault("/".join(parts[:depth]), set()).add(part)
-                break
-    return sorted(root for root, names in folders.items() if _is_root(names))
-
-
-def _is_root(names: Iterable[str]) -> bool:
-    found = set(names)
-    return bool(found & {"Annotations", "ImageSets"} or {"JPEGImages", "SegmentationClass"} <= found)
-
-
-def _only_root(name: str, roots: list[str]) -> str:
+def _only(name: str, roots: list[str]) -> str:
     if not roots:
         raise DeepClusterError(
             f"{name} holds no VOC set (a folder with Annotations, ImageSets and JPEGImages): give the folder VOC2007 or"

@@ -138,25 +138,22 @@ def sequential_maps(backbone: Backbone, *, drop_last_pool: bool, strides: Sequen
     layers: list[nn.Module] = list(trunk.features)
     if drop_last_pool and isinstance(layers[-1], nn.MaxPool2d):
         layers = layers[:-1]
-    start, channels = _input(backbone)
-    ends, grid, reached = {len(layers)}, start, {}
-    for position, layer in enumerate(layers, start=1):
+    grid, channels = _input(backbone)
+    maps = []  # behind each layer
+    ends: dict[int, int] = {}  # stride of a pool -> layers up to it
+    for count, layer in enumerate(layers, start=1):
         grid = grid.through(list(layer.modules()))
-        if any(isinstance(module, nn.MaxPool2d) for module in layer.modules()):
-            reached[grid.stride] = position
-    for stride in strides:
-        if stride not in reached:
-            available = ", ".join(map(str, sorted(reached))) or "none"
-            raise DeepClusterError(f"{backbone.name} has no pool of stride {stride}: it has {available}.")
-        ends.add(reached[stride])
-    parts, maps, grid = [], [], start
-    for first, last in pairwise([0, *sorted(ends)]):
-        part = nn.Sequential(*layers[first:last])
-        grid = grid.through(list(part.modules()))
-        channels = ([channels] + [conv.out_channels for conv in _convolutions(part)])[-1]
-        parts.append(part)
+        channels = ([channels] + [conv.out_channels for conv in _convolutions(layer)])[-1]
         maps.append(FeatureMap(channels, grid))
-    return FeatureMaps(backbone.sobel, parts, maps)
+        if any(isinstance(module, nn.MaxPool2d) for module in layer.modules()):
+            ends[grid.stride] = count
+    missing = [stride for stride in strides if stride not in ends]
+    if missing:
+        available = ", ".join(map(str, sorted(ends))) or "none"
+        raise DeepClusterError(f"{backbone.name} has no pool of stride {missing[0]}: it has {available}.")
+    cuts = sorted({len(layers), *(ends[stride] for stride in strides)})
+    parts = [nn.Sequential(*layers[first:last]) for first, last in pairwise([0, *cuts])]
+    return FeatureMaps(backbone.sobel, parts, [maps[cut - 1] for cut in cuts])
 
 
 def resnet_maps(backbone: Backbone, ends: Sequence[str]) -> FeatureMaps | None:
@@ -244,8 +241,8 @@ def freeze_batch_norms(module: nn.Module) -> None:
 
 
 @torch.no_grad()
-def calibrate_batch_norms(network: nn.Module, images: Tensor) -> bool:
-    """Measures the statistics of batch-norm layers that were never trained, before they are frozen.
+def calibrate_batch_norms(network: nn.Module, images: Tensor) -> None:
+    """Measures the statistics of batch-norm layers, if none was ever trained, before they are frozen.
 
     A randomly initialized network normalizes by means of 0 and variances of 1 that nobody measured; frozen, it would
     not be the network that training from scratch begins with (compare arXiv 1511.06856, which sets scales from data).
@@ -253,9 +250,6 @@ def calibrate_batch_norms(network: nn.Module, images: Tensor) -> bool:
     Args:
         network: a module that takes one batch.
         images: (B, 3, H, W), normalized.
-
-    Returns:
-        Whether there was something to measure.
     """
     untrained = [
         int(getattr(layer, "num_batches_tracked", 1)) == 0
@@ -264,10 +258,8 @@ def calibrate_batch_norms(network: nn.Module, images: Tensor) -> bool:
         and bool((layer.running_var == 1).all())
         for layer in batch_norms(network)
     ]
-    if not untrained or not all(untrained):
-        return False
-    update_bn([images], network)
-    return True
+    if untrained and all(untrained):
+        update_bn([images], network)
 
 
 def interpolation(target: int, to: Grid, cells: int, of: Grid, device: torch.device | None = None) -> Tensor:

@@ -9,14 +9,20 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from deepcluster.data.cache import load_pixels
 from deepcluster.errors import DeepClusterError
 from deepcluster.evaluate.linear.logistic import principal_axes
+from deepcluster.evaluate.linear.pooling import poolings
+from deepcluster.evaluate.tensor_file import save_tensors
+from deepcluster.evaluate.voc.classifier import PROTOCOL, ClassificationTask, pooled_features
 from deepcluster.random import seed_of
 from deepcluster.resume import ResumeFile
 
@@ -28,25 +34,31 @@ FALLBACK_COST = 1.0
 """The cost where there are too few images to choose one, as with a single positive."""
 PARALLEL_SIZE = 20_000_000
 """Numbers of features from which on classes are fitted in processes of their own, whose start takes seconds."""
+SAVE_SECONDS = 5.0
+"""How often SVMs that are done are saved: with thousands of images each takes minutes."""
 FOLD, SHOTS = 11, 12
 """Purposes of the keys of random draws."""
 
 
 @dataclass(frozen=True)
-class ClassSVM:
-    """The SVM of one class: score = features · weight + bias.
+class ClassSVMs:
+    """The SVMs of C classes on D features; one for a class without positives or without negatives is zero.
 
     Attributes:
-        weight: (D,) float64 tensor.
-        bias: as named.
-        cost: C, chosen by cross-validation, or `FALLBACK_COST`.
-        converged: whether liblinear met its tolerance within `MAX_ITER` iterations.
+        weight, bias: (C, D) and (C,) float64 tensors; score = features · weight + bias.
+        cost: (C,) float64 tensor, scikit-learn's C, chosen by cross-validation, or `FALLBACK_COST`; NaN without an SVM.
+        converged: (C,) bool tensor, whether liblinear met its tolerance within `MAX_ITER` iterations.
     """
 
     weight: Tensor
-    bias: float
-    cost: float
-    converged: bool
+    bias: Tensor
+    cost: Tensor
+    converged: Tensor
+
+    def scores(self, features: np.ndarray) -> np.ndarray:
+        """(N, C) of (N, D) features."""
+        columns = [features @ weight for weight in self.weight.numpy()]
+        return np.asarray(np.stack(columns, axis=1) + self.bias.numpy())
 
 
 def fit_svms(
@@ -57,8 +69,8 @@ def fit_svms(
     costs: Sequence[float] = COSTS,
     after_class: Callable[[int], object] = lambda classes: None,
     resume: ResumeFile | None = None,
-) -> list[ClassSVM | None]:
-    """The SVM of each class.
+) -> ClassSVMs:
+    """The SVMs of all classes.
 
     Args:
         features: (N, D), L2-normalized.
@@ -68,39 +80,47 @@ def fit_svms(
         after_class: called with the number of further classes that are done.
         resume: keeps the SVMs that are done as the state of its running stage.
 
-    Returns:
-        C SVMs; None for a class without positives or without negatives.
-
     Raises:
-        DeepClusterError: no class has both.
+        DeepClusterError: no class has both positives and negatives.
     """
     from joblib import Parallel, delayed
 
     columns = np.asarray(labels).T
-    done = dict((resume.state or {}) if resume else {})  # class, as text -> plain values
-    after_class(len(done))
     points, axes = torch.from_numpy(np.asarray(features, np.float64)), None
-    if len(points) < points.shape[1]:  # fits of 9,600 dimensions take a fraction of the time
+    count, dim = len(columns), points.shape[1]
+    none = torch.full((count,), torch.nan, dtype=torch.float64)
+    svms = ClassSVMs(torch.zeros(count, dim, dtype=torch.float64), torch.zeros_like(none), none, torch.ones(count) > 0)
+    done = 0
+    if resume is not None and resume.state is not None:
+        done, svms = resume.state["done"], ClassSVMs(**resume.state["svms"])
+    after_class(done)
+    if len(points) < dim:  # fits of 9,600 dimensions take a fraction of the time
         axes = principal_axes(points)
         points = points @ axes
-    workers = 1 if points.numel() * len(costs) < PARALLEL_SIZE else min(len(columns), os.cpu_count() or 1)
-    missing = [number for number in range(len(columns)) if str(number) not in done]
-    tasks = (delayed(fit_svm)(points.numpy(), columns[k], seed=seed_of(seed, FOLD, k), costs=costs) for k in missing)
-    for number, svm in zip(missing, Parallel(n_jobs=workers, return_as="generator")(tasks), strict=True):
-        if svm is not None and axes is not None:
-            svm = replace(svm, weight=axes @ svm.weight)
-        done[str(number)] = None if svm is None else vars(svm)
+    workers = 1 if points.numel() * len(costs) < PARALLEL_SIZE else min(count, os.cpu_count() or 1)
+    tasks = (
+        delayed(fit_svm)(points.numpy(), columns[k], seed=seed_of(seed, FOLD, k), costs=costs)
+        for k in range(done, count)
+    )
+    for number, svm in enumerate(Parallel(n_jobs=workers, return_as="generator")(tasks), start=done):
+        if svm is not None:
+            weight = torch.from_numpy(svm.coef_[0])
+            svms.weight[number] = weight if axes is None else axes @ weight
+            svms.bias[number], svms.cost[number] = float(svm.intercept_[0]), svm.C
+            svms.converged[number] = bool(svm.n_iter_ < MAX_ITER)
         if resume is not None and resume.due:
-            resume.save(done)
+            resume.save({"done": number + 1, "svms": vars(svms)})
         after_class(1)
-    svms = [values and ClassSVM(**values) for values in (done[str(number)] for number in range(len(columns)))]
-    if not any(svms):
+    if svms.cost.isnan().all():
         raise DeepClusterError("No class has images that show it and images that do not: there is nothing to learn.")
     return svms
 
 
-def fit_svm(features: np.ndarray, labels: np.ndarray, *, seed: int, costs: Sequence[float] = COSTS) -> ClassSVM | None:
-    """The SVM of one class, of (N, D) features and (N,) labels; see `fit_svms`."""
+def fit_svm(features: np.ndarray, labels: np.ndarray, *, seed: int, costs: Sequence[float] = COSTS) -> Any:
+    """scikit-learn's LinearSVC of one class, of (N, D) features and (N,) labels; None without positives or negatives.
+
+    See `fit_svms`.
+    """
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.model_selection import GridSearchCV, StratifiedKFold
     from sklearn.svm import LinearSVC
@@ -119,25 +139,12 @@ def fit_svm(features: np.ndarray, labels: np.ndarray, *, seed: int, costs: Seque
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # counted instead
-        if len(costs) > 1 and fewest >= 2:
-            folds = StratifiedKFold(min(FOLDS, fewest), shuffle=True, random_state=seed % 2**32)
-            # of costs that score the same the first is taken, which is the smallest
-            search = GridSearchCV(svm, {"C": list(costs)}, scoring="average_precision", cv=folds)
-            svm = search.fit(x, positive).best_estimator_
-        else:
-            svm.fit(x, positive)
-    return ClassSVM(
-        torch.from_numpy(svm.coef_[0]), float(svm.intercept_[0]), float(svm.C), bool(svm.n_iter_ < MAX_ITER)
-    )
-
-
-def svm_scores(svms: Sequence[ClassSVM | None], features: np.ndarray) -> np.ndarray:
-    """(N, C) scores of (N, D) features; 0 for a class without an SVM."""
-    scores = np.zeros((len(features), len(svms)))
-    for column, svm in enumerate(svms):
-        if svm is not None:
-            scores[:, column] = features @ svm.weight.numpy() + svm.bias
-    return scores
+        if len(costs) == 1 or fewest < 2:
+            return svm.fit(x, positive)
+        folds = StratifiedKFold(min(FOLDS, fewest), shuffle=True, random_state=seed % 2**32)
+        # of costs that score the same the first is taken, which is the smallest
+        search = GridSearchCV(svm, {"C": list(costs)}, scoring="average_precision", cv=folds)
+        return search.fit(x, positive).best_estimator_
 
 
 def few_shots(labels: np.ndarray, shots: int, seed: int, sample: int) -> np.ndarray:
@@ -159,3 +166,76 @@ def few_shots(labels: np.ndarray, shots: int, seed: int, sample: int) -> np.ndar
             rows = np.flatnonzero(labels[:, column] == value)
             drawn[random.permutation(rows)[:count], column] = value
     return drawn
+
+
+def classify_by_svms(
+    task: ClassificationTask, taps: Sequence[str], shots: Sequence[int], samples: int, costs: Sequence[float]
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """One draw for each seed, and settings; saves the SVMs of the first seed."""
+    subject, screen, classes = task.subject, task.screen, task.train.classes
+    pools = poolings(subject.backbone, taps)
+    file, resume = task.files([list(costs), list(map(str, pools.values())), subject.image_size], SAVE_SECONDS)
+    tables = []
+    for voc in (task.train, task.test):
+        # each image is read once, at its full size: nothing is worth keeping
+        pixels = load_pixels(voc.images, short_side=None, cache_gb=0, workers=subject.workers)
+        with screen.bar(f"features of {voc.split}", len(pixels)) as advance:
+            tables.append(pooled_features(subject.backbone, pixels, pools, subject.device, advance))
+    (rows, features), (test_rows, test_features) = tables
+    labels = task.labels[rows]
+
+    def fit(tap: str, seed: int) -> dict[str, torch.Tensor]:
+        with screen.bar(f"SVMs of {tap}", len(classes), "classes") as advance:
+            return vars(fit_svms(features[tap], labels, seed=seed, costs=costs, after_class=advance, resume=resume))
+
+    def low_shot(tap: str, seed: int, count: int) -> list[float]:
+        maps = []
+        with screen.bar(f"{count} shots", samples * len(classes), "classes") as advance:
+            for sample in range(samples):
+                drawn = few_shots(labels, count, seed, sample)
+                shown = np.flatnonzero((drawn >= 0).any(axis=1))
+                svms = fit_svms(features[tap][shown], drawn[shown], seed=seed, costs=costs, after_class=advance)
+                maps.append(task.scores(svms.scores(test_features[tap]), test_rows)["map"])
+        return maps
+
+    draws: list[dict[str, Any]] = []
+    saved: dict[str, torch.Tensor] = {}
+    for seed in task.seeds:
+        draw: dict[str, Any] = {"seed": seed}
+        for tap in pools:
+            prefix = f"{tap}_" if len(pools) > 1 else ""
+            svms = ClassSVMs(**resume.run(f"seed {seed}, {tap}", partial(fit, tap, seed)))
+            if seed == task.seeds[0]:
+                saved |= {f"{tap}.weight": svms.weight.float(), f"{tap}.bias": svms.bias.float()}
+            found = task.scores(svms.scores(test_features[tap]), test_rows)
+            draw |= {prefix + name: value for name, value in found.items()}
+            chosen = zip(classes, svms.cost.tolist(), strict=True)
+            draw[f"{prefix}costs"] = {name: cost for name, cost in chosen if np.isfinite(cost)}
+            draw[f"{prefix}unconverged"] = int((~svms.converged).sum())
+            for count in shots:
+                stage = f"seed {seed}, {tap}, {samples} x {count} shots"
+                maps = resume.run(stage, partial(low_shot, tap, seed, count))
+                draw[f"{prefix}map_{count}shot"] = float(np.mean(maps))
+                draw[f"{prefix}map_{count}shot_samples"] = maps
+        draws.append(draw)
+    about: dict[str, Any] = {"mode": "svm", "subject": subject.name, "classes": classes, "short_side": None}
+    about["poolings"] = {tap: asdict(pool) for tap, pool in pools.items()}
+    save_tensors(file, PROTOCOL, about, saved)
+    resume.remove()
+    settings: dict[str, Any] = {
+        "features": f"{', '.join(f'{tap}: {pool}' for tap, pool in pools.items())}, L2-normalized",
+        "images": f"whole images resized to {subject.image_size} x {subject.image_size}",
+        "classifier": "linear SVM for each class, squared hinge, positives weigh 2, cost by the average precision of"
+        f" {FOLDS} folds of the training split, at most {MAX_ITER} iterations",
+        "costs": list(costs),
+        "shots": list(shots),
+        "images_described": len(rows),
+        "file": f"{file} (load_voc_classifier reads it)",
+    }
+    if shots:
+        settings["samples"] = samples
+        settings["low_shot"] = (
+            "k positives and (classes - 1) k negatives of each class, cost by folds where there are 2 positives or"
+            f" more, else {FALLBACK_COST:g}"
+        )
+    return draws, settings
