@@ -347,8 +347,8 @@ def test_saved_whitening_describes_other_pictures(images: Path, others: Path, tm
         ({"features": "mac", "dims": 2}, "--dims is an option of whitened"),
         ({"features": "mac", "whiten_on": "none", "whiten_images": 2}, "--whiten-images is an option of whitened"),
         ({"features": "mac", "crop_queries": "no"}, "--crop-queries is an option of ground truth with boxes"),
-        ({"features": "mac", "long_side": 0}, "--long-side 0 must be above 0"),
-        ({"features": "vlad"}, "no features 'vlad'"),
+        ({"features": "mac", "long_side": 0}, "--long-side 0 is too few"),
+        ({"features": "vlad"}, "--features 'vlad' does not exist"),
         ({"features": "mac", "tap": "pool"}, "has in pool no layer that gives maps"),
         ({"features": "mac", "tap": "conv9"}, "no tap 'conv9'"),
     ],
@@ -395,7 +395,7 @@ def test_baseline_is_the_untrained_network(images: Path, tmp_path: Path) -> None
     assert result.scores["map"] == retrieval(subject, images, group=GROUP).scores["map"]
     with pytest.raises(DeepClusterError, match="give one of them"):
         retrieval(subject, images, group=GROUP, ground_truth="holidays")
-    with pytest.raises(DeepClusterError, match="--query-expansion -1"):
+    with pytest.raises(DeepClusterError, match="--query-expansion -1 is too few"):
         retrieval(subject, images, group=GROUP, query_expansion=-1)
 
 

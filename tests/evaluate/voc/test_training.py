@@ -202,7 +202,7 @@ def test_fast_rcnn_on_given_regions_with_frozen_convolutions(tmp_path: Path, sha
         ("leave out --fpn", {"fpn": True}),
         ("leave out --anchors", {"head": "fast", "anchors": (8,), "proposals": ("p.npz",)}),
         ("choose one of all, fc6-8", {"train": "fc8"}),
-        ("counted from 1", {"draws": 0}),
+        ("--draws 0 is too few", {"draws": 0}),
         ("--ap 'coco' does not exist", {"ap": "coco"}),
         ("has no split 'test'", {"test_split": "test"}),
     ],
@@ -219,9 +219,9 @@ def test_detection_refuses(tmp_path: Path, shapes: Path, words: str, more: dict[
         ("has stride 4, not 16", {"stride": 16}),
         ("two factors above 0", {"scale": (2.0, 1.0)}),
         ("choose one of all, fc6-8", {"train": "fc8"}),
-        ("counted from 1", {"draws": 0}),
+        ("--draws 0 is too few", {"draws": 0}),
         ("lower --lr", {"iterations": 9, "lr": 1e30}),
-        ("trains nothing", {"iterations": 0}),
+        ("--iterations 0 is too few", {"iterations": 0}),
     ],
 )
 def test_segmentation_refuses(tmp_path: Path, shapes: Path, words: str, more: dict[str, Any]) -> None:

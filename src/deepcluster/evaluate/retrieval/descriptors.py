@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from torch import Tensor
+from torchvision.transforms.functional import normalize
 
 from deepcluster.clustering.whitening import Whitening
 from deepcluster.data.cache import Pixels
@@ -32,14 +33,17 @@ PIXELS_PER_BATCH = {"cpu": 1 << 20, "cuda": 1 << 23}
 
 
 class Extractor(Protocol):
-    """Makes region vectors of images."""
+    """Makes region vectors of images.
+
+    Attributes:
+        settings: all that its vectors depend on, in plain values.
+        summary: how it does it, for the user.
+        block: images between two points at which work can be resumed.
+    """
 
     settings: dict[str, Any]
-    """All that its vectors depend on, in plain values."""
     summary: str
-    """How it does it, for the user."""
     block: int
-    """Images between two points at which work can be resumed."""
 
     def regions(
         self, images: ImageSubset, start: int, stop: int, advance: Advance
@@ -54,12 +58,10 @@ class PooledMaps:
 
     Args:
         subject: any network.
-        pool: one of `rmac.POOLS`.
+        pool, levels, power: see `rmac.pooled`.
         tap: the layer whose maps are pooled; None = the last one that has a map, which for AlexNet and VGG is the last
             convolution after its ReLU and before the last max-pool.
         long_side: pixels that the longer side of an image is resized to.
-        levels: of R-MAC.
-        power: of GeM.
         block: images that are decoded together; those of one size go through the network together.
 
     Raises:
@@ -126,14 +128,10 @@ class PooledMaps:
         Raises:
             DeepClusterError: the network accepts images of one size only.
         """
-        images = torch.from_numpy(pictures).to(self.device).permute(0, 3, 1, 2).float().div_(255)
-        mean, std = (
-            torch.tensor(tuple(values), device=self.device).view(3, 1, 1)
-            for values in (self.backbone.mean, self.backbone.std)
-        )
+        images = torch.from_numpy(pictures).to(self.device).permute(0, 3, 1, 2).float() / 255
         try:
             with read_taps(self.backbone, [self.tap]) as outputs:
-                self.backbone((images - mean) / std)
+                self.backbone(normalize(images, list(self.backbone.mean), list(self.backbone.std)))
         except (RuntimeError, AssertionError) as error:
             message = str(error)
             if "too small" in message or "greater than actual input" in message:
@@ -147,9 +145,7 @@ class PooledMaps:
         maps = outputs[self.tap].float()
         if getattr(self.backbone.trunk, "output_fmt", "NCHW") == "NHWC":  # some networks of timm
             maps = maps.permute(0, 3, 1, 2)
-        if not maps.shape[2] or not maps.shape[3]:
-            return None
-        return pooled(maps, self.pool, levels=self.levels, power=self.power).cpu()
+        return pooled(maps, self.pool, levels=self.levels, power=self.power).cpu() if maps.numel() else None
 
 
 class NetworkOutput:
@@ -190,10 +186,8 @@ def learn_whitening(
     Raises:
         DeepClusterError: no image has region vectors.
     """
-    covariance, done = RunningCovariance(), 0
-    if resume.state is not None:
-        covariance = RunningCovariance(**resume.state["covariance"])
-        done = resume.state["done"]
+    state = resume.state or {"done": 0, "covariance": {}}
+    covariance, done = RunningCovariance(**state["covariance"]), state["done"]
     advance(done)
     for start in range(done, len(images), extractor.block):
         stop = min(start + extractor.block, len(images))
@@ -215,23 +209,19 @@ def compute_descriptors(
     advance: Advance = lambda images: None,
 ) -> Tensor:
     """(M, P) float32 descriptors of length one; NaN rows for images that cannot be used."""
-    state = (None if resume is None else resume.state) or {"done": 0, "blocks": []}
-    blocks: list[Tensor] = list(state["blocks"])
+    state = (None if resume is None else resume.state) or {"done": 0, "table": torch.full((len(images), 1), torch.nan)}
+    table: Tensor = state["table"]
     advance(state["done"])
     for start in range(state["done"], len(images), extractor.block):
         stop = min(start + extractor.block, len(images))
-        block = torch.full((stop - start, 0), torch.nan)
         for indices, vectors in extractor.regions(images, start, stop, advance):
             descriptors = aggregate(vectors, whitening)
-            if not block.shape[1]:
-                block = torch.full((stop - start, descriptors.shape[1]), torch.nan)
-            block[torch.tensor(indices) - start] = descriptors
-        blocks.append(block)
+            if descriptors.shape[1] != table.shape[1]:  # the first ones tell the width
+                table = torch.full((len(images), descriptors.shape[1]), torch.nan)
+            table[indices] = descriptors
         if resume is not None and resume.due:
-            resume.save({"done": stop, "blocks": blocks})
-    width = max([block.shape[1] for block in blocks], default=0) or 1
-    # A block without a usable image does not know the width.
-    return torch.cat([block if block.shape[1] else torch.full((len(block), width), torch.nan) for block in blocks])
+            resume.save({"done": stop, "table": table})
+    return table
 
 
 def load_descriptor(subject: Subject, file: str | Path) -> Callable[[Sequence[np.ndarray]], np.ndarray]:
@@ -271,11 +261,9 @@ def last_map(backbone: Backbone, tap: str | None = None) -> str:
     shapes = tap_shapes(backbone, backbone.taps if tap is None else [tap])
     maps = [name for name, shape in shapes.items() if len(shape) == 3]
     if not maps:
-        what = "has no layer" if tap is None else f"has in {tap} no layer"
-        raise DeepClusterError(
-            f"{backbone.name} {what} that gives maps, which regions are taken from: use --features pool"
-            + (f", or --tap with one of {', '.join(backbone.taps)}." if tap is not None else ".")
-        )
+        advice = "use --features pool" + ("" if tap is None else f", or --tap with one of {', '.join(backbone.taps)}")
+        where = "" if tap is None else f" in {tap}"
+        raise DeepClusterError(f"{backbone.name} has{where} no layer that gives maps, which regions are of: {advice}.")
     return maps[-1]
 
 

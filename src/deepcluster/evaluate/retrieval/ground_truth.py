@@ -16,6 +16,7 @@ import numpy as np
 
 from deepcluster.data.source import ImageSource
 from deepcluster.errors import DeepClusterError
+from deepcluster.reading import judged
 
 Sets = tuple[np.ndarray, ...]
 """For each query int64 indices into the names."""
@@ -62,12 +63,7 @@ class GroundTruth:
         return self.kind in ("holidays", "groups")
 
     def subset(self, keep: np.ndarray, ask: np.ndarray) -> GroundTruth:
-        """The same for some of the images and queries.
-
-        Args:
-            keep: (N,) bool, the images.
-            ask: (Q,) bool, the queries.
-        """
+        """The same for the images `keep` (N,) bool and the queries `ask` (Q,) bool."""
         number = np.cumsum(keep) - 1
         asked = np.flatnonzero(ask)
         return replace(
@@ -100,15 +96,12 @@ def read_ground_truth(file: str | Path) -> GroundTruth:
         )
     from scipy.io import loadmat
 
-    try:
+    advice = (
+        "give a complete gnd_oxford5k.mat, gnd_paris6k.mat, gnd_roxford5k.mat, gnd_rparis6k.mat or gnd_holidays.mat."
+    )
+    with judged(file, advice):
         truth = _from_matlab(file.stem.removeprefix("gnd_"), loadmat(file))
         _check(truth)
-    except Exception as error:  # SciPy fails on damaged files in as many ways as there are bytes
-        why = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise DeepClusterError(
-            f"{file} cannot be read as ground truth of retrieval ({type(error).__name__}: {why}): give a complete"
-            " gnd_oxford5k.mat, gnd_paris6k.mat, gnd_roxford5k.mat, gnd_rparis6k.mat or gnd_holidays.mat."
-        ) from error
     return truth
 
 

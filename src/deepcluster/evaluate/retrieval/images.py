@@ -7,14 +7,14 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
+from deepcluster.data.cache_entry import marks_of
 from deepcluster.data.decode import shrink
 from deepcluster.data.source import ImageSource
 from deepcluster.digest import digest
 from deepcluster.errors import BadImage
 
 Crop = Literal["resize-then-crop", "crop-then-resize", "no"]
-"""What is done with a query's box. The image is resized and then cropped to the scaled box, so that objects keep the
-size they have in the database (the papers' habit); it is cropped first, and the crop resized; it is not cropped."""
+"""What is done with a query's box; resized first, as in the papers, objects keep the size they have in the database."""
 
 
 class ImageSubset:
@@ -68,9 +68,8 @@ class ImageSubset:
         return crop_to_box(resize(picture, long_side), self.boxes[index] * scale)
 
     def marks(self) -> np.ndarray:
-        """(N,) uint64, see `ImageSource.fingerprint`; 1 for sources that tell of nothing else."""
-        own = getattr(self.source, "marks", None)
-        return np.ones(len(self), np.uint64) if own is None else own()[self.rows]
+        """(M,) uint64, see `marks_of`."""
+        return marks_of(self.source)[self.rows]
 
     def fingerprint(self) -> str:
         """The source's where this is all of it, so that what is cached for the source is found."""
@@ -85,17 +84,11 @@ def resize(picture: np.ndarray, long_side: int) -> np.ndarray:
     height, width = picture.shape[:2]
     scale = long_side / max(height, width)
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
-    if size == (width, height):
-        return picture
     return np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.BILINEAR))
 
 
 def crop_to_box(picture: np.ndarray, box: np.ndarray) -> np.ndarray:
-    """The part of a picture (H, W, 3) within a box, rounded to pixels.
-
-    Args:
-        picture: (H, W, 3).
-        box: (4,) left, top, right and bottom.
+    """The part of a picture (H, W, 3) within a box (4,) of left, top, right and bottom, rounded to pixels.
 
     Raises:
         BadImage: the box lies outside of the picture.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -17,6 +16,7 @@ from deepcluster.digest import digest
 from deepcluster.engine.log import Screen
 from deepcluster.engine.subject import Subject
 from deepcluster.errors import DeepClusterError
+from deepcluster.evaluate.options import check_choice, check_counts, check_not_given
 from deepcluster.evaluate.result import Result
 from deepcluster.evaluate.retrieval.descriptors import (
     Extractor,
@@ -34,7 +34,8 @@ from deepcluster.evaluate.retrieval.ground_truth import (
 )
 from deepcluster.evaluate.retrieval.images import Crop, ImageSubset
 from deepcluster.evaluate.retrieval.ranking import score_rankings
-from deepcluster.evaluate.retrieval.whitening import load_whitening, save_whitening
+from deepcluster.evaluate.retrieval.whitening import KIND, load_whitening
+from deepcluster.evaluate.tensor_file import save_tensors
 from deepcluster.io import write_array, write_text
 from deepcluster.reading import read_npy, read_text
 from deepcluster.resume import ResumeFile
@@ -96,8 +97,7 @@ def retrieval(
     """
     if ground_truth is not None and group is not None:
         raise DeepClusterError("--ground-truth and --group both say what counts as found: give one of them.")
-    if query_expansion < 0:
-        raise DeepClusterError(f"--query-expansion {query_expansion} must be 0 or more images.")
+    check_counts(least=0, query_expansion=query_expansion)
     screen = screen or Screen(quiet=True)
     source = subject.source() if data is None else open_images(data)
     truth = _ground_truth(source, ground_truth, group)
@@ -109,14 +109,29 @@ def retrieval(
             "R-MAC whitens its regions by other images: give --whiten-on another set (for Oxford5k Paris6k, and the"
             " reverse), or `--whiten-on same` or `--whiten-on none`."
         )
-    options: dict[str, Any] = {"long_side": long_side, "levels": levels, "power": power}
-    options |= {"dims": dims, "whiten_images": whiten_images, "crop_queries": crop_queries}
-    _check_options(options, features, whitened, truth)
-    make_extractor: Callable[[Subject], Extractor] = partial(NetworkOutput, tap=tap)
-    if features != "pool":
+    check_choice("features", features, get_args(Features))
+    for owner, fits, options in (
+        ("features of maps", features != "pool", {"long_side": long_side}),
+        ("rmac", features == "rmac", {"levels": levels}),
+        ("gem", features == "gem", {"power": power}),
+        ("whitened features, of --whiten-on", whitened, {"dims": dims, "whiten_images": whiten_images}),
+        ("ground truth with boxes", truth.boxes is not None, {"crop_queries": crop_queries}),
+    ):
+        if not fits:
+            check_not_given(f"is an option of {owner}: leave it out here", **options)
+    check_counts(long_side=long_side, levels=levels, dims=dims, whiten_images=whiten_images)
+    if power is not None and power <= 0:
+        raise DeepClusterError(f"--power {power} must be above 0.")
+    crops: tuple[Crop, ...] = get_args(Crop)[1:] if features == "pool" else get_args(Crop)
+    crop = crop_queries or crops[0]
+    check_choice("crop-queries", crop, crops)
+
+    def make_extractor(network: Subject) -> Extractor:
+        if features == "pool":
+            return NetworkOutput(network, tap)
         pooling: dict[str, Any] = {"long_side": long_side or 1024, "levels": levels or 3, "power": power or 3.0}
-        make_extractor = partial(PooledMaps, pool=features, tap=tap, **pooling)
-    crop = crop_queries or ("crop-then-resize" if features == "pool" else "resize-then-crop")
+        return PooledMaps(network, str(features), tap=tap, **pooling)
+
     search = _Search(source, truth, crop, screen)
     if whitened:
         search.whiten(whiten_on, whiten_images or 10_000, dims or 512)
@@ -134,28 +149,6 @@ def retrieval(
     if baseline:
         settings["untrained"] = "the same network with the weights it had before training"
     return Result("retrieval", {"data": source.name, **settings}, scores, draws)
-
-
-def _check_options(options: dict[str, Any], features: str, whitened: bool, truth: GroundTruth) -> None:
-    """Refuses options that have no effect here, and values out of range."""
-    if features not in get_args(Features):
-        raise DeepClusterError(f"There are no features {features!r}: choose one of {', '.join(get_args(Features))}.")
-    for name, owner, fits in (
-        ("long_side", "features of maps", features != "pool"),
-        ("levels", "rmac", features == "rmac"),
-        ("power", "gem", features == "gem"),
-        ("dims", "whitened features, of --whiten-on", whitened),
-        ("whiten_images", "whitened features, of --whiten-on", whitened),
-        ("crop_queries", "ground truth with boxes", truth.boxes is not None),
-    ):
-        value, option = options[name], f"--{name.replace('_', '-')}"
-        if value is not None and not fits:
-            raise DeepClusterError(f"{option} is an option of {owner}: leave it out here.")
-        if isinstance(value, (int, float)) and value <= 0:
-            raise DeepClusterError(f"{option} {value} must be above 0.")
-    crop, crops = options["crop_queries"], get_args(Crop)[1:] if features == "pool" else get_args(Crop)
-    if crop not in (None, *crops):
-        raise DeepClusterError(f"--crop-queries {crop} is not one of {', '.join(crops)} for features {features}.")
 
 
 def _ground_truth(source: ImageSource, ground_truth: Any, group: str | None) -> GroundTruth:
@@ -176,13 +169,7 @@ class _Search:
         DeepClusterError: queries, or all images, are missing.
     """
 
-    def __init__(
-        self,
-        source: ImageSource,
-        truth: GroundTruth,
-        crop: Crop,
-        screen: Screen,
-    ) -> None:
+    def __init__(self, source: ImageSource, truth: GroundTruth, crop: Crop, screen: Screen) -> None:
         rows, query_rows = locate_images(truth, source)
         self.missing = int((rows < 0).sum())
         if self.missing == len(rows):
@@ -241,8 +228,14 @@ class _Search:
                 " or use --crop-queries no."
             )
         damaged = [self.truth.names[position] for position in np.flatnonzero(~usable)]
-        notes: dict[str, Any] = {"images": int(usable.sum()), "queries": int(known.sum()), "dim": table.shape[1]}
-        notes |= {"images_missing": self.missing, "images_damaged": len(damaged)}
+        notes: dict[str, Any] = {
+            "images": int(usable.sum()),
+            "queries": int(known.sum()),
+            "dim": table.shape[1],
+            "images_missing": self.missing,
+            "images_damaged": len(damaged),
+            "features": extractor.summary,
+        }
         if damaged or self.missing:
             examples = f" ({', '.join(damaged[:3])}{', ...' if len(damaged) > 3 else ''})" if damaged else ""
             notes["left_out"] = (
@@ -250,7 +243,6 @@ class _Search:
                 " they are neither searched nor counted as relevant"
             )
             self.screen.warn(notes["left_out"])
-        notes["features"] = extractor.summary
         if self.whitening_images is not None:
             same = " (the images that are searched)" if self.whitening_images.source is self.source else ""
             notes["whitening"] = (
@@ -272,7 +264,7 @@ class _Search:
         with self.screen.bar("whitening", len(images)) as advance:
             work = partial(learn_whitening, extractor, images, self.dims, resume=resume, advance=advance)
             whitening = Whitening().load_state_dict(resume.run("whitening", work))
-        save_whitening(file, whitening, made_by)
+        save_tensors(file, KIND, made_by, whitening.state_dict())
         return whitening
 
     def _table(

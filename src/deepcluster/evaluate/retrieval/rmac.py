@@ -15,7 +15,6 @@ OVERLAP = 0.4
 """Share of a region that the next one along the longer side covers as well, as nearly as may be (§4.2)."""
 STEPS = (2, 3, 4, 5, 6, 7)
 """Numbers of regions of the first level along the longer side that are tried."""
-POOLS = ("rmac", "mac", "spoc", "gem")
 
 
 def regions(height: int, width: int, levels: int = 3) -> list[tuple[int, list[int], list[int]]]:
@@ -47,16 +46,14 @@ def _starts(length: int, side: int, count: int) -> list[int]:
 
 
 def region_max(maps: Tensor, levels: int = 3) -> Tensor:
-    """(B, R, C) maxima over the regions of maps (B, C, H, W), level by level, row by row.
-
-    A maximum over a square is one over rows of maxima, which the squares of a level beside each other share.
-    """
-    found = []
-    for side, tops, lefts in regions(maps.shape[2], maps.shape[3], levels):
-        rows = torch.stack([maps[..., left : left + side].amax(3) for left in lefts], 3)  # (B, C, H, across)
-        squares = torch.stack([rows[:, :, top : top + side].amax(2) for top in tops], 2)  # (B, C, down, across)
-        found.append(squares.flatten(2))
-    return torch.cat(found, 2).transpose(1, 2)
+    """(B, R, C) maxima over the regions of maps (B, C, H, W), level by level, row by row."""
+    found = [
+        maps[:, :, top : top + side, left : left + side].amax((2, 3))
+        for side, tops, lefts in regions(maps.shape[2], maps.shape[3], levels)
+        for top in tops
+        for left in lefts
+    ]
+    return torch.stack(found, 1)
 
 
 def pooled(maps: Tensor, pool: str, *, levels: int = 3, power: float = 3.0) -> Tensor:

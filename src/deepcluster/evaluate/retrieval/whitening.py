@@ -1,4 +1,4 @@
-"""The PCA-whitening of region vectors: learned from a running covariance, saved, and loaded. Knows no networks."""
+"""The PCA-whitening of region vectors: learned from a running covariance, and loaded."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from deepcluster.clustering.covariance import main_directions
 from deepcluster.clustering.whitening import Whitening
-from deepcluster.evaluate.tensor_file import read_tensors, save_tensors
+from deepcluster.evaluate.tensor_file import read_tensors
 
 KIND = "retrieval"
 """The entry of a file that holds a whitening."""
@@ -41,11 +41,10 @@ class RunningCovariance:
         self.count = total
 
     def whitening(self, dims: int) -> Whitening:
-        """Centers, projects on the `dims` main directions (or as many as there are), divides each by its standard
-        deviation, where variances below `FLOOR` times the largest count as that much, and L2-normalizes.
+        """To the `dims` main directions, or as many as there are.
 
-        This is the floor of the papers' scripts. `clustering.Whitening.fit` zeroes such directions, which is better
-        where the same rows are learned from and whitened; here other rows follow, which may differ in them.
+        Variances below `FLOOR` times the largest count as that much, as in the papers' scripts. `Whitening.fit` zeroes
+        such directions, which is better where the rows it learns from are whitened; here other rows follow.
         """
         values, directions = main_directions(self.scatter / self.count, min(dims, len(self.mean)))
         values = values.clamp_min(0)
@@ -59,11 +58,6 @@ class RunningCovariance:
             "whiten": torch.tensor(True),
         }
         return Whitening().load_state_dict(state)
-
-
-def save_whitening(file: Path, whitening: Whitening, made_by: dict[str, Any]) -> None:
-    """Writes a .safetensors with `made_by`, plain values that say which region vectors it is for."""
-    save_tensors(file, KIND, made_by, whitening.state_dict())
 
 
 def load_whitening(file: str | Path) -> tuple[Whitening, dict[str, Any]]:

@@ -19,7 +19,7 @@ from deepcluster.engine.checkpoint import preserve_random_state
 from deepcluster.engine.log import Screen
 from deepcluster.engine.subject import Subject
 from deepcluster.errors import DeepClusterError
-from deepcluster.evaluate.options import check_choice
+from deepcluster.evaluate.options import check_choice, check_counts
 from deepcluster.evaluate.result import Result
 from deepcluster.evaluate.voc.average_precision import DetectionRule, Detections, detection_aps, mean_ap
 from deepcluster.evaluate.voc.dataset import open_voc
@@ -113,6 +113,8 @@ def voc_detection(
     check_choice("train", train, get_args(Trained))
     check_choice("ap", ap, get_args(DetectionRule))
     check_choice("head", head, get_args(Head))
+    check_counts(draws=draws, regions=regions, anchors=anchors)
+    check_counts(min_size=min_size, max_size=max_size, min_sizes=min_sizes)
     paper_like = isinstance(subject.backbone.trunk, ConvThenLinear) and not fpn
     config = DetectorConfig(
         head=head,
@@ -125,7 +127,7 @@ def voc_detection(
         redraw=redraw,
         regions=regions,
     )
-    _check(subject.backbone, config, proposals, draws)
+    _check(subject.backbone, config, proposals)
     paper = PAPERS[head]
     steps = paper.iterations if iterations is None else iterations
     if drops is None:
@@ -177,7 +179,7 @@ def voc_detection(
     )
 
 
-def _check(backbone: Backbone, config: DetectorConfig, proposals: Sequence[Any], draws: int) -> None:
+def _check(backbone: Backbone, config: DetectorConfig, proposals: Sequence[Any]) -> None:
     if config.head == "fast" and not proposals:
         raise DeepClusterError(
             "Fast R-CNN is given its regions: name a file with --proposals, or use --head faster, which finds its own."
@@ -190,8 +192,6 @@ def _check(backbone: Backbone, config: DetectorConfig, proposals: Sequence[Any],
         raise DeepClusterError("Regions of a pyramid are pooled at exact places: use --pool align.")
     if config.anchors and config.head == "fast":
         raise DeepClusterError("Anchors are for proposing regions, which --head fast does not: leave out --anchors.")
-    if draws < 1 or min(config.min_size, config.max_size, config.regions, *config.min_sizes, *config.anchors, 1) < 1:
-        raise DeepClusterError("Draws, sizes, anchors and regions are counted from 1: raise the one that is less.")
 
 
 Proposals = list[np.ndarray] | None

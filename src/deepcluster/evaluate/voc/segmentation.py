@@ -18,7 +18,7 @@ from deepcluster.engine.checkpoint import preserve_random_state
 from deepcluster.engine.log import Screen
 from deepcluster.engine.subject import Subject
 from deepcluster.errors import BadImage, DeepClusterError
-from deepcluster.evaluate.options import check_choice
+from deepcluster.evaluate.options import check_choice, check_counts
 from deepcluster.evaluate.result import Result
 from deepcluster.evaluate.voc.annotation import VOID
 from deepcluster.evaluate.voc.dataset import open_voc
@@ -77,10 +77,9 @@ def voc_segmentation(
         Interrupted: Ctrl-C; called again with the same settings, it continues to the bit.
     """
     check_choice("train", train, get_args(Trained))
+    check_counts(draws=draws, crop=crop)
     if redraw and not isinstance(subject.backbone.trunk, ConvThenLinear):
         raise DeepClusterError(f"{subject.backbone.name} has no fc6 and fc7 to redraw: leave out --redraw.")
-    if draws < 1 or crop < 1:
-        raise DeepClusterError("Draws and the side of a crop are counted from 1: raise the one that is less.")
     if not 0 < scale[0] <= scale[1]:
         raise DeepClusterError(f"--scale takes two factors above 0, the smaller first, not {scale}.")
     crops: dict[str, Any] = {"crop": crop, "scale": scale, "flip": flip}

@@ -15,12 +15,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torchvision.transforms import functional
 
 from deepcluster.data.cache import Pixels, load_pixels
 from deepcluster.engine.checkpoint import preserve_random_state
 from deepcluster.engine.log import Screen
 from deepcluster.engine.subject import Subject
-from deepcluster.errors import DeepClusterError
+from deepcluster.evaluate.options import check_counts
 from deepcluster.evaluate.result import Result, mean_and_std
 from deepcluster.evaluate.tensor_file import save_tensors, trained_file
 from deepcluster.evaluate.trainer import train
@@ -60,10 +61,7 @@ class SGDConfig:
     weight_decay: float = 5e-4
 
     def __post_init__(self) -> None:
-        if min(self.iterations, self.batch) < 1:
-            raise DeepClusterError(
-                f"--iterations {self.iterations} with --batch {self.batch} trains nothing: give 1 or more of both."
-            )
+        check_counts(iterations=self.iterations, batch=self.batch)
 
     def learning_rate(self, step: int) -> float:
         """The rate of a step, counted from 0."""
@@ -110,8 +108,8 @@ class Examples:
 
 def normalize(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """(B, 3, H, W) uint8 as a network takes them."""
-    values = images.float() / 255
-    return (values - values.new_tensor(mean)[:, None, None]) / values.new_tensor(std)[:, None, None]
+    normalized: Tensor = functional.normalize(images.float() / 255, list(mean), list(std))
+    return normalized
 
 
 def calibrated_copy(subject: Subject, examples: Examples, images: Sequence[int], seed: int) -> Backbone:
