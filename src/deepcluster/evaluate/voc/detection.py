@@ -136,7 +136,7 @@ def voc_detection(
     screen = screen or Screen(quiet=True)
     sets = [open_voc(data, split, "detection")]
     sets.append(open_voc(test or data, test_split, "detection", sets[0].classes))
-    given = [read_proposals(proposals, voc.ids) if head == "fast" else None for voc in sets]
+    given = [read_proposals(proposals, voc.ids) if head == "fast" else [] for voc in sets]
     with preserve_random_state():
         Detector(subject.backbone, sets[0].classes, config)  # refuses now what it would refuse later
     learned, tested = (Examples(voc, subject, screen) for voc in sets)
@@ -194,48 +194,36 @@ def _check(backbone: Backbone, config: DetectorConfig, proposals: Sequence[Any])
         raise DeepClusterError("Anchors are for proposing regions, which --head fast does not: leave out --anchors.")
 
 
-Proposals = list[np.ndarray] | None
-"""(P, 4) boxes of each image of a split; None where the detector proposes regions itself."""
-
-
-def _inputs(examples: Examples, proposals: Proposals, index: int) -> tuple[Tensor, Tensor | None] | None:
-    """(3, H, W) in [0, 1], and (P, 4) proposals; None where the image cannot be decoded."""
-    image = examples.image(index)
-    if image is None:
-        return None
-    regions = None if proposals is None else torch.from_numpy(proposals[index]).to(image.device)
-    return image.float() / 255, regions
-
-
 def _loss(
     detector: Detector,
     examples: Examples,
-    proposals: Proposals,
+    proposals: Sequence[np.ndarray],
     flip_seed: int | None,
     batch: Sequence[tuple[int, int]],
 ) -> Tensor | None:
-    """The sum of the losses of (image, epoch) pairs; with a seed half of the images are mirrored."""
+    """The sum of the losses of (image, epoch) pairs; with a seed half of the images are mirrored.
+
+    Args:
+        proposals: (P, 4) boxes of each image of the split; none where the detector proposes regions itself.
+    """
     images, targets, regions = [], [], []
     for index, epoch in batch:
-        inputs = _inputs(examples, proposals, index)
-        if inputs is None:
+        image = examples.image(index)
+        if image is None:
             continue
-        image, proposed = inputs
         objects = examples.voc.objects[index]
         clear = ~objects.difficult
-        boxes = torch.from_numpy(objects.boxes[clear]).to(image.device)
-        labels = torch.from_numpy(objects.labels[clear] + 1).to(image.device)  # 0 is the background
+        labels = torch.from_numpy(objects.labels[clear] + 1)  # 0 is the background
+        boxes = [torch.from_numpy(some) for some in (objects.boxes[clear], *proposals[index : index + 1])]
         if flip_seed is not None and int(torch.randint(2, (), generator=seeded(flip_seed, FLIP, index, epoch))):
-            width = image.shape[2]
-            image, boxes = image.flip(2), mirror_boxes(boxes, width)
-            proposed = None if proposed is None else mirror_boxes(proposed, width)
-        images.append(image)
-        targets.append({"boxes": boxes, "labels": labels})
-        regions.append(proposed)
+            boxes = [mirror_boxes(some, image.shape[2]) for some in boxes]
+            image = image.flip(2)
+        images.append(image.float() / 255)
+        targets.append({"boxes": boxes[0].to(image.device), "labels": labels.to(image.device)})
+        regions += [some.to(image.device) for some in boxes[1:]]
     if not images:
         return None
-    losses = detector(images, targets, None if proposals is None else regions)
-    return torch.stack(list(losses.values())).sum()
+    return torch.stack(list(detector(images, targets, regions).values())).sum()
 
 
 def mirror_boxes(boxes: Tensor, width: int) -> Tensor:
@@ -246,18 +234,18 @@ def mirror_boxes(boxes: Tensor, width: int) -> Tensor:
 
 @torch.no_grad()
 def _score(
-    detector: Detector, examples: Examples, proposals: Proposals, rule: DetectionRule, screen: Screen
+    detector: Detector, examples: Examples, proposals: Sequence[np.ndarray], rule: DetectionRule, screen: Screen
 ) -> dict[str, float]:
     """`map` and ap_CLASS on all images of a split; objects on images that cannot be decoded do not count."""
     found, truth = [], []
     with screen.bar("test images", len(examples.voc)) as bar:
         for index, objects in enumerate(examples.voc.objects):
-            inputs = _inputs(examples, proposals, index)
+            image = examples.image(index)
             bar()
-            if inputs is None:
+            if image is None:
                 continue
-            image, regions = inputs
-            (output,) = detector([image], None, None if regions is None else [regions])
+            regions = [torch.from_numpy(some).to(image.device) for some in proposals[index : index + 1]]
+            (output,) = detector([image.float() / 255], None, regions)
             boxes, labels, scores = (output[name].cpu().numpy() for name in ("boxes", "labels", "scores"))
             found.append(Detections(boxes, labels - 1, scores))
             truth.append(objects)

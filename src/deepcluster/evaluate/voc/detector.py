@@ -28,6 +28,7 @@ from deepcluster.evaluate.voc.maps import (
     Grid,
     MapNetwork,
     batch_norms,
+    linear_layers,
     resnet_maps,
     sequential_maps,
     tapped_map,
@@ -132,7 +133,7 @@ class Detector(MapNetwork):
         self,
         images: Sequence[Tensor],
         targets: Sequence[Mapping[str, Tensor]] | None = None,
-        proposals: Sequence[Tensor] | None = None,
+        proposals: Sequence[Tensor] = (),
     ) -> Any:
         """
         Args:
@@ -147,15 +148,13 @@ class Detector(MapNetwork):
         given = None if targets is None else [dict(target) for target in targets]
         self.transform.min_size = (self.config.min_sizes if self.training else ()) or (self.config.min_size,)
         batch, given = self.transform(list(images), given)
-        outputs = self.maps(batch.tensors)
-        maps = {str(level): cells for level, cells in enumerate(outputs)}
+        maps = {str(level): cells for level, cells in enumerate(self.maps(batch.tensors))}
         if self.pyramid is not None:
             maps = self.pyramid(maps)
         losses: dict[str, Tensor] = {}
         if self.rpn is not None:
             regions, losses = self.rpn(batch, maps, given)
         else:
-            assert proposals is not None
             regions = [
                 resize_boxes(boxes, before, after)
                 for boxes, before, after in zip(proposals, sizes, batch.image_sizes, strict=True)
@@ -172,9 +171,10 @@ class Detector(MapNetwork):
         """The objects in one (H, W, 3) uint8 image: `boxes` (F, 4) as x0, y0, x1, y1 in pixels, `labels` (names) and
         `scores`, best first. The head "fast" needs (P, 4) `proposals`."""
         device = next(self.parameters()).device
-        given = None if proposals is None else [torch.as_tensor(proposals, dtype=torch.float32, device=device)]
+        given = [] if proposals is None else [torch.as_tensor(proposals, dtype=torch.float32, device=device)]
         self.eval()
-        (found,) = self([torch.from_numpy(image.copy()).to(device).permute(2, 0, 1).float() / 255], None, given)
+        pixels = torch.from_numpy(image.copy()).to(device).permute(2, 0, 1)
+        (found,) = self([pixels.float() / 255], None, given)
         labels = [self.classes[label - 1] for label in found["labels"].tolist()]
         return {"boxes": found["boxes"].cpu().numpy(), "labels": labels, "scores": found["scores"].cpu().numpy()}
 
@@ -240,8 +240,7 @@ def _pyramid(backbone: Backbone) -> Parts:
 
 def _fully_connected(trunk: ConvThenLinear, inputs: int, redraw: bool) -> tuple[nn.Module, int]:
     """fc6 and fc7, each followed by ReLU and dropout."""
-    fc6, fc7 = (layer for layer in trunk.classifier if isinstance(layer, nn.Linear))
-    rate = next((layer.p for layer in trunk.classifier if isinstance(layer, nn.Dropout)), 0.0)
+    fc6, fc7, rate = linear_layers(trunk)
     redraw = redraw or fc6.in_features != inputs
     if redraw:
         fc6, fc7 = nn.Linear(inputs, fc6.out_features), nn.Linear(fc7.in_features, fc7.out_features)

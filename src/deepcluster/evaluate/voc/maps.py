@@ -117,8 +117,13 @@ class TappedNetwork(nn.Module):
 
 def trainable_copy(backbone: Backbone) -> Backbone:
     """A copy on the CPU, all of whose weights can be trained; the original stays as it is."""
-    copied = copy.deepcopy(backbone).cpu().eval()
-    return copied.requires_grad_(True)
+    return copy.deepcopy(backbone).cpu().eval().requires_grad_(True)
+
+
+def linear_layers(trunk: ConvThenLinear) -> tuple[nn.Linear, nn.Linear, float]:
+    """fc6 and fc7 of AlexNet or VGG, and the rate of their dropout."""
+    fc6, fc7 = (layer for layer in trunk.classifier if isinstance(layer, nn.Linear))
+    return fc6, fc7, next((layer.p for layer in trunk.classifier if isinstance(layer, nn.Dropout)), 0.0)
 
 
 def sequential_maps(backbone: Backbone, *, drop_last_pool: bool, strides: Sequence[int] = ()) -> FeatureMaps | None:

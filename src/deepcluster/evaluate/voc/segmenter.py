@@ -23,6 +23,7 @@ from deepcluster.evaluate.voc.maps import (
     batch_norms,
     dilate,
     interpolation,
+    linear_layers,
     resnet_maps,
     sequential_maps,
     tapped_map,
@@ -152,8 +153,7 @@ class FullyConvolutional(nn.Module):
 
     def __init__(self, trunk: ConvThenLinear, channels: int, classes: int, redraw: bool) -> None:
         super().__init__()
-        linear6, linear7 = (layer for layer in trunk.classifier if isinstance(layer, nn.Linear))
-        rate = next((layer.p for layer in trunk.classifier if isinstance(layer, nn.Dropout)), 0.0)
+        linear6, linear7, rate = linear_layers(trunk)
         self.side = trunk.side
         before = (self.side - 1) // 2
         self.padding = nn.ZeroPad2d((before, self.side - 1 - before) * 2)
