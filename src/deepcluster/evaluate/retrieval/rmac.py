@@ -53,7 +53,7 @@ def region_max(maps: Tensor, levels: int = 3) -> Tensor:
         for top in tops
         for left in lefts
     ]
-    return torch.stack(found, 1)
+    return torch.stack(found, 2).transpose(1, 2)
 
 
 def pooled(maps: Tensor, pool: str, *, levels: int = 3, power: float = 3.0) -> Tensor:

@@ -17,6 +17,7 @@ import numpy as np
 from deepcluster.data.naming import is_image_name
 from deepcluster.data.source import Encoded
 from deepcluster.errors import BadImage, DeepClusterError
+from deepcluster.evaluate.options import check_choice
 from deepcluster.evaluate.voc.annotation import VOID, Annotation, Objects, parse_annotation, read_mask
 from deepcluster.evaluate.voc.files import VOCFiles, open_files
 
@@ -149,9 +150,8 @@ class VOC:
         """One line for the screen about what was broken; empty when nothing was."""
         if not self.problems:
             return ""
-        first = self.problems[0]
-        more = f" and {len(self.problems) - 1} more" if len(self.problems) > 1 else ""
-        return f"{self.images.name}: {first.file}: {first.reason}{more}"
+        first, *more = self.problems
+        return f"{self.images.name}: {first.file}: {first.reason}" + (f" and {len(more)} more" if more else "")
 
     def _report(self, file: str, reason: str) -> None:
         self.problems.append(Problem(file, reason))
@@ -168,10 +168,7 @@ class VOC:
                 found.append(None)
                 continue
             unknown = sorted(set(annotation.names) - set(self.classes))
-            for reason in (
-                *annotation.problems,
-                *(f"{one!r} is none of the classes; it is left out" for one in unknown),
-            ):
+            for reason in annotation.problems + [f"{one!r} is none of the classes; it is left out" for one in unknown]:
                 self._report(file, reason)
             found.append(annotation)
         return found
@@ -258,8 +255,7 @@ def open_voc(
     Raises:
         DeepClusterError: no VOC set, or no such split; the sentence names the splits that there are.
     """
-    if kind not in get_args(Kind):
-        raise DeepClusterError(f"There is no kind {kind!r} of VOC set: use {', '.join(get_args(Kind))}.")
+    check_choice("kind", kind, get_args(Kind))
     return VOC(open_files(source), split, kind, classes)
 
 
