@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,27 +32,6 @@ PIXELS_PER_BATCH = {"cpu": 1 << 20, "cuda": 1 << 23}
 """By kind of device: one picture of 1024 x 768 on a CPU, whose caches a larger batch leaves."""
 
 
-class Extractor(Protocol):
-    """Makes region vectors of images.
-
-    Attributes:
-        settings: all that its vectors depend on, in plain values.
-        summary: how it does it, for the user.
-        block: images between two points at which work can be resumed.
-    """
-
-    settings: dict[str, Any]
-    summary: str
-    block: int
-
-    def regions(
-        self, images: ImageSubset, start: int, stop: int, advance: Advance
-    ) -> Iterator[tuple[list[int], Tensor]]:
-        """Indices (B,) and region vectors (B, R, C) of length one of the images start … stop - 1, in batches of any
-        order; images that cannot be decoded are left out. `advance` receives the number of images done."""
-        ...
-
-
 class PooledMaps:
     """The last feature map of a network, of images at their own aspect ratio, pooled by `rmac.pooled`.
 
@@ -63,6 +42,11 @@ class PooledMaps:
             convolution after its ReLU and before the last max-pool.
         long_side: pixels that the longer side of an image is resized to.
         block: images that are decoded together; those of one size go through the network together.
+
+    Attributes:
+        settings: all that the region vectors depend on, in plain values.
+        summary: how they are made, for the user.
+        block: images between two points at which work can be resumed.
 
     Raises:
         DeepClusterError: the tap does not exist or is no map.
@@ -96,7 +80,8 @@ class PooledMaps:
     def regions(
         self, images: ImageSubset, start: int, stop: int, advance: Advance
     ) -> Iterator[tuple[list[int], Tensor]]:
-        """See `Extractor`."""
+        """Indices (B,) and region vectors (B, R, C) of length one of the images start … stop - 1, in batches of any
+        order; images that cannot be decoded are left out. `advance` receives the number of images done."""
 
         def read(index: int) -> np.ndarray | None:
             try:
@@ -149,11 +134,9 @@ class PooledMaps:
 
 
 class NetworkOutput:
-    """The output of a network, or the mean of a layer, as the command `features` gives it, L2-normalized.
+    """The output of a network, or the mean of the layer `tap`, as the command `features` gives it, L2-normalized.
 
-    Args:
-        subject: any network.
-        tap: a layer in place of the output.
+    Its attributes are those of `PooledMaps`.
     """
 
     block = 4096  # a multiple of the batch that features are computed in, so that blocks change no bit
@@ -168,7 +151,7 @@ class NetworkOutput:
     def regions(
         self, images: ImageSubset, start: int, stop: int, advance: Advance
     ) -> Iterator[tuple[list[int], Tensor]]:
-        """See `Extractor`; R = 1."""
+        """See `PooledMaps.regions`; R = 1."""
         if self._decoded is None or self._decoded[0] is not images:
             # The whole source as it is: arrays need no decoding, and decoded images are found in the cache.
             self._decoded = images, self.subject.pixels(images.source if images.is_complete else images)
@@ -176,6 +159,10 @@ class NetworkOutput:
         good = np.flatnonzero(np.isfinite(table).all(axis=1))
         if len(good):
             yield (good + start).tolist(), normalize_rows(torch.from_numpy(table[good]))[:, None]
+
+
+Extractor = PooledMaps | NetworkOutput
+"""Makes region vectors of images."""
 
 
 def learn_whitening(
@@ -238,12 +225,9 @@ def load_descriptor(subject: Subject, file: str | Path) -> Callable[[Sequence[np
         raise DeepClusterError(
             f"The whitening in {file} is for another network than {subject.name}: give the one it was learned with."
         )
-    extractor: Extractor
-    if made_by["features"] == "pool":
-        extractor = NetworkOutput(subject, made_by["tap"])
-    else:
-        options = {name: made_by[name] for name in ("tap", "long_side", "levels", "power") if name in made_by}
-        extractor = PooledMaps(subject, made_by["features"], **options)
+    options = {name: made_by[name] for name in ("tap", "long_side", "levels", "power") if name in made_by}
+    pool = made_by["features"]
+    extractor = NetworkOutput(subject, **options) if pool == "pool" else PooledMaps(subject, pool, **options)
 
     def describe(pictures: Sequence[np.ndarray]) -> np.ndarray:
         images = ImageSubset(open_images(list(pictures)), np.arange(len(pictures)))

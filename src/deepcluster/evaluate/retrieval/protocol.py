@@ -210,14 +210,30 @@ class _Search:
             depends_on += [self.whitening_images.fingerprint(), self.dims]
         resume = ResumeFile(file.with_suffix(".state"), depends_on, say=self.screen.print)
         whitening = self._whitening(extractor, file.with_suffix(".safetensors"), resume)
-        table = self._table("database", extractor, self.database, whitening, file, resume)
+
+        def describe(stage: str, images: ImageSubset, file: Path) -> np.ndarray:
+            """(M, P) descriptors, from `file` if they are the same ones, else computed and written there; NaN rows for
+            images that cannot be used."""
+            key = file.with_name(f"{file.name}.digest")
+            wanted = digest(resume.digest, images.fingerprint())
+            with contextlib.suppress(OSError, ValueError):  # missing or damaged: computed again
+                if read_text(key, advice="") == wanted:
+                    return read_npy(file, advice="")
+            with self.screen.bar(stage, len(images)) as advance:
+                work = partial(compute_descriptors, extractor, images, whitening, resume=resume, advance=advance)
+                table = np.asarray(resume.run(stage, work).numpy())
+            key.unlink(missing_ok=True)  # before the table, so that it never belongs to another one
+            write_array(file, table)
+            write_text(key, wanted)
+            return table
+
+        table = describe("database", self.database, file)
         usable = np.isfinite(table).all(axis=1)
         if not usable.any():
             raise DeepClusterError(f"No image of {self.source.name} can be used: give other images.")
         queries = table[self.query_positions]
         if self.queries is not None:
-            own = file.with_name(f"{file.stem}-queries.npy")
-            queries = self._table("queries", extractor, self.queries, whitening, own, resume)
+            queries = describe("queries", self.queries, file.with_name(f"{file.stem}-queries.npy"))
         resume.remove()
         known = np.isfinite(queries).all(axis=1)
         if not known.all() and self.truth.kind != "groups":
@@ -266,30 +282,6 @@ class _Search:
             whitening = Whitening().load_state_dict(resume.run("whitening", work))
         save_tensors(file, KIND, made_by, whitening.state_dict())
         return whitening
-
-    def _table(
-        self,
-        stage: str,
-        extractor: Extractor,
-        images: ImageSubset,
-        whitening: Whitening | None,
-        file: Path,
-        resume: ResumeFile,
-    ) -> np.ndarray:
-        """(M, P) descriptors, from `file` if they are the same ones, else computed and written there; NaN rows for
-        images that cannot be used."""
-        key = file.with_name(f"{file.name}.digest")
-        wanted = digest(resume.digest, images.fingerprint())
-        with contextlib.suppress(OSError, ValueError):  # missing or damaged: computed again
-            if read_text(key, advice="") == wanted:
-                return read_npy(file, advice="")
-        with self.screen.bar(stage, len(images)) as advance:
-            work = partial(compute_descriptors, extractor, images, whitening, resume=resume, advance=advance)
-            table = np.asarray(resume.run(stage, work).numpy())
-        key.unlink(missing_ok=True)  # before the table, so that it never belongs to another one
-        write_array(file, table)
-        write_text(key, wanted)
-        return table
 
 
 def _rules(truth: GroundTruth, crop: str, expansion: int) -> dict[str, Any]:

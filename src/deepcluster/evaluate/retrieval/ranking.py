@@ -1,7 +1,7 @@
 """Average precision of exact rankings by dot products. This file knows neither networks nor files.
 
-All measures are computed from the ranks of a query's relevant images, 0 = first, in the ranking without the images that
-are ignored.
+All measures are computed from the ranks (P,) of a query's relevant images, ascending, 0 = first, in the ranking without
+the images that are ignored.
 """
 
 from __future__ import annotations
@@ -21,16 +21,11 @@ PRECISION_AT = (1, 5, 10)
 
 
 def relevant_ranks(similarity: np.ndarray, relevant: np.ndarray, ignored: np.ndarray) -> np.ndarray:
-    """(P,) int64 ascending: the rank of each relevant image by decreasing similarity.
+    """(P,) int64 ascending: the rank of each relevant image by decreasing similarity (N,).
 
     Ignored images (junk) are removed first, as if they did not exist; an image that is both is ignored. Among equal
     similarities the irrelevant images come first, so that constant features score nothing, whatever the order of the
     files.
-
-    Args:
-        similarity: (N,) of the query to each image of the database.
-        relevant: indices of its relevant images.
-        ignored: indices that do not count.
     """
     kind = np.zeros(len(similarity), np.int8)
     kind[relevant] = 1
@@ -42,14 +37,11 @@ def relevant_ranks(similarity: np.ndarray, relevant: np.ndarray, ignored: np.nda
 
 
 def trapezoid_ap(ranks: np.ndarray) -> float:
-    """Area under precision over recall by the trapezoid rule; NaN without relevant images.
+    """Area under precision over recall by the trapezoid rule, of ranks (P,); NaN without relevant images.
 
     Each step of recall counts the mean of the precision just before the relevant image and at it, where the precision
     before the first image of all is 1. This is how the authors of the Oxford buildings compute it (Philbin et al.,
     CVPR 2007), and after them Holidays and the revisited sets.
-
-    Args:
-        ranks: (P,) ascending, 0 = first.
     """
     if not len(ranks):
         return float("nan")
@@ -60,23 +52,15 @@ def trapezoid_ap(ranks: np.ndarray) -> float:
 
 
 def step_ap(ranks: np.ndarray) -> float:
-    """The mean of the precision at each relevant image, as in scikit-learn; NaN without relevant images.
-
-    Args:
-        ranks: (P,) ascending, 0 = first.
-    """
+    """The mean of the precision at each relevant image, as in scikit-learn, of ranks (P,); NaN without any."""
     return float((np.arange(1, len(ranks) + 1) / (ranks + 1)).mean()) if len(ranks) else float("nan")
 
 
 def precision_at(ranks: np.ndarray, k: int) -> float:
     """Share of relevant images among the first k, or down to the last relevant one where that comes sooner.
 
-    So a query with fewer than k relevant images can reach 1 (Radenović et al., CVPR 2018, and their published
-    evaluation); NaN without relevant images.
-
-    Args:
-        ranks: (P,) ascending, 0 = first.
-        k: number of first images.
+    Of ranks (P,). A query with fewer than k relevant images can reach 1 (Radenović et al., CVPR 2018, and their
+    published evaluation). NaN without relevant images.
     """
     if not len(ranks):
         return float("nan")

@@ -31,12 +31,7 @@ PROBE_SIZE = 256
 
 @dataclass(frozen=True)
 class Grid:
-    """Where the cells of a map lie: the receptive field of cell u is centered on pixel `first` + `stride` * u.
-
-    Attributes:
-        stride: pixels between two cells.
-        first: the pixel, counted from 0, that cell 0 is centered on.
-    """
+    """Where the cells of a map lie: the receptive field of cell u is centered on pixel `first` + `stride` * u."""
 
     stride: int
     first: float

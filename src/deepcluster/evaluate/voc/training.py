@@ -43,14 +43,11 @@ Network = TypeVar("Network", bound=MapNetwork)
 
 @dataclass(frozen=True)
 class SGDConfig:
-    """SGD with momentum.
+    """So many iterations of SGD with momentum, on batches of so many images.
 
     Attributes:
-        iterations: steps.
-        batch: images in each.
         lr: rate of the first step; biases learn twice as fast, as in all of these papers (arXiv 1504.08083 §2.3).
         drops: steps at which the rate falls to a tenth.
-        momentum, weight_decay: as named.
     """
 
     iterations: int
