@@ -218,7 +218,7 @@ class Explorer:
     def _open(self, source: ImageSource | None) -> ImageSource:
         found = self.run.source() if source is None else source
         if self._own_images:  # one image more, and every file would have its neighbor's cluster
-            check_training_images(self.run, found, len(self.groups))
+            check_training_images(self.run, found)
         with self.lock:
             self.catalog.set_labels(found.labels, found.classes)
         if self.journal.done and any(self.folder.glob("vectors-*.npy")):

@@ -56,7 +56,7 @@ def clustered_images(subject: Subject, what: str, data: Any = None, screen: Scre
     run = require_clusters(subject, what)
     if data is None:
         source = run.source()
-        check_training_images(run, source, len(run.assignment))
+        check_training_images(run, source)
         return training_clusters(run, source)
     pixels = run.pixels(data)
     with screen.bar("images", len(pixels)) as bar:
@@ -67,9 +67,8 @@ def clustered_images(subject: Subject, what: str, data: Any = None, screen: Scre
 def training_clusters(run: Run, source: ImageSource) -> ClusteredImages:
     """The training images with the clusters that the run kept."""
     assignment, distance = np.asarray(run.assignment), run.distance
-    if distance is None or len(distance) != len(assignment):
-        distance = np.full(len(assignment), np.nan, np.float32)
-    return ClusteredImages(source, assignment, distance, len(run.centroids))
+    unknown = np.full(len(assignment), np.nan, np.float32)
+    return ClusteredImages(source, assignment, unknown if distance is None else distance, len(run.centroids))
 
 
 def require_run(subject: Subject, what: str) -> Run:
@@ -97,22 +96,18 @@ def check_clusters(run: Run, numbers: Iterable[int], k: int) -> None:
             raise DeepClusterError(f"There is no cluster {number} in {run.folder}; its clusters are 0 to {k - 1}.")
 
 
-def check_training_images(run: Run, source: ImageSource, images: int) -> None:
-    """A DeepClusterError where the source does not hold the `images` images that the run was trained on."""
-    if len(source) != images or source.fingerprint() != run.config["source_fingerprint"]:
-        raise DeepClusterError(
-            f"{source.name} no longer holds the images that {run.folder} was trained on: put them back, or give --data."
-        )
+def check_training_images(run: Run, source: ImageSource, advice: str = "put them back, or give --data.") -> None:
+    """A DeepClusterError where the source does not hold the images that the run was trained on."""
+    if len(source) != run.config["images"] or source.fingerprint() != run.config["source_fingerprint"]:
+        raise DeepClusterError(f"{source.name} no longer holds the images that {run.folder} was trained on: {advice}")
 
 
 def open_pixels(subject: Subject, data: Any) -> Pixels:
     """The decoded images of `data`; None = those the run was trained on, which must still be there."""
-    if data is not None:
-        return subject.pixels(data)
-    source = subject.source()
-    run = require_run(subject, "without --data")
-    check_training_images(run, source, run.config["images"])
-    return subject.pixels(source)
+    if data is None:
+        data = subject.source()
+        check_training_images(require_run(subject, "without --data"), data)
+    return subject.pixels(data)
 
 
 def known_labels(source: ImageSource) -> np.ndarray | None:
@@ -122,11 +117,7 @@ def known_labels(source: ImageSource) -> np.ndarray | None:
 
 
 def require_labels(source: ImageSource) -> tuple[np.ndarray, list[str]]:
-    """(N,) int64 classes of a source, -1 = none, and the names of the classes.
-
-    Raises:
-        DeepClusterError: no image has a label.
-    """
+    """(N,) int64 classes of a source, -1 = none, and their names; a DeepClusterError where no image has a label."""
     labels = known_labels(source)
     if labels is None:
         raise DeepClusterError(f"{source.name} has no labels: give --data a source whose paths have class folders.")

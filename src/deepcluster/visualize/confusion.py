@@ -14,7 +14,7 @@ from deepcluster.engine.run import Run
 from deepcluster.visualize import style
 from deepcluster.visualize.clustered_images import SILENT, clustered_images, require_labels
 from deepcluster.visualize.letters import verbatim
-from deepcluster.visualize.purity import contingency
+from deepcluster.visualize.purity import class_table
 from deepcluster.visualize.style import Pictures
 
 MOST_CLASSES = 40
@@ -49,13 +49,12 @@ def confusion_shares(table: np.ndarray) -> np.ndarray:
 def confusion_figure(assignment: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> Figure:
     """Left, what each cluster consists of; right, the share of each class in the clusters of each.
 
-    Arguments and errors as of `contingency`; `names` are of the classes.
+    Arguments and errors as of `class_table`; `names` are of the classes.
     """
-    known = labels[(assignment >= 0) & (labels >= 0)]
-    shown = np.sort(np.argsort(-np.bincount(known, minlength=len(names)), kind="stable")[:MOST_CLASSES])
-    renumber = np.full(len(names) + 1, -1, np.int64)  # a label of -1 finds the last one
-    renumber[shown] = np.arange(len(shown))
-    table = by_main_class(contingency(assignment, renumber[labels], len(shown)))
+    table, occurring = class_table(assignment, labels), np.unique(labels[(assignment >= 0) & (labels >= 0)])
+    largest = np.sort(np.argsort(-table.sum(1), kind="stable")[:MOST_CLASSES])
+    table, shown = table[largest], occurring[largest]
+    table = by_main_class(table[:, table.any(0)])
     page = style.figure(11, max(3.2, 1.7 + 0.26 * len(shown)))
     left, right = page.subplots(1, 2, width_ratios=(1.25, 1))
     classes = [verbatim(names[number], 40) for number in shown]

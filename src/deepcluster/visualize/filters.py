@@ -108,13 +108,8 @@ def filter_tiles(filters: np.ndarray, *, shared: bool = False, sobel: Sobel = "p
     Args:
         filters: (F, 3, H, W) as colors, or (F, 2, H, W) over the two edge maps.
         sobel: how two channels are drawn; "pair" is the paper's (arXiv 1807.05520 fig. 3), "gray" (H + 2, W + 2).
-
-    Raises:
-        DeepClusterError: another number of channels.
     """
     channels = filters.shape[1]
-    if channels not in (2, 3):
-        raise DeepClusterError(f"Filters over {channels} channels cannot be drawn: only 3 colors or 2 edge maps.")
     if channels == 2 and sobel == "gray":
         filters = np.stack([on_gray(each)[None] for each in filters])
     size = np.hypot(filters[:, 0], filters[:, 1]) if sobel == "direction" and channels == 2 else np.abs(filters)

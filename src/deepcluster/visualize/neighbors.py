@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Sequence
+import itertools
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -95,11 +96,8 @@ def draw_queries(good: np.ndarray, count: int, seed: int, labels: np.ndarray | N
     if labels is None:
         return good[shuffled[:count]]
     # the first of each class, then the second of each, ...
-    drawn: Counter[int] = Counter()
-    rank = np.empty(len(shuffled), np.int64)
-    for place, label in enumerate(labels[shuffled].tolist()):
-        rank[place] = drawn[label]
-        drawn[label] += 1
+    drawn: defaultdict[int, Iterator[int]] = defaultdict(itertools.count)
+    rank = [next(drawn[label]) for label in labels[shuffled].tolist()]
     return good[shuffled[np.argsort(rank, kind="stable")[:count]]]
 
 

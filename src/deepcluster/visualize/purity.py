@@ -11,6 +11,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from deepcluster.clustering.metrics import contingency
 from deepcluster.engine.log import Screen
 from deepcluster.engine.run import Run
 from deepcluster.errors import DeepClusterError
@@ -33,13 +34,13 @@ def draw_purity(run: Run, *, data: Any = None, screen: Screen = SILENT) -> Pictu
 
 
 def size_and_purity(assignment: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(C,) labelled images and (C,) share of the most frequent class, of each column of `contingency`."""
-    table = contingency(assignment, labels)
+    """(C,) labelled images and (C,) share of the most frequent class, of each column of `class_table`."""
+    table = class_table(assignment, labels)
     return table.sum(0), table.max(0) / table.sum(0)
 
 
-def contingency(assignment: np.ndarray, labels: np.ndarray, classes: int | None = None) -> np.ndarray:
-    """(classes, C) int64 images by class and by the clusters that have labelled images.
+def class_table(assignment: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """(L, C) int64 images by class, of the L classes that occur, and by the C clusters that have labelled images.
 
     Args:
         assignment: (N,) cluster of each image; -1 = none.
@@ -48,12 +49,9 @@ def contingency(assignment: np.ndarray, labels: np.ndarray, classes: int | None 
     Raises:
         DeepClusterError: no image has both.
     """
-    both = (assignment >= 0) & (labels >= 0)
-    if not both.any():
+    if not ((assignment >= 0) & (labels >= 0)).any():
         raise DeepClusterError("No image has both a cluster and a label: draw a source whose paths have class folders.")
-    used, column = np.unique(assignment[both], return_inverse=True)
-    table = np.zeros((int(labels.max()) + 1 if classes is None else classes, len(used)), np.int64)
-    np.add.at(table, (labels[both], column), 1)
+    table: np.ndarray = contingency(labels, assignment).toarray()
     return table
 
 

@@ -25,7 +25,7 @@ from deepcluster.models.taps import read_taps
 from deepcluster.visualize.activations import Recipe, filter_objective, maximize
 from deepcluster.visualize.clustered_images import SILENT, open_pixels, short_name
 from deepcluster.visualize.images import grid, letterboxed, padded, side_by_side, stacked, text_line, thumbnail, titled
-from deepcluster.visualize.layers import check_filters, choose_filters, deepest_layer, feature_maps
+from deepcluster.visualize.layers import choose_filters, deepest_layer, feature_maps
 from deepcluster.visualize.receptive_fields import ReceptiveField, receptive_field
 from deepcluster.visualize.style import Picture, Pictures
 
@@ -145,18 +145,13 @@ def rank_images(
     Args:
         backbone: on `device`, in evaluation mode.
         check: called with the number of images after each batch.
-
-    Raises:
-        DeepClusterError: there is no such tap or filter.
     """
     ranking = {tap: Ranking.empty(len(numbers), count) for tap, numbers in filters.items()}
     for batch in _loader(backbone, pixels, pixels.good, batch_size, device):
         with read_taps(backbone, filters) as activations:
             backbone(batch.views[0])
         for tap, numbers in filters.items():
-            maps = feature_maps(activations[tap])
-            check_filters(tap, numbers, maps.shape[1])
-            ranking[tap].update(maps[:, list(numbers)], batch.index, score)
+            ranking[tap].update(feature_maps(activations[tap])[:, list(numbers)], batch.index, score)
         check(len(batch.index))
     return ranking
 
