@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +25,15 @@ from deepcluster.errors import BadImage, DeepClusterError
 from deepcluster.io import write_text
 from deepcluster.reading import read_bytes
 from deepcluster.visualize import history, report_text, sizes, style
-from deepcluster.visualize.clustered_images import ClusteredImages, class_name, reader, short_name, training_clusters
-from deepcluster.visualize.clusters import Contact, contact, largest, main_classes
+from deepcluster.visualize.clustered_images import (
+    ClusteredImages,
+    check_training_images,
+    class_name,
+    reader,
+    short_name,
+    training_clusters,
+)
+from deepcluster.visualize.clusters import contact, largest, main_classes
 from deepcluster.visualize.images import encoded, thumbnail
 
 ROWS_SHOWN = 500
@@ -67,60 +73,60 @@ def write_report(run: Run, *, clusters: int = 24, images: int = 12) -> Path:
     Args:
         clusters: clusters shown, the largest first.
         images: images shown of each, the nearest to its center first.
-
-    Raises:
-        DeepClusterError: the run folder cannot be written.
     """
-    folder, config, metrics = Path(run.folder), run.config, run.metrics
+    config, metrics = run.config, run.metrics
     assignment, k = _clusters(run)
-    source, problem = _source(run, assignment)
     bad_rows = run.bad_images()
-    bad = len(bad_rows)
     counts: np.ndarray | None = None
-    clustered: int | None = None
     cards: list[dict[str, Any]] = []
     rows: list[dict[str, Any]] = []
     plots: list[str] = []
+    spread: str | None = None
+    source, problem = _source(run)
     if assignment is not None:
         counts = np.bincount(assignment[assignment >= 0], minlength=k)
-        clustered = int(counts.sum())
         rows = _rows(assignment, counts, source)
         if source is not None:
-            numbers = [number for number in largest(counts)[:clusters] if counts[number]]
             try:
                 shown = training_clusters(run, source)
             except DeepClusterError as error:  # the page is written all the same, and says why it has no order
                 unknown = np.full(len(assignment), np.nan, np.float32)
                 shown, problem = ClusteredImages(source, assignment, unknown, k), str(error)
-            cards, unreadable = _cards(shown, numbers, images)
+            cards, unreadable = _cards(shown, largest(counts)[: min(clusters, np.count_nonzero(counts))], images)
             problem = problem or unreadable
-        plots = [_plot(draw, counts) for draw in (sizes.draw_sorted, sizes.draw_histogram)] if clustered else []
+        if counts.any():
+            spread = sizes.summary(counts)
+            for draw in (sizes.draw_sorted, sizes.draw_histogram):
+                page = style.figure(4.7, 2.6)
+                draw(page.add_subplot(), counts)
+                plots.append(style.svg(page))
+    clustered = None if counts is None else int(counts.sum())
     curves = [
         style.svg(history.panel_figure([(panel, panel.curves(metrics))]))
         for panel in history.panels(metrics, k, clustered, params_of(config).rotations_predicted)
     ]
     told = report_text.Numbers(config, metrics, counts)
-    page = environment().get_template("report.html")
-    html = page.render(
+    template = environment().get_template("report.html")
+    html = template.render(
         title=f"{config.get('preset', 'run')} on {short_name(str(config.get('data', 'images')))}",
         run=told,
-        remarks=report_text.remarks(told, bad, folder),
-        evaluations=report_text.evaluations(folder),
+        remarks=report_text.remarks(told, len(bad_rows), run.folder),
+        evaluations=report_text.evaluations(run.folder),
         curves=[Markup(svg) for svg in curves],  # every text in them is ours
-        spread=None if counts is None or not clustered else sizes.summary(counts),
+        spread=spread,
         sizes=[Markup(svg) for svg in plots],
         cards=cards,
         clusters=clusters,
         rows=rows,
         gone=problem,
-        pictures=saved_pictures(folder / "pictures"),
-        bad=bad,
+        pictures=saved_pictures(run.folder / "pictures"),
+        bad=len(bad_rows),
         bad_rows=bad_rows[: report_text.BAD_SHOWN],
-        command=report_text.command(config, folder),
+        command=report_text.command(config, run.folder),
         settings=report_text.flat(report_text.settings_used(config)),
         versions=report_text.flat(config.get("versions", {})),
     )
-    return write_text(folder / "report.html", printable(html))
+    return write_text(run.folder / "report.html", printable(html))
 
 
 def saved_pictures(folder: Path) -> list[dict[str, str]]:
@@ -163,9 +169,9 @@ def _data_uri(content: bytes, kind: str) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
 
 
-def _cards(shown: ClusteredImages, numbers: list[int], images: int) -> tuple[list[dict[str, Any]], str]:
+def _cards(shown: ClusteredImages, numbers: np.ndarray, images: int) -> tuple[list[dict[str, Any]], str]:
     """A card for each of some clusters, and a sentence where images cannot be read."""
-    contacts = [contact(shown, int(number), images=images, farthest=FARTHEST) for number in numbers]
+    contacts = [contact(shown, number, images=images, farthest=FARTHEST) for number in numbers.tolist()]
     count = sum(len(each.nearest) + len(each.farthest) for each in contacts)
     side = 112 if count <= 450 else 80 if count <= 1000 else 56  # keeps the page to a few megabytes
     read = reader(shown.source, side)
@@ -179,10 +185,9 @@ def _cards(shown: ClusteredImages, numbers: list[int], images: int) -> tuple[lis
             found.append({"uri": uri, "path": shown.source.path(index), "tiny": tiny})
         return found
 
-    def card(each: Contact) -> dict[str, Any]:
-        return {"contact": each, "nearest": pictures(each.nearest), "farthest": pictures(each.farthest)}
-
-    cards = [card(each) for each in contacts]
+    cards: list[dict[str, Any]] = [
+        {"contact": each, "nearest": pictures(each.nearest), "farthest": pictures(each.farthest)} for each in contacts
+    ]
     missing = sum(picture["uri"] is None for each in cards for picture in each["nearest"] + each["farthest"])
     problem = f"{missing:,} of the {count:,} images on this page can no longer be read from {shown.source.name}."
     return cards, problem if missing else ""
@@ -195,30 +200,19 @@ def _clusters(run: Run) -> tuple[np.ndarray | None, int]:
             return None, 1
         return np.asarray(run.assignment), len(run.centroids)
     except DeepClusterError:
-        if all((Path(run.folder) / name).exists() for name in ("assignment.npy", "model.safetensors")):
+        if all((run.folder / name).exists() for name in ("assignment.npy", "model.safetensors")):
             raise  # there are clusters, and they are damaged
         return None, int(run.config.get("settings", {}).get("method", {}).get("k", 1))
 
 
-def _source(run: Run, assignment: np.ndarray | None) -> tuple[ImageSource | None, str]:
+def _source(run: Run) -> tuple[ImageSource | None, str]:
     """The training images, or None and a sentence that says why they cannot be shown."""
     try:
         source = run.source()
-        same = source.fingerprint() == run.config["source_fingerprint"]
+        check_training_images(run, source, "put them back and run `deepcluster report` again.")
     except (DeepClusterError, OSError) as error:
         return None, f"The images cannot be shown: {error}"
-    if not same or (assignment is not None and len(source) != len(assignment)):
-        return None, (
-            f"The images cannot be shown: {source.name} no longer holds the images this run was trained on. "
-            "Put them back and run `deepcluster report` again."
-        )
     return source, ""
-
-
-def _plot(draw: Callable[..., None], counts: np.ndarray) -> str:
-    figure = style.figure(4.7, 2.6)
-    draw(figure.add_subplot(), counts)
-    return style.svg(figure)
 
 
 def _rows(assignment: np.ndarray, counts: np.ndarray, source: ImageSource | None) -> list[dict[str, Any]]:
