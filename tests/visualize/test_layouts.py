@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections import Counter
 
 import numpy as np
@@ -51,9 +50,6 @@ def test_impossible_maps_are_errors() -> None:
     features, _ = groups()
     with pytest.raises(DeepClusterError, match="too few"):
         lay_out(features[:3], "pca")
-    if importlib.util.find_spec("umap") is None:
-        with pytest.raises(DeepClusterError, match="pip install umap-learn"):
-            lay_out(features, "umap")
 
 
 def test_a_legend_names_few_groups_and_not_many() -> None:

@@ -204,13 +204,6 @@ def test_photos_are_jpeg_and_tiny_pictures_keep_every_pixel() -> None:
     assert Image.open(io.BytesIO(base64.b64decode(content))).size == (112, 112)
 
 
-@pytest.mark.parametrize(
-    ("seconds", "said"), [(3.21, "3.2 s"), (59, "59 s"), (61, "1 min"), (3599, "1 h 00 min"), (7800, "2 h 10 min")]
-)
-def test_durations(seconds: float, said: str) -> None:
-    assert report_text.duration(seconds) == said
-
-
 def test_names_of_data_are_short() -> None:
     assert short_name("/data/photos/") == "photos"
     assert short_name("digits") == "digits"

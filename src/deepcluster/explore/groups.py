@@ -5,7 +5,7 @@ This file knows numbers and names only; it does not know where edits are stored 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -225,9 +225,8 @@ def describe(edit: Mapping[str, Any]) -> str:
     return f"{verb} {_count(images, 'image')}" if isinstance(images, list) else f"{verb} images"
 
 
-def _count(items: Iterable[Any], noun: str) -> str:
-    count = len(list(items))
-    return f"{count:,} {noun}{'s' * (count != 1)}"
+def _count(items: Sequence[Any], noun: str) -> str:
+    return f"{len(items):,} {noun}{'s' * (len(items) != 1)}"
 
 
 def _truth(value: Any) -> bool:

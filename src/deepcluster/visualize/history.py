@@ -1,7 +1,4 @@
-"""The curves of a run: loss, agreement, cluster sizes, learning rate and where the time goes, by epoch.
-
-Apart from `draw_history`, this file knows the keys of metrics.jsonl and nothing else of a run.
-"""
+"""The curves of a run: loss, agreement, cluster sizes, learning rate and where the time goes, by epoch."""
 
 from __future__ import annotations
 
@@ -27,8 +24,6 @@ Metrics = Sequence[dict[str, Any]]
 """One mapping an epoch, as in metrics.jsonl."""
 Curves = Mapping[str, tuple[np.ndarray, np.ndarray, str]]
 """Name -> epochs, values, color."""
-Ending = tuple[float, str, str]
-"""Height of a line's end in data, its name, its color."""
 
 
 def draw_history(run: Run) -> Pictures:
@@ -127,8 +122,8 @@ def panel_figure(shown: Sequence[tuple[Panel, Curves]], *, labels: bool = True) 
     return page
 
 
-def draw_panel(axes: Axes, panel: Panel, curves: Curves) -> list[Ending]:
-    """Draw one panel, and return the names for the ends of its lines."""
+def draw_panel(axes: Axes, panel: Panel, curves: Curves) -> list[tuple[float, str, str]]:
+    """Draw one panel, and return height, name and color of the ends of its lines."""
     first = min(x[0] for x, _, _ in curves.values())
     last = max(x[-1] for x, _, _ in curves.values())
     highest = max([*(float(y.max()) for _, y, _ in curves.values()), *panel.levels.values()])
@@ -138,7 +133,11 @@ def draw_panel(axes: Axes, panel: Panel, curves: Curves) -> list[Ending]:
     if panel.scale == "stacked":
         endings = _stack(axes, curves)
     else:
-        endings = _lines(axes, curves)
+        endings = []
+        for name, (x, y, color) in curves.items():
+            axes.plot(x, y, color=color, linewidth=1.8, solid_capstyle="round", clip_on=False)
+            axes.plot(x[-1:], y[-1:], "o", color=color, markersize=4, clip_on=False)
+            endings.append((float(y[-1]), name, color))
         if axes.get_yscale() == "linear":
             axes.set_ylim(0, (highest * 1.08 if panel.top is None else panel.top) or 1)  # zeros alone have a height too
     for name, height in panel.levels.items():
@@ -152,14 +151,7 @@ def draw_panel(axes: Axes, panel: Panel, curves: Curves) -> list[Ending]:
     return endings
 
 
-def _lines(axes: Axes, curves: Curves) -> list[Ending]:
-    for x, y, color in curves.values():
-        axes.plot(x, y, color=color, linewidth=1.8, solid_capstyle="round", clip_on=False)
-        axes.plot(x[-1:], y[-1:], "o", color=color, markersize=4, clip_on=False)
-    return [(float(y[-1]), name, color) for name, (_, y, color) in curves.items()]
-
-
-def _stack(axes: Axes, curves: Curves) -> list[Ending]:
+def _stack(axes: Axes, curves: Curves) -> list[tuple[float, str, str]]:
     epochs = np.unique(np.concatenate([x for x, _, _ in curves.values()]))
     floor, endings = np.zeros(len(epochs)), []
     for name, (x, y, color) in curves.items():

@@ -1,7 +1,4 @@
-"""Images on a page, as (H, W, 3) uint8 arrays: thumbnails, grids, text, frames.
-
-This file knows pixels and letters, and nothing of what is shown.
-"""
+"""Images on a page, as (H, W, 3) uint8 arrays: thumbnails, grids, text, frames."""
 
 from __future__ import annotations
 

@@ -61,10 +61,8 @@ def draw_map(
         perplexity: of t-SNE: about how many neighbors count.
         seed: of the images that are drawn, and of the layout.
     """
-    if points < 4:
-        raise DeepClusterError(f"--points {points} are too few for a map: give 4 or more.")
-    if "umap" in layout:
-        _require_umap()
+    if "umap" in layout and importlib.util.find_spec("umap") is None:
+        raise DeepClusterError("UMAP is not installed: `pip install umap-learn`, or take the layout tsne or pca.")
     pixels = open_pixels(subject, data)
     index = pixels.good
     if len(pixels) > points:
@@ -85,11 +83,10 @@ def draw_map(
         names = [f"cluster {number}" for number in range(len(run.centroids))]
         if data is None:
             groups = np.asarray(run.assignment)[index]
+        elif tap is None:
+            groups = run.model.nearest(features)[0]
         else:
-            output = features
-            if tap is not None:
-                output = extract(backbone, pixels, device=subject.device, only=index)[1]
-            groups = run.model.nearest(output)[0]
+            groups = run.model.nearest(extract(backbone, pixels, device=subject.device, only=index)[1])[0]
     pictures: dict[str, Picture] = {}
     for how in layout:
         screen.print(f"laying out {len(features):,} images by {how}")
@@ -115,9 +112,6 @@ def lay_out(features: np.ndarray, how: Layout, *, seed: int = 0, perplexity: flo
 
     Args:
         how: "pca", "tsne" (van der Maaten and Hinton 2008) or "umap" (McInnes, Healy and Melville 2018).
-
-    Raises:
-        DeepClusterError: too few images, or UMAP is not installed.
     """
     if len(features) < 4:
         raise DeepClusterError(f"{len(features)} images are too few for a map: give 4 or more.")
@@ -127,7 +121,6 @@ def lay_out(features: np.ndarray, how: Layout, *, seed: int = 0, perplexity: flo
 
     rows = normalize(np.asarray(features, np.float64))
     if how == "umap":
-        _require_umap()
         from umap import UMAP
 
         return np.asarray(UMAP(metric="cosine", random_state=seed).fit_transform(rows), np.float32)
@@ -230,8 +223,3 @@ def nearest_to_cells(positions: np.ndarray, cells: int) -> dict[tuple[int, int],
     for number in np.argsort(-off, kind="stable").tolist():  # the nearest come last and stay
         found[cells - 1 - int(cell[number, 1]), int(cell[number, 0])] = number
     return found
-
-
-def _require_umap() -> None:
-    if importlib.util.find_spec("umap") is None:
-        raise DeepClusterError("UMAP is not installed: `pip install umap-learn`, or take the layout tsne or pca.")

@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from deepcluster.errors import DeepClusterError
 from deepcluster.models.backbone import Backbone
 from deepcluster.visualize.layers import tap_output
 
@@ -41,15 +40,10 @@ class ReceptiveField:
 
     def box(self, row: int, column: int, height: int, width: int) -> tuple[int, int, int, int]:
         """Top, left, bottom and right (exclusive) of a position's pixels in an image; at least one pixel."""
-        (top, bottom), (left, right) = (
-            self._span(axis, position, length)
-            for axis, (position, length) in enumerate(((row, height), (column, width)))
-        )
+        start = np.clip(np.multiply((row, column), self.step) + self.first, 0, (height - 1, width - 1))
+        end = np.clip(np.multiply((row, column), self.step) + self.last + 1, start + 1, (height, width))
+        (top, left), (bottom, right) = start.tolist(), end.tolist()
         return top, left, bottom, right
-
-    def _span(self, axis: int, position: int, length: int) -> tuple[int, int]:
-        start = min(max(position * self.step[axis] + self.first[axis], 0), length - 1)
-        return start, min(max(position * self.step[axis] + self.last[axis] + 1, start + 1), length)
 
 
 def receptive_field(backbone: Backbone, tap: str) -> ReceptiveField | None:
@@ -97,14 +91,9 @@ class _EqualWeights(TorchFunctionMode):
 
 
 def _conv2d(
-    image: Tensor,
-    weight: Tensor,
-    bias: Any = None,
-    stride: Any = 1,
-    padding: Any = 0,
-    dilation: Any = 1,
+    image: Tensor, weight: Tensor, bias: Any = None, stride: Any = 1, padding: Any = 0, dilation: Any = 1,
     groups: int = 1,
-) -> Tensor:
+) -> Tensor:  # fmt: skip
     kernel = torch.full((1, 1, *weight.shape[2:]), 1 / weight[0, 0].numel(), dtype=image.dtype)
     mean = torch.conv2d(image.mean(1, keepdim=True), kernel, None, stride, padding, dilation)
     return mean.expand(-1, len(weight), -1, -1)
@@ -119,12 +108,8 @@ def _max_pool2d(
     return_indices: bool = False,
 ) -> Tensor:  # fmt: skip
     if dilation not in (1, (1, 1)):
-        raise DeepClusterError("Receptive fields of dilated max-pooling cannot be measured: choose another backbone.")
+        raise NotImplementedError
     return torch.nn.functional.avg_pool2d(image, kernel_size, stride, padding, ceil_mode)
-
-
-def _unchanged(image: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    return image
 
 
 _POINTWISE = (
@@ -134,5 +119,6 @@ _POINTWISE = (
 )
 _REPLACED = {
     "conv2d": _conv2d, "linear": _linear, "max_pool2d": _max_pool2d, "__iadd__": torch.add, "add_": torch.add,
-    "__imul__": torch.mul, "mul_": torch.mul, **dict.fromkeys(_POINTWISE.split(), _unchanged),
+    "__imul__": torch.mul, "mul_": torch.mul,
+    **dict.fromkeys(_POINTWISE.split(), lambda image, *rest, **options: image),
 }  # fmt: skip

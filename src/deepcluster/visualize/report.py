@@ -20,6 +20,7 @@ from deepcluster.data.decode import decode
 from deepcluster.data.formats import BYTES
 from deepcluster.data.naming import printable
 from deepcluster.data.source import ImageSource
+from deepcluster.engine.clock import duration
 from deepcluster.engine.run import Run
 from deepcluster.errors import BadImage, DeepClusterError
 from deepcluster.io import write_text
@@ -62,7 +63,7 @@ def environment() -> Environment:
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,
     )  # fmt: skip
-    words = (report_text.count, report_text.number, report_text.duration, sizes.effective, math.log, np.median)
+    words = (report_text.count, report_text.number, duration, sizes.effective, math.log, np.median)
     found.globals |= {word.__name__: word for word in words}
     return found
 

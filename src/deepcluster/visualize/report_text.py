@@ -172,14 +172,6 @@ def evaluations(folder: Path) -> list[Evaluation]:
     return found
 
 
-def duration(seconds: float) -> str:
-    """Seconds as people say them."""
-    if seconds < 60:
-        return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
-
-
 def number(value: float, places: int = 0) -> str:
     """A number with commas and so many decimals."""
     return f"{value:,.{places}f}"

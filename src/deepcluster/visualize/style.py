@@ -1,7 +1,7 @@
 """The look of all pictures: one palette, quiet axes, labels at the lines; and how a picture gets to disk.
 
 Colors are Okabe and Ito's, told apart by people with any color vision. Figures are made without pyplot, so
-nothing here opens a window or keeps state. This file does not know what is drawn.
+nothing here opens a window or keeps state.
 """
 
 from __future__ import annotations
@@ -68,11 +68,8 @@ def quiet(axes: Axes, text: str, x: str, y: str) -> None:
 
 
 def ticks(axis: Axis, *, most: int = 6, integers: bool = False) -> None:
-    """At most so many ticks at round values: thousands with a comma, no powers of ten. Call it when limits are set.
-
-    Args:
-        integers: ticks at whole numbers only.
-    """
+    """At most so many ticks at round values, or at whole `integers`: thousands with a comma, no powers of ten. Call it
+    when limits are set."""
     from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
     if axis.get_scale() == "linear":
@@ -166,10 +163,5 @@ def svg(picture: Figure) -> str:
 
 
 def save(picture: Picture, path: str | Path) -> Path:
-    """Write a figure or an (H, W, 3) uint8 image as PNG and return its path.
-
-    Raises:
-        DeepClusterError: the folder cannot be written.
-    """
-    content = png(picture)
-    return write_bytes(Path(path), content)
+    """Write a figure or an (H, W, 3) uint8 image as PNG and return its path."""
+    return write_bytes(Path(path), png(picture))
