@@ -20,8 +20,10 @@ def method(n: int = 64, k: int = 4, **values: object) -> DeepCluster:
     torch.manual_seed(0)
     backbone = build_backbone("convnet", image_size=12)
     clusterer = values.pop("clusterer", None)
-    params = DeepClusterParams(k=k, **({"whiten": 3, "init": "k-means++"} | values))  # type: ignore[arg-type]
-    return DeepCluster(backbone, params, n=n, make_optimizer=sgd, clusterer=clusterer)  # type: ignore[arg-type]
+    algorithm = "kmeans" if clusterer is None else "custom"
+    values = {"algorithm": algorithm, "whiten": 3, "init": "k-means++"} | values
+    params = DeepClusterParams(k=k, **values)  # type: ignore[arg-type]
+    return DeepCluster(backbone, params, n=n, make_optimizer=sgd, clusterer=clusterer)
 
 
 def sgd(

@@ -82,12 +82,12 @@ def test_head_and_optimizer_are_made_anew() -> None:
     learner = method()
     learner.refresh(described, (0, 0))
     head: Any = learner.heads[0]
-    before, optimizer = head.linear.weight.clone(), learner.head_optimizer
+    before, optimizer = head.linear.weight.clone(), learner.own_optimizers["head"]
     learner.refresh(described, (0, 1))
-    assert learner.head_optimizer is not None and learner.head_optimizer is not optimizer
+    assert learner.own_optimizers["head"] is not optimizer
     head = learner.heads[0]
     assert not torch.equal(before, head.linear.weight)
-    assert learner.head_optimizer.param_groups[0]["params"][0] is head.linear.weight
+    assert learner.own_optimizers["head"].param_groups[0]["params"][0] is head.linear.weight
 
 
 def test_previous_centroids_keep_the_names_of_clusters() -> None:
@@ -158,8 +158,7 @@ def test_a_classifier_drawn_anew_keeps_its_rate(head: str, rate: float) -> None:
     learner = method(head=head)
     learner.refresh(described, (0, 0))
     set_rate(learner.optimizers().values(), 0.1)
-    assert learner.head_optimizer is not None
-    assert learner.head_optimizer.param_groups[0]["lr"] == pytest.approx(rate)
+    assert learner.own_optimizers["head"].param_groups[0]["lr"] == pytest.approx(rate)
 
 
 def test_sela_divides_the_images_equally() -> None:

@@ -19,18 +19,13 @@ METHOD = '''
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from deepcluster.data.sampler import epoch_order
-from deepcluster.distributed import SINGLE, ProcessGroup
-from deepcluster.methods.base import ExtractFeatures, MakeOptimizer, WhitenedMethod, scatter_to_dataset
+from deepcluster.methods.base import ExtractFeatures, WhitenedMethod
 from deepcluster.clustering.whitening import Whitening
 from deepcluster.methods.params import RandomGroupsParams
-from deepcluster.models.backbone import Backbone
 from deepcluster.models.heads import LinearClassifier, cluster_means
 from deepcluster.random import seeded
 from deepcluster.types import Batch, Clustering, TrainStep
@@ -39,13 +34,12 @@ from deepcluster.types import Batch, Clustering, TrainStep
 class RandomGroups(WhitenedMethod):
     assignment: Tensor
 
-    def __init__(self, backbone: Backbone, params: RandomGroupsParams, *, n: int, make_optimizer: MakeOptimizer,
-                 clusterer: Any = None, group: ProcessGroup = SINGLE) -> None:
-        super().__init__(backbone, params, n=n, make_optimizer=make_optimizer, group=group)
-        self.params, self.whitening = params, Whitening(params.whiten)
-        self.head = LinearClassifier(backbone.dim, params.k, relu=backbone.head_relu)
-        self.optimizer = make_optimizer(self.head.parameters())
-        self.register_buffer("assignment", torch.full((n,), -1, dtype=torch.int64))
+    def build(self) -> None:
+        p = self.params
+        self.whitening = Whitening(p.whiten)
+        self.head = LinearClassifier(self.backbone.dim, p.k, relu=self.backbone.head_relu)
+        self.own_optimizers = {"head": self.make_optimizer(self.head.parameters())}
+        self.register_buffer("assignment", torch.full((self.n,), -1, dtype=torch.int64))
 
     def due(self, step: int, steps_per_epoch: int) -> bool:
         return step % steps_per_epoch == 0
@@ -55,20 +49,14 @@ class RandomGroups(WhitenedMethod):
         z, count = self.whiten(features, self.params.k)
         labels = torch.randint(self.params.k, (len(self.assignment),), generator=seeded(0))[features.index]
         centroids = cluster_means(torch.as_tensor(z), labels, self.params.k, seeded(1), self.group)
-        found = scatter_to_dataset(len(self.assignment), features.index, z, labels.numpy(), centroids, self.group)
+        found = self.scatter_to_dataset(features.index, z, labels.numpy(), centroids)
         self.assignment.copy_(torch.from_numpy(found.assignment))
         return found
-
-    def order(self, length: int, generator: torch.Generator) -> Tensor:
-        return epoch_order(self.assignment.cpu(), length, "images", generator)
 
     def loss(self, batch: Batch, step: TrainStep) -> dict[str, Tensor]:
         label = self.assignment[batch.index.to(self.assignment.device)]
         terms = [F.cross_entropy(self.head(self.backbone(view)), label, reduction="none") for view in batch.views]
         return {"loss": torch.stack([self.group.mean(term) for term in terms]).mean()}
-
-    def optimizers(self) -> dict[str, torch.optim.Optimizer]:
-        return {"head": self.optimizer}
 '''
 
 PARAMS = '''

@@ -41,6 +41,9 @@ class Straight(torch.nn.Module):
 
     project = forward
 
+    def transform(self, features: np.ndarray) -> np.ndarray:
+        return F.normalize(torch.as_tensor(features), dim=1).numpy()
+
     def fit_running_stats(self, features: object, group: object = None) -> None:
         pass
 

@@ -16,12 +16,16 @@ import torch
 from torch import Tensor, nn
 
 from deepcluster.clustering.hierarchical import nearest_in_tree
+from deepcluster.clustering.kmeans import KMeans
 from deepcluster.clustering.whitening import Whitening
+from deepcluster.data.sampler import epoch_order
 from deepcluster.distributed import SINGLE, ProcessGroup
 from deepcluster.errors import DeepClusterError
-from deepcluster.methods.checks import check_enough_images
+from deepcluster.methods.checks import check_enough_images, check_ranges
 from deepcluster.models.backbone import Backbone
 from deepcluster.models.ema import Averaged
+from deepcluster.models.heads import ProjectionHead
+from deepcluster.random import seed_of
 from deepcluster.types import Batch, Clustering, ClusterTree, Embedding, TrainStep
 
 
@@ -64,15 +68,17 @@ class Method(Averaged, ABC):
         make_optimizer: for the parameters that the method owns besides the backbone's.
         clusterer: what groups the features in place of k-means, for methods that allow one.
         group: the processes that train together.
+
+    Raises:
+        DeepClusterError: a parameter is out of its range.
     """
 
     backbone: Backbone
+    neck: ProjectionHead  # of methods that have one
     assignment: Tensor
-    group: ProcessGroup = SINGLE
     row_buffers: tuple[str, ...] = ()
     """Names of buffers with a row for each image, of which each process keeps those of its range `local_range`."""
 
-    @abstractmethod
     def __init__(
         self,
         backbone: Backbone,
@@ -84,26 +90,35 @@ class Method(Averaged, ABC):
         group: ProcessGroup = SINGLE,
     ) -> None:
         super().__init__()
-        self.backbone, self.group, self.n = backbone, group, n
+        check_ranges(params)
+        self.backbone, self.params, self.n, self.group = backbone, params, n, group
+        self.make_optimizer, self.clusterer = make_optimizer, clusterer
+        self.own_optimizers: dict[str, torch.optim.Optimizer] = {}
         self.local_range = group.row_range(n)
         self.register_load_state_dict_pre_hook(_take_own_rows)  # type: ignore[no-untyped-call]
+        self.build()
 
     @abstractmethod
+    def build(self) -> None:
+        """Makes what the method keeps: heads, buffers, averages, `own_optimizers`."""
+
     def order(self, length: int, generator: torch.Generator) -> Tensor:
-        """(length,) int64, the images to train on, in order."""
+        """(length,) int64, the images to train on, in order; by default every image equally often."""
+        return epoch_order(self.assignment.cpu(), length, "images", generator)
 
     @abstractmethod
     def loss(self, batch: Batch, step: TrainStep) -> dict[str, Tensor]:
         """Scalar losses of one batch; `loss` is the one that is minimized. The losses of all processes add up to the
         loss of the whole batch."""
 
-    @abstractmethod
     def optimizers(self) -> dict[str, torch.optim.Optimizer]:
         """Optimizers the method owns besides the backbone's, such as the head's; stepped and saved with it."""
+        return self.own_optimizers
 
     def due(self, step: int, steps_per_epoch: int) -> bool:
-        """Whether the clusters are to be recomputed before optimizer step `step` (counted from 0)."""
-        return False
+        """Whether the clusters are to be recomputed before optimizer step `step`, counted from 0; by default every
+        `reassign` epochs."""
+        return interval_due(self.params.reassign, step, steps_per_epoch)
 
     def refresh(self, extract_features: ExtractFeatures, key: tuple[int, ...]) -> Clustering | None:
         """Recomputes the clusters and takes them as targets. `key` seeds every random draw."""
@@ -119,7 +134,36 @@ class Method(Averaged, ABC):
         for each in self.embedding:
             z = each.transform(z)
         labels, _ = nearest_in_tree(z, [centroids.cpu()])
-        return scatter_to_dataset(self.n, extracted.index, z, labels, centroids.cpu(), self.group)
+        return self.scatter_to_dataset(extracted.index, z, labels, centroids.cpu())
+
+    def k_means(self, rows: Any, key: tuple[int, ...], **parameters: Any) -> KMeans:
+        """k-means of the (M, P) rows of all processes, with the method's `k` and `iterations`."""
+        p, seed = self.params, seed_of(*key) % 2**31
+        device = self.assignment.device
+        parameters = {"max_iter": p.iterations, "random_state": seed, "device": device, **parameters}
+        return KMeans(p.k, group=self.group, **parameters).fit(rows)
+
+    def first_embeddings(self, extracted: Features) -> Tensor:
+        """(M, P) embeddings by a new projection head `neck`, and by its average from now on: its batch-norm has no
+        statistics yet, and with others than those of these features, the first epoch would change every label."""
+        self.neck.fit_running_stats(extracted.features, self.group)
+        neck = self.averaged("neck")
+        neck.load_state_dict(self.neck.state_dict())
+        return torch.from_numpy(neck.transform(extracted.features)).to(self.assignment.device)
+
+    def scatter_to_dataset(self, index: np.ndarray, z: np.ndarray, labels: np.ndarray, centroids: Tensor) -> Clustering:
+        """The clustering of all images, of which this process has M: their positions `index` (M,), rows `z` (M, P) in
+        the space of the (K, P) centroids, and labels (M,)."""
+        own = np.full(len(index), np.nan, np.float32)
+        for start in range(0, len(index), 65536):
+            part = slice(start, start + 65536)
+            near = torch.as_tensor(labels[part])
+            offset = (torch.as_tensor(z[part]).float() - centroids[near]).norm(dim=1)
+            own[part] = torch.where(near >= 0, offset, torch.nan).numpy()
+        assignment, distance = np.full(self.n, -1, np.int64), np.full(self.n, np.nan, np.float32)
+        index = self.group.gather_array(index)
+        assignment[index], distance[index] = self.group.gather_array(labels), self.group.gather_array(own)
+        return Clustering(assignment, centroids, distance, float(np.nansum(distance.astype(np.float64) ** 2)))
 
     def after_step(self, batch: Batch) -> None:
         """Called after each optimizer step: updates moving averages, and in some methods memories."""
@@ -244,20 +288,3 @@ def interval_due(epochs: float, step: int, steps_per_epoch: int) -> bool:
     """Whether `step` is the first, or the nearest to a multiple of `epochs`: fractional intervals do not drift."""
     interval = max(1.0, epochs * steps_per_epoch)
     return step == 0 or int(step / interval) > int((step - 1) / interval)
-
-
-def scatter_to_dataset(
-    n: int, index: np.ndarray, z: np.ndarray, labels: np.ndarray, centroids: Tensor, group: ProcessGroup
-) -> Clustering:
-    """The clustering of all n images, of which this process has M: their positions `index` (M,), rows `z` (M, P) in the
-    space of the (K, P) centroids, and labels (M,)."""
-    own = np.full(len(index), np.nan, np.float32)
-    for start in range(0, len(index), 65536):
-        part = slice(start, start + 65536)
-        near = torch.as_tensor(labels[part])
-        offset = (torch.as_tensor(z[part]).float() - centroids[near]).norm(dim=1)
-        own[part] = torch.where(near >= 0, offset, torch.nan).numpy()
-    assignment, distance = np.full(n, -1, np.int64), np.full(n, np.nan, np.float32)
-    index = group.gather_array(index)
-    assignment[index], distance[index] = group.gather_array(labels), group.gather_array(own)
-    return Clustering(assignment, centroids, distance, float(np.nansum(distance.astype(np.float64) ** 2)))

@@ -28,12 +28,9 @@ def choose_clusterer(p: DeepClusterParams, given: Clusterer | None) -> Clusterer
         DeepClusterError: settings that only k-means has.
     """
     clusterer = PIC(p.neighbors, p.sigma, p.alpha, version=p.pic_version) if p.algorithm == "pic" else given
-    if clusterer is None and p.k < 1:
-        raise DeepClusterError(f"k-means needs at least one cluster, not {p.k}: set --method.k.")
-    if clusterer is not None and (p.k or p.clusterings > 1):
-        wrong = [f"--method.k 0, not {p.k}"] * bool(p.k) + [f"--method.clusterings 1, not {p.clusterings}"] * (
-            p.clusterings > 1
-        )
+    wrong = [f"--method.k 0, not {p.k}"] * bool(p.k)
+    wrong += [f"--method.clusterings 1, not {p.clusterings}"] * (p.clusterings > 1)
+    if clusterer is not None and wrong:
         raise DeepClusterError(
             f"{type(clusterer).__name__} finds the number of clusters itself and makes one clustering: set"
             f" {', and '.join(wrong)}."

@@ -15,55 +15,28 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from deepcluster.clustering.kmeans import KMeans
 from deepcluster.clustering.sinkhorn import equal_partition
 from deepcluster.clustering.whitening import Whitening
 from deepcluster.data.sampler import epoch_order
-from deepcluster.distributed import SINGLE, ProcessGroup
-from deepcluster.methods.base import (
-    ExtractFeatures,
-    MakeOptimizer,
-    WhitenedMethod,
-    interval_due,
-    scatter_to_dataset,
-)
-from deepcluster.methods.checks import check_ranges
-from deepcluster.methods.clusterer import Clusterer, choose_clusterer, fit_predict
+from deepcluster.methods.base import ExtractFeatures, WhitenedMethod
+from deepcluster.methods.clusterer import choose_clusterer, fit_predict
 from deepcluster.methods.params import DeepClusterParams
-from deepcluster.models.backbone import Backbone
 from deepcluster.models.heads import cluster_means, make_classifier
-from deepcluster.random import seed_of, seeded
+from deepcluster.random import seeded
 from deepcluster.types import Batch, Clustering, TrainStep
 
 
 class DeepCluster(WhitenedMethod):
     """Alternates k-means on the backbone's features with the prediction of its clusters."""
 
+    params: DeepClusterParams
     assignments: Tensor
     centroids: Tensor
     weights: Tensor
 
-    def __init__(
-        self,
-        backbone: Backbone,
-        params: DeepClusterParams,
-        *,
-        n: int,
-        make_optimizer: MakeOptimizer,
-        clusterer: Clusterer | None = None,
-        group: ProcessGroup = SINGLE,
-    ) -> None:
-        super().__init__(backbone, params, n=n, make_optimizer=make_optimizer, group=group)
-        p = params
-        check_ranges(
-            ("reassign", p.reassign, p.reassign > 0, "a number of epochs above 0"),
-            ("whiten", p.whiten, p.whiten >= 0, "a number of dimensions, or 0 for the features as they are"),
-            ("iterations", p.iterations, p.iterations >= 1, "1 or more"),
-            ("clusterings", p.clusterings, p.clusterings >= 1, "1 or more"),
-            ("temperature", p.temperature, p.temperature > 0, "a number above 0"),
-        )
-        self.params = p
-        self.clusterer = choose_clusterer(p, clusterer)
+    def build(self) -> None:
+        p, backbone = self.params, self.backbone
+        self.clusterer = choose_clusterer(p, self.clusterer)
         self.keep_averages(p.ema_decay, "backbone")
         self.whitening = Whitening(p.whiten or backbone.dim, whiten=p.whiten > 0)
         k = p.k or 1  # until a clusterer has found the number
@@ -71,9 +44,8 @@ class DeepCluster(WhitenedMethod):
             make_classifier(p.head, backbone.dim, k, relu=backbone.head_relu, temperature=p.temperature)
             for _ in range(p.clusterings)
         )
-        self.make_optimizer = make_optimizer
-        self.head_optimizer = self._make_head_optimizer()
-        self.register_buffer("assignments", torch.full((p.clusterings, n), -1, dtype=torch.int64))
+        self._make_head_optimizer()
+        self.register_buffer("assignments", torch.full((p.clusterings, self.n), -1, dtype=torch.int64))
         self.register_buffer("centroids", torch.zeros(p.clusterings, k, min(p.whiten or backbone.dim, backbone.dim)))
         self.register_buffer("weights", torch.ones(p.clusterings, k))
         self.register_load_state_dict_pre_hook(_resize_to_saved)  # type: ignore[no-untyped-call]
@@ -94,10 +66,6 @@ class DeepCluster(WhitenedMethod):
                 classifiers.append((state[prefix + "linear.weight"], state[prefix + "linear.bias"]))
         return state["assignments"], classifiers
 
-    def due(self, step: int, steps_per_epoch: int) -> bool:
-        """Every `reassign` epochs."""
-        return interval_due(self.params.reassign, step, steps_per_epoch)
-
     def refresh(self, extract_features: ExtractFeatures, key: tuple[int, ...]) -> Clustering:
         """Whitening, k-means, new classifier and optimizer (§3.2, §3.3).
 
@@ -117,7 +85,7 @@ class DeepCluster(WhitenedMethod):
             self.weights[number] = torch.where(sizes > 0, count / (used * sizes.clamp(min=1)), 0)
             labels = torch.from_numpy(clustering.assignment[index])
             self.heads[number].fit_(features, labels, seeded(*key, number, 1), self.group)  # type: ignore[operator]
-        self.head_optimizer = self._make_head_optimizer()
+        self._make_head_optimizer()
         return found[0]
 
     def _cluster(self, number: int, index: np.ndarray, z: np.ndarray, key: tuple[int, ...]) -> Clustering:
@@ -126,23 +94,14 @@ class DeepCluster(WhitenedMethod):
             labels = fit_predict(self.clusterer, z, self.group)
             k = int(self.group.max_(torch.tensor([labels.max(initial=-1)])).item()) + 1
             centroids = cluster_means(torch.as_tensor(z), torch.from_numpy(labels), k, seeded(0), self.group)
-            return scatter_to_dataset(self.assignments.shape[1], index, z, labels, centroids, self.group)
-        p = self.params
-        kmeans = KMeans(
-            p.k,
-            max_iter=p.iterations,
-            init=self._initial_centroids(number, index, z, key),
-            spherical=p.spherical,
-            random_state=seed_of(*key) % 2**31,
-            backend=p.backend,
-            device=self.assignments.device if p.backend == "torch" else None,
-            group=self.group,
-        ).fit(z)
+            return self.scatter_to_dataset(index, z, labels, centroids)
+        p, init = self.params, self._initial_centroids(number, index, z, key)
+        kmeans = self.k_means(z, key, init=init, spherical=p.spherical, backend=p.backend)
         labels, centroids = np.asarray(kmeans.labels_), torch.as_tensor(kmeans.cluster_centers_).float().cpu()
         if p.algorithm == "sela":
             found, centroids = equal_partition(z, centroids, self.group, device=self.assignments.device)
             labels = found.numpy()
-        return scatter_to_dataset(self.assignments.shape[1], index, z, labels, centroids, self.group)
+        return self.scatter_to_dataset(index, z, labels, centroids)
 
     def _initial_centroids(self, number: int, index: np.ndarray, z: np.ndarray, key: tuple[int, ...]) -> str | Tensor:
         """`init` for k-means; "previous" takes the mean of each last cluster, in today's features."""
@@ -161,7 +120,7 @@ class DeepCluster(WhitenedMethod):
             head.reset_(seeded(0), k)  # type: ignore[operator]
         self.centroids = self.centroids.new_zeros(len(self.heads), k, self.centroids.shape[2])
         self.weights = self.weights.new_ones(len(self.heads), k)
-        self.head_optimizer = self._make_head_optimizer()
+        self._make_head_optimizer()
 
     def order(self, length: int, generator: torch.Generator) -> Tensor:
         """Uniform over clusters (§3.2), or as `balance` says; several clusterings take equal parts."""
@@ -187,18 +146,15 @@ class DeepCluster(WhitenedMethod):
                 terms.append(self.group.mean(weight[label] * each if self.params.balance == "weight" else each))
         return {"loss": torch.stack(terms).mean()}
 
-    def optimizers(self) -> dict[str, torch.optim.Optimizer]:
+    def _make_head_optimizer(self) -> None:
         """The classifiers' own: it is made again with them (§3.3)."""
-        return {} if self.head_optimizer is None else {"head": self.head_optimizer}
-
-    def _make_head_optimizer(self) -> torch.optim.Optimizer | None:
         trained = [parameter for parameter in self.heads.parameters() if parameter.requires_grad]
         if not trained:
-            return None
+            return
         optimizer = self.make_optimizer(trained, lr=self.params.head_lr, momentum=0.0)
         for param_group in optimizer.param_groups:
             param_group["scheduled"] = self.heads[0].scheduled
-        return optimizer
+        self.own_optimizers = {"head": optimizer}
 
 
 def _resize_to_saved(method: nn.Module, state: dict[str, Any], prefix: str, *rest: Any) -> None:

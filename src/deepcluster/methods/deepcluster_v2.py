@@ -10,66 +10,35 @@ not keep their numbers.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from deepcluster.clustering.kmeans import KMeans
-from deepcluster.data.sampler import epoch_order
-from deepcluster.distributed import SINGLE, ProcessGroup
-from deepcluster.methods.base import (
-    ExtractFeatures,
-    MakeOptimizer,
-    Method,
-    interval_due,
-    scatter_to_dataset,
-)
-from deepcluster.methods.checks import check_enough_images, check_ranges
+from deepcluster.methods.base import ExtractFeatures, Method
+from deepcluster.methods.checks import check_enough_images
 from deepcluster.methods.odc import occurrences
 from deepcluster.methods.params import DeepClusterV2Params
-from deepcluster.models.backbone import Backbone
 from deepcluster.models.heads import ProjectionHead
-from deepcluster.random import seed_of
 from deepcluster.types import Batch, Clustering, Embedding, TrainStep
 
 
 class DeepClusterV2(Method):
     """Predicts the clusters of remembered embeddings by their centroids."""
 
+    params: DeepClusterV2Params
     row_buffers = ("memory",)
     memory: Tensor
     assignments: Tensor
     prototypes: Tensor
 
-    def __init__(
-        self,
-        backbone: Backbone,
-        params: DeepClusterV2Params,
-        *,
-        n: int,
-        make_optimizer: MakeOptimizer,
-        clusterer: Any = None,
-        group: ProcessGroup = SINGLE,
-    ) -> None:
-        super().__init__(backbone, params, n=n, make_optimizer=make_optimizer, group=group)
-        p = self.params = params
-        check_ranges(
-            ("k", p.k, p.k >= 1, "1 cluster or more"),
-            ("clusterings", p.clusterings, p.clusterings >= 1, "1 or more"),
-            ("memory-views", p.memory_views, p.memory_views >= 1, "1 or more"),
-            ("feature-dim", p.feature_dim, p.feature_dim >= 1, "1 or more"),
-            ("hidden", p.hidden, p.hidden >= 1, "1 or more"),
-            ("temperature", p.temperature, p.temperature > 0, "a number above 0"),
-            ("iterations", p.iterations, p.iterations >= 1, "1 or more"),
-            ("reassign", p.reassign, p.reassign > 0, "a number of epochs above 0"),
-        )
+    def build(self) -> None:
+        p, backbone = self.params, self.backbone
         self.neck = ProjectionHead(backbone.dim, p.hidden, p.feature_dim, relu=backbone.head_relu, last_relu=False)
-        self.neck_optimizer = make_optimizer(self.neck.parameters())
+        self.own_optimizers = {"neck": self.make_optimizer(self.neck.parameters())}
         kept = self.local_range[1] - self.local_range[0]
         self.register_buffer("memory", torch.zeros(kept, p.memory_views, p.feature_dim))
-        self.register_buffer("assignments", torch.full((p.clusterings, n), -1, dtype=torch.int64))
+        self.register_buffer("assignments", torch.full((p.clusterings, self.n), -1, dtype=torch.int64))
         self.register_buffer("prototypes", torch.zeros(p.clusterings, p.k, p.feature_dim))
         self.keep_averages(p.ema_decay, "backbone", "neck")
         self._seen: list[Tensor] = []  # embeddings of this step's large views, from `loss` to `after_step`
@@ -82,10 +51,6 @@ class DeepClusterV2(Method):
     @staticmethod
     def saved_clusters(state: Mapping[str, Tensor]) -> tuple[Tensor, list[tuple[Tensor, Tensor | None]]]:
         return state["assignments"], []
-
-    def due(self, step: int, steps_per_epoch: int) -> bool:
-        """Every `reassign` epochs."""
-        return interval_due(self.params.reassign, step, steps_per_epoch)
 
     @torch.no_grad()
     def refresh(self, extract_features: ExtractFeatures, key: tuple[int, ...]) -> Clustering:
@@ -103,20 +68,13 @@ class DeepClusterV2(Method):
         reported: Clustering | None = None
         for number in range(p.clusterings):
             rows = self.memory[index - self.local_range[0], number % p.memory_views]
-            kmeans = KMeans(
-                p.k,
-                max_iter=p.iterations,
-                spherical=True,
-                random_state=seed_of(*key, number) % 2**31,
-                device=self.memory.device,
-                group=self.group,
-            ).fit(rows)
+            kmeans = self.k_means(rows, (*key, number), spherical=True)
             self.prototypes[number] = kmeans.cluster_centers_
             self.assignments[number, self.group.gather(index)] = self.group.gather(kmeans.labels_)
             if reported is None:
                 z, centroids = rows.cpu().numpy(), kmeans.cluster_centers_.cpu()
                 labels = kmeans.labels_.cpu().numpy()
-                reported = scatter_to_dataset(self.n, index.cpu().numpy(), z, labels, centroids, self.group)
+                reported = self.scatter_to_dataset(index.cpu().numpy(), z, labels, centroids)
         assert reported is not None
         return reported
 
@@ -127,19 +85,11 @@ class DeepClusterV2(Method):
     def _fill_memory(self, extract_features: ExtractFeatures) -> None:
         """Every view of an image begins with the embedding of the image as it is."""
         extracted = extract_features()
-        # The batch-norm of a new projection head has no statistics yet.
-        self.neck.fit_running_stats(extracted.features, self.group)
-        neck = self.averaged("neck")
-        neck.load_state_dict(self.neck.state_dict())
         index = torch.from_numpy(extracted.index).to(self.memory.device)
-        z = torch.from_numpy(neck.transform(extracted.features)).to(self.memory)
+        z = self.first_embeddings(extracted)
         for positions, rows in self.group.gather_in_blocks(index, z):
             self.assignments[:, positions] = 0
             self.store_rows_(self.memory, positions, rows[:, None].expand(-1, self.params.memory_views, -1))
-
-    def order(self, length: int, generator: torch.Generator) -> Tensor:
-        """Every image equally often."""
-        return epoch_order(self.assignment.cpu(), length, "images", generator)
 
     def loss(self, batch: Batch, step: TrainStep) -> dict[str, Tensor]:
         """Cross-entropy to the pseudo-labels, averaged over views of all sizes and over clusterings."""
@@ -180,6 +130,3 @@ class DeepClusterV2(Method):
 
     def bytes_per_step(self, batch_size: int) -> int:
         return batch_size * (4 * self.params.memory_views * self.params.feature_dim + 8)
-
-    def optimizers(self) -> dict[str, torch.optim.Optimizer]:
-        return {"neck": self.neck_optimizer}

@@ -22,18 +22,10 @@ from torch import Tensor, nn
 from deepcluster.clustering.hierarchical import HierarchicalKMeans
 from deepcluster.clustering.whitening import Whitening
 from deepcluster.data.sampler import epoch_order
-from deepcluster.distributed import SINGLE, ProcessGroup
+from deepcluster.distributed import ProcessGroup
 from deepcluster.errors import DeepClusterError
-from deepcluster.methods.base import (
-    ExtractFeatures,
-    MakeOptimizer,
-    WhitenedMethod,
-    interval_due,
-    scatter_to_dataset,
-)
-from deepcluster.methods.checks import check_ranges
+from deepcluster.methods.base import ExtractFeatures, WhitenedMethod, interval_due
 from deepcluster.methods.params import DeeperClusterParams
-from deepcluster.models.backbone import Backbone
 from deepcluster.models.heads import Classifier, CosineClassifier, cluster_means, make_classifier
 from deepcluster.random import seed_of, seeded
 from deepcluster.reading import parse_json
@@ -43,35 +35,20 @@ from deepcluster.types import Batch, Clustering, ClusterTree, TrainStep
 class DeeperCluster(WhitenedMethod):
     """Predicts rotations and two levels of clusters."""
 
+    params: DeeperClusterParams
     assignment: Tensor
     centroids: Tensor
     super_centroids: Tensor
     used: Tensor
     counts: Tensor
 
-    def __init__(
-        self,
-        backbone: Backbone,
-        params: DeeperClusterParams,
-        *,
-        n: int,
-        make_optimizer: MakeOptimizer,
-        clusterer: Any = None,
-        group: ProcessGroup = SINGLE,
-    ) -> None:
-        super().__init__(backbone, params, n=n, make_optimizer=make_optimizer, group=group)
-        p = self.params = params
-        if p.super_clusters < 1 or p.k < 1 or p.k % p.super_clusters:
+    def build(self) -> None:
+        p, backbone = self.params, self.backbone
+        if p.super_clusters < 1 or p.k % p.super_clusters:
             raise DeepClusterError(
                 f"{p.k} clusters do not divide into {p.super_clusters} super-clusters: make --method.k a multiple of"
                 " --method.super-clusters."
             )
-        check_ranges(
-            ("reassign", p.reassign, p.reassign > 0, "more than 0"),
-            ("whiten", p.whiten, p.whiten >= 0, "0 (no whitening) or more"),
-            ("iterations", p.iterations, p.iterations >= 1, "at least 1"),
-            ("temperature", p.temperature, p.temperature > 0, "more than 0"),
-        )
         self.k, self.super_clusters, self.rotations = p.k, p.super_clusters, p.rotations_predicted
         width = min(p.whiten or backbone.dim, backbone.dim)
         self.whitening = Whitening(p.whiten or backbone.dim, whiten=p.whiten > 0)
@@ -80,8 +57,7 @@ class DeeperCluster(WhitenedMethod):
         self.sub_heads = nn.ModuleDict()
         for number in self.owned:
             self.sub_heads[str(number)] = self._new_head(self.per_super, seeded(1, number))
-        self.make_optimizer = make_optimizer
-        self.register_buffer("assignment", torch.full((n,), -1, dtype=torch.int64))
+        self.register_buffer("assignment", torch.full((self.n,), -1, dtype=torch.int64))
         self.register_buffer("centroids", torch.zeros(p.k, width))
         self.register_buffer("super_centroids", torch.zeros(p.super_clusters, width))
         self.register_buffer("used", torch.zeros(p.k, dtype=torch.bool))
@@ -129,7 +105,6 @@ class DeeperCluster(WhitenedMethod):
             DeepClusterError: fewer images than clusters, or images that all have the same features.
         """
         extracted = extract_features()
-        index, group = extracted.index, self.group
         z, _ = self.whiten(extracted, self.k, multiple=self.super_clusters)
         tree = HierarchicalKMeans(
             self.k,
@@ -137,10 +112,10 @@ class DeeperCluster(WhitenedMethod):
             max_iter=self.params.iterations,
             random_state=seed_of(*key) % 2**31,
             device=self.assignment.device,
-            group=group,
+            group=self.group,
         ).fit(z)
         upper, lower = (torch.as_tensor(level).float().cpu() for level in tree.levels_)
-        clustering = scatter_to_dataset(len(self.assignment), index, z, np.asarray(tree.labels_), lower, group)
+        clustering = self.scatter_to_dataset(extracted.index, z, np.asarray(tree.labels_), lower)
         self.assignment.copy_(torch.from_numpy(clustering.assignment))
         self.centroids.copy_(lower)
         self.super_centroids.copy_(upper)
@@ -238,18 +213,14 @@ class DeeperCluster(WhitenedMethod):
         shares = {"accuracy_super": above, "accuracy_sub": within, "accuracy_joint": both}
         return {name: value / max(images, 1) for name, value in shares.items()}
 
-    def optimizers(self) -> dict[str, torch.optim.Optimizer]:
-        """One for each classifier; they are made again with them."""
-        return self.head_optimizers
-
     def _make_optimizers(self) -> None:
+        """One for each classifier; they are made again with them."""
         heads = {"super": self.super_head} | {f"sub{name}": head for name, head in self.sub_heads.items()}
-        self.head_optimizers = {
-            name: self.make_optimizer(head.parameters(), lr=self.params.head_lr) for name, head in heads.items()
-        }
-        for optimizer in self.head_optimizers.values():
-            for param_group in optimizer.param_groups:
-                param_group["scheduled"] = self.super_head.scheduled
+        self.own_optimizers = {}
+        for name, head in heads.items():
+            self.own_optimizers[name] = self.make_optimizer(head.parameters(), lr=self.params.head_lr)
+            for param_group in self.own_optimizers[name].param_groups:
+                param_group["scheduled"] = head.scheduled
 
     def full_state_dict(self) -> dict[str, Any]:
         state, group = self.state_dict(), self.group
@@ -258,20 +229,13 @@ class DeeperCluster(WhitenedMethod):
         state["counts"] = group.sum_(self.counts.clone())
         for number in range(self.super_classes):
             # Sent one by one: together they may not fit on one process's device.
-            for name, shape in self._shapes().items():
+            for name, like in self.super_head.state_dict().items():
                 key = f"sub_heads.{number}.{name}"
-                tensor = state[key].cpu().clone() if key in state else torch.empty(shape)
+                tensor = state[key].cpu().clone() if key in state else torch.empty(self.per_super, *like.shape[1:])
                 group.broadcast_(tensor, number % group.size)
                 if group.is_first:
                     state[key] = tensor
         return state
-
-    def _shapes(self) -> dict[str, tuple[int, ...]]:
-        """The parameters of one sub-classifier."""
-        shape = (self.per_super, self.backbone.dim)
-        if self.params.head == "redraw":
-            return {"linear.weight": shape, "linear.bias": shape[:1]}
-        return {"directions": shape}
 
     def full_optimizer_states(self) -> dict[str, dict[str, Any]]:
         states = super().full_optimizer_states()
@@ -311,19 +275,16 @@ def _broadcast_optimizer(state: dict[str, Any] | None, group: ProcessGroup, owne
     """The state dict of an optimizer that process `owner` has, on all processes; its tensors on the CPU."""
     plan = ""
     if state is not None:
-        values = {str(p): {name: list(v.shape) for name, v in part.items()} for p, part in state["state"].items()}
-        types = {name: str(v.dtype) for part in state["state"].values() for name, v in part.items()}
-        plan = json.dumps({"groups": state["param_groups"], "state": values, "types": types})
-    agreed = parse_json(group.gather_strings(plan)[owner])
-    full: dict[str, Any] = {"param_groups": agreed["groups"], "state": {}}
-    for position, shapes in agreed["state"].items():
-        full["state"][int(position)] = {}
-        for name, shape in shapes.items():
-            kind = getattr(torch, agreed["types"][name].removeprefix("torch."))
-            tensor = torch.empty(shape, dtype=kind)
+        told = {p: {name: (str(v.dtype), v.shape) for name, v in part.items()} for p, part in state["state"].items()}
+        plan = json.dumps({"param_groups": state["param_groups"], "state": told})
+    full: dict[str, Any] = parse_json(group.gather_strings(plan)[owner])
+    full["state"] = {int(position): part for position, part in full["state"].items()}
+    for position, part in full["state"].items():
+        for name, (kind, shape) in part.items():
+            tensor = torch.empty(shape, dtype=getattr(torch, kind.removeprefix("torch.")))
             if state is not None:
-                tensor.copy_(state["state"][int(position)][name])
-            full["state"][int(position)][name] = group.broadcast_(tensor, owner)
+                tensor.copy_(state["state"][position][name])
+            part[name] = group.broadcast_(tensor, owner)
     return full
 
 

@@ -22,22 +22,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from deepcluster.clustering.cluster_index import Members
-from deepcluster.clustering.kmeans import KMeans
 from deepcluster.clustering.whitening import Whitening
-from deepcluster.data.sampler import epoch_order
-from deepcluster.distributed import SINGLE, ProcessGroup
-from deepcluster.methods.base import ExtractFeatures, MakeOptimizer, Method
-from deepcluster.methods.checks import check_enough_images, check_ranges
+from deepcluster.methods.base import ExtractFeatures, Method
+from deepcluster.methods.checks import check_enough_images
 from deepcluster.methods.params import ODCParams
-from deepcluster.models.backbone import Backbone
 from deepcluster.models.heads import LinearClassifier, ProjectionHead
-from deepcluster.random import seed_of, seeded
+from deepcluster.random import seeded
 from deepcluster.types import Batch, Clustering, Embedding, TrainStep
 
 
 class ODC(Method):
     """Clusters and learns in the same step."""
 
+    params: ODCParams
     row_buffers = ("features",)
     features: Tensor
     assignment: Tensor
@@ -47,38 +44,19 @@ class ODC(Method):
     changed: Tensor
     counts: Tensor
 
-    def __init__(
-        self,
-        backbone: Backbone,
-        params: ODCParams,
-        *,
-        n: int,
-        make_optimizer: MakeOptimizer,
-        clusterer: Any = None,
-        group: ProcessGroup = SINGLE,
-    ) -> None:
-        super().__init__(backbone, params, n=n, make_optimizer=make_optimizer, group=group)
-        p = self.params = params
-        check_ranges(
-            ("k", p.k, p.k >= 1, "1 cluster or more"),
-            ("feature-dim", p.feature_dim, p.feature_dim >= 1, "1 or more"),
-            ("hidden", p.hidden, p.hidden >= 1, "1 or more"),
-            ("dropout", p.dropout, 0 <= p.dropout < 1, "a rate from 0 to below 1"),
-            ("momentum", p.momentum, 0 < p.momentum <= 1, "a weight above 0, at most 1"),
-            ("centroid-every", p.centroid_every, p.centroid_every >= 1, "1 step or more"),
-            ("handle-every", p.handle_every, p.handle_every >= 1, "1 step or more"),
-            ("min-size", p.min_size, p.min_size >= 1, "1 image or more"),
-            ("iterations", p.iterations, p.iterations >= 1, "1 or more"),
-        )
+    def build(self) -> None:
+        p, backbone = self.params, self.backbone
         self.k = p.k
         self.neck = ProjectionHead(backbone.dim, p.hidden, p.feature_dim, dropout=p.dropout, relu=backbone.head_relu)
         self.head = LinearClassifier(p.feature_dim, p.k)
-        self.neck_optimizer = make_optimizer(self.neck.parameters())
-        self.head_optimizer = make_optimizer(self.head.parameters(), lr=p.head_lr, momentum=0.0)
+        self.own_optimizers = {
+            "neck": self.make_optimizer(self.neck.parameters()),
+            "head": self.make_optimizer(self.head.parameters(), lr=p.head_lr, momentum=0.0),
+        }
         # Samples memory (§3.1): a feature and a label of every image; each process has the features of its range.
         self.register_buffer("features", torch.zeros(self.local_range[1] - self.local_range[0], p.feature_dim))
-        self.register_buffer("assignment", torch.full((n,), -1, dtype=torch.int64))
-        self.register_buffer("assignment_at_refresh", torch.full((n,), -1, dtype=torch.int64))
+        self.register_buffer("assignment", torch.full((self.n,), -1, dtype=torch.int64))
+        self.register_buffer("assignment_at_refresh", torch.full((self.n,), -1, dtype=torch.int64))
         # Centroids memory (§3.1), and the sums of the members' features, of which they are made.
         self.register_buffer("centroids", torch.zeros(p.k, p.feature_dim))
         self.register_buffer("sums", torch.zeros(p.k, p.feature_dim, dtype=torch.float64))
@@ -135,29 +113,13 @@ class ODC(Method):
         index = torch.from_numpy(extracted.index).to(self.features.device)
         count = sum(group.row_counts(len(index)))
         check_enough_images(count, self.k, max(2, count // 20))
-        blocks = [block.numpy() for block in torch.split(torch.arange(len(index)), 8192)]
-        # The batch-norm of a new projection head has no statistics yet. With any others than those of these features,
-        # the first epoch of training would change every label.
-        self.neck.fit_running_stats(extracted.features, group)
-        neck = self.averaged("neck")
-        neck.load_state_dict(self.neck.state_dict())
-        rows = self.features.new_zeros(len(index), self.features.shape[1])
-        for block in blocks:
-            part = torch.as_tensor(extracted.features[block]).to(self.features)
-            rows[block] = F.normalize(neck.project(part).float(), dim=1)
+        rows = self.first_embeddings(extracted)
         for positions, part in group.gather_in_blocks(index, rows):
             self.store_rows_(self.features, positions, part)
         table: Any = rows
         if self.params.start == "whitened":
             table = Whitening(rows.shape[1], group=group).fit_transform(extracted.features)
-        kmeans = KMeans(
-            self.k,
-            max_iter=self.params.iterations,
-            random_state=seed_of(*key) % 2**31,
-            device=self.features.device,
-            group=group,
-        )
-        label = torch.as_tensor(kmeans.fit(table).labels_).to(index)
+        label = torch.as_tensor(self.k_means(table, key).labels_).to(index)
         self.assignment[group.gather(index)] = group.gather(label)
         group.sum_(self.sums.zero_().index_add_(0, label, rows.double()))
         self._members = None
@@ -168,7 +130,7 @@ class ODC(Method):
     def order(self, length: int, generator: torch.Generator) -> Tensor:
         """Every image equally often; with `replace`, drawn with replacement."""
         if not self.params.replace:
-            return epoch_order(self.assignment.cpu(), length, "images", generator)
+            return super().order(length, generator)
         good = (self.assignment.cpu() >= 0).nonzero().flatten()
         return good[torch.randint(len(good), (length,), generator=generator)]
 
@@ -288,9 +250,6 @@ class ODC(Method):
 
     def bytes_per_step(self, batch_size: int) -> int:
         return batch_size * (4 * self.features.shape[1] + 8)
-
-    def optimizers(self) -> dict[str, torch.optim.Optimizer]:
-        return {"neck": self.neck_optimizer, "head": self.head_optimizer}
 
     def _clustering(self) -> Clustering:
         """The content of the memories, with the centroids that a new image is compared to."""

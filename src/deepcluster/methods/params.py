@@ -41,6 +41,11 @@ class MethodParams:
         """Number of views of an image that a step needs."""
         return 1
 
+    @property
+    def least_k(self) -> int:
+        """Fewest clusters that can be asked for."""
+        return 1
+
     def with_clusterer(self, clusterer: Any) -> MethodParams:
         """These parameters for a clusterer that was passed in Python in place of k-means (None = none was).
 
@@ -107,6 +112,10 @@ class DeepClusterParams(AveragedParams):
     """Number of k-means runs with different seeds, each with its own classifier; the first one is reported."""
     head_lr: float | None = None
     """Learning rate of the classifier; none = that of the backbone."""
+
+    @property
+    def least_k(self) -> int:
+        return 0 if self.algorithm in ("pic", "custom") else 1  # they find the number
 
     def with_clusterer(self, clusterer: Any) -> DeepClusterParams:
         """Raises: DeepClusterError: it has no `fit_predict`, or `algorithm` is "custom" and there is none."""

@@ -7,19 +7,13 @@ view of the same image must predict that code. No pass over all images is needed
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from deepcluster.clustering.sinkhorn import sinkhorn
-from deepcluster.data.sampler import epoch_order
-from deepcluster.distributed import SINGLE, ProcessGroup
-from deepcluster.methods.base import ExtractFeatures, MakeOptimizer, Method, interval_due
-from deepcluster.methods.checks import check_ranges
+from deepcluster.methods.base import ExtractFeatures, Method
 from deepcluster.methods.params import SwAVParams
-from deepcluster.models.backbone import Backbone
 from deepcluster.models.heads import ProjectionHead
 from deepcluster.types import Batch, Clustering, Embedding, TrainStep
 
@@ -27,46 +21,21 @@ from deepcluster.types import Batch, Clustering, Embedding, TrainStep
 class SwAV(Method):
     """Predicts the code of one view from another."""
 
+    params: SwAVParams
     assignment: Tensor
     queue: Tensor
     queued: Tensor
 
-    def __init__(
-        self,
-        backbone: Backbone,
-        params: SwAVParams,
-        *,
-        n: int,
-        make_optimizer: MakeOptimizer,
-        clusterer: Any = None,
-        group: ProcessGroup = SINGLE,
-    ) -> None:
-        super().__init__(backbone, params, n=n, make_optimizer=make_optimizer, group=group)
-        p = self.params = params
-        check_ranges(
-            ("k", p.k, p.k >= 1, "1 prototype or more"),
-            ("feature-dim", p.feature_dim, p.feature_dim >= 1, "1 or more"),
-            ("hidden", p.hidden, p.hidden >= 1, "1 or more"),
-            ("temperature", p.temperature, p.temperature > 0, "a number above 0"),
-            ("epsilon", p.epsilon, p.epsilon > 0, "a number above 0"),
-            ("iterations", p.iterations, p.iterations >= 1, "1 or more"),
-            ("queue-size", p.queue_size, p.queue_size >= 0, "a number of embeddings, or 0 for none"),
-            ("queue-epoch", p.queue_epoch, p.queue_epoch >= 0, "an epoch, from 0"),
-            ("freeze-epochs", p.freeze_epochs, p.freeze_epochs >= 0, "a number of epochs, or 0"),
-            ("reassign", p.reassign, p.reassign > 0, "a number of epochs above 0"),
-        )
+    def build(self) -> None:
+        p, backbone = self.params, self.backbone
         self.neck = ProjectionHead(backbone.dim, p.hidden, p.feature_dim, relu=backbone.head_relu, last_relu=False)
         self.prototypes = nn.Parameter(F.normalize(torch.randn(p.k, p.feature_dim), dim=1))
-        self.optimizer = make_optimizer([*self.neck.parameters(), self.prototypes])
-        self.register_buffer("assignment", torch.full((n,), -1, dtype=torch.int64))
+        self.own_optimizers = {"head": self.make_optimizer([*self.neck.parameters(), self.prototypes])}
+        self.register_buffer("assignment", torch.full((self.n,), -1, dtype=torch.int64))
         # The last embeddings of large views, the same on all processes; `queued` were ever written.
         self.register_buffer("queue", torch.zeros(p.queue_size, p.feature_dim))
         self.register_buffer("queued", torch.zeros((), dtype=torch.int64))
         self._seen: list[Tensor] = []  # embeddings of this step's large views, from `loss` to `after_step`
-
-    def due(self, step: int, steps_per_epoch: int) -> bool:
-        """Every `reassign` epochs."""
-        return interval_due(self.params.reassign, step, steps_per_epoch)
 
     @torch.no_grad()
     def refresh(self, extract_features: ExtractFeatures, key: tuple[int, ...]) -> Clustering:
@@ -77,10 +46,6 @@ class SwAV(Method):
         found = self.nearest_clusters(extracted, self.prototypes.detach().clone())
         self.assignment.copy_(torch.from_numpy(found.assignment))
         return found
-
-    def order(self, length: int, generator: torch.Generator) -> Tensor:
-        """Every image equally often."""
-        return epoch_order(self.assignment.cpu(), length, "images", generator)
 
     def loss(self, batch: Batch, step: TrainStep) -> dict[str, Tensor]:
         """Cross-entropy between the code of each large view and what each other view predicts, equations (1) and (2),
@@ -132,6 +97,3 @@ class SwAV(Method):
     def bytes_per_step(self, batch_size: int) -> int:
         sums = 4 * self.params.k * (self.params.iterations + 1)
         return 2 * sums + (2 * 4 * batch_size * self.params.feature_dim if self.params.queue_size else 0)
-
-    def optimizers(self) -> dict[str, torch.optim.Optimizer]:
-        return {"head": self.optimizer}
