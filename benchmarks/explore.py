@@ -27,7 +27,8 @@ import torch
 from deepcluster.clustering.whitening import Whitening
 from deepcluster.config import TrainRun, as_dict
 from deepcluster.engine.model import Model
-from deepcluster.engine.run import FORMAT, Run
+from deepcluster.engine.run import Run
+from deepcluster.engine.run_folder import FORMAT
 from deepcluster.explore import vectors
 from deepcluster.explore.explorer import Explorer
 from deepcluster.explore.server import listen, serve

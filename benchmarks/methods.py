@@ -31,6 +31,7 @@ from deepcluster.data.arrays import Arrays
 from deepcluster.data.cache import load_pixels
 from deepcluster.data.open import open_images
 from deepcluster.engine import run as runs
+from deepcluster.engine import run_folder
 from deepcluster.engine import train as engine
 from deepcluster.engine.log import Screen
 from deepcluster.features.neighbors import score_features
@@ -152,7 +153,7 @@ def main() -> None:
     table: dict[str, dict[str, float]] = {}
     for name in chosen.only:
         lane, out = LANES[name], chosen.out / name.replace(" ", "-").replace(",", "")
-        if not (out / "run.json").exists() or "finished" not in runs.read_config(out):
+        if not (out / "run.json").exists() or "finished" not in run_folder.read_config(out):
             print(f"== {name}", flush=True)
             values = {
                 "watch": "knn",

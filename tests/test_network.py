@@ -15,7 +15,6 @@ from PIL import Image
 from safetensors.torch import save_file
 from sklearn.datasets import load_digits
 
-from deepcluster.cli import train
 from deepcluster.cli.main import main
 from deepcluster.errors import DeepClusterError
 from deepcluster.models import pretrained
@@ -120,5 +119,5 @@ def test_auto_takes_only_what_is_on_this_machine(asked: list[Any], monkeypatch: 
     with pytest.raises(DeepClusterError, match="none is downloaded unless it is named"):
         choose_backbone()
     monkeypatch.setattr(pretrained, "packaged_file", lambda name: Path(name))
-    name, why = train._start(["--data", "digits", "--from", "auto"])  # what `train` says, too
+    name, why = choose_backbone()  # what `train --from auto` says, too
     assert name == f"timm:{LITE}" and "downloaded once" in why and asked == []

@@ -30,7 +30,8 @@ from deepcluster.engine.build import build_method, check
 from deepcluster.engine.length import is_finished
 from deepcluster.engine.log import Screen
 from deepcluster.engine.monitor import NEIGHBORS, draw_labelled, knn_score
-from deepcluster.engine.run import Run, load_run, read_config
+from deepcluster.engine.run import Run, load_run
+from deepcluster.engine.run_folder import read_config
 from deepcluster.engine.train import train
 from deepcluster.errors import DeepClusterError
 from deepcluster.evaluate.clusters import clusters

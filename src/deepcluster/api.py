@@ -14,7 +14,8 @@ from deepcluster.engine.cluster import cluster_images
 from deepcluster.engine.log import Screen
 from deepcluster.engine.model import begin
 from deepcluster.engine.occupy import settle
-from deepcluster.engine.run import Run, read_config
+from deepcluster.engine.run import Run
+from deepcluster.engine.run_folder import read_config
 from deepcluster.errors import DeepClusterError
 from deepcluster.presets import find_preset
 from deepcluster.presets.choose import FOLLOWED, choose
@@ -111,18 +112,14 @@ def _resume(
     preset: str | TrainRun | None, values: dict[str, Any], data: Any, out: Path, screen: Screen, clusterer: Any
 ) -> Run:
     settle(out, screen.warn)
-    started = read_config(out)
-    before = config.from_dict(started["settings"])
-    if isinstance(preset, str) and started["preset"] != preset:
-        raise DeepClusterError(f"{out} is a run of {started['preset']}, not of {preset}: resume that one.")
-    if not isinstance(preset, TrainRun):
-        preset = before
-    asked = engine.with_clusterer(config.override(preset, values), clusterer)
-    if config.override(asked, {"epochs": before.epochs}) != before:
+    before = config.from_dict(read_config(out)["settings"])
+    asked = config.override(preset if isinstance(preset, TrainRun) else before, values)
+    asked = replace(asked, method=asked.method.with_clusterer(clusterer))
+    if replace(asked, epochs=before.epochs) != before:
         raise DeepClusterError(
             f"{out} was started with other settings than these: leave them out to resume it, or start"
             " another run in another folder."
         )
-    return engine.train_again(
-        out, data, screen, clusterer, epochs=None if asked.epochs == before.epochs else asked.epochs
-    )
+    name = preset if isinstance(preset, str) else None
+    epochs = None if asked.epochs == before.epochs else asked.epochs
+    return engine.train_again(out, data, screen, clusterer, epochs=epochs, preset=name)

@@ -184,29 +184,13 @@ BOTH = "Both minutes and epochs are given, and each says how long the run is: le
 AUTO = "auto"
 """What run.json calls the preset of a run whose settings were chosen."""
 GROUPS = ("method", "optimizer", "data", "backbone")
-
-
-SIZES = {
-    "epochs": 10**7,
-    "batch_size": 2**20,
-    "image_size": 2**13,
-    "processes": 2**12,
-    "data.workers": 2**10,
-    "data.clustered_size": 2**13,
-    "data.views": 2**8,
-    "data.view_size": 2**13,
-    "data.small_views": 2**8,
-    "data.small_view_size": 2**13,
-    "method.k": 2**24,
-    "method.super_clusters": 2**16,
-    "method.clusterings": 2**8,
-    "method.memory_views": 2**8,
-    "method.neighbors": 2**12,
-    "method.whiten": 2**16,
-    "method.hidden": 2**16,
-    "method.feature_dim": 2**16,
-    "method.queue_size": 2**24,
-}
+SIZES = (
+    {"epochs": 10**7, "batch_size": 2**20, "processes": 2**12, "data.workers": 2**10, "method.neighbors": 2**12}
+    | dict.fromkeys(("image_size", "data.clustered_size", "data.view_size", "data.small_view_size"), 2**13)
+    | dict.fromkeys(("data.views", "data.small_views", "method.clusterings", "method.memory_views"), 2**8)
+    | dict.fromkeys(("method.whiten", "method.hidden", "method.feature_dim", "method.super_clusters"), 2**16)
+    | dict.fromkeys(("method.k", "method.queue_size"), 2**24)
+)
 """What settings may be at most: beyond it, only memory or years would be the limit."""
 
 

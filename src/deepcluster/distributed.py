@@ -7,7 +7,7 @@ Whoever launched the processes (torchrun, SLURM, Fabric) has initialized torch.d
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -67,29 +67,22 @@ class ProcessGroup:
 
     def sum_(self, values: Tensor) -> Tensor:
         """`values` of any shape, in place: the sum over all processes; the same bits on each."""
-        return self._reduce(values, "SUM")
+        return self._in_place(values, lambda dist, sent: dist.all_reduce(sent, dist.ReduceOp.SUM))
 
     def max_(self, values: Tensor) -> Tensor:
         """`values` of any shape, in place: the largest over all processes."""
-        return self._reduce(values, "MAX")
-
-    def _reduce(self, values: Tensor, how: str) -> Tensor:
-        if not self.is_single:
-            import torch.distributed as dist
-
-            sent = values.to(device()).contiguous()
-            dist.all_reduce(sent, getattr(dist.ReduceOp, how))
-            if sent is not values:
-                values.copy_(sent)
-        return values
+        return self._in_place(values, lambda dist, sent: dist.all_reduce(sent, dist.ReduceOp.MAX))
 
     def broadcast_(self, values: Tensor, source: int = 0) -> Tensor:
         """`values` of any shape, in place: those of process `source`."""
+        return self._in_place(values, lambda dist, sent: dist.broadcast(sent, source))
+
+    def _in_place(self, values: Tensor, send: Callable[[Any, Tensor], object]) -> Tensor:
         if not self.is_single:
             import torch.distributed as dist
 
             sent = values.to(device()).contiguous()
-            dist.broadcast(sent, source)
+            send(dist, sent)
             if sent is not values:
                 values.copy_(sent)
         return values
@@ -244,8 +237,6 @@ class ProcessGroup:
         """(count, ...) rows at `index` (M,) of all processes, on the CPU of the first one; None on the others."""
         import torch
 
-        if self.is_single:
-            return torch.zeros((count, *rows.shape[1:]), dtype=rows.dtype).index_copy_(0, index.cpu(), rows.cpu())
         table = torch.zeros((count, *rows.shape[1:]), dtype=rows.dtype) if self.is_first else None
         for positions, part in self.gather_in_blocks(index, rows):
             if table is not None:

@@ -26,10 +26,6 @@ from deepcluster.digest import digest
 from deepcluster.errors import DeepClusterError
 from deepcluster.seal import OWNER, json_seal, put_seal
 
-DTYPES = {"torch.bool": "BOOL", "torch.bfloat16": "BF16"} | {
-    f"torch.{kind}{bits}": f"{kind[0].upper()}{bits}" for kind in ("float", "int", "uint") for bits in (8, 16, 32, 64)
-}
-"""What safetensors calls torch's types."""
 CHUNK = 4 << 20
 """Bytes read or written at a time."""
 
@@ -289,38 +285,26 @@ def _allocate(descriptor: int, start: int, count: int) -> None:
 
 
 def write_safetensors(file: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Path:
-    """A sealed safetensors file; equal tensors and metadata give equal bytes (safetensors' own writer shuffles).
+    """A sealed safetensors file; equal tensors and metadata give equal bytes (safetensors' own writer shuffles the
+    latter).
 
     Raises:
         DeepClusterError: see `told`.
     """
-    plain = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-    names = sorted(plain, key=lambda name: (-plain[name].element_size(), name))  # aligned, as safetensors has them
-    header: dict[str, Any] = {"__metadata__": {"crc32": "0" * 8} | dict(sorted(metadata.items()))}
-    end = 0
-    for name in names:
-        start, end = end, end + plain[name].nbytes
-        header[name] = {
-            "dtype": DTYPES[str(plain[name].dtype)],
-            "shape": list(plain[name].shape),
-            "data_offsets": [start, end],
-        }
+    from safetensors.torch import save
+
+    content = save({name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()})
+    start = 8 + int.from_bytes(content[:8], "little")
+    header = {"__metadata__": {"crc32": "0" * 8} | dict(sorted(metadata.items()))} | json.loads(content[8:start])
     text = b"{ " + json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()[1:]  # see seal.HEAD
     text += b" " * (-len(text) % 8)
 
     def write(temporary: Path) -> None:
         with open(temporary, "wb") as handle:
             handle.write(len(text).to_bytes(8, "little") + text)
-            for name in names:
-                handle.write(_bytes_of(plain[name]))
+            handle.write(memoryview(content)[start:])
 
     return write_atomic(file, write, sealed=True)
-
-
-def _bytes_of(tensor: Tensor) -> memoryview:
-    import torch
-
-    return tensor.reshape(-1).view(torch.uint8).numpy().data if tensor.numel() else memoryview(b"")
 
 
 def remove_leftovers(folder: Path) -> None:

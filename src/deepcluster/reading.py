@@ -6,7 +6,6 @@ runs nothing that it finds there, and refuses the rest in one sentence: what, wh
 
 from __future__ import annotations
 
-import ast
 import codecs
 import csv
 import io
@@ -230,23 +229,13 @@ def read_npy(
 
 def _npy_header(handle: io.BufferedReader) -> tuple[np.dtype[Any], bool, tuple[int, ...]]:
     """Type, whether the first index varies fastest, and shape."""
-    head = handle.read(8)
-    if len(head) < 8 or head[:6] != b"\x93NUMPY" or head[6] not in (1, 2, 3):
+    if handle.read(6) != np.lib.format.MAGIC_PREFIX:
         raise ValueError("it is no .npy file")
-    length = int.from_bytes(handle.read(2 if head[6] == 1 else 4), "little")
-    text = handle.read(min(length, HEADER + 1))
-    if len(text) != length:
-        raise ValueError("its header is cut short")
-    about = ast.literal_eval(text.decode("utf-8" if head[6] == 3 else "latin-1").strip())
-    if not isinstance(about, dict) or about.keys() != {"descr", "fortran_order", "shape"}:
-        raise ValueError("its header is no header of an .npy file")
-    shape, fortran = about["shape"], about["fortran_order"]
-    if not isinstance(shape, tuple) or any(type(side) is not int or side < 0 for side in shape):
-        raise ValueError("its header has no shape")
-    if type(fortran) is not bool:
-        raise ValueError("its header does not tell the order of its numbers")
-    dtype = np.lib.format.descr_to_dtype(about["descr"])
-    if dtype.hasobject or len(shape) > 32 or math.prod(shape) > 2**60:
+    handle.seek(0)
+    first = np.lib.format.read_magic(handle) == (1, 0)
+    read = np.lib.format.read_array_header_1_0 if first else np.lib.format.read_array_header_2_0
+    shape, fortran, dtype = read(handle, HEADER)
+    if dtype.hasobject or len(shape) > 32 or min(shape, default=0) < 0 or math.prod(shape) > 2**60:
         raise ValueError(f"it holds {dtype} of shape {str(shape)[:80]}, and numbers are what is read")
     return dtype, fortran, shape
 

@@ -124,10 +124,10 @@ def test_a_grouping_that_fails_or_stops_leaves_the_earlier_run(
             cluster_images(data, out, backbone=weights, k=k, overwrite=True, screen=QUIET)
         assert {file: file.read_bytes() for file in out.rglob("*") if file.is_file()} == before
 
-    def stops(*arguments: object) -> None:
+    def stops(*arguments: object, **options: object) -> None:
         raise Interrupted
 
-    monkeypatch.setattr(cluster, "_cluster", stops)
+    monkeypatch.setattr(cluster, "cluster_features", stops)
     part = next((out / FEATURES).glob("part-*.npy"))
     made = part.stat().st_mtime_ns
     with pytest.raises(Interrupted):
@@ -137,7 +137,7 @@ def test_a_grouping_that_fails_or_stops_leaves_the_earlier_run(
     assert len(cluster_images(photos, out, backbone=weights, k=6, screen=QUIET).centroids) == 6  # goes on
     assert not (out / ASIDE).exists() and (out / "notes.txt").exists() and part.stat().st_mtime_ns == made
 
-    monkeypatch.setattr(cluster, "_cluster", stops)
+    monkeypatch.setattr(cluster, "cluster_features", stops)
     with pytest.raises(Interrupted):
         cluster_images(photos, out, backbone=weights, k=7, overwrite=True, screen=QUIET)
     monkeypatch.undo()

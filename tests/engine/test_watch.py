@@ -60,9 +60,9 @@ def made_up(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     values = [0.2, 0.6, 0.5, 0.4, 0.3, 0.3]
 
     def watched(self: monitor.Monitor, c: loop.TrainContext, state: loop.TrainState, epoch: int) -> dict[str, Any]:
-        return {"watched": values[epoch]} if self.watch and self.watch.due(epoch) else {}
+        return {"watched": values[epoch]} if self.watched is not None else {}
 
-    monkeypatch.setattr(monitor.Monitor, "_watched", watched)
+    monkeypatch.setattr(monitor.Monitor, "_measured", watched)
     return values
 
 
@@ -102,8 +102,11 @@ def test_best_is_the_first_of_the_highest() -> None:
 
 def test_the_sentence_is_said_once_and_anew_after_a_rise() -> None:
     values = [0.1, 0.513, 0.5, 0.4, 0.3, 0.3, 0.6, 0.1, 0.1]
-    asked = monitor.Watch("knn", 1, 2, False, np.zeros(0, np.int64), np.zeros(0, np.int64))
-    said = {until: asked.sentence(monitor.best_of(rows(*values[:until]))) for until in range(1, len(values) + 1)}
+    run = settings(watch="knn", patience=2)
+    said = {
+        until: monitor.stall_sentence(run, monitor.best_of(rows(*values[:until])))
+        for until in range(1, len(values) + 1)
+    }
     assert [until for until, sentence in said.items() if sentence] == [4, 9]
     assert said[4] == ("the kNN score has not improved since epoch 2 (51.3 %): checkpoints/best.ckpt holds that epoch")
 

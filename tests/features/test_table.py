@@ -179,10 +179,10 @@ def test_parts_equal_the_one_file_bit_for_bit(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    from deepcluster.engine.model import file_model
+    from deepcluster.engine.model import backbone_from, bare_model
 
     pixels = load_pixels(open_images(images), short_side=None, cache_gb=0 if streamed else 1, workers=1)
-    describe = partial(file_model(network).features, pixels, tap=tap)
+    describe = partial(bare_model(backbone_from(network)).features, pixels, tap=tap)
     bad = [3, 255, *range(256, 512), 699]
     assert write_table(describe, np.arange(N), tmp_path / "f.npy")[1] == bad
     width, found = write_parts(describe, N, tmp_path / "parts", {}, parts=3)

@@ -29,7 +29,8 @@ from deepcluster.engine.build import build_parts, check, views_of
 from deepcluster.engine.fabric import make_fabric
 from deepcluster.engine.log import Screen
 from deepcluster.engine.model import Model
-from deepcluster.engine.run import load_run, read_config
+from deepcluster.engine.run import load_run
+from deepcluster.engine.run_folder import read_config
 from deepcluster.errors import BadImage, DeepClusterWarning
 from deepcluster.evaluate.doctor.diagnosis import diagnose
 from deepcluster.evaluate.result import Result
@@ -297,7 +298,7 @@ def _run(run: Path) -> Iterator[Kind]:
     def resumed(place: Path) -> Any:
         settings, state = from_dict(read_config(run)["settings"]), checkpoint.load(place)
         parts = build_parts(settings, 6, fabric, SINGLE)
-        train.restore(place, parts.method, parts.optimizer, fabric)
+        checkpoint.resume(place, parts.method, parts.optimizer, fabric.strategy.precision)
         opened = load_run(run, device="cpu")
         return digest({k: v for k, v in state.items() if k != "progress"}), [digest(part) for part in opened.head or ()]
 

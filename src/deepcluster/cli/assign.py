@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from deepcluster.cli.common import check_table_name, several_processes, show
+from deepcluster.cli.common import several_processes, show
 from deepcluster.data.open import must_exist
 
 
@@ -16,6 +16,8 @@ def assign(run: Path, /, *, data: str, out: Path, device: str = "auto", json: bo
         data: images, as for train.
         out: the table to write: .csv or .parquet with the columns index, path, cluster, distance.
     """
+    from deepcluster.engine.assignment import check_table_name
+
     check_table_name(out)
     must_exist(data)
     with several_processes() as group:

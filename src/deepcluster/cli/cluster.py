@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from deepcluster.cli.common import check_table_name, several_processes, show
+from deepcluster.cli.common import several_processes, show
 from deepcluster.data.open import must_exist
 from deepcluster.errors import DeepClusterError, Interrupted
 
@@ -136,44 +136,28 @@ def _is_table(path: Path) -> bool:
 
 
 def _cluster_table(file: Path, out: Path, algorithm: str, options: dict[str, Any], whiten: int, json: bool) -> None:
+    from deepcluster.engine.assignment import Assignment, check_table_name
+
     check_table_name(out)
     with several_processes() as group:
-        from deepcluster.clustering.algorithms import make_clusterer, needs_k
-        from deepcluster.clustering.choose_k import choose_k
         from deepcluster.clustering.metrics import size_stats
-        from deepcluster.clustering.tables import cluster_table
         from deepcluster.clustering.whitening import Whitening
-        from deepcluster.engine.assignment import Assignment
+        from deepcluster.engine.cluster import cluster_features
         from deepcluster.engine.log import Screen
         from deepcluster.features.table import open_table
         from deepcluster.io import scratch_folder
 
-        table: Any
         table, about = open_table(file)
         screen = Screen(stderr=json, quiet=not group.is_first)
+        embedding = Whitening(whiten, group=group) if whiten else None
         with scratch_folder(out) as scratch:
-
-            def clusterer(rows: Any) -> Any:
-                nonlocal options
-                if needs_k(algorithm) and "k" not in options:
-                    if not group.is_single:
-                        raise DeepClusterError("Several processes must be told the number of clusters: give --k.")
-                    choice = choose_k(rows, random_state=options.get("seed", 0))
-                    screen.print(choice.sentence)
-                    options = options | {"k": choice.k}
-                made = make_clusterer(algorithm, options, group=group)
-                return made.set_params(scratch=scratch) if algorithm == "hierarchical" else made
-
-            found = cluster_table(
-                table,
-                clusterer,
-                embedding=Whitening(whiten, group=group) if whiten else None,
-                scratch=scratch,
-                bad=about.get("bad"),
-                group=group,
+            found, choice = cluster_features(
+                table, algorithm, options, embedding=embedding, scratch=scratch, bad=about.get("bad"), group=group
             )
         if not group.is_first:
             return
+    if choice is not None:
+        screen.print(choice.sentence)
     Assignment(_paths(about, len(table)), found.assignment, found.distance).save(out)
     sizes: dict[str, Any] = size_stats(found.assignment, len(found.centroids))
     values = {"out": str(out), "rows": len(table), "objective": float(found.clusterer.inertia_), **sizes}

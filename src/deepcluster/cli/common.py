@@ -62,16 +62,6 @@ def open_network(
     return load_subject(model, device=device, image_size=image_size, untrained=untrained, seed=seed, results=out)
 
 
-def check_table_name(out: Path) -> None:
-    """Refuses a name that an assignment cannot be saved under.
-
-    Raises:
-        DeepClusterError: the name ends neither in .csv nor in .parquet.
-    """
-    if out.suffix not in (".csv", ".parquet"):
-        raise DeepClusterError(f"Assignments are written as .csv or .parquet, not as {out.name!r}: change --out.")
-
-
 def show(screen: Screen, as_json: bool, values: Mapping[str, Any], sentence: str) -> None:
     """Prints the result of a command: one JSON object, or one sentence."""
     if as_json:

@@ -43,9 +43,7 @@ def command(arguments: list[str]) -> None:
         name: Function(f"deepcluster.evaluate.{target}", ("subject", "run", "screen", "device"))
         for name, target in PROTOCOLS.items()
     }
-    name, arguments = take_name(
-        _backbone_first(arguments), functions, "deepcluster evaluate", "protocol", "--data S [--test S2]"
-    )
+    name, arguments = take_name(arguments, functions, "deepcluster evaluate", "protocol", "--data S [--test S2]")
     if name is None:
         return
     protocol, opening = functions[name], Function("deepcluster.cli.common:open_network")
@@ -94,19 +92,3 @@ def _confusion_figure(subject: Subject, screen: Screen) -> Callable[[np.ndarray,
         screen.print(f"{file} shows which classes share clusters")
 
     return draw
-
-
-def _backbone_first(arguments: list[str]) -> list[str]:
-    """A copy of the arguments, with `PROTOCOL --backbone NAME` written as `NAME PROTOCOL`.
-
-    Raises:
-        DeepClusterError: the name is missing.
-    """
-    for position, word in enumerate(arguments):
-        if word == "--backbone":
-            if position + 1 == len(arguments):
-                raise DeepClusterError("--backbone needs a name, such as timm:resnet50.a1_in1k.")
-            return [arguments[position + 1], *arguments[:position], *arguments[position + 2 :]]
-        if word.startswith("--backbone="):
-            return [word.partition("=")[2], *arguments[:position], *arguments[position + 1 :]]
-    return list(arguments)

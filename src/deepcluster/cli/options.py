@@ -88,7 +88,7 @@ class Function:
             kind = _without_paths(_evaluate(written, names))
             if value is None:
                 kind = Optional[kind]  # noqa: UP045
-            kind = Annotated[kind, arg(help=_capitalized(texts[item.arg], kind))]
+            kind = Annotated[kind, arg(name=option_name(item.arg), help=_capitalized(texts[item.arg], kind))]
             field = dataclasses.field(default=value, kw_only=item.arg not in positional)
             kind = Positional[kind] if item.arg in positional else kind  # type: ignore[misc, valid-type]
             found[item.arg] = (kind, field)
@@ -119,7 +119,12 @@ class Function:
 
     def _as_option(self, word: re.Match[str]) -> str:
         known = word[1] in self.parameters and word[1] not in self.injected
-        return f"--{word[1].replace('_', '-')}" if known else word[0]
+        return f"--{option_name(word[1])}" if known else word[0]
+
+
+def option_name(parameter: str) -> str:
+    """What a parameter is called on the command line: `from_` is --from, `optimizer__lr` is --optimizer.lr."""
+    return parameter.rstrip("_").replace("__", ".").replace("_", "-")
 
 
 def parse_options(

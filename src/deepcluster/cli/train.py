@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import shlex
 import time
 from collections.abc import Iterator
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from deepcluster.data.source import ImageSource
     from deepcluster.engine.log import Screen
     from deepcluster.engine.run import Run
-    from deepcluster.presets.choose import Choice
 
 HELP = """\
 Trains on your images, or resumes a run.
@@ -53,119 +53,73 @@ those that are chosen for these images. Each can be given, as in --method.k 50 -
 """
 
 
+PEEKED = ("resume", "data", "from", "method", "image-size", "device", "epochs", "minutes")
+"""Options that decide which others there are, and what their defaults are."""
+
+
 def command(arguments: list[str]) -> None:
     """Trains a preset, trains what suits the images, or resumes a run."""
     began = time.monotonic()
-    name = arguments[0] if arguments and not arguments[0].startswith("-") else None
-    if _given(arguments, "resume") is not None:
-        prog, function = (
-            "deepcluster train --resume RUN",
-            Function(f"{__name__}:resume", injected=("preset", "start", "lr")),
-        )
-        start, lr = _given(arguments, "from"), _rate(arguments)
-        arguments = _without(_without(arguments[1:] if name else arguments, "from"), "optimizer.lr")
-        given = {"preset": name, "start": None if start is None else Path(start), "lr": lr}
-        function.call(parse_options([function], arguments, prog=prog), **given)
-    elif name:
-        from deepcluster.presets import find_preset
-
-        preset, run, (start, why) = find_preset(name), find_preset(name).run, _start(arguments)
-        if start is not None:
-            must_exist(_given(arguments, "data"))
-            from deepcluster.engine.model import begin
-
-            run = begin(run, start, _size(arguments))
-        _train(_without(arguments[1:], "from"), f"deepcluster train {name}", name, run, preset.about, began, why)
-    elif _given(arguments, "data") is not None:
-        _train_chosen(arguments, began)
-    elif arguments and arguments[0] in ("-h", "--help"):
+    if arguments and arguments[0] in ("-h", "--help"):
         print(HELP, end="")
-    else:
+        return
+    name = arguments[0] if arguments and not arguments[0].startswith("-") else None
+    arguments = arguments[1:] if name else arguments
+    given, _ = _take(arguments, *PEEKED)
+    if given["resume"] is not None:
+        function = Function(f"{__name__}:resume", injected=("preset",))
+        function.call(parse_options([function], arguments, prog="deepcluster train --resume RUN"), preset=name)
+        return
+    if name is None and given["data"] is None:
         raise DeepClusterError(
             "--data must be given: deepcluster train --data S --out RUN. `deepcluster train --help` says more."
         )
-
-
-def _train_chosen(arguments: list[str], began: float) -> None:
-    """Trains with settings that are chosen from the images and the machine."""
-    must_exist(_given(arguments, "data"))
-    from deepcluster.data.open import open_images
-    from deepcluster.presets.choose import choose
-
-    source, (start, why) = open_images(_given(arguments, "data")), _start(arguments)
-    chosen = choose(
-        source,
-        method=_given(arguments, "method"),
-        image_size=_size(arguments),
-        device=_given(arguments, "device") or "auto",
-        from_=start,
-    )
-    run = chosen.run if _given(arguments, "epochs") is None else replace(chosen.run, minutes=None)
-    arguments = _without(_without(arguments, "method"), "from")
-    _train(arguments, "deepcluster train", AUTO, run, chosen.sentence(run), began, why, source, chosen)
-
-
-def _train(
-    arguments: list[str],
-    prog: str,
-    preset: str,
-    run: TrainRun,
-    about: str,
-    began: float,
-    why: str,
-    source: ImageSource | None = None,
-    chosen: Choice | None = None,
-) -> None:
-    """Trains with the settings of `run` and those in the arguments."""
-    if _given(arguments, "minutes") is not None and _given(arguments, "epochs") is not None:
+    if given["minutes"] is not None and given["epochs"] is not None:
         raise DeepClusterError(BOTH)
+    if name is None or given["from"] is not None:
+        must_exist(given["data"])
+    from deepcluster.presets import find_preset
+
+    start, why, source, chosen = given["from"], "", None, None
+    if start == "auto":
+        from deepcluster.models.pretrained import choose_backbone
+
+        start, why = choose_backbone()
+    side = given["image_size"] or ""
+    size = int(side) if side.isdigit() else None  # the parser refuses what is no number
+    if name is not None:
+        _, arguments = _take(arguments, "from")
+        prog, run, about = f"deepcluster train {name}", find_preset(name).run, find_preset(name).about
+        if start is not None:
+            from deepcluster.engine.model import begin
+
+            run = begin(run, start, size)
+    else:
+        from deepcluster.data.open import open_images
+        from deepcluster.presets.choose import choose
+
+        _, arguments = _take(arguments, "from", "method")
+        source = open_images(given["data"])
+        device = given["device"] or "auto"
+        chosen = choose(source, method=given["method"], image_size=size, device=device, from_=start)
+        run = chosen.run if given["epochs"] is None else replace(chosen.run, minutes=None)
+        prog, about = "deepcluster train", chosen.sentence(run)
     function = Function(f"{__name__}:train", injected=("preset", "settings", "about", "began", "source"))
     values = parse_options([function], arguments, prog=prog, settings=run, about=about)
-    settings = values["settings"]
-    told = "\n".join(filter(None, (why, "" if chosen is None else chosen.sentence(settings))))
-    function.call(values, preset=preset, settings=settings, about=told, began=began, source=source)
+    told = "\n".join(filter(None, (why, "" if chosen is None else chosen.sentence(values["settings"]))))
+    function.call(values, preset=name or AUTO, settings=values["settings"], about=told, began=began, source=source)
 
 
-def _start(arguments: list[str]) -> tuple[str | None, str]:
-    """What --from names, and why that, where it is chosen."""
-    start = _given(arguments, "from")
-    if start != "auto":
-        return start, ""
-    from deepcluster.models.pretrained import choose_backbone
+def _take(arguments: list[str], *options: str) -> tuple[dict[str, str | None], list[str]]:
+    """The values that the arguments give to some options, and the arguments without them.
 
-    return choose_backbone()
-
-
-def _given(arguments: list[str], option: str) -> str | None:
-    """The value that the arguments give to an option, "" where it is missing; None = the option is not there."""
-    for position, word in enumerate(arguments):
-        name, equals, value = word.partition("=")
-        if name == f"--{option}":
-            return value if equals else "".join(arguments[position + 1 : position + 2])
-    return None
-
-
-def _size(arguments: list[str]) -> int | None:
-    """The image size that is given, if it is a number; the parser refuses what is not."""
-    given = _given(arguments, "image-size") or ""
-    return int(given) if given.isdigit() else None
-
-
-def _rate(arguments: list[str]) -> float | None:
-    """The learning rate that is given."""
-    given = _given(arguments, "optimizer.lr")
-    try:
-        return None if given is None else float(given)
-    except ValueError:
-        raise DeepClusterError(f"--optimizer.lr is {given!r}: give a number, such as 0.01.") from None
-
-
-def _without(arguments: list[str], option: str) -> list[str]:
-    """The arguments without an option and its value."""
-    for position, word in enumerate(arguments):
-        if word.partition("=")[0] == f"--{option}":
-            return arguments[:position] + arguments[position + (1 if "=" in word else 2) :]
-    return arguments
+    None stands for an option that is not there, "" for one whose value is missing.
+    """
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for option in options:
+        parser.add_argument(f"--{option}", nargs="?", const="")
+    given, rest = parser.parse_known_args(arguments)
+    return vars(given), rest
 
 
 def train(
@@ -203,10 +157,10 @@ def train(
 def resume(
     *,
     preset: str | None,
-    start: Path | None = None,
-    lr: float | None = None,
     resume: Path,
     epochs: int | None = None,
+    from_: Path | None = None,
+    optimizer__lr: float | None = None,
     processes: int | None = None,
     data: str | None = None,
     json: bool = False,
@@ -215,11 +169,11 @@ def resume(
 
     Args:
         preset: named by the user; it must be the run's own.
-        start: an earlier checkpoint of the run to go on from.
-        lr: another learning rate from there on.
         resume: the run folder.
         epochs: a new number of epochs, for a finished run too; the learning rate schedule follows it. None = the number
             it was started with.
+        from_: an earlier checkpoint of the run to go on from; None = the last one.
+        optimizer__lr: another learning rate from there on; None = as before.
         processes: processes on this machine; None = as before. torchrun and SLURM set their number themselves.
         data: the images, if they have moved; None = where they were.
     """
@@ -228,29 +182,28 @@ def resume(
     from deepcluster.engine.length import is_finished
     from deepcluster.engine.log import Screen
     from deepcluster.engine.occupy import settle
-    from deepcluster.engine.run import load_run, read_config
+    from deepcluster.engine.run import load_run
+    from deepcluster.engine.run_folder import read_config
 
     screen = Screen(quiet=is_secondary_process(), stderr=json)
     settle(resume, screen.warn)
     config = read_config(resume)
-    if preset not in (None, config["preset"]):
-        raise DeepClusterError(
-            f"{resume} is a run of {config['preset']}, not of {preset}: resume it with `deepcluster train --resume"
-            f" {resume}`, or start {preset} in another --out."
-        )
     if not params_of(config).trains:
         raise DeepClusterError(
             f"{resume} is a grouping, in which nothing is trained: `deepcluster cluster {config['data']} --out"
             f" {resume}` goes on with it."
         )
-    if start is None and epochs in (None, config["settings"].get("epochs")) and is_finished(resume):
+    same = from_ is None and preset in (None, config["preset"]) and epochs in (None, config["settings"].get("epochs"))
+    if same and is_finished(resume):
         run = load_run(resume, "cpu")
         done = len(run.metrics)
         more = f"deepcluster train --resume {shlex.quote(str(run.folder))} --epochs {2 * max(1, done)}"
         _show(run, screen, json, f"{run.folder} is finished after {done:,} epochs. To train it longer: {more}")
         return
     with _resume_hint(resume, screen):
-        run = engine.train_again(resume, data, screen, epochs=epochs, processes=processes, start=start, lr=lr)
+        run = engine.train_again(
+            resume, data, screen, None, epochs, processes, start=from_, lr=optimizer__lr, preset=preset
+        )
     _show(run, screen, json)
 
 

@@ -38,12 +38,8 @@ class Assignment:
         Raises:
             DeepClusterError: another ending.
         """
-        file = Path(file)
-        if file.suffix == ".parquet":
-            return write_atomic(file, self._parquet)
-        if file.suffix == ".csv":
-            return write_csv(file, self._rows())
-        raise DeepClusterError(f"Assignments are written as .csv or .parquet, not as {file.name!r}: change --out.")
+        file = check_table_name(Path(file))
+        return write_csv(file, self._rows()) if file.suffix == ".csv" else write_atomic(file, self._parquet)
 
     def _rows(self) -> Iterator[Sequence[Any]]:
         yield "index", "path", "cluster", "distance"
@@ -62,6 +58,17 @@ class Assignment:
             "distance": pyarrow.array(self.distance, from_pandas=True),
         }
         pyarrow.parquet.write_table(pyarrow.table(columns), file)
+
+
+def check_table_name(file: Path) -> Path:
+    """The file, under a name that an assignment can be saved under.
+
+    Raises:
+        DeepClusterError: it ends neither in .csv nor in .parquet.
+    """
+    if file.suffix not in (".csv", ".parquet"):
+        raise DeepClusterError(f"Assignments are written as .csv or .parquet, not as {file.name!r}: change --out.")
+    return file
 
 
 def column(file: Path, kinds: str, images: int, owner: str, advice: str) -> np.ndarray:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -49,13 +49,9 @@ def check(run: TrainRun) -> None:
         raise DeepClusterError(
             "This is a grouping by a network that is not trained: `deepcluster cluster` makes those."
         )
-    for name, value, least in (
-        ("epochs", run.epochs, 1),
-        ("batch-size", run.batch_size, 1),
-        ("processes", run.processes, 1),
-    ):
-        if value < least:
-            raise DeepClusterError(f"--{name} is {value}: give at least {least}.")
+    for name in ("epochs", "batch_size", "processes"):
+        if (value := getattr(run, name)) < 1:
+            raise DeepClusterError(f"--{name.replace('_', '-')} is {value}: give at least 1.")
     if run.minutes is not None and not 0 < run.minutes < math.inf:
         raise DeepClusterError(
             f"--minutes is {run.minutes:g}: give the minutes that the run may take, such as 10, or --epochs instead."
@@ -138,26 +134,8 @@ def views_of(run: TrainRun, backbone: Backbone) -> RandomViews:
     """The random views that the run trains on: `--data.views` of one size, then `--data.small-views` smaller ones."""
     d = run.data
     size = d.view_size or run.image_size
-    large = ViewGroup(
-        size=size,
-        count=d.views,
-        crop_scale=d.crop_scale,
-        crop_ratio=d.crop_ratio,
-        flip=d.flip,
-        jitter=d.jitter,
-        brightness=d.brightness,
-        contrast=d.contrast,
-        saturation=d.saturation,
-        hue=d.hue,
-        gray=d.gray,
-        blur=d.blur,
-        rotate=d.rotate,
-        translate=d.translate,
-        zoom=d.zoom,
-        shear=d.shear,
-        mean=backbone.mean,
-        std=backbone.std,
-    )
+    same = {each.name: getattr(d, each.name) for each in fields(ViewGroup) if hasattr(d, each.name)}
+    large = ViewGroup(size=size, count=d.views, mean=backbone.mean, std=backbone.std, **same)
     if size != run.image_size:
         _check_view_size(backbone, size, "--data.view-size")
     if d.clustered_size:

@@ -7,7 +7,6 @@ works on it. Features are written in parts, and an interrupted run goes on after
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -25,16 +24,17 @@ from deepcluster.data.cache import SMALL, Pixels, load_pixels
 from deepcluster.data.open import open_images
 from deepcluster.data.source import ImageSource
 from deepcluster.digest import digest
+from deepcluster.distributed import SINGLE, ProcessGroup
 from deepcluster.engine import run_folder
 from deepcluster.engine.log import Screen
 from deepcluster.engine.model import Model
-from deepcluster.engine.occupy import SCRATCH, occupy_to_group
-from deepcluster.engine.run import Run, load_run, load_subject, read_config
+from deepcluster.engine.occupy import occupy_to_group
+from deepcluster.engine.run import Run, load_run, load_subject
 from deepcluster.engine.signals import stop_signals
 from deepcluster.engine.subject import Subject, short_side
 from deepcluster.errors import BadImage, DeepClusterError, Interrupted
 from deepcluster.features.table import BATCH, open_table, write_parts
-from deepcluster.io import write_json
+from deepcluster.io import scratch_folder, write_json
 from deepcluster.methods.params import FrozenParams
 from deepcluster.models.pretrained import choose_backbone
 from deepcluster.reading import parse_json
@@ -127,7 +127,10 @@ def cluster_images(
             bad = _write_features(subject, pixels, folder, part, check)
             run_folder.write_bad_images(folder, pixels)
             bar.describe("grouping")
-            found, embedding, choice = _cluster(folder, algorithm, given, whiten, seed, bad)
+            embedding, table = Whitening(whiten or WIDTH, whiten=whiten > 0), open_table(folder / FEATURES)[0]
+            how: dict[str, Any] = {"embedding": embedding, "bad": bad, "seed": seed, "start_near": True}
+            with scratch_folder(folder / FEATURES) as scratch:
+                found, choice = cluster_features(table, algorithm, given, scratch=scratch, **how)
         run_folder.tell_bad(pixels, screen)
         if choice is not None:
             screen.print(choice.sentence)
@@ -136,7 +139,7 @@ def cluster_images(
         objective = float(np.nansum(found.distance.astype(np.float64) ** 2))
         clustering = Clustering(found.assignment, found.centroids, found.distance, objective)
         run_folder.write_snapshot(folder, model, clustering)
-        config = read_config(folder) | {"bad_images": len(pixels.bad)}
+        config = run_folder.read_config(folder) | {"bad_images": len(pixels.bad)}
         config["settings"]["method"]["k"] = clustering.k
         if choice is not None:
             config["k_auto"] = {**asdict(choice), "sentence": choice.sentence}
@@ -178,11 +181,11 @@ def _occupied(folder: Path, config: dict[str, Any], overwrite: bool, again: bool
         return all(there.get(name) == config[name] for name in ("preset", "settings", "source_fingerprint", "weights"))
 
     def goes_on() -> bool:
-        there = read_config(folder)
+        there = run_folder.read_config(folder)
         return there["preset"] == PRESET and ("finished" not in there or (again and is_same(there)))
 
     def shared() -> list[str]:
-        there = read_config(folder)
+        there = run_folder.read_config(folder)
         same = is_same(there)
         if not overwrite and not goes_on():
             raise DeepClusterError(
@@ -220,38 +223,51 @@ def _write_features(
     return bad
 
 
-def _cluster(
-    folder: Path, algorithm: str, options: dict[str, Any], whiten: int, seed: int, bad: list[int]
-) -> tuple[TableClusters, Whitening, Any]:
-    """The clusters of the features in `folder`, the embedding they are in, and how k was chosen, if it was."""
-    embedding = Whitening(whiten or WIDTH, whiten=whiten > 0)
+def cluster_features(
+    table: Any,
+    algorithm: str,
+    options: dict[str, Any],
+    *,
+    scratch: Path,
+    seed: int = 0,
+    start_near: bool = False,
+    group: ProcessGroup = SINGLE,
+    **how: Any,
+) -> tuple[TableClusters, Any]:
+    """What `cluster_table` gives for a feature table, and how k was chosen (`choose_k`), or None where it was given.
+
+    Args:
+        seed: of all random draws, unless the options hold one.
+        start_near: k-means is spherical and begins with means of neighbors, see `neighbor_start`.
+        how: embedding and bad rows, as `cluster_table` takes them.
+    """
     choice = None
 
     def clusterer(rows: np.ndarray) -> Any:
         nonlocal choice, options
         if needs_k(algorithm) and "k" not in options:
+            if not group.is_single:
+                raise DeepClusterError("Several processes must be told the number of clusters: give --k.")
             from deepcluster.clustering.choose_k import choose_k
 
-            choice = choose_k(rows, random_state=seed)
+            choice = choose_k(rows, random_state=options.get("seed", seed))
             options = options | {"k": choice.k}
-        made = make_clusterer(algorithm, options, seed=seed)
-        if algorithm == "kmeans" and len(rows) >= made.n_clusters:
+        made = make_clusterer(algorithm, options, seed=seed, group=group)
+        if algorithm == "hierarchical":
+            made.set_params(scratch=scratch)
+        if algorithm == "kmeans" and start_near and len(rows) >= made.n_clusters:
             made.set_params(init=neighbor_start(rows, made.n_clusters, random_state=seed), spherical=True)
         return made
 
-    with tempfile.TemporaryDirectory(dir=folder, prefix=SCRATCH) as scratch:
-        found = cluster_table(
-            open_table(folder / FEATURES)[0], clusterer, embedding=embedding, scratch=Path(scratch), bad=bad
-        )
-    return found, embedding, choice
+    return cluster_table(table, clusterer, scratch=scratch, group=group, **how), choice
 
 
 def _tree(found: TableClusters) -> ClusterTree | None:
     """The level above the centroids of a hierarchical clustering, through which new images are assigned."""
-    levels = getattr(found.clusterer, "levels_", None)
-    if levels is None or len(levels) != 2:
+    levels: Any = getattr(found.clusterer, "levels_", ())
+    if len(levels) != 2:
         return None
     import torch
 
-    sizes = np.bincount(found.assignment[found.assignment >= 0], minlength=len(found.centroids))
-    return ClusterTree(torch.as_tensor(levels[0]).float(), torch.from_numpy(sizes > 0))
+    used = np.isin(np.arange(len(found.centroids)), found.assignment)
+    return ClusterTree(torch.as_tensor(levels[0]).float(), torch.from_numpy(used))

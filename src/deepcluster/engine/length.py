@@ -10,8 +10,9 @@ from deepcluster import config as settings
 from deepcluster.config import TrainRun
 from deepcluster.engine import checkpoint
 from deepcluster.engine.log import read_metrics
-from deepcluster.engine.monitor import best_of
-from deepcluster.engine.run import Run, read_config
+from deepcluster.engine.monitor import best_of, stalled
+from deepcluster.engine.run import Run
+from deepcluster.engine.run_folder import read_config
 from deepcluster.errors import DeepClusterError
 
 
@@ -32,8 +33,7 @@ def progress_of(state: dict[str, Any]) -> float:
 
 def stopped_itself(run: TrainRun, folder: Path) -> bool:
     """Whether `--stop` has ended the run, since what it watches had stopped rising."""
-    best = best_of(read_metrics(folder)) if run.stop else None
-    return best is not None and best.since >= run.patience
+    return run.stop and stalled(run, best_of(read_metrics(folder)))
 
 
 def is_finished(folder: Path) -> bool:

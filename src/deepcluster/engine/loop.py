@@ -27,7 +27,7 @@ from deepcluster.engine.log import Screen
 from deepcluster.engine.occupy import release_earlier
 from deepcluster.engine.optim import set_rate, step_all
 from deepcluster.engine.parallel import Loss, parallel_loss
-from deepcluster.engine.schedules import rate_factor
+from deepcluster.engine.schedules import factor
 from deepcluster.errors import Interrupted
 from deepcluster.features.extract import extract
 from deepcluster.io import keep_copy
@@ -89,7 +89,7 @@ def fit(c: TrainContext, state: TrainState) -> None:
         c.monitor.keep_best(c, state)  # or was killed before it had kept it
     saved_at = time.monotonic()
     for epoch in range(state.step // per_epoch, run.epochs):
-        if c.monitor.should_stop():
+        if c.monitor.should_stop(run):
             break
         for start, end in segments(method, epoch, per_epoch):
             if end <= state.step:
@@ -149,7 +149,7 @@ def train_step(c: TrainContext, compute_loss: Loss, batch: Batch, step: TrainSte
     method, o = c.method, c.run.optimizer
     c.batch_slice.position, c.batch_slice.total = batch.position, batch.whole
     optimizers = [c.optimizer, *method.optimizers().values()]
-    set_rate(optimizers, rate_factor(o, step.step, step.total, step.steps_per_epoch))
+    set_rate(optimizers, factor(o, step.step, steps=step.total, steps_per_epoch=step.steps_per_epoch))
     with c.fabric.autocast():
         loss = compute_loss(batch, step)["loss"]
     c.fabric.backward(loss)

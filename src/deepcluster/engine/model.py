@@ -75,16 +75,8 @@ class Model:
     ) -> tuple[np.ndarray, np.ndarray]:
         """Index (M,) and features (M, D) of the images that can be decoded; see `features.extract`."""
         self.backbone.to(device)
-        return extract(
-            self.backbone,
-            pixels,
-            batch_size=batch_size,
-            device=device,
-            tap=tap,
-            only=only,
-            check=check,
-            group=group,
-        )
+        how: dict[str, Any] = {"tap": tap, "device": device, "batch_size": batch_size, "check": check}
+        return extract(self.backbone, pixels, only=only, group=group, **how)
 
     def nearest(self, features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Cluster (M,) int64 and Euclidean distance (M,) float32 of (M, D) backbone features."""
@@ -146,10 +138,9 @@ class Model:
         return model
 
 
-def file_model(file: Path, image_size: int | None = None) -> Model:
-    """A backbone from a file, without clusters; see `backbone_from`."""
-    backbone = backbone_from(file, image_size)
-    return Model(backbone, torch.zeros(0, backbone.dim))
+def bare_model(backbone: Backbone) -> Model:
+    """A backbone without clusters."""
+    return Model(backbone.eval(), torch.zeros(0, backbone.dim))
 
 
 def backbone_from(file: Path | str, image_size: int | None = None) -> Backbone:
@@ -178,38 +169,24 @@ PRETRAINED = "pretrained"
 """In place of a file of initial weights: the published ones of the network."""
 
 
-def initial_backbone(weights: Path | str, like: Backbone) -> Backbone:
-    """The network with initial weights: those in a run folder, in a file (see `backbone_from`), or published ones.
-
-    Args:
-        like: the network whose published weights are meant by `PRETRAINED`.
-
-    Raises:
-        DeepClusterError: there are none, or they are damaged or cannot be fetched.
-    """
-    if str(weights) != PRETRAINED:
-        return backbone_from(file_of(weights), like.image_size)
-    with torch.random.fork_rng(devices=[]):
-        return build_backbone(**like.config, **pretrained_option(like.name))
-
-
 def file_of(weights: Path | str) -> Path:
     """The file of weights itself, where a run folder was given."""
     path = Path(weights)
     return path / MODEL if (path / MODEL).is_file() and not hugging_face.is_folder(path) else path
 
 
-def pretrained_option(name: str) -> dict[str, Any]:
-    """The option of `build_backbone` that asks for a backbone's published weights.
+def published_backbone(name: str, **options: Any) -> Backbone:
+    """A backbone with its published weights; nothing is drawn from torch's global generator.
 
     Raises:
-        DeepClusterError: ours alone, of which no weights are published under a name.
+        DeepClusterError: ours alone, of which no weights are published under a name; or they cannot be had.
     """
     if name in ("alexnet", "vgg16", "convnet"):
         raise DeepClusterError(
             f"No weights are published under the name {name}: give a run, a file of weights, or --untrained."
         )
-    return {"pretrained": True}
+    with torch.random.fork_rng(devices=[]):
+        return build_backbone(name, pretrained=True, **options)
 
 
 def begin(run: TrainRun, start: Path | str, image_size: int | None = None) -> TrainRun:
@@ -233,8 +210,7 @@ def begin(run: TrainRun, start: Path | str, image_size: int | None = None) -> Tr
         patch = re.search(r"patch(\d+)", name)
         side = int(patch[1]) if patch else 1  # of the patches that images must divide into
         size = image_size or -(-run.image_size // side) * side
-        with torch.random.fork_rng(devices=[]):
-            backbone = build_backbone(name, image_size=size, **own, **pretrained_option(name))
+        backbone = published_backbone(name, image_size=size, **own)
     options = {key: value for key, value in backbone.config.items() if key not in ("name", "sobel", "image_size")}
     view, clustered = (round(each * size / run.image_size) for each in (run.data.view_size, run.data.clustered_size))
     if weights != PRETRAINED or (clustered and backbone.refusal(clustered)):
@@ -256,13 +232,20 @@ def begin(run: TrainRun, start: Path | str, image_size: int | None = None) -> Tr
 
 
 def load_initial_weights(weights: Path | str, networks: Iterable[Backbone]) -> None:
-    """Puts initial weights (see `initial_backbone`) into `networks`, which were drawn alike.
+    """Puts initial weights into `networks`, which were drawn alike.
+
+    Args:
+        weights: a run folder, a file (see `backbone_from`), or `PRETRAINED` for those that are published.
 
     Raises:
         DeepClusterError: they are of another network, or there are none.
     """
     networks = list(networks)
-    initial = initial_backbone(weights, networks[0])
+    like = networks[0]
+    if str(weights) == PRETRAINED:
+        initial = published_backbone(**like.config)
+    else:
+        initial = backbone_from(file_of(weights), like.image_size)
     made = ", ".join(f"{name} {value}" for name, value in initial.config.items())
     for network in networks:
         if _plan(initial) != _plan(network):

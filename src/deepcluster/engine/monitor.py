@@ -8,7 +8,7 @@ import math
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -38,53 +38,9 @@ NEIGHBORS = 20
 """Neighbors that vote, as in `deepcluster evaluate RUN knn`."""
 DRAW = 17
 """Purpose of the draw of these images; those of the loop are other numbers."""
+CLUSTERING = ("nmi_previous", "reassigned", "clusters_used", "size_min", "size_max", "size_entropy")
+"""What every row of metrics.jsonl tells of the latest clustering."""
 NAMES = {"knn": "kNN score", "nmi": "NMI with the labels"}
-
-
-@dataclass(frozen=True)
-class Watch:
-    """The score that is followed during training; its values are the `watched` of metrics.jsonl and nothing else is
-    remembered, so a run that was killed knows all it knew.
-
-    Attributes:
-        score: "knn": leave-one-out kNN of the features of `images`; "nmi": NMI(t, labels) of the latest clusters
-            (arXiv 1807.05520 §4.1, figure 2a).
-        every: epochs from one value to the next.
-        patience: values without improvement after which the run says so.
-        stop: whether training ends then.
-        images: (M,) int64 positions in the source, ascending; empty for "nmi".
-        labels: (N,) int64, -1 = none. For scoring only.
-    """
-
-    score: Literal["knn", "nmi"]
-    every: int
-    patience: int
-    stop: bool
-    images: np.ndarray
-    labels: np.ndarray
-
-    @property
-    def name(self) -> str:
-        """The score, in words."""
-        return NAMES[self.score]
-
-    def due(self, epoch: int) -> bool:
-        """Whether a value is due after `epoch`, counted from 0."""
-        return (epoch + 1) % self.every == 0
-
-    def over(self, best: Best | None) -> bool:
-        """Whether training is to end."""
-        return self.stop and best is not None and best.since >= self.patience
-
-    def sentence(self, best: Best | None) -> str | None:
-        """What is to be said after a watched epoch: once when the value has not improved for `patience` values, and
-        again only if it improved after that and stalled again."""
-        if best is None or best.since != self.patience:
-            return None
-        return (
-            f"the {self.name} has not improved since epoch {best.epoch + 1} ({100 * best.value:.1f} %):"
-            " checkpoints/best.ckpt holds that epoch"
-        )
 
 
 @dataclass(frozen=True)
@@ -114,8 +70,25 @@ def best_of(rows: Iterable[Mapping[str, Any]], best: Best | None = None) -> Best
     return best
 
 
-def make_watch(run: TrainRun, source: ImageSource) -> Watch | None:
-    """The watch that the settings ask for; None for "none".
+def stalled(run: TrainRun, best: Best | None) -> bool:
+    """Whether `--stop` ends the run: what it watches has not improved for `--patience` values."""
+    return run.stop and best is not None and best.since >= run.patience
+
+
+def stall_sentence(run: TrainRun, best: Best | None) -> str | None:
+    """What to say after a watched epoch: once when the value has not improved for `--patience` values, and again only
+    if it improved after that and stalled again."""
+    if best is None or best.since != run.patience:
+        return None
+    return (
+        f"the {NAMES[run.watch]} has not improved since epoch {best.epoch + 1} ({100 * best.value:.1f} %):"
+        " checkpoints/best.ckpt holds that epoch"
+    )
+
+
+def watched_images(run: TrainRun, source: ImageSource) -> np.ndarray | None:
+    """(M,) int64 positions, ascending, of the images that the watched score is computed on; empty for NMI, which the
+    clusters of all images give, and None where nothing is watched.
 
     Raises:
         DeepClusterError: no labels to compare with, numbers below 1, or an end that nothing is watched for.
@@ -134,9 +107,7 @@ def make_watch(run: TrainRun, source: ImageSource) -> Watch | None:
             f"--watch {run.watch} compares with labels and {source.name} has none: give --data a source whose paths"
             " have class folders, or leave --watch out."
         )
-    labels = np.asarray(source.labels, np.int64)
-    images = np.zeros(0, np.int64) if run.watch == "nmi" else draw_labelled(labels, run.seed)
-    return Watch(run.watch, run.watch_every, run.patience, run.stop, images, labels)
+    return np.zeros(0, np.int64) if run.watch == "nmi" else draw_labelled(np.asarray(source.labels), run.seed)
 
 
 def draw_labelled(labels: np.ndarray, seed: int, at_most: int = MAX_SCORED) -> np.ndarray:
@@ -164,16 +135,22 @@ def knn_score(features: np.ndarray, labels: np.ndarray) -> float:
 
 
 class Monitor:
-    """Evaluates a run at each clustering and after each epoch."""
+    """Evaluates a run at each clustering and after each epoch.
 
-    def __init__(self, metrics: Metrics, watch: Watch | None) -> None:
-        self.metrics, self.watch = metrics, watch
+    Args:
+        metrics: receives one row an epoch. Their `watched` is all that is remembered of the score that is followed, so
+            a run that was killed knows all it knew.
+        watched: what `watched_images` gives.
+    """
+
+    def __init__(self, metrics: Metrics, watched: np.ndarray | None) -> None:
+        self.metrics, self.watched = metrics, watched
         self.best = best_of(metrics.earlier)
         self._written = -1  # the latest epoch whose first clustering was written
 
-    def should_stop(self) -> bool:
+    def should_stop(self, run: TrainRun) -> bool:
         """Whether the watched score has stopped rising and the run is to end there."""
-        return self.watch is not None and self.watch.over(self.best)
+        return stalled(run, self.best)
 
     def after_features(self, c: TrainContext, state: TrainState, extracted: Features) -> None:
         """RankMe of the features of at most `MAX_RANKED` images, evenly from all."""
@@ -217,21 +194,18 @@ class Monitor:
                 f"None of the images of epoch {epoch + 1} could be decoded: make sure that they can still be read, then"
                 f" `deepcluster train --resume {c.folder}`."
             )
-        watched = self._watched(c, state, epoch)
+        watched = self._measured(c, state, epoch)
         loss, seconds = totals["loss"] / totals["images"], totals["seconds_train"]
         if not math.isfinite(loss):
             raise DeepClusterError(checkpoint.diverged(c.folder / "checkpoints" / checkpoint.LAST, state))
         row: dict[str, Any] = {
             "epoch": epoch,
             "loss": loss,
-            "nmi_previous": latest.get("nmi_previous"),
-            "reassigned": latest.get("reassigned"),
-            **{name: latest.get(name) for name in ("clusters_used", "size_min", "size_max", "size_entropy")},
+            **{name: latest.get(name) for name in CLUSTERING},
             "lr": c.optimizer.param_groups[0]["lr"],
             "images_per_second": totals["images"] / max(seconds, 1e-9),
             "seconds_train": seconds,
-            "seconds_features": totals.get("seconds_features", 0.0),
-            "seconds_cluster": totals.get("seconds_cluster", 0.0),
+            **{name: totals.get(name, 0.0) for name in ("seconds_features", "seconds_cluster")},
             **{name: latest[name] for name in ("nmi_labels", "purity") if name in latest},
             **{name: totals[name] for name in ("rankme",) if name in totals},
             **c.method.epoch_stats(),
@@ -248,26 +222,30 @@ class Monitor:
         for name in ("nmi_previous", "reassigned"):  # an epoch without a clustering has none
             state.latest.pop(name, None)
 
-    def _watched(self, c: TrainContext, state: TrainState, epoch: int) -> dict[str, Any]:
+    def _due(self, c: TrainContext, epoch: int) -> bool:
+        """Whether a watched value is due after `epoch`, counted from 0."""
+        return self.watched is not None and (epoch + 1) % c.run.watch_every == 0
+
+    def _measured(self, c: TrainContext, state: TrainState, epoch: int) -> dict[str, Any]:
         """The watched score after `epoch` and the seconds it took; empty when it is not due."""
-        if self.watch is None or not self.watch.due(epoch):
+        if not self._due(c, epoch):
             return {}
         started = time.perf_counter()
-        if self.watch.score == "nmi":
+        if c.run.watch == "nmi":
             value = state.latest.get("nmi_labels")
         else:
             with checkpoint.preserve_random_state():  # a third-party layer may draw random numbers
-                extracted = extract_all(c, -1, self.watch.images)
+                extracted = extract_all(c, -1, self.watched)
             index, features = (c.group.gather_array(part) for part in (extracted.index, extracted.features))
-            value = knn_score(features, self.watch.labels[index])
+            value = knn_score(features, np.asarray(c.pixels.source.labels, np.int64)[index])
         return {"watched": value, "seconds_watched": time.perf_counter() - started}
 
     def keep_best(self, c: TrainContext, state: TrainState) -> None:
         """Where the epoch that has just ended has the highest watched score: `best.ckpt` and, beside it,
         `best.safetensors` with the network as it is now and the clusters of model.safetensors, until the next
         clustering gives this network its own."""
-        best = self.best if self.watch else None
-        if best is None or state.step != (best.epoch + 1) * state.steps_per_epoch:
+        best = self.best
+        if self.watched is None or best is None or state.step != (best.epoch + 1) * state.steps_per_epoch:
             return
         with c.group.collective_section():
             kept = c.folder / "checkpoints"
@@ -286,7 +264,7 @@ class Monitor:
 
     def report_stall(self, c: TrainContext, epoch: int) -> None:
         """Says once that the watched score has stopped rising."""
-        if self.watch and self.watch.due(epoch) and (said := self.watch.sentence(self.best)):
+        if self._due(c, epoch) and (said := stall_sentence(c.run, self.best)):
             c.screen.print(said)
 
 

@@ -19,14 +19,13 @@ from pathlib import Path
 from deepcluster.data.naming import printable
 from deepcluster.distributed import is_secondary_process
 from deepcluster.engine.checkpoint import LAST
-from deepcluster.engine.run import BETWEEN, read_config
+from deepcluster.engine.run_folder import BETWEEN, read_config
 from deepcluster.errors import DeepClusterError
 from deepcluster.io import remove_leftovers, write_json
 from deepcluster.lock import locked
 from deepcluster.reading import read_text
 
-LOCK, SCRATCH = ".lock", ".scratch-"
-"""The file that is locked; how the names of folders for intermediate tables begin."""
+LOCK = ".lock"
 MOVING, ASIDE = BETWEEN
 REMOVED = ".removed"
 """Folders of the earlier run: on its way there or back, whole, and on its way out. Each becomes the next by one rename,
@@ -48,11 +47,15 @@ OWN = re.compile(
 """Files that we write in a run folder. Edits and exports of the explorer are work of its user, and not among them."""
 FOLDERS = ("checkpoints", "tensorboard", "features", "evaluation", "pictures", "explore")
 
+Warn = Callable[[str], object]
+
+
+def silent(line: str) -> None:
+    """Says nothing."""
+
 
 @contextmanager
-def occupy_to_train(
-    folder: Path, *, resume: bool, overwrite: bool, warn: Callable[[str], object] = lambda line: None
-) -> Iterator[None]:
+def occupy_to_train(folder: Path, *, resume: bool, overwrite: bool, warn: Warn = silent) -> Iterator[None]:
     """Holds `folder` for a run that trains; what it replaces is there again if it ends without a checkpoint.
 
     Args:
@@ -94,7 +97,7 @@ def occupy_to_group(
     *,
     goes_on: Callable[[], bool],
     judge: Callable[[], Collection[str]],
-    warn: Callable[[str], object] = lambda line: None,
+    warn: Warn = silent,
 ) -> Iterator[None]:
     """Holds `folder` for a grouping of images; what it replaces is there again if it fails.
 
@@ -127,7 +130,7 @@ def occupy_to_group(
         release_earlier(folder)
 
 
-def settle(folder: Path, warn: Callable[[str], object] = lambda line: None) -> None:
+def settle(folder: Path, warn: Warn = silent) -> None:
     """Puts a run back that a killed command was about to replace, before the run in `folder` is read to go on with it.
 
     Raises:
@@ -183,30 +186,27 @@ def refuse_other_files(folder: Path) -> None:
 
 
 @contextmanager
-def _hold(folder: Path, warn: Callable[[str], object]) -> Iterator[None]:
+def _hold(folder: Path, warn: Warn) -> Iterator[None]:
     """The lock of `folder`, which is made, and removed where nothing came of it."""
     if printable(str(folder)) != str(folder):  # TensorBoard and safetensors write to names in UTF-8 only
         raise DeepClusterError(
             f"The name of the run folder, {printable(str(folder))}, is not in UTF-8: choose another."
         )
+
+    def in_use(who: str) -> str:
+        return f"{folder} is in use: {who} is writing a run there; wait until it is done, stop it, or choose another."
+
+    no_locks = f"the disk of {folder} has no locks: make sure that no other process trains in this folder."
     with contextlib.ExitStack() as held:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             held.callback(_remove_if_empty, folder)
-            held.enter_context(locked(folder / LOCK, lambda who: _in_use(folder, who), lambda: warn(_no_locks(folder))))
+            held.enter_context(locked(folder / LOCK, in_use, lambda: warn(no_locks)))
         except OSError as error:
             raise DeepClusterError(
                 f"The run folder {folder} cannot be written ({error.strerror}): choose another --out."
             ) from error
         yield
-
-
-def _in_use(folder: Path, who: str) -> str:
-    return f"{folder} is in use: {who} is writing a run there; wait until it is done, or stop it, or choose another."
-
-
-def _no_locks(folder: Path) -> str:
-    return f"the disk of {folder} has no locks: make sure that no other process trains in this folder."
 
 
 def _is_between(folder: Path) -> bool:
@@ -219,7 +219,7 @@ def _kept(folder: Path) -> set[str]:
     return set(read_text(file, advice=f"move {file.parent} away.").splitlines()) if file.exists() else set()
 
 
-def _put_back(folder: Path, warn: Callable[[str], object] = lambda line: None) -> None:
+def _put_back(folder: Path, warn: Warn = silent) -> None:
     """Undoes `move_aside`, however far it came, and removes what the new run has written."""
     moving = folder / MOVING
     if (folder / ASIDE).exists():
@@ -237,8 +237,7 @@ def _put_back(folder: Path, warn: Callable[[str], object] = lambda line: None) -
 
 def _make_ready(folder: Path) -> None:
     """Removes what killed processes left, and makes sure that the folder can be written."""
-    for leftover in (folder / REMOVED, *folder.glob(f"{SCRATCH}*")):
-        shutil.rmtree(leftover, ignore_errors=True)
+    shutil.rmtree(folder / REMOVED, ignore_errors=True)
     remove_leftovers(folder)
     for features in folder.glob(".features*.npy"):
         features.unlink(missing_ok=True)

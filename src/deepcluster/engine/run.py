@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from contextlib import suppress
-from dataclasses import fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,7 +17,7 @@ import torch
 from torch import Tensor
 
 from deepcluster.clustering.whitening import Whitening
-from deepcluster.config import UnknownSetting, check_sizes, from_dict, params_of
+from deepcluster.config import params_of
 from deepcluster.data.open import open_images
 from deepcluster.data.source import ImageSource
 from deepcluster.distributed import SINGLE, ProcessGroup
@@ -27,30 +25,15 @@ from deepcluster.engine import checkpoint
 from deepcluster.engine.assignment import Assignment, column
 from deepcluster.engine.fabric import pick_device
 from deepcluster.engine.log import read_metrics
-from deepcluster.engine.model import MODEL, Model, file_model, pretrained_option
+from deepcluster.engine.model import MODEL, Model, backbone_from, bare_model, published_backbone
+from deepcluster.engine.run_folder import read_config
 from deepcluster.engine.subject import CACHE_GB, RESULTS, Subject
 from deepcluster.errors import DeepClusterError
 from deepcluster.methods.params import MethodParams, method_class
 from deepcluster.models.backbone import Backbone
 from deepcluster.models.hugging_face import is_folder
 from deepcluster.models.zoo import build_backbone
-from deepcluster.reading import judged, read_csv, read_json
-
-FORMAT = 2
-"""Of run.json and checkpoints; raised whenever older run folders can no longer be read."""
-NEEDED = {"preset": str, "images": int, "settings": dict, "source_fingerprint": str, "data": str}
-"""What every run.json says: name -> type."""
-OPTIONAL = {
-    "id": str, "bad_images": int, "finished": str, "k_auto": dict, "versions": dict, "backbone": str,
-    "created": str, "processes": int, "seed": int, "clusterer": str, "changes": list,
-}  # fmt: skip
-"""What a run.json may say."""
-SETTINGS = ("epochs", "batch_size", "image_size", "seed", "method", "backbone")
-"""What the settings of every run hold."""
-MOST_IMAGES = 1 << 40
-
-BETWEEN = (".replacing", ".replaced")
-"""Folders in a run folder that hold the earlier run while another takes its place, see `engine/occupy.py`."""
+from deepcluster.reading import read_csv
 
 
 class Run(Subject):
@@ -265,7 +248,7 @@ def load_subject(
 def _model(name: str, image_size: int | None, untrained: bool) -> Model:
     path = Path(name)
     if path.is_file() or path.suffix in (".tar", ".pth", ".safetensors") or is_folder(path):
-        return file_model(path, image_size)
+        return bare_model(backbone_from(path, image_size))
     if path.exists():
         raise DeepClusterError(
             f"{name} is no run folder (it has no run.json) and no Hugging Face folder (it has no config.json): give a"
@@ -273,12 +256,12 @@ def _model(name: str, image_size: int | None, untrained: bool) -> Model:
         )
     size = image_size or _native_size(name)
     try:
-        backbone = build_backbone(name, image_size=size, **({} if untrained else pretrained_option(name)))
+        build = build_backbone if untrained else published_backbone
+        return bare_model(build(name, image_size=size))
     except DeepClusterError as error:
         if ":" in name or not str(error).startswith("No backbone"):
             raise
         raise DeepClusterError(f"There is no run folder or file {name}, and n{str(error)[1:]}") from error
-    return Model(backbone.eval(), torch.zeros(0, backbone.dim))
 
 
 def _native_size(name: str) -> int:
@@ -290,46 +273,3 @@ def _native_size(name: str) -> int:
             found = timm.get_pretrained_cfg(name[5:])
             return found.input_size[-1] if found is not None else 224
     return 224
-
-
-def read_config(folder: Path) -> dict[str, Any]:
-    """A run's run.json.
-
-    Raises:
-        DeepClusterError: the folder holds no run, or its run.json is damaged.
-    """
-    file = folder / "run.json"
-    if not file.is_file():
-        if any((folder / name).is_dir() for name in BETWEEN):
-            raise DeepClusterError(
-                f"The run in {folder} was to be replaced, and that was cut short: `deepcluster train --resume {folder}`"
-                " puts it back in its place."
-            )
-        what = "is not a run folder (it has no run.json)" if folder.is_dir() else "does not exist"
-        raise DeepClusterError(f"{folder} {what}: give the folder that `deepcluster train ... --out` wrote.")
-    advice = "restore it or train again."
-    found = read_json(file, advice=advice)
-    with judged(file, advice):
-        _check_config(found)
-    if found.get("format") != FORMAT:
-        raise DeepClusterError(
-            f"{folder} was written by another version of deepcluster: use that version for it, or train again."
-        )
-    return found
-
-
-def _check_config(found: dict[str, Any]) -> None:
-    """Raises DeepClusterError, ValueError: something that every run.json says is missing, or is of another kind."""
-    wrong = [name for name, kind in NEEDED.items() if type(found.get(name)) is not kind]
-    wrong += [name for name, kind in OPTIONAL.items() if name in found and type(found[name]) is not kind]
-    wrong += [f"settings.{name}" for name in SETTINGS if name not in found.get("settings", ())]
-    if wrong:
-        raise ValueError(f"it does not say the run's {', '.join(wrong)}")
-    if not 0 < found["images"] <= MOST_IMAGES:
-        raise ValueError(f"its images are {found['images']:,}")
-    with suppress(UnknownSetting):  # of another version: refused by what needs all of them
-        run, method = from_dict(found["settings"]), found["settings"]["method"]
-        check_sizes(run)
-        known = {field.name for field in fields(run.method)}  # type: ignore[arg-type]
-        for name in {"name", *(known if not run.method.trains else known & {"k"})} - method.keys():
-            raise ValueError(f"it does not say the run's settings.method.{name}")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import platform
+from contextlib import suppress
+from dataclasses import fields
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from deepcluster import config as settings
-from deepcluster.config import TrainRun
+from deepcluster.config import TrainRun, UnknownSetting, as_dict, check_sizes, from_dict, override
 from deepcluster.data.cache import Pixels
 from deepcluster.data.folder import Files
 from deepcluster.data.naming import is_hidden
@@ -18,15 +19,71 @@ from deepcluster.digest import digest
 from deepcluster.distributed import SINGLE, ProcessGroup
 from deepcluster.engine.log import Screen
 from deepcluster.engine.model import MODEL, PRETRAINED, Model, file_of
-from deepcluster.engine.run import FORMAT, read_config
 from deepcluster.errors import DeepClusterError
 from deepcluster.io import write_array, write_csv, write_json
+from deepcluster.reading import judged, read_json
 from deepcluster.types import Clustering
 
+FORMAT = 2
+"""Of run.json and checkpoints; raised whenever older run folders can no longer be read."""
+NEEDED = {"preset": str, "images": int, "settings": dict, "source_fingerprint": str, "data": str}
+"""What every run.json says: name -> type."""
+OPTIONAL = {
+    "id": str, "bad_images": int, "finished": str, "k_auto": dict, "versions": dict, "backbone": str,
+    "created": str, "processes": int, "seed": int, "clusterer": str, "changes": list,
+}  # fmt: skip
+"""What a run.json may say."""
+SETTINGS = ("epochs", "batch_size", "image_size", "seed", "method", "backbone")
+"""What the settings of every run hold."""
+BETWEEN = (".replacing", ".replaced")
+"""Folders in a run folder that hold the earlier run while another takes its place, see `engine/occupy.py`."""
 IDENTITY = ("seed", "batch_size", "image_size", "method", "optimizer", "backbone", "data")
 """The settings by which runs of the same images differ, wherever and for however long they are trained."""
 ELSEWHERE = ("cache_gb", "workers")
 """Those of `data` that only say how images are read on a machine."""
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """A run's run.json.
+
+    Raises:
+        DeepClusterError: the folder holds no run, or its run.json is damaged or of another version.
+    """
+    file = folder / "run.json"
+    if not file.is_file():
+        if any((folder / name).is_dir() for name in BETWEEN):
+            raise DeepClusterError(
+                f"The run in {folder} was to be replaced, and that was cut short: `deepcluster train --resume {folder}`"
+                " puts it back in its place."
+            )
+        what = "is not a run folder (it has no run.json)" if folder.is_dir() else "does not exist"
+        raise DeepClusterError(f"{folder} {what}: give the folder that `deepcluster train ... --out` wrote.")
+    advice = "restore it or train again."
+    found = read_json(file, advice=advice)
+    with judged(file, advice):
+        _check_config(found)
+    if found.get("format") != FORMAT:
+        raise DeepClusterError(
+            f"{folder} was written by another version of deepcluster: use that version for it, or train again."
+        )
+    return found
+
+
+def _check_config(found: dict[str, Any]) -> None:
+    """Raises DeepClusterError, ValueError: something that every run.json says is missing, or is of another kind."""
+    wrong = [name for name, kind in NEEDED.items() if type(found.get(name)) is not kind]
+    wrong += [name for name, kind in OPTIONAL.items() if name in found and type(found[name]) is not kind]
+    wrong += [f"settings.{name}" for name in SETTINGS if name not in found.get("settings", ())]
+    if wrong:
+        raise ValueError(f"it does not say the run's {', '.join(wrong)}")
+    if not 0 < found["images"] <= 1 << 40:
+        raise ValueError(f"its images are {found['images']:,}")
+    with suppress(UnknownSetting):  # of another version: refused by what needs all of them
+        run, method = from_dict(found["settings"]), found["settings"]["method"]
+        check_sizes(run)
+        known = {field.name for field in fields(run.method)}  # type: ignore[arg-type]
+        for name in {"name", *(known if not run.method.trains else known & {"k"})} - method.keys():
+            raise ValueError(f"it does not say the run's settings.method.{name}")
 
 
 def about(
@@ -38,7 +95,7 @@ def about(
     group: ProcessGroup = SINGLE,
 ) -> dict[str, Any]:
     """run.json: everything resolved; a clusterer passed in Python by its repr."""
-    settled = settings.as_dict(resolved(run))
+    settled = as_dict(resolved(run))
     identity = {name: settled[name] for name in IDENTITY}
     identity["data"] = {name: value for name, value in settled["data"].items() if name not in ELSEWHERE}
     fingerprint = source.fingerprint()
@@ -63,7 +120,7 @@ def about(
 def resolved(run: TrainRun) -> TrainRun:
     """The settings as run.json holds them: files by paths that lead to them from another working directory."""
     if run.backbone.weights not in ("", PRETRAINED):
-        return settings.override(run, {"backbone.weights": str(file_of(run.backbone.weights).absolute())})
+        return override(run, {"backbone.weights": str(file_of(run.backbone.weights).absolute())})
     return run
 
 

@@ -5,10 +5,11 @@ folder that can assign new images.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import os
 import time
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,18 +23,18 @@ from deepcluster.data.open import open_images
 from deepcluster.data.source import ImageSource
 from deepcluster.distributed import ProcessGroup, current
 from deepcluster.engine import checkpoint, run_folder
-from deepcluster.engine import run as runs
 from deepcluster.engine.build import Parts, at_checkpoint, build_method, build_parts, check, views_of
-from deepcluster.engine.clock import Clock, duration, known_seconds
+from deepcluster.engine.clock import KINDS, Clock, duration, known_seconds
 from deepcluster.engine.fabric import launched, make_fabric
 from deepcluster.engine.length import epochs_done, lengthened
 from deepcluster.engine.log import Metrics, Screen
 from deepcluster.engine.loop import TrainContext, TrainState, features_file, fit, refresh
 from deepcluster.engine.model import PRETRAINED, begin
-from deepcluster.engine.monitor import Monitor, exported_model, make_watch
+from deepcluster.engine.monitor import Monitor, exported_model, watched_images
 from deepcluster.engine.occupy import occupy_to_train, settle
+from deepcluster.engine.run import Run
 from deepcluster.engine.signals import stop_signals
-from deepcluster.engine.speed import MARGIN, measure
+from deepcluster.engine.speed import MARGIN, Speed, measure
 from deepcluster.engine.subject import short_side
 from deepcluster.errors import DeepClusterError
 from deepcluster.io import write_json
@@ -53,7 +54,7 @@ def train(
     screen: Screen | None = None,
     clusterer: Clusterer | None = None,
     began: float | None = None,
-) -> runs.Run:
+) -> Run:
     """Trains and returns the finished run.
 
     Args:
@@ -70,7 +71,7 @@ def train(
         Interrupted: Ctrl-C or SIGTERM, after everything was saved.
     """
     folder, began = Path(out), time.monotonic() if began is None else began
-    run = with_clusterer(run, clusterer)
+    run = replace(run, method=run.method.with_clusterer(clusterer))
     check(run)
     if run.backbone.weights == PRETRAINED and not resume:  # run.json is to hold their normalization
         run = begin(run, run.backbone.name, run.image_size)
@@ -100,53 +101,61 @@ def _train(
     resume: bool,
     clusterer: Clusterer | None,
     began: float,
-) -> runs.Run:
+) -> Run:
     # Images
-    watch = make_watch(run, source)
+    watched = watched_images(run, source)
     pixels = _pixels(run, source, screen, fabric, group)
     same_everywhere(source, group)
     agree_on_bad(pixels, group)
-    if len(pixels.good) < 2:
-        raise DeepClusterError(
-            f"{source.name} holds {len(pixels.good)} image(s) that can be decoded: training needs at least 2."
-        )
+    images = len(pixels.good)
+    if images < 2:
+        raise DeepClusterError(f"{source.name} holds {images} image(s) that can be decoded: training needs at least 2.")
+    state = TrainState(*steps_per_epoch(run, images, group))
+    context = partial(make_context, pixels=pixels, fabric=fabric, group=group, folder=folder)
     known: dict[str, float] = {}
     if run.minutes is not None and not resume:
-        run, known = within_minutes(run, pixels, fabric, group, folder, screen, clusterer, began)
+
+        def thrown_away(n: int) -> TrainContext:
+            parts = build_parts(run, n, fabric, group, clusterer)
+            monitor = Monitor(Metrics(folder, 0, write=False), None)
+            return context(run, parts, Screen(quiet=True), monitor, Clock(parts.method, 1, 1))
+
+        screen.print("measuring the speed of this machine")
+        speed = measure(thrown_away, run, state, images)
+        over = float(group.max_(torch.tensor(time.monotonic() - began, dtype=torch.float64)))
+        run = within_minutes(run, speed, over, build_method(run, 1, clusterer), state.steps_per_epoch, screen)
+        known = {kind: getattr(speed, kind) for kind in KINDS}
     with group.collective_section():
         if group.is_first and not resume:
             write_json(folder / "run.json", run_folder.about(run, preset, source, pixels, clusterer, group))
         elif group.is_first:
-            run_folder.same_images(runs.read_config(folder), source, folder)
+            run_folder.same_images(run_folder.read_config(folder), source, folder)
             run_folder.note_unfinished(folder, run, group, epochs_done(folder))
         if group.is_first:
             run_folder.write_bad_images(folder, pixels)
     run_folder.tell_bad(pixels, screen)
 
     # Method, and its state in the last checkpoint
-    state = TrainState(*steps_per_epoch(run, len(pixels.good), group))
-    last = folder / "checkpoints" / "last.ckpt"
+    last = folder / "checkpoints" / checkpoint.LAST
     has_checkpoint = resume and group.any(last.exists())
     with group.collective_section():
         if has_checkpoint and not last.exists():
             raise DeepClusterError(f"Not every process sees {last}: the run folder must be on a disk that all share.")
     parts = build_parts(run, len(source), fabric, group, clusterer, initial_weights=not has_checkpoint)
-    method = parts.method
     if has_checkpoint:
-        state = restore(last, method, parts.optimizer, fabric)
+        state = TrainState(**checkpoint.resume(last, parts.method, parts.optimizer, fabric.strategy.precision))
         screen.print(f"resuming {folder} at epoch {state.step // state.steps_per_epoch + 1}, step {state.step}")
     elif resume:
         screen.print(f"{folder} has no checkpoint yet: starting from its beginning")
 
     # Training
     metrics = Metrics(folder, state.step // state.steps_per_epoch, write=group.is_first)
-    clock = Clock(method, run.epochs, state.steps_per_epoch, known | known_seconds(metrics.earlier))
+    clock = Clock(parts.method, run.epochs, state.steps_per_epoch, known | known_seconds(metrics.earlier))
     with stop_signals() as stopped:
-        monitor = Monitor(metrics, watch)
-        context = make_context(run, parts, pixels, fabric, group, folder, screen, monitor, clock, stopped)
+        c = context(run, parts, screen, Monitor(metrics, watched), clock, stopped)
         try:
-            fit(context, state)
-            clustering = refresh(context, state, last=True)
+            fit(c, state)
+            clustering = refresh(c, state, last=True)
         finally:
             metrics.close()
             features_file(folder, group).unlink(missing_ok=True)
@@ -156,7 +165,7 @@ def _train(
     with group.collective_section():
         if group.is_first:
             if clustering is not None:
-                run_folder.write_snapshot(folder, exported_model(method, clustering), clustering)
+                run_folder.write_snapshot(folder, exported_model(parts.method, clustering), clustering)
             if pixels.bad:
                 run_folder.write_bad_images(folder, pixels)
             run_folder.note_finished(folder)
@@ -164,88 +173,42 @@ def _train(
         screen.print(
             f"{folder / 'bad_images.csv'} lists what cannot be decoded: {len(pixels.bad):,} of {len(pixels):,} files"
         )
-    return runs.load_run(folder, device=run.device)
+    return Run(folder, run.device)
 
 
 def make_context(
     run: TrainRun,
     parts: Parts,
-    pixels: Pixels,
-    fabric: Fabric,
-    group: ProcessGroup,
-    folder: Path,
     screen: Screen,
     monitor: Monitor,
     clock: Clock,
     stopped: Callable[[], bool] = lambda: False,
+    **where: Any,
 ) -> TrainContext:
     """What the training loop needs, of these parts; compiles the backbone where the run says so."""
     if run.compile:
         parts.method.backbone.compile()
+    views = views_of(run, parts.method.backbone)
     return TrainContext(
-        run=run,
-        fabric=fabric,
-        group=group,
-        batch_slice=parts.batch_slice,
-        method=parts.method,
-        optimizer=parts.optimizer,
-        pixels=pixels,
-        views=views_of(run, parts.method.backbone),
-        folder=folder,
-        screen=screen,
-        monitor=monitor,
-        clock=clock,
-        stopped=stopped,
+        run, **vars(parts), views=views, screen=screen, monitor=monitor, clock=clock, stopped=stopped, **where
     )
 
 
 def within_minutes(
-    run: TrainRun,
-    pixels: Pixels,
-    fabric: Fabric,
-    group: ProcessGroup,
-    folder: Path,
-    screen: Screen,
-    clusterer: Clusterer | None,
-    began: float,
-) -> tuple[TrainRun, dict[str, float]]:
-    """The run with as many epochs as fit into its minutes, of which those since `began` are over; and the seconds of
-    its parts, for `Clock`."""
-    assert run.minutes is not None
-    images = len(pixels.good)
-    state = TrainState(*steps_per_epoch(run, images, group))
-
-    def thrown_away(n: int) -> TrainContext:
-        parts = build_parts(run, n, fabric, group, clusterer)
-        monitor, clock = Monitor(Metrics(folder, 0, write=False), None), Clock(parts.method, 1, 1)
-        return make_context(run, parts, pixels, fabric, group, folder, Screen(quiet=True), monitor, clock)
-
-    screen.print("measuring the speed of this machine")
-    speed = measure(thrown_away, run, state, images)
-    over = float(group.max_(torch.tensor(time.monotonic() - began, dtype=torch.float64)))
-    method = build_method(run, 1, clusterer)
-    epochs, seconds = speed.epochs_within(60 * MARGIN * run.minutes - over, method, state.steps_per_epoch)
-    one = duration(state.steps_per_epoch * speed.step + speed.epoch)
-    if over + seconds > 60 * run.minutes:
+    run: TrainRun, speed: Speed, over: float, method: Method, steps_per_epoch: int, screen: Screen
+) -> TrainRun:
+    """The run with as many epochs as fit into its minutes, of which `over` seconds are over; and tells how many."""
+    minutes = run.minutes or 0.0
+    epochs, seconds = speed.epochs_within(60 * MARGIN * minutes - over, method, steps_per_epoch)
+    if over + seconds > 60 * minutes:
         screen.warn(
-            f"--minutes {run.minutes:g} is too short for a single epoch, which is trained all the same: the run will"
-            f" end in about {duration(seconds)}. A smaller --image-size or another --backbone.name is faster."
+            f"--minutes {minutes:g} is too short for a single epoch, which is trained all the same: the run will end in"
+            f" about {duration(seconds)}. A smaller --image-size or another --backbone.name is faster."
         )
     else:
-        screen.print(
-            f"about {duration(seconds)} left: {epochs:,} epochs of {one}, each clustering {duration(speed.clustering)}"
-        )
-    known = {"step": speed.step, "clustering": speed.clustering, "epoch": speed.epoch}
-    return dataclasses.replace(run, epochs=epochs), known
-
-
-def with_clusterer(run: TrainRun, clusterer: Clusterer | None) -> TrainRun:
-    """The settings of a run for the clusterer that was passed, if one was.
-
-    Raises:
-        DeepClusterError: the method has no place for one, or needs one and got none.
-    """
-    return dataclasses.replace(run, method=run.method.with_clusterer(clusterer))
+        one, clustering = duration(steps_per_epoch * speed.step + speed.epoch), duration(speed.clustering)
+        screen.print(f"about {duration(seconds)} left: {epochs:,} epochs of {one}, each clustering {clustering}")
+    return replace(run, epochs=epochs)
 
 
 def steps_per_epoch(run: TrainRun, images: int, group: ProcessGroup) -> tuple[int, int]:
@@ -262,11 +225,6 @@ def steps_per_epoch(run: TrainRun, images: int, group: ProcessGroup) -> tuple[in
             f" {least}, or start fewer processes."
         )
     return max(1, round(images / batch)), batch
-
-
-def restore(file: Path, method: Method, optimizer: torch.optim.Optimizer, fabric: Fabric) -> TrainState:
-    """Restores everything a checkpoint holds, and returns how far the run has come."""
-    return TrainState(**checkpoint.resume(file, method, optimizer, fabric.strategy.precision))
 
 
 def same_everywhere(source: ImageSource, group: ProcessGroup) -> None:
@@ -311,7 +269,8 @@ def train_again(
     processes: int | None = None,
     start: Path | None = None,
     lr: float | None = None,
-) -> runs.Run:
+    preset: str | None = None,
+) -> Run:
     """`deepcluster train --resume`: continues exactly where the run in `folder` stopped.
 
     Args:
@@ -321,17 +280,24 @@ def train_again(
         epochs: new number of epochs, which the learning rate's schedule then follows; None = as before.
         start: an earlier checkpoint of the run to go on from, in place of the last one.
         lr: another base learning rate from there on, which run.json notes; None = as before.
+        preset: the one that the run must be of; None = any.
 
     Raises:
-        DeepClusterError: fewer epochs than are done, other images than the run's, or no checkpoint of a run.
+        DeepClusterError: fewer epochs than are done, other images or another preset than the run's, or no checkpoint
+            of a run.
     """
     settle(Path(folder), (screen or Screen()).warn)
-    config = runs.read_config(Path(folder))
+    config = run_folder.read_config(Path(folder))
+    if preset not in (None, config["preset"]):
+        raise DeepClusterError(
+            f"{folder} is a run of {config['preset']}, not of {preset}: resume it with `deepcluster train --resume"
+            f" {folder}`, or start {preset} in another --out."
+        )
     run = settings.from_dict(config["settings"])
     if launched():
-        run = settings.override(run, {"processes": 1})
+        run = replace(run, processes=1)
     elif processes is not None:
-        run = settings.override(run, {"processes": processes})
+        run = replace(run, processes=processes)
     if start is not None:
         at_checkpoint(config, start)  # of this run, or nothing is touched
     if lr is not None:

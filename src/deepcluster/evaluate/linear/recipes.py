@@ -7,6 +7,7 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+from deepcluster.config import OptimizerParams
 from deepcluster.data.transforms import CenterCrop, RandomCrop, RandomViews, Transform
 from deepcluster.data.views import ViewGroup
 from deepcluster.engine.schedules import factor
@@ -86,7 +87,8 @@ class Recipe:
             return float(0.5 ** (step // self.step))
         if self.schedule == "step":
             return float(self.drop ** sum(step >= edge * steps_per_epoch for edge in self.milestones))
-        return factor(self.schedule, step, steps=steps, steps_per_epoch=steps_per_epoch, lr=lr, weight_decay=decay)
+        settings = OptimizerParams(schedule=self.schedule, lr=lr, weight_decay=decay)
+        return factor(settings, step, steps=steps, steps_per_epoch=steps_per_epoch)
 
     def __str__(self) -> str:
         length = f"{self.iterations} iterations" if self.iterations else f"{self.epochs} epochs"
