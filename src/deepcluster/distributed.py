@@ -211,12 +211,8 @@ class ProcessGroup:
 
     @contextmanager
     def collective_section(self) -> Iterator[None]:
-        """Code that all processes run, or the first one alone: where one fails, all of them fail with its error, and
-        none waits for it.
-
-        Raises:
-            DeepClusterError: the error of another process.
-        """
+        """Code that all processes run, or the first one alone: where one fails, all of them fail with its error, as a
+        DeepClusterError, and none waits for it."""
         if self.is_single:
             yield
             return

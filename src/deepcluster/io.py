@@ -39,7 +39,7 @@ _HOST = digest(socket.gethostname())[:8]
 
 @contextlib.contextmanager
 def told(file: Path | str) -> Iterator[None]:
-    """Turns what goes wrong in writing `file` into a sentence.
+    """Turns what goes wrong in writing `file` into a sentence; whatever writes here goes through it.
 
     Raises:
         DeepClusterError: the disk is full, a limit is reached, or the place is read-only or not there.
@@ -54,11 +54,7 @@ def told(file: Path | str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def replacing(file: Path, *, sealed: bool = False) -> Iterator[Path]:
-    """A path beside `file` to write to, which takes its place at the end; after an error `file` is as it was.
-
-    Raises:
-        DeepClusterError: see `told`.
-    """
+    """A path beside `file` to write to, which takes its place at the end; after an error `file` is as it was."""
     temporary = beside(file)
     try:
         with told(file):
@@ -125,11 +121,7 @@ def writing(file: Path, mode: str, *, sealed: bool = False, **form: Any) -> Iter
 
 
 def write_atomic(file: Path, write: Callable[[Path], object], *, sealed: bool = False) -> Path:
-    """Calls `write` with a path next to `file`, flushes it to disk, and renames it over `file`.
-
-    Raises:
-        DeepClusterError: the folder cannot be written or is full; `file` is then as it was.
-    """
+    """Calls `write` with a path beside `file`, which then takes its place; see `replacing`."""
     with replacing(file, sealed=sealed) as temporary, told(file):
         write(temporary)
     return file
@@ -172,12 +164,7 @@ def keep_copy(file: Path, copy: Path) -> Path:
 
 
 def append(file: Path, content: bytes, size: int) -> None:
-    """Puts `content` behind the first `size` bytes, which are all of them, and flushes it to disk; or leaves the file
-    as it was.
-
-    Raises:
-        DeepClusterError: see `told`.
-    """
+    """Puts `content` behind the first `size` bytes, which are all of them, or leaves the file as it was."""
     with told(file), open(file, "ab") as handle:
         try:
             handle.write(content)
@@ -247,11 +234,7 @@ def write_csv(file: Path, rows: Iterable[Sequence[Any]]) -> Path:
 
 def scratch_table(file: Path, rows: int, width: int) -> np.ndarray:
     """A (rows, width) float32 table to be filled, memory-mapped; its room on disk is taken now, because a disk that
-    is full when a mapped page is written ends the process by SIGBUS. In memory where no file can be mapped: no rows.
-
-    Raises:
-        DeepClusterError: there is no room for it.
-    """
+    is full when a mapped page is written ends the process by SIGBUS. In memory where no file can be mapped: no rows."""
     if rows * width == 0:
         return np.empty((rows, width), np.float32)
     try:
@@ -274,10 +257,8 @@ def _allocate(descriptor: int, start: int, count: int) -> None:
     try:
         os.posix_fallocate(descriptor, start, count)
         return
-    except AttributeError:  # not on macOS
-        pass
-    except OSError as error:
-        if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
+    except (AttributeError, OSError) as error:  # macOS has no such call, and some disks neither
+        if getattr(error, "errno", errno.ENOSYS) not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
             raise
     os.lseek(descriptor, start, os.SEEK_SET)
     while count:
@@ -285,12 +266,7 @@ def _allocate(descriptor: int, start: int, count: int) -> None:
 
 
 def write_safetensors(file: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Path:
-    """A sealed safetensors file; equal tensors and metadata give equal bytes (safetensors' own writer shuffles the
-    latter).
-
-    Raises:
-        DeepClusterError: see `told`.
-    """
+    """A sealed safetensors file; equal tensors and metadata give equal bytes (safetensors shuffles the latter)."""
     from safetensors.torch import save
 
     content = save({name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()})

@@ -52,29 +52,26 @@ def judged(file: Path | str, advice: str) -> Iterator[None]:
 
 def _reason(error: Exception) -> str:
     """How a sentence about a file goes on after the file's name."""
-    if isinstance(error, FileNotFoundError):
-        return "is missing"
-    if isinstance(error, OSError) and error.strerror:
-        return f"cannot be read ({error.strerror})"
-    if isinstance(error, RecursionError):
-        return "cannot be read (it is nested too deeply)"
-    if isinstance(error, MemoryError):
-        return "cannot be read (it asks for more memory than there is)"
-    if isinstance(error, UnicodeDecodeError):
-        return f"cannot be read (byte {error.start:,} is no UTF-8 text)"
-    if isinstance(error, KeyError):
-        return f"cannot be read (it does not say {str(error)[:80]})"
     lines = [line.strip() for line in str(error).splitlines() if not line.endswith(":")]  # torch's headings say little
-    why = (lines or [type(error).__name__])[0].rstrip(".")
-    return f"cannot be read ({why[:200]})"
+    why = (lines or [type(error).__name__])[0].rstrip(".")[:200]
+    match error:
+        case FileNotFoundError():
+            return "is missing"
+        case OSError(strerror=str(reason)):
+            why = reason
+        case RecursionError():
+            why = "it is nested too deeply"
+        case MemoryError():
+            why = "it asks for more memory than there is"
+        case UnicodeDecodeError():
+            why = f"byte {error.start:,} is no UTF-8 text"
+        case KeyError():
+            why = f"it does not say {str(error)[:80]}"
+    return f"cannot be read ({why})"
 
 
 def regular_size(file: Path | str) -> int:
-    """The bytes of a regular file.
-
-    Raises:
-        OSError: there is none; of a pipe, a device or a folder, which might never end.
-    """
+    """The bytes of a regular file; OSError of a pipe, a device or a folder, which might never end."""
     found = os.stat(file)
     if not stat.S_ISREG(found.st_mode):
         raise OSError(0, "it is no regular file")
@@ -82,11 +79,7 @@ def regular_size(file: Path | str) -> int:
 
 
 def read_bytes(file: Path | str, most: int) -> bytes:
-    """A whole regular file of at most so many bytes.
-
-    Raises:
-        OSError, ValueError: it is none; for use within `judged`.
-    """
+    """A whole regular file of at most so many bytes; OSError or ValueError otherwise, for use within `judged`."""
     if (size := regular_size(file)) > most:
         raise ValueError(f"it has {size:,} bytes, and {most:,} are the most that is read")
     with open(file, "rb") as handle:
@@ -94,11 +87,7 @@ def read_bytes(file: Path | str, most: int) -> bytes:
 
 
 def read_head(file: Path | str, count: int) -> bytes:
-    """The first bytes of a regular file.
-
-    Raises:
-        OSError: it is none, or is not there.
-    """
+    """The first bytes of a regular file; OSError where it is none."""
     regular_size(file)
     with open(file, "rb") as handle:
         return handle.read(count)
@@ -126,11 +115,7 @@ def read_text(file: Path, *, advice: str, most: int = MOST_TEXT, names: bool = F
 
 
 def parse_json(text: str | bytes) -> Any:
-    """A JSON value, with numbers that fit into 64 bits.
-
-    Raises:
-        ValueError: it is none, or one nested thousands of times.
-    """
+    """A JSON value, with numbers that fit into 64 bits; ValueError where it is none, or nested thousands of times."""
     try:
         return json.loads(text, parse_int=_integer, parse_float=_float)
     except RecursionError:
@@ -296,11 +281,7 @@ def load_torch(file: Path | str) -> Any:
 
 
 def require_finite(tensors: Mapping[str, Any], file: Path | str) -> None:
-    """Refuses weights that are not numbers: of a training that has diverged, or of a damaged file.
-
-    Raises:
-        DeepClusterError: see above.
-    """
+    """Refuses weights that are not numbers (DeepClusterError): a training has diverged, or a file is damaged."""
     for name, value in tensors.items():
         if value.is_floating_point() and not value.isfinite().all():
             raise DeepClusterError(f"{file} holds values that are not finite, in {name}: give other weights.")

@@ -20,10 +20,8 @@ Result = TypeVar("Result")
 
 
 class ResumeFile:
-    """Unfinished work on disk; written atomically, and removed by `remove` when all of it is done.
-
-    A file that belongs to other work (other settings, weights or images) is not used, and is replaced by the first
-    `save`.
+    """Unfinished work on disk, removed by `remove` when all of it is done. A file that belongs to other work (other
+    settings, weights or images) is not used, and is replaced by the first `save`.
 
     Args:
         file: where to, such as RUN/evaluation/linear.state.

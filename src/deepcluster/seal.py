@@ -31,15 +31,8 @@ CHUNK = 4 << 20
 
 
 def check_seal(file: Path | str, *, read: bool = True) -> int:
-    """The bytes of a file's content, after it was compared with its seal, if it has one.
-
-    Args:
-        read: False = only its size is asked for.
-
-    Raises:
-        OSError: it cannot be read.
-        ValueError: it is not what was written.
-    """
+    """The bytes of a file's content, compared with its seal if it has one and should be `read`; ValueError
+    if it is not what was written."""
     with open(file, "rb") as handle:
         place = _digits_at(handle)
         if place is None:
@@ -65,11 +58,7 @@ def put_seal(handle: Any) -> None:
 
 
 def _digits_at(handle: Any) -> int | None:
-    """Where the eight hex digits of a file's seal are; None where it has none.
-
-    Raises:
-        ValueError: there was one, which is damaged itself.
-    """
+    """Where the eight hex digits of a file's seal are, None where it has none; ValueError for a damaged one."""
     size = handle.seek(0, os.SEEK_END)
     for start, mark, end in ((8, HEAD, b'"'), (size - SEALED, SEAL, b"\n")):
         if 0 <= start <= size - len(mark) - 9:

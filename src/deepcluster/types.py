@@ -13,22 +13,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Batch:
-    """B images on their way through one training step.
+    """B images on their way through one training step: this process's decodable ones of the whole batch."""
 
-    Attributes:
-        index: (B,) int64 on the CPU, the position of each image in its source.
-        views: one (B, 3, S, S) float tensor per view, normalized, on the training device.
-        position: (B,) int64 on the CPU, the position of each image in the whole batch, which several processes may
-            share and of which some images could not be decoded.
-        whole: number of images in the whole batch, undecodable ones included.
-        first: position of the whole batch's first image in the order that batches are cut from.
-    """
-
-    index: Tensor
-    views: tuple[Tensor, ...]
-    position: Tensor
-    whole: int
-    first: int = 0
+    index: Tensor  # (B,) int64 on the CPU, the position of each image in its source
+    views: tuple[Tensor, ...]  # one (B, 3, S, S) float tensor per view, normalized, on the training device
+    position: Tensor  # (B,) int64 on the CPU, the position of each image in the whole batch
+    whole: int  # number of images in the whole batch, undecodable ones included
+    first: int = 0  # position of the whole batch's first image in the order that batches are cut from
 
     @property
     def large_views(self) -> int:
@@ -38,16 +29,11 @@ class Batch:
 
 @dataclass(frozen=True)
 class TrainStep:
-    """Where in the run an optimizer step is.
+    """Where in the run an optimizer step is."""
 
-    Attributes:
-        step: optimizer steps done before this one.
-        steps_per_epoch, total: of the run.
-    """
-
-    step: int
+    step: int  # optimizer steps done before this one
     steps_per_epoch: int
-    total: int
+    total: int  # steps of the run
 
     @property
     def epoch(self) -> float:
@@ -57,19 +43,12 @@ class TrainStep:
 
 @dataclass(frozen=True)
 class Clustering:
-    """N images in K groups.
+    """N images in K groups."""
 
-    Attributes:
-        assignment: (N,) int64, the cluster of each image; -1 = none (an image that cannot be decoded).
-        centroids: (K, D) float32, in the space the clustering saw.
-        distance: (N,) float32, Euclidean distance of each image to its own centroid; NaN where there is none.
-        objective: sum of squared distances of the images to their centroids.
-    """
-
-    assignment: np.ndarray
-    centroids: Tensor
-    distance: np.ndarray
-    objective: float
+    assignment: np.ndarray  # (N,) int64, the cluster of each image; -1 = none (an image that cannot be decoded)
+    centroids: Tensor  # (K, D) float32, in the space the clustering saw
+    distance: np.ndarray  # (N,) float32, Euclidean distance of each image to its centroid; NaN where there is none
+    objective: float  # sum of squared distances of the images to their centroids
 
     @property
     def k(self) -> int:
@@ -94,12 +73,7 @@ class Embedding(Protocol):
 
 @dataclass(frozen=True)
 class ClusterTree:
-    """The level above the centroids of a two-level clustering.
+    """The level above the centroids of a two-level clustering."""
 
-    Attributes:
-        upper: (M, D) centroids of the super-clusters; each has K / M of the K centroids, one after another.
-        used: (K,) bool, false for centroids that no image had.
-    """
-
-    upper: Tensor
-    used: Tensor
+    upper: Tensor  # (M, D) centroids of the super-clusters; each has K / M of the K centroids, one after another
+    used: Tensor  # (K,) bool, false for centroids that no image had

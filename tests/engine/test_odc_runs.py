@@ -93,7 +93,7 @@ def test_new_images_get_the_clusters_of_the_memory(tmp_path: Path) -> None:
     # the memory holds averages of past views, the model sees each image as it is
     assert (again.cluster == run.assignment).mean() > 0.6
     assert np.isfinite(again.distance).all() and run.centroids.shape == (5, 8)
-    with pytest.raises(DeepClusterError, match="does not whiten"):
+    with pytest.raises(DeepClusterError, match="has no whitening"):
         _ = run.whitening
     assert run.embed(run.features(images())).shape == (64, 8)
 

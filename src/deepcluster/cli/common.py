@@ -73,19 +73,12 @@ def show(screen: Screen, as_json: bool, values: Mapping[str, Any], sentence: str
 def take_name(
     arguments: list[str], functions: Mapping[str, Function], command: str, kind: str, usage: str
 ) -> tuple[str | None, list[str]]:
-    """The second positional argument, such as a protocol, and the arguments without it.
-
-    Prints the list of names, and returns None, if the help is asked for without a name.
+    """The second positional argument, such as a protocol, and the arguments without it; DeepClusterError where it is
+    missing or unknown. Prints the list of names, and returns None, if the help is asked for without a name.
 
     Args:
-        arguments: the command line after the command.
         functions: what can be named, and the function that it calls.
-        command: for messages: "deepcluster evaluate".
-        kind: for messages: what is named.
-        usage: for the help: the most important options.
-
-    Raises:
-        DeepClusterError: the name is missing or unknown.
+        command, kind, usage: for messages: "deepcluster evaluate", what is named, and the most important options.
     """
     words = [word for word in arguments if not word.startswith("-")]
     name = words[1] if len(words) > 1 else ""

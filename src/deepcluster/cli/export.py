@@ -4,14 +4,9 @@ from __future__ import annotations
 
 from json import dumps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from deepcluster.errors import DeepClusterError
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from deepcluster.models.backbone import Backbone
 
 
 def export(
@@ -34,10 +29,19 @@ def export(
         raise DeepClusterError(
             f"There is no {run}: give a run folder, or a checkpoint released by the authors of DeepCluster."
         )
+    from deepcluster.engine.run import load_run
     from deepcluster.models.export import export_backbone
-    from deepcluster.models.released import save_released
+    from deepcluster.models.released import load_released, save_released
 
-    backbone, head, k, about = _from_file(run) if run.is_file() else _from_run(run)
+    about: dict[str, Any]
+    if run.is_file():
+        found = load_released(run)
+        head = None if found.head_weight is None or found.head_bias is None else (found.head_weight, found.head_bias)
+        backbone, k, about = found.backbone, found.k or 1000, {"arch": found.arch, "epochs": found.epoch}
+    else:
+        loaded = load_run(run, "cpu")
+        backbone, head, k = loaded.backbone, loaded.head, len(loaded.centroids)
+        about = {"preset": loaded.config["preset"], "epochs": len(loaded.metrics)}
     if format == "released":
         file = save_released(backbone, out, head, about["epochs"], k)
     else:
@@ -47,20 +51,3 @@ def export(
         print(dumps({"out": str(file), "format": format, "bytes": size}))
     else:
         print(f"{file}: {backbone.name}, {format}, {size / 1e6:.1f} MB")
-
-
-def _from_run(folder: Path) -> tuple[Backbone, tuple[Tensor, Tensor] | None, int, dict[str, Any]]:
-    """Backbone, the classifier over clusters if there is one, K, and the metadata of the file."""
-    from deepcluster.engine.run import load_run
-
-    run = load_run(folder, "cpu")
-    return run.backbone, run.head, len(run.centroids), {"preset": run.config["preset"], "epochs": len(run.metrics)}
-
-
-def _from_file(file: Path) -> tuple[Backbone, tuple[Tensor, Tensor] | None, int, dict[str, Any]]:
-    """The same from a released checkpoint."""
-    from deepcluster.models.released import load_released
-
-    found = load_released(file)
-    head = None if found.head_weight is None or found.head_bias is None else (found.head_weight, found.head_bias)
-    return found.backbone, head, found.k or 1000, {"arch": found.arch, "epochs": found.epoch}

@@ -32,14 +32,11 @@ SHARED_HELP = {
 
 
 class Function:
-    """A function whose parameters are options of the command line.
-
-    Options are all parameters except those in `injected` and those with a `Callable` annotation. Positional-only
-    parameters (before `/`) are positional arguments.
+    """A function whose parameters are options of the command line, but for those in `injected`, which the caller of
+    `call` supplies, and those with a `Callable` annotation. Positional-only ones (before `/`) are positional arguments.
 
     Args:
         target: "module:function", a function at the top level of a module of this package.
-        injected: parameters that the caller of `call` supplies.
     """
 
     def __init__(self, target: str, injected: Collection[str] = ()) -> None:

@@ -17,17 +17,11 @@ from deepcluster.reading import judged, read_npy
 
 @dataclass(frozen=True)
 class Assignment:
-    """The cluster of each of N images.
+    """The cluster of each of N images."""
 
-    Attributes:
-        path: N printable paths.
-        cluster: (N,) int64, -1 = cannot be decoded.
-        distance: (N,) float32 to the cluster's center, in whitened features; NaN where there is none.
-    """
-
-    path: list[str]
-    cluster: np.ndarray
-    distance: np.ndarray
+    path: list[str]  # printable
+    cluster: np.ndarray  # (N,) int64, -1 = cannot be decoded
+    distance: np.ndarray  # (N,) float32 to the cluster's center, in whitened features; NaN where there is none
 
     def __len__(self) -> int:
         return len(self.cluster)
@@ -61,22 +55,15 @@ class Assignment:
 
 
 def check_table_name(file: Path) -> Path:
-    """The file, under a name that an assignment can be saved under.
-
-    Raises:
-        DeepClusterError: it ends neither in .csv nor in .parquet.
-    """
+    """The file; DeepClusterError if its name is none that an assignment can be saved under."""
     if file.suffix not in (".csv", ".parquet"):
         raise DeepClusterError(f"Assignments are written as .csv or .parquet, not as {file.name!r}: change --out.")
     return file
 
 
 def column(file: Path, kinds: str, images: int, owner: str, advice: str) -> np.ndarray:
-    """(N,) numbers of an .npy file, one for each of the images, of one of NumPy's `kinds`.
-
-    Raises:
-        DeepClusterError: the file is cut short, is something else, or belongs to another run than `owner`.
-    """
+    """(N,) numbers of an .npy file, one for each of the images, of one of NumPy's `kinds`; DeepClusterError for a file
+    that is cut short, is something else, or belongs to another run than `owner`."""
     found = read_npy(file, advice=advice, ndim=1, kinds=kinds, owner=owner)
     with judged(file, advice):
         if len(found) != images:

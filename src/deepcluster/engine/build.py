@@ -39,12 +39,7 @@ def seed_everything(seed: int) -> None:
 
 
 def check(run: TrainRun) -> None:
-    """Refuses numbers that no run can have.
-
-    Raises:
-        DeepClusterError: no epochs or minutes, no images in a step, too few views, a negative learning rate, or a
-            method that trains nothing.
-    """
+    """Refuses settings that no run can have, by a DeepClusterError with the option's name."""
     if not run.method.trains:
         raise DeepClusterError(
             "This is a grouping by a network that is not trained: `deepcluster cluster` makes those."
@@ -97,12 +92,11 @@ def build_method(run: TrainRun, n: int, clusterer: Any = None, group: ProcessGro
 
 @dataclass
 class Parts:
-    """What is trained: the method on its device, the optimizer of its backbone, and what tells its layers which images
-    of a batch are this process's."""
+    """What is trained."""
 
     method: Method
-    optimizer: torch.optim.Optimizer
-    batch_slice: BatchSlice
+    optimizer: torch.optim.Optimizer  # of its backbone
+    batch_slice: BatchSlice  # tells its layers which images of a batch are this process's
 
 
 def build_parts(
@@ -161,11 +155,8 @@ class _NotNeeded:
 
 
 def at_checkpoint(config: dict[str, Any], file: Path) -> Backbone:
-    """The network whose features a run clusters, as a checkpoint of it holds it, in evaluation mode.
-
-    Raises:
-        DeepClusterError: not a checkpoint of this run.
-    """
+    """The network whose features a run clusters, as a checkpoint of it holds it, in evaluation mode; DeepClusterError
+    for a checkpoint of another run."""
     run = settings.from_dict(config["settings"])
     method = build_method(run, config["images"], _NotNeeded() if "clusterer" in config else None)
     checkpoint.restore(checkpoint.load(file), method, file)

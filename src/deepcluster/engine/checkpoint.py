@@ -40,13 +40,7 @@ def random_state() -> dict[str, Any]:
     return {
         "torch": torch.get_rng_state(),
         "cuda": [torch.cuda.get_rng_state()] if torch.cuda.is_initialized() else [],  # type: ignore[no-untyped-call]
-        "numpy": [
-            str(name),
-            torch.from_numpy(np.asarray(keys).copy()),
-            int(position),
-            int(has_gauss),
-            float(cached),
-        ],
+        "numpy": [str(name), torch.tensor(np.asarray(keys)), int(position), int(has_gauss), float(cached)],
         "python": [version, list(internal), gauss],
     }
 
@@ -94,11 +88,7 @@ def save(file: Path, method: Method, optimizer: torch.optim.Optimizer, progress:
 
 
 def load(file: Path) -> dict[str, Any]:
-    """Reads a checkpoint to the CPU.
-
-    Raises:
-        DeepClusterError: not a checkpoint, damaged, or one that wants to run code.
-    """
+    """Reads a checkpoint to the CPU; DeepClusterError for a file that is none, is damaged or wants to run code."""
     try:
         state = load_torch(file)
     except OSError as error:
@@ -109,12 +99,11 @@ def load(file: Path) -> dict[str, Any]:
         ) from error
     if not isinstance(state, dict) or "method" not in state or "progress" not in state:
         raise DeepClusterError(f"{file} holds no deepcluster run: give the folder that `deepcluster train` wrote.")
-    progress = state["progress"]
     wrong = next((name for name in PARTS if not isinstance(state.get(name), dict)), None)
-    if wrong is None and not all(type(progress.get(name)) is int for name in ("steps_per_epoch", "batch_size", "step")):
-        wrong = "progress"
-    if wrong is None and (min(progress["steps_per_epoch"], progress["batch_size"]) < 1 or progress["step"] < 0):
-        wrong = "progress"
+    least = {"steps_per_epoch": 1, "batch_size": 1, "step": 0}
+    found = {} if wrong else state["progress"]
+    if not all(type(found.get(name)) is int and found[name] >= low for name, low in least.items()):
+        wrong = wrong or "progress"
     if wrong:
         raise DeepClusterError(f"The checkpoint {file} has no {wrong} to go on from: {advice(file)}.")
     return state
@@ -159,12 +148,8 @@ def advice(file: Path) -> str:
 
 
 def restore(state: Mapping[str, Any], method: Method, file: Path) -> None:
-    """Puts weights and per-image state back; optimizers follow once the method has its own again.
-
-    Raises:
-        DeepClusterError: the checkpoint is of another architecture or another number of images, or its weights are not
-            finite.
-    """
+    """Puts weights and per-image state back; optimizers follow once the method has its own again. DeepClusterError for
+    a checkpoint of another architecture or number of images, and for weights that are not finite."""
     try:
         method.load_state_dict(state["method"])
     except (RuntimeError, KeyError, TypeError, AttributeError) as error:
@@ -179,11 +164,7 @@ def restore(state: Mapping[str, Any], method: Method, file: Path) -> None:
 
 
 def resume(file: Path, method: Method, optimizer: torch.optim.Optimizer, precision: Any) -> dict[str, Any]:
-    """Restores everything that a checkpoint holds, and returns how far the run had come: what `save` was given.
-
-    Raises:
-        DeepClusterError: see `load` and `restore`; or it lacks something, or is of another optimizer.
-    """
+    """Restores everything that a checkpoint holds, and returns how far the run had come: what `save` was given."""
     saved = load(file)
     restore(saved, method, file)
     try:

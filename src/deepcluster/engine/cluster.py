@@ -128,9 +128,17 @@ def cluster_images(
             run_folder.write_bad_images(folder, pixels)
             bar.describe("grouping")
             embedding, table = Whitening(whiten or WIDTH, whiten=whiten > 0), open_table(folder / FEATURES)[0]
-            how: dict[str, Any] = {"embedding": embedding, "bad": bad, "seed": seed, "start_near": True}
             with scratch_folder(folder / FEATURES) as scratch:
-                found, choice = cluster_features(table, algorithm, given, scratch=scratch, **how)
+                found, choice = cluster_features(
+                    table,
+                    algorithm,
+                    given,
+                    scratch=scratch,
+                    seed=seed,
+                    start_near=True,
+                    embedding=embedding,
+                    bad=bad,
+                )
         run_folder.tell_bad(pixels, screen)
         if choice is not None:
             screen.print(choice.sentence)
@@ -148,11 +156,8 @@ def cluster_images(
 
 
 def fitting_size(source: ImageSource, name: str) -> int:
-    """Side in pixels at which a network sees images best: about their own, since enlarging them only costs.
-
-    Args:
-        name: of the backbone; a transformer needs a multiple of its patches.
-    """
+    """Side in pixels at which a network of this name sees images best: about their own, since enlarging them only
+    costs, and a multiple of a transformer's patches."""
     sides = []
     for index in np.unique(np.linspace(0, len(source) - 1, 32).astype(int)).tolist():
         try:
@@ -167,10 +172,7 @@ def fitting_size(source: ImageSource, name: str) -> int:
 @contextmanager
 def _occupied(folder: Path, config: dict[str, Any], overwrite: bool, again: bool, screen: Screen) -> Iterator[None]:
     """Holds `folder` for the run that `config` describes, which perhaps goes on; features of the same network and
-    images are kept.
-
-    Raises:
-        DeepClusterError: it holds a finished run, or one that trains, or another process writes in it.
+    images are kept. DeepClusterError if it holds a finished run, or one that trains, or another process writes in it.
     """
     config = parse_json(json.dumps(config))  # as it will be read
 

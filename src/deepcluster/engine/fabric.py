@@ -16,11 +16,8 @@ from deepcluster.errors import DeepClusterError
 
 
 def make_fabric(run: TrainRun) -> Fabric:
-    """Device, precision and processes; where there are several, all of them continue from here.
-
-    Raises:
-        DeepClusterError: a device or precision that is not there, or two answers to how many processes.
-    """
+    """Device, precision and processes; where there are several, all of them continue from here. DeepClusterError for
+    what this machine does not have, and for two answers to how many processes."""
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # its lines about precision and processes
     device = pick_device(run.device)
     kind, _, position = device.partition(":")
@@ -65,11 +62,7 @@ def make_fabric(run: TrainRun) -> Fabric:
 
 
 def launched() -> tuple[int, int] | None:
-    """(processes on each machine, machines) that torchrun or SLURM started; None where nobody has.
-
-    Raises:
-        DeepClusterError: not equally many on each machine.
-    """
+    """(processes on each machine, machines) that torchrun or SLURM started; None where nobody has."""
     variables = os.environ
     if "TORCHELASTIC_RUN_ID" in variables or "LOCAL_WORLD_SIZE" in variables:
         size, here = int(variables["WORLD_SIZE"]), int(variables.get("LOCAL_WORLD_SIZE", variables["WORLD_SIZE"]))
@@ -96,11 +89,7 @@ def fast_bfloat16(kind: str) -> bool:
 
 
 def pick_device(name: str) -> str:
-    """ "auto" becomes the first GPU, or the CPU.
-
-    Raises:
-        DeepClusterError: a device this machine does not have.
-    """
+    """ "auto" becomes the first GPU, or the CPU; DeepClusterError for a device that this machine does not have."""
     if name == "auto":
         if torch.cuda.is_available():
             return "cuda"

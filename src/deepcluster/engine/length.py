@@ -31,11 +31,6 @@ def progress_of(state: dict[str, Any]) -> float:
     return float(state["progress"]["step"] / state["progress"]["steps_per_epoch"])
 
 
-def stopped_itself(run: TrainRun, folder: Path) -> bool:
-    """Whether `--stop` has ended the run, since what it watches had stopped rising."""
-    return run.stop and stalled(run, best_of(read_metrics(folder)))
-
-
 def is_finished(folder: Path) -> bool:
     """Whether there is nothing left to do: all epochs, the last clustering, and files that can be read.
 
@@ -49,7 +44,7 @@ def is_finished(folder: Path) -> bool:
     try:
         there = Run(folder, "cpu")
         _ = there.assignment, there.distance, there.model
-        return epochs_done(folder) >= run.epochs or stopped_itself(run, folder)
+        return epochs_done(folder) >= run.epochs or stalled(run, best_of(there.metrics))
     except DeepClusterError:
         return False
 
@@ -68,5 +63,5 @@ def lengthened(run: TrainRun, folder: Path, epochs: int) -> TrainRun:
             f"{folder} has {done:.4g} epochs behind it and cannot be made as short as {epochs}: give --epochs {least}"
             " or more, or start a shorter run in another --out."
         )
-    further = epochs > done and stopped_itself(run, folder)
+    further = epochs > done and stalled(run, best_of(read_metrics(folder)))
     return settings.override(run, {"epochs": epochs, "stop": run.stop and not further})

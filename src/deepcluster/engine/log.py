@@ -89,7 +89,6 @@ class Metrics:
     that the thousandth epoch costs what the first one does.
 
     Args:
-        folder: the run folder.
         until: epochs to keep of an earlier part of the run; later lines are from work that is done again.
         write: whether this process is the one that writes; the others only remember.
     """
@@ -131,11 +130,8 @@ class Metrics:
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """The rows of a run's metrics.jsonl; none when it has not been written yet.
-
-    Raises:
-        DeepClusterError: a line is not a JSON object of an epoch and its numbers.
-    """
+    """The rows of a run's metrics.jsonl, none when it has not been written yet; DeepClusterError for a line that is no
+    JSON object of an epoch and its numbers."""
     file = folder / "metrics.jsonl"
     advice = "restore it, or delete that line."
     *lines, cut = (read_text(file, advice=advice) if file.exists() else "").split("\n")
@@ -150,11 +146,7 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
 
 
 def _row(value: Any) -> dict[str, Any]:
-    """One epoch of metrics.jsonl; a quantity that an epoch does not have is missing or null.
-
-    Raises:
-        ValueError: it is something else.
-    """
+    """One epoch of metrics.jsonl; a quantity that it does not have is missing or null. ValueError for anything else."""
     if not isinstance(value, dict):
         raise ValueError("it is no JSON object")
     if type(value.get("epoch")) is not int or not 0 <= value["epoch"] <= SIZES["epochs"]:

@@ -79,8 +79,12 @@ class TrainContext:
 
 
 def fit(c: TrainContext, state: TrainState) -> None:
-    """Trains until the run's epochs are done, from wherever `state` stands. Raises Interrupted after a checkpoint was
-    saved when the run is told to stop, and DeepClusterError where the loss is no longer a number."""
+    """Trains until the run's epochs are done, from wherever `state` stands.
+
+    Raises:
+        Interrupted: the run was told to stop, and a checkpoint was saved.
+        DeepClusterError: the loss is no longer a number.
+    """
     run, method, group, per_epoch = c.run, c.method, c.group, state.steps_per_epoch
     total = run.epochs * per_epoch
     if state.step % per_epoch == 0 and "images" in state.totals:  # the run was stopped while it evaluated that epoch

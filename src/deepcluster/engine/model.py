@@ -38,18 +38,12 @@ EMBEDDINGS: dict[str, type] = {"whitening": Whitening, "projection": ProjectionH
 
 @dataclass
 class Model:
-    """Backbone, the steps from its features to the space of the centroids, and the (K, P) centroids: all that features
-    and assignments need.
-
-    Attributes:
-        embedding: applied in order, such as a whitening, or the projection head of an online method.
-        tree: the level above the centroids, for methods with two.
-    """
+    """All that features and assignments need."""
 
     backbone: Backbone
-    centroids: Tensor
-    embedding: Sequence[Embedding] = ()
-    tree: ClusterTree | None = None
+    centroids: Tensor  # (K, P)
+    embedding: Sequence[Embedding] = ()  # from features to them, in order: a whitening, or an online method's head
+    tree: ClusterTree | None = None  # the level above the centroids, for methods with two
 
     @property
     def whitening(self) -> Whitening | None:
@@ -75,8 +69,16 @@ class Model:
     ) -> tuple[np.ndarray, np.ndarray]:
         """Index (M,) and features (M, D) of the images that can be decoded; see `features.extract`."""
         self.backbone.to(device)
-        how: dict[str, Any] = {"tap": tap, "device": device, "batch_size": batch_size, "check": check}
-        return extract(self.backbone, pixels, only=only, group=group, **how)
+        return extract(
+            self.backbone,
+            pixels,
+            batch_size=batch_size,
+            device=device,
+            tap=tap,
+            only=only,
+            check=check,
+            group=group,
+        )
 
     def nearest(self, features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Cluster (M,) int64 and Euclidean distance (M,) float32 of (M, D) backbone features."""
@@ -145,14 +147,8 @@ def bare_model(backbone: Backbone) -> Model:
 
 def backbone_from(file: Path | str, image_size: int | None = None) -> Backbone:
     """The backbone in a run's model.safetensors, in a .safetensors of `deepcluster export`, in a checkpoint that
-    DeepCluster's authors released, or in a Hugging Face folder; in eval mode, on the CPU.
-
-    Args:
-        image_size: of a Hugging Face folder, side of the images it is to see, in pixels; None = its own.
-
-    Raises:
-        DeepClusterError: the file is none of them, or damaged.
-    """
+    DeepCluster's authors released, or in a Hugging Face folder, which may be given another image size in pixels; in
+    eval mode, on the CPU. DeepClusterError where the file is none of them, or damaged."""
     file = Path(file)
     if hugging_face.is_folder(file):
         return hugging_face.load_folder(file, image_size)

@@ -45,17 +45,11 @@ NAMES = {"knn": "kNN score", "nmi": "NMI with the labels"}
 
 @dataclass(frozen=True)
 class Best:
-    """The first epoch with the highest watched value.
+    """The first epoch with the highest watched value."""
 
-    Attributes:
-        epoch: counted from 0.
-        value: a fraction of 1.
-        since: number of values after it.
-    """
-
-    epoch: int
-    value: float
-    since: int
+    epoch: int  # counted from 0
+    value: float  # a fraction of 1
+    since: int  # number of values after it
 
 
 def best_of(rows: Iterable[Mapping[str, Any]], best: Best | None = None) -> Best | None:
@@ -118,15 +112,8 @@ def draw_labelled(labels: np.ndarray, seed: int, at_most: int = MAX_SCORED) -> n
 
 
 def knn_score(features: np.ndarray, labels: np.ndarray) -> float:
-    """Top-1 accuracy of each image's class by the 20 nearest others (fewer where there are fewer).
-
-    Args:
-        features: (M, D) float32.
-        labels: (M,) int64, all known.
-
-    Raises:
-        DeepClusterError: fewer than two images.
-    """
+    """Top-1 accuracy of each image's class by the 20 nearest others (fewer where there are fewer), of (M, D) float32
+    features and (M,) int64 labels, all known."""
     if len(features) < 2:
         raise DeepClusterError("The kNN score needs two labelled images that can be decoded: watch nmi, or nothing.")
     k = min(NEIGHBORS, len(features) - 1)
@@ -182,12 +169,8 @@ class Monitor:
                 write_snapshot(c.folder, exported_model(c.method, clustering), clustering)
 
     def after_epoch(self, c: TrainContext, state: TrainState, epoch: int) -> None:
-        """One line on the screen and in metrics.jsonl, and warnings.
-
-        Raises:
-            Interrupted: while features were extracted for the score.
-            DeepClusterError: the loss is not finite, or no image could be decoded.
-        """
+        """One line on the screen and in metrics.jsonl, and warnings. DeepClusterError if the loss is not finite or no
+        image could be decoded; Interrupted while features are extracted for the score."""
         totals, latest = state.totals, state.latest
         if not totals.get("images"):
             raise DeepClusterError(

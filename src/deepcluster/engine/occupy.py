@@ -58,10 +58,6 @@ def silent(line: str) -> None:
 def occupy_to_train(folder: Path, *, resume: bool, overwrite: bool, warn: Warn = silent) -> Iterator[None]:
     """Holds `folder` for a run that trains; what it replaces is there again if it ends without a checkpoint.
 
-    Args:
-        resume: go on with the run that is there.
-        overwrite: replace it.
-
     Raises:
         DeepClusterError: another process writes in it, it holds another run or other files, or cannot be written.
     """
@@ -131,11 +127,8 @@ def occupy_to_group(
 
 
 def settle(folder: Path, warn: Warn = silent) -> None:
-    """Puts a run back that a killed command was about to replace, before the run in `folder` is read to go on with it.
-
-    Raises:
-        DeepClusterError: another process writes in it.
-    """
+    """Puts a run back that a killed command was about to replace, before the run in `folder` is read to go on with it;
+    DeepClusterError where another process writes in it."""
     waited = time.monotonic()
     while is_secondary_process() and _is_between(folder) and time.monotonic() - waited < 60:
         time.sleep(0.1)  # the first process does it
@@ -172,11 +165,7 @@ def discard(folder: Path, kept: Collection[str] = ()) -> None:
 
 
 def refuse_other_files(folder: Path) -> None:
-    """A new run needs a new or empty folder.
-
-    Raises:
-        DeepClusterError: there are files that no killed run left.
-    """
+    """A new run needs a new or empty folder; DeepClusterError where there are files that no killed run left."""
     for path in folder.iterdir():
         left_over = path.name in (".try", LOCK, REMOVED) or (path.name.startswith(".") and path.name.endswith(".part"))
         if not left_over:

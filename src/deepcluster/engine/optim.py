@@ -57,14 +57,13 @@ def make_optimizer(
         parameters: those that require gradients are trained; or groups of them, {"params": ..., "lr": ...}.
     """
     trained: list[Any] = [each for each in parameters if isinstance(each, dict) or each.requires_grad]
-    if name == "sgd":
-        optimizer: torch.optim.Optimizer = torch.optim.SGD(trained, lr=lr, momentum=momentum, weight_decay=weight_decay)
-    elif name == "adamw":
-        optimizer = torch.optim.AdamW(trained, lr=lr, betas=(momentum, 0.999), weight_decay=weight_decay)
-    elif name == "lars":
-        optimizer = LARS(trained, lr=lr, momentum=momentum, weight_decay=weight_decay)
+    if name == "adamw":
+        optimizer: torch.optim.Optimizer = torch.optim.AdamW(
+            trained, lr=lr, betas=(momentum, 0.999), weight_decay=weight_decay
+        )
     else:
-        raise ValueError(f"unknown optimizer {name!r}")
+        kind = {"sgd": torch.optim.SGD, "lars": LARS}[name]
+        optimizer = kind(trained, lr=lr, momentum=momentum, weight_decay=weight_decay)
     for param_group in optimizer.param_groups:
         param_group["base_lr"] = param_group["lr"]
     return optimizer

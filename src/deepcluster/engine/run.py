@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -127,14 +128,10 @@ class Run(Subject):
             DeepClusterError: a run whose method whitens nothing, for which `embed` serves. Or the run's network before
                 it was trained.
         """
-        if not self.clustered and self.params.finds_clusters:
-            return super().whitening
         whitening = self.model.whitening
-        if whitening is not None:
-            return whitening
-        raise DeepClusterError(
-            f"The method of {self.folder} does not whiten features: use them as they are (or `Run.embed`)."
-        )
+        if whitening is None or (not self.clustered and self.params.finds_clusters):
+            return super().whitening
+        return whitening
 
     def embed(self, features: np.ndarray) -> np.ndarray:
         """(M, P) float32 unit rows in the space of the centroids, of (M, D) backbone features."""
@@ -147,13 +144,9 @@ class Run(Subject):
 
     @property
     def head(self) -> tuple[Tensor, Tensor] | None:
-        """Weight (K, D) and bias (K,) of the (first) classifier over clusters in the last checkpoint; None where there
-        is no checkpoint or no such classifier.
-
-        It was trained on the clusters before the last ones, which `centroids` are of, and together with the weights of
-        that checkpoint, which `backbone` has in a finished run without a moving average. Of a cosine classifier these
-        are its unit directions and no bias, which choose the same cluster for every image.
-        """
+        """Weight (K, D) and bias (K,) of the (first) classifier over clusters in the last checkpoint, if it has one; of
+        a cosine classifier its unit directions and zeros. It was trained on the clusters before the last ones, which
+        `centroids` are of, together with the weights of that checkpoint."""
         file = self.folder / "checkpoints" / "last.ckpt"
         classifiers = self.saved_clusters(checkpoint.load(file))[1] if file.exists() else []
         if not classifiers:
@@ -164,11 +157,10 @@ class Run(Subject):
     def saved_clusters(self, saved: dict[str, Any]) -> tuple[Tensor, list[tuple[Tensor, Tensor | None]]]:
         """Assignments and classifiers in a checkpoint of the run; see `Method.saved_clusters`. None in that of another
         method."""
-        try:
+        with suppress(KeyError):
             assignments, classifiers = method_class(self.params).saved_clusters(saved["method"])
-        except KeyError:
-            return torch.empty(0, 0, dtype=torch.int64), []
-        return assignments, classifiers
+            return assignments, classifiers
+        return torch.empty(0, 0, dtype=torch.int64), []
 
     def source(self) -> ImageSource:
         """The training images, opened again."""
@@ -195,11 +187,7 @@ class Run(Subject):
 
 
 def load_run(folder: Path | str, device: str = "auto") -> Run:
-    """Opens a run folder.
-
-    Raises:
-        DeepClusterError: the folder holds no run.
-    """
+    """Opens a run folder; DeepClusterError where it holds no run."""
     return Run(folder, device)
 
 

@@ -44,11 +44,7 @@ ELSEWHERE = ("cache_gb", "workers")
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """A run's run.json.
-
-    Raises:
-        DeepClusterError: the folder holds no run, or its run.json is damaged or of another version.
-    """
+    """A run's run.json; DeepClusterError if the folder holds no run, or one that is damaged or of another version."""
     file = folder / "run.json"
     if not file.is_file():
         if any((folder / name).is_dir() for name in BETWEEN):
@@ -163,11 +159,7 @@ def same_images(config: dict[str, Any], source: ImageSource, folder: Path) -> No
 
 def outside_images(folder: Path, source: ImageSource) -> None:
     """Refuses a run folder among the images: pictures that it will hold would count as images themselves, and the run
-    could not be resumed, since its images would have changed.
-
-    Raises:
-        DeepClusterError: `folder` lies in the folder that `source` reads.
-    """
+    could not be resumed, since its images would have changed."""
     images = Path(source.name).expanduser()
     if not (isinstance(source, Files) and images.is_dir()):
         return

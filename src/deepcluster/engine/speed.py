@@ -41,21 +41,13 @@ MOST_EPOCHS = 10_000
 
 @dataclass(frozen=True)
 class Speed:
-    """Seconds that the parts of a run take.
+    """Seconds that the parts of a run take."""
 
-    Attributes:
-        step: an optimizer step.
-        clustering: the features of all images and their clusters.
-        epoch: what else an epoch takes: its checkpoint.
-        start: what the first step takes besides, such as compiling.
-        clustered_again: whether clusterings after the first extract features again.
-    """
-
-    step: float
-    clustering: float
-    epoch: float
-    start: float
-    clustered_again: bool = True
+    step: float  # an optimizer step
+    clustering: float  # the features of all images and their clusters
+    epoch: float  # what else an epoch takes: its checkpoint
+    start: float  # what the first step takes besides, such as compiling
+    clustered_again: bool = True  # clusterings after the first extract features again
 
     def seconds(self, epochs: int, steps_per_epoch: int, clusterings: int) -> float:
         """Of a run with so many clusterings besides the last one."""
@@ -80,13 +72,8 @@ class Speed:
 
 
 def measure(make: Callable[[int], TrainContext], run: TrainRun, state: TrainState, images: int) -> Speed:
-    """Times a few clusterings, features, training steps and a checkpoint.
-
-    Args:
-        make: a new context with a method of so many images, to be thrown away.
-        run: its settings. state: its steps per epoch and batch size.
-        images: number of images that can be decoded.
-    """
+    """Times a few clusterings, features, training steps and a checkpoint of a run with so many images that can be
+    decoded; `make` gives a new context with a method of n images, to be thrown away."""
     k = int(getattr(run.method, "k", 0))
     rows = min(images, max(ROWS, 2 * k) if k else ROWS // 4)
     sizes = [rows] if rows == images else [rows // 2, rows]

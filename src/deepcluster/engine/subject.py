@@ -65,19 +65,13 @@ class Subject:
 
     @property
     def whitening(self) -> Whitening:
-        """From features to the space of the centroids, for a run.
-
-        Raises:
-            DeepClusterError: there is none.
-        """
-        raise DeepClusterError(f"{self.name} has no whitening, which comes with a run: use its features as they are.")
+        """From features to the space of the centroids; DeepClusterError where there is none."""
+        raise DeepClusterError(
+            f"{self.name} has no whitening, which comes with most runs: use its features as they are (or `Run.embed`)."
+        )
 
     def source(self) -> ImageSource:
-        """The training images, for a run.
-
-        Raises:
-            DeepClusterError: a network alone does not know them.
-        """
+        """The training images of a run; DeepClusterError for a network alone, which does not know them."""
         raise DeepClusterError(f"{self.name} is no run and brings no images of its own: give --data.")
 
     def pixels(self, data: Any) -> Pixels:
@@ -118,12 +112,9 @@ class Subject:
         return before
 
     def _drawn(self, seed: int) -> Backbone:
-        state = torch.random.get_rng_state()
-        torch.manual_seed(seed)
-        try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
             return build_backbone(**self.backbone.config).eval()
-        finally:
-            torch.random.set_rng_state(state)
 
 
 def short_side(size: int) -> int | None:

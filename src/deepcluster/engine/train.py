@@ -212,11 +212,7 @@ def within_minutes(
 
 
 def steps_per_epoch(run: TrainRun, images: int, group: ProcessGroup) -> tuple[int, int]:
-    """Optimizer steps that show about `images` images, and the batch size: never more than there are images.
-
-    Raises:
-        DeepClusterError: batches that are too small for so many processes.
-    """
+    """Optimizer steps that show about `images` images, and the batch size: never more than there are images."""
     batch = min(run.batch_size, images)
     least = group.size if run.sync_batchnorm or group.is_single else 2 * group.size  # one image has no variance
     if batch < least:
@@ -228,11 +224,7 @@ def steps_per_epoch(run: TrainRun, images: int, group: ProcessGroup) -> tuple[in
 
 
 def same_everywhere(source: ImageSource, group: ProcessGroup) -> None:
-    """Refuses processes that see different images.
-
-    Raises:
-        DeepClusterError: on all of them.
-    """
+    """Refuses processes that see different images, on all of them."""
     if not group.is_single and len(set(group.gather_strings(f"{len(source)} {source.fingerprint()}"))) > 1:
         raise DeepClusterError(
             f"The processes see different images as {source.name}: give each machine the same files, with the same"
