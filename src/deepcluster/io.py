@@ -89,20 +89,10 @@ def scratch_folder(file: Path) -> Iterator[Path]:
 
 def beside(file: Path) -> Path:
     """A temporary name beside `file`, after what killed processes left there for it was taken away."""
-    for leftover in file.parent.glob(f".{glob.escape(file.name)}.*.part"):
-        if leftover.name not in _own and not _is_being_written(leftover):
-            _remove(leftover)
+    _sweep(file.parent.glob(f".{glob.escape(file.name)}.*.part"))
     name = f".{file.name}.{_HOST}-{os.getpid()}-{uuid.uuid4().hex[:8]}.part"
     _own.add(name)
     return file.with_name(name)
-
-
-def _remove(leftover: Path) -> None:
-    if leftover.is_dir():
-        shutil.rmtree(leftover, ignore_errors=True)
-    else:
-        with contextlib.suppress(OSError):
-            leftover.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -285,13 +275,24 @@ def write_safetensors(file: Path, tensors: Mapping[str, Tensor], metadata: Mappi
 
 def remove_leftovers(folder: Path) -> None:
     """Takes away what killed processes left of temporary files; those of living ones stay."""
-    for leftover in folder.rglob(".*.part"):
-        if not _is_being_written(leftover):
-            _remove(leftover)
+    _sweep(folder.rglob(".*.part"))
+
+
+def _sweep(leftovers: Iterable[Path]) -> None:
+    for leftover in leftovers:
+        if _is_being_written(leftover):
+            continue
+        if leftover.is_dir():
+            shutil.rmtree(leftover, ignore_errors=True)
+        else:
+            with contextlib.suppress(OSError):
+                leftover.unlink(missing_ok=True)
 
 
 def _is_being_written(temporary: Path) -> bool:
-    """Whether another process of this machine lives that writes this file, or perhaps one of another machine."""
+    """Whether a process of this machine lives that writes this file, or perhaps one of another machine."""
+    if temporary.name in _own:
+        return True
     name = re.search(r"\.([0-9a-f]{8})-(\d+)-[0-9a-f]{8}\.part$", temporary.name)
     if name is None or int(name[2]) == os.getpid():  # a container has its number again after a kill
         return False

@@ -9,8 +9,7 @@ import pytest
 import torch
 
 from deepcluster.config import OptimizerParams
-from deepcluster.engine.optim import make_optimizer, set_rate, step_all
-from deepcluster.engine.schedules import factor
+from deepcluster.engine.optim import factor, make_optimizer, set_rate, step_all
 
 
 def test_cosine_and_step_are_torchs() -> None:

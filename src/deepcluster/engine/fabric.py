@@ -34,8 +34,7 @@ def make_fabric(run: TrainRun) -> Fabric:
             " --processes out."
         )
     if here * machines == 1:
-        devices: Any = [int(position)] if position else 1
-        return Fabric(accelerator=kind, devices=devices, precision=plugin, num_nodes=1, loggers=None)
+        return Fabric(accelerator=kind, devices=[int(position)] if position else 1, precision=plugin, loggers=None)
     if precision == "16" and run.method.shards_classifiers:
         raise DeepClusterError(
             "Loss scaling does not work with classifiers that are divided among processes: use --precision bf16 or 32."

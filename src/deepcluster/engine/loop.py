@@ -25,9 +25,8 @@ from deepcluster.engine import checkpoint
 from deepcluster.engine.clock import Clock, duration
 from deepcluster.engine.log import Screen
 from deepcluster.engine.occupy import release_earlier
-from deepcluster.engine.optim import set_rate, step_all
+from deepcluster.engine.optim import factor, set_rate, step_all
 from deepcluster.engine.parallel import Loss, parallel_loss
-from deepcluster.engine.schedules import factor
 from deepcluster.errors import Interrupted
 from deepcluster.features.extract import extract
 from deepcluster.io import keep_copy

@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 from deepcluster.config import OptimizerParams
 from deepcluster.data.transforms import CenterCrop, RandomCrop, RandomViews, Transform
 from deepcluster.data.views import ViewGroup
-from deepcluster.engine.schedules import factor
+from deepcluster.engine.optim import factor
 from deepcluster.errors import DeepClusterError
 from deepcluster.models.backbone import Backbone
 from deepcluster.models.resnet import RESNETS
