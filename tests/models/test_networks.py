@@ -11,10 +11,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from deepcluster.errors import DeepClusterError
-from deepcluster.models.alexnet import build_alexnet
+from deepcluster.models.alexnet import build_alexnet, build_vgg16
 from deepcluster.models.convnet import build_convnet
 from deepcluster.models.taps import read_taps
-from deepcluster.models.vgg import build_vgg16
 from deepcluster.models.zoo import build_backbone
 
 

@@ -260,7 +260,7 @@ def test_old_files_without_counters_or_classifier_are_read(tmp_path: Path) -> No
         (lambda weights: weights.pop("sobel.1.bias"), "has no sobel.1.bias"),
         (
             lambda weights: weights.update({"classifier.6.weight": torch.zeros(1)}),
-            "holds classifier.6.weight, which AlexNe",
+            "holds classifier.6.weight, which the alexnet",
         ),
         (
             lambda weights: weights.update({"classifier.4.bias": torch.zeros(9)}),

@@ -1,6 +1,8 @@
-"""AlexNet with batch-norm as in DeepCluster: the widths of 2012, no groups, no response normalization."""
+"""AlexNet and VGG-16 with batch-norm, as in DeepCluster: convolutions, then linear layers for one size of map."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -9,20 +11,23 @@ from deepcluster.errors import DeepClusterError
 from deepcluster.models.backbone import Parts
 from deepcluster.models.weight_init import initialize_
 
-# width, kernel, stride, padding, followed by a 3x3 max-pool of stride 2
-CONVS = (
+Conv = tuple[int, int, int, int, bool]
+"""Width, kernel, stride, padding, and whether a max-pool of stride 2 follows."""
+CONVS: tuple[Conv, ...] = (
     (96, 11, 4, 2, True),
     (256, 5, 1, 2, True),
     (384, 3, 1, 1, False),
     (384, 3, 1, 1, False),
     (256, 3, 1, 1, True),
 )
-SMALLEST = 63
+"""AlexNet: the widths of 2012, no groups, no response normalization."""
+STAGES = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
+"""VGG-16: widths of the 3x3 convolutions of each stage, which ends with a max-pool."""
 DIM = 4096
 
 
 class ConvThenLinear(nn.Module):
-    """`features`, flattened, then `classifier`: (B, C, H, W) -> (B, 4096). AlexNet and VGG have this shape.
+    """`features`, flattened, then `classifier`: (B, C, H, W) -> (B, 4096).
 
     The linear layers are made for one size of map. Maps of images of another size are averaged to it.
     """
@@ -49,33 +54,49 @@ def build_alexnet(channels: int, size: int, *, dropout: float = 0.5) -> Parts:
     Raises:
         DeepClusterError: the input is so small that no map is left.
     """
-    if size < SMALLEST:
+    _require("AlexNet", size, 63)
+    return _build(channels, size, CONVS, 3, [nn.Dropout(dropout)], dropout)
+
+
+def build_vgg16(channels: int, size: int, *, dropout: float = 0.5) -> Parts:
+    """VGG16-BN, with taps conv1..conv13; all else as of `build_alexnet`."""
+    _require("VGG16", size, 32)
+    convs = [(width, 3, 1, 1, k == len(widths)) for widths in STAGES for k, width in enumerate(widths, start=1)]
+    like_torchvision = channels == 3 and size // 32 == 7  # the size of map that its classifier is made for
+    return _build(channels, size, convs, 2, [], dropout, "vgg16_bn" if like_torchvision else None)
+
+
+def _require(name: str, size: int, smallest: int) -> None:
+    if size < smallest:
         raise DeepClusterError(
-            f"AlexNet needs images of {SMALLEST} px or more and got {size}; "
+            f"{name} needs images of {smallest} px or more and got {size}; "
             "raise the image size or take the backbone convnet or resnet18."
         )
+
+
+def _build(
+    channels: int,
+    size: int,
+    convs: Sequence[Conv],
+    pool: int,
+    before_fc6: list[nn.Module],
+    dropout: float,
+    torchvision: str | None = None,
+) -> Parts:
     layers: list[nn.Module] = []
     taps: dict[str, str] = {}
     inputs, side = channels, size
-    for number, (width, kernel, stride, padding, pool) in enumerate(CONVS, start=1):
-        layers += [
-            nn.Conv2d(inputs, width, kernel, stride, padding),
-            nn.BatchNorm2d(width),
-            nn.ReLU(inplace=True),
-        ]
+    for number, (width, kernel, stride, padding, pooled) in enumerate(convs, start=1):
+        layers += [nn.Conv2d(inputs, width, kernel, stride, padding), nn.BatchNorm2d(width), nn.ReLU(inplace=True)]
         taps[f"conv{number}"] = f"features.{len(layers) - 1}"
         side = (side + 2 * padding - kernel) // stride + 1
-        if pool:
-            layers.append(nn.MaxPool2d(3, 2))
-            side = (side - 3) // 2 + 1
+        if pooled:
+            layers.append(nn.MaxPool2d(pool, 2))
+            side = (side - pool) // 2 + 1
         inputs = width
-    classifier = nn.Sequential(
-        nn.Dropout(dropout),
-        nn.Linear(inputs * side * side, DIM),
-        nn.ReLU(inplace=True),
-        nn.Dropout(dropout),
-        nn.Linear(DIM, DIM),
-    )
+    fc6 = [nn.Linear(inputs * side * side, DIM), nn.ReLU(inplace=True)]
+    classifier = nn.Sequential(*before_fc6, *fc6, nn.Dropout(dropout), nn.Linear(DIM, DIM))
     trunk = ConvThenLinear(nn.Sequential(*layers), side, classifier)
     initialize_(trunk)
-    return Parts(trunk, DIM, taps | {"fc6": "classifier.2", "fc7": ""}, head_relu=True)
+    taps |= {"fc6": f"classifier.{len(before_fc6) + 1}", "fc7": ""}
+    return Parts(trunk, DIM, taps, head_relu=True, torchvision=torchvision)

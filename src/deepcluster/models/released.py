@@ -20,7 +20,7 @@ from deepcluster.errors import DeepClusterError
 from deepcluster.io import write_torch
 from deepcluster.models.alexnet import DIM, ConvThenLinear
 from deepcluster.models.backbone import IMAGENET_MEAN, IMAGENET_STD, Backbone
-from deepcluster.models.sobel import input_layer
+from deepcluster.models.sobel import EDGES, input_layer
 from deepcluster.models.torch_files import read_torch
 from deepcluster.models.zoo import build_backbone
 from deepcluster.reading import require_finite
@@ -43,12 +43,7 @@ SIDES = {"alexnet": 6, "vgg16": 7}
 SOBEL = {
     "sobel.0.weight": torch.full((1, 3, 1, 1), 1 / 3),
     "sobel.0.bias": torch.zeros(1),
-    "sobel.1.weight": torch.tensor(
-        [
-            [[[1.0, 0.0, -1.0], [2.0, 0.0, -2.0], [1.0, 0.0, -1.0]]],
-            [[[1.0, 2.0, 1.0], [0.0, 0.0, 0.0], [-1.0, -2.0, -1.0]]],
-        ]
-    ),
+    "sobel.1.weight": EDGES[:, None],
     "sobel.1.bias": torch.zeros(2),
 }
 
@@ -87,9 +82,17 @@ def load_released(file: str | Path) -> Released:
     arch, epoch, theirs = _layout(Path(file))
     require_finite(theirs, file)
     sobel = "sobel.0.weight" in theirs
-    if sobel:
-        _take_sobel(theirs, file)
-    weight, bias = _take_head(theirs, file)
+    for name, expected in SOBEL.items() if sobel else ():
+        if not torch.allclose(_take(theirs, name, tuple(expected.shape), file).float(), expected, atol=1e-6):
+            raise DeepClusterError(
+                f"{name} of {file} is not the paper's fixed Sobel filter: backbones with other filters in front are not"
+                " read."
+            )
+    weight = bias = None
+    if "top_layer.weight" in theirs or "top_layer.bias" in theirs:
+        k = theirs["top_layer.bias"].numel() if "top_layer.bias" in theirs else 0
+        bias = _take(theirs, "top_layer.bias", (k,), file)
+        weight = _take(theirs, "top_layer.weight", (k, DIM), file)
     with torch.device("meta"):  # no weights are drawn that would be replaced
         backbone = build_backbone(arch, sobel="paper" if sobel else "none", image_size=IMAGE_SIZE)
     backbone.sobel = input_layer(backbone.config["sobel"])[0]  # its filters are fixed, and not in the state dict
@@ -102,8 +105,8 @@ def load_released(file: str | Path) -> Released:
         weights[our_name] = _take(theirs, their_name, tuple(ours.shape), file).to(ours.dtype).contiguous()
     if theirs:
         raise DeepClusterError(
-            f"{file} holds {next(iter(theirs))}, which {_called(arch)} of DeepCluster does not have: it was changed, or"
-            " its arch is wrong."
+            f"{file} holds {next(iter(theirs))}, which the {arch} of DeepCluster does not have: it was changed, or its"
+            " arch is wrong."
         )
     backbone.load_state_dict(weights, assign=True)
     return Released(backbone.eval(), weight, bias, arch, epoch, 0 if bias is None else len(bias))
@@ -140,7 +143,9 @@ def save_released(
         )
     ours = backbone.state_dict()
     theirs = {} if backbone.config["sobel"] == "none" else dict(SOBEL)
-    theirs |= {_parallel(their_name): ours[our_name] for their_name, our_name in _names(backbone, arch).items()}
+    for their_name, our_name in _names(backbone, arch).items():
+        # Their convolutions lie in DataParallel, which puts `.module` into the name; the linear layers do not.
+        theirs[their_name.replace("features.", "features.module.", 1)] = ours[our_name]
     theirs |= {"top_layer.weight": weight, "top_layer.bias": bias}
     state = {
         "epoch": epoch,
@@ -195,26 +200,6 @@ def _take(theirs: dict[str, Tensor], name: str, shape: tuple[int, ...], file: st
     return tensor
 
 
-def _take_sobel(theirs: dict[str, Tensor], file: str | Path) -> None:
-    """Takes the filters out, after a look whether they are the ones that our Sobel layer has."""
-    for name, expected in SOBEL.items():
-        found = _take(theirs, name, tuple(expected.shape), file)
-        if not torch.allclose(found.float(), expected, atol=1e-6):
-            raise DeepClusterError(
-                f"{name} of {file} is not the paper's fixed Sobel filter: backbones with other filters in front are not"
-                " read."
-            )
-
-
-def _take_head(theirs: dict[str, Tensor], file: str | Path) -> tuple[Tensor | None, Tensor | None]:
-    """Takes the classifier over clusters out, where there is one."""
-    if "top_layer.weight" not in theirs and "top_layer.bias" not in theirs:
-        return None, None
-    k = theirs["top_layer.bias"].numel() if "top_layer.bias" in theirs else 0
-    bias = _take(theirs, "top_layer.bias", (k,), file)
-    return _take(theirs, "top_layer.weight", (k, DIM), file), bias
-
-
 def _fitting(backbone: Backbone) -> str:
     """The arch of a backbone that the authors' scripts can rebuild.
 
@@ -235,12 +220,3 @@ def _fitting(backbone: Backbone) -> str:
     raise DeepClusterError(
         f"This backbone cannot be written for the scripts of DeepCluster's authors ({wrong}): export it as safetensors."
     )
-
-
-def _parallel(name: str) -> str:
-    """Their convolutions lie in DataParallel, which puts `.module` into the name; the linear layers do not."""
-    return name.replace("features.", "features.module.", 1)
-
-
-def _called(arch: str) -> str:
-    return {"alexnet": "AlexNet", "vgg16": "VGG-16"}[arch]

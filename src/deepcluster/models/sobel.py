@@ -13,12 +13,13 @@ from deepcluster.errors import DeepClusterError
 
 SOBELS = ("none", "paper", "deepercluster", "deepercluster-rgb")
 
-_EDGES = torch.tensor(
+EDGES = torch.tensor(
     [
         [[1.0, 0.0, -1.0], [2.0, 0.0, -2.0], [1.0, 0.0, -1.0]],
         [[1.0, 2.0, 1.0], [0.0, 0.0, 0.0], [-1.0, -2.0, -1.0]],
     ]
 )
+"""The Sobel pair, (2, 3, 3)."""
 
 
 class Sobel(nn.Module):
@@ -36,7 +37,7 @@ class Sobel(nn.Module):
     def __init__(self, padding: int = 1) -> None:
         super().__init__()
         self.padding = padding
-        self.register_buffer("kernel", (_EDGES / 3).unsqueeze(1).repeat(1, 3, 1, 1), persistent=False)
+        self.register_buffer("kernel", (EDGES / 3).unsqueeze(1).repeat(1, 3, 1, 1), persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
         return F.conv2d(images, self.kernel, padding=self.padding)

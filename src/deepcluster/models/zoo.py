@@ -9,13 +9,12 @@ from functools import partial
 from typing import Any
 
 from deepcluster.errors import DeepClusterError
-from deepcluster.models.alexnet import build_alexnet
+from deepcluster.models.alexnet import build_alexnet, build_vgg16
 from deepcluster.models.backbone import IMAGENET_MEAN, IMAGENET_STD, Backbone, Parts
 from deepcluster.models.convnet import build_convnet
 from deepcluster.models.resnet import RESNETS, build_resnet, build_torchvision
 from deepcluster.models.sobel import input_layer
 from deepcluster.models.timm_backbone import build_timm
-from deepcluster.models.vgg import build_vgg16
 
 LARGEST = 1 << 13
 """Side of images in pixels, at most."""
