@@ -13,6 +13,7 @@ from deepcluster.errors import DeepClusterError
 from deepcluster.methods.base import Features
 from deepcluster.methods.odc import ODC, occurrences, split_in_two
 from deepcluster.methods.params import ODCParams
+from deepcluster.models import heads
 from deepcluster.models.zoo import build_backbone
 from deepcluster.types import Batch
 from groups import STEP, batch, described, sgd
@@ -272,9 +273,10 @@ def test_replacement_is_drawn_only_when_asked() -> None:
         assert (len(set(drawn.tolist())) == 63) is not replace
 
 
-def test_the_neck_settles_on_all_rows() -> None:
+def test_the_neck_settles_on_all_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(heads, "ROWS", 7)
     neck, rows = odc().neck, torch.randn(50, 128) * 3 + 1
-    neck.set_running_stats(rows[start : start + 7] for start in range(0, 50, 7))
+    neck.fit_running_stats(rows.numpy())
     hidden = neck.first(rows)
     torch.testing.assert_close(neck.norm.running_mean, hidden.mean(0), atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(neck.norm.running_var, hidden.var(0), atol=1e-4, rtol=1e-4)

@@ -5,9 +5,6 @@ This file knows nothing of backbones or of how clusters are found.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
-
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -16,6 +13,8 @@ from torch import Tensor, nn
 from deepcluster.distributed import SINGLE, ProcessGroup
 
 STD = 0.01
+#: Rows that a projection head sees at a time where it sees all.
+ROWS = 8192
 
 
 class LinearClassifier(nn.Module):
@@ -164,8 +163,14 @@ class ProjectionHead(nn.Module):
         self, dim: int, hidden: int, out: int, *, relu: bool, dropout: float = 0.0, last_relu: bool = True
     ) -> None:
         super().__init__()
-        self.config: dict[str, Any] = {"dim": dim, "hidden": hidden, "out": out, "dropout": dropout, "relu": relu}
-        self.config["last_relu"] = last_relu
+        self.config = {
+            "dim": dim,
+            "hidden": hidden,
+            "out": out,
+            "dropout": dropout,
+            "relu": relu,
+            "last_relu": last_relu,
+        }
         self.relu, self.last_relu = relu, last_relu
         self.first = nn.Linear(dim, hidden)
         self.norm = nn.BatchNorm1d(hidden)
@@ -193,7 +198,7 @@ class ProjectionHead(nn.Module):
 
     def transform(self, features: np.ndarray) -> np.ndarray:
         """(M, out) float32 unit rows of (M, dim) features, in evaluation mode."""
-        blocks = torch.split(torch.from_numpy(np.ascontiguousarray(features, np.float32)), 8192)
+        blocks = torch.split(torch.from_numpy(np.ascontiguousarray(features, np.float32)), ROWS)
         device = self.first.weight.device
         return torch.cat([F.normalize(self.project(block.to(device)), dim=1).cpu() for block in blocks]).numpy()
 
@@ -201,16 +206,13 @@ class ProjectionHead(nn.Module):
         """(B, out) float32 unit rows, in whatever mode the head is in."""
         return F.normalize(self(features).float(), dim=1)
 
-    def fit_running_stats(self, features: np.ndarray, group: ProcessGroup = SINGLE) -> None:
-        """`set_running_stats` of the (M, dim) features of this process, in memory or memory-mapped."""
-        blocks = (torch.as_tensor(np.array(features[start : start + 8192])) for start in range(0, len(features), 8192))
-        self.set_running_stats((block.to(self.first.weight) for block in blocks), group)
-
     @torch.no_grad()
-    def set_running_stats(self, blocks: Iterable[Tensor], group: ProcessGroup = SINGLE) -> None:
-        """Sets batch-norm's running statistics to those of all rows of `blocks` of (M, dim), of all processes."""
+    def fit_running_stats(self, features: np.ndarray, group: ProcessGroup = SINGLE) -> None:
+        """Sets batch-norm's running statistics to those of the (M, dim) features, in memory or memory-mapped, of all
+        processes."""
         count, mean, square = 0, torch.zeros_like(self.first.bias), torch.zeros_like(self.first.bias)
-        for block in blocks:
+        for start in range(0, len(features), ROWS):
+            block = torch.as_tensor(np.array(features[start : start + ROWS])).to(self.first.weight)
             hidden = self.first(F.relu(block) if self.relu else block)
             count += len(hidden)
             shift = hidden.mean(0) - mean

@@ -44,7 +44,8 @@ class _SyncNorm(torch.autograd.Function):
         channels = x.shape[1]
         own = torch.zeros(2 * channels + 1, device=x.device)
         if x.numel():
-            mean, variance = _statistics(x.float())
+            # The kernel of torch's own batch-norm: var_mean takes up to fifteen times as long.
+            mean, variance = torch.batch_norm_update_stats(x.float(), None, None, 0.0)
             own = torch.cat([mean.new_tensor([x.numel() / channels]), mean, variance])
         parts = group.gather_equal(own[None]).double()
         count, means, variances = parts[:, :1], parts[:, 1 : channels + 1], parts[:, channels + 1 :]
@@ -69,49 +70,21 @@ class _SyncNorm(torch.autograd.Function):
         slope = -factor * scale * whole[1]
         into = torch.addcmul((-factor * whole[0] - slope * mean).view(shape), grad.float(), factor.view(shape))
         into.addcmul_(x.float(), slope.view(shape))
-        return (
-            into.to(x.dtype),
-            (None if weight is None else sums[1]),
-            (None if weight is None else sums[0]),
-            None,
-            None,
-        )
-
-
-def _statistics(x: Tensor) -> tuple[Tensor, Tensor]:
-    """(C,) mean and (C,) variance of (B, C, ...). torch's general var_mean takes up to fifteen times as long as the
-    kernel of its own batch-norm, more than the convolution before it."""
-    if x.device.type in ("cpu", "cuda"):
-        mean, variance = torch.batch_norm_update_stats(x, None, None, 0.0)
-        return mean, variance
-    variance, mean = torch.var_mean(x, _others(x), correction=0)
-    return mean, variance
+        return into.to(x.dtype), *((None, None) if weight is None else (sums[1], sums[0])), None, None
 
 
 def _sums(grad: Tensor, x: Tensor, mean: Tensor, scale: Tensor) -> Tensor:
     """(2, C), the sums of `grad` and of `grad` times the normalized `x`."""
     if not x.numel():
         return torch.zeros(2, x.shape[1], device=x.device)
-    if x.device.type in ("cpu", "cuda"):
-        _, times, plain = torch.ops.aten.native_batch_norm_backward(
-            grad, x, torch.ones_like(mean), None, None, mean, scale, True, 0.0, [False, True, True]
-        )
-        return torch.stack([plain, times])
-    shape = (1, -1, *(1,) * (x.ndim - 2))
-    normal = (x - mean.view(shape)) * scale.view(shape)
-    return torch.stack([grad.sum(_others(x)), (grad * normal).sum(_others(x))])
-
-
-def _others(x: Tensor) -> list[int]:
-    """All dimensions but the channels'."""
-    return [dimension for dimension in range(x.ndim) if dimension != 1]
+    _, times, plain = torch.ops.aten.native_batch_norm_backward(
+        grad, x, torch.ones_like(mean), None, None, mean, scale, True, 0.0, [False, True, True]
+    )
+    return torch.stack([plain, times])
 
 
 class SyncBatchNorm(_BatchNorm):
-    """torch's BatchNorm1d and BatchNorm2d with the statistics of the whole batch, on any device.
-
-    torch.nn.SyncBatchNorm does the same on GPUs only.
-    """
+    """torch's BatchNorm1d and BatchNorm2d with the statistics of the whole batch, on CPUs too."""
 
     group: ProcessGroup
     plain: type[_BatchNorm]
@@ -162,13 +135,11 @@ class SyncDropout(nn.Dropout):
         return input * whole[self.batch_slice.position.to(input.device)]
 
 
+SYNCHRONIZED = (SyncBatchNorm, nn.SyncBatchNorm)
+
+
 def convert_sync_batchnorm(
-    network: nn.Module,
-    group: ProcessGroup,
-    batch_slice: BatchSlice,
-    *,
-    norm: bool = True,
-    native: bool = False,
+    network: nn.Module, group: ProcessGroup, batch_slice: BatchSlice, *, norm: bool = True, native: bool = False
 ) -> None:
     """Turns every batch-norm (where `norm`) and dropout within `network` into one that works on the whole batch.
 
@@ -183,20 +154,19 @@ def convert_sync_batchnorm(
     if group.is_single:
         return
     for layer in network.modules():
-        if norm and type(layer) in (nn.BatchNorm1d, nn.BatchNorm2d):
-            plain = type(layer)
-            layer.__class__ = nn.SyncBatchNorm if native else SyncBatchNorm
+        plain = type(layer)
+        if norm and isinstance(layer, _BatchNorm) and not isinstance(layer, SYNCHRONIZED):
+            if plain in (nn.BatchNorm1d, nn.BatchNorm2d):
+                layer.__class__ = nn.SyncBatchNorm if native else SyncBatchNorm
+            elif plain.__name__ == "BatchNormAct2d":
+                layer.__class__ = SyncBatchNormAct
+            else:
+                raise DeepClusterError(
+                    f"This network's {plain.__name__} cannot be computed over several processes: use"
+                    " --sync-batchnorm False, or one process."
+                )
             layer.plain, layer.process_group, layer.group = plain, None, group  # type: ignore[assignment]
-        elif norm and isinstance(layer, _BatchNorm) and type(layer).__name__ == "BatchNormAct2d":
-            plain = type(layer)
-            layer.__class__ = SyncBatchNormAct
-            layer.plain, layer.process_group, layer.group = plain, None, group  # type: ignore[assignment]
-        elif norm and isinstance(layer, _BatchNorm) and not isinstance(layer, (SyncBatchNorm, nn.SyncBatchNorm)):
-            raise DeepClusterError(
-                f"This network's {type(layer).__name__} cannot be computed over several processes: use"
-                " --sync-batchnorm False, or one process."
-            )
-        elif type(layer) is nn.Dropout:
+        elif plain is nn.Dropout:
             layer.__class__ = SyncDropout
             layer.batch_slice = batch_slice  # type: ignore[assignment]
 
@@ -204,7 +174,7 @@ def convert_sync_batchnorm(
 def revert_sync_batchnorm(network: nn.Module) -> None:
     """Undoes `convert_sync_batchnorm`: torch's own layers, for a copy that one process uses by itself."""
     for layer in network.modules():
-        if isinstance(layer, (SyncBatchNorm, nn.SyncBatchNorm)):
+        if isinstance(layer, SYNCHRONIZED):
             plain: Any = layer.plain
             del layer.group, layer.plain, layer.process_group
             layer.__class__ = plain
@@ -216,17 +186,17 @@ def revert_sync_batchnorm(network: nn.Module) -> None:
 @torch.no_grad()
 def average_running_stats(network: nn.Module, group: ProcessGroup) -> None:
     """Running statistics that each process has of its own part of the batches become the means over processes."""
-    if not group.is_single:
-        norms = [
-            m
-            for m in network.modules()
-            if isinstance(m, _BatchNorm)
-            and not isinstance(m, (SyncBatchNorm, nn.SyncBatchNorm))
-            and not getattr(m, "frozen", False)  # the mean of equal numbers may differ from them in the last digit
-        ]
-        statistics: list[Tensor] = []
-        for layer in norms:
+    if group.is_single:
+        return
+    statistics: list[Tensor] = []
+    for layer in network.modules():
+        # Of frozen ones the mean of equal numbers may differ from them in the last digit.
+        if (
+            isinstance(layer, _BatchNorm)
+            and not isinstance(layer, SYNCHRONIZED)
+            and not getattr(layer, "frozen", False)
+        ):
             statistics += [s for s in (layer.running_mean, layer.running_var) if isinstance(s, Tensor)]
-        group.sum_many_(statistics)
-        for statistic in statistics:
-            statistic.div_(group.size)
+    group.sum_many_(statistics)
+    for statistic in statistics:
+        statistic.div_(group.size)
