@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 
 LONG = re.compile(r"(\S{240})\S{100,}(\S{160})")
 """A word that no reader wants whole: a name or a number out of a damaged file."""
@@ -27,6 +28,11 @@ class DeepClusterWarning(UserWarning):
 
     The command line prints it as one line to stderr, without file and line number.
     """
+
+
+def warn(sentence: str) -> None:
+    """Gives a DeepClusterWarning, on behalf of the caller's caller."""
+    warnings.warn(sentence, DeepClusterWarning, stacklevel=3)
 
 
 class BadImage(Exception):

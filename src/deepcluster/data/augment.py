@@ -37,38 +37,6 @@ def augment(images: Sequence[np.ndarray], draws: Draw, group: ViewGroup, device:
     """
     device = torch.device(device)
     small = crop_resize(images, draws.box, draws.flip, group.size, device)
-    return _finish(small, draws, group, device)
-
-
-def center_crop(
-    images: Sequence[np.ndarray],
-    size: int,
-    device: torch.device | str = "cpu",
-    mean: Sequence[float] = IMAGENET_MEAN,
-    std: Sequence[float] = IMAGENET_STD,
-) -> Tensor:
-    """The deterministic view of each image: resized to a shorter side of `resized_side(size)`, its center cropped.
-
-    Returns:
-        (B, 3, S, S) float32, normalized, channels last in memory.
-    """
-    return normalized(resize_center(images, resized_side(size), size, torch.device(device)), mean, std)
-
-
-def resized_side(size: int) -> int:
-    """Shorter side to which images are resized before a crop of `size`: 256 for 224, as usual; no more up to 64 px."""
-    return size if size <= 64 else round(size * 256 / 224)
-
-
-def normalized(x: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """Images (B, 3, S, S), 0 … 255 -> float32, (x / 255 - mean) / std, channels last in memory."""
-    out = torch.empty(x.shape, device=x.device, memory_format=torch.channels_last)
-    _normalize(x, out, mean, std)
-    return out
-
-
-def _finish(small: Tensor, draws: Draw, group: ViewGroup, device: torch.device) -> Tensor:
-    """What follows the crop, block by block in float; (B, 3, S, S), 0 … 255 -> float32 normalized."""
     count, size = len(small), group.size
     active = [bool(strength) and group.jitter > 0 for strength in group.jitters]
     if not (group.moves or any(active) or group.gray or group.blur):
@@ -96,6 +64,33 @@ def _finish(small: Tensor, draws: Draw, group: ViewGroup, device: torch.device) 
                 for k in np.flatnonzero(draws.sigma[rows]).tolist():
                     x[k] = blur(x[k], float(draws.sigma[rows][k]))
             _normalize(x, out[rows], group.mean, group.std)
+    return out
+
+
+def center_crop(
+    images: Sequence[np.ndarray],
+    size: int,
+    device: torch.device | str = "cpu",
+    mean: Sequence[float] = IMAGENET_MEAN,
+    std: Sequence[float] = IMAGENET_STD,
+) -> Tensor:
+    """The deterministic view of each image: resized to a shorter side of `resized_side(size)`, its center cropped.
+
+    Returns:
+        (B, 3, S, S) float32, normalized, channels last in memory.
+    """
+    return normalized(resize_center(images, resized_side(size), size, torch.device(device)), mean, std)
+
+
+def resized_side(size: int) -> int:
+    """Shorter side to which images are resized before a crop of `size`: 256 for 224, as usual; no more up to 64 px."""
+    return size if size <= 64 else round(size * 256 / 224)
+
+
+def normalized(x: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """Images (B, 3, S, S), 0 … 255 -> float32, (x / 255 - mean) / std, channels last in memory."""
+    out = torch.empty(x.shape, device=x.device, memory_format=torch.channels_last)
+    _normalize(x, out, mean, std)
     return out
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +20,7 @@ from deepcluster.data.source import ImageSource
 from deepcluster.data.storage import cache_folder
 from deepcluster.digest import digest
 from deepcluster.distributed import ProcessGroup
-from deepcluster.errors import DeepClusterError, DeepClusterWarning
+from deepcluster.errors import DeepClusterError, warn
 from deepcluster.io import remove_leftovers
 from deepcluster.reading import parse_json
 
@@ -163,11 +162,9 @@ def load_pixels(
                 raise OSError(f"it has less than {estimate / 1e9:.1f} GB left")
             found = write_entry(entry, source, short_side, decoded, marks)
     except OSError as error:
-        warnings.warn(
+        warn(
             f"{place} cannot be used ({error.strerror or error}): images are decoded again in each "
-            "epoch, which is slower; point DEEPCLUSTER_CACHE at a folder with room",
-            DeepClusterWarning,
-            stacklevel=2,
+            "epoch, which is slower; point DEEPCLUSTER_CACHE at a folder with room"
         )
         return StreamedPixels(source, short_side, workers, each)
     return _checked(StoredPixels(source, found.pixels, *_layout(found.sizes), found.bad, found))

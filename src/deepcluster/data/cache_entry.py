@@ -13,7 +13,6 @@ import json
 import os
 import shutil
 import time
-import warnings
 import zlib
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -24,7 +23,7 @@ import numpy as np
 from deepcluster.data.decode_pool import Decoded, decode_batch
 from deepcluster.data.source import Encoded, ImageSource
 from deepcluster.digest import short_digest
-from deepcluster.errors import BadImage, DeepClusterError, DeepClusterWarning
+from deepcluster.errors import BadImage, DeepClusterError, warn
 from deepcluster.io import beside, write_array
 from deepcluster.reading import judged, read_json, read_npy, regular_size
 from deepcluster.seal import json_seal, put_seal
@@ -71,22 +70,18 @@ class Entry:
             kept = self.pixels[end - int(self.sizes[k].prod()) * 3 : end]
             if zlib.crc32(kept.data) != self.crc[k]:
                 if self.whole:
-                    sentence = f"{_named(self.folder)} is damaged: it is made again"
-                    warnings.warn(sentence, DeepClusterWarning, stacklevel=4)
+                    warn(f"the image cache {self.folder} is damaged: it is made again")
                     with contextlib.suppress(OSError):
                         (self.folder / META).unlink(missing_ok=True)
                     self.whole = False
                 again = decode_batch(source, [k], self.short_side).pixels
                 if zlib.crc32(again.data) != self.crc[k]:
                     raise DeepClusterError(
-                        f"{_named(self.folder)} is damaged, and {source.path(k)} has changed: give the command again"
+                        f"the image cache {self.folder} is damaged, and {source.path(k)} has changed: "
+                        "give the command again"
                     )
                 kept[:] = again
             self.unseen[k] = False
-
-
-def _named(folder: Path) -> str:
-    return f"the image cache {folder}"
 
 
 def marks_of(source: ImageSource) -> np.ndarray:
@@ -107,7 +102,7 @@ def open_entry(
     if not (folder / META).exists():
         return None
     try:
-        with judged(_named(folder), "it is made again"):
+        with judged(f"the image cache {folder}", "it is made again"):
             meta = read_json(folder / META, advice="it is made again")
             images = read_npy(folder / IMAGES, advice="it is made again", ndim=1, kinds="V")
             if images.dtype != IMAGE or len(images) != len(source):
@@ -115,7 +110,7 @@ def open_entry(
             entry = Entry(folder, short_side, images, {int(k): str(reason) for k, reason in meta["bad"].items()})
     except DeepClusterError as error:
         if tell:
-            warnings.warn(str(error), DeepClusterWarning, stacklevel=3)
+            warn(str(error))
         return None
     if not _same_images(images, source, marks):
         return None

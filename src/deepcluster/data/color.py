@@ -76,34 +76,29 @@ class Recolor:
         case for which channel is largest: 6 · |h| · c = v - 2 · min + green + blue - red, and green > blue
         tells the side.
         """
-        _turn_hue(x.view(len(x), 3, -1), turn[:, None], self._planes[:, : len(x)])
-
-
-def _turn_hue(x: Tensor, turn: Tensor, planes: Tensor) -> None:
-    """See `Recolor.hue_`; pixels (n, 3, p), turn (n, 1), scratch (5, n, p)."""
-    red, green, blue = x.unbind(1)
-    value, chroma, hue, near, low = planes.unbind(0)
-    torch.maximum(red, green, out=value)
-    torch.maximum(value, blue, out=value)
-    torch.minimum(red, green, out=low)
-    torch.minimum(low, blue, out=low)
-    torch.sub(value, low, out=chroma)
-    chroma.clamp_min_(1e-6).mul_(6)  # grey pixels have no hue: any will do, but not 0/0
-    torch.add(green, blue, out=hue).sub_(red).add_(value).sub_(low, alpha=2).div_(chroma)
-    torch.sub(green, blue, out=near)
-    torch.copysign(hue, near, out=hue)
-    hue.add_(turn)
-    torch.round(hue, out=near)
-    hue.sub_(near)  # in [-1/2, 1/2]
-    # From here on `chroma` is six times itself, and with p = clamp(…, 1/6, 1/3)
-    # red = value + chroma - 6 chroma p,  green and blue = value - 2 chroma + 6 chroma p.
-    torch.abs(hue, out=near).clamp_(1 / 6, 1 / 3)
-    torch.add(value, chroma, alpha=1 / 6, out=low)
-    torch.addcmul(low, chroma, near, value=-1, out=red)
-    value.sub_(chroma, alpha=1 / 3)
-    for channel, center in ((green, 1 / 6), (blue, -1 / 6)):  # 1/2 - distance = |h ± 1/6|, or both are clamped
-        torch.add(hue, center, out=near).abs_().clamp_(1 / 6, 1 / 3)
-        torch.addcmul(value, chroma, near, out=channel)
+        red, green, blue = x.view(len(x), 3, -1).unbind(1)
+        value, chroma, hue, near, low = self._planes[:, : len(x)].unbind(0)
+        torch.maximum(red, green, out=value)
+        torch.maximum(value, blue, out=value)
+        torch.minimum(red, green, out=low)
+        torch.minimum(low, blue, out=low)
+        torch.sub(value, low, out=chroma)
+        chroma.clamp_min_(1e-6).mul_(6)  # grey pixels have no hue: any will do, but not 0/0
+        torch.add(green, blue, out=hue).sub_(red).add_(value).sub_(low, alpha=2).div_(chroma)
+        torch.sub(green, blue, out=near)
+        torch.copysign(hue, near, out=hue)
+        hue.add_(turn[:, None])
+        torch.round(hue, out=near)
+        hue.sub_(near)  # in [-1/2, 1/2]
+        # From here on `chroma` is six times itself, and with p = clamp(…, 1/6, 1/3)
+        # red = value + chroma - 6 chroma p,  green and blue = value - 2 chroma + 6 chroma p.
+        torch.abs(hue, out=near).clamp_(1 / 6, 1 / 3)
+        torch.add(value, chroma, alpha=1 / 6, out=low)
+        torch.addcmul(low, chroma, near, value=-1, out=red)
+        value.sub_(chroma, alpha=1 / 3)
+        for channel, center in ((green, 1 / 6), (blue, -1 / 6)):  # 1/2 - distance = |h ± 1/6|, or both are clamped
+            torch.add(hue, center, out=near).abs_().clamp_(1 / 6, 1 / 3)
+            torch.addcmul(value, chroma, near, out=channel)
 
 
 def _luma(x: Tensor, out: Tensor) -> Tensor:

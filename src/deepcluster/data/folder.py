@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
 import os
-import warnings
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ from deepcluster.data.naming import (
 )
 from deepcluster.data.source import Encoded, ImageSource
 from deepcluster.digest import digest
-from deepcluster.errors import BadImage, DeepClusterError, DeepClusterWarning
+from deepcluster.errors import BadImage, DeepClusterError, warn
 from deepcluster.reading import read_csv, read_head, read_text
 
 #: Files whose first bytes go into a fingerprint; all go in with their name, size and time.
@@ -55,30 +55,30 @@ class Files(Encoded):
         return np.fromiter((storage.mark(os.path.join(self.root, path)) for path in self.paths), np.uint64)
 
     def fingerprint(self) -> str:
-        states: list[tuple[str, int, int]] = []
-        for path in self.paths:
-            try:
-                state = os.stat(os.path.join(self.root, path))
-                states.append((path, state.st_size, state.st_mtime_ns))
-            except OSError:
-                states.append((path, -1, -1))
+        states = [(path, *_size_and_time(os.path.join(self.root, path))) for path in self.paths]
         # Sizes and times can coincide between two sets (raw bitmaps, archives with fixed times); contents do not.
-        heads = [self._head(int(k)) for k in np.unique(np.linspace(0, len(self) - 1, SAMPLED).astype(int))]
-        return digest(states, *heads)
+        some = np.unique(np.linspace(0, len(self) - 1, SAMPLED).astype(int)).tolist()
+        return digest(states, *(_head(os.path.join(self.root, self.paths[k]), 4096) for k in some))
 
-    def _head(self, index: int) -> bytes:
-        try:
-            return read_head(os.path.join(self.root, self.paths[index]), 4096)
-        except (OSError, ValueError):
-            return b"missing"
+
+def _size_and_time(place: str) -> tuple[int, int]:
+    try:
+        state = os.stat(place)
+    except OSError:
+        return -1, -1
+    return state.st_size, state.st_mtime_ns
+
+
+def _head(place: str, count: int) -> bytes:
+    try:
+        return read_head(place, count)
+    except (OSError, ValueError):
+        return b"missing"
 
 
 def _begins_as_image(place: str) -> bool:
     """Whether a file without an image's ending (`d41d8cd9`, `x.jpg_large`, `y.jpg?w=300`) begins as one."""
-    try:
-        return format_of_head(read_head(place, HEAD)) is not None
-    except (OSError, ValueError):
-        return False
+    return format_of_head(_head(place, HEAD)) is not None
 
 
 def open_folder(name: str) -> ImageSource:
@@ -95,35 +95,25 @@ def open_folder(name: str) -> ImageSource:
         visited.add(real)
         inner[:] = sorted((step for step in inner if not is_hidden(step)), key=natural_key)
         prefix = Path(folder).relative_to(root).as_posix()
-        for file in names:
-            if is_image_name(file):
+        for file in itertools.filterfalse(is_hidden, names):
+            ending = os.path.splitext(file)[1].lower()
+            if is_image_name(file) or (ending not in PLAIN and _begins_as_image(os.path.join(folder, file))):
                 paths.append(file if prefix == "." else f"{prefix}/{file}")
-            elif not is_hidden(file):
-                ending = os.path.splitext(file)[1].lower()
-                if ending not in PLAIN and _begins_as_image(os.path.join(folder, file)):
-                    paths.append(file if prefix == "." else f"{prefix}/{file}")
-                else:
-                    others[ending] += 1
+            else:
+                others[ending] += 1
     if not paths:
         ending = max((".tar", ".zip"), key=lambda kind: others[kind])
         if others[ending]:
             raise DeepClusterError(
                 f"{name} holds {ending[1:]} shards, not image files: name them as '{root / ('*' + ending)}'"
             )
-        if others:
-            raise DeepClusterError(
-                f"none of the {others.total()} files in {name} has the name of an image (.jpg, .png, .webp …): "
-                "give a folder that holds images, at any depth"
-            )
-        raise DeepClusterError(f"the folder {name} is empty: give a folder that holds images, at any depth")
+        wrong = f"none of the {others.total()} files in {name} has the name of an image (.jpg, .png, .webp …)"
+        wrong = wrong if others else f"the folder {name} is empty"
+        raise DeepClusterError(f"{wrong}: give a folder that holds images, at any depth")
     unread = {ending: others[ending] for ending in UNREAD_PICTURES if others[ending]}
     if unread:
         found = ", ".join(f"{count:,} {ending}" for ending, count in unread.items())
-        warnings.warn(
-            f"{name} holds pictures of kinds that are not read here ({found}): convert them to be shown, too",
-            DeepClusterWarning,
-            stacklevel=2,
-        )
+        warn(f"{name} holds pictures of kinds that are not read here ({found}): convert them to be shown, too")
     paths.sort(key=natural_key)
     return Files(name, root, paths, *labels_from_parents(paths))
 
@@ -153,11 +143,7 @@ def open_list_file(name: str) -> ImageSource:
             labels, classes = _some_labels([row[label_at] if len(row) > label_at else None for row in table])
         elif len(header) > 1:
             others = ", ".join(column.strip() for k, column in enumerate(header) if k != path_at)
-            warnings.warn(
-                f"{name} has no column `label`, so its images have no labels; not used: {others}",
-                DeepClusterWarning,
-                stacklevel=2,
-            )
+            warn(f"{name} has no column `label`, so its images have no labels; not used: {others}")
     else:
         lines = read_text(file, advice=advice, names=True).replace("\r", "\n").split("\n")
         paths = [line.strip() for line in lines if line.strip()]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import unicodedata
-import warnings
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
@@ -16,7 +15,7 @@ from pathlib import PurePosixPath
 import numpy as np
 
 from deepcluster.data.formats import has_image_ending
-from deepcluster.errors import DeepClusterWarning
+from deepcluster.errors import warn
 
 
 def natural_key(path: str) -> tuple[tuple[tuple[int, str], ...], str]:
@@ -119,11 +118,9 @@ def labels_from_parents(paths: Sequence[str]) -> tuple[np.ndarray | None, tuple[
     labels, classes = labels_from_names([names[parent] for parent in parents])
     if told:
         some = ", ".join(map(repr, classes[:3])) + (" ..." if len(classes) > 3 else "")
-        warnings.warn(
+        warn(
             f"Many innermost folders have the same names, such as {printable(told)!r}, so the folders above them are"
-            f" taken as the {len(classes):,} classes: {some}",
-            DeepClusterWarning,
-            stacklevel=2,
+            f" taken as the {len(classes):,} classes: {some}"
         )
     return labels, classes
 

@@ -19,12 +19,10 @@ from deepcluster.data.source import ImageSource
 from deepcluster.data.torchvision import open_torchvision
 from deepcluster.errors import DeepClusterError
 
-Opener = Callable[[str], ImageSource]
-
 #: Names that begin like this are no paths.
-BY_PREFIX: dict[str, Opener] = {"torchvision:": open_torchvision}
+TORCHVISION = "torchvision:"
 #: What a file is, by its ending; a file with any other ending is taken for one image.
-BY_ENDING: dict[str, Opener] = {
+BY_ENDING: dict[str, Callable[[str], ImageSource]] = {
     ".tar": open_shards,
     ".zip": open_shards,
     ".json": open_manifest,
@@ -73,16 +71,22 @@ def must_exist(name: str | None) -> None:
     Raises:
         DeepClusterError: there is no such file or folder.
     """
-    if name is None or name == "digits" or name.startswith(tuple(BY_PREFIX)) or storage.is_url(name):
+    if name is None or name == "digits" or name.startswith(TORCHVISION) or storage.is_url(name):
         return
-    if not Path(name).expanduser().exists() and not _is_pattern(name):
-        raise _missing(name)
+    path = Path(name).expanduser()
+    if path.exists() or any(mark in name for mark in "*?[{"):
+        return
+    near = difflib.get_close_matches(name, ["digits"], cutoff=0.7)
+    if not near and path.parent.is_dir():
+        found = difflib.get_close_matches(path.name, [entry.name for entry in path.parent.iterdir()], 1, 0.7)
+        near = [str(path.parent / entry) for entry in found]
+    advice = f"did you mean {near[0]}?" if near else "check the path, or see `deepcluster train --help` for sources"
+    raise DeepClusterError(f"there is no file or folder {name}: {advice}")
 
 
 def _open_named(name: str) -> ImageSource:
-    for prefix, opener in BY_PREFIX.items():
-        if name.startswith(prefix):
-            return opener(name)
+    if name.startswith(TORCHVISION):
+        return open_torchvision(name)
     path = Path(name).expanduser()
     if path.is_dir():
         return open_folder(name)
@@ -96,17 +100,3 @@ def _open_named(name: str) -> ImageSource:
             f"{name} is compressed and cannot be read in place: unpack it to a folder, or repack it as a plain .tar"
         )
     return BY_ENDING.get(path.suffix.lower(), open_file)(name)
-
-
-def _is_pattern(name: str) -> bool:
-    return any(mark in name for mark in "*?[{")
-
-
-def _missing(name: str) -> DeepClusterError:
-    path = Path(name).expanduser()
-    near = difflib.get_close_matches(name, ["digits"], cutoff=0.7)
-    if not near and path.parent.is_dir():
-        found = difflib.get_close_matches(path.name, [entry.name for entry in path.parent.iterdir()], 1, 0.7)
-        near = [str(path.parent / entry) for entry in found]
-    advice = f"did you mean {near[0]}?" if near else "check the path, or see `deepcluster train --help` for sources"
-    return DeepClusterError(f"there is no file or folder {name}: {advice}")

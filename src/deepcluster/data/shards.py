@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import mmap
 import os
-import warnings
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import KW_ONLY, dataclass
@@ -22,7 +21,7 @@ from deepcluster.data.archive import Members, find_format, format_of, read_membe
 from deepcluster.data.naming import labels_from_parents, printable
 from deepcluster.data.source import Encoded, ImageSource
 from deepcluster.digest import digest
-from deepcluster.errors import BadImage, DeepClusterError, DeepClusterWarning
+from deepcluster.errors import BadImage, DeepClusterError, warn
 from deepcluster.io import write_atomic
 from deepcluster.reading import read_npz
 
@@ -147,11 +146,9 @@ class Shards(Encoded):
         count = int(self._reported.sum())
         if count <= REPORTED:
             more = "; further shards like it are not reported one by one" if count == REPORTED else ""
-            warnings.warn(
+            warn(
                 f"the shard {self._place(shard)} {reason}; its {self.shards[shard].images:,} images are "
-                f"left out as bad images{more}",
-                DeepClusterWarning,
-                stacklevel=2,
+                f"left out as bad images{more}"
             )
 
 
@@ -178,7 +175,7 @@ def open_shards(pattern: str) -> ImageSource:
         nothing = f"there is no image in the tar or zip files of {pattern}: members need names such as class/name.jpg"
         raise DeepClusterError((sentences or [nothing])[0])
     for sentence in sentences:
-        warnings.warn(f"{sentence}; images that were found in it are shown", DeepClusterWarning, stacklevel=2)
+        warn(f"{sentence}; images that were found in it are shown")
     shards: list[Shard] = []
     for place, (size, stamp), one in zip(places, states, members, strict=True):
         row = shards[-1].row + shards[-1].images if shards else 0

@@ -136,14 +136,12 @@ class TenCrop(_Crop):
     def __call__(
         self, images: Images, generator: torch.Generator, device: Device = "cpu", first: int = 0, total: int = 0
     ) -> tuple[Tensor, ...]:
-        crops: list[list[Tensor]] = [[] for _ in range(10)]
+        from torchvision.transforms.functional import ten_crop
+
+        crops = []
         for image in images:
             picture = torch.from_numpy(image.transpose(2, 0, 1)[None])
-            height, width = (self.resized * side // min(image.shape[:2]) for side in image.shape[:2])
-            picture = F.interpolate(picture, (height, width), mode="bilinear", antialias=True)
-            down, right = height - self.size, width - self.size
-            corners = ((0, 0), (0, right), (down, 0), (down, right), (round(down / 2), round(right / 2)))
-            for place, (top, left) in enumerate(corners):
-                for mirrored, whole in enumerate((picture, picture.flip(3))):
-                    crops[place + 5 * mirrored].append(whole[0, :, top : top + self.size, left : left + self.size])
-        return tuple(normalized(torch.stack(crop).to(device), self.mean, self.std) for crop in crops)
+            shape = [self.resized * side // min(image.shape[:2]) for side in image.shape[:2]]
+            crops.append(ten_crop(F.interpolate(picture, shape, mode="bilinear", antialias=True)[0], self.size))
+        views = (torch.stack(crop).to(device) for crop in zip(*crops, strict=True))
+        return tuple(normalized(view, self.mean, self.std) for view in views)
