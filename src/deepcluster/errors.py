@@ -68,6 +68,11 @@ def explained(error: Exception) -> DeepClusterError | None:
     return None
 
 
+def first_line(error: BaseException) -> str:
+    """What an error of a library says, in one line without its full stop."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(". ")[:200]
+
+
 def did_you_mean(word: str, choices: list[str]) -> str:
     """` Did you mean X?` for the choice nearest to `word`, or nothing."""
     import difflib

@@ -16,7 +16,7 @@ from typing import Any, BinaryIO, TypeVar, cast
 
 from deepcluster.data.naming import natural_key
 from deepcluster.digest import short_digest
-from deepcluster.errors import DeepClusterError
+from deepcluster.errors import DeepClusterError, first_line
 
 T = TypeVar("T")
 
@@ -182,7 +182,7 @@ def retry(request: Callable[[], T]) -> T:
                 raise
             refused = isinstance(status, int) and 400 <= status < 500 and status not in (408, 429)
             if wait is None or refused:
-                raise OSError((str(cause).splitlines() or [type(cause).__name__])[0][:200]) from error
+                raise OSError(first_line(cause)) from error
             time.sleep(wait)
     raise AssertionError("the last try returns or raises")
 

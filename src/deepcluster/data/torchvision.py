@@ -17,7 +17,7 @@ from deepcluster.data import storage
 from deepcluster.data.decode import shrink, to_rgb
 from deepcluster.data.source import ImageSource
 from deepcluster.digest import digest, short_digest
-from deepcluster.errors import BadImage, DeepClusterError
+from deepcluster.errors import BadImage, DeepClusterError, first_line
 
 
 @dataclass(eq=False, repr=False)
@@ -44,7 +44,7 @@ class TorchvisionSet:
                 picture = Image.fromarray(np.asarray(picture))
             return np.asarray(shrink(to_rgb(picture), short_side))
         except Exception as error:  # data sets decode with Pillow, which raises nearly anything on damaged files
-            raise BadImage((str(error).splitlines() or [type(error).__name__])[0][:200]) from None
+            raise BadImage(first_line(error)) from None
 
     def marks(self) -> np.ndarray:
         """(N,) uint64, see `storage.mark`: of all files under the root, or 1 where the fingerprint is of all bytes."""
@@ -96,10 +96,9 @@ def open_torchvision(name: str) -> ImageSource:
         dataset = factory(**options)
         length = len(dataset)
     except Exception as error:  # each data set fails in its own words
-        reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(". ")
         more = "" if options.get("download") or "download" not in accepted else "; add &download=true to fetch it"
         raise DeepClusterError(
-            f"torchvision:{kind} could not be opened under root={options.get('root')}: {reason}{more}"
+            f"torchvision:{kind} could not be opened under root={options.get('root')}: {first_line(error)}{more}"
         ) from None
     if length == 0:
         raise DeepClusterError(f"{name} holds no image")

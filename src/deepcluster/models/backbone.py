@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from deepcluster.errors import DeepClusterError
+from deepcluster.errors import DeepClusterError, first_line
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -70,11 +70,8 @@ class Backbone(nn.Module):
 
     @property
     def stages(self) -> list[list[nn.Module]]:
-        """The modules of the trunk in the order of depth, those with parameters of their own, divided after each tap.
-
-        A residual network has its stem and four stages, a transformer its blocks, the first with the embedding of the
-        patches; what comes after the last tap with parameters is one more.
-        """
+        """The modules with parameters of their own in the order of depth, divided after each tap: of a ResNet its stem
+        and four stages, of a transformer its blocks. What comes after the last tap is one more."""
         order = {path: number for number, (path, _) in enumerate(self.trunk.named_modules())}
         ends = [max(at for path, at in order.items() if _within(path, tap)) for tap in self._tap_paths.values()]
         found: dict[int, list[nn.Module]] = {}
@@ -103,7 +100,7 @@ class Backbone(nn.Module):
         self.train(self.training)
 
     def fix_statistics(self) -> None:
-        """Batch-norm goes on normalizing by the statistics it has; its scales and shifts are trained all the same."""
+        """Batch-norm goes on normalizing by the statistics it has; its scales and shifts are trained."""
         for module in self.trunk.modules():
             if isinstance(getattr(module, "running_mean", None), Tensor):
                 module.frozen = True  # type: ignore[assignment]
@@ -132,7 +129,7 @@ class Backbone(nn.Module):
         try:
             self.eval()(next(self.parameters()).new_zeros(1, 3, size, size))
         except Exception as error:  # networks refuse a size each in their own way
-            return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+            return first_line(error)
         finally:
             self.train(training)
         return ""

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from deepcluster.errors import DeepClusterError
+from deepcluster.errors import DeepClusterError, first_line
 from deepcluster.io import write_safetensors, write_torch
 from deepcluster.models.backbone import Backbone
 from deepcluster.models.resnet import RESNETS
@@ -49,9 +49,17 @@ def export_backbone(
         return write_safetensors(file, backbone.state_dict(), notes)
     if format == "torchvision":
         if backbone.torchvision is None:
+            config = backbone.config
+            what = ", ".join(f"{key}={value}" for key, value in config.items())
+            if config["sobel"] != "none":
+                unlike = "it sees Sobel filters in place of color"
+            elif backbone.name in RESNETS:
+                unlike = "its first layers are those for images up to 64 px, where torchvision's are 7x7 with a pool"
+            else:
+                unlike = "its layers are others"
             raise DeepClusterError(
-                f"torchvision has no network like this backbone ({_describe(backbone)}): {_unlike(backbone)}; export it"
-                " as safetensors, which deepcluster.models.export.load_backbone reads."
+                f"torchvision has no network like this backbone ({what}): {unlike}; export it as safetensors, which"
+                " deepcluster.models.export.load_backbone reads."
             )
         tensors = {key: value.detach().cpu().contiguous() for key, value in backbone.trunk.state_dict().items()}
         return write_torch(file, tensors)
@@ -72,19 +80,6 @@ def load_backbone(file: str | Path) -> Backbone:
             backbone = build_backbone(**config)
         backbone.load_state_dict(tensors)
     except Exception as error:  # a config can be wrong in as many ways as networks have arguments
-        reason = "no config" if "config" not in notes else (str(error).splitlines() or [type(error).__name__])[0]
+        reason = "no config" if "config" not in notes else first_line(error)
         raise DeepClusterError(f"{file} does not hold a backbone of deepcluster ({reason}).") from error
     return backbone.eval()
-
-
-def _unlike(backbone: Backbone) -> str:
-    """What torchvision's network of the same name has otherwise, if there is one."""
-    if backbone.config.get("sobel", "none") != "none":
-        return "it sees Sobel filters in place of color"
-    if backbone.name in RESNETS:
-        return "its first layers are the small ones for images up to 64 px, where torchvision's are 7x7 with a pool"
-    return "its layers are others"
-
-
-def _describe(backbone: Backbone) -> str:
-    return ", ".join(f"{key}={value}" for key, value in backbone.config.items())

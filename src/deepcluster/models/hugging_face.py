@@ -61,10 +61,9 @@ def load_folder(folder: Path | str, image_size: int | None = None) -> Backbone:
                 raise ValueError(str(error)) from error
             kept = {part: about[part] for part in KEPT if about.get(part) is not None}
             kept["state_dict"] = _read_weights(folder)
+            options |= {"num_classes": about["num_classes"], "pretrained": True, "pretrained_cfg": kept}
             # with its classifier, since timm then insists on all names: without, it would let some stay random
-            whole = create(
-                name, size, num_classes=about["num_classes"], pretrained=True, pretrained_cfg=kept, **options
-            )
+            whole = create(name, size, **options)
         there = whole.state_dict()
         backbone.trunk.load_state_dict({part: there[part] for part in backbone.trunk.state_dict()})
     return backbone.eval()
@@ -76,12 +75,12 @@ def describe(folder: Path | str) -> str:
     Raises:
         DeepClusterError: see `load_folder`.
     """
-    config, licence = _read_config(Path(folder)), None
-    if isinstance(about := config.get("pretrained_cfg"), dict):
-        licence = about.get("license")
-    if not licence and (Path(folder) / "README.md").is_file():
+    config, card = _read_config(Path(folder)), Path(folder) / "README.md"
+    about = config["pretrained_cfg"]
+    licence = about.get("license") if isinstance(about, dict) else None
+    if not licence and card.is_file():
         with suppress(DeepClusterError):
-            found = re.search(r"^license: *([\w.-]+)", read_text(Path(folder) / "README.md", advice=ADVICE), re.M)
+            found = re.search(r"^license: *([\w.-]+)", read_text(card, advice=ADVICE), re.M)
             licence = found[1] if found else None
     return f"{config['architecture']} from the folder {folder} ({licence or 'which does not tell its licence'})"
 

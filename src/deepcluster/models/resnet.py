@@ -50,12 +50,8 @@ def build_resnet(
             "leave out pretrained, or take sobel=none and stem=imagenet."
         )
     if small or channels != 3:
-        width = trunk.conv1.out_channels
-        trunk.conv1 = (
-            nn.Conv2d(channels, width, 3, 1, 1, bias=False)
-            if small
-            else nn.Conv2d(channels, width, 7, 2, 3, bias=False)
-        )
+        kernel, stride, padding = (3, 1, 1) if small else (7, 2, 3)
+        trunk.conv1 = nn.Conv2d(channels, trunk.conv1.out_channels, kernel, stride, padding, bias=False)
         nn.init.kaiming_normal_(trunk.conv1.weight, mode="fan_out", nonlinearity="relu")
     if small:
         trunk.maxpool = nn.Identity()

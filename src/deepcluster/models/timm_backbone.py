@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from deepcluster.errors import DeepClusterError
+from deepcluster.errors import DeepClusterError, first_line
 from deepcluster.models.backbone import IMAGENET_MEAN, IMAGENET_STD, Parts
 from deepcluster.models.pretrained import cached_file, hub_answers, packaged_file, packaged_state
 
@@ -54,7 +54,7 @@ def build_timm(name: str, channels: int, size: int, *, pretrained: bool = False,
         if not pretrained:
             raise
         raise DeepClusterError(
-            f"The weights of timm:{name} could not be fetched ({_first_line(error)}); "
+            f"The weights of timm:{name} could not be fetched ({first_line(error)}); "
             "connect to the network once, or leave out pretrained."
         ) from error
     if packaged is not None:
@@ -91,7 +91,3 @@ def _taps(trunk: nn.Module) -> dict[str, str]:
         if not listed and container in have:
             listed = [f"{container}.{child}" for child, _ in have[container].named_children()]
     return {path: path for path in listed or [child for child, _ in trunk.named_children()]}
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

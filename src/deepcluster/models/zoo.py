@@ -52,7 +52,8 @@ def build_backbone(
     parts = _builder(name, options)(channels, image_size + extra, **options)
     config: dict[str, Any] = {"name": name, "sobel": sobel, "image_size": image_size}
     # Whoever rebuilds a backbone has its weights already.
-    config |= {key: _plain(value) for key, value in options.items() if key != "pretrained"}
+    plain = {key: list(value) if isinstance(value, tuple) else value for key, value in options.items()}  # as in JSON
+    config |= {key: value for key, value in plain.items() if key != "pretrained"}
     if options.get("pretrained") and name in RESNETS and options.get("stem", "auto") == "auto":
         config["stem"] = "imagenet"
     backbone = Backbone(name, layer, parts, image_size, config)
@@ -65,11 +66,7 @@ def build_backbone(
 
 def _builder(name: str, options: Iterable[str]) -> Callable[..., Parts]:
     """The function that makes the network of this name, after a look at its options."""
-    own: dict[str, Callable[..., Parts]] = {
-        "alexnet": build_alexnet,
-        "vgg16": build_vgg16,
-        "convnet": build_convnet,
-    }
+    own: dict[str, Callable[..., Parts]] = {"alexnet": build_alexnet, "vgg16": build_vgg16, "convnet": build_convnet}
     if name in own:
         parameters = inspect.signature(own[name]).parameters.values()
         takes = [parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
@@ -81,24 +78,19 @@ def _builder(name: str, options: Iterable[str]) -> Callable[..., Parts]:
         return partial(build_resnet, name)
     origin, _, rest = name.rpartition(":")
     if origin == "torchvision":
-        if rest in RESNETS:
-            return partial(build_resnet, rest)
-        if rest in _torchvision_names():
-            return partial(build_torchvision, rest)
-        raise _unknown(name, [f"torchvision:{known}" for known in _torchvision_names()])
+        import torchvision
+
+        known = torchvision.models.list_models(module=torchvision.models)
+        if rest not in known:
+            raise _unknown(name, [f"torchvision:{model}" for model in known])
+        return partial(build_resnet if rest in RESNETS else build_torchvision, rest)
     import timm
 
     if origin in ("", "timm") and timm.is_model(rest):
         return partial(build_timm, rest)
     if origin == "timm":
-        raise _unknown(name, [f"timm:{known}" for known in timm.list_models()])
+        raise _unknown(name, [f"timm:{model}" for model in timm.list_models()])
     raise _unknown(name, [*OURS, *timm.list_models()])
-
-
-def _torchvision_names() -> list[str]:
-    import torchvision
-
-    return list(torchvision.models.list_models(module=torchvision.models))
 
 
 def _unknown(name: str, known: Sequence[str]) -> DeepClusterError:
@@ -113,8 +105,3 @@ def _three(what: str, given: Sequence[float] | None, default: tuple[float, ...])
     if len(values) != 3 or (what == "std" and min(values) <= 0):
         raise DeepClusterError(f"{what}={list(values)} must be three numbers, one per color, std above 0.")
     return values
-
-
-def _plain(value: Any) -> Any:
-    """Tuples as lists: what JSON gives back."""
-    return list(value) if isinstance(value, tuple) else value
