@@ -280,9 +280,9 @@ import sys, time
 from pathlib import Path
 from deepcluster.data import arrays, cache, storage
 from deepcluster.data.open import open_images
-slow = float(sys.argv[3])
+slow, cache.CHUNK = float(sys.argv[3]), 2
 pixels = cache.load_pixels(open_images(sys.argv[1]), short_side=None, cache_gb=1, small=0, directory=Path(sys.argv[2]),
-                           chunk=2, progress=lambda *at: (print(*at, flush=True), time.sleep(slow)))
+                           progress=lambda *at: (print(*at, flush=True), time.sleep(slow)))
 print("sum", int(pixels.pixels.astype("int64").sum()), flush=True)
 """
 

@@ -145,17 +145,3 @@ def test_convnet_widths_and_pools_are_options() -> None:
     for wrong in ({"widths": ()}, {"widths": (8, 0)}, {"pools": (6,)}, {"pools": (0,)}):
         with pytest.raises(DeepClusterError):
             build_convnet(3, 16, **wrong)
-
-
-def test_convnet_layers_after_the_mean() -> None:
-    """The mean stays readable as a tap; the layers serve the clusters."""
-    backbone = build_backbone("convnet", image_size=16, mlp=[24, 10])
-    with read_taps(backbone, ["pool", "fc"]) as activations:
-        out = backbone(torch.randn(4, 3, 16, 16))
-    assert backbone.dim == 10 and out.shape == (4, 10) and torch.equal(activations["fc"], out)
-    assert activations["pool"].shape == (4, 128)
-    trunk: Any = backbone.trunk
-    first, norm, _, last = trunk.classifier
-    expected = last(torch.relu(norm(first(activations["pool"]))))
-    torch.testing.assert_close(out, expected)
-    assert build_backbone(**backbone.config).dim == 10

@@ -40,15 +40,6 @@ def test_a_ramp_has_the_slope_of_the_kernel() -> None:
     assert torch.allclose(edges[1], torch.tensor(0.0), atol=1e-5)
 
 
-def test_without_sobel_but_padded_the_colors_stay() -> None:
-    images = torch.randn(1, 3, 5, 5)
-    layer, channels, extra = input_layer("deepercluster-rgb")
-    padded = layer(images)
-    assert (channels, extra, padded.shape[2]) == (3, 2, 7)
-    assert torch.equal(padded[:, :, 1:-1, 1:-1], images)
-    assert torch.count_nonzero(padded) == images.numel()
-
-
 def test_nothing_to_learn_and_nothing_to_save() -> None:
     layer = Sobel()
     assert list(layer.parameters()) == []

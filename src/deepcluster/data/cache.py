@@ -42,13 +42,20 @@ class StoredPixels:
 
     source: ImageSource
     pixels: np.ndarray  # flat uint8
-    offsets: np.ndarray  # (N,) int64, where each image starts
     sizes: np.ndarray  # (N, 2) int64 height and width; 0, 0 for a bad one
     bad: dict[int, str]  # index -> reason, of the images that cannot be decoded
     entry: Entry | None = None  # where they are kept; None = in memory
 
     def __post_init__(self) -> None:
+        lengths = self.sizes.prod(1) * 3
+        self.offsets = np.cumsum(lengths) - lengths  # (N,) int64, where each image starts
         self.good = np.flatnonzero(self.sizes[:, 0] > 0)  # (n,) int64 indices not known to be bad, ascending
+        if not len(self.good):
+            index, reason = next(iter(self.bad.items()))
+            raise DeepClusterError(
+                f"none of the {len(self)} images of {self.source.name} can be decoded; "
+                f"the first is {self.source.path(index)}: {reason}"
+            )
 
     def __len__(self) -> int:
         return len(self.sizes)
@@ -112,7 +119,6 @@ def load_pixels(
     directory: Path | None = None,
     progress: Progress = lambda done, total: None,
     small: int = SMALL,
-    chunk: int = CHUNK,
 ) -> Pixels:
     """The images of `source`, decoded once if they fit.
 
@@ -128,7 +134,6 @@ def load_pixels(
         directory: instead of `cache_folder()`.
         progress: called with (images done, N) while decoding.
         small: bytes of decoded images that are kept in memory and not in a file.
-        chunk: images decoded at a time.
 
     Raises:
         DeepClusterError: not one image of the source can be decoded, or, of a large source, of a sample of it.
@@ -141,12 +146,15 @@ def load_pixels(
     each = max(1.0, estimate / len(source))
     if estimate > budget:
         return StreamedPixels(source, short_side, workers, each)
-    chunks = np.array_split(np.arange(len(source)), max(1, -(-len(source) // chunk)))
+    chunks = np.array_split(np.arange(len(source)), max(1, -(-len(source) // CHUNK)))
     decoded = _counted(
         decode_batches(source, chunks, short_side, workers, each, digested=estimate > small), len(source), progress
     )
     if estimate <= small:
-        return _checked(_in_memory(source, decoded))
+        parts = list(decoded)
+        bad = {index: reason for part in parts for index, reason in part.reasons.items()}
+        pixels, sizes = (np.concatenate([getattr(part, name) for part in parts]) for name in ("pixels", "sizes"))
+        return StoredPixels(source, pixels, sizes, bad)
     place = "the image cache"
     try:
         folder = (directory or cache_folder()) / "pixels"
@@ -167,7 +175,7 @@ def load_pixels(
             "epoch, which is slower; point DEEPCLUSTER_CACHE at a folder with room"
         )
         return StreamedPixels(source, short_side, workers, each)
-    return _checked(StoredPixels(source, found.pixels, *_layout(found.sizes), found.bad, found))
+    return StoredPixels(source, found.pixels, found.sizes, found.bad, found)
 
 
 def _as_they_are(source: ImageSource, short_side: int | None) -> StoredPixels | None:
@@ -175,9 +183,7 @@ def _as_they_are(source: ImageSource, short_side: int | None) -> StoredPixels | 
     block: np.ndarray | None = getattr(source, "block", None)
     if block is None or (short_side is not None and min(block.shape[1:3]) > short_side):
         return None
-    count, height, width = block.shape[:3]
-    offsets = np.arange(count, dtype=np.int64) * (height * width * 3)
-    return StoredPixels(source, block.reshape(-1), offsets, np.tile([height, width], (count, 1)), {})
+    return StoredPixels(source, block.reshape(-1), np.tile(block.shape[1:3], (len(block), 1)), {})
 
 
 def _estimate(source: ImageSource, short_side: int | None) -> int:
@@ -200,29 +206,6 @@ def _counted(arriving: Iterable[Decoded], total: int, progress: Progress) -> Ite
         yield decoded
         done += len(decoded.index)
         progress(done, total)
-
-
-def _in_memory(source: ImageSource, arriving: Iterable[Decoded]) -> StoredPixels:
-    parts = list(arriving)
-    bad = {index: reason for part in parts for index, reason in part.reasons.items()}
-    sizes = np.concatenate([part.sizes for part in parts])
-    return StoredPixels(source, np.concatenate([part.pixels for part in parts]), *_layout(sizes), bad)
-
-
-def _layout(sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(offsets, sizes) of images that lie one after another."""
-    lengths = sizes.prod(1) * 3
-    return np.cumsum(lengths) - lengths, sizes
-
-
-def _checked(pixels: StoredPixels) -> StoredPixels:
-    if not len(pixels.good):
-        index, reason = next(iter(pixels.bad.items()))
-        raise DeepClusterError(
-            f"none of the {len(pixels)} images of {pixels.source.name} can be decoded; "
-            f"the first is {pixels.source.path(index)}: {reason}"
-        )
-    return pixels
 
 
 def agree_on_bad(pixels: Pixels, group: ProcessGroup) -> None:

@@ -19,37 +19,26 @@ class Mean(nn.Module):
 
 
 class ConvNet(nn.Module):
-    """(B, C, H, W) -> (B, D): blocks of convolution, batch-norm, perhaps max-pool, ReLU; a mean; perhaps layers.
+    """(B, C, H, W) -> (B, D): blocks of convolution, batch-norm, perhaps max-pool, ReLU; a mean.
 
     The pool stands before the ReLU: the maximum of the rectified is the rectified maximum, and the ReLU then
     has a quarter of the numbers to look at.
     """
 
-    def __init__(self, channels: int, widths: Sequence[int], pools: Sequence[int], mlp: Sequence[int]) -> None:
+    def __init__(self, channels: int, widths: Sequence[int], pools: Sequence[int]) -> None:
         super().__init__()
         blocks = []
         for number, width in enumerate(widths, start=1):
-            block: list[nn.Module] = [
-                nn.Conv2d(channels, width, 3, padding=1, bias=False),
-                nn.BatchNorm2d(width),
-            ]
+            block: list[nn.Module] = [nn.Conv2d(channels, width, 3, padding=1, bias=False), nn.BatchNorm2d(width)]
             if number in pools:
                 block.append(nn.MaxPool2d(2))
             blocks.append(nn.Sequential(*block, nn.ReLU(inplace=True)))
             channels = width
         self.features = nn.Sequential(*blocks)
         self.pool = Mean()
-        layers: list[nn.Module] = []
-        for number, width in enumerate(mlp, start=1):
-            last = number == len(mlp)
-            layers.append(nn.Linear(channels, width, bias=last))
-            if not last:
-                layers += [nn.BatchNorm1d(width), nn.ReLU(inplace=True)]
-            channels = width
-        self.classifier = nn.Sequential(*layers)
 
     def forward(self, images: Tensor) -> Tensor:
-        out: Tensor = self.classifier(self.pool(self.features(images)))
+        out: Tensor = self.pool(self.features(images))
         return out
 
 
@@ -59,7 +48,6 @@ def build_convnet(
     *,
     widths: Sequence[int] = (16, 32, 64, 128, 128),
     pools: Sequence[int] | None = None,
-    mlp: Sequence[int] = (),
 ) -> Parts:
     """A ConvNet for (channels, size, size) input.
 
@@ -68,15 +56,12 @@ def build_convnet(
         pools: numbers of the convolutions, from 1, that a 2x2 max-pool follows; by default 1, 3 and 5, as far
             as there are so many. A pool that would leave no map of so small an image is left out.
 
-        mlp: widths of fully connected layers after the mean, as AlexNet has them: the last ones serve the
-            clusters, and the mean before them is the better feature (arXiv 1807.05520 §4.2 reads convolutions too).
-
-    Taps conv1, conv2, ... are the output of each block, after its pool; pool is the mean; fc is the output of mlp.
+    Taps conv1, conv2, ... are the output of each block, after its pool; pool is the mean.
 
     Raises:
         DeepClusterError: no widths, or a pool after a convolution that does not exist.
     """
-    if not widths or min((*widths, *mlp)) < 1:
+    if not widths or min(widths) < 1:
         raise DeepClusterError(f"A convnet needs widths of at least one channel, not {list(widths)}.")
     if pools is None:
         pools = [number for number in (1, 3, 5) if number <= len(widths)]
@@ -85,8 +70,7 @@ def build_convnet(
             f"pools={list(pools)} must number convolutions from 1 to {len(widths)}; give fewer pools or more widths."
         )
     fitting = sorted(set(pools))[: max(size.bit_length() - 1, 0)]
-    trunk = ConvNet(channels, widths, fitting, mlp)
-    initialize_(trunk.features)
+    trunk = ConvNet(channels, widths, fitting)
+    initialize_(trunk)
     taps = {f"conv{number + 1}": f"features.{number}" for number in range(len(widths))}
-    taps["pool"] = "pool"
-    return Parts(trunk, mlp[-1], taps | {"fc": ""}) if mlp else Parts(trunk, widths[-1], taps)
+    return Parts(trunk, widths[-1], taps | {"pool": "pool"})

@@ -27,9 +27,8 @@ from deepcluster.reading import require_finite
 
 IMAGE_SIZE = 224
 
-# Layers with weights; with us each lies in the trunk under the same name. Between the convolutions stand batch-norm,
-# ReLU and pooling, and all of them count: AlexNet's conv2 is number 4. AlexNet has a dropout before fc6, so that its
-# linear layers are 1 and 4; VGG has none: 0 and 3.
+# Numbers of the layers with weights; with us each lies in the trunk under the same name. A batch-norm follows each
+# convolution.
 _CONVOLUTIONS = {"alexnet": (0, 4, 8, 11, 14), "vgg16": (0, 3, 7, 10, 14, 17, 20, 24, 27, 30, 34, 37, 40)}
 _LINEAR = {"alexnet": (1, 4), "vgg16": (0, 3)}
 LAYERS = {
@@ -72,9 +71,8 @@ class Released:
 def load_released(file: str | Path) -> Released:
     """Reads a checkpoint that DeepCluster's authors published, or one that `save_released` wrote.
 
-    Nothing in the file is run. Sobel is there where `sobel.0.weight` is, K is the length of `top_layer.bias`, and
-    `.module`, which DataParallel leaves in names, may be there or not. Files of before torch 0.4.1 have no
-    `num_batches_tracked`; nothing reads it.
+    Nothing in the file is run. `.module`, which DataParallel leaves in names, may be there or not. Files of before
+    torch 0.4.1 have no `num_batches_tracked`; nothing reads it.
 
     Raises:
         DeepClusterError: missing, damaged, wanting to run code, or not of this layout.
@@ -125,11 +123,11 @@ def save_released(
         backbone: alexnet or vgg16, with the paper's Sobel or without, for images of 224 px.
         head: weight (K, 4096) and bias (K,) of the classifier over clusters.
         epoch: epochs that were trained.
-        k: without a `head`, the outputs of a `top_layer` of zeros. Their scripts read K from it and cut it off
-            before they look at features, so that it has to be there and its numbers do not matter.
+        k: without a `head`, the outputs of a `top_layer` of zeros, which their scripts cut off before they look at
+            features.
 
-    The optimizer's entry is there and empty: their evaluation does not read it, their training cannot go on from it.
-    The file has torch's form of before version 1.6, which old versions read as new ones do.
+    The optimizer's entry is empty: their evaluation does not read it, their training cannot go on from it. The file
+    has torch's form of before version 1.6, which old versions read as new ones do.
 
     Raises:
         DeepClusterError: a backbone or head that their scripts have no place for, or a file that cannot be written.

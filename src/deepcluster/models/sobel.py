@@ -1,7 +1,4 @@
-"""The fixed input layer of the paper: colors to gray, gray to two edge maps. It is never trained.
-
-This file knows nothing of the networks that stand behind it.
-"""
+"""The fixed input layer of the paper: colors to gray, gray to two edge maps. It is never trained."""
 
 from __future__ import annotations
 
@@ -11,7 +8,7 @@ from torch import Tensor, nn
 
 from deepcluster.errors import DeepClusterError
 
-SOBELS = ("none", "paper", "deepercluster", "deepercluster-rgb")
+SOBELS = ("none", "paper", "deepercluster")
 
 EDGES = torch.tensor(
     [
@@ -53,7 +50,6 @@ def input_layer(sobel: str) -> tuple[nn.Module, int, int]:
     - "paper": Sobel with padding 1, as DeepCluster has it.
     - "deepercluster": zero padding of 2, then Sobel without padding; the network sees H + 2, as the code of
       DeeperCluster (arXiv 1905.01278) has it.
-    - "deepercluster-rgb": the same size without Sobel, zero padding of 1 around the colors.
 
     Returns:
         The layer, the channels it gives, and by how many pixels its maps are larger than the image.
@@ -65,7 +61,6 @@ def input_layer(sobel: str) -> tuple[nn.Module, int, int]:
         "none": (nn.Identity(), 3, 0),
         "paper": (Sobel(padding=1), 2, 0),
         "deepercluster": (Sobel(padding=2), 2, 2),
-        "deepercluster-rgb": (nn.ConstantPad2d(1, 0.0), 3, 2),
     }
     if sobel in layers:
         return layers[sobel]

@@ -35,7 +35,7 @@ def build_backbone(
     Args:
         name: "alexnet", "vgg16" (both with batch-norm), "convnet", a ResNet ("resnet18", ...), "timm:NAME",
             "torchvision:NAME", or a name that only timm knows.
-        sobel: "none", "paper", "deepercluster" or "deepercluster-rgb"; see `sobel.input_layer`.
+        sobel: "none", "paper" or "deepercluster"; see `sobel.input_layer`.
         image_size: side of the square images it will see, in pixels.
         mean, std: three numbers each that images are normalized with; by default those of the pretrained
             weights, else ImageNet's.
