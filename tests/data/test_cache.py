@@ -58,10 +58,11 @@ def test_in_memory(folder: Path, short_side: int | None, tmp_path: Path) -> None
     assert isinstance(pixels, StoredPixels) and not (tmp_path / "c").exists()
 
 
-def test_on_disk_and_found_again(folder: Path, tmp_path: Path) -> None:
+def test_on_disk_and_found_again(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cache, "CHUNK", 3)
     done: list[tuple[int, int]] = []
     load = partial(load_pixels, short_side=16, cache_gb=1, small=0, directory=tmp_path / "c")
-    pixels = load(open_images(folder), progress=lambda *at: done.append(at), chunk=3)
+    pixels = load(open_images(folder), progress=lambda *at: done.append(at))
     check(pixels, folder, 16)
     assert done[-1] == (20, 20) and done == sorted(done) and len(done) == 7
     (entry,) = (tmp_path / "c" / "pixels").iterdir()

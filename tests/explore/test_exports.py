@@ -78,7 +78,7 @@ def test_coco(explorer: Explorer, tmp_path: Path) -> None:
 
 
 def test_images_that_are_no_files_have_no_links(explorer: Explorer, tmp_path: Path) -> None:
-    source = open_array(np.zeros((len(explorer.groups), 8, 10, 3), np.uint8), "array")
+    source = open_array(np.zeros((len(explorer.groups), 8, 10, 3), np.uint8))
     with pytest.raises(DeepClusterError, match="not files of their own"):
         exports.write(tmp_path / "links", explorer.groups, source)
     assert exports.size_of(source, 0) == (8, 10)

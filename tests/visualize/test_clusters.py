@@ -29,7 +29,7 @@ from .conftest import rewritten
 
 def images_in(assignment: np.ndarray, distance: np.ndarray) -> ClusteredImages:
     """Unlabelled images with these clusters and distances."""
-    source = open_array(np.zeros((len(assignment), 1, 1, 3), np.uint8), "array")
+    source = open_array(np.zeros((len(assignment), 1, 1, 3), np.uint8))
     return ClusteredImages(source, assignment, distance, 4)
 
 

@@ -1,7 +1,6 @@
 """Tar and zip archives, read in place: one scan lists the members, then each is one read of its bytes.
 
-Random access is what lets a cluster point at its images; nothing is unpacked. Of zip files, stored and deflated
-members are read, also of ZIP64 (APPNOTE.TXT 6.3.9).
+Of zip files, stored and deflated members are read, also of ZIP64 (APPNOTE.TXT 6.3.9).
 """
 
 from __future__ import annotations

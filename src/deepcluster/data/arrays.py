@@ -90,24 +90,23 @@ def open_npy(name: str) -> ImageSource:
     )
 
 
-def open_array(array: Any, name: str) -> ImageSource:
+def open_array(array: Any) -> ImageSource:
     """An array or tensor (N, H, W[, C]): uint8, bool, or float in [0, 1]."""
-    images = _as_uint8(np.asarray(array), name)
-    _check(images, name)
-    return Arrays(name, images)
+    images = _as_uint8(np.asarray(array), "array")
+    _check(images, "array")
+    return Arrays("array", images)
 
 
 def open_list(items: Sequence[Any]) -> ImageSource:
     """A list of arrays or Pillow images, each of its own size (H, W[, C])."""
     images = []
     for k, item in enumerate(items):
+        name = f"item {k} of the list of images"
         array = np.asarray(to_rgb(item)) if isinstance(item, Image.Image) else np.asarray(item)
         if array.dtype.kind in "OUS":
-            raise DeepClusterError(
-                f"item {k} of the list of images is a {type(item).__name__}: give either paths only, or arrays only"
-            )
-        array = _as_uint8(array, f"item {k} of the list of images")
-        _check(array[None], f"item {k} of the list of images", one=True)
+            raise DeepClusterError(f"{name} is a {type(item).__name__}: give either paths only, or arrays only")
+        array = _as_uint8(array, name)
+        _check(array[None], name, one=True)
         images.append(array)
     return Arrays("list", images)
 
@@ -121,8 +120,7 @@ def _as_uint8(array: np.ndarray, name: str) -> np.ndarray:
             raise DeepClusterError(
                 f"{name} holds floats from {low:g} to {high:g}: scale images to [0, 1], or give uint8 in 0 … 255"
             )
-        levels: np.ndarray = np.rint(array * 255).astype(np.uint8)
-        return levels
+        return np.asarray(np.rint(array * 255).astype(np.uint8))
     return array
 
 

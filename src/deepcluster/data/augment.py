@@ -1,7 +1,7 @@
 """A batch of images in, a batch of views out: crop, flip, affine, color, blur, normalize.
 
 Images become float late, and are worked on in blocks that fit a core's cache. For the same draw every step
-equals torchvision's functional one. This file knows nothing of sources, caches or epochs.
+equals torchvision's functional one.
 """
 
 from __future__ import annotations

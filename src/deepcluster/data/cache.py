@@ -1,7 +1,6 @@
 """Decode once: `load_pixels` puts a source's images into memory or into a memory-mapped file.
 
-What does not fit the budget is decoded on demand instead. A cache entry is written beside its place and
-renamed, so that a kill leaves nothing half valid and two processes may build the same entry at once.
+What does not fit the budget is decoded on demand instead.
 """
 
 from __future__ import annotations
@@ -122,9 +121,8 @@ def load_pixels(
 ) -> Pixels:
     """The images of `source`, decoded once if they fit.
 
-    Up to `small` bytes live in memory. Up to `cache_gb` go to a file under the cache folder, found again by the next
-    run; the least recently used entries make room there. Beyond, or where the folder cannot be written to,
-    images are decoded on demand.
+    Up to `small` bytes live in memory, up to `cache_gb` in a file under the cache folder, where the least recently
+    used entries make room. Beyond, or where the folder cannot be written to, images are decoded on demand.
 
     Args:
         source: see `open_images`.

@@ -1,9 +1,8 @@
 """An entry of the image cache: found by the source's fingerprint, and believed only for the images it was made of.
 
-A fingerprint reads little. An entry has the mark of each file (`storage.mark`) as it was before it was read, and the
-digest of the bytes that were decoded. Where a mark is another, because files were copied, moved or changed, the bytes
-are read and compared: that takes a thirtieth of the decoding, and nothing where all is as it was. Each image's pixels
-have a checksum that is compared when they are first asked for, so that opening a large entry does not read all of it.
+A fingerprint reads little, so an entry has the mark of each file (`storage.mark`) and the digest of its bytes. Where a
+mark is another, because files were copied, moved or changed, the bytes are compared: a thirtieth of the decoding. Each
+image's pixels have a checksum that is compared when they are first asked for, not when the entry is opened.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """Color jitter of many images at once, equal to torchvision's `adjust_*` functions for the same factors.
 
-Images are float planes in 0 … 255 and change in place. Scratch space is made once, since fresh memory costs
-more than the arithmetic.
+Images are float planes in 0 … 255 and change in place; scratch space is made once, since fresh memory costs more.
 """
 
 from __future__ import annotations
@@ -45,8 +44,7 @@ class Recolor:
 
     def brightness_(self, x: Tensor, factor: Tensor) -> None:
         """x · f."""
-        flat = x.view(len(x), -1)
-        flat.mul_(factor[:, None]).clamp_max_(255)
+        x.view(len(x), -1).mul_(factor[:, None]).clamp_max_(255)
 
     def contrast_(self, x: Tensor, factor: Tensor) -> None:
         """A blend with the mean luma of each whole image."""

@@ -55,10 +55,10 @@ class Scan(NamedTuple):
 def _jpeg(image: Image.Image, data: bytes, reopen: Callable[[bytes], Image.Image]) -> str | None:
     """Data can be missing though the end mark is there, since some programs put one after what they could save.
 
-    libjpeg fills up such a scan with zeros, to a middle grey that a whole picture may have too. So the question is put
-    to the decoder: more data before each marker changes the picture only where data is missing. It takes a second
-    decoding, and so is only asked of pictures that end in that grey, or whose scans do not bring all bits. Not found is
-    what was cut within the last refinement of a progressive picture, which looks nearly the same.
+    libjpeg fills up such a scan to a middle grey that a whole picture may have too. So the decoder is asked: more data
+    before each marker changes the picture only where data is missing. That takes a second decoding, and so is asked of
+    pictures that end in that grey, or whose scans do not bring all bits. Not found is what was cut within the last
+    refinement of a progressive picture, which looks nearly the same.
     """
     begin = data.find(b"\xff\xda")
     if data.rfind(b"\xff\xd9") < begin:

@@ -1,7 +1,4 @@
-"""Bytes in, image out: (H, W, 3) uint8 RGB as a person would see it, or `BadImage` with a reason.
-
-This file knows image formats; it knows nothing of folders, indices or caches.
-"""
+"""Bytes in, image out: (H, W, 3) uint8 RGB as a person would see it, or `BadImage` with a reason."""
 
 from __future__ import annotations
 
@@ -27,8 +24,7 @@ from deepcluster.errors import BadImage
 from deepcluster.reading import read_bytes, regular_size
 
 #: A filter for Pillow's warnings: what they say is the reason of a bad image, or does not touch the picture. It is put
-#: in and taken out by hand, since `warnings.catch_warnings` is of the whole process: threads would undo each other's,
-#: and warnings of ours that are shown once would be shown again after each image.
+#: in and taken out by hand, since threads would undo each other's `warnings.catch_warnings`.
 SILENT = ("ignore", None, Warning, re.compile(r"PIL\b|pillow_heif"), 0)
 
 MOST_PIXELS: ContextVar[int] = ContextVar("MOST_PIXELS", default=PIXELS)

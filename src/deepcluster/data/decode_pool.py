@@ -1,7 +1,4 @@
-"""Decoding on demand: the one place in the package that starts a DataLoader.
-
-It serves what the pixel cache is built from, and what does not fit into that cache.
-"""
+"""Decoding on demand, by the one DataLoader of the package: for the pixel cache, and what does not fit into it."""
 
 from __future__ import annotations
 
@@ -113,8 +110,8 @@ def decode_batches(
 
 
 def require_handles(count: int) -> None:
-    """Makes sure that this process may open `count` more files, and some to spare, before it starts others: one that
-    cannot send a result drops it, and who waits for it waits forever.
+    """Makes sure that this process may open `count` more files: a worker that cannot send a result drops it, and who
+    waits for it waits forever.
 
     Raises:
         DeepClusterError: it may not, and may not raise its limit so far either.
@@ -138,12 +135,7 @@ class _Pieces(Dataset[Decoded]):
     images: millions of pieces cut in advance would take seconds and memory."""
 
     def __init__(
-        self,
-        source: ImageSource,
-        batches: Sequence[np.ndarray],
-        together: int,
-        short_side: int | None,
-        digested: bool,
+        self, source: ImageSource, batches: Sequence[np.ndarray], together: int, short_side: int | None, digested: bool
     ) -> None:
         self.source, self.batches, self.short_side, self.digested = source, batches, short_side, digested
         sizes = np.fromiter(map(len, batches), np.int64, len(batches))

@@ -13,7 +13,7 @@ FORMATS: dict[str, tuple[str, ...]] = {
     "TGA": (".tga",), "ICO": (".ico",), "PCX": (".pcx",), "SGI": (".sgi",), "DDS": (".dds",),
 }  # fmt: skip
 
-#: Bytes of a file, and pixels of a picture, beyond which it is a bad image: neither photo of a phone nor scan has more.
+#: Bytes of a file, and pixels of a picture, beyond which it is a bad image.
 BYTES = 1 << 30
 PIXELS = 1 << 28
 

@@ -1,7 +1,4 @@
-"""Batches of views in a given order, made ahead in a background thread.
-
-A `Loader` gives the same batches bit for bit whatever the prefetch, the workers or the batch it starts at.
-"""
+"""Batches of views in a given order, made ahead in a background thread."""
 
 from __future__ import annotations
 
@@ -24,7 +21,7 @@ from deepcluster.types import Batch
 
 @dataclass(eq=False, repr=False)
 class Loader:
-    """Iterates over `Batch`es; may be iterated again, with the same result."""
+    """Iterates over `Batch`es, the same ones each time, whatever the prefetch, the workers or the first one."""
 
     pixels: Pixels
     order: Tensor | np.ndarray | Sequence[int]  # (n,) indices to show; those that cannot be decoded are left out

@@ -1,8 +1,4 @@
-"""A manifest: shards by the thousand as one source, opened in seconds without opening a shard.
-
-It is a JSON file that people can read, and beside it one .npy table with the place of every image, which is only
-memory-mapped. docs/scale.md describes the format.
-"""
+"""A manifest: shards by the thousand as one source, opened in seconds without opening a shard; see docs/scale.md."""
 
 from __future__ import annotations
 
@@ -112,15 +108,19 @@ def open_tables(file: Path, manifest: Manifest) -> tuple[np.ndarray, np.ndarray 
     """
     table = _mapped(file, manifest.index)
     integers = table.dtype.names == ("offset", "length") and all(table.dtype[k].kind == "u" for k in range(2))
-    needed = max((shard.row + shard.images for shard in manifest.shards), default=0)
-    if table.ndim != 1 or not integers or len(table) < needed:
-        raise _misfit(file, manifest.index, f"{needed:,} rows of offset and length")
+    rows = max((shard.row + shard.images for shard in manifest.shards), default=0)
     labels = None if manifest.labels is None else _mapped(file, manifest.labels)
-    if labels is not None and (labels.shape != table.shape or labels.dtype.kind != "i"):
-        raise _misfit(file, str(manifest.labels), f"{len(table):,} labels")
-    if len(table) <= CHECKED and table_digest(table, labels) != manifest.digest:
-        raise _misfit(file, manifest.index, "the tables that were written with it")
-    return table, labels
+    if not integers or len(table) < rows:
+        needed = f"{rows:,} rows of offset and length"
+    elif labels is not None and (labels.shape != table.shape or labels.dtype.kind != "i"):
+        needed = f"{len(table):,} labels"
+    elif len(table) <= CHECKED and table_digest(table, labels) != manifest.digest:
+        needed = "the tables that were written with it"
+    else:
+        return table, labels
+    raise DeepClusterError(
+        f"{' or '.join(manifest.tables)} does not fit the manifest {file}, which needs {needed}: index the shards again"
+    )
 
 
 def table_digest(table: np.ndarray, labels: np.ndarray | None = None) -> str:
@@ -131,12 +131,6 @@ def table_digest(table: np.ndarray, labels: np.ndarray | None = None) -> str:
             for rows in (table, labels)
             if rows is not None
         )
-    )
-
-
-def _misfit(file: Path, name: str, needed: str) -> DeepClusterError:
-    return DeepClusterError(
-        f"{file.with_name(name)} does not fit the manifest {file}, which needs {needed}: index the shards again"
     )
 
 

@@ -41,8 +41,8 @@ def printable(name: str) -> str:
 def find_on_disk(path: str) -> str:
     """The path as the disk spells it; `path` itself where there is no such file under any spelling.
 
-    A disk has a name in one Unicode form (NFC or NFD) or in bytes of another encoding; a list made elsewhere may have
-    it in the other form, in Latin-1, with backslashes as Windows does, or as `printable` wrote it.
+    A list made elsewhere may have a name in another Unicode form (NFC or NFD), in Latin-1, with backslashes, or as
+    `printable` wrote it.
     """
     if (path.isascii() and "\\" not in path) or os.path.lexists(path):  # asks no disk for most names of a long list
         return path

@@ -52,7 +52,7 @@ def open_images(source: Any) -> ImageSource:
     if isinstance(source, np.ndarray) and source.dtype.kind in "US":
         source = source.tolist()
     if hasattr(source, "__array__") and not isinstance(source, (list, tuple)):
-        return open_array(source, name="array")
+        return open_array(source)
     if isinstance(source, Sequence):
         if not source:
             raise DeepClusterError("the list of images is empty: give at least one path or array")

@@ -43,8 +43,7 @@ def crop_resize(
 
 
 def resize_center(images: Sequence[np.ndarray], short: int, size: int, device: torch.device) -> Tensor:
-    """B images resized to a shorter side of `short` pixels, of which the central `size` x `size` are given, in the form
-    that `crop_resize` gives."""
+    """The central `size` x `size` pixels of B images resized to a shorter side of `short`, as by `crop_resize`."""
     if all(image.shape[:2] == (short, short) for image in images) and short == size:
         return torch.from_numpy(np.stack(images)).to(device).permute(0, 3, 1, 2)
     shapes = np.array([image.shape[:2] for image in images])

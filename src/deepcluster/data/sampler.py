@@ -60,12 +60,11 @@ def _uniform(by_cluster: Tensor, sizes: Tensor, length: int, generator: torch.Ge
 
 
 def _published(good: Tensor, by_cluster: Tensor, sizes: Tensor, length: int, generator: torch.Generator) -> Tensor:
-    """The published sampler, reproduced from its description with its indexing error.
+    """The published sampler, with its indexing error.
 
     It draws int(length / m) + 1 images of each of m non-empty clusters, with replacement if the cluster is not larger
-    than that, shuffles, and cuts to `length`, all in terms of positions in the original data set. But the data set it
-    indexes lists the images cluster by cluster. So other images are fetched than were drawn: clusters keep their
-    natural shares, and some images are repeated many times.
+    than that, shuffles, and cuts to `length`, by positions in the original data set. But the data set it indexes lists
+    the images cluster by cluster: so clusters keep their natural shares, and some images are repeated many times.
     """
     position = torch.searchsorted(good, by_cluster)  # original positions, bad images left out
     each = length // len(sizes) + 1

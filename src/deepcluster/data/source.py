@@ -38,14 +38,13 @@ class ImageSource(Protocol):
     def fingerprint(self) -> str:
         """Hex digest: equal for the same images in the same order, another when the list or the bytes change.
 
-        Where it does not read all bytes, a method `marks`, which gives (N,) uint64, tells what may have changed all the
-        same: see `storage.mark`, and `Encoded`.
+        A source that does not read all bytes for it has a method `marks` as well, see `Encoded`.
         """
         ...
 
 
 class Encoded(ABC):
-    """A source whose images are decoded from bytes in files, so that what is kept of them can be compared."""
+    """A source whose images are decoded from bytes in files."""
 
     @abstractmethod
     def raw(self, index: int) -> bytes:
@@ -57,7 +56,7 @@ class Encoded(ABC):
 
     @abstractmethod
     def marks(self) -> np.ndarray:
-        """(N,) uint64, see `storage.mark`."""
+        """(N,) uint64, the `storage.mark` of the file of each image."""
 
     def read(self, index: int, short_side: int | None = None) -> np.ndarray:
         """See `ImageSource.read`."""

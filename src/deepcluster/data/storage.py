@@ -1,7 +1,7 @@
-"""Where shards lie, paths and URLs, and what is done with either; and where decoded pixels and tar indices are kept.
+"""Where shards lie, paths and URLs, and what is done with either; and the folder of caches.
 
-URLs (`https://`, `s3://`, `gs://`, `memory://` and others) are read through fsspec. A read asks for exactly its bytes:
-under random access, the bytes around them are not wanted next.
+URLs (`https://`, `s3://`, `gs://`, `memory://` and others) are read through fsspec, exactly the bytes that are wanted:
+under random access, those around them are not wanted next.
 """
 
 from __future__ import annotations
@@ -72,12 +72,11 @@ def stat(place: str) -> tuple[int, str]:
 
 
 def mark(place: str, version: str = "") -> int:
-    """64 bits that change whenever a file is written to or replaced, its old size and dates put back or not, since its
-    inode or the time of its last change of any kind, which nobody can set, is then another; of a URL, whenever its
-    `version` does.
+    """64 bits that change whenever a file is written to or replaced, even if its old size and dates are put back, since
+    nobody can set its inode and the time of its last change; of a URL, whenever its `version` does.
 
-    0 where that is not certain: where a store gives no version, where a file cannot be asked, and within `FRESH`
-    seconds of a change, which another one may follow at the same time by the clock of the disk.
+    0 where that is not certain: a store that gives no version, a file that cannot be asked, and within `FRESH` seconds
+    of a change.
     """
     if is_url(place):
         return short_digest(f"{place} {version}".encode()) if version else 0
@@ -89,15 +88,13 @@ def mark(place: str, version: str = "") -> int:
         return 0
     if time.time() - state.st_ctime < FRESH:
         return 0
-    about = f"{state.st_ino} {state.st_ctime_ns} {state.st_mtime_ns} {state.st_size}"
-    return short_digest(about.encode())
+    return short_digest(f"{state.st_ino} {state.st_ctime_ns} {state.st_mtime_ns} {state.st_size}".encode())
 
 
 def read_range(place: str, start: int, count: int) -> bytes:
     """Up to `count` bytes from byte `start` on: fewer where the file ends.
 
-    A local file is opened for each read: that costs microseconds, and leaves nothing to share between threads, forks
-    or pickles, nor thousands of shards open at once.
+    A local file is opened for each read, which costs microseconds: nothing is shared between threads or processes.
 
     Raises:
         OSError: it does not exist or cannot be read (a URL: in several tries).
@@ -153,14 +150,12 @@ def expand_braces(pattern: str) -> list[str]:
     if not found:
         return [pattern]
     inside = found.group(1)
-    span = re.fullmatch(r"(\d+)\.\.(\d+)", inside)
-    if span:
+    words = inside.split(",")
+    if span := re.fullmatch(r"(\d+)\.\.(\d+)", inside):
         first, last = int(span[1]), int(span[2])
-        width = max(len(span[1]), len(span[2])) if span[1].startswith("0") or span[2].startswith("0") else 0
+        width = max(map(len, span.groups())) if any(edge.startswith("0") for edge in span.groups()) else 0
         steps = range(first, last + 1) if first <= last else range(first, last - 1, -1)
         words = [f"{number:0{width}d}" for number in steps]
-    else:
-        words = inside.split(",")
     before, after = pattern[: found.start()], pattern[found.end() :]
     return [name for word in words for name in expand_braces(before + word + after)]
 
@@ -189,17 +184,17 @@ def retry(request: Callable[[], T]) -> T:
 
 def _file_system(place: str) -> tuple[Any, str]:
     """fsspec's file system and the path within it; fsspec keeps one of each kind per process."""
-    scheme = place.partition("://")[0]
     try:
         import fsspec
 
         system, path = fsspec.core.url_to_fs(place)
+        return system, path
     except ImportError as error:
         raise DeepClusterError(
             f"{place} cannot be read without another package ({error}): pip install 'deepcluster[remote]'"
         ) from None
     except ValueError:
+        scheme = place.partition("://")[0]
         raise DeepClusterError(
             f"{place} cannot be read: fsspec knows no {scheme}:// (it knows s3, gs, https and others)"
         ) from None
-    return system, path

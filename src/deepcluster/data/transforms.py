@@ -1,8 +1,4 @@
-"""From the decoded images of a batch to its views: what a `Loader` calls as its `transform`.
-
-`RandomViews` makes training views, all of one size or of several (multi-crop); `CenterCrop`, `RandomCrop` and
-`TenCrop` are the crops of evaluation protocols.
-"""
+"""From the decoded images of a batch to its views: what a `Loader` calls as its `transform`."""
 
 from __future__ import annotations
 
@@ -51,10 +47,8 @@ class Transform(Protocol):
 
 
 class RandomViews:
-    """Random views of each image, group after group.
-
-    With a second group of small views this is the multi-crop of SwAV (arXiv 2006.09882): some views that show much of
-    an image, and several that show little of it and cost little.
+    """Random views of each image, group after group; with a second group of small ones, SwAV's multi-crop
+    (arXiv 2006.09882).
 
     Args:
         groups: views of one size each; what is drawn for a group does not depend on those after it.
@@ -130,7 +124,7 @@ class TenCrop(_Crop):
 
     @property
     def resized(self) -> int:
-        """Shorter side that images are resized to, in pixels: 256 for crops of 224, also where crops are small."""
+        """Shorter side that images are resized to, in pixels."""
         return round(self.size * 256 / 224)
 
     def __call__(

@@ -1,8 +1,4 @@
-"""What a random view of an image is, and the draw of its random numbers.
-
-A `ViewGroup` says how strongly images vary; `draw` turns it into numbers, one set per image, with torchvision's
-distributions. No pixel is touched here.
-"""
+"""What a random view of an image is, and the draw of its random numbers, with torchvision's distributions."""
 
 from __future__ import annotations
 
@@ -78,11 +74,10 @@ class Draw:
 
     box: np.ndarray  # (B, 4) int64 top, left, height, width of the crop, in pixels of the image
     flip: np.ndarray  # (B,) bool
-    # (B, 4) float32 factors of brightness, contrast and saturation, and the shift of hue; 1, 1, 1, 0 leaves an
-    # image alone
-    factors: np.ndarray
-    # (ceil(B / BLOCK), 4) int64, the order in which these follow each other, for each block of images
-    orders: np.ndarray
+    factors: (
+        np.ndarray
+    )  # (B, 4) float32 of brightness, contrast and saturation, and shift of hue; 1, 1, 1, 0 = as it is
+    orders: np.ndarray  # (ceil(B / BLOCK), 4) int64, the order in which these follow, for each block of images
     gray: np.ndarray  # (B,) bool
     sigma: np.ndarray  # (B,) float32 of the blur in pixels; 0 = none
     affine: np.ndarray  # (B, 5) float32 angle in degrees, shift right and down in pixels, scale, shear in degrees

@@ -1,4 +1,4 @@
-"""AlexNet and VGG-16 with batch-norm, as in DeepCluster: convolutions, then linear layers for one size of map."""
+"""AlexNet and VGG-16 with batch-norm, as in DeepCluster."""
 
 from __future__ import annotations
 

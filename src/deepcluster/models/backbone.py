@@ -1,7 +1,4 @@
-"""The one class that every network is used through: images in, one feature vector per image out.
-
-This file knows nothing of particular networks; `zoo.build_backbone` puts them in.
-"""
+"""The one class that every network is used through: images in, one feature vector per image out."""
 
 from __future__ import annotations
 

@@ -47,8 +47,7 @@ class Averaged(nn.Module):
 
     @torch.no_grad()
     def update_averages(self) -> None:
-        """Counts a step and moves weights and batch-norm statistics of the averages towards those of the networks. The
-        first steps forget faster, or the initial weights would stay for long."""
+        """Counts a step and moves the averages' weights and batch-norm statistics; the first steps forget faster."""
         self.steps += 1
         if not self.ema_decay:
             return

@@ -1,7 +1,4 @@
-"""Backbones as files: safetensors with all that rebuilds them, or torchvision's own keys.
-
-This file knows nothing of runs, whitening or centroids.
-"""
+"""Backbones as files: safetensors with all that rebuilds them, or torchvision's own keys."""
 
 from __future__ import annotations
 

@@ -19,11 +19,8 @@ every graph it makes, and a graph keeps its network until all of memory is searc
 
 
 def folded(backbone: Backbone, keep: Iterable[str] = ()) -> Backbone:
-    """A frozen copy for inference with each batch-norm folded into the convolution before it; submodules keep their
-    paths.
-
-    The same function to rounding, at less than two thirds of the time on a CPU; a network that cannot be traced
-    is copied as it is.
+    """A frozen copy for inference with each batch-norm folded into the convolution before it, at less than two thirds
+    of the time on a CPU; submodules keep their paths. A network that cannot be traced is copied as it is.
 
     Args:
         keep: taps that are to be read as they are.

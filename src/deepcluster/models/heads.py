@@ -1,7 +1,4 @@
-"""What is trained on top of a backbone: classifiers over pseudo-labels, and projection heads.
-
-This file knows nothing of backbones or of how clusters are found.
-"""
+"""What is trained on top of a backbone: classifiers over pseudo-labels, and projection heads."""
 
 from __future__ import annotations
 

@@ -73,10 +73,7 @@ def packaged_file(name: str) -> Path | None:
 
 
 def packaged_state(file: Path, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The packaged weights under timm's names.
-
-    The package counts blocks through and names the parts of a block as the TensorFlow code does; timm counts them
-    within a stage.
+    """The packaged weights under timm's names. The package counts blocks through, timm within a stage.
 
     Args:
         like: a state dict of timm's network, which has no classifier where it was built without one.
@@ -124,11 +121,7 @@ def _timm_name(name: str, blocks: list[tuple[int, int]]) -> str:
 
 
 def cached_file(repository: str, file: str | None = None) -> Path | None:
-    """The weights in a repository of the hub, where they were downloaded before; the network is not asked.
-
-    Args:
-        file: their name, where it is not the usual one.
-    """
+    """The weights in a repository of the hub, as `file` or by their usual name, where they were downloaded before."""
     from huggingface_hub import try_to_load_from_cache
 
     names = (file,) if file else ("model.safetensors", "pytorch_model.bin")

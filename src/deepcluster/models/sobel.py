@@ -24,9 +24,8 @@ class Sobel(nn.Module):
 
     (B, 3, H, W) -> (B, 2, H, W) with padding 1, or (B, 2, H + 2, W + 2) with padding 2.
 
-    Gray and Sobel are both linear and pad with zeros, so that one convolution with the Sobel kernels
-    divided by three is the same map. Its kernel is a buffer outside the state dict: there is nothing to
-    learn, to decay, to initialize or to save.
+    Both are linear, so that one convolution with the Sobel kernels divided by three is the same map. Its kernel is a
+    buffer outside the state dict.
     """
 
     kernel: Tensor

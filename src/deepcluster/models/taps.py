@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -28,24 +29,21 @@ def read_taps(backbone: Backbone, names: str | Iterable[str]) -> Iterator[dict[s
         DeepClusterError: the backbone has no tap of that name.
     """
     wanted = [names] if isinstance(names, str) else list(names)
+    seen: dict[str, Tensor] = {}
+    handles = []
     for name in wanted:
         if name not in backbone.taps:
             raise DeepClusterError(
                 f"Backbone {backbone.name!r} has no tap {name!r}; it has {', '.join(backbone.taps)}."
             )
-    seen: dict[str, Tensor] = {}
-    handles = []
 
-    def keep(name: str) -> Any:
-        def hook(module: nn.Module, inputs: Any, output: Tensor) -> None:
-            seen[name] = output
-
-        return hook
+    def keep(name: str, module: nn.Module, inputs: Any, output: Tensor) -> None:
+        seen[name] = output
 
     try:
         for name in backbone.taps:
             if name in wanted:
-                handles.append(backbone.tap_module(name).register_forward_hook(keep(name)))
+                handles.append(backbone.tap_module(name).register_forward_hook(partial(keep, name)))
         yield seen
     finally:
         for handle in handles:

@@ -71,7 +71,7 @@ def build_timm(name: str, channels: int, size: int, *, pretrained: bool = False,
 
 
 def create(name: str, size: int, **settings: Any) -> Any:
-    """timm's network; transformers must know the size of the image, convolutional networks have no such argument."""
+    """timm's network; transformers must know the size of images, and others have no such argument."""
     import timm
 
     try:

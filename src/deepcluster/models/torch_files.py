@@ -1,9 +1,8 @@
 """torch's files, of any age, read without running anything that is in them.
 
-`torch.load(weights_only=True)` reads what torch writes today. Two forms of the years before 2019, in which
-published weights still come, it refuses: files pickled by Python 2, which spells large integers as text, and the
-tar archives of torch before 0.1.10. Both are read here by the same rule: tensors, numbers, texts, lists and dicts,
-and nothing that could call a function.
+`torch.load(weights_only=True)` reads what torch writes today. Two forms of the years before 2019 it refuses: files
+pickled by Python 2, which spells large integers as text, and the tar archives of torch before 0.1.10. Both are read
+here by the same rule: tensors, numbers, texts, lists and dicts, and nothing that could call a function.
 """
 
 from __future__ import annotations
