@@ -17,7 +17,7 @@ from deepcluster.data.archive import Members, find_format, format_of
 from deepcluster.data.decode_pool import require_handles
 from deepcluster.data.manifest import DIGESTED, Manifest, read_manifest, relative, table_digest, write_manifest
 from deepcluster.data.naming import labels_from_parents
-from deepcluster.data.shards import Shard, cached_members, row_type
+from deepcluster.data.shards import Shard, cached_members, loss_by, row_type
 from deepcluster.errors import DeepClusterError
 from deepcluster.io import scratch_folder, told, write_array, writing
 from deepcluster.reading import read_head, read_npy, read_text
@@ -113,7 +113,7 @@ def _made(
     for table, name in zip(tables, names, strict=True):
         with told(out):
             table.replace(out.with_name(name))
-    return Manifest(shards, names[0], names[1] if len(names) > 1 else None, classes, labels, content)
+    return Manifest(shards, names[0], names[1] if len(names) > 1 else None, classes, content)
 
 
 def _scanned(found: Sequence[str], workers: int) -> Iterator[tuple[int, str, Members]]:
@@ -142,8 +142,7 @@ def _scan_one(place: str) -> tuple[int, str, Members]:
     try:
         size, stamp = storage.stat(place)
     except OSError as error:
-        missing = isinstance(error, (FileNotFoundError, NotADirectoryError))
-        return 0, "", Members.none("is missing" if missing else f"cannot be opened ({error.strerror or error})")
+        return 0, "", Members.none(loss_by(error))
     return size, stamp, cached_members(place, size, stamp)
 
 

@@ -35,7 +35,6 @@ class Manifest:
     index: str  # name of the .npy with `offset` and `length` of each image, beside the manifest
     labels: str | None  # name of the .npy with the label of each image, beside the manifest; None without labels
     classes: tuple[str, ...]  # class names
-    asked: bool  # whether labels were to be taken from class folders
     digest: str  # of the tables
 
     @property
@@ -90,7 +89,6 @@ def write_manifest(file: Path, manifest: Manifest) -> None:
         "version": VERSION,
         "index": manifest.index,
         "labels": manifest.labels,
-        "class_folders": manifest.asked,
         "classes": list(manifest.classes),
         "digest": manifest.digest,
     }
@@ -144,13 +142,13 @@ def _parsed(content: dict[str, Any]) -> Manifest:
             raise ValueError(f"its shard {number:,} has no numbers of images, bytes and its first row")
     if sum(shard.images for shard in shards) >= 2**62:
         raise ValueError("its shards have too many images")
-    asked, index, labels, classes = (content[name] for name in ("class_folders", "index", "labels", "classes"))
+    index, labels, classes = (content[name] for name in ("index", "labels", "classes"))
     tables = [index] if labels is None else [index, labels]
     if not _is_text(*tables) or any(PurePosixPath(name).name != name or not name.endswith(".npy") for name in tables):
         raise ValueError("a table is no .npy file beside the manifest")
-    if not isinstance(classes, list) or not _is_text(*classes, content["digest"]) or type(asked) is not bool:
+    if not isinstance(classes, list) or not _is_text(*classes, content["digest"]):
         raise ValueError("its classes or digest are no text")
-    return Manifest(shards, index, labels, tuple(classes), asked, content["digest"])
+    return Manifest(shards, index, labels, tuple(classes), content["digest"])
 
 
 def _is_text(*values: Any) -> bool:

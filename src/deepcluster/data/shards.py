@@ -133,10 +133,8 @@ class Shards(Encoded):
         expected = self.shards[shard].bytes
         try:
             size, _ = storage.stat(self._place(shard))
-        except (FileNotFoundError, NotADirectoryError):
-            return "is missing"
         except OSError as error:
-            return f"cannot be opened ({error.strerror or error})"
+            return loss_by(error)
         return "" if size == expected else f"has {size:,} bytes and not {expected:,}: cut short, or changed"
 
     def _report(self, shard: int, reason: str) -> None:
@@ -194,6 +192,13 @@ def row_type(largest: int) -> np.dtype[Any]:
     return np.dtype([("offset", "<u4" if largest < 2**32 else "<u8"), ("length", "<u4")])
 
 
+def loss_by(error: OSError) -> str:
+    """How a sentence about a shard that cannot be asked goes on after its name."""
+    if isinstance(error, (FileNotFoundError, NotADirectoryError)):
+        return "is missing"
+    return f"cannot be opened ({error.strerror or error})"
+
+
 def sentence_of(place: str, trouble: str) -> str:
     """What is wrong with a shard, and what to do."""
     return f"{place} {trouble}: {format_of(place).advice}"
@@ -207,13 +212,15 @@ def cached_members(place: str, size: int, stamp: str) -> Members:
     """
     where = place if storage.is_url(place) else os.path.realpath(place)
     version = digest(where, size, stamp, storage.mark(place, stamp))
-    with suppress(Exception):  # absent, or unreadable: the scan below replaces it
-        stored = read_npz(_index_folder() / f"{version}.npz", advice="it is made again")
+    file = None
+    with suppress(Exception):  # no cache, or nothing readable in it: the scan below replaces it
+        file = storage.cache_folder() / "shard-index" / f"{version}.npz"
+        stored = read_npz(file, advice="it is made again")
         names = stored["names"].tobytes().decode("utf-8", "surrogateescape").split("\0")
         offsets = stored["offsets"]
         return Members(names[: len(offsets)], offsets, stored["lengths"])
     members = scan(place)
-    if not members.trouble:
+    if file is not None and not members.trouble:
         text = np.frombuffer("\0".join(members.names).encode("utf-8", "surrogateescape"), np.uint8)
 
         def write(beside: Path) -> None:
@@ -221,17 +228,13 @@ def cached_members(place: str, size: int, stamp: str) -> Members:
                 np.savez(handle, names=text, offsets=members.offsets, lengths=members.lengths)
 
         with suppress(DeepClusterError, OSError):  # the cache only saves time
-            write_atomic(_index_folder() / f"{version}.npz", write)
+            write_atomic(file, write)
     return members
 
 
 @lru_cache(maxsize=16)
 def _names(place: str, size: int, stamp: str) -> list[str]:
     return cached_members(place, size, stamp).names
-
-
-def _index_folder() -> Path:
-    return storage.cache_folder() / "shard-index"
 
 
 def _stat(place: str, pattern: str) -> tuple[int, str]:
