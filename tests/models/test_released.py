@@ -180,8 +180,10 @@ def as_their_scripts_do(file: Path) -> tuple[nn.Module, int]:
     checkpoint = torch.load(file, weights_only=False)
     weights = checkpoint["state_dict"]
     arch, k, sobel = checkpoint["arch"], weights["top_layer.bias"].size(0), "sobel.0.weight" in weights
-    network = Reference(arch, sobel, int(k), parallel=False)
-    network.load_state_dict({key.replace(".module", ""): value for key, value in weights.items()}, strict=True)
+    with torch.device("meta"):  # no weights are drawn that are replaced
+        network = Reference(arch, sobel, int(k), parallel=False)
+    plain = {key.replace(".module", ""): value for key, value in weights.items()}
+    network.load_state_dict(plain, strict=True, assign=True)
     return network.eval(), checkpoint["epoch"]
 
 

@@ -29,7 +29,7 @@ from PIL import Image
 
 import deepcluster
 from deepcluster.cli.main import main
-from deepcluster.data.cache import load_pixels
+from deepcluster.data import cache as pixel_cache
 from deepcluster.data.open import open_images
 from deepcluster.engine import checkpoint
 from restarts import differing
@@ -130,8 +130,9 @@ def commands(made: Path) -> list[Long]:
 
     def cache() -> None:
         os.environ["DEEPCLUSTER_CACHE"] = "cache"
-        load_pixels(
-            open_images(data), short_side=None, cache_gb=1, workers=1, directory=Path("cache"), small=0, chunk=8
+        pixel_cache.CHUNK = 8
+        pixel_cache.load_pixels(
+            open_images(data), short_side=None, cache_gb=1, workers=1, directory=Path("cache"), small=0
         )
 
     table = str(made / "table.npy")

@@ -41,14 +41,10 @@ class Backbone(nn.Module):
 
     Attributes:
         name: as the user wrote it.
-        dim: width of the output.
+        dim, head_relu, torchvision, mean, std: see `Parts`.
         taps: names that `read_taps` can read, in the order of depth.
-        head_relu: True where the output is taken before its last ReLU (AlexNet and VGG, as in the paper);
-            the cluster head then begins with that ReLU.
         image_size: side of the images it was built for, in pixels.
-        mean, std: what images are to be normalized with, RGB in [0, 1].
         config: keyword arguments of `build_backbone` that make this backbone again, without its weights.
-        torchvision: the torchvision model whose keys the trunk has, or None.
     """
 
     def __init__(self, name: str, sobel: nn.Module, parts: Parts, image_size: int, config: dict[str, Any]) -> None:

@@ -3,9 +3,8 @@
 Such a file is a dict of epoch, arch, state_dict and optimizer, as `torch.save` writes it. Its names are mapped to
 ours one by one, in the tables below; neither order nor shape is asked what a tensor might be.
 
-What the authors' networks have and ours have not: a ReLU at the end of `classifier` (there it is taken away to
-describe images, here the classifier over clusters begins with it; the paper's features are read before it), the
-classifier over clusters as `top_layer`, and the Sobel filters as convolutions `sobel.0` (gray) and `sobel.1`.
+What the authors' networks have and ours have not: a ReLU at the end of `classifier` (here the classifier over clusters
+begins with it), that classifier as `top_layer`, and the Sobel filters as convolutions `sobel.0` (gray) and `sobel.1`.
 """
 
 from __future__ import annotations
