@@ -15,7 +15,6 @@ from deepcluster.evaluate.voc.average_precision import (
     DetectionRule,
     Detections,
     Rule,
-    _box_iou,
     classification_ap,
     classification_aps,
     detection_aps,
@@ -189,14 +188,6 @@ def test_a_box_is_matched_to_the_object_it_overlaps_most_even_if_that_is_found_a
     truth, hard = np.array([[0, 0, 10, 10], [0, 2, 10, 12.0]]), np.zeros(2, bool)
     boxes = np.array([[0, 0, 10, 10], [0, 0.5, 10, 10.5]])
     assert match(boxes, np.array([0.9, 0.8]), truth, hard).tolist() == [1, -1]
-
-
-def test_iou_is_that_of_vocs_inclusive_numbers() -> None:
-    random = np.random.default_rng(3)
-    ours, others = random_boxes(random, 20), random_boxes(random, 15)
-    shift = np.array([1, 1, 0, 0])  # x1 = xmin - 1
-    expected = [[slow_iou(a, b, 1.0) for b in others + shift] for a in ours + shift]
-    np.testing.assert_allclose(_box_iou(ours, others), expected, atol=1e-15)
 
 
 def test_no_detections_and_no_objects() -> None:

@@ -135,7 +135,7 @@ def test_command_line(colors: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     found = json.loads(capsys.readouterr().out)
     assert found == json.loads((tmp_path / "o/voc-classification.json").read_text())
     assert 0 < found["scores"]["map"] <= 1 and found["settings"]["batch"] == 4
-    assert main([*given, "--taps", "conv1", "--shots", "2", "--samples", "2"]) == 0
+    assert main([*given, "--taps", "conv1", "--shots", "2", "--samples", "2", "--costs", "1", "100"]) == 0
     assert {"map", "map_2shot", "map_2shot_std"} <= set(json.loads(capsys.readouterr().out)["scores"])
     for extra, word in (
         (["--iterations", "3"], "--iterations has no meaning"),

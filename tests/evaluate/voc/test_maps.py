@@ -91,16 +91,16 @@ def test_grids_of_the_paper_networks() -> None:
 
 def test_parts_compose_to_the_backbone() -> None:
     torch.manual_seed(0)
-    images = torch.randn(2, 3, 64, 64)
-    backbone = built("resnet18", stem="small")
+    images = torch.randn(2, 3, 32, 32)
+    backbone = built("resnet18", 32, stem="small")
     maps = resnet_maps(backbone, LAYERS)
     assert maps
     with torch.no_grad():
         found = maps(images)
         torch.testing.assert_close(found[-1].mean((2, 3)), backbone(images))
-    assert [cells.shape[1:] for cells in found] == [(64, 64, 64), (128, 32, 32), (256, 16, 16), (512, 8, 8)]
+    assert [cells.shape[1:] for cells in found] == [(64, 32, 32), (128, 16, 16), (256, 8, 8), (512, 4, 4)]
     assert [about.grid for about in maps.maps] == [Grid(1, 0.0), Grid(2, 0.0), Grid(4, 0.0), Grid(8, 0.0)]
-    convnet = built("convnet", sobel="paper")
+    convnet = built("convnet", 32, sobel="paper")
     assert resnet_maps(convnet, LAYERS) is None
     whole = sequential_maps(convnet, drop_last_pool=False)
     assert whole

@@ -171,8 +171,7 @@ class FullyConvolutional(nn.Module):
 
     def grid(self, of: Grid) -> Grid:
         """Where the scores of a map with grid `of` lie: those of an even side are between its cells."""
-        before = (self.side - 1) // 2
-        return Grid(of.stride, of.first + ((self.side - 1) / 2 - before) * of.stride)
+        return Grid(of.stride, of.first + (0 if self.side % 2 else of.stride / 2))
 
     def forward(self, cells: Tensor) -> Tensor:
         hidden = self.dropout(self.relu(self.fc6(self.padding(cells))))
