@@ -154,7 +154,7 @@ def test_detection_matches_a_box_by_box_evaluation(rule: DetectionRule, inclusiv
         for _ in range(int(random.integers(1, 9))):
             n, m = int(random.integers(0, 5)), int(random.integers(0, 9))
             boxes, hard = random_boxes(random, n), random.random(n) < 0.3
-            truth.append(Objects(boxes, random.integers(0, 3, n), hard, (30, 30)))
+            truth.append(Objects(boxes, random.integers(0, 3, n), hard))
             found = random_boxes(random, m)
             near = min(n, m)
             found[:near] = boxes[:near] + random.integers(-1, 2, (near, 4))  # so that some do meet
@@ -192,7 +192,7 @@ def test_a_box_is_matched_to_the_object_it_overlaps_most_even_if_that_is_found_a
 
 def test_no_detections_and_no_objects() -> None:
     none = Detections(np.zeros((0, 4)), np.zeros(0, int), np.zeros(0))
-    one = Objects(np.array([[0, 0, 5, 5.0]]), np.array([0]), np.array([False]), (9, 9))
+    one = Objects(np.array([[0, 0, 5, 5.0]]), np.array([0]), np.array([False]))
     values = detection_aps([none], [one], 2)
     assert values[0] == 0 and np.isnan(values[1])
     exact = Detections(one.boxes, one.labels, np.ones(1))

@@ -27,21 +27,19 @@ class Annotation:
         names: n class names.
         boxes: (n, 4) float32, see `Objects`; NaN where the box is broken.
         difficult: (n,) bool.
-        size: height and width of the image as annotated; (0, 0) where the file does not say.
         problems: one reason for each thing that was broken and left out.
     """
 
     names: list[str]
     boxes: np.ndarray
     difficult: np.ndarray
-    size: tuple[int, int]
     problems: list[str]
 
     def objects(self, classes: Sequence[str]) -> Objects:
         """Those with a box whose class is one of `classes`."""
         labels = np.array([classes.index(name) if name in classes else -1 for name in self.names], np.int64)
         usable = (labels >= 0) & np.isfinite(self.boxes).all(axis=1)
-        return Objects(self.boxes[usable], labels[usable], self.difficult[usable], self.size)
+        return Objects(self.boxes[usable], labels[usable], self.difficult[usable])
 
 
 @dataclass(frozen=True)
@@ -54,16 +52,11 @@ class Objects:
             which VOC's own code writes as xmax - xmin + 1. torchvision has the same convention.
         labels: (n,) int64, positions in `VOC.classes`.
         difficult: (n,) bool, objects that count neither as found nor as missed.
-        size: height and width of the image as annotated; (0, 0) where the file does not say.
     """
 
     boxes: np.ndarray
     labels: np.ndarray
     difficult: np.ndarray
-    size: tuple[int, int]
-
-    def __len__(self) -> int:
-        return len(self.labels)
 
 
 def parse_annotation(data: bytes) -> Annotation:
@@ -101,7 +94,7 @@ def parse_annotation(data: bytes) -> Annotation:
         names.append(name)
         boxes.append(box)
         difficult.append((element.findtext("difficult") or "").strip().lower() in ("1", "true"))
-    return Annotation(names, np.array(boxes, np.float32).reshape(-1, 4), np.array(difficult, bool), size, problems)
+    return Annotation(names, np.array(boxes, np.float32).reshape(-1, 4), np.array(difficult, bool), problems)
 
 
 def _box(element: ElementTree.Element | None, size: tuple[int, int]) -> tuple[tuple[float, ...], bool]:

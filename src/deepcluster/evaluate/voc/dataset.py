@@ -17,7 +17,6 @@ import numpy as np
 from deepcluster.data.naming import is_image_name
 from deepcluster.data.source import Encoded
 from deepcluster.errors import BadImage, DeepClusterError
-from deepcluster.evaluate.options import check_choice
 from deepcluster.evaluate.voc.annotation import VOID, Annotation, Objects, parse_annotation, read_mask
 from deepcluster.evaluate.voc.files import VOCFiles, open_files
 
@@ -108,7 +107,7 @@ class VOC:
     @cached_property
     def objects(self) -> list[Objects]:
         """Objects of each of the N images; none where there is no readable annotation."""
-        none = Objects(np.zeros((0, 4), np.float32), np.zeros(0, np.int64), np.zeros(0, bool), (0, 0))
+        none = Objects(np.zeros((0, 4), np.float32), np.zeros(0, np.int64), np.zeros(0, bool))
         return [none if one is None else one.objects(self.classes) for one in self._annotations]
 
     def labels_matrix(self) -> np.ndarray:
@@ -255,7 +254,8 @@ def open_voc(
     Raises:
         DeepClusterError: no VOC set, or no such split; the sentence names the splits that there are.
     """
-    check_choice("kind", kind, get_args(Kind))
+    if kind not in get_args(Kind):
+        raise DeepClusterError(f"There is no kind {kind!r} of VOC set: use {', '.join(get_args(Kind))}.")
     return VOC(open_files(source), split, kind, classes)
 
 
