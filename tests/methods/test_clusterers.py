@@ -127,7 +127,7 @@ def test_a_number_of_clusters_beside_a_clusterer_is_refused() -> None:
         method(k=0, clusterings=3, clusterer=PIC())
     with pytest.raises(DeepClusterError, match=r"set --method.k 0, not 4, and --method.clusterings 1, not 3\.$"):
         method(k=4, clusterings=3, clusterer=PIC())
-    with pytest.raises(DeepClusterError, match="--method.k is 0: give 1 or more"):
+    with pytest.raises(DeepClusterError, match=r"--method.k is 0: give 1 or more"):
         method(k=0)
 
 
