@@ -74,7 +74,7 @@ def test_filter_orders() -> None:
 
 def test_every_weight_is_enlarged_to_a_square() -> None:
     pictures = filter_tiles(np.random.default_rng(0).normal(size=(4, 3, 3, 3)))
-    page = tile_sheet(pictures, columns=2, side=30)
+    page = tile_sheet(pictures, side=30)
     assert page.shape == (2 * 36 + 6, 2 * 36 + 6, 3)
     assert (page[6:16, 6:16] == pictures[0][0, 0]).all() and (page[26:36, 26:36] == pictures[0][2, 2]).all()
     pairs = tile_sheet(filter_tiles(np.random.default_rng(0).normal(size=(1, 2, 3, 3))), side=30, halves=True)

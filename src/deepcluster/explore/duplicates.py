@@ -34,12 +34,13 @@ class Twins:
         linked = np.flatnonzero((self.similarity >= least) & (self.partner >= 0))
         if not len(linked):
             return []
-        ends, position = np.unique(np.concatenate([linked, self.partner[linked]]), return_inverse=True)
-        left, right = np.split(position, 2)
-        graph = coo_matrix((np.ones(len(linked), np.int8), (left, right)), shape=(len(ends), len(ends)))
-        part = connected_components(graph, directed=False)[1]
-        order = np.argsort(part, kind="stable")
-        pieces = np.split(ends[order], np.flatnonzero(np.diff(part[order])) + 1)
+        links = coo_matrix(
+            (np.ones(len(linked), np.int8), (linked, self.partner[linked])), shape=(len(self.partner),) * 2
+        )
+        part = connected_components(links, directed=False)[1]
+        ends = np.union1d(linked, self.partner[linked])
+        ends = ends[np.argsort(part[ends], kind="stable")]
+        pieces = np.split(ends, np.flatnonzero(np.diff(part[ends])) + 1)
         return sorted(pieces, key=lambda piece: -self.similarity[piece].max())
 
 

@@ -40,11 +40,8 @@ def kept_epochs(folder: Path) -> dict[int, Path]:
 
 
 def clusters_of(run: Run, file: Path) -> np.ndarray | None:
-    """(N,) int64 clusters in a checkpoint of the run; None where it has none.
-
-    Raises:
-        DeepClusterError: the file is damaged, or gone.
-    """
+    """(N,) int64 clusters in a checkpoint of the run; None where it has none, a DeepClusterError where it is damaged or
+    gone."""
     try:
         return _read(run, file, file.stat().st_mtime_ns)
     except OSError as error:
@@ -59,12 +56,7 @@ def _read(run: Run, file: Path, mtime_ns: int) -> np.ndarray | None:
 
 
 def sizes(assignment: np.ndarray, last: np.ndarray) -> dict[str, Any]:
-    """The cluster sizes of an epoch, largest first, and its agreement with the last clusters.
-
-    Args:
-        assignment: (N,) of the epoch.
-        last: (N,) of the finished run.
-    """
+    """The cluster sizes of an epoch's (N,) assignment, largest first, and its agreement with the (N,) last one."""
     counts = np.sort(np.unique(assignment[assignment >= 0], return_counts=True)[1])[::-1]  # of any numbers
     rank = np.unique(np.linspace(0, len(counts) - 1, min(POINTS, len(counts))).astype(int))
     return {

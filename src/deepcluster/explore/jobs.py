@@ -52,34 +52,23 @@ class Job:
         return self
 
     def tell(self, count: int, total: int, stage: str | None = None) -> None:
-        """Report progress.
-
-        Raises:
-            Stopped: the job must end.
-        """
+        """Report progress; Stopped is raised where the job must end."""
         self.count, self.total = int(count), int(total)
         self.stage = stage or self.stage
         if self._stop.is_set():
             raise Stopped
 
     def wait(self, seconds: float | None = None) -> Any:
-        """The result, as soon as it is available; None if that takes longer.
-
-        Raises:
-            DeepClusterError: the job failed; the message is the reason.
-        """
+        """The result, as soon as it is available; None if that takes longer, a DeepClusterError with the reason if it
+        failed."""
         self._ended.wait(seconds)
         if self.state == "failed":
             raise DeepClusterError(self.error)
         return self.result
 
     def need(self) -> Any:
-        """The result of the job, which is started if it has not been.
-
-        Raises:
-            Pending: it is being computed.
-            DeepClusterError: it failed; see `wait`.
-        """
+        """The result of the job, which is started if it has not been; Pending while it is being computed, and a
+        DeepClusterError if it failed."""
         self.start().wait(0.15)  # what takes an instant needs no second request
         if self.state != "done":
             raise Pending(self)

@@ -149,13 +149,10 @@ class Journal:
             self._size = len(content)
 
     def _repeat(self, row: dict[str, Any], whole: bool) -> None:
-        """Does what a row says.
+        """Does what a row says; an exception where it is damaged, says something else, or does not fit the clusters.
 
         Args:
             whole: the file says that it is of this clustering; otherwise the row's seal must.
-
-        Raises:
-            Exception: it is damaged, says something else, or does not fit the clusters.
         """
         if not _unseal(row, {"assignment": self._mark}) and not whole:
             raise ValueError("it does not say what clusters it is of")

@@ -48,11 +48,7 @@ LONGEST = 32 << 20
 
 
 def listen(port: int) -> socket.socket:
-    """A socket on 127.0.0.1; port 0 = any that is free.
-
-    Raises:
-        DeepClusterError: the port is taken or not allowed.
-    """
+    """A socket on 127.0.0.1; port 0 = any that is free. A DeepClusterError where the port is taken or not allowed."""
     try:
         return socket.create_server((ADDRESS, port), backlog=128)
     except OverflowError:

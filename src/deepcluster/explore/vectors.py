@@ -31,10 +31,9 @@ BLOCK = 65536
 
 
 class Vectors:
-    """(N, P) float32 unit rows, one an image; rows of images that cannot be decoded are zero.
+    """(N, P) float32 unit rows, memory-mapped or not, one an image; rows of images that cannot be decoded are zero.
 
     Args:
-        rows: the table, memory-mapped or not.
         bad: indices of the images that cannot be decoded.
     """
 

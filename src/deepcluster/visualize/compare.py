@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from deepcluster.engine.log import Screen
 from deepcluster.engine.run import Run, load_subject
@@ -86,13 +87,9 @@ def compare_figure(runs: Mapping[str, Metrics]) -> Figure:
     """The curves that at least one of the runs has, one panel a quantity, one color a run.
 
     Args:
-        runs: name -> one mapping an epoch, as in metrics.jsonl; up to six.
-
-    Raises:
-        DeepClusterError: no epoch of any has ended yet.
+        runs: name -> one mapping an epoch, as in metrics.jsonl; up to six. A DeepClusterError where no epoch of any has
+            ended yet.
     """
-    from matplotlib.lines import Line2D
-
     colors = dict(zip(runs, style.SERIES, strict=False))
     shown = []
     for panel in PANELS:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
 from deepcluster.engine.log import Screen
@@ -78,8 +79,6 @@ def confusion_figure(assignment: np.ndarray, labels: np.ndarray, names: Sequence
 
 def _heat(axes: Axes, table: np.ndarray, names: Sequence[str], title: str) -> None:
     """A table of shares, white for 0 and dark for 1, one row a class."""
-    from matplotlib.colors import LinearSegmentedColormap
-
     shades = LinearSegmentedColormap.from_list("share", [style.PAPER, style.SERIES[0], "#00263f"])
     axes.imshow(table, cmap=shades, vmin=0, vmax=1, aspect="auto", interpolation="nearest")
     style.title(axes, title)

@@ -5,6 +5,9 @@ from __future__ import annotations
 from typing import Literal
 
 import numpy as np
+from matplotlib.colors import hsv_to_rgb
+from scipy.signal import convolve2d
+from torch import nn
 
 from deepcluster.engine.subject import Subject
 from deepcluster.errors import DeepClusterError
@@ -20,13 +23,7 @@ Sobel = Literal["pair", "direction", "gray"]
 SOBEL = np.array([[[1, 0, -1], [2, 0, -2], [1, 0, -1]], [[1, 2, 1], [0, 0, 0], [-1, -2, -1]]], np.float64)
 
 
-def draw_filters(
-    subject: Subject,
-    *,
-    order: Order = "norm",
-    shared: bool = False,
-    sobel: Sobel = "pair",
-) -> Pictures:
+def draw_filters(subject: Subject, *, order: Order = "norm", shared: bool = False, sobel: Sobel = "pair") -> Pictures:
     """The filters of the first convolution, in colors or over the two edge maps of Sobel (the paper's figure 3).
 
     Args:
@@ -67,13 +64,8 @@ def filter_sheet(
 
 
 def first_filters(backbone: Backbone) -> np.ndarray:
-    """(F, C, H, W) float32 weights of the first convolution; C is 3 for colors and 2 behind a Sobel layer.
-
-    Raises:
-        DeepClusterError: the network does not begin with a convolution over its input.
-    """
-    from torch import nn
-
+    """(F, C, H, W) float32 weights of the first convolution; C is 3 for colors and 2 behind a Sobel layer. A
+    DeepClusterError where the network does not begin with a convolution over its input."""
     channels = 2 if "sobel" in type(backbone.sobel).__name__.lower() else 3
     first = next((module for module in backbone.trunk.modules() if isinstance(module, nn.Conv2d)), None)
     if first is None or first.in_channels != channels or first.groups != 1:
@@ -126,25 +118,22 @@ def filter_tiles(filters: np.ndarray, *, shared: bool = False, sobel: Sobel = "p
 
 def on_gray(one: np.ndarray) -> np.ndarray:
     """(H + 2, W + 2) filter on the gray image that a (2, H, W) filter behind Sobel amounts to, up to padding."""
-    from scipy.signal import convolve2d
-
     return sum((convolve2d(weights, edges) for weights, edges in zip(one, SOBEL, strict=True)), np.zeros(()))
 
 
-def tile_sheet(tiles: list[np.ndarray], columns: int | None = None, side: int = 44, halves: bool = False) -> np.ndarray:
-    """Tiles in rows, every weight enlarged to a square, (H, W, 3) uint8.
+def tile_sheet(tiles: list[np.ndarray], side: int = 44, halves: bool = False) -> np.ndarray:
+    """Tiles in full rows, about half as many as columns, every weight enlarged to a square, (H, W, 3) uint8.
 
     Args:
-        columns: by default about half as many rows as columns, all of them full if possible.
+        side: least height of a tile.
         halves: each tile is a pair, to be parted by a thin line.
     """
     height, width = tiles[0].shape[:2]
     factor = max(1, -(-side // height))
-    if columns is None:
-        wanted = (2 * len(tiles) * height / width) ** 0.5
-        near = range(max(1, round(0.65 * wanted)), round(1.5 * wanted) + 1)
-        full = [each for each in near if len(tiles) % each == 0] or [max(1, round(wanted))]
-        columns = min(full, key=lambda each: abs(each - wanted))
+    wanted = (2 * len(tiles) * height / width) ** 0.5
+    near = range(max(1, round(0.65 * wanted)), round(1.5 * wanted) + 1)
+    full = [each for each in near if len(tiles) % each == 0] or [max(1, round(wanted))]
+    columns = min(full, key=lambda each: abs(each - wanted))
     large = [enlarged(each, factor) for each in tiles]
     if halves:
         large = [np.insert(each, [width * factor // 2] * 2, WHITE, axis=1) for each in large]
@@ -154,13 +143,11 @@ def tile_sheet(tiles: list[np.ndarray], columns: int | None = None, side: int = 
 def _colors(one: np.ndarray) -> np.ndarray:
     """(H, W, 3) uint8 of (1 or 3, H, W) in [-1, 1]; 0 becomes mid-gray."""
     level = np.clip(127.5 + 127.5 * one, 0, 255).round().astype(np.uint8)
-    return np.ascontiguousarray(np.broadcast_to(level.transpose(1, 2, 0), (*one.shape[1:], 3)))
+    return np.broadcast_to(level.transpose(1, 2, 0), (*one.shape[1:], 3))
 
 
 def _direction(one: np.ndarray) -> np.ndarray:
     """(H, W, 3) uint8 of a (2, H, W) field of arrows of length 1 at most."""
-    from matplotlib.colors import hsv_to_rgb
-
     hue = (np.arctan2(one[1], one[0]) / (2 * np.pi)) % 1
     length = np.clip(np.hypot(one[0], one[1]), 0, 1)
     colors = hsv_to_rgb(np.stack([hue, np.full_like(hue, 0.85), length], axis=-1))

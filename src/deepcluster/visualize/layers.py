@@ -76,11 +76,8 @@ def check_filters(tap: str, numbers: Sequence[int], width: int) -> None:
 
 
 def choose_filters(backbone: Backbone, tap: str, asked: Sequence[int], count: int, seed: int) -> list[int]:
-    """The filters asked for, or `count` of the layer's drawn with `seed`, ascending.
-
-    Raises:
-        DeepClusterError: no such tap or filter.
-    """
+    """The filters asked for, or `count` of the layer's drawn with `seed`, ascending; a DeepClusterError where there
+    is no such tap or filter."""
     check_tap(backbone, tap)
     width = layer_shapes(backbone)[tap][0]
     if asked:

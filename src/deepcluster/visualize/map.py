@@ -7,7 +7,11 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import numpy as np
+from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
+from sklearn.decomposition import PCA
+from sklearn.manifold import TSNE
+from sklearn.preprocessing import normalize
 
 from deepcluster.engine.log import Screen
 from deepcluster.engine.subject import Subject
@@ -115,10 +119,6 @@ def lay_out(features: np.ndarray, how: Layout, *, seed: int = 0, perplexity: flo
     """
     if len(features) < 4:
         raise DeepClusterError(f"{len(features)} images are too few for a map: give 4 or more.")
-    from sklearn.decomposition import PCA
-    from sklearn.manifold import TSNE
-    from sklearn.preprocessing import normalize
-
     rows = normalize(np.asarray(features, np.float64))
     if how == "umap":
         from umap import UMAP
@@ -184,8 +184,6 @@ def map_figure(
 
 def palette(count: int) -> list[str]:
     """Colors of so many groups; many groups share hues in turn, at three lightnesses."""
-    from matplotlib.colors import to_hex, to_rgb
-
     base = np.array([to_rgb(color) for color in COLORS])
     shades = [to_hex(tuple(color)) for color in np.concatenate([base, base + 0.35 * (1 - base), 0.7 * base])]
     return [shades[number % len(shades)] for number in range(count)]

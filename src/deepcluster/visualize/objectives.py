@@ -38,11 +38,8 @@ class Forward:
         return output
 
     def maps(self, tap: str, filters: Sequence[int]) -> Tensor:
-        """(B, F, H, W) maps of a tap, before the ReLU for images whose own filter is silent: there the gradient is 0.
-
-        Raises:
-            DeepClusterError: no such tap or filter.
-        """
+        """(B, F, H, W) maps of a tap, before the ReLU for images whose own filter is silent: there the gradient is 0. A
+        DeepClusterError where there is no such tap or filter."""
         before_relu: dict[str, Tensor] = {}
 
         def keep(relu: nn.Module, inputs: Any) -> None:
@@ -116,11 +113,7 @@ def closeness(embed: Callable[[Tensor], Tensor], centers: Tensor) -> Objective:
 
 
 def logit(weight: Tensor, bias: Tensor, relu: bool = False) -> Objective:
-    """The logit of a linear classifier, one of the rows of `weight` (B, D) and `bias` (B,) an image.
-
-    Args:
-        relu: the classifier begins with a ReLU.
-    """
+    """The logit of a linear classifier, perhaps behind a ReLU: one row of `weight` (B, D) and `bias` (B,) an image."""
 
     def score(found: Forward) -> Tensor:
         features = found.features.relu() if relu else found.features
