@@ -195,11 +195,7 @@ SIZES = (
 
 
 def check_sizes(run: TrainRun) -> None:
-    """Refuses sizes that are negative, or that no machine has room for.
-
-    Raises:
-        DeepClusterError: with the setting's name on the command line.
-    """
+    """Refuses sizes that are negative, or that no machine has room for (DeepClusterError)."""
     for name, most in SIZES.items():
         group, _, part = name.rpartition(".")
         value = getattr(getattr(run, group) if group else run, part, 0)
@@ -223,12 +219,8 @@ def params_of(config: Mapping[str, Any]) -> MethodParams:
 
 
 def from_dict(values: dict[str, Any]) -> TrainRun:
-    """The inverse of `as_dict`; unknown names are refused.
-
-    Raises:
-        UnknownSetting: a name that this version does not know.
-        DeepClusterError: a value of the wrong type.
-    """
+    """The inverse of `as_dict`; UnknownSetting for a name that this version does not know, DeepClusterError for a value
+    of the wrong type."""
     method = dict(values.get("method", {}))
     name = method.pop("name", "deepcluster")
     if name not in METHODS:
@@ -286,11 +278,7 @@ def _unknown(run: TrainRun, name: str) -> str:
 
 
 def _fitting(name: str, kind: Any, value: Any) -> Any:
-    """The value as its setting has it: JSON has lists where settings have tuples, and integers where they have floats.
-
-    Raises:
-        DeepClusterError: it is of another type, or no number at all.
-    """
+    """The value as its setting has it: JSON has lists where settings have tuples, integers where they have floats."""
     value = tuple(value) if isinstance(value, list) else value
     if not _fits(kind, value):
         said = kind.__name__ if isinstance(kind, type) else str(kind).replace("typing.", "")

@@ -11,11 +11,8 @@ import numpy as np
 
 
 def digest(*values: Any) -> str:
-    """32 hex digits that depend on all of `values`.
-
-    Args:
-        values: networks (by their names, parameters and buffers), tensors, arrays, bytes, dataclasses, and whatever
-            JSON can hold, nested at will; what is none of these counts by its `str`, such as a path or a device.
+    """32 hex digits that depend on all of `values`: networks (by their names, parameters and buffers), tensors, arrays,
+    bytes, dataclasses, and whatever JSON can hold, nested at will; anything else counts by its `str`, such as a path.
     """
     found = hashlib.blake2b(digest_size=16)
     for value in values:

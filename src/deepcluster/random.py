@@ -11,11 +11,7 @@ if TYPE_CHECKING:
 
 
 def seeded(*key: int) -> torch.Generator:
-    """A CPU generator that depends on `key` alone, such as (seed, epoch, step).
-
-    Every random draw of a run comes from such a key, so that a resumed run repeats the draws of an
-    undisturbed one without any generator's history.
-    """
+    """A CPU generator that depends on `key` alone: a resumed run repeats the draws of an undisturbed one."""
     import torch
 
     return torch.Generator().manual_seed(seed_of(*key))

@@ -37,11 +37,7 @@ HEADER = 10_000
 
 @contextmanager
 def judged(file: Path | str, advice: str) -> Iterator[None]:
-    """Whatever fails inside is damage of `file`, and becomes one sentence that ends with `advice`.
-
-    Raises:
-        DeepClusterError: in place of any exception but a DeepClusterError, which has its sentence.
-    """
+    """Whatever fails inside is damage of `file`, and becomes a DeepClusterError whose sentence ends with `advice`."""
     try:
         yield
     except DeepClusterError:
@@ -135,11 +131,7 @@ def _float(text: str) -> float:
 
 
 def read_json(file: Path, *, advice: str, most: int = MOST_JSON) -> dict[str, Any]:
-    """The JSON object in a file.
-
-    Raises:
-        DeepClusterError: it cannot be read, or holds something else.
-    """
+    """The JSON object in a file; DeepClusterError where it cannot be read, or holds something else."""
     with judged(file, advice):
         found = parse_json(read_text(file, advice=advice, most=most))
         if not isinstance(found, dict):
@@ -226,11 +218,7 @@ def _npy_header(handle: io.BufferedReader) -> tuple[np.dtype[Any], bool, tuple[i
 
 
 def read_npz(file: Path, *, advice: str) -> dict[str, np.ndarray]:
-    """The arrays in an .npz file by name.
-
-    Raises:
-        DeepClusterError: it is missing, damaged, or holds something else.
-    """
+    """The arrays in an .npz file by name; DeepClusterError where it is missing, damaged, or holds something else."""
     with judged(file, advice):
         regular_size(file)
         with zipfile.ZipFile(file) as archive:
@@ -246,11 +234,8 @@ def read_npz(file: Path, *, advice: str) -> dict[str, np.ndarray]:
 def read_tensors(
     file: Path | str, *, advice: str = "give a whole .safetensors file.", finite: bool = True
 ) -> tuple[dict[str, str], dict[str, Any]]:
-    """The metadata and the tensors of a safetensors file, on the CPU.
-
-    Raises:
-        DeepClusterError: it is missing, damaged, something else, or, if `finite`, holds values that are not.
-    """
+    """The metadata and the tensors of a safetensors file, on the CPU; DeepClusterError where it is missing, damaged,
+    something else, or, if `finite`, holds values that are not."""
     from safetensors import safe_open
 
     with judged(file, advice):
@@ -266,11 +251,8 @@ def read_tensors(
 
 
 def load_torch(file: Path | str) -> Any:
-    """What `torch.save` wrote, on the CPU; only tensors and plain values, nothing is run.
-
-    Raises:
-        Exception: it is missing, damaged or wants to run code; torch fails in many ways.
-    """
+    """What `torch.save` wrote, on the CPU; only tensors and plain values, nothing is run. Any Exception may tell that
+    the file is missing, damaged or wants to run code: torch fails in many ways."""
     import torch
 
     regular_size(file)

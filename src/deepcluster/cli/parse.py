@@ -16,14 +16,9 @@ T = TypeVar("T")
 
 
 def parse(what: Callable[..., T], arguments: list[str], *, prog: str, default: Any = None, about: str = "") -> T:
-    """The arguments as an instance of `what`, a dataclass.
-
-    A flag can be written as `--flag`, `--no-flag`, `--flag True` or `--flag False`; the help shows the one that changes
-    the default.
-
-    Raises:
-        DeepClusterError: an unknown option, or a missing or wrong value.
-    """
+    """The arguments as an instance of `what`, a dataclass; DeepClusterError for an unknown option, or a missing or
+    wrong value. A flag can be written as `--flag`, `--no-flag`, `--flag True` or `--flag False`; the help shows the one
+    that changes the default."""
     message = io.StringIO()
     help_asked = "-h" in arguments or "--help" in arguments
     try:

@@ -21,13 +21,8 @@ GRID = 100
 
 
 class Clock:
-    """Measures the parts of a run and adds up those still to come.
-
-    Args:
-        method: says when the clusters are due.
-        epochs, steps_per_epoch: of the whole run.
-        known: seconds of each of `KINDS`, as far as they were measured before; used until the run itself has some.
-    """
+    """Measures the parts of a run and adds up those still to come; `known` are seconds of `KINDS` that were measured
+    before, used until the run itself has some."""
 
     def __init__(
         self, method: Method, epochs: int, steps_per_epoch: int, known: Mapping[str, float] | None = None

@@ -17,11 +17,7 @@ from deepcluster.errors import DeepClusterError
 
 
 def epochs_done(folder: Path) -> float:
-    """Epochs behind the last checkpoint of a run folder, or behind a checkpoint, a fraction within one; 0 without one.
-
-    Raises:
-        DeepClusterError: the checkpoint is damaged.
-    """
+    """Epochs behind a checkpoint, or the last one of a run folder, a fraction within an epoch; 0 without one."""
     file = folder if folder.is_file() else folder / "checkpoints" / "last.ckpt"
     return progress_of(checkpoint.load(file)) if file.exists() else 0.0
 
@@ -32,11 +28,7 @@ def progress_of(state: dict[str, Any]) -> float:
 
 
 def is_finished(folder: Path) -> bool:
-    """Whether there is nothing left to do: all epochs, the last clustering, and files that can be read.
-
-    Raises:
-        DeepClusterError: the folder holds no run.
-    """
+    """Whether there is nothing left to do: all epochs, the last clustering, and files that can be read."""
     config = read_config(folder)
     if not config.get("finished"):
         return False
@@ -50,12 +42,8 @@ def is_finished(folder: Path) -> bool:
 
 
 def lengthened(run: TrainRun, folder: Path, epochs: int) -> TrainRun:
-    """The settings of the run in `folder` with another number of epochs. A run that `--stop` has ended continues
-    without it.
-
-    Raises:
-        DeepClusterError: fewer epochs than are done already.
-    """
+    """The settings of the run in `folder` with another number of epochs, not fewer than are done (DeepClusterError). A
+    run that `--stop` has ended continues without it."""
     done = epochs_done(folder)
     if epochs < done or epochs < 1:
         least = max(1, math.ceil(done))

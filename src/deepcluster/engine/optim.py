@@ -50,13 +50,8 @@ def make_optimizer(
     momentum: float,
     weight_decay: float,
 ) -> torch.optim.Optimizer:
-    """SGD or LARS with `momentum`, or AdamW whose first beta is `momentum`.
-
-    Every group remembers `base_lr`, which `set_rate` multiplies.
-
-    Args:
-        parameters: those that require gradients are trained; or groups of them, {"params": ..., "lr": ...}.
-    """
+    """SGD or LARS with `momentum`, or AdamW whose first beta it is, of the parameters that require gradients, or of
+    groups {"params": ..., "lr": ...}. Every group remembers `base_lr`, which `set_rate` multiplies."""
     trained: list[Any] = [each for each in parameters if isinstance(each, dict) or each.requires_grad]
     if name == "adamw":
         optimizer: torch.optim.Optimizer = torch.optim.AdamW(
@@ -71,13 +66,8 @@ def make_optimizer(
 
 
 def backbone_optimizer(o: OptimizerParams, backbone: Backbone) -> torch.optim.Optimizer:
-    """The optimizer of a backbone's parameters, with rates that fall from stage to stage towards the input.
-
-    The first group is that of the last stage, which has the rate of the run.
-
-    Raises:
-        DeepClusterError: a decay that is no factor of a rate.
-    """
+    """The optimizer of a backbone's parameters, with rates that fall from stage to stage towards the input. The first
+    group is that of the last stage, which has the rate of the run."""
     if not 0 < o.layer_decay <= 1:
         raise DeepClusterError(f"--optimizer.layer-decay is {o.layer_decay}: give a factor above 0 and at most 1.")
     groups: Iterable[Any] = backbone.parameters()
