@@ -14,8 +14,6 @@ from hypothesis import strategies as st
 from deepcluster.errors import DeepClusterError
 from deepcluster.features.knn import nearest_rows
 
-BACKENDS = ["torch", "faiss"]
-
 
 def oracle(x: np.ndarray, k: int, queries: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
     """All distances by differences, a stable sort, the row itself out by its index."""
@@ -50,37 +48,35 @@ def tables() -> dict[str, np.ndarray]:
     }
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("name", tables())
-def test_equals_all_distances_sorted(name: str, backend: str) -> None:
+def test_equals_all_distances_sorted(name: str) -> None:
     x = tables()[name]
-    index, squared = nearest_rows(x, 5, backend=backend, tile_width=1024)
+    index, squared = nearest_rows(x, 5, tile_width=1024)
     expected, distance = oracle(x, 5)
     np.testing.assert_array_equal(index, expected)
     np.testing.assert_array_equal(squared, distance.astype(np.float32))
     assert index.dtype == np.int64 and squared.dtype == np.float32
 
 
-@given(st.integers(2, 60), st.integers(1, 70), st.integers(1, 5), st.integers(0, 3), st.sampled_from(BACKENDS))
+@given(st.integers(2, 60), st.integers(1, 70), st.integers(1, 5), st.integers(0, 3))
 @settings(max_examples=60, deadline=None)
-def test_any_small_table(n: int, k: int, d: int, kind: int, backend: str) -> None:
+def test_any_small_table(n: int, k: int, d: int, kind: int) -> None:
     rng = np.random.default_rng(n * 100 + d)
     x = [rng.normal(size=(n, d)), rng.integers(0, 2, (n, d)), np.zeros((n, d)), rng.normal(size=(n, d)) * 1e-6][kind]
     if k >= n:
         with pytest.raises(DeepClusterError, match=f"{n} rows have no more than {n - 1} neighbors"):
-            nearest_rows(x, k, backend=backend)
+            nearest_rows(x, k)
         return
-    index, squared = nearest_rows(x, k, backend=backend)
+    index, squared = nearest_rows(x, k)
     expected, distance = oracle(x, k)
     np.testing.assert_array_equal(index, expected)
     # sums of squares of few numbers may be added in another order than NumPy adds them
     np.testing.assert_allclose(squared, distance, rtol=2e-7)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_queries_among_the_rows_find_themselves(backend: str) -> None:
+def test_queries_among_the_rows_find_themselves() -> None:
     x, queries = unit(700, 12), np.concatenate([unit(700, 12)[:50], unit(90, 12, 1)])
-    index, squared = nearest_rows(x, 4, queries=queries, backend=backend)
+    index, squared = nearest_rows(x, 4, queries=queries)
     expected, distance = oracle(x, 4, queries)
     np.testing.assert_array_equal(index, expected)
     np.testing.assert_array_equal(squared, distance.astype(np.float32))
@@ -92,13 +88,12 @@ def test_queries_among_the_rows_find_themselves(backend: str) -> None:
         nearest_rows(x, 701, queries=queries)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("queries", [False, True])
-def test_cosine_equals_all_similarities_sorted(backend: str, queries: bool) -> None:
+def test_cosine_equals_all_similarities_sorted(queries: bool) -> None:
     rng = np.random.default_rng(5)
     x = unit(500, 9) * rng.uniform(0.01, 100, (500, 1)).astype(np.float32)
     asked = unit(60, 9, 1) * 7 if queries else None
-    index, squared = nearest_rows(x, 5, queries=asked, metric="cosine", backend=backend)
+    index, squared = nearest_rows(x, 5, queries=asked, metric="cosine")
     exact = x.astype(np.float64) / np.linalg.norm(x.astype(np.float64), axis=1, keepdims=True)
     wanted = exact if asked is None else asked.astype(np.float64) / 7
     similarity = wanted @ exact.T
@@ -144,12 +139,11 @@ def test_imprecise_products_do_not_change_the_neighbors() -> None:
         torch.set_float32_matmul_precision(before)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_a_file_is_searched_like_the_same_rows_in_memory(tmp_path: Path, backend: str) -> None:
+def test_a_file_is_searched_like_the_same_rows_in_memory(tmp_path: Path) -> None:
     x = np.concatenate([unit(800, 24), unit(800, 24)[:100]])
     np.save(tmp_path / "x.npy", x)
-    memory = nearest_rows(x, 5, backend=backend)
-    file = nearest_rows(np.load(tmp_path / "x.npy", mmap_mode="r"), 5, backend=backend, block_numbers=256 * 24)
+    memory = nearest_rows(x, 5)
+    file = nearest_rows(np.load(tmp_path / "x.npy", mmap_mode="r"), 5, block_numbers=256 * 24)
     for one, other in zip(memory, file, strict=True):
         np.testing.assert_array_equal(one, other)
 
@@ -168,7 +162,6 @@ def test_output_is_a_tensor_for_tensors_and_an_array_otherwise() -> None:
     ("arguments", "x", "words"),
     [
         ({"k": 0}, np.ones((4, 2)), "at least 1, not 0"),
-        ({"backend": "annoy"}, np.ones((4, 2)), "backend must be one of"),
         ({}, np.array([[0, 0], [np.nan, 1]]), "Row 1 of the features holds NaN"),
         ({"queries": np.array([[np.inf, 0]])}, np.ones((4, 2)), "Row 0 of the queries holds NaN"),
         ({"metric": "manhattan"}, np.ones((4, 2)), "metric must be one of"),

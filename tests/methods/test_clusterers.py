@@ -107,8 +107,8 @@ def test_a_clusterer_that_is_missing_is_asked_for(tmp_path: Path) -> None:
     ("labels", "message"),
     [
         (np.full(64, -1), "none of 64 images"),
-        (np.zeros(3, int), "one integer per image"),
-        (np.zeros(64), "one integer per image"),
+        (np.zeros(3, int), "one integer for each"),
+        (np.zeros(64), "one integer for each"),
     ],
 )
 def test_a_clusterer_that_gives_nonsense(labels: np.ndarray, message: str) -> None:

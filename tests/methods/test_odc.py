@@ -71,7 +71,7 @@ def check(learner: ODC) -> None:
     assert torch.isfinite(learner.centroids).all() and torch.isfinite(learner.features).all()
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(
     n=st.integers(1, 60),
     k=st.integers(1, 12),

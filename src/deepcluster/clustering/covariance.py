@@ -62,7 +62,8 @@ def _own_moments(rows: Rows, shard: Shard, about: Tensor, bound: float, exact_di
     for start, read in rows.blocks(step):
         for first in range(0, len(read), ALIGN):
             centered = read[first : first + ALIGN].double() - about
-            products, total = _products(centered, exact_dim)
+            factor = centered.float() if rows.dim > exact_dim else centered
+            products, total = (factor.T @ factor).double(), centered.sum(0)
             peak = products.diagonal().max()
             if not torch.isfinite(peak):
                 refuse_rows(centered, shard.first + start + first)
@@ -70,12 +71,6 @@ def _own_moments(rows: Rows, shard: Shard, about: Tensor, bound: float, exact_di
             sums[:-1] += round_(products, unit)
             sums[-1] += round_(total, unit_of_sums)
     return sums, largest
-
-
-def _products(centered: Tensor, exact_dim: int) -> tuple[Tensor, Tensor]:
-    """(D, D) float64 sum of outer products and (D,) sum of the rows (B, D) float64."""
-    factor = centered.float() if centered.shape[1] > exact_dim else centered
-    return (factor.T @ factor).double(), centered.sum(0)
 
 
 def main_directions(covariance: Tensor, count: int) -> tuple[Tensor, Tensor]:

@@ -25,7 +25,7 @@ from deepcluster.clustering.assign import (
     means_of,
     nearest,
 )
-from deepcluster.clustering.plus_plus import distinct, greedy_plus_plus
+from deepcluster.clustering.plus_plus import greedy_plus_plus, random_rows
 from deepcluster.clustering.points import Points
 from deepcluster.distributed import SINGLE, ProcessGroup
 from deepcluster.errors import DeepClusterError
@@ -148,8 +148,7 @@ class KMeans(validation.Float32Transformer, ClusterMixin, BaseEstimator):
             tol=(self.tol >= 0, "0 or more"),
         )
         if self.backend == "faiss" and not group.is_single:
-            told = f"backend='faiss' clusters in one process, not in {group.size}; take backend='torch'."
-            raise DeepClusterError(told)
+            raise DeepClusterError(f"backend='faiss' clusters in one process, not in {group.size}; take 'torch'.")
 
     def _read_points(self, X: Any, sample_weight: Any) -> Points:
         group = self.group or SINGLE
@@ -193,25 +192,16 @@ class KMeans(validation.Float32Transformer, ClusterMixin, BaseEstimator):
             from deepcluster.clustering.faiss_kmeans import faiss_lloyd
 
             return faiss_lloyd(points, start, max_iter=self.max_iter, seed=generator.initial_seed() & 0x7FFFFFFF)
-        return lloyd(
-            points,
-            start,
-            self._step(points),
-            max_iter=self.max_iter,
-            tol=self.tol,
-            split_empty=self.empty == "split",
-            generator=generator,
-        )
+        split_empty = self.empty == "split"
+        return lloyd(points, start, self._step(points), self.max_iter, self.tol, split_empty, generator)
 
     def _step(self, points: Points) -> Step:
         """The step of this `precision`."""
         int8 = self.precision == "int8"
+        usable = assign_int8.exact_products if int8 else assign_int8.supported
         if self.precision == "auto":
             int8 = points.device.type == "cpu" and self.n_clusters >= INT8_FROM
-            int8 = int8 and not points.shard.group.any(not assign_int8.supported())
-        elif int8:
-            int8 = not points.shard.group.any(not assign_int8.exact_products())
-        if int8:
+        if int8 and not points.shard.group.any(not usable()):
             return assign_int8.Int8AssignStep(points, self.n_clusters)
         clusters, half = ClusterSums(points, self.n_clusters), self.precision == "bfloat16"
         return lambda centroids: clusters.update(NearestSearch(centroids, half))
@@ -241,21 +231,10 @@ class KMeans(validation.Float32Transformer, ClusterMixin, BaseEstimator):
         return Points(rows, self.spherical, self.chunk, weight=validation.read_weights(sample_weight, rows))
 
 
-def random_rows(points: Points, k: int, generator: torch.Generator) -> Tensor:
-    """(K, D) points at K different positions, as in faiss and the paper; heavy ones are likelier where weights are."""
-    if points.weight is None:
-        return points.take(distinct(points.shard.total, k, generator))
-    weight = points.shard.group.gather(points.weight).cpu()
-    # the largest of log(u) / w are a draw without replacement (Efraimidis and Spirakis 2006)
-    keys = torch.rand(len(weight), generator=generator, dtype=torch.float64).log() / weight
-    return points.take(keys.topk(k).indices)
-
-
 def lloyd(
     points: Points,
     centroids: Tensor,
     step: Step,
-    *,
     max_iter: int,
     tol: float,
     split_empty: bool,

@@ -25,6 +25,16 @@ def distinct(n: int, k: int, generator: torch.Generator) -> Tensor:
     return torch.tensor(list(drawn))
 
 
+def random_rows(points: Points, k: int, generator: torch.Generator) -> Tensor:
+    """(K, D) points at K different positions, as in faiss and the paper; heavy ones are likelier where weights are."""
+    if points.weight is None:
+        return points.take(distinct(points.shard.total, k, generator))
+    weight = points.shard.group.gather(points.weight).cpu()
+    # the largest of log(u) / w are a draw without replacement (Efraimidis and Spirakis 2006)
+    keys = torch.rand(len(weight), generator=generator, dtype=torch.float64).log() / weight
+    return points.take(keys.topk(k).indices)
+
+
 def greedy_plus_plus(points: Points, k: int, generator: torch.Generator) -> Tensor:
     """(K, D) points by greedy k-means++ (Arthur and Vassilvitskii 2007), as scikit-learn chooses them.
 

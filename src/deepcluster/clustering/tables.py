@@ -13,11 +13,11 @@ from torch import Tensor
 
 from deepcluster.clustering.assign import group_means, squared_distances
 from deepcluster.clustering.points import Points
+from deepcluster.clustering.validation import fitted_labels
 from deepcluster.clustering.whitening import Whitening
 from deepcluster.distributed import SINGLE, ProcessGroup
 from deepcluster.errors import DeepClusterError
 from deepcluster.features.block_reader import Rows, find_origin
-from deepcluster.features.parallel import team
 from deepcluster.io import scratch_table
 
 
@@ -88,20 +88,10 @@ def cluster_table(
     if isinstance(wanted, int) and len(keep) < wanted:
         raise DeepClusterError(f"{len(keep)} rows cannot make {wanted} clusters: lower --k to {len(keep)} at most.")
     cluster, distance = np.full(len(table), -1, np.int64), np.full(len(table), np.nan, np.float32)
-    label = _labels(clusterer, rows)
+    label = fitted_labels(clusterer, rows)
     own_distance, centroids = _distances(rows, label, getattr(clusterer, "cluster_centers_", None))
     cluster[keep], distance[keep] = group.gather_array(label), group.gather_array(own_distance)
     return TableClusters(cluster, distance, centroids, clusterer)
-
-
-def _labels(clusterer: Any, rows: np.ndarray) -> np.ndarray:
-    label = np.asarray(clusterer.fit_predict(rows))
-    if label.shape != (len(rows),) or label.dtype.kind not in "iu":
-        raise DeepClusterError(
-            f"{type(clusterer).__name__}.fit_predict gave {label.dtype} of shape {label.shape} for {len(rows)} rows; "
-            "it must give one integer for each."
-        )
-    return np.maximum(label.astype(np.int64), -1)
 
 
 def _distances(rows: np.ndarray, label: np.ndarray, centers: Any) -> tuple[np.ndarray, Tensor]:
@@ -116,8 +106,7 @@ def _distances(rows: np.ndarray, label: np.ndarray, centers: Any) -> tuple[np.nd
         middle = given.block(0, given.n)
     else:
         middle = group_means(table, own, k)
-    with team():
-        return squared_distances(Points(table), own, middle).sqrt_().numpy(), middle
+    return squared_distances(Points(table), own, middle).sqrt_().numpy(), middle
 
 
 def _odd_rows(table: Any, group: ProcessGroup) -> tuple[np.ndarray, np.ndarray]:

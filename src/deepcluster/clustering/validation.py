@@ -125,6 +125,21 @@ def check_arguments(estimator: Any, **judged: tuple[bool, str]) -> None:
             raise DeepClusterError(f"{name} must be {words}, not {getattr(estimator, name)!r}.")
 
 
+def fitted_labels(clusterer: Any, rows: np.ndarray) -> np.ndarray:
+    """(N,) int64 what `fit_predict` gives for (N, P) rows, all negative labels as -1 = none, as in HDBSCAN.
+
+    Raises:
+        DeepClusterError: it gives something else than one integer for each row.
+    """
+    labels = np.asarray(clusterer.fit_predict(rows))
+    if labels.shape != (len(rows),) or labels.dtype.kind not in "iu":
+        raise DeepClusterError(
+            f"{type(clusterer).__name__}.fit_predict gave {labels.dtype} of shape {labels.shape} for {len(rows)} rows: "
+            "it must give one integer for each."
+        )
+    return np.maximum(labels.astype(np.int64), -1)
+
+
 def absolute(centroids: Tensor, origin: Tensor | None, like: Any) -> Any:
     """(K, D) centroids about an origin as the user sees them: float64 where float32 could not tell them apart."""
     return in_kind(centroids if origin is None else centroids.double() + origin.to(centroids.device), like)

@@ -18,8 +18,10 @@ import torch
 from torch import Tensor
 
 from deepcluster.errors import DeepClusterError
-from deepcluster.features.block_reader import Rows, find_origin, in_kind, normalize_rows
-from deepcluster.features.parallel import faiss_threads, over_spans, team
+from deepcluster.features.block_reader import Rows, in_kind, normalize_rows, require_finite
+from deepcluster.features.parallel import over_spans, team
+from deepcluster.features.row_partition import centered as about_origin
+from deepcluster.features.row_partition import shard_of
 
 BLOCK_NUMBERS = 1 << 24  # numbers in a block (64 MiB)
 GPU_SCORES = 1 << 27  # scores held at once on an accelerator: 512 MiB
@@ -28,7 +30,6 @@ TILE_WIDTH = 8192  # columns of a tile of scores on a CPU: 8 MiB, the fastest of
 GROUP = 16  # columns that are first reduced to their largest score
 SPAN = 2048  # rows that one thread takes at a time
 SPARE = 8  # candidates beyond k
-SAMPLE = 1024  # rows by which is decided whether they lie far from zero
 DECIDE_ROWS = 64  # rows decided by differences at a time,
 PAIRS = 1 << 20  # numbers of float64 differences held at once by each thread
 
@@ -39,7 +40,6 @@ def nearest_rows(
     *,
     queries: Any = None,
     metric: str = "euclidean",
-    backend: str = "torch",
     device: torch.device | str | None = None,
     block_numbers: int = BLOCK_NUMBERS,
     tile_width: int = TILE_WIDTH,
@@ -51,7 +51,6 @@ def nearest_rows(
         k: how many.
         queries: None = the rows of x themselves, and then no row is a neighbor of itself.
         metric: "euclidean", or "cosine": rows are compared at unit length, and |a - b|^2 = 2 - 2 cos(a, b).
-        backend: what looks for candidates: "torch", or "faiss" (IndexFlatL2 on the CPU, all rows in memory).
         device: where to compute; None = where x is (arrays: the CPU).
         block_numbers, tile_width: numbers read at once, and columns of a tile of scores; they change no result.
 
@@ -62,15 +61,13 @@ def nearest_rows(
     Raises:
         DeepClusterError: fewer rows than k, a row with NaN or infinity, tables of different widths.
     """
-    if backend not in ("torch", "faiss"):
-        raise DeepClusterError(f"backend must be one of torch, faiss, not {backend!r}.")
     if metric not in ("euclidean", "cosine"):
         raise DeepClusterError(f"metric must be one of euclidean, cosine, not {metric!r}.")
     if not isinstance(k, (int, np.integer)) or isinstance(k, bool) or k < 1:
         raise DeepClusterError(f"The number of neighbors must be an integer of at least 1, not {k!r}.")
     rows = Rows(x, device)
-    if rows.is_wide and rows.origin is None and metric == "euclidean":
-        rows.origin = find_origin(torch.as_tensor(rows.taken(torch.arange(0, rows.n, -(-rows.n // SAMPLE)))))
+    if metric == "euclidean":
+        rows = about_origin(rows, shard_of(rows))
     # a second reader of the same rows: a block is valid only until its reader's next one
     asked = Rows(x, rows.device) if queries is None else Rows(queries, rows.device, name="queries")
     asked.origin = rows.origin
@@ -86,15 +83,8 @@ def nearest_rows(
             "more rows."
         )
     with team():
-        search = _Search(
-            rows,
-            int(k),
-            leave_one_out=queries is None,
-            unit=metric == "cosine",
-            backend=backend,
-            step=max(256, block_numbers // rows.dim),
-            tile_width=tile_width,
-        )
+        step = max(256, block_numbers // rows.dim)
+        search = _Search(rows, int(k), queries is None, metric == "cosine", step, tile_width)
         index, squared = search(asked)
     like = x if queries is None else queries
     return in_kind(index, like), in_kind(squared, like)
@@ -136,23 +126,22 @@ class _Best:
         return best, torch.cat([where, column], 1).gather(1, place)
 
 
+@dataclass
 class _Search:
     """Rows to be searched, with what every search among them needs.
 
     The score of row x for query q is q.x - |x|^2 / 2: the largest belongs to the nearest.
-
-    Args:
-        leave_one_out: the queries are the rows themselves, none of which is its own neighbor.
-        unit: compare rows at unit length.
-        step: rows of a block.
-        tile_width: columns of a tile of scores on a CPU.
     """
 
-    def __init__(
-        self, rows: Rows, k: int, *, leave_one_out: bool, unit: bool, backend: str, step: int, tile_width: int
-    ):
-        self.rows, self.k, self.leave_one_out, self.unit, self.backend = rows, k, leave_one_out, unit, backend
-        self.step, self.tile_width = step, tile_width
+    rows: Rows
+    k: int
+    leave_one_out: bool  # the queries are the rows themselves, none of which is its own neighbor
+    unit: bool  # compare rows at unit length
+    step: int  # rows of a block
+    tile_width: int  # columns of a tile of scores on a CPU
+
+    def __post_init__(self) -> None:
+        rows = self.rows
         self.offset: Tensor | None = None
         mean, square = self._mean(rows)
         # products lose the digits that a large common offset takes: work about the mean where it is large
@@ -172,11 +161,9 @@ class _Search:
             self._mean(asked)  # finds NaN and infinity
         index = torch.empty(asked.n, self.k, dtype=torch.int64, device=self.rows.device)
         squared = torch.empty(asked.n, self.k, device=self.rows.device)
-        candidates = self._by_faiss if self.backend == "faiss" else self._by_products
-        self.faiss_index: Any = self._fill_faiss() if self.backend == "faiss" else None
         count = min(self.k + SPARE, self.rows.n - self.leave_one_out)
         for start, raw, centered in self._blocks(asked):
-            best = candidates(centered, start, count)
+            best = self._by_products(centered, start, count)
             found, distance = self._measured(raw, best)
             norm = _squared_norms(centered)
             doubt = self._doubt(norm)
@@ -200,11 +187,7 @@ class _Search:
         total, square = torch.zeros(rows.dim, dtype=torch.float64, device=rows.device), 0.0
         for start, raw, _ in self._blocks(rows):
             norms = _squared_norms(raw)
-            bad = (~torch.isfinite(norms)).nonzero()
-            if len(bad):
-                raise DeepClusterError(
-                    f"Row {start + int(bad[0, 0])} of the {rows.name} holds NaN or infinity; leave out such rows."
-                )
+            require_finite(norms, start, rows.name)
             total += raw.sum(0, dtype=torch.float64)
             square += float(norms.sum())
         return total / rows.n, square
@@ -265,26 +248,6 @@ class _Search:
                     own = torch.arange(top, rows.stop, device=block.device) + start
                     _mask_own(scores, own, first + left)
                 yield rows, scores, first + left
-
-    def _fill_faiss(self) -> Any:
-        with faiss_threads() as faiss:
-            index = faiss.IndexFlatL2(self.rows.dim)
-            for _, _, centered in self._blocks(self.rows):
-                index.add(centered.cpu().numpy())
-        return index
-
-    def _by_faiss(self, block: Tensor, start: int, count: int) -> _Best:
-        """Like `_by_products`; a row may find itself anywhere among its neighbors, or not at all."""
-        with faiss_threads():
-            squared, found = self.faiss_index.search(block.cpu().numpy(), count + self.leave_one_out)
-        score = (_squared_norms(block)[:, None] - torch.from_numpy(squared).to(block.device)).float() / 2
-        where = torch.from_numpy(found).to(block.device)
-        if not self.leave_one_out:
-            return _Best(score, where)
-        own = torch.arange(start, start + len(block), device=block.device)[:, None]
-        itself = where == own
-        itself[:, -1] |= ~itself.any(1)  # where a row is not among its neighbors, the last one goes
-        return _Best(score[~itself].view(len(block), count), where[~itself].view(len(block), count))
 
     def _measured(self, raw: Tensor, best: _Best) -> tuple[Tensor, Tensor]:
         """The k nearest of the candidates of each row of `raw` (Q, D), by differences."""

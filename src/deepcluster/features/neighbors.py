@@ -15,11 +15,9 @@ from deepcluster.features.knn import nearest_rows
 def nearest(
     bank: Tensor, queries: Tensor, k: int, *, leave_one_out: bool = False, device: str | torch.device = "cpu"
 ) -> tuple[Tensor, Tensor]:
-    """The k most similar rows of `bank` for each query, exactly, by cosine.
+    """The k most similar rows of `bank` (N, D) for each of `queries` (M, D), exactly, by cosine.
 
     Args:
-        bank: (N, D) float32.
-        queries: (M, D) float32.
         leave_one_out: the queries are the bank itself; no row is its own neighbor.
 
     Returns:
@@ -79,13 +77,8 @@ def score_features(
     """
     truth = torch.as_tensor(labels if answers is None else answers)
     table = torch.as_tensor(bank)
-    similarity, rows = nearest(
-        table,
-        table if queries is None else torch.as_tensor(queries),
-        max(k),
-        leave_one_out=queries is None,
-        device=device,
-    )
+    asked = table if queries is None else torch.as_tensor(queries)
+    similarity, rows = nearest(table, asked, max(k), leave_one_out=queries is None, device=device)
     voters = torch.as_tensor(labels)[rows]
     for count in k:
         for name, weights in (("top1", "softmax"), ("majority_top1", "uniform")):

@@ -12,11 +12,9 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
-
-from deepcluster.errors import DeepClusterError
 
 T = TypeVar("T")
 
@@ -47,25 +45,6 @@ def over_spans(work: Callable[[int, int], T], count: int, span: int) -> list[T]:
     if pool is None or len(spans) == 1:
         return [work(*each) for each in spans]
     return list(pool.map(lambda each: work(*each), spans))
-
-
-@contextmanager
-def faiss_threads() -> Iterator[Any]:
-    """The faiss module, which inside uses as many threads as `over_spans`.
-
-    Raises:
-        DeepClusterError: faiss is not installed.
-    """
-    try:
-        import faiss
-    except ImportError as error:
-        raise DeepClusterError("backend='faiss' needs faiss; install faiss-cpu or take backend='torch'.") from error
-    before = faiss.omp_get_max_threads()
-    faiss.omp_set_num_threads(members())
-    try:
-        yield faiss
-    finally:
-        faiss.omp_set_num_threads(before)
 
 
 def members() -> int:

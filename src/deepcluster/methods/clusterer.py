@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from deepcluster.clustering.pic import PIC
+from deepcluster.clustering.validation import fitted_labels
 from deepcluster.distributed import ProcessGroup
 from deepcluster.errors import DeepClusterError
 from deepcluster.methods.params import DeepClusterParams
@@ -53,22 +54,11 @@ def fit_predict(clusterer: Clusterer, z: np.ndarray, group: ProcessGroup) -> np.
     labels = np.full(count, -1, np.int64)
     with group.collective_section():
         if rows is not None:
-            found = np.asarray(copy.deepcopy(clusterer).fit_predict(rows.numpy()))
-            labels = _numbered_without_gaps(found, count, type(clusterer).__name__)
+            found = fitted_labels(copy.deepcopy(clusterer), rows.numpy())
+            if not (found >= 0).any():
+                raise DeepClusterError(
+                    f"{type(clusterer).__name__} put none of {count} images into a cluster: loosen its settings (such"
+                    " as HDBSCAN's min_cluster_size)."
+                )
+            labels[found >= 0] = np.unique(found[found >= 0], return_inverse=True)[1]
     return group.broadcast_(torch.from_numpy(labels)).numpy()[before : before + len(z)]
-
-
-def _numbered_without_gaps(labels: np.ndarray, count: int, name: str) -> np.ndarray:
-    if labels.shape != (count,) or labels.dtype.kind not in "iu":
-        raise DeepClusterError(
-            f"{name}.fit_predict gave {labels.dtype} of shape {labels.shape} for {count} images: it must give one"
-            " integer per image."
-        )
-    if not (labels >= 0).any():
-        raise DeepClusterError(
-            f"{name} put none of {count} images into a cluster: loosen its settings (such as HDBSCAN's"
-            " min_cluster_size)."
-        )
-    numbered = np.full(len(labels), -1, np.int64)
-    numbered[labels >= 0] = np.unique(labels[labels >= 0], return_inverse=True)[1]
-    return numbered
