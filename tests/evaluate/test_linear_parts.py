@@ -100,14 +100,15 @@ def test_folds_and_few_are_even() -> None:
         sizes = np.bincount(fold[labels == label], minlength=4)
         assert sizes.max() - sizes.min() <= 1
     assert np.ptp(np.bincount(fold)) <= 1
-    rows = draw_shots(labels, 7, 0)
+    names = tuple("abcde")
+    rows = draw_shots(labels, 7, 0, names)
     assert np.bincount(labels[rows]).tolist() == [7] * 5 and len(set(rows)) == 35
-    assert rows.tolist() != draw_shots(labels, 7, 1).tolist()
-    share = draw_shots(labels, 0.1, 0)
+    assert rows.tolist() != draw_shots(labels, 7, 1, names).tolist()
+    share = draw_shots(labels, 0.1, 0, names)
     assert np.bincount(labels[share]).tolist() == [round(0.1 * n) for n in np.bincount(labels)]
-    assert np.bincount(labels[draw_shots(labels, 0.001, 0)]).tolist() == [1] * 5
-    with pytest.raises(DeepClusterError, match="ask for fewer shots"):
-        draw_shots(labels, 200, 0)
+    assert np.bincount(labels[draw_shots(labels, 0.001, 0, names)]).tolist() == [1] * 5
+    with pytest.raises(DeepClusterError, match="ask for fewer --shots"):
+        draw_shots(labels, 200, 0, names)
 
 
 # --- poolings and frozen features

@@ -125,7 +125,7 @@ def test_stopped_fine_tuning_goes_on_to_the_bit(tmp_path: Path) -> None:
     "options, sentence",
     [
         ({"shots": (31,)}, "'class 0' has 30"),
-        ({"shots": (0,)}, "from 1 up"),
+        ({"shots": (0,)}, "--shots 0 is too few"),
         ({"fraction": (1.5,)}, "above 0 and at most 1"),
         ({"draws": 0}, "--draws 0"),
         ({"fine_tune": True}, "needs shares"),

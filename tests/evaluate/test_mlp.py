@@ -86,7 +86,7 @@ def test_what_makes_no_sense_is_refused(tmp_path: Path, options: dict[str, Any])
 
 
 def test_alexnet_has_its_own_depth(tmp_path: Path) -> None:
-    with pytest.raises(DeepClusterError, match="leave out --depth"):
+    with pytest.raises(DeepClusterError, match="--depth has no effect on alexnet"):
         mlp(subject(tmp_path, "alexnet", 64), stripes(6, side=64), holdout=0.5, depth=2)
 
 

@@ -149,7 +149,7 @@ def test_a_loss_that_is_not_finite_is_refused_and_not_saved(tmp_path: Path) -> N
         if done == 5:
             models[1][0].weight.data[0, 0] = float("inf")
 
-    with pytest.raises(DeepClusterError, match=r"loss of test is nan at step 6: use a lower --lr"):
+    with pytest.raises(DeepClusterError, match=r"loss of test is not finite at step 6: use a lower --lr"):
         fit(tmp_path / "a.state", models, after_step=poison, steps=20)
     assert torch.load(tmp_path / "a.state")["state"]["done"] == 4
 

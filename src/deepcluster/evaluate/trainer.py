@@ -88,41 +88,26 @@ def train(
         Interrupted: Ctrl-C or SIGTERM; the state is saved.
     """
     notes = {} if notes is None else notes
-    done, losses = 0, torch.full((steps,), math.nan)
+    device = next(modules[0].parameters()).device
+    done, losses = 0, torch.full((steps,), math.nan, device=device)
     if resume.state is not None:
-        done, losses = resume.state["done"], resume.state["losses"]
+        done, losses = resume.state["done"], resume.state["losses"].to(device)
         for module, saved in zip(modules, resume.state["modules"], strict=True):
             module.load_state_dict(saved)
         optimizer.load_state_dict(resume.state["optimizer"])
         notes.update(resume.state["notes"])
-    device = next(modules[0].parameters()).device
-    pending: dict[int, Tensor] = {}  # losses that the device may not have computed yet
 
-    def collect() -> None:
-        if pending:
-            values = torch.stack([value.float() for value in pending.values()]).cpu()
-            for step, value in zip(pending, values, strict=True):
-                if not value.isfinite():
-                    raise DeepClusterError(f"The loss of {name} is {value:g} at step {step + 1}: use a lower --lr.")
-                losses[step] = value
-            pending.clear()
-
-    def save() -> None:
-        collect()
-        resume.save(
-            {
-                "done": done,
-                "modules": [module.state_dict() for module in modules],
-                "optimizer": optimizer.state_dict(),
-                "losses": losses,
-                "notes": dict(notes),
-            }
-        )
+    def check_losses() -> None:
+        wrong = losses.isinf().nonzero()
+        if len(wrong):
+            raise DeepClusterError(f"The loss of {name} is not finite at step {wrong[0].item() + 1}: use a lower --lr.")
 
     def end_step(must_save: bool) -> None:
         stopping = stopped()
         if must_save or stopping or resume.due:
-            save()
+            check_losses()
+            state = {"modules": [module.state_dict() for module in modules], "optimizer": optimizer.state_dict()}
+            resume.save({"done": done, "losses": losses.cpu(), "notes": dict(notes), **state})
         after_step(done)
         if stopping:
             screen.print(f"stopped and saved after step {done} of {steps}; the same command continues from there")
@@ -152,21 +137,21 @@ def train(
                             for module in modules:
                                 nn.utils.clip_grad_norm_(module.parameters(), clip)
                         optimizer.step()
-                        pending[step] = value.detach()
+                        losses[step] = value.detach().float().nan_to_num(math.inf, math.inf, math.inf)
                     done = step + 1
                     bar()
-                    if len(pending) == CHECK_EVERY:
-                        collect()
+                    if done % CHECK_EVERY == 0:
+                        check_losses()
                     if done < last:
                         end_step(must_save=False)
             if steps_per_epoch is not None:
-                collect()
+                check_losses()
                 screen.print(f"{title}  loss {losses[first:last].nanmean():.4f}")
                 after_epoch(epoch + 1)
             end_step(must_save=True)
     for module in modules:
         module.eval()
-    return losses
+    return losses.cpu()
 
 
 def train_on_views(

@@ -18,10 +18,10 @@ from deepcluster.data.loader import Loader
 from deepcluster.data.transforms import CenterCrop, TenCrop
 from deepcluster.engine.log import Screen
 from deepcluster.engine.subject import Subject
-from deepcluster.errors import DeepClusterError
-from deepcluster.evaluate.linear.features import PRECISIONS
+from deepcluster.evaluate.linear.features import PRECISIONS, FrozenFeatures
 from deepcluster.evaluate.linear.heads import Layers, layers_of
 from deepcluster.evaluate.linear.logistic import count_hits
+from deepcluster.evaluate.linear.pooling import Pooling
 from deepcluster.evaluate.linear.probe import Classifier, Probe, network_digest
 from deepcluster.evaluate.linear.recipes import Recipe
 from deepcluster.evaluate.linear.splits import LabeledData, Split
@@ -123,14 +123,7 @@ class Evaluation:
         self.file, self.resume = trained_file(self.subject, self.protocol, everything, self.screen)
 
     def train(
-        self,
-        learners: list[Learner],
-        read: Read,
-        split: Split,
-        recipe: Recipe,
-        *,
-        seed: int,
-        **more: Any,
+        self, learners: list[Learner], read: Read, split: Split, recipe: Recipe, *, seed: int, **more: Any
     ) -> None:
         """Trains the learners' heads in place, in one pass over the images, each as if it were alone.
 
@@ -168,6 +161,20 @@ class Evaluation:
             **more,
         )
 
+    def features(self, tap: str, pooling: Pooling) -> list[tuple[Tensor, Tensor]]:
+        """Of the training and of the test images: (m, dim) features of the central crop and (m,) labels of those that
+        can be decoded, on the device."""
+        backbone, device = self.subject.backbone, self.subject.device
+        frozen = FrozenFeatures(backbone, {tap: pooling}, device, self.precision)
+        crop = CenterCrop(backbone.image_size, backbone.mean, backbone.std)
+        splits, found = (self.data.train, self.data.test), []
+        with self.screen.bar(f"features {tap}", sum(map(len, splits))) as bar:
+            for split in splits:
+                decoded, tables = frozen.extract(split, crop, check=bar)
+                labels = torch.from_numpy(split.labels[decoded])
+                found.append((torch.from_numpy(tables[tap]).to(device), labels.to(device)))
+        return found
+
     @torch.no_grad()
     def accuracy(self, learners: list[Learner], read: Read, split: Split | None = None) -> list[list[float]]:
         """Top-1 and top-5 accuracy of each learner; softmax is averaged over the crops of an image.
@@ -178,23 +185,16 @@ class Evaluation:
         backbone, device = self.subject.backbone, self.subject.device
         crop = TenCrop if split is None and self.crops == 10 else CenterCrop
         split = split or self.data.test
-        loader = Loader(
-            split.pixels,
-            split.index,
-            batch_size=256,
-            transform=crop(backbone.image_size, backbone.mean, backbone.std),
-            device=device,
-        )
+        transform = crop(backbone.image_size, backbone.mean, backbone.std)
+        loader = Loader(split.pixels, split.index, batch_size=256, transform=transform, device=device)
         labels = _labels_by_index(split, device)
-        hits = torch.zeros(len(learners), 2, dtype=torch.float64)
-        images = 0
+        hits, images = torch.zeros(len(learners), 2, dtype=torch.float64), 0
         for learner in learners:
             learner.head.eval()
         with self.screen.bar("test", len(split)) as bar:
             for batch in loader:
                 scores = [torch.zeros((), device=device)] * len(learners)
-                for view in batch.views:
-                    inputs = read(view)
+                for inputs in map(read, batch.views):
                     for number, learner in enumerate(learners):
                         scores[number] = scores[number] + learner.head(inputs[learner.tap]).float().softmax(1)
                 targets = labels[batch.index.to(device)]
@@ -219,44 +219,32 @@ class Evaluation:
             score_name: tap -> the name of its scores.
         """
 
-        def train_seed(seed: int) -> list[list[Any]]:
-            """Of each learner: tap, scores, and the epoch of these where the best one is scored."""
-            learners = learners_of(seed)
-            best: dict[str, Any] = {}
+        every_epoch = self.report == "best-epoch"
 
-            def score(epoch: int | None) -> dict[str, Any]:
-                scores = self.accuracy(learners, read)
-                return {one.tap: [own, epoch, layers_of(one.head)] for one, own in zip(learners, scores, strict=True)}
+        def train_seed(seed: int) -> dict[str, Any]:
+            learners, found = learners_of(seed), dict[str, Any]()  # tap -> scores, their epoch, layers
 
-            def keep_best(epoch: int) -> None:
-                for tap, new in score(epoch).items():
-                    if tap not in best or new[0][0] > best[tap][0][0]:
-                        best[tap] = new
+            def score(epoch: int) -> None:
+                for one, own in zip(learners, self.accuracy(learners, read), strict=True):
+                    if one.tap not in found or own[0] > found[one.tap][0][0]:
+                        found[one.tap] = [own, epoch, layers_of(one.head)]
 
-            after_epoch = keep_best if self.report == "best-epoch" else lambda done: None
-            self.train(
-                learners,
-                read,
-                self.data.train,
-                recipe,
-                seed=seed,
-                name=f"seed {seed}",
-                notes=best,
-                after_epoch=after_epoch,
-            )
-            found = best or score(None)
+            options: dict[str, Any] = {"after_epoch": score} if every_epoch else {}
+            name = f"seed {seed}"
+            self.train(learners, read, self.data.train, recipe, seed=seed, name=name, notes=found, **options)
+            if not every_epoch:
+                score(0)
             if seed == self.seed:
                 self.save({tap: classifier_of(tap, layers) for tap, (_, _, layers) in found.items()})
-            return [[tap, scores, epoch] for tap, (scores, epoch, _) in found.items()]
-
-        draws = []
-        for seed in range(self.seed, self.seed + self.seeds):
             draw: dict[str, Any] = {"seed": seed}
-            for tap, (top1, top5), epoch in self.resume.run(f"seed {seed}", partial(train_seed, seed)):
-                draw |= self.scores(score_name(tap), top1, top5)
-                if epoch is not None:
+            for tap, (own, epoch, _) in found.items():
+                draw |= self.scores(score_name(tap), *own)
+                if every_epoch:
                     draw[f"{score_name(tap)}_epoch"] = epoch
-            draws.append(draw)
+            return draw
+
+        seeds = range(self.seed, self.seed + self.seeds)
+        draws = [self.resume.run(f"seed {seed}", partial(train_seed, seed)) for seed in seeds]
         self.resume.remove()
         return self.result(draws)
 
@@ -270,13 +258,10 @@ class Evaluation:
         return {f"{name}_top1": top1} | ({f"{name}_top5": top5} if len(self.data.classes) > 5 else {})
 
     def result(self, draws: list[dict[str, Any]]) -> Result:
-        """Means over draws that are alike."""
+        """Means over the draws that have a score."""
         scores = [{name: value for name, value in draw.items() if name.endswith(("_top1", "_top5"))} for draw in draws]
-        return Result(self.protocol, self.all_settings(), mean_and_std(scores), draws if len(draws) > 1 else [])
-
-    def all_settings(self) -> dict[str, Any]:
-        """For the result."""
-        return {**self.data.settings(), **self.settings, "trained": f"{self.file} (load_probe reads it)"}
+        settings = {**self.data.settings(), **self.settings, "trained": f"{self.file} (load_probe reads it)"}
+        return Result(self.protocol, settings, mean_and_std(scores), draws if len(draws) > 1 else [])
 
 
 def _labels_by_index(split: Split, device: str | torch.device) -> Tensor:
@@ -286,11 +271,9 @@ def _labels_by_index(split: Split, device: str | torch.device) -> Tensor:
     return labels.to(device)
 
 
-def check_common(crops: int, report: str, seeds: int, folds: int, precision: str) -> None:
+def check_common(crops: int, report: str, seeds: int, precision: str) -> None:
     """Raises: DeepClusterError: a value that makes no sense."""
     check_choice("crops", crops, (1, 10))
     check_choice("report", report, REPORTS)
     check_choice("precision", precision, PRECISIONS)
     check_counts(seeds=seeds)
-    if folds < 2:
-        raise DeepClusterError(f"--folds {folds} leaves nothing to learn from: give 2 or more.")

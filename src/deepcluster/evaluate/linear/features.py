@@ -10,11 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from deepcluster.data.loader import Loader
-from deepcluster.data.transforms import CenterCrop, Transform
-from deepcluster.engine.log import Screen
-from deepcluster.engine.subject import Subject
+from deepcluster.data.transforms import Transform
 from deepcluster.errors import DeepClusterError
-from deepcluster.evaluate.linear.pooling import OUTPUT, Pooling
+from deepcluster.evaluate.linear.pooling import OUTPUT
 from deepcluster.evaluate.linear.splits import Split
 from deepcluster.models.backbone import Backbone
 from deepcluster.models.folding import folded
@@ -102,19 +100,3 @@ class FrozenFeatures:
                 f"No image of {split.pixels.source.name} can be decoded and has a label: give another source."
             )
         return decoded, {tap: table[:filled] for tap, table in tables.items()}
-
-
-def extract_splits(
-    subject: Subject, tap: str, pooling: Pooling, splits: list[Split], precision: str, screen: Screen
-) -> list[tuple[Tensor, Tensor]]:
-    """(m, dim) features of the central crop and (m,) labels of the decodable images of each split, on the device."""
-    backbone = subject.backbone
-    frozen = FrozenFeatures(backbone, {tap: pooling}, subject.device, precision)
-    crop = CenterCrop(backbone.image_size, backbone.mean, backbone.std)
-    found = []
-    with screen.bar(f"features {tap}", sum(map(len, splits))) as bar:
-        for split in splits:
-            decoded, tables = frozen.extract(split, crop, check=bar)
-            pair = torch.from_numpy(tables[tap]), torch.from_numpy(split.labels[decoded])
-            found.append((pair[0].to(subject.device), pair[1].to(subject.device)))
-    return found

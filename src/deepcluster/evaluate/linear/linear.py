@@ -12,14 +12,14 @@ from deepcluster.engine.log import Screen
 from deepcluster.engine.subject import Subject
 from deepcluster.errors import DeepClusterError
 from deepcluster.evaluate.linear.context import Evaluation, Learner, Precision, Report, check_common
-from deepcluster.evaluate.linear.features import FrozenFeatures, extract_splits
+from deepcluster.evaluate.linear.features import FrozenFeatures
 from deepcluster.evaluate.linear.heads import linear_head
 from deepcluster.evaluate.linear.logistic import DECAYS, cross_validated_fit, top_accuracies
 from deepcluster.evaluate.linear.pooling import OUTPUT, Pooling, poolings
 from deepcluster.evaluate.linear.probe import Classifier
 from deepcluster.evaluate.linear.recipes import LINEAR, Recipe, Schedule, default_recipe, override
 from deepcluster.evaluate.linear.splits import split_data, stratified_folds
-from deepcluster.evaluate.options import check_choice
+from deepcluster.evaluate.options import check_choice, check_counts, check_not_given
 from deepcluster.evaluate.result import Result
 
 LOGISTIC = "logistic"
@@ -90,30 +90,20 @@ def linear(
     taps = tuple(dict.fromkeys(taps))
     name = recipe or (LOGISTIC if taps == (OUTPUT,) else default_recipe(subject.backbone))
     check_choice("recipe", name, (LOGISTIC, *LINEAR))
-    check_common(crops, report, seeds, folds, precision)
+    check_common(crops, report, seeds, precision)
+    check_counts(least=2, folds=folds)
     changes = {"epochs": epochs, "lr": lr, "batch_size": batch_size, "schedule": schedule}
     if name == LOGISTIC:
-        given = [option for option, value in changes.items() if value is not None]
-        given += ["crops"] * (crops != 1) + ["report"] * (report != "last")
-        if given:
-            raise DeepClusterError(
-                f"--{given[0].replace('_', '-')} has no meaning for a logistic regression on features computed once:"
-                f" give --recipe {'|'.join(LINEAR)} for probes that are trained step by step."
-            )
+        given = {**changes, "crops": None if crops == 1 else crops, "report": None if report == "last" else report}
+        check_not_given(
+            "has no meaning for a logistic regression on features computed once: give --recipe"
+            f" {'|'.join(LINEAR)} for probes that are trained step by step",
+            **given,
+        )
     pools = poolings(subject.backbone, taps)
     divided = split_data(subject, data, test, holdout, seed=seed)
-    evaluation = Evaluation(
-        "linear",
-        subject,
-        divided,
-        seeds,
-        seed,
-        precision,
-        screen,
-        crops,
-        "" if name == LOGISTIC else report,
-        after_step,
-    )
+    scored = "" if name == LOGISTIC else report
+    evaluation = Evaluation("linear", subject, divided, seeds, seed, precision, screen, crops, scored, after_step)
     if name == LOGISTIC:
         return _logistic(evaluation, pools, weight_decay, folds, cross_validate)
     return _sgd(evaluation, pools, override(LINEAR[name], **changes, weight_decay=weight_decay), folds, cross_validate)
@@ -123,9 +113,6 @@ def _describe(pools: Mapping[str, Pooling]) -> str:
     return "; ".join(f"{tap} {pooling}" for tap, pooling in pools.items())
 
 
-# --- logistic regression on features that are computed once
-
-
 def _logistic(
     evaluation: Evaluation,
     pools: Mapping[str, Pooling],
@@ -133,31 +120,30 @@ def _logistic(
     folds: int,
     cross_validate: bool,
 ) -> Result:
+    """A logistic regression on features that are computed once."""
     decays = tuple(sorted(set(DECAYS if weight_decay is None else weight_decay), reverse=True))
     if not decays or min(decays) <= 0:
         raise DeepClusterError("--weight-decay must be above 0 for a logistic regression, whose weights it bounds.")
     if cross_validate and len(decays) == 1:
         raise DeepClusterError("--cross-validate has nothing to choose: give several values of --weight-decay.")
     several = f"chosen from {', '.join(f'{decay:g}' for decay in decays)} by {folds} folds of the training images"
+    said = several if len(decays) > 1 else f"{decays[0]:g}"
     evaluation.start(
         {
             "recipe": "multinomial logistic regression by L-BFGS on standardized features of the central crop, computed"
             " once",
-            "weight_decay": f"{several if len(decays) > 1 else f'{decays[0]:g}'}; scikit-learn's C ="
-            " 1 / (decay x images)",
+            "weight_decay": f"{said}; scikit-learn's C = 1 / (decay x images)",
             "features": _describe(pools),
         }
     )
-    data = evaluation.data
+    classes = len(evaluation.data.classes)
     draws: list[dict[str, Any]] = [{"seed": evaluation.seed + number} for number in range(evaluation.seeds)]
     classifiers: dict[str, Classifier] = {}
     chosen: dict[str, Any] = {}
     for tap, pooling in pools.items():
-        (known, labels), (asked, answers) = extract_splits(
-            evaluation.subject, tap, pooling, [data.train, data.test], evaluation.precision, evaluation.screen
-        )
+        (known, labels), (asked, answers) = evaluation.features(tap, pooling)
         for draw in draws:
-            fit = cross_validated_fit(known, labels, len(data.classes), decays=decays, folds=folds, seed=draw["seed"])
+            fit = cross_validated_fit(known, labels, classes, decays=decays, folds=folds, seed=draw["seed"])
             draw |= evaluation.scores(f"linear_{tap}", *top_accuracies(fit.scores(asked), answers))
             classifiers.setdefault(tap, Classifier(pooling, [(fit.weight, fit.bias)]))
             chosen.setdefault(tap, []).append({"weight_decay": fit.decay, "held_out_accuracy": fit.tried})
@@ -166,12 +152,10 @@ def _logistic(
     return evaluation.result(draws)
 
 
-# --- the papers' probes
-
-
 def _sgd(
     evaluation: Evaluation, pools: Mapping[str, Pooling], recipe: Recipe, folds: int, cross_validate: bool
 ) -> Result:
+    """The papers' probes, trained by SGD."""
     subject, data = evaluation.subject, evaluation.data
     options: Options = {
         tap: [(lr, decay) for lr in recipe.rates(tap) for decay in recipe.weight_decay] for tap in pools

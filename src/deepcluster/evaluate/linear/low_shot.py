@@ -7,6 +7,8 @@ or the whole network fine-tuned.
 from __future__ import annotations
 
 import copy
+import dataclasses
+import itertools
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Literal
@@ -19,16 +21,16 @@ from torch import Tensor, nn
 from deepcluster.engine.log import Screen
 from deepcluster.engine.subject import Subject
 from deepcluster.errors import DeepClusterError
-from deepcluster.evaluate.linear.context import Evaluation, Learner, Precision, check_common
-from deepcluster.evaluate.linear.features import PRECISIONS, extract_splits
+from deepcluster.evaluate.linear.context import Evaluation, Learner, Precision
+from deepcluster.evaluate.linear.features import PRECISIONS
 from deepcluster.evaluate.linear.heads import layers_of, linear_head
 from deepcluster.evaluate.linear.logistic import LOSSES, Solver, cross_validated_fit, top_accuracies
 from deepcluster.evaluate.linear.pooling import OUTPUT, poolings
 from deepcluster.evaluate.linear.probe import Classifier, network_digest
 from deepcluster.evaluate.linear.recipes import SEMI_SUPERVISED, Recipe, Schedule, override
-from deepcluster.evaluate.linear.splits import LabeledData, Split, draw_shots, split_data
-from deepcluster.evaluate.options import check_choice
-from deepcluster.evaluate.result import Result, mean_and_std
+from deepcluster.evaluate.linear.splits import Split, draw_shots, split_data
+from deepcluster.evaluate.options import check_choice, check_counts, check_not_given
+from deepcluster.evaluate.result import Result
 from deepcluster.models.backbone import Backbone
 from deepcluster.models.export import export_backbone
 from deepcluster.models.sync_batchnorm import revert_sync_batchnorm
@@ -91,32 +93,30 @@ def low_shot(
     Raises:
         DeepClusterError: a class has too few images, or options do not go together.
     """
-    check_common(1, "last", 1, 2, precision)
+    check_choice("precision", precision, PRECISIONS)
     check_choice("classifier", classifier, CLASSIFIERS)
-    if draws < 1:
-        raise DeepClusterError(f"--draws {draws} is too few: give 1 or more.")
     shares = tuple(sorted(float(share) for share in fraction or ()))
     counts = tuple(sorted(shots)) if shots is not None else (() if shares else SHOTS)
-    if any(count < 1 for count in counts):
-        raise DeepClusterError(f"--shots {' '.join(map(str, counts))} must be numbers of images from 1 up.")
+    check_counts(draws=draws, shots=counts)
     if any(not 0 < share <= 1 for share in shares):
         raise DeepClusterError("--fraction must be shares of the labels, above 0 and at most 1.")
     if c is not None and (c <= 0 or not counts):
         raise DeepClusterError("--c is of the classifier of --shots, and above 0; that of --fraction is chosen.")
     changes = {"epochs": epochs, "lr": lr, "weight_decay": weight_decay, "batch_size": batch_size, "schedule": schedule}
-    given = [name for name, value in {**changes, "head_multiplier": head_multiplier}.items() if value is not None]
-    if given and not fine_tune:
-        raise DeepClusterError(
-            f"--{given[0].replace('_', '-')} is of the fine-tuning: add --fine-tune or leave it out."
+    if not fine_tune:
+        check_not_given(
+            "is of the fine-tuning: add --fine-tune or leave it out", **changes, head_multiplier=head_multiplier
         )
-    if fine_tune and not shares:
+    elif not shares:
         raise DeepClusterError("--fine-tune needs shares of the labels: give --fraction 0.01 0.1.")
-    if fine_tune and not counts and (classifier != "logistic" or tap != OUTPUT):
+    elif not counts and (classifier != "logistic" or tap != OUTPUT):
         raise DeepClusterError("--fine-tune trains the whole network: leave out --classifier and --tap.")
-    if fine_tune and precision == "16":
+    elif precision == "16":
         raise DeepClusterError("--fine-tune has no 16-bit floating-point training: use --precision bf16 or 32.")
     divided = split_data(subject, data, test, holdout, protocol="low-shot", seed=seed)
-    _check_class_sizes(divided, max(counts, default=0))
+    decodable = divided.train.labels[divided.train.decodable()]
+    for count in counts:  # before anything is computed
+        draw_shots(decodable, count, seed, divided.classes)
     screen = screen or Screen(quiet=True)
     evaluation = Evaluation("low-shot", subject, divided, draws, seed, precision, screen, after_step=after_step)
     del evaluation.settings["seeds"]
@@ -127,12 +127,11 @@ def low_shot(
         if len(pools) != 1:
             raise DeepClusterError("--tap needs the name of one layer.")
         settings["features"] = f"{tap} {pools[tap]} of the central crop, computed once"
+        kind = CLASSIFIERS[classifier]
         if counts:
-            settings["shots"] = f"{CLASSIFIERS[classifier]} on L2-normalized features, C = {c or 1:g}"
+            settings["shots"] = f"{kind} on L2-normalized features, C = {c or 1:g}"
         if shares and not fine_tune:
-            settings["fractions"] = (
-                f"{CLASSIFIERS[classifier]} on standardized features; decay chosen by folds of the drawn labels"
-            )
+            settings["fractions"] = f"{kind} on standardized features; decay chosen by folds of the drawn labels"
     recipe = override(SEMI_SUPERVISED, **changes)
     multiplier = HEAD_MULTIPLIER if head_multiplier is None else head_multiplier
     if fine_tune:
@@ -141,21 +140,7 @@ def low_shot(
     found = _on_features(evaluation, on_features, LOSSES[classifier], c or 1.0, tap) if on_features else []
     if fine_tune:
         found += _fine_tuned(evaluation, shares, recipe, multiplier)
-    scores: dict[str, float] = {}
-    for name in dict.fromkeys(draw["of"] for draw in found):
-        alike = [draw for draw in found if draw["of"] == name]
-        scores |= mean_and_std([{k: v for k, v in draw.items() if k.startswith(f"{name}_top")} for draw in alike])
-    return Result("low-shot", evaluation.all_settings(), scores, found)
-
-
-def _check_class_sizes(data: LabeledData, count: int) -> None:
-    """Raises: DeepClusterError: a class has fewer training images that can be decoded."""
-    present, sizes = np.unique(data.train.labels[data.train.decodable()], return_counts=True)
-    if sizes.min() < count:
-        name = data.classes[int(present[sizes.argmin()])]
-        raise DeepClusterError(
-            f"{count} images of each class were asked for and {name!r} has {sizes.min()}: ask for fewer --shots."
-        )
+    return dataclasses.replace(evaluation.result(found), draws=found)
 
 
 def _draw(evaluation: Evaluation, name: str, number: int, images: np.ndarray, top: Sequence[float]) -> dict[str, Any]:
@@ -168,30 +153,27 @@ def _on_features(
     evaluation: Evaluation, wanted: Sequence[int | float], loss: str, c: float, tap: str
 ) -> list[dict[str, Any]]:
     """The draws; the first one's classifier for the largest share, or number, is saved."""
-    subject, data, classes = evaluation.subject, evaluation.data, len(evaluation.data.classes)
-    pooling = poolings(subject.backbone, [tap])[tap]
-    (known, labels), (asked, answers) = extract_splits(
-        subject, tap, pooling, [data.train, data.test], evaluation.precision, evaluation.screen
-    )
+    data, classes = evaluation.data, len(evaluation.data.classes)
+    pooling = poolings(evaluation.subject.backbone, [tap])[tap]
+    (known, labels), (asked, answers) = evaluation.features(tap, pooling)
     index = data.train.index[data.train.decodable()]
     found = []
-    for size in wanted:
-        for number in range(evaluation.seeds):
-            rows = draw_shots(labels.cpu().numpy(), size, evaluation.seed + number)
-            places = torch.from_numpy(rows).to(known.device)
-            x, y = known[places], labels[places]
-            if isinstance(size, int):
-                name = f"shots_{size}"
-                fit = Solver(F.normalize(x, dim=1), y, classes, loss).fit(1 / (c * len(x)), tolerance=1e-6)
-                weight, bias = fit.weight[0].T.contiguous(), fit.bias[0]
-                scores = torch.addmm(bias, F.normalize(asked, dim=1), weight.T)
-            else:
-                name = f"fraction_{size:g}"
-                best = cross_validated_fit(x, y, classes, seed=evaluation.seed + number, loss=loss)
-                weight, bias, scores = best.weight, best.bias, best.scores(asked)
-            found.append(_draw(evaluation, name, number, index[rows], top_accuracies(scores, answers)))
-            if number == 0 and size == wanted[-1]:
-                evaluation.save({tap: Classifier(pooling, [(weight, bias)], unit=isinstance(size, int))})
+    for size, number in itertools.product(wanted, range(evaluation.seeds)):
+        seed, few = evaluation.seed + number, isinstance(size, int)
+        rows = draw_shots(labels.cpu().numpy(), size, seed, data.classes)
+        places = torch.from_numpy(rows).to(known.device)
+        x, y = known[places], labels[places]
+        if few:
+            fit = Solver(F.normalize(x, dim=1), y, classes, loss).fit(1 / (c * len(x)), tolerance=1e-6)
+            weight, bias = fit.weight[0].T.contiguous(), fit.bias[0]
+            scores = torch.addmm(bias, F.normalize(asked, dim=1), weight.T)
+        else:
+            best = cross_validated_fit(x, y, classes, seed=seed, loss=loss)
+            weight, bias, scores = best.weight, best.bias, best.scores(asked)
+        name = f"shots_{size}" if few else f"fraction_{size:g}"
+        found.append(_draw(evaluation, name, number, index[rows], top_accuracies(scores, answers)))
+        if number == 0 and size == wanted[-1]:
+            evaluation.save({tap: Classifier(pooling, [(weight, bias)], unit=few)})
     return found
 
 
@@ -213,37 +195,32 @@ def _fine_tuned(
     evaluation: Evaluation, shares: Sequence[float], recipe: Recipe, multiplier: float
 ) -> list[dict[str, Any]]:
     """The draws; the first one's network for the largest share is saved, with its last layer as a probe of it."""
-    train = evaluation.data.train.subset(np.flatnonzero(evaluation.data.train.decodable()))
-    found = []
-    for share in shares:
-        for number in range(evaluation.seeds):
-            drawn = train.subset(draw_shots(train.labels, share, evaluation.seed + number))
-            name = f"{share:g} of the labels, draw {number + 1}"
-            save = share == max(shares) and number == 0
-            work = partial(_fine_tune, evaluation, name, drawn, recipe, multiplier, evaluation.seed + number, save)
-            found.append(
-                _draw(evaluation, f"fine_tuned_{share:g}", number, drawn.index, evaluation.resume.run(name, work))
-            )
-    evaluation.resume.remove()
-    return found
-
-
-def _fine_tune(
-    evaluation: Evaluation, name: str, drawn: Split, recipe: Recipe, multiplier: float, seed: int, save: bool
-) -> list[float]:
-    """Top-1 and top-5 accuracy of one fine-tuned network."""
-    network = FineTuned(evaluation.subject.backbone, len(evaluation.data.classes), seed)
-    learners = [Learner(NETWORK, network, recipe.lr[0], recipe.weight_decay[0], ("head", multiplier))]
+    data = evaluation.data
+    train = data.train.subset(np.flatnonzero(data.train.decodable()))
 
     def read(images: Tensor) -> dict[str, Tensor]:
         return {NETWORK: images}
 
-    autocast = PRECISIONS[evaluation.precision]
-    evaluation.train(learners, read, drawn, recipe, seed=seed, name=name, autocast=autocast)
-    (top,) = evaluation.accuracy(learners, read)
-    if save:
-        backbone = network.backbone.eval()
-        export_backbone(backbone, "safetensors", evaluation.file.with_stem(f"{evaluation.file.stem}-backbone"))
-        pooling = poolings(backbone, [OUTPUT])[OUTPUT]
-        evaluation.save({OUTPUT: Classifier(pooling, layers_of(network.head))}, network_digest(backbone))
-    return top
+    def fine_tune(name: str, drawn: Split, seed: int, save: bool) -> list[float]:
+        """Top-1 and top-5 accuracy."""
+        network = FineTuned(evaluation.subject.backbone, len(data.classes), seed)
+        learners = [Learner(NETWORK, network, recipe.lr[0], recipe.weight_decay[0], ("head", multiplier))]
+        autocast = PRECISIONS[evaluation.precision]
+        evaluation.train(learners, read, drawn, recipe, seed=seed, name=name, autocast=autocast)
+        (top,) = evaluation.accuracy(learners, read)
+        if save:
+            backbone = network.backbone.eval()
+            export_backbone(backbone, "safetensors", evaluation.file.with_stem(f"{evaluation.file.stem}-backbone"))
+            pooling = poolings(backbone, [OUTPUT])[OUTPUT]
+            evaluation.save({OUTPUT: Classifier(pooling, layers_of(network.head))}, network_digest(backbone))
+        return top
+
+    found = []
+    for share, number in itertools.product(shares, range(evaluation.seeds)):
+        seed, name = evaluation.seed + number, f"{share:g} of the labels, draw {number + 1}"
+        drawn = train.subset(draw_shots(train.labels, share, seed, data.classes))
+        save = share == max(shares) and number == 0
+        top = evaluation.resume.run(name, partial(fine_tune, name, drawn, seed, save))
+        found.append(_draw(evaluation, f"fine_tuned_{share:g}", number, drawn.index, top))
+    evaluation.resume.remove()
+    return found

@@ -14,7 +14,6 @@ from torch import nn
 
 from deepcluster.engine.log import Screen
 from deepcluster.engine.subject import Subject
-from deepcluster.errors import DeepClusterError
 from deepcluster.evaluate.linear.context import Evaluation, Learner, Precision, Report, check_common
 from deepcluster.evaluate.linear.features import FrozenFeatures
 from deepcluster.evaluate.linear.heads import DROPOUT, fully_connected, perceptron
@@ -22,7 +21,7 @@ from deepcluster.evaluate.linear.pooling import OUTPUT, Pooling
 from deepcluster.evaluate.linear.probe import Classifier
 from deepcluster.evaluate.linear.recipes import MLP, Schedule, override
 from deepcluster.evaluate.linear.splits import split_data
-from deepcluster.evaluate.options import check_choice
+from deepcluster.evaluate.options import check_choice, check_counts, check_not_given
 from deepcluster.evaluate.result import Result
 from deepcluster.models.alexnet import ConvThenLinear
 
@@ -71,16 +70,12 @@ def mlp(
         DeepClusterError: labels, test images or classes are missing, or options do not go together.
     """
     check_choice("recipe", recipe, MLP)
-    check_common(crops, report, seeds, 2, precision)
+    check_common(crops, report, seeds, precision)
+    check_counts(depth=depth, hidden=hidden)
     backbone, trunk = subject.backbone, subject.backbone.trunk
-    if isinstance(trunk, ConvThenLinear) and (depth is not None or hidden is not None):
-        raise DeepClusterError(
-            f"{backbone.name} has fully connected layers of its own, which are replaced by new ones: leave out --depth"
-            " and --hidden."
-        )
-    depth, hidden = 2 if depth is None else depth, 1024 if hidden is None else hidden
-    if depth < 1 or hidden < 1:
-        raise DeepClusterError("--depth and --hidden must be 1 or more: protocol linear has no hidden layer.")
+    if isinstance(trunk, ConvThenLinear):
+        why = f"has no effect on {backbone.name}, whose own fully connected layers are replaced: leave it out"
+        check_not_given(why, depth=depth, hidden=hidden)
     chosen = override(
         MLP[recipe], epochs=epochs, lr=lr, weight_decay=weight_decay, batch_size=batch_size, schedule=schedule
     )
@@ -98,6 +93,7 @@ def mlp(
     else:
         tap, modules, source = OUTPUT, {}, "output"
         pooling = Pooling("none", backbone.dim)
+        depth, hidden = depth or 2, hidden or 1024
         layers = f"{depth} hidden layers of {hidden} with dropout {DROPOUT:g} on the normalized output"
         new_layers = partial(perceptron, backbone.dim, [hidden] * depth, classes)
     features = f"{source} in evaluation mode, {pooling}"

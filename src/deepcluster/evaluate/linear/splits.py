@@ -5,6 +5,7 @@ Every draw comes from a key (seed, purpose), so that it can be repeated.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -144,7 +145,7 @@ def stratified_folds(labels: np.ndarray, folds: int, seed: int) -> np.ndarray:
     return fold
 
 
-def draw_shots(labels: np.ndarray, shots: int | float, seed: int) -> np.ndarray:
+def draw_shots(labels: np.ndarray, shots: int | float, seed: int, classes: Sequence[str]) -> np.ndarray:
     """(m,) int64 ascending rows: `shots` images of each class, or that share (a float) and at least one.
 
     Raises:
@@ -155,7 +156,8 @@ def draw_shots(labels: np.ndarray, shots: int | float, seed: int) -> np.ndarray:
         wanted = shots if isinstance(shots, int) else max(1, round(shots * len(own)))
         if wanted > len(own):
             raise DeepClusterError(
-                f"{wanted} images of each class were asked for and class {label} has {len(own)}: ask for fewer shots."
+                f"{wanted} images of each class were asked for and {classes[label]!r} has {len(own)}: ask for fewer"
+                " --shots."
             )
         rows.append(own[:wanted])
     return np.sort(np.concatenate(rows))
