@@ -19,7 +19,7 @@ from deepcluster.engine import train
 from deepcluster.engine.build import build_method, draw_backbone
 from deepcluster.engine.log import Screen
 from deepcluster.estimate.dry_run import DryRun, bytes_of, count_backbone, saved_bytes
-from deepcluster.estimate.estimate import Estimate, Job, amount, estimate
+from deepcluster.estimate.estimate import Job, estimate
 from deepcluster.presets import find_preset
 from restarts import images
 
@@ -195,8 +195,3 @@ def test_impossible_numbers_get_a_sentence(
     assert main(["plan", *words]) == 2
     error = capsys.readouterr().err
     assert sentence in error and error.count("\n") == 1
-
-
-def test_amounts() -> None:
-    assert [amount(v) for v in (0, 12, 1500, 2.5e9, 4e15)] == ["-", "12 B", "1.5 kB", "2.5 GB", "4e+03 TB"]
-    assert Estimate("", "", 1, [], [], []).seconds == 0

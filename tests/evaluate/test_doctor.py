@@ -21,7 +21,6 @@ from safetensors.torch import save_file
 import deepcluster as dc
 from deepcluster import config as settings
 from deepcluster.clustering.whitening import Whitening
-from deepcluster.data.augment import center_crop
 from deepcluster.data.views import ViewGroup
 from deepcluster.engine import checkpoint
 from deepcluster.engine.build import untrained
@@ -481,16 +480,6 @@ def test_recognized_is_one_for_copies_and_low_for_unrelated_features() -> None:
     table = draw.normal(size=(200, 12)).astype(np.float32)
     assert view_agreement.recognized(table, table, 8) == 1
     assert view_agreement.recognized(table, draw.normal(size=(200, 12)).astype(np.float32), 8) < 0.1
-
-
-def test_without_color_matches_pillow() -> None:
-    from PIL import Image
-
-    picture = np.random.default_rng(0).integers(0, 256, (9, 7, 3)).astype(np.uint8)
-    gray = view_agreement.without_color(picture)
-    theirs = np.asarray(Image.fromarray(picture).convert("L")).astype(int)
-    assert np.abs(gray.astype(int) - theirs[..., None]).max() <= 1
-    assert center_crop([gray], 8).shape == (1, 3, 8, 8)
 
 
 def test_constant_features_are_counted_as_dead(healthy: Path, tmp_path: Path) -> None:

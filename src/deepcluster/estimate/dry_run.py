@@ -80,8 +80,12 @@ class DryRun:
         few, more = small_k(run)
         # where the number of clusters is the same, that of the iterations differs
         sizes = [(2 * ROWS, few, 0), (ROWS, more, int(few == more > 0)), (ROWS, few, 0)]
-        with threads(1):  # operations of other threads are not counted
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)  # operations of other threads are not counted
+        try:
             self.samples = [self._sample(*size) for size in dict.fromkeys(sizes)]
+        finally:
+            torch.set_num_threads(threads)
 
     def at(self, n: int, share: int, k: int) -> dict[str, float]:
         """Every value with n images in all, `share` of them this process's, and k clusters."""
@@ -111,8 +115,10 @@ class DryRun:
             clustering = clustered(method, n)
         state = bytes_of(method.state_dict())
         kept = moments(run, method)
-        values = {"refresh_flops": float(flops.get_total_flops()), "state": state, "checkpoint": state + kept}
-        values |= {
+        values = {
+            "refresh_flops": float(flops.get_total_flops()),
+            "state": state,
+            "checkpoint": state + kept,
             "model": bytes_of(exported_model(method, clustering)) if clustering else 0.0,
             **step_cost(method, self.batch, run),
         }
@@ -266,14 +272,3 @@ def moments(run: TrainRun, method: Method) -> float:
             for parameter in group["params"]
         )
     )
-
-
-@contextlib.contextmanager
-def threads(count: int) -> Iterator[None]:
-    """Inside, torch computes with so many threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

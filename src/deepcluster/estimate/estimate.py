@@ -137,21 +137,22 @@ class Estimate:
     def tables(self) -> RenderableType:
         """For a terminal."""
         from rich.console import Group
+        from rich.filesize import decimal
         from rich.table import Table
 
         parts: list[RenderableType] = [self.title, ""]
         for title, items in (("memory of a process", self.memory), ("disk", self.disk)):
             table = Table("what", "bytes", "when", "place", title=title, title_justify="left")
             for item in items:
-                table.add_row(item.name, amount(item.bytes), item.when, item.place)
+                table.add_row(item.name, decimal(round(item.bytes)), item.when, item.place)
             parts.append(table)
-        peaks = (f"{place}: at most {amount(size)}, while {when}" for place, (size, when) in self.peak.items())
+        peaks = (f"{place}: at most {decimal(round(size))}, while {when}" for place, (size, when) in self.peak.items())
         parts.append("; ".join(peaks) + "\n")
         table = Table("stage", title="the whole run, each process", title_justify="left")
         for name in ("times", "operations", "sent", "messages", "hours"):
             table.add_column(name, justify="right")
         for s in self.stages:
-            counts = (f"{s.flops * s.times:.2e}", amount(s.sent * s.times), f"{s.messages * s.times:,.0f}")
+            counts = f"{s.flops * s.times:.2e}", decimal(round(s.sent * s.times)), f"{s.messages * s.times:,.0f}"
             table.add_row(s.name, f"{s.times:,.0f}", *counts, f"{s.seconds * s.times / 3600:.3g}")
         table.add_section()
         table.add_row(f"{self.epochs} epochs", "", "", "", "", f"{self.seconds / 3600:.3g}")
@@ -261,10 +262,10 @@ def estimate(job: Job, *, measure: bool = False, data: Any = None, network: floa
     reading = 0.0 if job.cached else machine.decode
     crowd = min(job.per_machine, processes) if job.device == "cpu" else 1  # a machine's processes share its cores
     if measure:
-        timed = time_steps(job, dry, data)
+        image, feature, clustering = time_steps(job, dry, data)
         counted = net.training + dry.samples[-1].values["step_flops"] / job.part
-        step = crowd * job.part * max(timed.image * step_flops / job.part / counted, reading)
-        feature, refresh = crowd * max(timed.feature, reading), crowd * timed.refresh(value["refresh_flops"])
+        step = crowd * job.part * max(image * step_flops / job.part / counted, reading)
+        feature, refresh = crowd * max(feature, reading), crowd * clustering(value["refresh_flops"])
         note = f"Hours from steps timed on this machine with {torch.get_num_threads()} threads; messages are assumed."
     else:
         images = job.part * max((net.training / machine.flops) + len(net.views) * machine.view, reading)
@@ -328,11 +329,3 @@ def disk(job: Job, net: Counted, value: dict[str, float]) -> list[Item]:
         Item("decoded images", job.images * job.picture * (job.cached == "disk"), "cache"),
     ]
     return [item for item in items if item.bytes >= 1]
-
-
-def amount(size: float) -> str:
-    """Bytes in three digits and a unit."""
-    if size <= 0:
-        return "-"
-    power = min(4, int(math.log10(size) // 3)) if size >= 1 else 0
-    return f"{size / 1000**power:,.3g} {('B', 'kB', 'MB', 'GB', 'TB')[power]}"

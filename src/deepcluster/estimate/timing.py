@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -29,27 +29,13 @@ TIMED = 64
 """Images of timed steps, at most."""
 
 
-@dataclass(frozen=True)
-class Timed:
-    """Seconds on this machine.
+def time_steps(job: Job, dry: DryRun, data: Any = None) -> tuple[float, float, Callable[[float], float]]:
+    """Times three training steps, the features of some images, and two clusterings.
 
-    Attributes:
-        image: of a training step, for each of its images. feature: for each image's features.
-        fixed: of a clustering of any size. flop: and for each operation.
+    Returns:
+        Seconds of a training step, for each of its images; of each image's features; and operations of a clustering ->
+        its seconds.
     """
-
-    image: float
-    feature: float
-    fixed: float
-    flop: float
-
-    def refresh(self, flops: float) -> float:
-        """Of a clustering."""
-        return self.fixed + self.flop * flops
-
-
-def time_steps(job: Job, dry: DryRun, data: Any = None) -> Timed:
-    """Times three training steps, the features of some images, and two clusterings."""
     run, method = job.run, dry.method.to(job.device)
     made_up = np.random.default_rng(0).integers(0, 255, (TIMED, run.largest_size, run.largest_size, 3), np.uint8)
     source, short = open_images(made_up if data is None else data), short_side(run.largest_size)
@@ -61,8 +47,8 @@ def time_steps(job: Job, dry: DryRun, data: Any = None) -> Timed:
     shown = np.resize(good, 4 * batch)
     loader = Loader(pixels, shown, batch_size=batch, transform=views_of(run, method.backbone), device=job.device)
     began, method = time.perf_counter(), method.train()
-    for number, each in enumerate(loader):
-        drawn = dataclasses.replace(each, index=order[number * batch : number * batch + len(each.index)])
+    for number, shuffled in enumerate(loader):
+        drawn = dataclasses.replace(shuffled, index=order[number * batch : number * batch + len(shuffled.index)])
         torch.autograd.backward(method.loss(drawn, TrainStep(number, 4, 4))["loss"])
         step_all([optimizer, *method.optimizers().values()], method.parameters(), 0.0, None)
         method.after_step(drawn)
@@ -82,5 +68,6 @@ def time_steps(job: Job, dry: DryRun, data: Any = None) -> Timed:
         seconds.append(time.perf_counter() - began)
         flops.append(dry.at(n * job.processes, n, dry.samples[-1].k)["refresh_flops"])
     slope = max(0.0, seconds[1] - seconds[0]) / (flops[1] - flops[0])
-    return Timed(image, max(0.0, feature[-1] - feature[-2]) / max(1, len(good) - 2),
-                 max(0.0, seconds[0] - slope * flops[0]), slope)  # fmt: skip
+    fixed = max(0.0, seconds[0] - slope * flops[0])
+    each = max(0.0, feature[-1] - feature[-2]) / max(1, len(good) - 2)
+    return image, each, lambda operations: fixed + slope * operations

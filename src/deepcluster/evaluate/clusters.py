@@ -23,6 +23,7 @@ from deepcluster.evaluate.options import check_counts
 from deepcluster.evaluate.result import Result, mean_and_std
 
 SCORES = ("nmi", "ami", "ari", "accuracy", "purity")
+"""Functions of `clustering.metrics`, of two (N,) integer arrays, which leave out what is -1 in either."""
 WIDTH = 256
 """Directions that the features of a network without a whitening of its own are whitened to, as in the paper."""
 
@@ -42,12 +43,8 @@ def score_assignment(assignment: np.ndarray, labels: np.ndarray) -> Iterator[tup
     known = (assignment >= 0) & (labels >= 0)
     if not known.any():
         raise DeepClusterError("No image has both a cluster and a label: give --data a source with labels.")
-    pair = assignment[known], labels[known]
-    yield "nmi", float(metrics.nmi(*pair))
-    yield "ami", float(metrics.ami(*pair))
-    yield "ari", float(metrics.ari(*pair))
-    yield "accuracy", float(metrics.accuracy(*pair))
-    yield "purity", float(metrics.purity(*pair))
+    for name in SCORES:
+        yield name, float(getattr(metrics, name)(assignment, labels))
 
 
 def evaluate_clusters(
@@ -129,6 +126,8 @@ def clusters(
     """
     check_counts(draws=draws)
     k = k if subject.clustered or k else "classes"
+    if isinstance(k, str) and k != "classes":
+        raise DeepClusterError(f"k={k!r} is not a number of clusters: give a number, or 'classes'.")
     images, screen = open_labeled(subject, data, test, "clusters"), screen or Screen(quiet=True)
     labels, names = images.labels, images.classes
     classes = len(np.unique(labels[labels >= 0]))
@@ -164,7 +163,7 @@ def clusters(
             found |= score_test((own, labels), (assigned(images.test), images.test_labels))
     drawn: list[dict[str, Any]] = []
     if k is not None:
-        count = _count(k, classes)
+        count = classes if isinstance(k, str) else k
         table, tested = _features_to_cluster(subject, images, count, screen)
         options: dict[str, Any] = {"draws": draws, "seed": seed, "n_init": n_init}
         drawn = evaluate_clusters(table, labels, k=count, **options, test=tested, test_labels=images.test_labels)
@@ -230,8 +229,8 @@ def class_table(assignment: np.ndarray, labels: np.ndarray, names: Sequence[str]
     """
     table, _, columns = _counts(assignment, labels)
     owner = table.argmax(1)
-    counts = np.zeros((len(columns), len(columns)), np.int64)  # (class, class that the image's cluster stands for)
-    np.add.at(counts.T, owner, table)
+    stands = [table[owner == at].sum(0) for at in range(len(columns))]
+    counts = np.stack(stands, axis=1)  # (class, class that the image's cluster stands for)
     rows = []
     for at, label in enumerate(columns):
         lost = np.where(np.arange(len(columns)) == at, 0, counts[at])
@@ -281,18 +280,6 @@ def leading(whitened: np.ndarray, k: int) -> np.ndarray:
 
 def matching(clusters: int, classes: int) -> str:
     """The sentence that says what `accuracy` means for this many clusters and classes."""
-    sentence = f"best one-to-one matching of {clusters:,} clusters and {classes:,} classes"
-    if clusters > classes:
-        sentence += "; images of clusters without a class count as wrong"
-    elif clusters < classes:
-        sentence += "; images of classes without a cluster count as wrong"
-    return sentence
-
-
-def _count(k: int | str, classes: int) -> int:
-    if k == "classes":
-        return classes
-    try:
-        return int(k)
-    except ValueError:
-        raise DeepClusterError(f"k={k!r} is not a number of clusters: give a number, or 'classes'.") from None
+    left = "clusters without a class" if clusters > classes else "classes without a cluster"
+    wrong = f"; images of {left} count as wrong" if clusters != classes else ""
+    return f"best one-to-one matching of {clusters:,} clusters and {classes:,} classes{wrong}"

@@ -16,7 +16,8 @@ import numpy as np
 from deepcluster.config import BackboneParams, DataParams, OptimizerParams, TrainRun, from_dict, names, override
 from deepcluster.data.source import ImageSource
 from deepcluster.errors import BadImage, DeepClusterError
-from deepcluster.methods.params import MethodParams, method_name
+from deepcluster.methods.params import method_name
+from deepcluster.presets import deepcluster, tiny
 
 FOLLOWED = ("image_size", "device")
 """Settings that the others are chosen for, where the user gives them."""
@@ -95,34 +96,39 @@ class Kind:
     method: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
-_PHOTO = DataParams(crop_scale=(0.2, 1.0), jitter=0.8, gray=0.2)
-_TINY = {"whiten": 32, "clusterings": 4, "ema_decay": 0.98, "head": "redraw", "head_lr": 0.02}
+# As tiny-deepcluster: digits and icons have a right way up and two sides, so no flips and no crops, but small shifts
+# and turns. Twice as many clusters as kinds are enough where a kind looks much the same.
+_ICONS = Kind(
+    16,
+    tiny.DEEPCLUSTER.run.backbone,
+    image_size=0,
+    view=1.0,
+    data=tiny.DEEPCLUSTER.run.data,
+    images_per_cluster=80,
+    most_clusters=200,
+    batch=128,
+    lr=0.002,
+    method={"whiten": 32, "clusterings": 4, "ema_decay": 0.98, "head": "redraw", "head_lr": 0.02},
+)
+_SMALL, _PHOTO = deepcluster.CONVNET.run, deepcluster.RESNET18.run
 KINDS = {
     "cpu": (
-        # As tiny-deepcluster: digits and icons have a right way up and two sides, so no flips and no crops, but small
-        # shifts and turns. Twice as many clusters as kinds are enough where a kind looks much the same.
-        Kind(16, BackboneParams("convnet", options={"widths": [32, 64, 128], "pools": [1, 2]}), 0, 1.0,
-             DataParams(crop_scale=None, flip=0.0, rotate=12, translate=0.13, zoom=(0.87, 1.15), shear=6),
-             images_per_cluster=80, most_clusters=200, batch=128, lr=0.002, method=_TINY),
+        _ICONS,
         # Those of deepcluster-convnet, measured on CIFAR-10: at this size the images per second count most, and Sobel
         # filters are worth three points of kNN. Its clusters hold ten images each.
-        Kind(48, BackboneParams("convnet", sobel="paper"), 0, 0.75,
-             DataParams(crop_scale=(0.2, 1.0), jitter=0.8, saturation=0.0, hue=0.0),
+        Kind(48, _SMALL.backbone, 0, 0.75, _SMALL.data,
              images_per_cluster=10, most_clusters=2_000, batch=256, lr=0.003),
         # Photos on a CPU: a ResNet-18 with the stem for photos. That for small images, which "auto" takes up to 64 px,
         # made it 7 images a second on two busy cores. In color, which tells photos of different things apart.
-        Kind(SHRUNK, BackboneParams("resnet18", options={"stem": "imagenet"}), 96, 0.75, _PHOTO,
+        Kind(SHRUNK, BackboneParams("resnet18", options={"stem": "imagenet"}), 96, 0.75, _PHOTO.data,
              images_per_cluster=10, most_clusters=2_000, batch=128, lr=0.002),
     ),
     "gpu": (
-        Kind(16, BackboneParams("convnet", options={"widths": [32, 64, 128], "pools": [1, 2]}), 0, 1.0,
-             DataParams(crop_scale=None, flip=0.0, rotate=12, translate=0.13, zoom=(0.87, 1.15), shear=6),
-             images_per_cluster=80, most_clusters=200, batch=128, lr=0.002, method=_TINY),
+        _ICONS,
         # A GPU has the speed for a ResNet-18 whose first layer keeps all pixels of small images.
-        Kind(48, BackboneParams("resnet18", sobel="paper", options={"stem": "small"}), 0, 0.75,
-             DataParams(crop_scale=(0.2, 1.0), jitter=0.8, saturation=0.0, hue=0.0),
+        Kind(48, BackboneParams("resnet18", sobel="paper", options={"stem": "small"}), 0, 0.75, _SMALL.data,
              images_per_cluster=10, most_clusters=2_000, batch=256, lr=0.003),
-        Kind(SHRUNK, BackboneParams("resnet18"), 128, 0.75, _PHOTO,
+        Kind(SHRUNK, _PHOTO.backbone, 128, 0.75, _PHOTO.data,
              images_per_cluster=10, most_clusters=4_000, batch=256, lr=0.002),
     ),
 }  # fmt: skip
@@ -214,18 +220,10 @@ def choose(
     run = override(run, {"backbone.frozen": min(run.backbone.frozen, len(network.stages) // 2)})
     # smaller views were measured together with clusters of larger images only
     run = override(run, {"method.reassign": ONCE} if run.data.clustered_size else {"data.view_size": 0})
-    if machine.device == "cpu" and has_depthwise(network):
+    depthwise = any(getattr(layer, "groups", 1) == getattr(layer, "in_channels", 0) > 1 for layer in network.modules())
+    if machine.device == "cpu" and depthwise:  # whose gradients take three times as long in 16 bits as in 32
         run = dataclasses.replace(run, precision="32")
     return Choice(run, images, machine, from_)
-
-
-def has_depthwise(network: Any) -> bool:
-    """Whether the network has convolutions of each channel by itself, whose gradients take a CPU three times as long in
-    16 bits as in 32."""
-    from torch import nn
-
-    layers = [layer for layer in network.modules() if isinstance(layer, nn.Conv2d)]
-    return any(layer.groups == layer.in_channels > 1 for layer in layers)
 
 
 def choose_for(
@@ -264,7 +262,9 @@ def choose_for(
         "dropout": 0.0,
         **kind.method,
     }
-    params = method_params(method or DEFAULT, values)
+    known = names(from_dict({"method": {"name": method or DEFAULT}}))
+    own = {key: value for key, value in values.items() if f"method.{key}" in known}
+    params = from_dict({"method": {"name": method or DEFAULT, **own}}).method
     if kind.clustered != 1 and hasattr(params, "whiten"):
         data = dataclasses.replace(data, clustered_size=round(kind.clustered * size))
     run = TrainRun(
@@ -280,17 +280,6 @@ def choose_for(
         backbone=kind.backbone,
     )
     return Choice(run, images, machine)
-
-
-def method_params(name: str, values: Mapping[str, Any]) -> MethodParams:
-    """The parameters of the method of this name, with those of the values that it has.
-
-    Raises:
-        DeepClusterError: there is no such method.
-    """
-    known = names(from_dict({"method": {"name": name}}))
-    own = {key: value for key, value in values.items() if f"method.{key}" in known}
-    return from_dict({"method": {"name": name} | own}).method
 
 
 def look_at(source: ImageSource) -> Images:
@@ -323,10 +312,5 @@ def this_machine(device: str = "auto") -> Machine:
 
     kind = pick_device(device).partition(":")[0]
     memory = torch.cuda.get_device_properties(0).total_memory if kind == "cuda" else 0
-    return Machine(kind, usable_cores(), memory, fast_bfloat16(kind))
-
-
-def usable_cores() -> int:
-    """Processor cores that this process may use."""
     affinity: Any = getattr(os, "sched_getaffinity", None)  # not on macOS
-    return len(affinity(0)) if affinity else os.cpu_count() or 1
+    return Machine(kind, len(affinity(0)) if affinity else os.cpu_count() or 1, memory, fast_bfloat16(kind))

@@ -7,6 +7,7 @@ from dataclasses import replace
 from deepcluster.config import BackboneParams, DataParams, OptimizerParams, TrainRun
 from deepcluster.methods.params import DeeperClusterParams
 from deepcluster.presets.deepcluster import CONVNET as DEEPCLUSTER_CONVNET
+from deepcluster.presets.deepcluster import RESNET18 as DEEPCLUSTER_RESNET18
 from deepcluster.presets.preset import Preset
 from deepcluster.presets.tiny import DEEPCLUSTER as TINY_DEEPCLUSTER
 
@@ -34,12 +35,9 @@ VGG16 = Preset(
 )
 
 RESNET18 = Preset(
-    TrainRun(
-        epochs=100,
-        batch_size=256,
-        image_size=224,
+    replace(
+        DEEPCLUSTER_RESNET18.run,
         method=DeeperClusterParams(k=1_000, super_clusters=4, whiten=256),
-        optimizer=OptimizerParams(name="sgd", lr=0.05, momentum=0.9, weight_decay=1e-4, schedule="cosine"),
         data=DataParams(crop_scale=(0.2, 1.0)),
         backbone=BackboneParams(name="resnet18", sobel="deepercluster"),
     ),

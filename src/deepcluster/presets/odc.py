@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from deepcluster.config import BackboneParams, DataParams, OptimizerParams, TrainRun
 from deepcluster.methods.params import ODCParams
+from deepcluster.presets.deepcluster import CONVNET as DEEPCLUSTER_CONVNET
 from deepcluster.presets.preset import Preset
 
 _STRONG = DataParams(jitter=1.0, brightness=0.4, contrast=0.4, saturation=1.0, hue=0.5, gray=0.2, rotate=2.0)
@@ -32,10 +33,10 @@ RESNET50 = Preset(
 )
 
 RESNET18 = Preset(
-    TrainRun(
+    replace(
+        RESNET50.run,
         epochs=100,
         batch_size=256,
-        image_size=224,
         method=ODCParams(k=500),
         optimizer=OptimizerParams(name="sgd", lr=0.06, momentum=0.9, weight_decay=1e-4, schedule="cosine"),
         data=replace(_STRONG, crop_scale=(0.2, 1.0), jitter=0.8, hue=0.1, saturation=0.4),
@@ -61,15 +62,9 @@ ALEXNET = Preset(
 )
 
 CONVNET = Preset(
-    TrainRun(
-        epochs=12,
-        batch_size=256,
-        image_size=32,
-        keep_every=0,
+    replace(
+        DEEPCLUSTER_CONVNET.run,
         method=ODCParams(k=100, feature_dim=128, hidden=256, dropout=0.0, start="whitened", head_lr=0.03),
-        optimizer=OptimizerParams(name="adamw", lr=0.003, weight_decay=1e-4, schedule="cosine"),
-        data=DataParams(view_size=24, crop_scale=(0.2, 1.0), jitter=0.8, saturation=0.0, hue=0.0),
-        backbone=BackboneParams(name="convnet", sobel="paper"),
     ),
     """A small ConvNet for small images such as CIFAR-10, online, to compare with `deepcluster-convnet`.
 

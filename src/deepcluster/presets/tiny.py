@@ -48,7 +48,6 @@ ODC = Preset(
     replace(
         DEEPCLUSTER.run,
         method=ODCParams(k=20, feature_dim=64, hidden=128, dropout=0.0, start="whitened", head_lr=0.02),
-        optimizer=OptimizerParams(name="adamw", lr=0.002, weight_decay=1e-4, schedule="cosine"),
     ),
     """ODC on the handwritten digits that come with scikit-learn, in under a minute on two cores.
 

@@ -55,10 +55,8 @@ def check_cluster_sizes(run: RunDiagnostics) -> Iterator[Finding]:
     if dominated:
         uniform = run.setting("method.balance", "uniform") == "uniform"
         balance = "" if uniform else "Draw images evenly over clusters: --method.balance uniform. "
-        values = {"largest": largest, "share": share}
-        yield finding(
-            run, "swallowed", "bad" if trivial else "warning", values, images=int(sizes.sum()), balance=balance
-        )
+        values, images = {"largest": largest, "share": share}, int(sizes.sum())
+        yield finding(run, "swallowed", "bad" if trivial else "warning", values, images=images, balance=balance)
     if k - used > EMPTY * k:
         severity: Severity = "warning" if k - used > MANY_EMPTY * k else "note"
         values = {"empty": k - used, "share": 1 - used / k}
@@ -69,12 +67,8 @@ def check_cluster_sizes(run: RunDiagnostics) -> Iterator[Finding]:
         yield finding(run, "unused_outputs", "warning", values, fewer=fewer)
     even = effective(sizes)
     if used >= 3 and even < UNEVEN * used and not dominated:
-        has_balance = has_option(run, "method.balance")
-        yield finding(
-            run,
-            "uneven_sizes",
-            "warning" if even < VERY_UNEVEN * used else "note",
-            {"effective": even, "used": used},
-            fewer=fewer_clusters(run, round(even)),
-            balance=" Keep --method.balance uniform, so that small clusters are learned too." if has_balance else "",
-        )
+        severity = "warning" if even < VERY_UNEVEN * used else "note"
+        keep = " Keep --method.balance uniform, so that small clusters are learned too."
+        balance, fewer = keep if has_option(run, "method.balance") else "", fewer_clusters(run, round(even))
+        values = {"effective": even, "used": used}
+        yield finding(run, "uneven_sizes", severity, values, fewer=fewer, balance=balance)

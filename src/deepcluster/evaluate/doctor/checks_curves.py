@@ -50,15 +50,13 @@ def check_loss(run: RunDiagnostics) -> Iterator[Finding]:
         # K = 500 with a head rate of .002 stays at ln 500, where .05 learns (measured on CIFAR-10).
         raised = f"raise its rate, now {lr:g}: --method.head-lr {max(10 * lr, usual):.2g}"
         initial = " Its weights are still the initial ones: the cause is its learning rate, or too few steps."
-        yield finding(
-            run,
-            "loss_stuck",
-            "bad",
-            {"loss": last, "ln_k": guessing, "head_lr": lr, "head_spread": run.head_spread},
-            initial=initial if unchanged else "",
-            raised=raised if lr < usual or unchanged else "",
-            fewer=fewer_clusters(run, run.k // 5),
-        )
+        values = {"loss": last, "ln_k": guessing, "head_lr": lr, "head_spread": run.head_spread}
+        words = {
+            "initial": initial if unchanged else "",
+            "raised": raised if lr < usual or unchanged else "",
+            "fewer": fewer_clusters(run, run.k // 5),
+        }
+        yield finding(run, "loss_stuck", "bad", values, **words)
     if last < LOSS_NEAR_ZERO and k > 1:
         limit = max_clusters(run)
         more = clusters_option(run, round_down(min(5 * run.k, limit)))

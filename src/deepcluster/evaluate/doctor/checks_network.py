@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import asdict
 
 from deepcluster.evaluate.doctor.checks_integrity import FEW_EPOCHS
 from deepcluster.evaluate.doctor.collect import RunDiagnostics, is_finite
@@ -30,18 +31,11 @@ def check_weights(run: RunDiagnostics) -> Iterator[Finding]:
     change, lr = run.backbone_change, run.setting("optimizer.lr", 0.0)
     usual = USUAL_LR.get(run.setting("optimizer.name", "sgd"), 0.01)
     if change is not None and change < HARDLY_MOVED and (change == 0 or len(run.rows) >= FEW_EPOCHS):
-        yield finding(
-            run,
-            "frozen_backbone",
-            "bad",
-            {"change": change, "lr": lr},
-            moved="The backbone's weights are exactly those it started with."
-            if change == 0
-            else f"The backbone's weights have changed by only {change:.1e} of their norm.",
-            remedy=f"The learning rate is {lr:g}: train again with --optimizer.lr {max(usual, 10 * lr):.2g}."
-            if lr < usual
-            else f"Train again with {rate(run, 10)}, and a --optimizer.warmup that is shorter than the run.",
-        )
+        moved = f"have changed by only {change:.1e} of their norm" if change else "are exactly those it started with"
+        remedy = f"Train again with {rate(run, 10)}, and a --optimizer.warmup that is shorter than the run."
+        if lr < usual:
+            remedy = f"The learning rate is {lr:g}: train again with --optimizer.lr {max(usual, 10 * lr):.2g}."
+        yield finding(run, "frozen_backbone", "bad", {"change": change, "lr": lr}, moved=moved, remedy=remedy)
 
 
 DEAD, MOSTLY_DEAD = 0.5, 0.9
@@ -86,13 +80,14 @@ def check_views(run: RunDiagnostics) -> Iterator[Finding]:
     views = run.agreement
     if views is None:
         return
+    values = asdict(views)
     if views.kept > KEPT_NEARLY_ALL and views.recognized > RECOGNIZED:
-        yield finding(run, "views_weak", "warning", views.as_dict())
+        yield finding(run, "views_weak", "warning", values)
     if len(run.rows) < FEW_EPOCHS:
         return
     if views.passed > PASSED and views.kept < max(KEPT_FEW, CHANCE_TIMES * views.chance):
         lowest = run.setting("data.crop_scale") or [0.08]
         severity: Severity = "bad" if views.passed > PASSED_CHANCE else "warning"
-        yield finding(run, "views_strong", severity, views.as_dict(), scale=max(0.2, min(0.5, 4 * lowest[0])))
+        yield finding(run, "views_strong", severity, values, scale=max(0.2, min(0.5, 4 * lowest[0])))
     if views.gray_kept < min(GRAY_KEPT, views.kept):
-        yield finding(run, "color_reliance", "warning", views.as_dict())
+        yield finding(run, "color_reliance", "warning", values)

@@ -129,7 +129,10 @@ def collect(run: Run, data: Any = None, *, sample: int = SAMPLE, screen: Screen 
         found.trains, found.k_auto = params.trains, run.config.get("k_auto", {}).get("sentence", "")
     found.checkpoints = [f"checkpoints/{file.name}" for file in sorted((run.folder / "checkpoints").glob("*.ckpt"))]
     found.rows = _read(run, found, "metrics.jsonl", lambda: run.metrics) or []
-    model = _read(run, found, MODEL, lambda: _model_of(run), "its weights and clusters were")
+    # values that are not finite are a finding, and no reason not to look further
+    model = _read(
+        run, found, MODEL, lambda: Model.load(run.folder / MODEL, finite=False), "its weights and clusters were"
+    )
     assignment = _read(run, found, "assignment.npy", lambda: run.assignment, "cluster sizes were")
     if assignment is not None:
         distance = _read(run, found, "distance.npy", lambda: run.distance)
@@ -139,12 +142,13 @@ def collect(run: Run, data: Any = None, *, sample: int = SAMPLE, screen: Screen 
     state = None
     if found.trains:
         state = _read(run, found, LAST, lambda: checkpoint.load(run.folder / LAST), "the classifier was")
-    untrained = not found.trains or (model is None and state is None)
-    initial = None if untrained else _initial_backbone(run, found)
+    initial = _initial_backbone(run, found) if found.trains and (model or state) else None
     if state is not None:
         found.epochs_done = progress_of(state)
         _measure_checkpoint(run, found, state, initial)
-    found.finished = _is_finished(run, found)
+    done = len(found.rows) if found.epochs_done is None else found.epochs_done
+    # a checkpoint, or without one the curves, may contradict run.json
+    found.finished = bool(run.config.get("finished")) and (found.setting("stop", False) or done >= found.epochs)
     source = _open_source(run, data, found)
     if source is not None and source.labels is not None and (source.labels >= 0).any():
         found.classes = len(np.unique(source.labels[source.labels >= 0]))
@@ -169,6 +173,7 @@ def _read(run: Run, found: RunDiagnostics, name: str, read: Callable[[], T], ski
 
 
 def _measure_clusters(found: RunDiagnostics, assignment: np.ndarray, distance: np.ndarray | None, k: int) -> None:
+    """Sizes of K clusters, or more where the assignment has more, what chance would agree on, and copies."""
     decoded = assignment >= 0
     clusters = assignment[decoded]
     found.sizes = np.bincount(clusters, minlength=k)
@@ -177,12 +182,6 @@ def _measure_clusters(found: RunDiagnostics, assignment: np.ndarray, distance: n
     if distance is not None and len(distance) == len(assignment):
         pairs = np.stack([clusters, distance[decoded].astype(np.float32).view(np.int32)], 1)
         found.duplicates = len(pairs) - len(np.unique(pairs, axis=0))
-
-
-def _model_of(run: Run) -> Model:
-    """The run's model, also where it holds values that are not finite, which is a finding."""
-    file = run.folder / MODEL
-    return Model.load(file, finite=False) if file.exists() else run.model
 
 
 def _measure_features(found: RunDiagnostics, model: Model) -> None:
@@ -242,15 +241,8 @@ def _initial_backbone(run: Run, found: RunDiagnostics) -> Backbone | None:
         with checkpoint.preserve_random_state():
             return untrained(run.config)
     except (DeepClusterError, KeyError, OSError) as error:
-        why = _first_line(error)
-        found.missing.append(f"Views and the change of the weights were not examined: {why}")
+        found.missing.append(f"Views and the change of the weights were not examined: {_first_line(error)}")
         return None
-
-
-def _is_finished(run: Run, found: RunDiagnostics) -> bool:
-    """Whether run.json says so, and the checkpoint, or without one the curves, do not contradict it."""
-    done = len(found.rows) if found.epochs_done is None else found.epochs_done
-    return bool(run.config.get("finished")) and (found.setting("stop", False) or done >= found.epochs)
 
 
 def _open_source(run: Run, data: Any, found: RunDiagnostics) -> ImageSource | None:
@@ -261,8 +253,8 @@ def _open_source(run: Run, data: Any, found: RunDiagnostics) -> ImageSource | No
     except (DeepClusterError, OSError, ImportError, KeyError, ValueError) as error:
         if data is not None:
             raise
-        why = _first_line(error)
-        found.missing.append(f"Labels and views were not examined (--data S says where the images are): {why}")
+        said = "Labels and views were not examined (--data S says where the images are)"
+        found.missing.append(f"{said}: {_first_line(error)}")
         return None
     if data is not None and len(source) != found.images:
         raise DeepClusterError(

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from scipy.stats import entropy
 
-from deepcluster.clustering.metrics import size_stats
 from deepcluster.evaluate.doctor.collect import RunDiagnostics
 
 Severity = Literal["bad", "warning", "note", "ok"]
@@ -230,7 +230,4 @@ def how_many(run: RunDiagnostics) -> str:
 
 def effective(sizes: np.ndarray) -> float:
     """exp of the entropy of (K,) cluster sizes: the number of equal clusters that would be as even."""
-    used = sizes[sizes > 0]
-    if len(used) < 2:
-        return float(len(used))
-    return float(len(used) ** size_stats(np.repeat(np.arange(len(used)), used), len(used))["size_entropy"])
+    return float(np.exp(entropy(sizes))) if sizes.any() else 0.0

@@ -7,15 +7,15 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from deepcluster.clustering.whitening import Whitening
 from deepcluster.data.augment import augment, center_crop
-from deepcluster.data.color import LUMA
 from deepcluster.data.views import ViewGroup, draw
 from deepcluster.engine.model import Model
 from deepcluster.models.backbone import Backbone
@@ -34,9 +34,6 @@ class ViewAgreement:
     passed: float  # centroids that are nearer to a view than its plain image's own, on average; .5 is chance
     gray_kept: float  # plain images that stay in their cluster without color
     recognized: float  # views whose nearest plain image, to the network before training, is their own
-
-    def as_dict(self) -> dict[str, float]:
-        return asdict(self)
 
 
 @torch.inference_mode()
@@ -65,7 +62,8 @@ def measure(
         shapes = np.array([picture.shape[:2] for picture in batch])
         images = center_crop(batch, size, device, views.mean, views.std)
         augmented = augment(batch, draw(views, shapes, seeded(0, start)), views, device)
-        gray = center_crop([without_color(picture) for picture in batch], size, device, views.mean, views.std)
+        colorless = [np.asarray(Image.fromarray(picture).convert("L").convert("RGB")) for picture in batch]
+        gray = center_crop(colorless, size, device, views.mean, views.std)
         for name, network, x in (
             ("plain", backbone, images),
             ("view", backbone, augmented),
@@ -99,12 +97,6 @@ def recognized(images: np.ndarray, views: np.ndarray, width: int) -> float:
     near, far = (torch.as_tensor(np.asarray(whitening.transform(table))) for table in (images, views))
     found = torch.cdist(far, near).argmin(1)
     return (found == torch.arange(len(found))).float().mean().item()
-
-
-def without_color(picture: np.ndarray) -> np.ndarray:
-    """(H, W, 3) uint8 with its luma in all three channels."""
-    luma = np.rint(picture @ np.array(LUMA)).clip(0, 255).astype(np.uint8)
-    return np.repeat(luma[..., None], 3, axis=2)
 
 
 def _distances(model: Model, features: np.ndarray) -> Tensor:
