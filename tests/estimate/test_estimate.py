@@ -132,7 +132,7 @@ def test_features_are_computed_as_often_as_the_method_asks() -> None:
     assert times("odc", epochs=4) == 1
 
 
-QUICK = ("deepcluster-convnet", "tiny-deepcluster-pic", "odc-convnet", "deepercluster-convnet", "tiny-rotnet")
+QUICK = ("deepcluster-convnet", "tiny-deepcluster-pic", "tiny-odc", "tiny-deepercluster", "tiny-rotnet")
 
 
 @pytest.mark.parametrize("name", QUICK)
@@ -153,7 +153,7 @@ def said(capsys: pytest.CaptureFixture[str], *words: str) -> str:
 
 def test_the_command_prints_tables_or_json(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
-    words = ("deepercluster-convnet", "--images", "1e8", "--k", "32000", "--processes", "64", "--device", "cuda")
+    words = ("tiny-deepercluster", "--images", "1e8", "--k", "32000", "--processes", "64", "--device", "cuda")
     text = said(capsys, *words)
     assert "NOT MEASURED" in text and "64 processes on 8 machine(s)" in text and "32,000 clusters" in text
     assert max(map(len, text.splitlines())) <= 80

@@ -8,6 +8,7 @@ import math
 import re
 import shutil
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +28,10 @@ from deepcluster.engine.build import untrained
 from deepcluster.engine.run import load_run
 from deepcluster.errors import DeepClusterError
 from deepcluster.evaluate import doctor
-from deepcluster.evaluate.doctor import Diagnosis, diagnose, run_checks
 from deepcluster.evaluate.doctor import views as view_agreement
 from deepcluster.evaluate.doctor.checks_network import USUAL_LR
 from deepcluster.evaluate.doctor.collect import RunDiagnostics, collect
+from deepcluster.evaluate.doctor.diagnosis import Diagnosis, diagnose, run_checks
 from deepcluster.evaluate.doctor.findings import SEVERITIES, Finding, effective, how_many, suggested_k
 from deepcluster.evaluate.doctor.views import ViewAgreement
 from deepcluster.methods.params import ODCParams
@@ -253,12 +254,23 @@ TRIGGERS: dict[str, tuple[Change, str, str]] = {
 VIEWS = ("views_strong", "views_weak", "color_reliance")
 
 
-def altered(name: str, healthy: Path, colored: Path, tmp_path: Path) -> Diagnosis:
-    """The diagnosis of a copy that is altered as TRIGGERS says."""
-    run = tmp_path / "run"
-    shutil.copytree(colored if name == "color_reliance" else healthy, run)
-    TRIGGERS[name][0](run)
-    return diagnose(load_run(run, "cpu"), sample=SAMPLE if name in VIEWS else 0)
+Altered = Callable[[str], RunDiagnostics]
+
+
+@pytest.fixture(scope="module")
+def altered(healthy: Path, colored: Path, tmp_path_factory: pytest.TempPathFactory) -> Altered:
+    """What is measured of a copy that is altered as TRIGGERS says; once for all tests."""
+
+    @cache
+    def measured(name: str) -> RunDiagnostics:
+        run = tmp_path_factory.mktemp(name) / "run"
+        shutil.copytree(colored if name == "color_reliance" else healthy, run)
+        TRIGGERS[name][0](run)
+        found = collect(load_run(run, "cpu"), sample=SAMPLE if name in VIEWS else 0)
+        shutil.rmtree(run)
+        return found
+
+    return measured
 
 
 # ------------------------------------------------------------------------------------------------------------- checks
@@ -283,9 +295,9 @@ def find(name: str, run: RunDiagnostics) -> Finding | None:
 
 
 @pytest.mark.parametrize("name", TRIGGERS)
-def test_each_check_finds_its_fault(name: str, healthy: Path, colored: Path, tmp_path: Path) -> None:
+def test_each_check_finds_its_fault(name: str, altered: Altered) -> None:
     _, severity, words = TRIGGERS[name]
-    found = {finding.check: finding for finding in altered(name, healthy, colored, tmp_path).findings}
+    found = {finding.check: finding for finding in run_checks(altered(name))}
     assert name in found, found
     assert (found[name].severity, words in found[name].seen) == (severity, True), found[name]
     assert found[name].meaning.endswith(".") and found[name].change and found[name].values
@@ -295,17 +307,13 @@ def test_each_check_finds_its_fault(name: str, healthy: Path, colored: Path, tmp
 
 
 @pytest.mark.parametrize("name", TRIGGERS)
-def test_advised_options_exist_and_accept_their_values(name: str, healthy: Path, colored: Path, tmp_path: Path) -> None:
+def test_advised_options_exist_and_accept_their_values(name: str, altered: Altered) -> None:
     from deepcluster.cli.parse import parse
     from deepcluster.config import TrainRun
 
-    known = {f"--{option.replace('_', '-')}" for option in settings.names()} | {
-        "--resume",
-        "--data",
-        "--k",
-        "--overwrite",
-    }
-    for finding in altered(name, healthy, colored, tmp_path).findings:
+    known = {f"--{option.replace('_', '-')}" for option in settings.names()}
+    known |= {"--resume", "--data", "--k", "--overwrite"}
+    for finding in run_checks(altered(name)):
         said = set(re.findall(r"--[\w.-]*\w", finding.change))
         assert said <= known, (finding.check, said - known)
         typed = re.findall(
@@ -597,33 +605,21 @@ def test_early_stopped_run_is_finished(healthy: Path, tmp_path: Path) -> None:
 
 PIC = {"algorithm": "pic", "k": 0, "clusterings": 1}
 OWN = {"algorithm": "custom", "k": 0, "clusterings": 1}
-OF_CHECKPOINT = {"unused_outputs"}
-"""The check that reads DeepCluster's classifiers in the checkpoint, which ODC does not have."""
 
 
 @pytest.mark.parametrize("values", [PIC, OWN, None], ids=["pic", "custom", "odc"])
 @pytest.mark.parametrize("name", [name for name in TRIGGERS if name not in VIEWS])
-def test_advice_names_only_options_of_the_method(
-    values: dict[str, Any] | None, name: str, healthy: Path, tmp_path: Path
-) -> None:
+def test_advice_names_only_options_of_the_method(values: dict[str, Any] | None, name: str, altered: Altered) -> None:
     """Only options that the run has and follows: PIC and one's own clusterers find K, ODC has no reassignments."""
-    run = tmp_path / "run"
-    shutil.copytree(healthy, run)
-    TRIGGERS[name][0](run)
-    if values is not None:
-        configure(run, **values)
-    else:
-        config = json.loads((run / "run.json").read_text())
-        odc = dataclasses.replace(settings.from_dict(config["settings"]), method=ODCParams(k=20))
-        (run / "run.json").write_text(json.dumps(config | {"settings": settings.as_dict(odc)}))
-    facts = collect(load_run(run, "cpu"), sample=0)
-    chosen = settings.from_dict(dict(facts.settings))
-    known = {f"--{option.replace('_', '-')}" for option in settings.names(chosen)}
+    facts = altered(name)
+    run = settings.from_dict(dict(facts.settings))
+    run = dataclasses.replace(run, method=ODCParams(k=20)) if values is None else settings.override(run, values)
+    facts = dataclasses.replace(facts, settings=settings.as_dict(run))
+    known = {f"--{option.replace('_', '-')}" for option in settings.names(run)}
     if values is not None:
         known -= {"--method.k", "--method.init", "--method.iterations", "--method.spherical", "--method.backend"}
     found = run_checks(facts)
-    if values is not None or name not in OF_CHECKPOINT:
-        assert name in {finding.check for finding in found}
+    assert name in {finding.check for finding in found}
     for text in (*(finding.change for finding in found), how_many(facts)):
         assert set(re.findall(r"--method\.[\w-]*\w", text)) <= known, text
 
@@ -714,8 +710,10 @@ def test_worst_finding_comes_first(facts: RunDiagnostics) -> None:
     assert Diagnosis("run", notes, "", None, []).first == f"Nothing is wrong. {found[0].change}"
 
 
-def test_table_and_json_agree(healthy: Path, colored: Path, tmp_path: Path) -> None:
-    found = altered("loss_stuck", healthy, colored, tmp_path)
+def test_table_and_json_agree(healthy: Path, tmp_path: Path) -> None:
+    shutil.copytree(healthy, tmp_path / "run")
+    TRIGGERS["loss_stuck"][0](tmp_path / "run")
+    found = diagnose(load_run(tmp_path / "run", "cpu"), sample=0)
     console = Console(width=100, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
     console.print(found.table())
     text = " ".join(console.export_text().split())

@@ -167,20 +167,19 @@ def small_k(run: TrainRun) -> tuple[int, int]:
     k = number_of_clusters(run)
     if k <= EXACT_K:
         return k, k
-    _build(run, 240 + k % 240)  # divides by 2, 3, 4, 5, 6, 8, ... as k does
+
+    def build(few: int) -> None:
+        build_method(config.override(run, {"method.k": few}), 1)
+
+    build(240 + k % 240)  # divides by 2, 3, 4, 5, 6, 8, ... as k does
     found: list[int] = []
     for small in SMALL_K:
         with contextlib.suppress(DeepClusterError):
-            _build(run, small)
+            build(small)
             found.append(small)
         if len(found) == 2:
             return min(found), max(found)
     raise DeepClusterError(f"No dry run is possible of {k:,} clusters: give a --k with small divisors.")
-
-
-def _build(run: TrainRun, k: int) -> Method:
-    run = config.override(run, {"method.k": k})
-    return build_method(run, 1)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,6 @@ from deepcluster.evaluate.doctor.findings import (
     USUAL_IMAGES,
     Finding,
     clusters_option,
-    fewer_clusters,
     finding,
     max_clusters,
     round_down,
@@ -51,11 +50,7 @@ def check_loss(run: RunDiagnostics) -> Iterator[Finding]:
         raised = f"raise its rate, now {lr:g}: --method.head-lr {max(10 * lr, usual):.2g}"
         initial = " Its weights are still the initial ones: the cause is its learning rate, or too few steps."
         values = {"loss": last, "ln_k": guessing, "head_lr": lr, "head_spread": run.head_spread}
-        words = {
-            "initial": initial if unchanged else "",
-            "raised": raised if lr < usual or unchanged else "",
-            "fewer": fewer_clusters(run, run.k // 5),
-        }
+        words = {"initial": initial if unchanged else "", "raised": raised if lr < usual or unchanged else ""}
         yield finding(run, "loss_stuck", "bad", values, **words)
     if last < LOSS_NEAR_ZERO and k > 1:
         limit = max_clusters(run)
@@ -86,23 +81,22 @@ images easily, as in our CIFAR-10 preset with ten each, so below `USUAL_IMAGES` 
 
 def check_stability(run: RunDiagnostics) -> Iterator[Finding]:
     """Successive clusterings: with nothing in common, less and less, as much as at first, or nearly everything."""
-    values, chance, fewer = run.series("nmi_previous"), run.chance_nmi, fewer_clusters(run, run.k // 2)
+    values, chance = run.series("nmi_previous"), run.chance_nmi
     means = trend(values)
     first, last, best = (means[0], means[-1], max(means)) if means else (0.0, 0.0, 0.0)
     by_chance = bool(means) and chance is not None and chance < 1 and (last - chance) / (1 - chance) < BY_CHANCE
     if by_chance:
-        yield finding(run, "nmi_by_chance", "bad", {"nmi_previous": last, "chance": chance}, fewer=fewer)
+        yield finding(run, "nmi_by_chance", "bad", {"nmi_previous": last, "chance": chance})
     if best - last > FALL:
         yield finding(run, "nmi_falling", "warning", {"best": best, "last": last})
     elif means and not by_chance and best - first < NO_RISE and last < HIGH:
-        yield finding(run, "nmi_flat", "warning", {"first": first, "last": last}, fewer=fewer)
+        yield finding(run, "nmi_flat", "warning", {"first": first, "last": last})
     elif len(values) >= PLATEAU and last >= SETTLED and last - means[-7] < NO_RISE:
-        more = clusters_option(run, round_down(2 * run.k))
-        yield finding(run, "settled", "note" if last >= FROZEN else "ok", {"nmi_previous": last}, more=more)
+        yield finding(run, "settled", "note" if last >= FROZEN else "ok", {"nmi_previous": last})
     changes = trend(run.series("reassigned"))
     if changes and changes[-1] > REASSIGNED and not by_chance:
         small = run.decodable < USUAL_IMAGES * max(1, run.k)
-        yield finding(run, "reassigned", "note" if small else "warning", {"reassigned": changes[-1]}, fewer=fewer)
+        yield finding(run, "reassigned", "note" if small else "warning", {"reassigned": changes[-1]})
 
 
 DRIFT = 0.02

@@ -49,6 +49,8 @@ def finding(run: RunDiagnostics, check: str, severity: Severity, values: dict[st
         "rate": _Scaled(rate, run),
         "head_rate": _Scaled(head_rate, run),
         "rates": _Scaled(rates, run),
+        "fewer": _Scaled(lambda run, factor: fewer_clusters(run, int(run.k * factor)), run),
+        "more": _Scaled(lambda run, factor: clusters_option(run, round_down(int(run.k * factor))), run),
         "suggested": clusters_option(run, suggested_k(run)),
         "resume": resume(run),
         "report": report(run),
@@ -185,13 +187,12 @@ def max_clusters(run: RunDiagnostics) -> int:
 def suggested_k(run: RunDiagnostics) -> int:
     """A K to try: ten times the classes if there are labels, else a hundred images per cluster; never fewer than ten
     images per cluster, unless the classes themselves have fewer."""
-    limit = max_clusters(run)
-    if run.classes and run.classes > 1:
-        k = min(OVER_SEGMENTATION * run.classes, limit)
-        if k <= run.classes:  # labels as fine as this leave no room for ten images each
-            return max(2, min(2 * run.classes, run.decodable // NO_GROUP))
-        return round_down(k)
-    return min(limit, round_down(max(2, run.decodable // USUAL_IMAGES)))
+    limit, classes = max_clusters(run), run.classes or 0
+    if classes <= 1:
+        return min(limit, round_down(max(2, run.decodable // USUAL_IMAGES)))
+    if limit <= classes:  # labels as fine as this leave no room for ten images each
+        return max(2, min(2 * classes, run.decodable // NO_GROUP))
+    return round_down(min(OVER_SEGMENTATION * classes, limit))
 
 
 def how_many(run: RunDiagnostics) -> str:
@@ -199,29 +200,24 @@ def how_many(run: RunDiagnostics) -> str:
     if run.decodable < 2:
         return "How many clusters cannot be said without images."
     if not run.trains:
-        return (
-            run.k_auto or f"This run has the {run.k:,} that were asked for; without --k they are chosen by the images."
-        )
-    k, limit = suggested_k(run), max_clusters(run)
+        asked = f"This run has the {run.k:,} that were asked for; without --k they are chosen by the images."
+        return run.k_auto or asked
+    k, limit, classes = suggested_k(run), max_clusters(run), run.classes or 0
     why = "ten times the classes you expect works best (figure 2c); not knowing them, about a hundred images each"
-    if run.classes and run.classes > 1:
-        why = (
-            f"{run.classes:,} classes are labelled, and more clusters than classes work best: ten times as many in the"
-            " paper (figure 2c)"
-        )
+    if classes > 1:
+        best = "more clusters than classes work best: ten times as many in the paper (figure 2c)"
+        why = f"{classes:,} classes are labelled, and {best}"
     why += f"; above {round_down(limit):,} clusters would have fewer than {MIN_IMAGES} images"
     if not run.finds_clusters:
-        return (
-            "This run predicts rotations and has no clusters. A method with clusters could start from its weights; for"
-            f" {run.decodable:,} images try {k:,} there: {why}."
-        )
+        said = "This run predicts rotations and has no clusters. A method with clusters could start from its weights"
+        return f"{said}; for {run.decodable:,} images try {k:,} there: {why}."
     tried = {
         "kmeans": f"--method.k {k}",
         "pic": f"about {k:,} clusters, of which PIC finds fewer by a larger --method.sigma",
     }.get(run.algorithm, f"about {k:,} clusters, which the custom clusterer determines")
     current = ""
     if run.sizes is not None and run.k:
-        low = run.classes + 1 if run.classes and run.classes > 1 else max(2, k // 10)
+        low = classes + 1 if classes > 1 else max(2, k // 10)
         fits = low <= run.k <= max(limit, k)
         verdict = "change it" if not fits else "a good number" if k / 3 <= run.k <= 3 * k else "it can work"
         current = f" This run has {run.k:,}, as even as {effective(run.sizes):,.0f} equal ones: {verdict}."

@@ -2,15 +2,13 @@
 
 The objective is scikit-learn's, divided by C times the number of images: mean loss + decay / 2 |W|^2, so that
 decay = 1 / (C N). Why not scikit-learn itself: torch's L-BFGS solves all folds of a cross-validation in one pass over
-their common features, along the principal axes of the features, scaled by their curvature. Choosing a decay takes
-seconds where scikit-learn takes minutes (`benchmarks/linear.py`). The oracles in the tests are scikit-learn's
-LogisticRegression and LinearSVC.
+their features, along their principal axes scaled by curvature: seconds instead of minutes (`benchmarks/linear.py`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,17 +24,11 @@ WIDEST = 4096
 """Images or dimensions up to which the principal axes of the features are computed."""
 
 
-@dataclass(frozen=True)
-class Fit:
-    """P fitted classifiers.
+class Fit(NamedTuple):
+    """P fitted classifiers."""
 
-    Attributes:
-        weight: (P, D, K) float32.
-        bias: (P, K) float32.
-    """
-
-    weight: Tensor
-    bias: Tensor
+    weight: Tensor  # (P, D, K) float32
+    bias: Tensor  # (P, K) float32
 
 
 class Solver:
@@ -170,21 +162,13 @@ def principal_axes(points: Tensor) -> Tensor:
     return axes.to(points.dtype)
 
 
-@dataclass(frozen=True)
-class CrossValidated:
-    """A classifier and how its decay was chosen.
+class CrossValidated(NamedTuple):
+    """A classifier and how its decay was chosen."""
 
-    Attributes:
-        weight: (K, D) float32, of the features as they came, not standardized.
-        bias: (K,) float32.
-        decay: of the weights of standardized features.
-        tried: decay -> accuracy on held-out images; empty where there was nothing to choose.
-    """
-
-    weight: Tensor
-    bias: Tensor
-    decay: float
-    tried: dict[str, float]
+    weight: Tensor  # (K, D) float32, of the features as they came, not standardized
+    bias: Tensor  # (K,) float32
+    decay: float  # of the weights of standardized features
+    tried: dict[str, float]  # decay -> accuracy on held-out images; empty where there was nothing to choose
 
     def scores(self, features: Tensor) -> Tensor:
         """(M, K) of (M, D) features."""

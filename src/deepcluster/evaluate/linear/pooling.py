@@ -6,7 +6,7 @@ This file does not know how classifiers are trained.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -27,9 +27,7 @@ OUTPUT = "output"
 ALEXNET = {"conv1": (6, 6, 3), "conv2": (4, 4, 0), "conv3": (3, 3, 1), "conv4": (3, 3, 1), "conv5": (2, 2, 0)}
 """The linear probes of DeepCluster (arXiv 1807.05520 §4.2): 9600, 9216, 9600, 9600 and 9216 numbers."""
 VGG16 = {
-    f"conv{number}": (kernel, kernel, 0)
-    for number in range(1, 14)
-    for kernel in [next(k for limit, k in ((3, 18), (5, 14), (8, 9), (11, 6), (14, 3)) if number < limit)]
+    f"conv{number}": (side, side, 0) for number, side in enumerate((18, 18, 14, 14, 9, 9, 9, 6, 6, 6, 3, 3, 3), start=1)
 }
 """Those of DeeperCluster (arXiv 1905.01278 §4)."""
 RESNET = {"stem": (10, 10, 4), "layer1": (16, 8, 0), "layer2": (13, 5, 0), "layer3": (8, 3, 0), "layer4": (6, 1, 0)}
@@ -69,13 +67,13 @@ class Pooling:
         return pooled.flatten(1)
 
     def __str__(self) -> str:
-        if self.kind == "none":
-            return f"as it is ({self.dim})"
-        if self.kind == "tokens":
-            return f"mean over tokens ({self.dim})"
-        if self.kind == "average":
-            return f"average pool {self.kernel}/{self.stride}/{self.padding} ({self.dim})"
-        return f"average pool to {self.side}x{self.side} ({self.dim})"
+        said = {
+            "none": "as it is",
+            "tokens": "mean over tokens",
+            "average": f"average pool {self.kernel}/{self.stride}/{self.padding}",
+            "adaptive": f"average pool to {self.side}x{self.side}",
+        }
+        return f"{said[self.kind]} ({self.dim})"
 
 
 def poolings(backbone: Backbone, taps: Sequence[str]) -> dict[str, Pooling]:
@@ -126,7 +124,8 @@ def _pooling(backbone: Backbone, tap: str, shape: tuple[int, ...]) -> Pooling:
         raise DeepClusterError(f"Tap {tap!r} of {backbone.name!r} gives neither maps nor vectors: leave it out.")
     last = getattr(backbone.trunk, "output_fmt", "NCHW") == "NHWC"
     channels, height, width = (shape[2], shape[0], shape[1]) if last else shape
-    table = _table(backbone)
+    resnet = backbone.name.rpartition(":")[2] in RESNETS
+    table = RESNET if resnet else {"alexnet": ALEXNET, "vgg16": VGG16}.get(backbone.name, {})
     if tap in table and backbone.image_size == 224 and height == width:
         kernel, stride, padding = table[tap]
         side = (height + 2 * padding - kernel) // stride + 1
@@ -134,10 +133,3 @@ def _pooling(backbone: Backbone, tap: str, shape: tuple[int, ...]) -> Pooling:
             return Pooling("average", channels * side * side, kernel, stride, padding)
     side = max(1, min(height, width, math.isqrt(WIDEST // channels)))
     return Pooling("adaptive", channels * side * side, side=side, last=last)
-
-
-def _table(backbone: Backbone) -> Mapping[str, tuple[int, int, int]]:
-    own = {"alexnet": ALEXNET, "vgg16": VGG16}
-    if backbone.name.rpartition(":")[2] in RESNETS:
-        return RESNET
-    return own.get(backbone.name, {})

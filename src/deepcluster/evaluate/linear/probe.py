@@ -42,6 +42,7 @@ class Classifier:
     module: str = ""
 
 
+@dataclass(frozen=True)
 class Probe:
     """The classifiers of a probe file.
 
@@ -52,13 +53,10 @@ class Probe:
         settings: of the evaluation that trained them.
     """
 
-    def __init__(
-        self, classifiers: Mapping[str, Classifier], classes: tuple[str, ...], weights: str, settings: Mapping[str, Any]
-    ) -> None:
-        self.classifiers = dict(classifiers)
-        self.classes = classes
-        self.weights = weights
-        self.settings = dict(settings)
+    classifiers: Mapping[str, Classifier]
+    classes: tuple[str, ...]
+    weights: str
+    settings: Mapping[str, Any]
 
     @property
     def taps(self) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from deepcluster.config import OptimizerParams
-from deepcluster.data.transforms import CenterCrop, RandomCrop, RandomViews, Transform
+from deepcluster.data.transforms import RandomCrop, RandomViews, Transform
 from deepcluster.data.views import ViewGroup
 from deepcluster.engine.optim import factor
 from deepcluster.errors import DeepClusterError
@@ -21,7 +21,6 @@ VIEWS = {
     "resized": "random resized crop, flip",
     "color": "random resized crop, flip, color jitter 0.4, color noise along principal axes",
     "close": "random square crop of 10-50 % of the area, flip",
-    "center": "the central crop alone",
 }
 
 
@@ -67,9 +66,8 @@ class Recipe:
 
     def transform(self, backbone: Backbone) -> Transform:
         """Makes training views for a network."""
-        if self.views in ("random", "center"):
-            crop = RandomCrop if self.views == "random" else CenterCrop
-            return crop(backbone.image_size, backbone.mean, backbone.std)
+        if self.views == "random":
+            return RandomCrop(backbone.image_size, backbone.mean, backbone.std)
         return RandomViews(self.resized_views(backbone), lighting=0.1 if self.views == "color" else 0.0)
 
     def resized_views(self, backbone: Backbone) -> ViewGroup:
