@@ -188,8 +188,9 @@ def read_npy(
             if size - start == count * dtype.itemsize + OWNED:
                 size -= OWNED
                 handle.seek(size)
-                found = handle.read(OWNED).removeprefix(OWNER)
-                if owner and len(found) == 32 and found != owner.encode():
+                if handle.read(len(OWNER)) != OWNER:
+                    raise ValueError("what stands behind its numbers is no id of a run")
+                if owner and handle.read(32) != owner.encode():
                     raise ValueError("it belongs to another run")
                 handle.seek(start)
             if size - start != count * dtype.itemsize:
