@@ -19,7 +19,7 @@ from deepcluster.visualize.top_images import Ranking, crops, network_input, rank
 NETWORKS = [
     ("alexnet", {"sobel": "paper", "image_size": 96}, ["conv1", "conv2"]),
     ("convnet", {"sobel": "deepercluster", "image_size": 40}, ["conv1", "conv3", "conv5"]),
-    ("vgg16", {"sobel": "deepercluster-rgb", "image_size": 32}, ["conv2", "conv4"]),
+    ("vgg16", {"sobel": "deepercluster", "image_size": 32}, ["conv2", "conv4"]),
     ("resnet18", {"image_size": 48}, ["stem", "layer1", "layer2"]),
     ("torchvision:densenet121", {"image_size": 64}, ["features.denseblock1"]),
     ("timm:resnet26d", {"image_size": 64}, ["layer1", "layer2"]),
