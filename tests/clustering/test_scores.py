@@ -19,9 +19,8 @@ grouping = st.integers(1, 60).flatmap(lambda n: st.tuples(*[st.lists(st.integers
 @settings(max_examples=50, deadline=None)
 def test_equal_to_scikit_learn(pair: tuple[list[int], list[int]]) -> None:
     a, b = map(np.array, pair)
-    for average in ("geometric", "arithmetic", "min", "max"):
-        theirs = metrics.normalized_mutual_info_score(a, b, average_method=average)
-        assert scores.nmi(a, b, average) == pytest.approx(theirs, abs=1e-9)
+    theirs = metrics.normalized_mutual_info_score(a, b, average_method="geometric")
+    assert scores.nmi(a, b) == pytest.approx(theirs, abs=1e-9)
     assert scores.ari(a, b) == pytest.approx(metrics.adjusted_rand_score(a, b), abs=1e-9)
     assert scores.ami(a, b) == pytest.approx(
         metrics.adjusted_mutual_info_score(a, b, average_method="geometric"), abs=1e-9
@@ -29,11 +28,6 @@ def test_equal_to_scikit_learn(pair: tuple[list[int], list[int]]) -> None:
     table = metrics.cluster.contingency_matrix(a, b)
     np.testing.assert_array_equal(scores.contingency(a, b).toarray(), table)
     assert scores.purity(a, b) == pytest.approx(table.max(1).sum() / len(a))
-
-
-def test_geometric_mean_is_the_default() -> None:
-    a, b = [0, 0, 1, 1, 2, 2], [0, 0, 0, 0, 0, 1]
-    assert scores.nmi(a, b) == scores.nmi(a, b, "geometric") != scores.nmi(a, b, "arithmetic")
 
 
 def test_many_groups_without_the_whole_table() -> None:
@@ -85,8 +79,6 @@ def test_invalid_input_raises() -> None:
         scores.nmi([0, 1], [0, 1, 2])
     with pytest.raises(DeepClusterError, match="must be \\(N,\\) integers"):
         scores.nmi([0.5, 1], [0, 1])
-    with pytest.raises(DeepClusterError, match="average must be one of"):
-        scores.nmi([0], [0], "harmonic")
 
 
 def test_rankme_is_the_entropy_of_the_singular_values() -> None:

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deepcluster.errors import DeepClusterError
+from deepcluster.features import knn
 from deepcluster.features.knn import nearest_rows
 
 
@@ -49,9 +50,10 @@ def tables() -> dict[str, np.ndarray]:
 
 
 @pytest.mark.parametrize("name", tables())
-def test_equals_all_distances_sorted(name: str) -> None:
+def test_equals_all_distances_sorted(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(knn, "TILE_WIDTH", 1024)
     x = tables()[name]
-    index, squared = nearest_rows(x, 5, tile_width=1024)
+    index, squared = nearest_rows(x, 5)
     expected, distance = oracle(x, 5)
     np.testing.assert_array_equal(index, expected)
     np.testing.assert_array_equal(squared, distance.astype(np.float32))
@@ -113,14 +115,16 @@ def test_same_distances_as_scikit_learn() -> None:
     np.testing.assert_allclose(np.sqrt(squared), theirs, rtol=1e-6)
 
 
-def test_blocks_and_threads_change_nothing() -> None:
+def test_blocks_and_threads_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     x = np.concatenate([unit(1400, 20), unit(1400, 20)[:300], np.zeros((40, 20), np.float32)])
     whole = nearest_rows(x, 6)
     before = torch.get_num_threads()
     try:
         for threads, block in ((3, 1 << 24), (1, 20 * 1100), (2, 20 * 257)):
             torch.set_num_threads(threads)
-            found = nearest_rows(x, 6, block_numbers=block, tile_width=1024)
+            monkeypatch.setattr(knn, "BLOCK_NUMBERS", block)
+            monkeypatch.setattr(knn, "TILE_WIDTH", 1024)
+            found = nearest_rows(x, 6)
             for one, other in zip(whole, found, strict=True):
                 np.testing.assert_array_equal(one, other)
     finally:
@@ -139,11 +143,12 @@ def test_imprecise_products_do_not_change_the_neighbors() -> None:
         torch.set_float32_matmul_precision(before)
 
 
-def test_a_file_is_searched_like_the_same_rows_in_memory(tmp_path: Path) -> None:
+def test_a_file_is_searched_like_the_same_rows_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     x = np.concatenate([unit(800, 24), unit(800, 24)[:100]])
     np.save(tmp_path / "x.npy", x)
     memory = nearest_rows(x, 5)
-    file = nearest_rows(np.load(tmp_path / "x.npy", mmap_mode="r"), 5, block_numbers=256 * 24)
+    monkeypatch.setattr(knn, "BLOCK_NUMBERS", 256 * 24)
+    file = nearest_rows(np.load(tmp_path / "x.npy", mmap_mode="r"), 5)
     for one, other in zip(memory, file, strict=True):
         np.testing.assert_array_equal(one, other)
 

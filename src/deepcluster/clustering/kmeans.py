@@ -14,17 +14,7 @@ import torch
 from sklearn.base import BaseEstimator, ClusterMixin
 from torch import Tensor
 
-from deepcluster.clustering import assign_int8, validation
-from deepcluster.clustering.assign import (
-    ClusterSums,
-    NearestSearch,
-    Step,
-    Tally,
-    cluster_means,
-    distances,
-    means_of,
-    nearest,
-)
+from deepcluster.clustering import assign, assign_int8, validation
 from deepcluster.clustering.plus_plus import greedy_plus_plus, random_rows
 from deepcluster.clustering.points import Points
 from deepcluster.distributed import SINGLE, ProcessGroup
@@ -135,7 +125,7 @@ class KMeans(validation.Float32Transformer, ClusterMixin, BaseEstimator):
 
     def check_arguments(self) -> None:
         """Raises DeepClusterError where an argument cannot be."""
-        group, count, choice = self.group or SINGLE, validation.count, validation.choice
+        count, choice = validation.count, validation.choice
         validation.check_arguments(
             self,
             n_clusters=count(self.n_clusters),
@@ -147,8 +137,6 @@ class KMeans(validation.Float32Transformer, ClusterMixin, BaseEstimator):
             init=choice(self.init, "random", "k-means++") if isinstance(self.init, str) else (True, ""),
             tol=(self.tol >= 0, "0 or more"),
         )
-        if self.backend == "faiss" and not group.is_single:
-            raise DeepClusterError(f"backend='faiss' clusters in one process, not in {group.size}; take 'torch'.")
 
     def _read_points(self, X: Any, sample_weight: Any) -> Points:
         group = self.group or SINGLE
@@ -195,7 +183,7 @@ class KMeans(validation.Float32Transformer, ClusterMixin, BaseEstimator):
         split_empty = self.empty == "split"
         return lloyd(points, start, self._step(points), self.max_iter, self.tol, split_empty, generator)
 
-    def _step(self, points: Points) -> Step:
+    def _step(self, points: Points) -> assign.Step:
         """The step of this `precision`."""
         int8 = self.precision == "int8"
         usable = assign_int8.exact_products if int8 else assign_int8.supported
@@ -203,8 +191,8 @@ class KMeans(validation.Float32Transformer, ClusterMixin, BaseEstimator):
             int8 = points.device.type == "cpu" and self.n_clusters >= INT8_FROM
         if int8 and not points.shard.group.any(not usable()):
             return assign_int8.Int8AssignStep(points, self.n_clusters)
-        clusters, half = ClusterSums(points, self.n_clusters), self.precision == "bfloat16"
-        return lambda centroids: clusters.update(NearestSearch(centroids, half))
+        clusters, half = assign.ClusterSums(points, self.n_clusters), self.precision == "bfloat16"
+        return lambda centroids: clusters.update(assign.NearestSearch(centroids, half))
 
     def predict(self, X: Any) -> Any:
         """(N,) int64, the nearest centroid of each row of X (N, D)."""
@@ -212,7 +200,7 @@ class KMeans(validation.Float32Transformer, ClusterMixin, BaseEstimator):
 
     def transform(self, X: Any) -> Any:
         """(N, K) float32 Euclidean distances of the rows of X (N, D) to the centroids."""
-        return in_kind(distances(self._fitted_points(X), self._centroids), X)
+        return in_kind(assign.distances(self._fitted_points(X), self._centroids), X)
 
     def score(self, X: Any, y: None = None, sample_weight: Any = None) -> float:
         """Minus the (weighted) sum of squared distances of the rows of X (N, D) to their nearest centroids."""
@@ -220,7 +208,7 @@ class KMeans(validation.Float32Transformer, ClusterMixin, BaseEstimator):
         return -points.total(self._nearest(points)[1])
 
     def _nearest(self, points: Points) -> tuple[Tensor, Tensor]:
-        labels, squared = nearest(points, self._centroids)
+        labels, squared = assign.nearest(points, self._centroids)
         require_finite(squared)
         return labels, squared
 
@@ -234,7 +222,7 @@ class KMeans(validation.Float32Transformer, ClusterMixin, BaseEstimator):
 def lloyd(
     points: Points,
     centroids: Tensor,
-    step: Step,
+    step: assign.Step,
     max_iter: int,
     tol: float,
     split_empty: bool,
@@ -253,7 +241,7 @@ def lloyd(
         objectives.append(objective(found, centroids, points.moments.square))
         if float(found.moved) == 0:
             break
-        centroids = means_of(found.sums, found.counts, centroids)
+        centroids = assign.means_of(found.sums, found.counts, centroids)
         if split_empty:
             centroids = split(centroids, found.counts, generator)
         if points.spherical:
@@ -265,7 +253,7 @@ def lloyd(
     return centroids, objectives
 
 
-def objective(found: Tally, centroids: Tensor, square: float) -> float:
+def objective(found: assign.Tally, centroids: Tensor, square: float) -> float:
     """Sum of squared distances of points to their centroids, from sums alone: |x|^2 - 2 x.c + |c|^2."""
     c = centroids.double()
     cross, own = float((found.sums * c).sum()), float((found.counts * c.square().sum(1)).sum())
@@ -307,7 +295,7 @@ def settle(points: Points, centroids: Tensor, fill_empty: bool, rounds: int = 10
     Returns:
         (K, D) centroids, (N,) labels and (N,) squared distances of this process's points.
     """
-    labels, squared = nearest(points, centroids)
+    labels, squared = assign.nearest(points, centroids)
     for _ in range(rounds if fill_empty else 0):
         empty = (points.shard.group.sum_(points.counts(labels, len(centroids))) == 0).nonzero()[:, 0]
         if not len(empty):
@@ -321,9 +309,9 @@ def settle(points: Points, centroids: Tensor, fill_empty: bool, rounds: int = 10
             break
         centroids = centroids.clone()
         centroids[empty[: len(taken)]] = taken
-        labels, _ = nearest(points, centroids)
-        centroids = cluster_means(points, labels, centroids, points.moments.unit)
+        labels, _ = assign.nearest(points, centroids)
+        centroids = assign.cluster_means(points, labels, centroids, points.moments.unit)
         if points.spherical:
             centroids = normalize_rows(centroids)
-        labels, squared = nearest(points, centroids)
+        labels, squared = assign.nearest(points, centroids)
     return centroids, labels, squared

@@ -21,13 +21,12 @@ a row left alone   not stated: as in the code                    joins its neare
 
 **Why v is never compared itself.** Whitened rows of unit length lie at |x_i - x_j|^2 of 1 to 2 from their
 neighbors, so with sigma = .2 weights are e^-25 to e^-50 and v_i differs from 1/n by one part in 10^15 or
-less: iterated as written, in float64, all differences round to zero and every row is a local maximum. Hence
-v is kept as `base` + `scale` * `height_i`, where the base is what all rows share. Each round maps the three
-on their own, by sums and products of non-negative numbers alone, so every height keeps all its digits,
-whatever the base; and since v_j - v_i = scale (height_j - height_i), heights are all the ascent needs. The
-weights are divided by their largest, which goes into the scale, so that they do not underflow together.
-What remains is float64's own limit: two rows that are each other's nearest, by more than 30 sigma^2 of squared
-distance (1.2 for .2) than any other of theirs, are equally high to its last digit, and count as level.
+less: in float64 all differences would round to zero and every row be a local maximum. Hence v is kept as
+`base` + `scale` * `height_i`, where the base is what all rows share. Each round maps the three on their own,
+by sums and products of non-negative numbers alone, so every height keeps all its digits; and since
+v_j - v_i = scale (height_j - height_i), heights are all the ascent needs. The weights are divided by their
+largest, which goes into the scale, so that they do not underflow together. Two rows that are each other's
+nearest, by more than 30 sigma^2 of squared distance (1.2 for .2), count as level: float64 holds no more.
 """
 
 from __future__ import annotations
@@ -143,16 +142,16 @@ class PIC(ClusterMixin, BaseEstimator):
 
     def _warn_of_degenerate(self, label: np.ndarray) -> None:
         sizes = np.bincount(label)
-        lone, told = int((sizes == 1).sum()), ""
-        if lone > len(label) / 2:
+        if (lone := int((sizes == 1).sum())) > len(label) / 2:
             told = (
                 f"{lone} of {len(label)} rows are a cluster of their own: remove rows that are there several times, or "
                 f"raise n_neighbors (now {self.n_neighbors}) above their number, or sigma (now {self.sigma})."
             )
         elif len(sizes) == 1:
             told = f"All {len(label)} rows are one cluster: they are equal, or sigma ({self.sigma}) is too large."
-        if told:
-            warnings.warn(told, validation.DegenerateClusters, stacklevel=3)
+        else:
+            return
+        warnings.warn(told, validation.DegenerateClusters, stacklevel=3)
 
     def predict(self, X: Any) -> Any:
         """(N,) int64, the cluster of the fitted row nearest to each row of X (N, D).

@@ -20,8 +20,7 @@ from torch import Tensor
 from deepcluster.errors import DeepClusterError
 from deepcluster.features.block_reader import Rows, in_kind, normalize_rows, require_finite
 from deepcluster.features.parallel import over_spans, team
-from deepcluster.features.row_partition import centered as about_origin
-from deepcluster.features.row_partition import shard_of
+from deepcluster.features.row_partition import centered, shard_of
 
 BLOCK_NUMBERS = 1 << 24  # numbers in a block (64 MiB)
 GPU_SCORES = 1 << 27  # scores held at once on an accelerator: 512 MiB
@@ -35,14 +34,7 @@ PAIRS = 1 << 20  # numbers of float64 differences held at once by each thread
 
 
 def nearest_rows(
-    x: Any,
-    k: int,
-    *,
-    queries: Any = None,
-    metric: str = "euclidean",
-    device: torch.device | str | None = None,
-    block_numbers: int = BLOCK_NUMBERS,
-    tile_width: int = TILE_WIDTH,
+    x: Any, k: int, *, queries: Any = None, metric: str = "euclidean", device: torch.device | str | None = None
 ) -> tuple[Any, Any]:
     """The k nearest rows of x (N, D) to each row of x, or to each of `queries` (Q, D).
 
@@ -52,7 +44,6 @@ def nearest_rows(
         queries: None = the rows of x themselves, and then no row is a neighbor of itself.
         metric: "euclidean", or "cosine": rows are compared at unit length, and |a - b|^2 = 2 - 2 cos(a, b).
         device: where to compute; None = where x is (arrays: the CPU).
-        block_numbers, tile_width: numbers read at once, and columns of a tile of scores; they change no result.
 
     Returns:
         (N, k) int64 positions in x, nearest first, equally near ones by position, and (N, k) float32
@@ -67,7 +58,7 @@ def nearest_rows(
         raise DeepClusterError(f"The number of neighbors must be an integer of at least 1, not {k!r}.")
     rows = Rows(x, device)
     if metric == "euclidean":
-        rows = about_origin(rows, shard_of(rows))
+        rows = centered(rows, shard_of(rows))
     # a second reader of the same rows: a block is valid only until its reader's next one
     asked = Rows(x, rows.device) if queries is None else Rows(queries, rows.device, name="queries")
     asked.origin = rows.origin
@@ -83,8 +74,7 @@ def nearest_rows(
             "more rows."
         )
     with team():
-        step = max(256, block_numbers // rows.dim)
-        search = _Search(rows, int(k), queries is None, metric == "cosine", step, tile_width)
+        search = _Search(rows, int(k), queries is None, metric == "cosine", max(256, BLOCK_NUMBERS // rows.dim))
         index, squared = search(asked)
     like = x if queries is None else queries
     return in_kind(index, like), in_kind(squared, like)
@@ -138,7 +128,6 @@ class _Search:
     leave_one_out: bool  # the queries are the rows themselves, none of which is its own neighbor
     unit: bool  # compare rows at unit length
     step: int  # rows of a block
-    tile_width: int  # columns of a tile of scores on a CPU
 
     def __post_init__(self) -> None:
         rows = self.rows
@@ -149,8 +138,8 @@ class _Search:
             self.offset = mean.float()
         self.bias = torch.empty(rows.n, device=rows.device)
         longest = 0.0
-        for start, _, centered in self._blocks(rows):
-            norms = _squared_norms(centered)
+        for start, _, shifted in self._blocks(rows):
+            norms = _squared_norms(shifted)
             longest = max(longest, float(norms.max()))
             self.bias[start : start + len(norms)] = norms / -2
         self.longest = longest**0.5
@@ -162,19 +151,17 @@ class _Search:
         index = torch.empty(asked.n, self.k, dtype=torch.int64, device=self.rows.device)
         squared = torch.empty(asked.n, self.k, device=self.rows.device)
         count = min(self.k + SPARE, self.rows.n - self.leave_one_out)
-        for start, raw, centered in self._blocks(asked):
-            best = self._by_products(centered, start, count)
+        for start, raw, shifted in self._blocks(asked):
+            best = self._by_products(shifted, start, count)
             found, distance = self._measured(raw, best)
-            norm = _squared_norms(centered)
+            norm = _squared_norms(shifted)
             doubt = self._doubt(norm)
             # nothing that was left out can be nearer than this
             least = norm - 2 * best.score[:, -1].double() - doubt
             unsure = (distance[:, -1] >= least).nonzero()[:, 0]
             if len(unsure):
                 threshold = (norm - distance[:, -1] - doubt)[unsure] / 2
-                found[unsure], distance[unsure] = self._decided(
-                    raw[unsure], centered[unsure], threshold, unsure + start
-                )
+                found[unsure], distance[unsure] = self._decided(raw[unsure], shifted[unsure], threshold, unsure + start)
             index[start : start + len(raw)], squared[start : start + len(raw)] = found, distance.float()
         return index, squared
 
@@ -198,11 +185,6 @@ class _Search:
             raw = normalize_rows(block) if self.unit else block
             yield start, raw, raw if self.offset is None else raw - self.offset
 
-    def _take(self, index: Tensor) -> Tensor:
-        """(M, D) rows at `index` (M,) as they are compared."""
-        taken = self.rows.take(index)
-        return normalize_rows(taken) if self.unit else taken
-
     def _doubt(self, norm: Tensor) -> Tensor:
         """(Q,) bound on the error of squared distances by products, for queries of squared norm `norm`.
 
@@ -219,35 +201,25 @@ class _Search:
         """The `count` best scores of each row of block (Q, D), whose first row is query `start`."""
         score = torch.full((len(block), count), -torch.inf, device=block.device)
         best = _Best(score, torch.zeros(len(block), count, dtype=torch.int64, device=block.device))
+        on_cpu = block.device.type == "cpu"
+        high, wide = (TILE_ROWS, TILE_WIDTH) if on_cpu else (GPU_SCORES >> 16, 1 << 16)
         for first, _, columns in self._blocks(self.rows):
 
             def find(begin: int, end: int, first: int = first, columns: Tensor = columns) -> None:
-                for tile, scores, column in self._tiles(block, begin, end, start, columns, first):
-                    best.add(scores, column, tile)
+                buffer = torch.empty(min(high, end - begin) * min(wide, len(columns)), device=block.device)
+                for top in range(begin, end, high):
+                    rows = slice(top, min(top + high, end))
+                    part = block[rows]
+                    for left in range(0, len(columns), wide):
+                        tile, column = columns[left : left + wide], first + left
+                        scores = buffer[: len(part) * len(tile)].view(len(part), len(tile))
+                        torch.mm(part, tile.T, out=scores).add_(self.bias[column : column + len(tile)])
+                        if self.leave_one_out:
+                            _mask_own(scores, torch.arange(top, rows.stop, device=block.device) + start, column)
+                        best.add(scores, column, rows)
 
-            over_spans(find, len(block), SPAN if block.device.type == "cpu" else len(block))
+            over_spans(find, len(block), SPAN if on_cpu else len(block))
         return best
-
-    def _tiles(
-        self, block: Tensor, begin: int, end: int, start: int, columns: Tensor, first: int
-    ) -> Iterator[tuple[slice, Tensor, int]]:
-        """(rows of the block, their (R, W) scores, first column) for the block's rows from `begin` to `end`."""
-        high, wide = TILE_ROWS, self.tile_width
-        if block.device.type != "cpu":
-            wide = min(len(columns), 1 << 16)
-            high = max(1, GPU_SCORES // wide)
-        buffer = torch.empty(min(high, end - begin) * min(wide, len(columns)), device=block.device)
-        for top in range(begin, end, high):
-            rows = slice(top, min(top + high, end))
-            part = block[rows]
-            for left in range(0, len(columns), wide):
-                tile = columns[left : left + wide]
-                scores = buffer[: len(part) * len(tile)].view(len(part), len(tile))
-                torch.mm(part, tile.T, out=scores).add_(self.bias[first + left : first + left + len(tile)])
-                if self.leave_one_out:
-                    own = torch.arange(top, rows.stop, device=block.device) + start
-                    _mask_own(scores, own, first + left)
-                yield rows, scores, first + left
 
     def _measured(self, raw: Tensor, best: _Best) -> tuple[Tensor, Tensor]:
         """The k nearest of the candidates of each row of `raw` (Q, D), by differences."""
@@ -256,7 +228,9 @@ class _Search:
         def measure(begin: int, end: int) -> tuple[Tensor, Tensor]:
             where = best.where[begin:end].sort(1).values
             query = torch.arange(begin, end, device=raw.device).repeat_interleave(count)
-            distance = _squared_distances(raw[query], self._take(where.flatten())).view(where.shape)
+            near = self.rows.take(where.flatten())
+            near = normalize_rows(near) if self.unit else near
+            distance = _squared_distances(raw[query], near).view(where.shape)
             distance, place = distance.sort(dim=1, stable=True)
             return where.gather(1, place)[:, : self.k], distance[:, : self.k]
 
@@ -264,7 +238,7 @@ class _Search:
         found, distance = zip(*parts, strict=True)
         return torch.cat(found), torch.cat(distance)
 
-    def _decided(self, raw: Tensor, centered: Tensor, threshold: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
+    def _decided(self, raw: Tensor, shifted: Tensor, threshold: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
         """The k nearest of each row of `raw` (U, D), which are the queries `own` (U,), by differences.
 
         Every column whose score reaches the row's `threshold` (U,) is measured, which by the choice of
@@ -282,27 +256,25 @@ class _Search:
                 nearest = kept[begin]
                 left, wide = 0, DECIDE_ROWS  # narrow at first: of many equal rows few need to be seen
                 while left < len(columns) and len(rows := nearest.open()):
-                    scores = centered[rows] @ moved[left : left + wide].T
+                    scores = shifted[rows] @ moved[left : left + wide].T
                     scores += self.bias[first + left : first + left + scores.shape[1]]
                     if self.leave_one_out:
                         _mask_own(scores, own[rows], first + left)
                     row, column = (scores.double() >= threshold[rows, None]).nonzero(as_tuple=True)
                     row, column = rows[row], column + left
                     nearest.add(row, column + first, _pair_distances(raw, row, columns, column))
-                    left, wide = left + wide, min(2 * wide, self.tile_width)
+                    left, wide = left + wide, min(2 * wide, TILE_WIDTH)
 
             over_spans(decide, len(kept), 1)
-        found, distance = zip(*(nearest.result() for nearest in kept), strict=True)
-        return torch.cat(found), torch.cat(distance)
+        column, distance = (torch.cat([getattr(each, name) for each in kept]) for name in ("column", "distance"))
+        return column.view(-1, self.k), distance.view(-1, self.k)
 
 
 class _Nearest:
     """The k nearest of a few rows, from pairs that come in the order of columns."""
 
     def __init__(self, rows: Tensor, k: int):
-        self.rows, self.k = rows, k
-        self.row = rows[:0]
-        self.column = rows[:0]
+        self.rows, self.k, self.row, self.column = rows, k, rows[:0], rows[:0]
         self.distance = torch.empty(0, dtype=torch.float64, device=rows.device)
 
     def open(self) -> Tensor:
@@ -320,11 +292,6 @@ class _Nearest:
         rank = torch.arange(len(order), device=row.device) - torch.searchsorted(sorted_row, sorted_row)
         order = order[rank < self.k]
         self.row, self.column, self.distance = row[order], column[order], distance[order]
-
-    def result(self) -> tuple[Tensor, Tensor]:
-        """(R, k) columns and distances."""
-        shape = (len(self.rows), self.k)
-        return self.column.view(shape), self.distance.view(shape)
 
 
 def _squared_norms(x: Tensor) -> Tensor:

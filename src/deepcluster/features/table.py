@@ -220,11 +220,7 @@ class TableInParts:
         return found.reshape(*rows.shape, self.shape[1])
 
     def read_rows(self, start: int, into: np.ndarray) -> None:
-        """Read rows from `start` on into an array (n, D) of this dtype, past the mapping, so that none stays in memory.
-
-        Raises:
-            DeepClusterError: a file has become shorter since the table was opened.
-        """
+        """Fills an array (n, D) with the rows from `start` on, see `Rows.read`."""
         part = int(np.searchsorted(self.ends, start, "right"))
         while len(into):
             inside = start - self._start(part)
