@@ -59,9 +59,9 @@ def earlier(tmp_path_factory: pytest.TempPathFactory) -> Run:
         ("resnet18", {}, {"conv1.weight", "bn1.weight", "bn1.bias"}, 5),
         (
             "convnet",
-            {"widths": (4, 8), "mlp": (6,)},
+            {"widths": (4, 8)},
             {f"features.0.{part}" for part in ("0.weight", "1.weight", "1.bias")},
-            3,
+            2,
         ),
         ("timm:resnet10t", {}, None, 5),
         ("torchvision:mobilenet_v3_small", {}, None, 14),
