@@ -145,13 +145,14 @@ def backbone(untrained: bool) -> Row:
     return row
 
 
-def cluster(out: Path, algorithm: str, auto: bool = False) -> Row:
+def cluster(out: Path, algorithm: str, auto: bool = False, backbone: str = "auto") -> Row:
     """`deepcluster cluster`, in a run folder for each folder of images, whose features serve for further seeds."""
 
     def row(folder: str, k: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
         run = cluster_images(
             folder,
             out / Path(folder).name,
+            backbone=backbone,
             k=None if auto or algorithm == "pic" else k,
             algorithm=algorithm,
             seed=seed,
@@ -235,6 +236,7 @@ def main() -> None:
         "temi": (cluster(run / "temi", "temi"), False),
         "hierarchical": (cluster(run / "hierarchical", "hierarchical"), False),
         "pic": (cluster(run / "pic", "pic"), False),
+        "patches": (cluster(run / "patches", "kmeans", backbone="patches"), False),
         "train": (trained(run / "train", given.minutes, None), True),
         "train --from": (trained(run / "from", given.minutes, "auto"), True),
     }

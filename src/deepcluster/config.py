@@ -24,7 +24,7 @@ class BackboneParams:
     """The network to train."""
 
     name: str = "resnet18"
-    """alexnet, vgg16, resnet18/34/50/101/152, convnet, or any timm model as timm:NAME."""
+    """alexnet, vgg16, resnet18/34/50/101/152, convnet, patches, or any timm model as timm:NAME."""
     sobel: Literal["none", "paper", "deepercluster"] = "none"
     """Fixed Sobel filters in place of color (§3.3), with the paper's or DeeperCluster's padding."""
     weights: str = ""

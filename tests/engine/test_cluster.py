@@ -11,10 +11,11 @@ import pytest
 import torch
 from PIL import Image
 
+import deepcluster as dc
 from deepcluster.clustering import HierarchicalKMeans, KMeans, Whitening
 from deepcluster.clustering.neighbor_start import neighbor_start
 from deepcluster.data.arrays import open_digits
-from deepcluster.engine import cluster
+from deepcluster.engine import cluster, patches
 from deepcluster.engine.cluster import FEATURES, cluster_images, fitting_size
 from deepcluster.engine.log import Screen
 from deepcluster.engine.model import Model
@@ -202,3 +203,34 @@ def test_python_function_is_the_same(weights: str, tmp_path: Path) -> None:
 
     run = dc.cluster("digits", tmp_path / "run", quiet=True, backbone=weights, k=10)
     assert len(run.assignment) == 1797 and len(np.unique(run.assignment)) == 10
+
+
+def test_patches_are_fitted_to_the_images_and_go_on_after_an_interruption(
+    photos: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(patches, "PATCHES", 2_000)  # for speed
+    run = cluster_images(photos, tmp_path / "run", backbone="patches", k=7, screen=QUIET)
+    assert run.image_size == 18, "the images' own, within bounds"
+    assert run.backbone.config["name"] == "patches" and run.assignment[300] == -1
+    np.testing.assert_array_equal(load_run(run.folder).assign(photos).cluster, run.assignment)
+    assert "--backbone patches" in command(run.config, run.folder)
+    with monkeypatch.context() as patch:
+        patch.setattr(cluster, "cluster_table", _interrupt)
+        with pytest.raises(Interrupted):
+            cluster_images(photos, tmp_path / "begun", backbone="patches", k=7, screen=QUIET)
+    again = cluster_images(photos, tmp_path / "begun", backbone="patches", k=7, screen=QUIET)
+    np.testing.assert_array_equal(again.assignment, run.assignment)
+
+
+def _interrupt(*args: object, **options: object) -> None:
+    raise Interrupted
+
+
+def test_training_goes_on_from_patches(photos: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(patches, "PATCHES", 2_000)
+    cluster_images(photos, tmp_path / "run", backbone="patches", k=7, screen=QUIET)
+    values = {"epochs": 1, "k": 7, "batch_size": 64, "data.view_size": 0}
+    run = dc.train(
+        "deepcluster-convnet", data=photos, out=tmp_path / "on", from_=tmp_path / "run", quiet=True, **values
+    )
+    assert run.backbone.config["name"] == "patches" and np.isfinite(run.metrics[-1]["loss"])

@@ -49,7 +49,8 @@ def cluster(
         backbone: images: the network that describes them: any timm model as timm:NAME, a torchvision model as
             torchvision:NAME, a Hugging Face folder of timm, a file of weights, or a run. auto = DINOv2-small where its
             weights are cached (timm:vit_small_patch14_dinov2.lvd142m downloads them), else
-            EfficientNet-Lite0 where its Python package is installed.
+            EfficientNet-Lite0 where its Python package is installed. patches = none from elsewhere: filters are fitted
+            to the images in seconds, by k-means of their patches.
         image_size: images: side at which the network sees them, in pixels; None = their own, within 96 and 224.
         algorithm: k-means, self-labelling heads (TEMI), power iteration clustering (PIC) of the nearest-neighbor graph,
             or hierarchical k-means.

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from deepcluster.clustering.algorithms import check_options, make_clusterer, needs_k
 from deepcluster.clustering.neighbor_start import neighbor_start
@@ -26,9 +27,11 @@ from deepcluster.data.source import ImageSource
 from deepcluster.digest import digest
 from deepcluster.distributed import SINGLE, ProcessGroup
 from deepcluster.engine import run_folder
+from deepcluster.engine.fabric import pick_device
 from deepcluster.engine.log import Screen
 from deepcluster.engine.model import Model
 from deepcluster.engine.occupy import occupy_to_group
+from deepcluster.engine.patches import IMAGES, fit_patches
 from deepcluster.engine.run import Run, load_run, load_subject
 from deepcluster.engine.signals import stop_signals
 from deepcluster.engine.subject import Subject, short_side
@@ -37,6 +40,7 @@ from deepcluster.features.table import BATCH, open_table, write_parts
 from deepcluster.io import scratch_folder, write_json
 from deepcluster.methods.params import FrozenParams
 from deepcluster.models.pretrained import choose_backbone
+from deepcluster.models.zoo import build_backbone
 from deepcluster.reading import parse_json
 from deepcluster.types import Clustering, ClusterTree
 
@@ -44,6 +48,8 @@ PRESET = "cluster"
 """What run.json names as the preset."""
 FEATURES = "features"
 """Folder of the features in the run folder."""
+PATCHES = "patches"
+"""The backbone that is fitted to the images, in place of weights from elsewhere."""
 PART = 4096
 """Images in each part of the features: what an interrupted run does again, a minute or two on a laptop."""
 SMALLEST, LARGEST = 96, 224
@@ -78,9 +84,10 @@ def cluster_images(
     Args:
         data: what `open_images` takes.
         out: the run folder.
-        backbone: "auto", a backbone by name, a file of weights, or a run; see `load_subject`.
-        image_size: side of the images that the network sees, in pixels; None = the images' own, within 96 and 224. Runs
-            and files have their own.
+        backbone: "auto", a backbone by name, a file of weights, or a run; see `load_subject`. "patches" is fitted to
+            the images themselves and needs no weights from elsewhere.
+        image_size: side of the images that the network sees, in pixels; None = the images' own, within 96 and 224 (16
+            and 96 for patches). Runs and files have their own.
         k: number of clusters; None = chosen from the features, for algorithms that need to be told.
         algorithm: a name in `clustering.algorithms.ALGORITHMS`.
         options: of the algorithm, by their names there.
@@ -102,8 +109,14 @@ def cluster_images(
     screen.print(sentence)
     if image_size is None and not Path(name).exists():
         image_size = fitting_size(source, name)
-    subject = load_subject(name, image_size=image_size, device=device)
+    if name == PATCHES:
+        network = build_backbone(name, image_size=image_size or fitting_size(source, name)).eval()
+        subject = Subject(name, Model(network, torch.zeros(0, network.dim)), pick_device(device), folder)
+    else:
+        subject = load_subject(name, image_size=image_size, device=device)
     pixels = load_pixels(source, short_side=short_side(subject.image_size), cache_gb=SMALL / 1e9)
+    if name == PATCHES:
+        _fit(subject, pixels, seed, screen)
     made = {key: value for key, value in subject.backbone.config.items() if key != "image_size"}
     run = TrainRun(
         epochs=0,
@@ -127,7 +140,8 @@ def cluster_images(
             bad = _write_features(subject, pixels, folder, part, check)
             run_folder.write_bad_images(folder, pixels)
             bar.describe("grouping")
-            embedding, table = Whitening(whiten or WIDTH, whiten=whiten > 0), open_table(folder / FEATURES)[0]
+            reduced = subject.backbone.dim if name == PATCHES else WIDTH  # its directions are scaled already
+            embedding, table = Whitening(whiten or reduced, whiten=whiten > 0), open_table(folder / FEATURES)[0]
             with scratch_folder(folder / FEATURES) as scratch:
                 found, choice = cluster_features(
                     table,
@@ -155,6 +169,18 @@ def cluster_images(
     return load_run(folder, device=device)
 
 
+def _fit(subject: Subject, pixels: Pixels, seed: int, screen: Screen) -> None:
+    """Fits a network of patches to the images themselves."""
+    with stop_signals() as stopped, screen.bar("patches", 2 * min(len(pixels), IMAGES)) as bar:
+
+        def check(images: int) -> None:
+            bar(images)
+            if stopped():
+                raise Interrupted
+
+        fit_patches(subject.backbone, pixels, seed=seed, device=subject.device, check=check)
+
+
 def fitting_size(source: ImageSource, name: str) -> int:
     """Side in pixels at which a network of this name sees images best: about their own, since enlarging them only
     costs, and a multiple of a transformer's patches."""
@@ -165,6 +191,8 @@ def fitting_size(source: ImageSource, name: str) -> int:
         except BadImage:
             continue
     side = float(np.median(sides)) if sides else LARGEST
+    if name == PATCHES:
+        return int(np.clip(side, 16, SMALLEST))
     step = 14 if "patch14" in name else 32
     return int(np.clip(-(-side // step) * step, -(-SMALLEST // step) * step, LARGEST // step * step))
 
@@ -269,7 +297,5 @@ def _tree(found: TableClusters) -> ClusterTree | None:
     levels: Any = getattr(found.clusterer, "levels_", ())
     if len(levels) != 2:
         return None
-    import torch
-
     used = np.isin(np.arange(len(found.centroids)), found.assignment)
     return ClusterTree(torch.as_tensor(levels[0]).float(), torch.from_numpy(used))

