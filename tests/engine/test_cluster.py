@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -229,7 +230,7 @@ def _interrupt(*args: object, **options: object) -> None:
 def test_training_goes_on_from_patches(photos: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(patches, "PATCHES", 2_000)
     cluster_images(photos, tmp_path / "run", backbone="patches", k=7, screen=QUIET)
-    values = {"epochs": 1, "k": 7, "batch_size": 64, "data.view_size": 0}
+    values: dict[str, Any] = {"epochs": 1, "k": 7, "batch_size": 64, "data.view_size": 0}
     run = dc.train(
         "deepcluster-convnet", data=photos, out=tmp_path / "on", from_=tmp_path / "run", quiet=True, **values
     )
