@@ -51,7 +51,7 @@ def export_backbone(
             if config["sobel"] != "none":
                 unlike = "it sees Sobel filters in place of color"
             elif backbone.name in RESNETS:
-                unlike = "its first layers are those for images up to 64 px, where torchvision's are 7x7 with a pool"
+                unlike = "its first layers are the small ones for images up to 64 px, torchvision's are 7x7 with a pool"
             else:
                 unlike = "its layers are others"
             raise DeepClusterError(
