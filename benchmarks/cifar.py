@@ -1,9 +1,11 @@
 """Features in ten minutes on a laptop's CPU: ours and a peer, the same network, images, minutes and judge.
 
     python benchmarks/cifar.py --train "cifar10/train-*.tar" --test cifar10/test.tar [--presets NAME ...] [--peer]
+    python benchmarks/cifar.py --train "imagenette112/train-*.tar" --test imagenette112/val.tar --side 64 --images 9469
 
 Trains each preset for the same minutes on the first 20,000 training images and scores 5,000 test images by their 20
-nearest training images (cosine of the backbone's output, one vote each), against the same network untrained. With
+nearest training images (cosine of the backbone's output, one vote each), against the same network untrained. `patches`
+among the presets is the network that `deepcluster cluster --backbone patches` fits, which takes the time it takes. With
 `--peer`, lightly's SwAV follows (pip install lightly): PIL augmentation in worker processes, two views of 32 px, 512
 prototypes, Adam .002 with a cosine over the minutes. Prints a table; leaves run folders in `--out`.
 """
@@ -19,7 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 from deepcluster.config import override
 from deepcluster.data.arrays import Arrays
@@ -27,6 +29,7 @@ from deepcluster.data.cache import load_pixels
 from deepcluster.data.open import open_images
 from deepcluster.engine import train as engine
 from deepcluster.engine.log import Screen
+from deepcluster.engine.patches import fit_patches
 from deepcluster.features.extract import extract
 from deepcluster.features.neighbors import score_features
 from deepcluster.models.backbone import Backbone
@@ -34,30 +37,38 @@ from deepcluster.models.zoo import build_backbone
 from deepcluster.presets import find_preset
 
 
-def first(source: str, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """(count, 32, 32, 3) uint8 and (count,) labels."""
+def first(source: str, count: int, side: int) -> tuple[np.ndarray, np.ndarray]:
+    """(count, side, side, 3) uint8, the middle squares of the first images, and (count,) labels."""
     opened = open_images(source)
     assert opened.labels is not None
-    return np.stack([opened.read(index) for index in range(count)]), opened.labels[:count]
+    count = min(count, len(opened))
+    squares = (ImageOps.fit(Image.fromarray(opened.read(index)), (side, side)) for index in range(count))
+    return np.stack([np.asarray(square) for square in squares]), opened.labels[:count]
 
 
 def judge(backbone: Backbone, bank: tuple[np.ndarray, np.ndarray], test: tuple[np.ndarray, np.ndarray]) -> float:
-    """kNN accuracy of the mean-pooled map, 20 neighbors, one vote each."""
+    """kNN accuracy of the mean-pooled map, or of what patches give, 20 neighbors, one vote each."""
     tables = []
     for images, _ in (bank, test):
         pixels = load_pixels(open_images(images), short_side=None, cache_gb=1)
-        tables.append(extract(backbone, pixels, tap="pool")[1])
+        tables.append(extract(backbone, pixels, tap="pool" if backbone.name == "convnet" else None)[1])
     scores = dict(score_features(tables[0], bank[1], tables[1], test[1], k=(20,), classes=10))
     return scores["knn20_majority_top1"]
 
 
 def ours(bank: tuple[np.ndarray, np.ndarray], preset: str, out: Path, values: dict[str, Any]) -> tuple[Backbone, float]:
     """One of our presets, from its first line to its last."""
-    run = override(find_preset(preset).run, values)
     began = time.perf_counter()
+    if preset == "patches":
+        backbone = build_backbone("patches", image_size=bank[0].shape[1])
+        fit_patches(backbone, load_pixels(open_images(bank[0]), short_side=None, cache_gb=1))
+        return backbone, time.perf_counter() - began
+    run = override(find_preset(preset).run, values)
+    view = round(run.data.view_size * bank[0].shape[1] / run.image_size)
+    run = override(run, {"image_size": bank[0].shape[1], "data.view_size": view})
     done = engine.train(
         run,
-        Arrays(f"cifar10-{len(bank[0])}", *bank),
+        Arrays(f"benchmark-{len(bank[0])}", *bank),
         out / preset,
         preset=preset,
         overwrite=True,
@@ -72,8 +83,9 @@ def peer(bank: tuple[np.ndarray, np.ndarray], minutes: float, workers: int) -> t
     from lightly.models.modules import SwaVProjectionHead, SwaVPrototypes
     from lightly.transforms.swav_transform import SwaVTransform
 
+    side = bank[0].shape[1]
     views = SwaVTransform(
-        crop_sizes=(32,), crop_counts=(2,), crop_min_scales=(0.2,), crop_max_scales=(1.0,),
+        crop_sizes=(side,), crop_counts=(2,), crop_min_scales=(0.2,), crop_max_scales=(1.0,),
         cj_strength=0.5, gaussian_blur=0.0,
     )  # fmt: skip
     pictures = [Image.fromarray(image) for image in bank[0]]
@@ -86,7 +98,7 @@ def peer(bank: tuple[np.ndarray, np.ndarray], minutes: float, workers: int) -> t
             return views(pictures[index])
 
     torch.manual_seed(0)
-    backbone = build_backbone("convnet", image_size=32)
+    backbone = build_backbone("convnet", image_size=side)
     head, prototypes, criterion = SwaVProjectionHead(128, 128, 128), SwaVPrototypes(128, 512), SwaVLoss()
     parameters = [*backbone.parameters(), *head.parameters(), *prototypes.parameters()]
     optimizer = torch.optim.Adam(parameters, lr=0.002)
@@ -118,6 +130,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/cifar"))
     parser.add_argument("--images", type=int, default=20_000, help="to train on")
     parser.add_argument("--test-images", type=int, default=5_000)
+    parser.add_argument("--side", type=int, default=32, help="pixels that images are shrunk to")
     parser.add_argument("--presets", nargs="+", default=["deepcluster-convnet"], help="ours")
     parser.add_argument("--k", type=int, help="ours; by default the presets'")
     parser.add_argument("--epochs", type=int, help="ours, in place of the minutes")
@@ -125,10 +138,12 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2, help="the peer's")
     parser.add_argument("--peer", action="store_true")
     args = parser.parse_args()
-    bank, test = first(args.train, args.images), first(args.test, args.test_images)
+    bank, test = (
+        first(source, count, args.side) for source, count in ((args.train, args.images), (args.test, args.test_images))
+    )
     rows = []
     torch.manual_seed(0)
-    rows.append(("untrained", 0.0, judge(build_backbone("convnet", image_size=32).eval(), bank, test)))
+    rows.append(("untrained", 0.0, judge(build_backbone("convnet", image_size=args.side).eval(), bank, test)))
     values = {"minutes": args.minutes} if args.epochs is None else {"epochs": args.epochs}
     for preset in args.presets:
         backbone, seconds = ours(bank, preset, args.out, values | ({} if args.k is None else {"k": args.k}))

@@ -20,7 +20,7 @@ from evaluate.voc.make import annotation, make_voc
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 IMAGES = "--train {images} --test {images} --out {out}"
 SMALL = {
-    "cifar": f"{IMAGES} --images 40 --test-images 20 --epochs 1 --k 4 --peer",
+    "cifar": f"{IMAGES} --images 40 --test-images 20 --epochs 1 --k 4 --presets deepcluster-convnet patches --peer",
     "clustering_memory": "--rows 3000 --dim 16 --width 8 --k 10 --rounds 2",
     "detection": "{voc} --iterations 2 --min-size 48 --out {out}",
     "epoch": "--image-size 64 --batch-size 8 --images 16 --k 4 --rounds 1",
