@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import io
-import time
-from collections.abc import Callable
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -114,19 +113,14 @@ def test_many_changed_clusters_are_what_one_after_the_other_gives(seen: bool) ->
         np.testing.assert_allclose(catalog.own, own, rtol=1e-4, atol=1e-5)
 
 
-def test_thousands_of_changed_clusters_take_no_longer_than_a_few() -> None:
+def test_thousands_of_changed_clusters_take_one_pass_over_the_images() -> None:
     found = np.random.default_rng(0).integers(0, 5000, 200_000)
     catalog = Catalog(Groups(found), None, lambda: np.zeros((5000, 4), np.float32))
     catalog.groups.group[:20_000] = 5000
-
-    def seconds(work: Callable[[], object]) -> float:
-        start = time.perf_counter()
-        work()
-        return time.perf_counter() - start
-
-    one = min(seconds(lambda: catalog.update({3})) for _ in range(3)) + 0.001
-    assert seconds(lambda: catalog.update(set(range(5001)))) < 300 * one
-    assert seconds(catalog._visible_centers) < 300 * one
+    with patch.object(np, "isin", wraps=np.isin) as passes:
+        catalog.update(set(range(5001)))
+    assert passes.call_count == 1
+    assert len(catalog._visible_centers()[0]) == 5001
 
 
 def test_nearest_clusters_are_those_of_the_whole_matrix() -> None:
