@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from unittest.mock import patch
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -117,7 +117,7 @@ def test_thousands_of_changed_clusters_take_one_pass_over_the_images() -> None:
     found = np.random.default_rng(0).integers(0, 5000, 200_000)
     catalog = Catalog(Groups(found), None, lambda: np.zeros((5000, 4), np.float32))
     catalog.groups.group[:20_000] = 5000
-    with patch.object(np, "isin", wraps=np.isin) as passes:
+    with mock.patch.object(np, "isin", wraps=np.isin) as passes:
         catalog.update(set(range(5001)))
     assert passes.call_count == 1
     assert len(catalog._visible_centers()[0]) == 5001
