@@ -10,14 +10,14 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 import webbrowser
 from collections.abc import Iterator
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFile
 
 from deepcluster.cli.explore import open_in_browser
 from deepcluster.cli.main import main
@@ -215,13 +215,13 @@ def test_huge_pictures_are_one_sentence_at_once(explorer: Explorer, photos: Path
     read."""
     Image.new("P", (20_000, 10_000)).save(tmp_path / "huge.png")
     Image.new("L", (11_000, 8_000)).save(tmp_path / "large.jpg", quality=1)
-    began = time.perf_counter()
-    with pytest.raises(DeepClusterError, match=r"too large: 20,000 x 10,000 pixels, and 67,108,864 are the most"):
-        explorer.photo((tmp_path / "huge.png").read_bytes(), 3)
-    shown = Thumbs(lambda: open_images([str(tmp_path / name) for name in ("huge.png", "large.jpg")]))
-    with pytest.raises(BadImage, match="too large: 20,000 x 10,000"):
-        shown.get(0, 96)
-    assert time.perf_counter() - began < 1
+    with mock.patch.object(ImageFile.ImageFile, "load") as decoded:
+        with pytest.raises(DeepClusterError, match=r"too large: 20,000 x 10,000 pixels, and 67,108,864 are the most"):
+            explorer.photo((tmp_path / "huge.png").read_bytes(), 3)
+        shown = Thumbs(lambda: open_images([str(tmp_path / name) for name in ("huge.png", "large.jpg")]))
+        with pytest.raises(BadImage, match="too large: 20,000 x 10,000"):
+            shown.get(0, 96)
+    assert not decoded.called
     assert shown.get(1, 96)
     assert decode(tmp_path / "large.jpg", 96).shape[0] == 96 and MOST_PIXELS.get() == PIXELS
 
