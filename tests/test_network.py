@@ -15,11 +15,13 @@ from PIL import Image
 from safetensors.torch import save_file
 from sklearn.datasets import load_digits
 
+from deepcluster.cli import train
 from deepcluster.cli.main import main
-from deepcluster.errors import DeepClusterError
+from deepcluster.errors import DeepClusterError, Interrupted
 from deepcluster.models import pretrained
 from deepcluster.models.pretrained import LITE, choose_backbone, packaged_file
 from deepcluster.models.zoo import build_backbone
+from deepcluster.presets import choose as presets_choose
 
 NAMED = "test_vit.r160_in1k"
 """A network of timm with a few thousand weights."""
@@ -119,5 +121,15 @@ def test_auto_takes_only_what_is_on_this_machine(asked: list[Any], monkeypatch: 
     with pytest.raises(DeepClusterError, match="none is downloaded unless it is named"):
         choose_backbone()
     monkeypatch.setattr(pretrained, "packaged_file", lambda name: Path(name))
-    name, why = choose_backbone()  # what `train --from auto` says, too
+    name, why = choose_backbone()
     assert name == f"timm:{LITE}" and "downloaded once" in why and asked == []
+    begun: list[str | None] = []
+
+    def choose(source: object, *, from_: str | None = None, **given: object) -> None:
+        begun.append(from_)
+        raise Interrupted
+
+    monkeypatch.setattr(presets_choose, "choose", choose)
+    with pytest.raises(Interrupted):
+        train.command(["--data", "digits", "--out", "run", "--from", "auto"])
+    assert begun == [name] and asked == []

@@ -259,7 +259,12 @@ def write_safetensors(file: Path, tensors: Mapping[str, Tensor], metadata: Mappi
     """A sealed safetensors file; equal tensors and metadata give equal bytes (safetensors shuffles the latter)."""
     from safetensors.torch import save
 
-    content = save({name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()})
+    plain: dict[str, Tensor] = {}
+    for name, value in tensors.items():
+        plain[name] = value.detach().cpu().contiguous()
+        if any(plain[name].data_ptr() == other.data_ptr() for key, other in plain.items() if key != name):
+            plain[name] = plain[name].clone()  # safetensors refuses tensors that share memory
+    content = save(plain)
     start = 8 + int.from_bytes(content[:8], "little")
     header = {"__metadata__": {"crc32": "0" * 8} | dict(sorted(metadata.items()))} | json.loads(content[8:start])
     text = b"{ " + json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()[1:]  # see seal.HEAD

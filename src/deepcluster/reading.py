@@ -210,7 +210,12 @@ def _npy_header(handle: io.BufferedReader) -> tuple[np.dtype[Any], bool, tuple[i
     if handle.read(6) != np.lib.format.MAGIC_PREFIX:
         raise ValueError("it is no .npy file")
     handle.seek(0)
-    first = np.lib.format.read_magic(handle) == (1, 0)
+    version = np.lib.format.read_magic(handle)
+    first = version == (1, 0)
+    if version not in ((1, 0), (2, 0), (3, 0)):
+        raise ValueError(f"it is an .npy file of version {version[0]}.{version[1]}")
+    if not first and int.from_bytes(handle.peek(4)[:4], "little") > HEADER:  # which NumPy reads before it compares
+        raise ValueError("its header is too long")
     read = np.lib.format.read_array_header_1_0 if first else np.lib.format.read_array_header_2_0
     shape, fortran, dtype = read(handle, HEADER)
     if dtype.hasobject or len(shape) > 32 or min(shape, default=0) < 0 or math.prod(shape) > 2**60:

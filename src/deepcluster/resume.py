@@ -17,6 +17,8 @@ from deepcluster.io import write_torch
 from deepcluster.reading import load_torch
 
 Result = TypeVar("Result")
+FORM = 2
+"""Of what stages save: a file of another form belongs to other work."""
 
 
 class ResumeFile:
@@ -42,7 +44,7 @@ class ResumeFile:
         say: Callable[[str], None] = lambda line: None,
     ) -> None:
         self.file = file
-        self.digest = digest(depends_on)
+        self.digest = digest(FORM, depends_on)
         self.save_seconds = save_seconds
         self._saved = time.monotonic()
         self._results: dict[str, Any] = {}
@@ -54,7 +56,10 @@ class ResumeFile:
             self._results, self._stage, self._state = content["results"], content["stage"], content["state"]
             say(f"{file} holds the state of the same evaluation: continuing from there")
         elif content is not None:
-            say(f"{file} belongs to an evaluation with other settings, weights or images: starting from the beginning")
+            say(
+                f"{file} belongs to an evaluation with other settings, weights or images, or of another version:"
+                " starting from the beginning"
+            )
 
     def run(self, stage: str, work: Callable[[], Result]) -> Result:
         """The result of a stage: the saved one where it was finished, else what `work` returns.

@@ -603,6 +603,14 @@ def test_early_stopped_run_is_finished(healthy: Path, tmp_path: Path) -> None:
     assert "unfinished" not in {finding.check for finding in found.findings}
 
 
+@pytest.mark.parametrize("preset", ["tiny-odc", "tiny-deepcluster-pic"])
+def test_runs_of_other_methods_are_read(preset: str, tmp_path: Path) -> None:
+    dc.train(preset, "digits", tmp_path / "run", epochs=1, quiet=True)
+    assert "unused_outputs" not in {
+        finding.check for finding in diagnose(load_run(tmp_path / "run"), sample=0).findings
+    }
+
+
 PIC = {"algorithm": "pic", "k": 0, "clusterings": 1}
 OWN = {"algorithm": "custom", "k": 0, "clusterings": 1}
 

@@ -51,7 +51,8 @@ def cluster(
             weights are cached (timm:vit_small_patch14_dinov2.lvd142m downloads them), else
             EfficientNet-Lite0 where its Python package is installed. patches = none from elsewhere: filters are fitted
             to the images in seconds, by k-means of their patches.
-        image_size: images: side at which the network sees them, in pixels; None = their own, within 96 and 224.
+        image_size: images: side at which the network sees them, in pixels; None = their own, within 96 and 224
+            (16 and 96 for patches).
         algorithm: k-means, self-labelling heads (TEMI), power iteration clustering (PIC) of the nearest-neighbor graph,
             or hierarchical k-means.
         k: number of clusters; auto = chosen from the features, with the evidence on screen and in run.json. PIC finds

@@ -16,8 +16,8 @@ def index(
 
     Args:
         shards: shards in the order of their images: "a/*.tar", train-{000..999}.zip, s3://bucket/a-*.tar, or a .txt
-            with one of these a line. Shards that FILE already lists are not read again; missing or broken ones are
-            reported and left out.
+            with one of these a line. Shards that were read before and have not changed are not read again; missing or
+            broken ones are reported and left out.
         out: the .json file to write; its tables are written next to it.
         no_labels: do not use class folders in the shards as labels.
         workers: processes that read shards; 0 = one per processor core.

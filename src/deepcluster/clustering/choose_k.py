@@ -101,7 +101,7 @@ def choose_k(
     if rows.n > SAMPLE:
         index = distinct(rows.n, SAMPLE, seeded(seed)).sort().values
     unit = normalize_rows(rows.take(index))
-    require_finite(unit)
+    require_finite(unit, index)
     n = len(unit)
     most = min(len(torch.unique(unit, dim=0)), n - 1)
     tried = [k for k in sorted(set(grid(n) if candidates is None else candidates)) if 2 <= k <= most]

@@ -15,7 +15,7 @@ def faiss_lloyd(points: Points, centroids: Tensor, *, max_iter: int, seed: int) 
     """Like `kmeans.lloyd`, by `faiss.Kmeans` on the CPU, from the given centroids and without subsampling.
 
     Raises:
-        DeepClusterError: faiss is not installed, points have weights, or there are several processes.
+        DeepClusterError: faiss is not installed, or points have weights.
     """
     try:
         import faiss
@@ -23,9 +23,9 @@ def faiss_lloyd(points: Points, centroids: Tensor, *, max_iter: int, seed: int) 
         raise DeepClusterError("backend='faiss' needs faiss; install faiss-cpu or take backend='torch'.") from error
     if points.weight is not None:
         raise DeepClusterError("backend='faiss' takes no sample_weight; take backend='torch'.")
-    if not (group := points.shard.group).is_single:
-        raise DeepClusterError(f"backend='faiss' clusters in one process, not in {group.size}; take backend='torch'.")
-    x = np.concatenate([block.cpu().numpy() for _, block in points.blocks()])
+    x = np.empty((points.n, points.dim), np.float32)
+    for start, block in points.blocks():  # whose memory the next block may take
+        x[start : start + len(block)] = block.cpu().numpy()
     run = faiss.Kmeans(
         points.dim,
         len(centroids),

@@ -137,6 +137,10 @@ class KMeans(validation.Float32Transformer, ClusterMixin, BaseEstimator):
             init=choice(self.init, "random", "k-means++") if isinstance(self.init, str) else (True, ""),
             tol=(self.tol >= 0, "0 or more"),
         )
+        if self.backend == "faiss" and self.group is not None and not self.group.is_single:
+            raise DeepClusterError(
+                f"backend='faiss' clusters in one process, not in {self.group.size}; take backend='torch'."
+            )
 
     def _read_points(self, X: Any, sample_weight: Any) -> Points:
         group = self.group or SINGLE

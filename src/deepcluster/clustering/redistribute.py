@@ -47,7 +47,7 @@ class Redistribution:
         """Fill `into` (n, D) with this process's range of all `rows` at `index` (picked,)."""
         step = max(1, BLOCK_BYTES // (4 * rows.dim))
         sent = torch.zeros(0, rows.dim, device=rows.device)
-        for source, target, first, last in self._steps(step):
+        for source, target, first, last in self._steps(self.held, self.ranges, step):
             start, stop = (at - self.held[self.group.rank][0] for at in (first, last))
             mine = rows.take(index[start:stop]) if source == self.group.rank else sent
             got = self._pass(mine, source, target, last - first)
@@ -57,13 +57,20 @@ class Redistribution:
     def send_back(self, values: Tensor) -> Tensor:
         """(picked,) the `values` (n,) of the rows that this process had picked."""
         begin, end = self.held[self.group.rank]
-        return self.group.gather(values)[begin:end]
+        result = torch.empty(end - begin, dtype=values.dtype, device=values.device)
+        for source, target, first, last in self._steps(self.ranges, self.held, BLOCK_BYTES // 8):
+            start, stop = (at - self.ranges[self.group.rank][0] for at in (first, last))
+            mine = values[start:stop] if source == self.group.rank else values[:0]
+            got = self._pass(mine, source, target, last - first)
+            if target == self.group.rank:
+                result[first - begin : last - begin] = got
+        return result
 
-    def _steps(self, step: int) -> Iterator[tuple[int, int, int, int]]:
+    def _steps(self, held: list[Any], wanted: list[Any], step: int) -> Iterator[tuple[int, int, int, int]]:
         """(source, target, first, last) of what this process sends or gets, in an order that is the same on all."""
         me = self.group.rank
-        for source, (a, b) in enumerate(self.held):
-            for target, (c, d) in enumerate(self.ranges):
+        for source, (a, b) in enumerate(held):
+            for target, (c, d) in enumerate(wanted):
                 if me in (source, target):
                     for first in range(max(a, c), min(b, d), step):
                         yield source, target, first, min(first + step, b, d)

@@ -82,15 +82,14 @@ class Whitening(validation.Float32Transformer, BaseEstimator):
             rows.origin = self._origin
         mean, scatter = mean_and_scatter(rows, shard)
         if first:
-            self._count = 0
             self._origin: Tensor | None = rows.origin
-            self._center, self._scatter = torch.zeros_like(mean), torch.zeros_like(scatter)
-        # added to the mean and scatter of the rows before (Chan, Golub and LeVeque 1979)
-        mean, scatter = mean.to(self._center.device), scatter.to(self._center.device)
-        shift, total = mean - self._center, self._count + shard.total
-        self._scatter += scatter + torch.outer(shift, shift) * (self._count * shard.total / total)
-        self._center += shift * (shard.total / total)
-        self._count = total
+            self._count, self._center, self._scatter = shard.total, mean, scatter
+        else:  # added to the mean and scatter of the rows before (Chan, Golub and LeVeque 1979)
+            mean, scatter = mean.to(self._center.device), scatter.to(self._center.device)
+            shift, total = mean - self._center, self._count + shard.total
+            self._scatter += scatter + torch.outer(shift, shift) * (self._count * shard.total / total)
+            self._center += shift * (shard.total / total)
+            self._count = total
         self._solve(group)
         return self
 

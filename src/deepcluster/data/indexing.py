@@ -124,7 +124,9 @@ def _scanned(found: Sequence[str], workers: int) -> Iterator[tuple[int, str, Mem
         return
     require_handles(6 * count)
     with ProcessPoolExecutor(count, initializer=_end_with, initargs=(os.getpid(),)) as pool:
-        yield from pool.map(_scan_one, found, chunksize=CHUNK)
+        window = 4 * count * CHUNK  # the names of so many shards wait in memory at most
+        for start in range(0, len(found), window):
+            yield from pool.map(_scan_one, found[start : start + window], chunksize=CHUNK)
 
 
 def _end_with(parent: int) -> None:

@@ -85,6 +85,7 @@ class Shards(Encoded):
             return printable(f"{PurePosixPath(path).name}/{self.names[index]}")
         try:
             self._check(shard)
+            # a remote shard is not read whole for a name
             names = _names(self._place(shard), self.shards[shard].bytes, self.shards[shard].stamp)
             return printable(f"{path}/{names[within]}")
         except (BadImage, IndexError):
@@ -204,11 +205,12 @@ def sentence_of(place: str, trouble: str) -> str:
     return f"{place} {trouble}: {format_of(place).advice}"
 
 
-def cached_members(place: str, size: int, stamp: str) -> Members:
+def cached_members(place: str, size: int, stamp: str, *, or_scan: bool = True) -> Members:
     """The members of a shard, which is scanned once; they are kept in the cache folder until it changes.
 
     Args:
         size, stamp: from `storage.stat`.
+        or_scan: scan the shard where the cache does not have them; else there are none.
     """
     where = place if storage.is_url(place) else os.path.realpath(place)
     version = digest(where, size, stamp, storage.mark(place, stamp))
@@ -219,6 +221,8 @@ def cached_members(place: str, size: int, stamp: str) -> Members:
         names = stored["names"].tobytes().decode("utf-8", "surrogateescape").split("\0")
         offsets = stored["offsets"]
         return Members(names[: len(offsets)], offsets, stored["lengths"])
+    if not or_scan:
+        return Members.none("")
     members = scan(place)
     if file is not None and not members.trouble:
         text = np.frombuffer("\0".join(members.names).encode("utf-8", "surrogateescape"), np.uint8)
@@ -234,7 +238,7 @@ def cached_members(place: str, size: int, stamp: str) -> Members:
 
 @lru_cache(maxsize=16)
 def _names(place: str, size: int, stamp: str) -> list[str]:
-    return cached_members(place, size, stamp).names
+    return cached_members(place, size, stamp, or_scan=not storage.is_url(place)).names
 
 
 def _stat(place: str, pattern: str) -> tuple[int, str]:

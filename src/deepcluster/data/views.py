@@ -74,9 +74,8 @@ class Draw:
 
     box: np.ndarray  # (B, 4) int64 top, left, height, width of the crop, in pixels of the image
     flip: np.ndarray  # (B,) bool
-    factors: (
-        np.ndarray
-    )  # (B, 4) float32 of brightness, contrast and saturation, and shift of hue; 1, 1, 1, 0 = as it is
+    # (B, 4) float32 of brightness, contrast and saturation, and shift of hue; 1, 1, 1, 0 = as it is
+    factors: np.ndarray
     orders: np.ndarray  # (ceil(B / BLOCK), 4) int64, the order in which these follow, for each block of images
     gray: np.ndarray  # (B,) bool
     sigma: np.ndarray  # (B,) float32 of the blur in pixels; 0 = none

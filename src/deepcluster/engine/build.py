@@ -128,7 +128,8 @@ def views_of(run: TrainRun, backbone: Backbone) -> RandomViews:
     """The random views that the run trains on: `--data.views` of one size, then `--data.small-views` smaller ones."""
     d = run.data
     size = d.view_size or run.image_size
-    same = {each.name: getattr(d, each.name) for each in fields(ViewGroup) if hasattr(d, each.name)}
+    own = ("size", "count", "mean", "std")
+    same = {each.name: getattr(d, each.name) for each in fields(ViewGroup) if each.name not in own}
     large = ViewGroup(size=size, count=d.views, mean=backbone.mean, std=backbone.std, **same)
     if size != run.image_size:
         _check_view_size(backbone, size, "--data.view-size")

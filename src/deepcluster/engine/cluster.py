@@ -29,7 +29,7 @@ from deepcluster.distributed import SINGLE, ProcessGroup
 from deepcluster.engine import run_folder
 from deepcluster.engine.fabric import pick_device
 from deepcluster.engine.log import Screen
-from deepcluster.engine.model import Model
+from deepcluster.engine.model import Model, bare_model
 from deepcluster.engine.occupy import occupy_to_group
 from deepcluster.engine.patches import IMAGES, fit_patches
 from deepcluster.engine.run import Run, load_run, load_subject
@@ -37,19 +37,19 @@ from deepcluster.engine.signals import stop_signals
 from deepcluster.engine.subject import Subject, short_side
 from deepcluster.errors import BadImage, DeepClusterError, Interrupted
 from deepcluster.features.table import BATCH, open_table, write_parts
-from deepcluster.io import scratch_folder, write_json
+from deepcluster.io import scratch_folder, write_json, write_safetensors
 from deepcluster.methods.params import FrozenParams
-from deepcluster.models.pretrained import choose_backbone
+from deepcluster.models.pretrained import choose_backbone, is_fitted
 from deepcluster.models.zoo import build_backbone
-from deepcluster.reading import parse_json
+from deepcluster.reading import parse_json, read_tensors
 from deepcluster.types import Clustering, ClusterTree
 
 PRESET = "cluster"
 """What run.json names as the preset."""
 FEATURES = "features"
 """Folder of the features in the run folder."""
-PATCHES = "patches"
-"""The backbone that is fitted to the images, in place of weights from elsewhere."""
+FITTED = "patches.safetensors"
+"""What was fitted, in the run folder: an interrupted run goes on with it."""
 PART = 4096
 """Images in each part of the features: what an interrupted run does again, a minute or two on a laptop."""
 SMALLEST, LARGEST = 96, 224
@@ -109,14 +109,14 @@ def cluster_images(
     screen.print(sentence)
     if image_size is None and not Path(name).exists():
         image_size = fitting_size(source, name)
-    if name == PATCHES:
-        network = build_backbone(name, image_size=image_size or fitting_size(source, name)).eval()
-        subject = Subject(name, Model(network, torch.zeros(0, network.dim)), pick_device(device), folder)
+    fitted = is_fitted(name)
+    if fitted:
+        with torch.random.fork_rng(devices=[]):
+            model = bare_model(build_backbone(name, image_size=image_size or LARGEST))
+        subject = Subject(name, model, pick_device(device), folder)
     else:
         subject = load_subject(name, image_size=image_size, device=device)
     pixels = load_pixels(source, short_side=short_side(subject.image_size), cache_gb=SMALL / 1e9)
-    if name == PATCHES:
-        _fit(subject, pixels, seed, screen)
     made = {key: value for key, value in subject.backbone.config.items() if key != "image_size"}
     run = TrainRun(
         epochs=0,
@@ -127,9 +127,12 @@ def cluster_images(
         backbone=BackboneParams(made.pop("name"), made.pop("sobel"), options=made),
     )
     config = run_folder.about(run, PRESET, source, pixels)
-    config |= {"backbone": run_folder.absolute(name), "weights": digest(subject.backbone)}
+    weights = digest(subject.backbone.config, seed) if fitted else digest(subject.backbone)
+    config |= {"backbone": run_folder.absolute(name), "weights": weights}
     config["id"] = digest(config["id"], config["weights"])
     with _occupied(folder, config, overwrite, again, screen):
+        if fitted:
+            _fit(subject, pixels, folder / FITTED, seed, screen)
         with stop_signals() as stopped, screen.bar("features", len(pixels)) as bar:
 
             def check(images: int) -> None:
@@ -140,7 +143,7 @@ def cluster_images(
             bad = _write_features(subject, pixels, folder, part, check)
             run_folder.write_bad_images(folder, pixels)
             bar.describe("grouping")
-            reduced = subject.backbone.dim if name == PATCHES else WIDTH  # its directions are scaled already
+            reduced = subject.backbone.dim if fitted else WIDTH  # the directions of patches are scaled already
             embedding, table = Whitening(whiten or reduced, whiten=whiten > 0), open_table(folder / FEATURES)[0]
             with scratch_folder(folder / FEATURES) as scratch:
                 found, choice = cluster_features(
@@ -169,8 +172,12 @@ def cluster_images(
     return load_run(folder, device=device)
 
 
-def _fit(subject: Subject, pixels: Pixels, seed: int, screen: Screen) -> None:
-    """Fits a network of patches to the images themselves."""
+def _fit(subject: Subject, pixels: Pixels, file: Path, seed: int, screen: Screen) -> None:
+    """Fits a network of patches to the images themselves; what is in `file` was fitted to the same images before."""
+    if file.exists():
+        _, tensors = read_tensors(file, advice="delete it, and the network is fitted again")
+        subject.backbone.load_state_dict(tensors)
+        return
     with stop_signals() as stopped, screen.bar("patches", 2 * min(len(pixels), IMAGES)) as bar:
 
         def check(images: int) -> None:
@@ -179,6 +186,7 @@ def _fit(subject: Subject, pixels: Pixels, seed: int, screen: Screen) -> None:
                 raise Interrupted
 
         fit_patches(subject.backbone, pixels, seed=seed, device=subject.device, check=check)
+    write_safetensors(file, subject.backbone.state_dict(), {})
 
 
 def fitting_size(source: ImageSource, name: str) -> int:
@@ -191,7 +199,7 @@ def fitting_size(source: ImageSource, name: str) -> int:
         except BadImage:
             continue
     side = float(np.median(sides)) if sides else LARGEST
-    if name == PATCHES:
+    if is_fitted(name):
         return int(np.clip(side, 16, SMALLEST))
     step = 14 if "patch14" in name else 32
     return int(np.clip(-(-side // step) * step, -(-SMALLEST // step) * step, LARGEST // step * step))
@@ -223,7 +231,7 @@ def _occupied(folder: Path, config: dict[str, Any], overwrite: bool, again: bool
                 " --overwrite."
             )
         fit = all(there.get(name) == config[name] for name in ("preset", "source_fingerprint", "weights"))
-        return [FEATURES] * (fit and there["settings"].get("image_size") == config["settings"]["image_size"])
+        return [FEATURES, FITTED] * (fit and there["settings"].get("image_size") == config["settings"]["image_size"])
 
     with occupy_to_group(folder, goes_on=goes_on, judge=shared, warn=screen.warn):
         write_json(folder / "run.json", config)
@@ -286,7 +294,8 @@ def cluster_features(
         if algorithm == "hierarchical":
             made.set_params(scratch=scratch)
         if algorithm == "kmeans" and start_near and len(rows) >= made.n_clusters:
-            made.set_params(init=neighbor_start(rows, made.n_clusters, random_state=seed), spherical=True)
+            start = neighbor_start(rows, made.n_clusters, random_state=options.get("seed", seed))
+            made.set_params(init=start, spherical=True)
         return made
 
     return cluster_table(table, clusterer, scratch=scratch, group=group, **how), choice

@@ -52,19 +52,20 @@ def fit_patches(
     """
     net = backbone.trunk
     assert isinstance(net, PatchNet) and net.filters.bias is not None
-    generator = seeded(seed)
     good = pixels.good
-    chosen = np.sort(good[torch.randperm(len(good), generator=generator)[:IMAGES].numpy()])
+    chosen = np.sort(good[torch.randperm(len(good), generator=seeded(seed, 0))[:IMAGES].numpy()])
     view = CenterCrop(backbone.image_size, tuple(backbone.mean), tuple(backbone.std))
     each = -(-PATCHES // max(1, len(chosen) * len(net.sides)))
     patches = []
     for batch in Loader(pixels, chosen, batch_size=256, transform=view):
+        generator = seeded(seed, 1, batch.first)  # a bad image changes the draws of its own batch only
         for images in net.at_sides(backbone.sobel(batch.views[0])):
             patches.append(_draw(images, net.patch, each, generator))
         check(len(batch.index))
     weight, bias = _filters(torch.cat(patches), len(net.filters.weight), seed)
     net.filters.weight.copy_(weight.view_as(net.filters.weight))
     net.filters.bias.copy_(bias)
+    backbone.to(device)
     features = extract(backbone, pixels, tap="pool", only=chosen, device=device, check=check)[1]
     weight, bias = _whitening(features, len(net.whitening.weight))
     net.whitening.weight.copy_(weight)

@@ -183,14 +183,29 @@ def make_context(
     monitor: Monitor,
     clock: Clock,
     stopped: Callable[[], bool] = lambda: False,
-    **where: Any,
+    *,
+    pixels: Pixels,
+    fabric: Fabric,
+    group: ProcessGroup,
+    folder: Path,
 ) -> TrainContext:
     """What the training loop needs, of these parts; compiles the backbone where the run says so."""
     if run.compile:
         parts.method.backbone.compile()
-    views = views_of(run, parts.method.backbone)
     return TrainContext(
-        run, **vars(parts), views=views, screen=screen, monitor=monitor, clock=clock, stopped=stopped, **where
+        run=run,
+        fabric=fabric,
+        group=group,
+        batch_slice=parts.batch_slice,
+        method=parts.method,
+        optimizer=parts.optimizer,
+        pixels=pixels,
+        views=views_of(run, parts.method.backbone),
+        folder=folder,
+        screen=screen,
+        monitor=monitor,
+        clock=clock,
+        stopped=stopped,
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from deepcluster.errors import DeepClusterError
@@ -19,10 +19,10 @@ def check_choice(option: str, value: Any, choices: Collection[Any]) -> None:
         raise DeepClusterError(f"--{option} {value!r} does not exist: choose one of {', '.join(map(str, choices))}.")
 
 
-def check_counts(least: int = 1, **options: int | tuple[int, ...] | None) -> None:
+def check_counts(least: int = 1, **options: int | Sequence[int] | None) -> None:
     """Raises: DeepClusterError: a number is below `least`."""
     for name, value in options.items():
-        for count in value if isinstance(value, tuple) else (value,):
+        for count in value if isinstance(value, tuple | list) else (value,):
             if count is not None and count < least:
                 raise DeepClusterError(f"{dashed(name)} {count} is too few: give {least} or more.")
 

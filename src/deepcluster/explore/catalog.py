@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
+from scipy.sparse import csr_array
 
 from deepcluster.data.naming import natural_key
 from deepcluster.errors import DeepClusterError
@@ -69,7 +70,7 @@ class Catalog:
         self.vectors: Vectors | None = None
         self.version = 0
         self._centroids = centroids
-        self._moved: dict[int, np.ndarray] = {}
+        self._moved: dict[int, np.ndarray | None] = {}
         self._cache: dict[str, tuple[int, Any]] = {}
 
     def set_labels(self, labels: np.ndarray | None, classes: tuple[str, ...]) -> None:
@@ -275,19 +276,31 @@ class Catalog:
         found = np.zeros((len(numbers), centroids.shape[1]), np.float32)
         as_found = numbers < len(centroids)
         found[as_found] = centroids[numbers[as_found]]
-        for place in np.flatnonzero(np.isin(numbers, list(self._moved))):
-            found[place] = self._moved[int(numbers[place])]
+        moved = np.flatnonzero(np.isin(numbers, list(self._moved)))
+        if self.vectors is None and len(moved):
+            found[moved] = self._mixed(numbers[moved])
+        else:
+            for place in moved:
+                found[place] = self._moved[int(numbers[place])]
         return found
 
-    def _measure(self, members: np.ndarray) -> np.ndarray:
-        """The (P,) center of a changed group by its images' vectors, to which their distances are then taken; without
-        vectors, by the centers that they had at first."""
+    def _mixed(self, numbers: np.ndarray) -> np.ndarray:
+        """(M, P), for each of the groups the mean of the centers that its images had at first."""
+        centroids = self._centroids()
+        order = np.sort(numbers)
+        first = self.groups.original
+        known = np.isin(self.groups.group, numbers) & (first >= 0) & (first < len(centroids))
+        place = np.searchsorted(order, self.groups.group[known])
+        shape = (len(numbers), len(centroids))
+        counts = csr_array((np.ones(len(place), np.float32), (place, first[known])), shape=shape)
+        mixed: np.ndarray = counts @ centroids / np.maximum(counts.sum(1), 1)[:, None]
+        return mixed[np.searchsorted(order, numbers)]
+
+    def _measure(self, members: np.ndarray) -> np.ndarray | None:
+        """The (P,) center of a changed group by its images' vectors, to which their distances are then taken; None
+        without vectors: edits and names need no model, and the center is mixed from those at first when asked for."""
         if self.vectors is None:
-            centroids = self._centroids()
-            first, count = np.unique(self.groups.original[members], return_counts=True)
-            known = (first >= 0) & (first < len(centroids))
-            mixed: np.ndarray = count[known] @ centroids[first[known]] / max(count[known].sum(), 1)
-            return mixed
+            return None
         step = max(1, len(members) // SAMPLE)
         center: np.ndarray = np.asarray(self.vectors.rows[members[::step]]).mean(0)
         for start in range(0, len(members), BLOCK):

@@ -61,7 +61,7 @@ def listen(port: int) -> socket.socket:
 
 
 def serve(explorer: Explorer, listening: socket.socket, started: Callable[[uvicorn.Server, str], None]) -> None:
-    """Answers until Ctrl-C or SIGTERM; `started` gets the server and its address. The token is in it, new with each
+    """Answers until Ctrl-C or SIGTERM; `started` gets the server and its address, once it answers. The token is in it, new with each
     start, and nowhere else."""
     import uvicorn
 
@@ -72,9 +72,13 @@ def serve(explorer: Explorer, listening: socket.socket, started: Callable[[uvico
     )  # fmt: skip
     server = uvicorn.Server(settings)
 
-    address = f"http://{ADDRESS}:{listening.getsockname()[1]}/?token={token}"
-    # in a thread, as a browser in a terminal stays; what it asks waits at the socket until it is answered
-    threading.Thread(target=started, args=(server, address), daemon=True).start()
+    def tell() -> None:  # in a thread, as a browser in a terminal stays
+        while not server.started and not server.should_exit:
+            threading.Event().wait(0.02)
+        if server.started:  # from now on signals stop it in order
+            started(server, f"http://{ADDRESS}:{listening.getsockname()[1]}/?token={token}")
+
+    threading.Thread(target=tell, daemon=True).start()
     try:
         with suppress(KeyboardInterrupt):
             server.run(sockets=[listening])

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import mmap
 import os
-import warnings
 import weakref
 from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
@@ -134,9 +133,7 @@ class Rows:
         else:
             if self.origin is not None:
                 part = part - self.origin.cpu().numpy()
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of read-only memory, which nobody here writes to
-                part = torch.from_numpy(np.ascontiguousarray(part, dtype=np.float32))
+            part = torch.from_numpy(_writable(np.ascontiguousarray(part, dtype=np.float32)))
         placed: Tensor = part.to(self.device, torch.float32)
         return placed
 
@@ -197,11 +194,26 @@ def normalize_rows(x: Tensor) -> Tensor:
     return x / torch.where(length > 0, length, 1.0)
 
 
-def require_finite(values: Tensor, first: int = 0, name: str = "features") -> None:
-    """Raises DeepClusterError: a row of `values` (B,) or (B, D), which begin at row `first`, is not finite."""
+def _writable(part: np.ndarray) -> np.ndarray:
+    """The same numbers without the mark of read-only memory, of which torch warns; nobody here writes to it. Warnings
+    cannot be silenced where threads read."""
+    if not part.flags.writeable:
+        part = part.view()
+        try:
+            part.flags.writeable = True
+        except ValueError:
+            part = part.copy()
+    return part
+
+
+def require_finite(values: Tensor, first: int | Tensor = 0, name: str = "features") -> None:
+    """Raises DeepClusterError: a row of `values` (B,) or (B, D) is not finite; they begin at row `first`, or are the
+    rows `first` (B,)."""
     bad = (~torch.isfinite(values)).nonzero()
     if len(bad):
-        raise DeepClusterError(f"Row {first + int(bad[0, 0])} of the {name} holds NaN or infinity; leave it out.")
+        row = int(bad[0, 0])
+        row = int(first[row]) if isinstance(first, Tensor) else first + row
+        raise DeepClusterError(f"Row {row} of the {name} holds NaN or infinity; leave it out.")
 
 
 def refuse_rows(block: Tensor, first: int) -> NoReturn:

@@ -139,7 +139,7 @@ class Method(Averaged, ABC):
     def k_means(self, rows: Any, key: tuple[int, ...], **parameters: Any) -> KMeans:
         """k-means of the (M, P) rows of all processes, with the method's `k` and `iterations`."""
         p, seed = self.params, seed_of(*key) % 2**31
-        device = self.assignment.device
+        device = None if parameters.get("backend") == "faiss" else self.assignment.device
         parameters = {"max_iter": p.iterations, "random_state": seed, "device": device, **parameters}
         return KMeans(p.k, group=self.group, **parameters).fit(rows)
 

@@ -52,7 +52,7 @@ def _described(name: str) -> str:
     """A backbone's name with what is known of the licence and the place of its weights."""
     from deepcluster.models import hugging_face  # which builds networks by means of this file
 
-    if name == "patches":
+    if is_fitted(name):
         return "patches, fitted to these images by k-means; it needs no weights from elsewhere"
     if hugging_face.is_folder(name):
         return hugging_face.describe(name)
@@ -65,6 +65,11 @@ def _described(name: str) -> str:
         return name
     place = "its Python package" if packaged_file(name[5:]) else about.hf_hub_id or about.url or "nowhere"
     return f"{name} (weights from {place}, {about.license or 'whose licence timm does not tell'})"
+
+
+def is_fitted(name: str) -> bool:
+    """Whether this is the network that is fitted to the images, not one with weights from elsewhere."""
+    return name == "patches" and not Path(name).exists()
 
 
 def packaged_file(name: str) -> Path | None:

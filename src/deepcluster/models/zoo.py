@@ -34,14 +34,15 @@ def build_backbone(
     """Makes a backbone; weights are drawn from torch's global generator, unless they are `pretrained`.
 
     Args:
-        name: "alexnet", "vgg16" (both with batch-norm), "convnet", a ResNet ("resnet18", ...), "timm:NAME",
+        name: "alexnet", "vgg16" (both with batch-norm), "convnet", "patches", a ResNet ("resnet18", ...), "timm:NAME",
             "torchvision:NAME", or a name that only timm knows.
         sobel: "none", "paper" or "deepercluster"; see `sobel.input_layer`.
         image_size: side of the square images it will see, in pixels.
         mean, std: three numbers each that images are normalized with; by default those of the pretrained
             weights, else ImageNet's.
-        options: of that network: `dropout` (alexnet, vgg16), `widths` and `pools` (convnet), `stem` and
-            `pretrained` (ResNets), `pretrained` and whatever timm takes (timm).
+        options: of that network: `dropout` (alexnet, vgg16), `widths` and `pools` (convnet), `filters`, `patch`,
+            `sides`, `cells` and `dim` (patches), `stem` and `pretrained` (ResNets), `pretrained` and whatever timm
+            takes (timm).
 
     Raises:
         DeepClusterError: an unknown name (the nearest one is suggested) or option, or an image size that

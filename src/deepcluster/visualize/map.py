@@ -65,6 +65,8 @@ def draw_map(
         perplexity: of t-SNE: about how many neighbors count.
         seed: of the images that are drawn, and of the layout.
     """
+    if points < 4:
+        raise DeepClusterError(f"--points {points} are too few for a map: give 4 or more.")
     if "umap" in layout and importlib.util.find_spec("umap") is None:
         raise DeepClusterError("UMAP is not installed: `pip install umap-learn`, or take the layout tsne or pca.")
     pixels = open_pixels(subject, data)

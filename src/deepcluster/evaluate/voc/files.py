@@ -98,13 +98,17 @@ def open_files(source: str | os.PathLike[str]) -> VOCFiles:
 
 
 def _roots(folders: Iterable[PurePath]) -> list[str]:
-    """The folders of VOC sets, by the folders that are there; images alone are no set."""
+    """The folders of VOC sets, by the folders that are there; images or masks alone are no set."""
     found: dict[str, set[str]] = {}
     for folder in folders:
         own = next((part for part in folder.parts if part in FOLDERS), None)
         if own is not None:
             found.setdefault("/".join(folder.parts[: folder.parts.index(own)]), set()).add(own)
-    return sorted(root for root, names in found.items() if names != {"JPEGImages"})
+    return sorted(
+        root
+        for root, names in found.items()
+        if names & {"Annotations", "ImageSets"} or {"JPEGImages", "SegmentationClass"} <= names
+    )
 
 
 def _only(name: str, roots: list[str]) -> str:
