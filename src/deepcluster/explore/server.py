@@ -61,8 +61,8 @@ def listen(port: int) -> socket.socket:
 
 
 def serve(explorer: Explorer, listening: socket.socket, started: Callable[[uvicorn.Server, str], None]) -> None:
-    """Answers until Ctrl-C or SIGTERM; `started` gets the server and its address, once it answers. The token is in it, new with each
-    start, and nowhere else."""
+    """Answers until Ctrl-C or SIGTERM; `started` gets the server and its address, once it answers. The token is in the
+    address, new with each start, and nowhere else."""
     import uvicorn
 
     token = secrets.token_urlsafe(24)
