@@ -202,13 +202,11 @@ class _Search:
         score = torch.full((len(block), count), -torch.inf, device=block.device)
         best = _Best(score, torch.zeros(len(block), count, dtype=torch.int64, device=block.device))
         on_cpu = block.device.type == "cpu"
+        wide = TILE_WIDTH if on_cpu else min(self.rows.n, self.step, 1 << 16)
+        high = TILE_ROWS if on_cpu else max(1, GPU_SCORES // wide)
         for first, _, columns in self._blocks(self.rows):
-            wide = TILE_WIDTH if on_cpu else min(len(columns), 1 << 16)
-            high = TILE_ROWS if on_cpu else max(1, GPU_SCORES // wide)
 
-            def find(
-                begin: int, end: int, first: int = first, columns: Tensor = columns, high: int = high, wide: int = wide
-            ) -> None:
+            def find(begin: int, end: int, first: int = first, columns: Tensor = columns) -> None:
                 buffer = torch.empty(min(high, end - begin) * min(wide, len(columns)), device=block.device)
                 for top in range(begin, end, high):
                     rows = slice(top, min(top + high, end))
