@@ -1,8 +1,8 @@
 """A network whose layers are fitted, not trained: k-means of patches, then whitening (Coates, Lee and Ng 2011, "An
 analysis of single-layer networks in unsupervised feature learning").
 
-Seconds of fitting make better features of small images than minutes of gradient descent, and whatever trains may go on
-from them.
+Seconds of fitting make better features of small images than minutes of gradient descent on a CPU; docs/groups.md has the
+figures.
 """
 
 from __future__ import annotations
@@ -22,8 +22,6 @@ CONTRAST = (10 / 255) ** 2
 """Added to the variance of a patch, so that flat ones stay flat; Coates et al. add 10 at a range of 255."""
 TINY = 1e-6
 """Added below the root, whose slope at 0 has no end."""
-
-
 LARGEST = 48
 """Pixels that images are shrunk to unless sides are given: larger ones cost more and score the same."""
 
