@@ -138,7 +138,7 @@ class KMeans(validation.Float32Transformer, ClusterMixin, BaseEstimator):
             tol=(self.tol >= 0, "0 or more"),
         )
         if self.backend == "faiss" and self.group is not None and not self.group.is_single:
-            raise DeepClusterError("backend='faiss' clusters in one process; take backend='torch' for several.")
+            raise DeepClusterError(f"backend='faiss' clusters in one process, not in {self.group.size}; take 'torch'.")
 
     def _read_points(self, X: Any, sample_weight: Any) -> Points:
         group = self.group or SINGLE
