@@ -1,8 +1,7 @@
 """A network whose layers are fitted, not trained: k-means of patches, then whitening (Coates, Lee and Ng 2011, "An
 analysis of single-layer networks in unsupervised feature learning").
 
-Seconds of fitting make better features of small images than minutes of gradient descent on a CPU; docs/groups.md has the
-figures.
+Seconds of fitting make better features of small images than minutes of gradient descent on a CPU: docs/measured.md.
 """
 
 from __future__ import annotations
