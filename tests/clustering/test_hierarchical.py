@@ -191,3 +191,13 @@ def test_invalid_trees_raise() -> None:
         nearest_in_tree(x, [tops, leaves], [np.ones(2), np.ones(3)])
     with pytest.raises(DeepClusterError, match="Branch 0 of 2 has no centroid that counts"):
         nearest_in_tree(x, [tops, leaves], [np.array([1, 0]), np.array([0, 0, 1, 1])])
+
+
+def test_a_fit_that_fails_leaves_the_tree_of_the_one_before() -> None:
+    x = np.random.default_rng(0).normal(size=(200, 4)).astype(np.float32)
+    clusterer = HierarchicalKMeans(12, branches=(3,), random_state=0).fit(x)
+    bad = x.copy()
+    bad[7, 1] = np.nan
+    with pytest.raises(DeepClusterError, match="Row 7"):
+        clusterer.fit(bad)
+    np.testing.assert_array_equal(clusterer.predict(x), clusterer.labels_)

@@ -6,6 +6,7 @@ compared with m + k / m centroids instead of k.
 
 from __future__ import annotations
 
+import copy
 import math
 import warnings
 from collections.abc import Sequence
@@ -93,7 +94,7 @@ class HierarchicalKMeans(validation.Float32Transformer, ClusterMixin, BaseEstima
         self._k_means(self.n_clusters, 0).check_arguments()
         if not isinstance(self.init, str):
             raise DeepClusterError("init must be 'random' or 'k-means++': centroids cannot be given for each branch.")
-        self._children = levels_for(self.n_clusters, self.branches)
+        children = levels_for(self.n_clusters, self.branches)
         group = self.group or SINGLE
         with team(), warnings.catch_warnings():
             warnings.simplefilter("ignore", validation.DegenerateClusters)  # of one branch; said once, of all
@@ -103,12 +104,18 @@ class HierarchicalKMeans(validation.Float32Transformer, ClusterMixin, BaseEstima
             validation.require_rows(shard.total, self.n_clusters)
             if not self.spherical:
                 rows = centered(rows, shard)
-            self._seed = common_seed(group, validation.seed_from(self.random_state))
-            nodes = [math.prod(self._children[: depth + 1]) for depth in range(len(self._children))]
-            self._levels = [torch.zeros(count, rows.dim, device=rows.device) for count in nodes]
-            self._counts = [torch.zeros(count, dtype=torch.int64, device=rows.device) for count in nodes]
-            self.inertia_, self.n_iter_ = 0.0, 0
-            label = self._grow(rows, 0, 0)
+            growing: Any = copy.copy(self)  # a fit that fails leaves the tree that was there before
+            growing._children = children
+            growing._seed = common_seed(group, validation.seed_from(self.random_state))
+            nodes = [math.prod(children[: depth + 1]) for depth in range(len(children))]
+            growing._levels = [torch.zeros(count, rows.dim, device=rows.device) for count in nodes]
+            growing._counts = [torch.zeros(count, dtype=torch.int64, device=rows.device) for count in nodes]
+            growing.inertia_, growing.n_iter_ = 0.0, 0
+            label = growing._grow(rows, 0, 0)
+        self._children, self._seed = children, int(growing._seed)
+        self._levels: list[Tensor] = growing._levels
+        self._counts: list[Tensor] = growing._counts
+        self.inertia_, self.n_iter_ = float(growing.inertia_), int(growing.n_iter_)
         for depth in range(1, len(nodes)):  # empty clusters get their super-cluster's centroid
             above = self._levels[depth - 1].repeat_interleave(self._children[depth], 0)
             filled = self._counts[depth][:, None] > 0

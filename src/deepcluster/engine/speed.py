@@ -19,7 +19,8 @@ from deepcluster.config import TrainRun
 from deepcluster.data.loader import Loader
 from deepcluster.distributed import SINGLE, ProcessGroup
 from deepcluster.engine import checkpoint
-from deepcluster.engine.clock import clusterings_due
+from deepcluster.engine.clock import clusterings_due, duration
+from deepcluster.engine.log import Screen
 from deepcluster.engine.loop import TrainContext, TrainState, train_step
 from deepcluster.engine.parallel import parallel_loss
 from deepcluster.features.extract import extract
@@ -170,6 +171,23 @@ def clustered(method: Method, n: int, group: ProcessGroup = SINGLE) -> Clusterin
     features /= (1 + np.arange(dim, dtype=np.float32) / 8) ** 1.5  # real ones have few main directions
     own = slice(*group.row_range(n))
     return method.refresh(lambda: Features(np.arange(n)[own], features[own]), (0,))
+
+
+def within_minutes(
+    run: TrainRun, speed: Speed, over: float, method: Method, steps_per_epoch: int, screen: Screen
+) -> TrainRun:
+    """The run with as many epochs as fit into its minutes, of which `over` seconds are over; and tells how many."""
+    minutes = run.minutes or 0.0
+    epochs, seconds = speed.epochs_within(60 * MARGIN * minutes - over, method, steps_per_epoch)
+    if over + seconds > 60 * minutes:
+        screen.warn(
+            f"--minutes {minutes:g} is too short for a single epoch, which is trained all the same: the run will end in"
+            f" about {duration(seconds)}. A smaller --image-size or another --backbone.name is faster."
+        )
+    else:
+        one, clustering = duration(steps_per_epoch * speed.step + speed.epoch), duration(speed.clustering)
+        screen.print(f"about {duration(seconds)} left: {epochs:,} epochs of {one}, each clustering {clustering}")
+    return dataclasses.replace(run, epochs=epochs)
 
 
 def asks_for_features(method: Method) -> bool:

@@ -24,7 +24,7 @@ from deepcluster.data.source import ImageSource
 from deepcluster.distributed import ProcessGroup, current
 from deepcluster.engine import checkpoint, run_folder
 from deepcluster.engine.build import Parts, at_checkpoint, build_method, build_parts, check, views_of
-from deepcluster.engine.clock import KINDS, Clock, duration, known_seconds
+from deepcluster.engine.clock import KINDS, Clock, known_seconds
 from deepcluster.engine.fabric import launched, make_fabric
 from deepcluster.engine.length import epochs_done, lengthened
 from deepcluster.engine.log import Metrics, Screen
@@ -34,11 +34,10 @@ from deepcluster.engine.monitor import Monitor, exported_model, watched_images
 from deepcluster.engine.occupy import occupy_to_train, settle
 from deepcluster.engine.run import Run
 from deepcluster.engine.signals import stop_signals
-from deepcluster.engine.speed import MARGIN, Speed, measure
+from deepcluster.engine.speed import measure, within_minutes
 from deepcluster.engine.subject import short_side
 from deepcluster.errors import DeepClusterError
 from deepcluster.io import write_json
-from deepcluster.methods.base import Method
 from deepcluster.methods.clusterer import Clusterer
 
 
@@ -207,23 +206,6 @@ def make_context(
         clock=clock,
         stopped=stopped,
     )
-
-
-def within_minutes(
-    run: TrainRun, speed: Speed, over: float, method: Method, steps_per_epoch: int, screen: Screen
-) -> TrainRun:
-    """The run with as many epochs as fit into its minutes, of which `over` seconds are over; and tells how many."""
-    minutes = run.minutes or 0.0
-    epochs, seconds = speed.epochs_within(60 * MARGIN * minutes - over, method, steps_per_epoch)
-    if over + seconds > 60 * minutes:
-        screen.warn(
-            f"--minutes {minutes:g} is too short for a single epoch, which is trained all the same: the run will end in"
-            f" about {duration(seconds)}. A smaller --image-size or another --backbone.name is faster."
-        )
-    else:
-        one, clustering = duration(steps_per_epoch * speed.step + speed.epoch), duration(speed.clustering)
-        screen.print(f"about {duration(seconds)} left: {epochs:,} epochs of {one}, each clustering {clustering}")
-    return replace(run, epochs=epochs)
 
 
 def steps_per_epoch(run: TrainRun, images: int, group: ProcessGroup) -> tuple[int, int]:

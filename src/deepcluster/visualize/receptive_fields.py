@@ -91,9 +91,14 @@ class _EqualWeights(TorchFunctionMode):
 
 
 def _conv2d(
-    image: Tensor, weight: Tensor, bias: Any = None, stride: Any = 1, padding: Any = 0, dilation: Any = 1,
+    image: Tensor,
+    weight: Tensor,
+    bias: Any = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
     groups: int = 1,
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     kernel = torch.full((1, 1, *weight.shape[2:]), 1 / weight[0, 0].numel(), dtype=image.dtype)
     mean = torch.conv2d(image.mean(1, keepdim=True), kernel, None, stride, padding, dilation)
     return mean.expand(-1, len(weight), -1, -1)
@@ -108,7 +113,7 @@ def _max_pool2d(
     return_indices: bool = False,
 ) -> Tensor:  # fmt: skip
     if dilation not in (1, (1, 1)):
-        raise NotImplementedError
+        raise NotImplementedError  # `_maps` then knows of no field
     return torch.nn.functional.avg_pool2d(image, kernel_size, stride, padding, ceil_mode)
 
 
