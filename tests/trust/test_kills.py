@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import os
@@ -17,12 +18,15 @@ import sys
 import tarfile
 import time
 import traceback
+import webbrowser
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlparse
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from PIL import Image
@@ -32,6 +36,9 @@ from deepcluster.cli.main import main
 from deepcluster.data import cache as pixel_cache
 from deepcluster.data.open import open_images
 from deepcluster.engine import checkpoint
+from deepcluster.resume import ResumeFile
+from evaluate.voc.make import SIDE, make_shapes
+from explore.browse import Site
 from restarts import differing
 
 METHODS = (
@@ -40,10 +47,27 @@ METHODS = (
 )  # fmt: skip
 TIMES = r"^(seconds|images_per_second)|^(id|created|finished|at|began)$"
 """What differs between two equal runs."""
-HOURS = r"\d+(\.\d+)? (s|min|h)\b|\d{4}-\d\d-\d\d.\d\d:\d\d"
 IMAGES = 96
+EDITS = 60
+PATIENCE = 400
+"""Seconds that a command may take."""
 HELD = ["--holdout", "0.2"]
-PROTOCOLS = {"knn": [], "clusters": [], "linear": HELD, "mlp": HELD, "low-shot": [*HELD, "--shots", "3"]}
+PROTOCOLS = {
+    "knn": [], "clusters": [], "linear": HELD, "mlp": HELD, "low-shot": [*HELD, "--shots", "3"],
+    "retrieval": ["--features", "rmac", "--whiten-on", "same", "--long-side", "32", "--levels", "2", "--dims", "8"],
+}  # fmt: skip
+SPLITS = ["--split", "train", "--test-split", "val"]
+TUNED = ["--mode", "all", "--iterations", "30", "--batch-size", "4", "--crops", "center"]
+BOXES = f"--iterations 8 --batch 2 --min-size {SIDE} --max-size {SIDE} --regions 16 --anchors 12 20 --draws 2".split()
+VOC = {
+    "voc-classification": SPLITS, "voc-classification --mode all": [*SPLITS, *TUNED],
+    "voc-detection": [*SPLITS, *BOXES],
+    "voc-segmentation": f"--crop {SIDE} --iterations 12 --batch 4 --draws 2".split(),
+}  # fmt: skip
+SEVERAL = ("tiny-deepcluster", "tiny-odc", "tiny-deepercluster")
+
+
+Work = list[str] | Callable[[], object]
 
 
 @dataclass
@@ -51,13 +75,13 @@ class Long:
     """A long command: what it is given first, and again after each kill."""
 
     name: str
-    first: list[str] | Callable[[], object]
+    first: Work
     again: list[str] | None = None  # where a run folder is there already
     before: str = ""  # what is copied into the place first
 
 
-def start(work: list[str] | Callable[[], object], place: Path) -> int:
-    """A process that does the work in `place`; all modules are loaded already."""
+def start(work: Work, place: Path) -> int:
+    """A process that does the work in `place`, in a group of its own; all modules are loaded already."""
     child = os.fork()
     if child:
         return child
@@ -69,7 +93,9 @@ def start(work: list[str] | Callable[[], object], place: Path) -> int:
         os.dup2(said, 2)
         os.chdir(place)
         torch.set_num_threads(1)
-        status = main(work) if isinstance(work, list) else (work(), 0)[1]
+        if not callable(work) and "--processes" in work:  # each of them is started by the words of the first
+            os.execv(sys.executable, [sys.executable, "-m", "deepcluster", *work])
+        status = (work(), 0)[1] if callable(work) else main(work)
     except BaseException:
         traceback.print_exc()
     finally:
@@ -78,11 +104,42 @@ def start(work: list[str] | Callable[[], object], place: Path) -> int:
         os._exit(status)
 
 
+def living(group: int) -> list[int]:
+    """The processes of a group, but for those that have ended."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):
+            if os.getpgid(process.pid) == group and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process.pid)
+    return found
+
+
 def finish(child: int) -> tuple[int, float]:
-    """Its status, and the seconds until then."""
+    """Its status, and the seconds until then; whatever it started ends soon after it."""
     began = time.monotonic()
-    _, status = os.waitpid(child, 0)
-    return os.waitstatus_to_exitcode(status), time.monotonic() - began
+    while not (ended := os.waitpid(child, os.WNOHANG))[0] and time.monotonic() < began + PATIENCE:
+        time.sleep(0.005)
+    took = time.monotonic() - began
+    until = time.monotonic() + 60
+    while (left := living(child)) and ended[0] and time.monotonic() < until:
+        time.sleep(0.1)
+    for process in left:
+        os.kill(process, signal.SIGKILL)
+    if not ended[0]:
+        os.waitpid(child, 0)
+    assert not left, f"processes {left} go on"
+    return os.waitstatus_to_exitcode(ended[1]), took
+
+
+def kill(child: int, work: Work, draw: random.Random) -> None:
+    """Ends it; of several processes one or all."""
+    victims = [child]
+    if not callable(work) and "--processes" in work:
+        group = living(child)
+        victims = draw.choice([group, *([one] for one in group)])
+    for one in victims:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(one, signal.SIGKILL)
 
 
 def results(place: Path) -> dict[str, Any]:
@@ -116,6 +173,67 @@ def _timeless(value: Any) -> Any:
     return [_timeless(part) for part in value] if isinstance(value, list) else value
 
 
+def edit() -> None:
+    """A person edits in the explorer of the run, from where things stand, and writes down what is shown after each."""
+    journal, acknowledged, notes = Path("run/explore/edits.jsonl"), Path("acknowledged"), Path("shown.jsonl")
+    wrong: list[BaseException] = []
+
+    def put(file: Path, text: str) -> None:  # in one piece, whenever it ends
+        with file.open("ab", buffering=0) as handle:
+            handle.write(text.encode())
+
+    def lines(file: Path) -> list[str]:
+        return file.read_text().splitlines() if file.exists() else []
+
+    def shown(site: Site) -> str:
+        clusters = site.get("/api/clusters?hidden=1&limit=500")["rows"]
+        groups = np.frombuffer(site.ask("GET", "/api/map/groups")[2], "<i4").tolist()
+        return json.dumps([groups, sorted((row["id"], row["name"]) for row in clusters), site.get("/api/selection")])
+
+    def step(site: Site, number: int) -> None:
+        one, other = number % IMAGES, 7 * number % IMAGES
+        mine, others = (site.get(f"/api/images/{image}")["cluster"] for image in (one, other))
+        kinds: list[dict[str, object]] = [
+            {"op": "select", "images": [one, other], "on": True},
+            {"op": "move", "images": [one, other], "to": None},
+            {"op": "rename", "cluster": mine, "name": f"number {number}"},
+            {"op": "hide", "clusters": [others], "hidden": number % 4 > 0},
+            {"op": "move", "images": "selection", "to": mine},
+        ]
+        kind = number % 7
+        path = "/api/edits" if kind < 5 else "/api/undo" if kind == 5 else "/api/redo"
+        status, answer = site.post(path, kinds[kind] if kind < 5 else {})
+        assert status == 200, answer
+
+    def look(page: str) -> bool:
+        try:
+            address = re.search(r'url=([^"]+)', Path(urlparse(page).path).read_text())
+            assert address
+            site = Site(address[1])
+            number = max(0, len(lines(journal)) - 1)
+            assert number >= len(lines(acknowledged)), "an edit is lost"
+            while True:
+                if len(lines(notes)) > number:
+                    assert lines(notes)[number] == shown(site)
+                else:
+                    put(notes, shown(site) + "\n")
+                if number == EDITS:
+                    break
+                step(site, number)
+                put(acknowledged, "\n")
+                number += 1
+            acknowledged.unlink(missing_ok=True)
+        except BaseException as error:
+            wrong.append(error)
+        os.kill(os.getpid(), signal.SIGINT)
+        return True
+
+    webbrowser.open = look  # type: ignore[assignment]
+    assert main(["explore", "run", "--port", "0", "--open"]) == 0
+    if wrong:
+        raise wrong[0]
+
+
 def commands(made: Path) -> list[Long]:
     """All of them, on the images and the run in `made`."""
     data, run = str(made / "photos"), str(made / "run")
@@ -126,7 +244,11 @@ def commands(made: Path) -> list[Long]:
         if preset == "tiny-deepercluster":
             more = []
         whiten = ["--method.whiten", "16"] if preset in METHODS[:2] else []
-        found.append(Long(preset, ["train", preset, *options.split(), *more, *whiten], ["train", "--resume", "run"]))
+        train, resume = ["train", preset, *options.split(), *more, *whiten], ["train", "--resume", "run"]
+        found.append(Long(preset, train, resume))
+        if preset in SEVERAL:
+            two = ["--processes", "2"]
+            found.append(Long(f"two processes of {preset}", [*train, *two], [*resume, *two]))
 
     def cache() -> None:
         os.environ["DEEPCLUSTER_CACHE"] = "cache"
@@ -151,13 +273,19 @@ def commands(made: Path) -> list[Long]:
             for kind, more in (("kmeans", ["--k", "20"]), ("pic", []), ("hierarchical", ["--k", "20"]))
         ),
         *(
-            Long(f"evaluate {name}", ["evaluate", "run", name, "--data", data, *more], before="run")
-            for name, more in PROTOCOLS.items()
+            Long(f"evaluate {name}", ["evaluate", "run", name.split()[0], "--data", images, *more], before="run")
+            for images, protocols in ((data, PROTOCOLS), (str(made / "voc"), VOC))
+            for name, more in protocols.items()
         ),
         Long("assign", ["assign", run, "--data", data, "--out", "a.csv"]),
         Long("report", ["report", "run"], before="run"),
         Long("visualize", ["visualize", "run", "clusters"], before="run"),
         Long("export", ["export", run, "--out", "a.safetensors"]),
+        Long("explore", edit, before="run"),
+        *(
+            Long(f"explore --export {name}", ["explore", "run", "--export", name], before="run")
+            for name in ("a.csv", "a.json", "folders")
+        ),
     ]
 
 
@@ -176,6 +304,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         file = folder / "photos" / str(digits.target[k]) / f"{k:03d}.png"
         file.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray((digits.images[k] * 15.9).astype(np.uint8)).resize((16, 16)).save(file)
+    make_shapes(folder / "voc")
     np.save(folder / "many.npy", np.repeat((digits.images * 15.9).astype(np.uint8)[..., None], 3, 3))
     for part in range(12):
         with tarfile.open(folder / f"{part:02d}.tar", "w") as archive:
@@ -196,31 +325,33 @@ def fresh(place: Path, long: Long, made: Path) -> Path:
     return place
 
 
-def trial(long: Long, made: Path, place: Path, moments: list[float], tally: list[int]) -> None:
+def trial(long: Long, made: Path, place: Path, moments: list[float], tally: list[int], draw: random.Random) -> None:
     """Does the work, killed after so many seconds each time, then goes on to the end."""
     fresh(place, long, made)
     for moment in (*moments, None):
         resumed = long.again is not None and (place / "run/run.json").exists()
-        child = start(long.again if resumed and long.again else long.first, place)
+        work = long.again if resumed and long.again else long.first
+        child = start(work, place)
         if moment is not None:
             time.sleep(moment)
-            os.kill(child, signal.SIGKILL)
+            kill(child, work, draw)
         status, _ = finish(child)
-        if moment is None:
-            assert status == 0, (long.name, moments, (place / ".said").read_text()[-3000:])
-        elif status == -signal.SIGKILL:
-            tally[0] += 1
-        else:
-            assert status == 0, (long.name, moments, (place / ".said").read_text()[-3000:])
-            tally[1] += 1
+        said = (place / ".said").read_text()[-3000:]
+        if status == 0:
+            tally[1] += moment is not None
             break
+        # where another of its processes was killed, it ends by itself, and says so
+        ended = status == -signal.SIGKILL or (status == 2 and "Another process" in said.splitlines()[-1])
+        assert moment is not None and ended, (long.name, moments, status, said)
+        tally[0] += 1
 
 
 @pytest.mark.slow
 def test_killed_at_random_moments(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """200 kills, shared by all commands; `DEEPCLUSTER_KILLS` asks for another number."""
-    wanted = int(os.environ.get("DEEPCLUSTER_KILLS", "200"))
-    works, draw = commands(made), random.Random(0)
+    """250 kills, shared by all commands; `DEEPCLUSTER_KILLS` asks for another number."""
+    wanted, works = int(os.environ.get("DEEPCLUSTER_KILLS", "250")), commands(made)
+    monkeypatch.setattr(ResumeFile, "due", True)  # after each step, not each five minutes
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
     figures: dict[str, dict[str, float]] = {}
     wrong: list[str] = []
     if only := os.environ.get("DEEPCLUSTER_KILLED"):
@@ -231,12 +362,13 @@ def test_killed_at_random_moments(made: Path, tmp_path: Path, monkeypatch: pytes
         status, took = finish(start(long.first, place))
         assert status == 0, (long.name, (place / ".said").read_text()[-3000:])
         whole, tally, attempt, before = results(place), [0, 0], 0, len(wrong)
+        draw = random.Random(long.name)
         share = -(-(wanted * (number + 1)) // len(works)) - -(-(wanted * number) // len(works))
         while tally[0] < share and attempt < 4 * share:
             place = tmp_path / f"killed-{number}-{attempt}"
             moments = [draw.uniform(0.02, 0.98) * took for _ in range(min(draw.choice((1, 1, 2, 3)), share - tally[0]))]
             try:
-                trial(long, made, place, moments, tally)
+                trial(long, made, place, moments, tally, draw)
             except AssertionError as error:
                 wrong.append(str(error)[:1500])
             else:

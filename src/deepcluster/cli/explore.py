@@ -70,6 +70,9 @@ def open_in_browser(address: str, held: contextlib.ExitStack, folder: Path) -> N
     import webbrowser
 
     place = folder if os.access(folder, os.W_OK) else None  # browsers in a container do not see the system's folder
+    for left in folder.glob(".open-*.html"):  # of an explorer that was killed: no other may edit this run
+        with contextlib.suppress(OSError):
+            left.unlink()
     file = held.enter_context(tempfile.NamedTemporaryFile("w", prefix=".open-", suffix=".html", dir=place))  # noqa: SIM115
     file.write(f'<meta http-equiv="refresh" content="0;url={address}">')
     file.flush()

@@ -57,3 +57,33 @@ def as_tar(folder: Path, file: Path, inside: str) -> Path:
         note.size = 4
         archive.addfile(note, io.BytesIO(b"MIT\n"))
     return file
+
+
+SIDE = 48
+COLORS = {"dog": (250, 60, 40), "cat": (30, 80, 250)}
+
+
+def make_shapes(root: Path) -> Path:
+    """Squares of two colors on gray, with masks: red ones are dogs, blue ones are cats. One image is broken."""
+    for folder in ("Annotations", "ImageSets/Main", "ImageSets/Segmentation", "JPEGImages", "SegmentationClass"):
+        (root / folder).mkdir(parents=True)
+    random = np.random.default_rng(0)
+    names = [f"{number:03}" for number in range(24)]
+    for number, name in enumerate(names):
+        picture = random.normal(120, 8, (SIDE, SIDE, 3))
+        mask = np.zeros((SIDE, SIDE), np.uint8)
+        kind = ("dog", "cat")[number % 2]
+        side = int(random.integers(12, 20))
+        x, y = (int(value) for value in random.integers(2, SIDE - side - 2, 2))
+        picture[y : y + side, x : x + side] = COLORS[kind]
+        mask[y - 1 : y + side + 1, x - 1 : x + side + 1] = 255
+        mask[y : y + side, x : x + side] = {"cat": 8, "dog": 12}[kind]
+        Image.fromarray(picture.clip(0, 255).astype(np.uint8)).save(root / f"JPEGImages/{name}.jpg", quality=95)
+        Image.fromarray(mask).save(root / f"SegmentationClass/{name}.png")
+        box = (x + 1, y + 1, x + side, y + side)
+        (root / f"Annotations/{name}.xml").write_text(annotation([(kind, box, False)], SIDE, SIDE))
+    (root / "JPEGImages/003.jpg").write_bytes(b"broken")
+    for folder in ("Main", "Segmentation"):
+        (root / f"ImageSets/{folder}/train.txt").write_text("\n".join(names[:16]))
+        (root / f"ImageSets/{folder}/val.txt").write_text("\n".join(names[16:]))
+    return root
