@@ -10,9 +10,13 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
+import time
 import webbrowser
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import numpy as np
@@ -225,6 +229,35 @@ def test_huge_pictures_are_one_sentence_at_once(explorer: Explorer, photos: Path
     assert not decoded.called
     assert shown.get(1, 96)
     assert decode(tmp_path / "large.jpg", 96).shape[0] == 96 and MOST_PIXELS.get() == PIXELS
+
+
+def test_two_pictures_are_decoded_at_once(
+    site: Site, explorer: Explorer, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of all that are shown, looked at and dropped: each may take a gigabyte."""
+    explorer.jobs["vectors"].start().wait(60)
+    lock, seen = threading.Lock(), [0, 0]
+
+    def slowly(read: Callable[..., np.ndarray]) -> Callable[..., np.ndarray]:
+        def counted(*arguments: Any, **options: Any) -> np.ndarray:
+            with lock:
+                seen[0] += 1
+                seen[1] = max(seen)
+            time.sleep(0.05)
+            with lock:
+                seen[0] -= 1
+            return read(*arguments, **options)
+
+        return counted
+
+    monkeypatch.setattr(explorer.source, "read", slowly(explorer.source.read))
+    monkeypatch.setattr("deepcluster.explore.explorer.decode", slowly(decode))
+    content = (photos / explorer.source.path(0)).read_bytes()
+    with ThreadPoolExecutor(15) as threads:
+        paths = [f"/{kind}/{index}" for index in range(4) for kind in ("thumb", "image", "api/images")]
+        asked: list[Any] = [threads.submit(site.ask, "GET", path) for path in paths]
+        asked += [threads.submit(site.post, "/api/photo", content) for _ in range(3)]
+    assert {one.result()[0] for one in asked} == {200} and seen == [0, 2]
 
 
 def test_sizes_are_read_from_the_head_of_regular_files(tmp_path: Path) -> None:
