@@ -45,6 +45,7 @@ class Interrupted(Exception):
 
 KILLED = ("DataLoader worker", "exited unexpectedly")
 LOST = ("gloo", "NCCL", "Connection closed by peer", "Connection reset by peer")
+OTHER_ENDED = "Another process of this run has ended, so this one cannot go on: see what it said."
 FEW_HANDLES = "Too few files may be open at once: raise the limit (ulimit -n 1024) and try again."
 MEMORY = ("out of memory", "allocate memory", "DefaultCPUAllocator")
 
@@ -58,7 +59,7 @@ def explained(error: Exception) -> DeepClusterError | None:
             " (--data.workers 1)."
         )
     if any(word in text for word in LOST):
-        return ProcessLost("Another process of this run has ended, so this one cannot go on: see what it said.")
+        return ProcessLost(OTHER_ENDED)
     if "Too many open files" in text or "received 0 items of ancdata" in text:
         return DeepClusterError(FEW_HANDLES)
     if isinstance(error, MemoryError) or any(word in text for word in MEMORY):

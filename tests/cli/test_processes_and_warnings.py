@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
@@ -12,6 +13,7 @@ import warnings
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 
@@ -105,28 +107,32 @@ def test_every_warning_of_the_package_has_a_category_of_its_own() -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize("which", ["first", "second"])
-def test_one_of_two_processes_is_killed(tmp_path: Path, which: str) -> None:
-    """The other one ends within 30 seconds and says how to go on."""
+@pytest.mark.parametrize("when", ["before they meet", "while they train"])
+def test_one_of_two_processes_is_killed(tmp_path: Path, which: str, when: str) -> None:
+    """The other one ends within 30 seconds and says how to go on, if there is something to go on from."""
     words = ["train", "tiny-deepcluster", "--data", "digits", "--out", str(tmp_path / "run"), "--epochs", "5000"]
     command = [sys.executable, "-m", "deepcluster", *words, "--processes", "2"]
-    said = tmp_path / "said"
+    said, saved = tmp_path / "said", tmp_path / "run" / "checkpoints" / "last.ckpt"
     with said.open("w") as err:
         first = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=err)
     try:
         until = time.monotonic() + 120
-        while not (tmp_path / "run" / "checkpoints" / "last.ckpt").exists():
+        others: list[psutil.Process] = []
+        while not others or (when == "while they train" and not saved.exists()):
             assert time.monotonic() < until and first.poll() is None, said.read_text()
             time.sleep(0.2)
-        second = int(Path(f"/proc/{first.pid}/task/{first.pid}/children").read_text().split()[0])
-        os.kill(first.pid if which == "first" else second, signal.SIGKILL)
+            others = [child for child in psutil.Process(first.pid).children() if "--processes" in child.cmdline()]
+        os.kill(first.pid if which == "first" else others[0].pid, signal.SIGKILL)
         until = time.monotonic() + 30
-        if which == "first":
-            first.wait(30)
-        while "--resume" not in said.read_text() or (which == "second" and first.poll() is None):
+        while first.poll() is None or (others[0].is_running() and others[0].status() != psutil.STATUS_ZOMBIE):
             assert time.monotonic() < until, said.read_text()
             time.sleep(0.2)
     finally:
+        for child in others:
+            with contextlib.suppress(psutil.Error):
+                child.kill()
         first.kill()
         first.wait()
     lines = said.read_text().splitlines()
-    assert len(lines) == 1 and f"deepcluster train --resume {tmp_path / 'run'}" in lines[0]
+    assert len(lines) == 1 and "Another process of this run has ended" in lines[0]
+    assert (f"deepcluster train --resume {tmp_path / 'run'}" in lines[0]) == (when == "while they train")

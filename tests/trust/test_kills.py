@@ -49,7 +49,7 @@ TIMES = r"^(seconds|images_per_second)|^(id|created|finished|at|began)$"
 """What differs between two equal runs."""
 IMAGES = 96
 EDITS = 60
-PATIENCE = 400
+PATIENCE = 1200
 """Seconds that a command may take."""
 HELD = ["--holdout", "0.2"]
 PROTOCOLS = {

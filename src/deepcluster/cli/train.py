@@ -219,9 +219,9 @@ def _resume_hint(folder: Path, screen: Screen) -> Iterator[None]:
         sentence = explained(error)
         if sentence is None:
             raise
-        saved = (folder / "checkpoints" / "last.ckpt").exists()
-        more = f" Go on from what is saved: deepcluster train --resume {shlex.quote(str(folder))}" if saved else ""
-        raise type(sentence)(f"{sentence}{more}") from error
+        from deepcluster.engine.run_folder import how_to_resume
+
+        raise type(sentence)(f"{sentence}{how_to_resume(folder)}") from error
 
 
 def _show(run: Run, screen: Screen, as_json: bool, sentence: str = "") -> None:

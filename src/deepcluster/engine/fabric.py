@@ -4,15 +4,63 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from subprocess import Popen
 from typing import Any
 
 import torch
 from lightning_fabric import Fabric
 from lightning_fabric.strategies.ddp import DDPStrategy
+from lightning_fabric.strategies.launchers import subprocess_script
 
 from deepcluster.config import TrainRun
-from deepcluster.distributed import TIMEOUT
-from deepcluster.errors import DeepClusterError
+from deepcluster.distributed import TIMEOUT, is_secondary_process
+from deepcluster.engine.run_folder import how_to_resume
+from deepcluster.errors import OTHER_ENDED, DeepClusterError
+
+FIRST = "DEEPCLUSTER_FIRST_PROCESS"
+"""Variable that tells the other processes of a machine which one has started them."""
+GRACE = 10.0
+"""Seconds in which a process mostly notices by itself that another one was killed."""
+STOPPED = (None, 0, 130, 143)
+"""Statuses of a process that goes on, is done, or was told to stop, as all are, some of which save meanwhile."""
+
+
+@contextmanager
+def together(folder: Path) -> Iterator[None]:
+    """While it lasts, a process of those that `make_fabric` starts ends soon after another one was killed.
+
+    It would wait for days for one that it does not know yet, and Fabric kills the first one without a word.
+    """
+    over = threading.Event()
+
+    def watch(lost: Callable[[], bool]) -> None:
+        def look() -> None:
+            while not lost():
+                if over.wait(0.5):
+                    return
+            if not over.wait(GRACE):
+                print(f"deepcluster: {OTHER_ENDED}{how_to_resume(folder)}", file=sys.stderr, flush=True)
+                os._exit(2)  # the main thread may be in a call that nothing ends
+
+        threading.Thread(target=look, daemon=True, name="deepcluster: other processes").start()
+
+    def started(child_processes: list[Popen[Any]]) -> None:
+        watch(lambda: any(process.poll() not in STOPPED for process in child_processes))
+
+    if not is_secondary_process():
+        os.environ[FIRST] = str(os.getpid())
+        subprocess_script._launch_process_observer = started
+    elif os.name == "posix" and launched() is None and FIRST in os.environ:
+        watch(lambda: os.getppid() != int(os.environ[FIRST]))
+    try:
+        yield
+    finally:
+        over.set()
 
 
 def make_fabric(run: TrainRun) -> Fabric:

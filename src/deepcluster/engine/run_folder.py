@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import shlex
 from contextlib import suppress
 from dataclasses import fields
 from datetime import datetime, timezone
@@ -41,6 +42,12 @@ IDENTITY = ("seed", "batch_size", "image_size", "method", "optimizer", "backbone
 """The settings by which runs of the same images differ, wherever and for however long they are trained."""
 ELSEWHERE = ("cache_gb", "workers")
 """Those of `data` that only say how images are read on a machine."""
+
+
+def how_to_resume(folder: Path) -> str:
+    """What to say behind the reason why a run ended, if something of it is saved."""
+    saved = (folder / "checkpoints" / "last.ckpt").exists()
+    return f" Go on from what is saved: deepcluster train --resume {shlex.quote(str(folder))}" if saved else ""
 
 
 def read_config(folder: Path) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from deepcluster.distributed import ProcessGroup, current
 from deepcluster.engine import checkpoint, run_folder
 from deepcluster.engine.build import Parts, at_checkpoint, build_method, build_parts, check, views_of
 from deepcluster.engine.clock import KINDS, Clock, known_seconds
-from deepcluster.engine.fabric import launched, make_fabric
+from deepcluster.engine.fabric import launched, make_fabric, together
 from deepcluster.engine.length import epochs_done, lengthened
 from deepcluster.engine.log import Metrics, Screen
 from deepcluster.engine.loop import TrainContext, TrainState, features_file, fit, refresh
@@ -74,10 +74,11 @@ def train(
     check(run)
     if run.backbone.weights == PRETRAINED and not resume:  # run.json is to hold their normalization
         run = begin(run, run.backbone.name, run.image_size)
-    fabric = make_fabric(run)
-    group = current()
-    screen = (screen or Screen()) if group.is_first else Screen(quiet=True)
     with contextlib.ExitStack() as held:
+        held.enter_context(together(folder))
+        fabric = make_fabric(run)
+        group = current()
+        screen = (screen or Screen()) if group.is_first else Screen(quiet=True)
         with group.collective_section():
             source = open_images(data)
             if group.is_first and not resume:
