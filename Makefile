@@ -66,9 +66,9 @@ else
 	@echo "no CIFAR-10 in $(DATA)/cifar10: cifar.py, photos.py, methods.py, evaluation.py and groups.py skipped; DATA=FOLDER names another folder"
 endif
 ifneq ($(wildcard $(DATA)/voc/bccd.tar),)
-	$(BIN)/python benchmarks/detection.py $(DATA)/voc/bccd.tar
+	$(BIN)/python benchmarks/transfer.py $(DATA)/voc/bccd.tar
 else
-	@echo "no $(DATA)/voc/bccd.tar: detection.py skipped"
+	@echo "no $(DATA)/voc/bccd.tar: transfer.py skipped"
 endif
 
 clean:

@@ -22,7 +22,6 @@ IMAGES = "--train {images} --test {images} --out {out}"
 SMALL = {
     "cifar": f"{IMAGES} --images 40 --test-images 20 --epochs 1 --k 4 --presets deepcluster-convnet patches --peer",
     "clustering_memory": "--rows 3000 --dim 16 --width 8 --k 10 --rounds 2",
-    "detection": "{voc} --iterations 2 --min-size 48 --out {out}",
     "epoch": "--image-size 64 --batch-size 8 --images 16 --k 4 --rounds 1",
     "evaluation": "--data {images} --test {images} --epochs 1 --shots 1 2 --neighbors 1 5 --out {out}/table a={run}",
     "explore": "--images 3000 --k 50 --dim 16",
@@ -39,9 +38,10 @@ SMALL = {
     "pic": "--part 100 --threads 1",
     "plan": "--images 500",
     "processes": "--rows 2048 --dim 8 --k 8 --rounds 2 --repeats 1",
+    "transfer": "{voc} before=untrained:{run} --rates 0.01 0.02 --seeds 1 --iterations 2 --size 48 --out {out}",
 }
 """Benchmark -> arguments of its small run."""
-SLOW = {"detection", "epoch", "evaluation", "heads", "groups", "length", "methods", "plan", "processes"}
+SLOW = {"epoch", "evaluation", "heads", "groups", "length", "methods", "plan", "processes", "transfer"}
 """More than a few seconds on one thread."""
 
 
@@ -65,7 +65,7 @@ def words(name: str, images: Path, tmp_path: Path) -> list[str]:
     if "{voc}" in wanted:
         names = [f"{number:03}" for number in range(6)]
         boxes = {each: annotation([("RBC", (5, 5, 30, 25), False)]) for each in names}
-        make_voc(places["voc"], {"train": names[:4], "test": names[4:]}, boxes)
+        make_voc(places["voc"], {"train": names[:3], "val": names[3:4], "test": names[4:]}, boxes)
     if "{run}" in wanted:
         dc.train("tiny-deepcluster", str(images), places["run"], epochs=1, k=4, device="cpu", quiet=True)
     return wanted.format(**places).split()
