@@ -1,13 +1,14 @@
-"""k-means here beside faiss: same rows, same start, same number of rounds, same threads.
+"""k-means here beside its peers and its bound: same rows, same number of rounds, same threads.
 
-    python benchmarks/kmeans.py            # (50k x 256, k=1000) and (200k x 128, k=10000)
-    python benchmarks/kmeans.py --quick    # a tenth of both
-    python benchmarks/kmeans.py --part 50  # a fiftieth
+    python benchmarks/kmeans.py                      # 50k x 256, k = 1000
+    python benchmarks/kmeans.py 10000x64x10 200000x128x10000
+    ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 python benchmarks/kmeans.py    # as without AVX-512
 
-Each size is run on structured rows (whitened, L2-normalized features of CIFAR-10 by an untrained network
-where the images are at hand, else a mixture of Gaussians; a mixture for the larger size) and on rows without
-structure (normalized Gaussian noise, the worst case). Runs alternate between the two, so that whatever else the
-machine does falls on both; the printed ratio is that of the medians.
+Each size is run on structured rows (whitened, L2-normalized features of CIFAR-10 by an untrained network where the
+images are at hand and there are 50,000 x 256 rows, else a mixture of Gaussians) and on rows without structure
+(normalized Gaussian noise, the worst case). The peers are faiss, from the same start, and superkmeans (pip install
+superkmeans), from its own. The bound is the time of the products of all rows and centroids in each round. Runs
+alternate, so that whatever else the machine does falls on all; printed are medians, and objectives as parts of faiss's.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import os
 import statistics
 import tarfile
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +27,7 @@ import torch
 
 from deepcluster.clustering.kmeans import KMeans
 from deepcluster.clustering.whitening import Whitening
+from deepcluster.features.product import blas, multiply
 
 
 def noise(n: int, d: int, seed: int = 0) -> np.ndarray:
@@ -77,24 +80,38 @@ def cifar_features(n: int, d: int) -> np.ndarray | None:
 def compare(name: str, x: np.ndarray, k: int, rounds: int, repeats: int, precision: str, tol: float) -> None:
     """One line of times and objectives for the rows x (N, D)."""
     start = x[np.random.default_rng(1).permutation(len(x))[:k]]
-    seconds: dict[str, list[float]] = {"ours": [], "faiss": []}
-    objective: dict[str, float] = {}
-    done = 0
-    for _ in range(repeats):
+
+    def ours() -> tuple[float, float]:
         begun = time.perf_counter()
-        ours = KMeans(k, max_iter=rounds, init=start, tol=tol, random_state=0, precision=precision).fit(x)
-        seconds["ours"].append(time.perf_counter() - begun)
-        objective["ours"], done = ours.inertia_, ours.n_iter_
-        took, objective["faiss"] = faiss_run(x, start, rounds)
-        seconds["faiss"].append(took)
-    ours_s, faiss_s = (statistics.median(seconds[who]) for who in ("ours", "faiss"))
-    pairs = [b / a for a, b in zip(seconds["ours"], seconds["faiss"], strict=True)]
-    print(
-        f"{name:<34} N={len(x)} D={x.shape[1]} k={k}: ours {ours_s:.2f} s ({done} rounds), faiss {faiss_s:.2f} s; "
-        f"{faiss_s / ours_s:.2f} times as fast (pairs {min(pairs):.2f}-{max(pairs):.2f}); "
-        f"objective ours / faiss {objective['ours'] / objective['faiss']:.5f}",
-        flush=True,
-    )
+        run = KMeans(k, max_iter=rounds, init=start, tol=tol, random_state=0, precision=precision).fit(x)
+        return time.perf_counter() - begun, run.inertia_
+
+    runs = {"ours": ours, "faiss": lambda: faiss_run(x, start, rounds), "bound": lambda: (bound(x, start, rounds), 0.0)}
+    if find_spec("superkmeans") is not None:
+        runs["superkmeans"] = lambda: superkmeans_run(x, k, rounds)
+    seconds: dict[str, list[float]] = {who: [] for who in runs}
+    objective: dict[str, float] = {}
+    for _ in range(repeats):
+        for who, run in runs.items():
+            took, objective[who] = run()
+            seconds[who].append(took)
+    median = {who: statistics.median(each) for who, each in seconds.items()}
+    print(f"{name:<28} N={len(x)} D={x.shape[1]} k={k}: ours {median['ours']:.3f} s", end="")
+    for who in [who for who in runs if who != "ours"]:
+        part = "" if who == "bound" else f", objective ours / {who} {objective['ours'] / objective[who]:.5f}"
+        print(f"; {who} {median[who]:.3f} s ({median[who] / median['ours']:.2f} times ours{part})", end="")
+    print(flush=True)
+
+
+def bound(x: np.ndarray, centroids: np.ndarray, rounds: int) -> float:
+    """Seconds of the products of `rounds` rounds, and of the last assignment."""
+    rows, columns = torch.from_numpy(x), torch.from_numpy(centroids).T.contiguous()
+    out = torch.empty(4096, len(centroids))
+    begun = time.perf_counter()
+    with blas().limit(limits=torch.get_num_threads()):
+        for part in rows.split(4096):
+            multiply(part, columns, out[: len(part)])
+    return (time.perf_counter() - begun) * (rounds + 1)
 
 
 def faiss_run(x: np.ndarray, start: np.ndarray, rounds: int) -> tuple[float, float]:
@@ -107,38 +124,48 @@ def faiss_run(x: np.ndarray, start: np.ndarray, rounds: int) -> tuple[float, flo
     run.train(x, init_centroids=start)
     _, label = run.index.search(x, 1)
     took = time.perf_counter() - begun
-    objective = sum(
-        float(np.square(x[i : i + 4096] - run.centroids[label[i : i + 4096, 0]], dtype=np.float64).sum())
-        for i in range(0, len(x), 4096)
-    )
-    return took, objective
+    return took, objective_of(x, run.centroids, label[:, 0])
+
+
+def superkmeans_run(x: np.ndarray, k: int, rounds: int) -> tuple[float, float]:
+    """Seconds and final objective of SuperKMeans on all rows without early stops, the last assignment included."""
+    from superkmeans import SuperKMeans
+
+    begun = time.perf_counter()
+    run = SuperKMeans(
+        k, x.shape[1], hierarchical=False, iters=rounds, sampling_fraction=1.0, early_termination=False, tol=0.0,
+        n_threads=torch.get_num_threads(),
+    )  # fmt: skip
+    centroids = run.train(x)
+    label = np.asarray(run.assign(x, centroids)).ravel()
+    return time.perf_counter() - begun, objective_of(x, centroids, label)
+
+
+def objective_of(x: np.ndarray, centroids: np.ndarray, label: np.ndarray) -> float:
+    parts = (slice(i, i + 4096) for i in range(0, len(x), 4096))
+    return sum(float(np.square(x[part] - centroids[label[part]], dtype=np.float64).sum()) for part in parts)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="a tenth of the rows and clusters")
-    parser.add_argument("--part", type=int, help="the rows and clusters divided by this; by default 1")
+    parser.add_argument("sizes", nargs="*", default=["50000x256x1000"], help="NxDxK")
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1))
     parser.add_argument("--precision", default="auto")
     parser.add_argument("--tol", type=float, default=0.0)
-    parser.add_argument("--only", choices=("small", "large"))
     chosen = parser.parse_args()
     torch.set_num_threads(chosen.threads)
-    part = chosen.part or (10 if chosen.quick else 1)
     run = (chosen.rounds, chosen.repeats, chosen.precision, chosen.tol)
-    if chosen.only != "large":
-        n, d, k = 50_000 // part, 256, 1000 // part
-        features = cifar_features(n, d)
+    processor = torch.cpu.get_capabilities().get("cpu_name")
+    print(f"{processor}, {torch.backends.cpu.get_cpu_capability()}, {chosen.threads} threads")
+    for size in chosen.sizes:
+        n, d, k = (int(part) for part in size.split("x"))
+        features = cifar_features(n, d) if (n, d) == (50_000, 256) else None
         if features is None:
-            compare("mixture (no CIFAR-10 at hand)", mixture(n, d, k), k, *run)
+            compare("mixture of Gaussians", mixture(n, d, k // 2 + 1), k, *run)
         else:
             compare("CIFAR-10 features, whitened", features, k, *run)
-        compare("noise", noise(n, d), k, *run)
-    if chosen.only != "small":
-        n, d, k = 200_000 // part, 128, 10_000 // part
-        compare("mixture of 5,000 Gaussians", mixture(n, d, 5000 // part), k, *run)
         compare("noise", noise(n, d), k, *run)
 
 

@@ -28,7 +28,7 @@ SMALL = {
     "groups": "{images} --backbone {run} --seeds 1",
     "heads": "{images} --seeds 1 --image-size 64 --backbone timm:tf_efficientnet_lite0",
     "input_pipeline": "--sizes 16 --rounds 1",
-    "kmeans": "--part 200 --rounds 2 --repeats 1 --threads 1",
+    "kmeans": "500x16x10 --rounds 2 --repeats 1 --threads 1",
     "length": "--epochs 20",
     "linear": "--images 500 --dim 8 --classes 3",
     "manifest": "--shards 5 --each 20",

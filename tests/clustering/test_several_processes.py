@@ -36,6 +36,7 @@ def few() -> np.ndarray:
 KMEANS: dict[str, tuple[Any, dict[str, Any]]] = {
     "float32": (lambda: mixture(5000, 24, 40), {"n_clusters": 40, "precision": "float32"}),
     "int8": (lambda: mixture(7000, 32, 300), {"n_clusters": 300, "precision": "int8"}),
+    "settled": (lambda: mixture(7000, 32, 150), {"n_clusters": 200}),
     "unscreenable": (
         lambda: mixture(3000, 16, 300) + 3e3 * (np.arange(3000)[:, None] % 2) * np.eye(16, dtype=np.float32)[0],
         {"n_clusters": 280, "precision": "int8", "max_iter": 4},
@@ -136,7 +137,7 @@ def test_clusters_are_the_same_to_the_last_bit(several: list[dict[str, Any]], on
 
 
 def test_any_sharding_gives_the_same_clusters(several: list[dict[str, Any]], one: dict[str, Any]) -> None:
-    for name in ("float32", "spherical", "int8", "one process has all"):
+    for name in ("float32", "spherical", "int8", "settled", "one process has all"):
         found = [run["uneven"][name] for run in several]
         labels = np.concatenate([each["labels"] for each in found])
         np.testing.assert_array_equal(labels, one["aligned"][name]["labels"], name)

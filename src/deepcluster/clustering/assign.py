@@ -2,7 +2,7 @@
 
 The nearest centroid is the one of largest score x.c - |c|^2 / 2. On a CPU the scores of 512 rows and 1,024 centroids
 are computed at a time, few enough to stay in a core's own cache, and reduced there; N x K scores are never held. The
-same step by 8-bit products is in assign_int8.py.
+same step that passes over settled points is in assign_margins.py.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ from deepcluster.clustering.points import BLOCK_NUMBERS, Points
 from deepcluster.distributed import ALIGN
 from deepcluster.features.block_reader import Rows, require_finite
 from deepcluster.features.parallel import members, over_spans, team
+from deepcluster.features.product import multiply
 
 ROWS = 512  # rows and
-WIDTH = 1024  # centroids of a tile of scores on a CPU: 2 MiB
+WIDTH = 1024  # centroids of a tile of scores on a CPU, 2 MiB; more rows where there are fewer centroids
 SPAN = 4096  # rows that one thread takes at a time
 LANES = 32  # a tile's columns are reduced in this many interleaved groups, which vectorizes
 GPU_SCORES = 1 << 27  # scores held at once on an accelerator: 512 MiB
@@ -51,6 +52,7 @@ class NearestSearch:
         self.least = min(ROWS, 16 + centroids.shape[1] // 16)
         if self.on_cpu:
             self.tiles = [_tile(centroids[i : i + WIDTH], self.bias[i : i + WIDTH]) for i in range(0, self.k, WIDTH)]
+            self.rows = min(SPAN, ROWS * WIDTH // len(self.tiles[0][1]))
 
     def __call__(self, block: Tensor, start: int = 0) -> Tensor:
         """(B,) int64, the nearest centroid of each row of block (B, D); `start` is not needed here."""
@@ -76,45 +78,69 @@ class NearestSearch:
             scores = part @ self.columns
         return scores.add_(self.bias).argmax(1)
 
-    def _find_on_cpu(self, block: Tensor, label: Tensor) -> None:
+    def with_margins(self, block: Tensor) -> tuple[Tensor, Tensor]:
+        """(B,) int64 nearest centroids of the rows of block (B, D), and by how much their scores lead the second best.
+
+        On CPUs, on the calling thread alone.
+        """
+        label, margin = torch.zeros(len(block), dtype=torch.int64), torch.empty(len(block))
+        self._find_on_cpu(block, label, margin)
+        return label, margin
+
+    def _find_on_cpu(self, block: Tensor, label: Tensor, margin: Tensor | None = None) -> None:
+        """Write the labels, and the margins where they are asked for."""
         if len(block) < self.least:
-            padded = torch.zeros(self.least, dtype=torch.int64)
-            self._find_on_cpu(torch.nn.functional.pad(block, (0, 0, 0, self.least - len(block))), padded)
-            label.copy_(padded[: len(label)])
+            padded = torch.zeros(self.least, dtype=torch.int64), torch.empty(self.least)
+            self._find_on_cpu(torch.nn.functional.pad(block, (0, 0, 0, self.least - len(block))), *padded)
+            label.copy_(padded[0][: len(label)])
+            if margin is not None:
+                margin.copy_(padded[1][: len(label)])
             return
-        buffer = torch.empty(min(ROWS, len(block)) * self.tiles[0][0].shape[1])
-        for i in range(0, len(block), ROWS):
+        buffer = torch.empty(min(self.rows, len(block)) * self.tiles[0][0].shape[1])
+        for i in range(0, len(block), self.rows):
             if i > 0 and len(block) - i < self.least:
-                self._find_on_cpu(block[i:], label[i:])
+                self._find_on_cpu(block[i:], label[i:], None if margin is None else margin[i:])
                 return
-            part, answer = block[i : i + ROWS], label[i : i + ROWS]
+            part, answer = block[i : i + self.rows], label[i : i + self.rows]
             best = torch.full((len(part),), -torch.inf)
+            second = best.clone()
             for tile, (columns, bias) in enumerate(self.tiles):
                 width = columns.shape[1]
                 scores = buffer[: len(part) * width].view(len(part), width)
-                torch.mm(part, columns, out=scores).add_(bias)
-                value, where = largest(scores)
+                multiply(part, columns, scores).add_(bias)
+                value, where, *runner_up = largest(scores, second=margin is not None)
                 answer.copy_(torch.where(value > best, where + tile * WIDTH, answer))
+                for other in (torch.minimum(best, value), *runner_up) if margin is not None else ():
+                    torch.maximum(second, other, out=second)
                 torch.maximum(best, value, out=best)
+            if margin is not None:
+                torch.sub(best, second, out=margin[i : i + self.rows])
 
 
-def largest(scores: Tensor) -> tuple[Tensor, Tensor]:
-    """The largest entry of each row and its column, for a number of columns divisible by LANES.
+def largest(scores: Tensor, second: bool = False) -> tuple[Tensor, ...]:
+    """The largest entry of each row and its column, for columns in multiples of LANES; then the second largest.
 
     `Tensor.max(1)` looks at one entry at a time; here whole lanes are compared, and only the lane that
     holds the largest entry is searched.
     """
     folded = scores.view(len(scores), -1, LANES)
-    value, lane = folded.amax(1).max(1)
-    member = folded.gather(2, lane[:, None, None].expand(-1, folded.shape[1], 1))[..., 0].argmax(1)
-    return value, member * LANES + lane
+    lanes = folded.amax(1)
+    value, lane = lanes.max(1)
+    entries = folded.gather(2, lane[:, None, None].expand(-1, folded.shape[1], 1))[..., 0]
+    member = entries.argmax(1)
+    found = value, member * LANES + lane
+    if not second:
+        return found
+    lanes.scatter_(1, lane[:, None], -torch.inf)
+    entries.scatter_(1, member[:, None], -torch.inf)
+    return *found, torch.maximum(lanes.amax(1), entries.amax(1))
 
 
 def _tile(centroids: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
     """(D, W) columns and (W,) bias, padded with centroids that nothing is nearest to."""
     padding = -len(centroids) % LANES
     centroids = torch.nn.functional.pad(centroids, (0, 0, 0, padding))
-    return centroids.T, torch.nn.functional.pad(bias, (0, padding), value=-torch.inf)
+    return centroids.T.contiguous(), torch.nn.functional.pad(bias, (0, padding), value=-torch.inf)
 
 
 class Tally:

@@ -14,7 +14,7 @@ import torch
 from sklearn.base import BaseEstimator, ClusterMixin
 from torch import Tensor
 
-from deepcluster.clustering import assign, assign_int8, validation
+from deepcluster.clustering import assign, assign_int8, assign_margins, validation
 from deepcluster.clustering.plus_plus import greedy_plus_plus, random_rows
 from deepcluster.clustering.points import Points
 from deepcluster.distributed import SINGLE, ProcessGroup
@@ -25,6 +25,7 @@ from deepcluster.features.row_partition import centered, common_seed, shard_of
 from deepcluster.random import seeded
 
 INT8_FROM = 256  # clusters from which 8-bit products save more than they cost
+MARGINS_FROM = 64  # clusters from which passing over settled points does
 SPLIT = 1 / 1024  # how far the two halves of a split cluster are moved apart, as in faiss
 
 
@@ -189,10 +190,12 @@ class KMeans(validation.Float32Transformer, ClusterMixin, BaseEstimator):
         """The step of this `precision`."""
         int8 = self.precision == "int8"
         usable = assign_int8.exact_products if int8 else assign_int8.supported
-        if self.precision == "auto":
-            int8 = points.device.type == "cpu" and self.n_clusters >= INT8_FROM
-        if int8 and not points.shard.group.any(not usable()):
-            return assign_int8.Int8AssignStep(points, self.n_clusters)
+        margins = int8
+        if self.precision == "auto" and points.device.type == "cpu":
+            int8, margins = self.n_clusters >= INT8_FROM, self.n_clusters >= MARGINS_FROM
+        if margins:
+            int8 = int8 and not points.shard.group.any(not usable())
+            return assign_margins.MarginStep(points, self.n_clusters, assign_int8.Rounding(points) if int8 else None)
         clusters, half = assign.ClusterSums(points, self.n_clusters), self.precision == "bfloat16"
         return lambda centroids: clusters.update(assign.NearestSearch(centroids, half))
 

@@ -16,6 +16,8 @@ from typing import TypeVar
 
 import torch
 
+from deepcluster.features.product import blas
+
 T = TypeVar("T")
 
 _pool: ContextVar[ThreadPoolExecutor | None] = ContextVar("_pool", default=None)
@@ -25,10 +27,15 @@ _pool: ContextVar[ThreadPoolExecutor | None] = ContextVar("_pool", default=None)
 def team() -> Iterator[None]:
     """Inside, single operations stay on one thread and `over_spans` uses as many as torch did before."""
     threads = torch.get_num_threads()
-    if threads == 1 or _pool.get() is not None:
+    if _pool.get() is not None:
         yield
         return
-    with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+    if threads == 1:
+        with blas().limit(limits=1):
+            yield
+        return
+    pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
+    with blas().limit(limits=1), pool:
         token = _pool.set(pool)
         torch.set_num_threads(1)
         try:
