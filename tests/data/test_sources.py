@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import shutil
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -12,12 +13,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from deepcluster.data import storage
 from deepcluster.data.naming import natural_key
 from deepcluster.data.open import open_images
 from deepcluster.data.shards import Shards
 from deepcluster.data.source import ImageSource
 from deepcluster.data.storage import expand_braces
 from deepcluster.errors import BadImage, DeepClusterError
+from deepcluster.evaluate.voc.files import open_files
 
 
 def picture(seed: int, size: tuple[int, int] = (10, 12)) -> np.ndarray:
@@ -98,9 +101,50 @@ def test_fingerprint_follows_list_and_bytes(folder: Path) -> None:
     changed = open_images(folder).fingerprint()
     assert changed != first
     os.utime(folder / "b/img2.png", ns=(state.st_atime_ns, state.st_mtime_ns))
-    assert open_images(folder).fingerprint() != first  # even with the old time: the first bytes count
+    assert open_images(folder).fingerprint() != first
     save(folder / "c/new.png", 3)
     assert open_images(folder).fingerprint() not in (first, changed)
+
+
+@pytest.mark.parametrize("form", ["folder", "list", "tar", "npy", "torchvision", "voc"])
+def test_a_fingerprint_is_of_what_is_in_the_files(form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storage, "FRESH", 0.0)
+
+    def fingerprint(place: Path) -> str:
+        if form == "voc":
+            return open_files(place).fingerprint([f"JPEGImages/{name}" for name in "0123"])
+        sources = {"folder": "x", "list": "list.txt", "tar": "a.tar", "npy": "a.npy"}
+        if form == "torchvision":
+            return open_images(f"torchvision:ImageFolder?root={place}/x").fingerprint()
+        return open_images(str(place / sources[form])).fingerprint()
+
+    place = tmp_path / "one"
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 40, 40, 3), dtype=np.uint8)
+    (place / "x/c").mkdir(parents=True)
+    (place / "JPEGImages").mkdir()
+    (place / "ImageSets").mkdir()
+    for k, picture in enumerate(pixels):
+        Image.fromarray(picture).save(place / f"x/c/{k}.bmp")
+        shutil.copy(place / f"x/c/{k}.bmp", place / f"JPEGImages/{k}")
+    (place / "list.txt").write_text("".join(f"x/c/{k}.bmp\n" for k in range(4)))
+    np.save(place / "a.npy", pixels)
+    with tarfile.open(place / "a.tar", "w") as archive:
+        archive.add(place / "x", "x")
+    first = fingerprint(place)
+    shutil.copytree(place, tmp_path / "two", copy_function=shutil.copyfile)  # with new dates
+    assert fingerprint(tmp_path / "two") == first
+    for file in (path for path in place.rglob("*") if path.is_file() and path.suffix != ".txt"):  # as `rsync -t` may
+        state, content = file.stat(), bytearray(file.read_bytes())
+        content[len(content) // 2] ^= 1
+        file.write_bytes(content)
+        os.utime(file, ns=(state.st_atime_ns, state.st_mtime_ns))
+    assert fingerprint(place) != first == fingerprint(tmp_path / "two")
+    monkeypatch.setattr(storage, "HASHED", 1)  # of a large source dates count, too
+    storage._contents.clear()
+    first = fingerprint(tmp_path / "two")
+    for file in tmp_path.joinpath("two").rglob("*"):
+        os.utime(file, (1e9, 1e9))
+    assert fingerprint(tmp_path / "two") != first
 
 
 def test_damaged_files_keep_their_index(folder: Path) -> None:

@@ -17,9 +17,6 @@ from deepcluster.digest import digest
 from deepcluster.errors import DeepClusterError
 from deepcluster.reading import read_npy
 
-#: Bytes up to which the fingerprint of one array reads all of it; beyond, evenly spaced images.
-HASHED = 1 << 30
-
 
 @dataclass(eq=False, repr=False)
 class Arrays:
@@ -30,7 +27,6 @@ class Arrays:
     labels: np.ndarray | None = None
     classes: tuple[str, ...] = ()
     prefix: str | None = None  # what `path` puts before the four-digit index; None = the name
-    stamp: str = ""  # added to the fingerprint, such as a file's time
     file: str = ""  # where they are memory-mapped from
 
     @property
@@ -60,12 +56,14 @@ class Arrays:
 
     def marks(self) -> np.ndarray:
         """(N,) uint64, see `storage.mark`: of the file; else 1 where the fingerprint is of all bytes."""
-        whole = not isinstance(self.images, np.ndarray) or self.images.nbytes <= HASHED
+        whole = not isinstance(self.images, np.ndarray) or self.images.nbytes <= storage.HASHED
         return np.full(len(self), storage.mark(self.file) if self.file else int(whole), np.uint64)
 
     def fingerprint(self) -> str:
-        step = max(1, -(-self.images.nbytes // HASHED)) if isinstance(self.images, np.ndarray) else 1
-        return digest(len(self), self.stamp, *(self.images[k] for k in range(0, len(self), step)))
+        if self.file:
+            return digest(len(self), storage.content([self.file]))
+        step = max(1, -(-self.images.nbytes // storage.HASHED)) if isinstance(self.images, np.ndarray) else 1
+        return digest(len(self), *(self.images[k] for k in range(0, len(self), step)))
 
 
 def open_digits() -> ImageSource:
@@ -83,11 +81,8 @@ def open_npy(name: str) -> ImageSource:
     file = Path(name).expanduser()
     # Copy-on-write rather than read-only: torch warns at every read-only array it is shown.
     images = read_npy(file, advice="save uint8 images (N, H, W[, C]) with numpy.save", mapped="c")
-    state = file.stat()
     _check(images, name)
-    return Arrays(
-        name, images, prefix=file.stem, stamp=f"{state.st_size} {state.st_mtime_ns}", file=str(file.absolute())
-    )
+    return Arrays(name, images, prefix=file.stem, file=str(file.absolute()))
 
 
 def open_array(array: Any) -> ImageSource:

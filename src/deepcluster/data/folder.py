@@ -28,9 +28,6 @@ from deepcluster.digest import digest
 from deepcluster.errors import BadImage, DeepClusterError, warn
 from deepcluster.reading import read_csv, read_head, read_text
 
-#: Files whose first bytes go into a fingerprint; all go in with their name, size and time.
-SAMPLED = 64
-
 
 @dataclass(eq=False, repr=False)
 class Files(Encoded):
@@ -55,30 +52,15 @@ class Files(Encoded):
         return np.fromiter((storage.mark(os.path.join(self.root, path)) for path in self.paths), np.uint64)
 
     def fingerprint(self) -> str:
-        states = [(path, *_size_and_time(os.path.join(self.root, path))) for path in self.paths]
-        # Sizes and times can coincide between two sets (raw bitmaps, archives with fixed times); contents do not.
-        some = np.unique(np.linspace(0, len(self) - 1, SAMPLED).astype(int)).tolist()
-        return digest(states, *(_head(os.path.join(self.root, self.paths[k]), 4096) for k in some))
-
-
-def _size_and_time(place: str) -> tuple[int, int]:
-    try:
-        state = os.stat(place)
-    except OSError:
-        return -1, -1
-    return state.st_size, state.st_mtime_ns
-
-
-def _head(place: str, count: int) -> bytes:
-    try:
-        return read_head(place, count)
-    except (OSError, ValueError):
-        return b"missing"
+        return digest(self.paths, storage.content([os.path.join(self.root, path) for path in self.paths]))
 
 
 def _begins_as_image(place: str) -> bool:
     """Whether a file without an image's ending (`d41d8cd9`, `x.jpg_large`, `y.jpg?w=300`) begins as one."""
-    return format_of_head(_head(place, HEAD)) is not None
+    try:
+        return format_of_head(read_head(place, HEAD)) is not None
+    except (OSError, ValueError):
+        return False
 
 
 def open_folder(name: str) -> ImageSource:

@@ -47,6 +47,13 @@ def fingerprint_of(shards: Sequence[Shard], *content: Any) -> str:
     return digest(names, [shard.stamp for shard in shards], *numbers, *content)
 
 
+def content_of(shards: Sequence[Shard], *content: Any) -> str:
+    """The same for shards that are at hand: those on disk count by what is in them, see `storage.content`."""
+    here = [shard.path for shard in shards if not storage.is_url(shard.path)]
+    timeless = [shard if storage.is_url(shard.path) else shard._replace(stamp="") for shard in shards]
+    return fingerprint_of(timeless, storage.content(here), *content)
+
+
 @dataclass(eq=False, repr=False)
 class Shards(Encoded):
     """An `ImageSource` over the images of tar and zip shards, shard after shard."""
@@ -184,7 +191,7 @@ def open_shards(pattern: str) -> ImageSource:
     table["offset"], table["length"] = offsets, np.concatenate([one.lengths for one in members])
     labels, classes = labels_from_parents(names)
     return Shards(
-        pattern, shards, table, fingerprint_of(shards, names, table), names=names, labels=labels, classes=classes
+        pattern, shards, table, content_of(shards, names, table), names=names, labels=labels, classes=classes
     )
 
 

@@ -7,6 +7,7 @@ import difflib
 import inspect
 import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl
 
@@ -62,8 +63,20 @@ class TorchvisionSet:
         content = getattr(self.dataset, "data", None)
         if hasattr(content, "__array__"):
             return digest(self.stamp, len(self), np.asarray(content))
+        if files := self._files():
+            return digest(self.stamp, len(self), storage.content(files))
         sample = np.unique(np.linspace(0, len(self) - 1, 32).astype(int))
         return digest(self.stamp, len(self), *(self._sample(int(index)) for index in sample))
+
+    def _files(self) -> list[str]:
+        """The file of each image, for sets of files; none for others."""
+        for name in ("samples", "_samples", "images", "_images", "_image_files"):
+            entries = getattr(self.dataset, name, None)
+            if isinstance(entries, list) and len(entries) == len(self):
+                files = [one[0] if isinstance(one, tuple) else one for one in entries]
+                if all(isinstance(file, (str, Path)) and os.path.isfile(file) for file in files):
+                    return [str(file) for file in files]
+        return []
 
     def _sample(self, index: int) -> np.ndarray | str:
         try:

@@ -68,9 +68,12 @@ class VOCFiles:
         return storage.mark(entry.location, entry.stamp) if entry else 0
 
     def fingerprint(self, paths: Sequence[str | None]) -> str:
-        """Digest of the names of files, their modification times and their places in archives, in this order."""
+        """Digest of the names of files, their places in archives and what is in them, in this order."""
         entries = [self._entries.get(path or "") for path in paths]
-        return digest(paths, [(one.stamp, one.offset, one.length) if one else None for one in entries])
+        stamps = [one.stamp if one and storage.is_url(one.location) else "" for one in entries]
+        here = list(dict.fromkeys(one.location for one in entries if one and not storage.is_url(one.location)))
+        places = [(one.offset, one.length) if one else None for one in entries]
+        return digest(paths, stamps, places, storage.content(here))
 
 
 def open_files(source: str | os.PathLike[str]) -> VOCFiles:
