@@ -31,6 +31,7 @@ MOST_JSON = 1 << 28
 """Bytes of a JSON file at most."""
 MOST_ARCHIVE = 1 << 36
 """Bytes that the arrays of an .npz may unpack to."""
+ANOTHER = "it belongs to another run"
 HEADER = 10_000
 """Bytes of an .npy header at most, as in NumPy."""
 
@@ -191,7 +192,7 @@ def read_npy(
                 if handle.read(len(OWNER)) != OWNER:
                     raise ValueError("what stands behind its numbers is no id of a run")
                 if owner and handle.read(32) != owner.encode():
-                    raise ValueError("it belongs to another run")
+                    raise ValueError(ANOTHER)
                 handle.seek(start)
             if size - start != count * dtype.itemsize:
                 raise ValueError(
@@ -238,10 +239,10 @@ def read_npz(file: Path, *, advice: str) -> dict[str, np.ndarray]:
 
 
 def read_tensors(
-    file: Path | str, *, advice: str = "give a whole .safetensors file.", finite: bool = True
+    file: Path | str, *, advice: str = "give a whole .safetensors file.", finite: bool = True, owner: str = ""
 ) -> tuple[dict[str, str], dict[str, Any]]:
     """The metadata and the tensors of a safetensors file, on the CPU; DeepClusterError where it is missing, damaged,
-    something else, or, if `finite`, holds values that are not."""
+    something else, says that it belongs to another than `owner`, or, if `finite`, holds values that are not."""
     from safetensors import safe_open
 
     with judged(file, advice):
@@ -249,6 +250,8 @@ def read_tensors(
         check_seal(file)
         with safe_open(file, "pt") as handle:
             metadata = dict(handle.metadata() or {})
+            if owner and metadata.get("owner", owner) != owner:
+                raise ValueError(ANOTHER)
             tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118 - not a dict
     metadata.pop("crc32", None)
     if finite:

@@ -14,7 +14,12 @@ from sklearn.cluster import AgglomerativeClustering
 
 import deepcluster as dc
 from deepcluster.cli.main import main
+from deepcluster.engine.log import Screen
+from deepcluster.engine.model import backbone_from
+from deepcluster.engine.train import train_again
 from deepcluster.errors import DeepClusterError
+from deepcluster.explore.explorer import _centroids_of
+from deepcluster.visualize import report_text
 from restarts import SMALL, fit, images, settings
 
 
@@ -120,6 +125,38 @@ def test_arrays_of_another_run(name: str, finished: Path, run: Path, capsys: pyt
     del config["id"]  # of an earlier version
     (run / "run.json").write_text(json.dumps(config))
     np.testing.assert_array_equal(getattr(dc.load_run(run), name), getattr(dc.load_run(finished), name))
+
+
+def test_a_model_of_another_run(
+    finished: Path, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fit(tmp_path / "other", settings(seed=1, epochs=1), str(finished.parent / "images.npy"))
+    model, data = run / "model.safetensors", finished.parent / "images.npy"
+    shutil.copy(tmp_path / "other/model.safetensors", model)  # as many clusters, as wide
+    said = f"{model} cannot be read (it belongs to another run): restore it"
+    for words in (
+        ("assign", run, "--data", data, "--out", tmp_path / "a.csv"),
+        ("features", run, "--data", data, "--out", tmp_path / "f.npy"),
+    ):
+        assert said in mistake(capsys, *words)
+    with pytest.raises(DeepClusterError, match="it belongs to another run"):
+        _centroids_of(dc.load_run(run))
+    assert main(["doctor", str(run)]) in (0, 1) and "it belongs to another run" in capsys.readouterr().out
+    assert backbone_from(model).dim == dc.load_run(finished).backbone.dim  # a network can be taken from anywhere
+
+
+def test_scores_of_a_run_that_was_trained_further_say_so(run: Path, tmp_path: Path) -> None:
+    np.save(tmp_path / "images.npy", images())
+    labelled = tmp_path / "photos"
+    photos(labelled)
+    for words in ((), ("--untrained", "True")):
+        assert main(["evaluate", str(run), "knn", "--data", str(labelled), *words]) == 0
+    assert [table.protocol for table in report_text.evaluations(run)] == ["knn", "knn, untrained"]
+    train_again(run, epochs=3, screen=Screen(quiet=True))
+    assert [table.protocol for table in report_text.evaluations(run)] == [
+        "knn, of the run before it was trained further: evaluate it again",
+        "knn, untrained",
+    ]
 
 
 @pytest.mark.parametrize("clusterer", [3, "kmeans", AgglomerativeClustering, object()])

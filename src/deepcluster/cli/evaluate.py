@@ -65,11 +65,14 @@ def command(arguments: list[str]) -> None:
         screen = Screen(quiet=not group.is_first, stderr=values["json"])
         subject = opening.call(values)
         subject.group = group
+        mark = "" if values["untrained"] else subject.mark
         result = protocol.call(
             values, subject=subject, run=subject, screen=screen, on_assignment=_confusion_figure(subject, screen)
         )
         if not group.is_first:
             return
+    if mark:
+        result.settings["model"] = mark
     if values["json"]:  # before they are saved, so that they are seen also where they cannot be kept
         print(result.json())
     else:

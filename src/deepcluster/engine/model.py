@@ -89,8 +89,8 @@ class Model:
         counts = [used.view(len(self.tree.upper), -1).sum(1), used]
         return nearest_in_tree(z, [self.tree.upper, self.centroids], counts)
 
-    def save(self, file: Path) -> None:
-        """One safetensors file; the metadata rebuilds backbone and embedding."""
+    def save(self, file: Path, owner: str = "") -> None:
+        """One safetensors file; the metadata rebuilds backbone and embedding, and has the id of the run."""
         tensors = {f"backbone.{name}": value for name, value in self.backbone.state_dict().items()}
         steps = []
         for number, step in enumerate(self.embedding):
@@ -101,16 +101,20 @@ class Model:
         if self.tree is not None:
             tensors |= {"tree.upper": self.tree.upper, "tree.used": self.tree.used}
         metadata = {"format": "pt", "backbone": json.dumps(self.backbone.config), "embedding": json.dumps(steps)}
+        if owner:
+            metadata["owner"] = owner
         write_safetensors(file, tensors, metadata)
 
     @classmethod
-    def load(cls, file: Path, *, finite: bool = True) -> Model:
+    def load(cls, file: Path, *, finite: bool = True, owner: str = "") -> Model:
         """The inverse of `save`.
 
         Raises:
-            DeepClusterError: missing, damaged, not written by `save`, or, if `finite`, with values that are not.
+            DeepClusterError: missing, damaged, not written by `save`, of another run than `owner`, or, if `finite`,
+                with values that are not.
         """
-        metadata, tensors = read_tensors(file, finite=finite)
+        advice = "restore it, or train again." if owner else "give a whole .safetensors file."
+        metadata, tensors = read_tensors(file, advice=advice, finite=finite, owner=owner)
         try:
             return cls._built(parse_json(metadata["backbone"]), parse_json(metadata["embedding"]), tensors)
         except Exception as error:  # a header can be wrong in as many ways as networks have arguments

@@ -22,7 +22,7 @@ from deepcluster.engine.health import check_clusters, check_loss
 from deepcluster.engine.log import Metrics, line
 from deepcluster.engine.loop import TrainContext, TrainState, extract_all
 from deepcluster.engine.model import MODEL, Model
-from deepcluster.engine.run_folder import write_snapshot
+from deepcluster.engine.run_folder import run_id, write_snapshot
 from deepcluster.errors import DeepClusterError
 from deepcluster.features.neighbors import score_features
 from deepcluster.io import keep_copy
@@ -163,7 +163,7 @@ class Monitor:
                 return
             best, epoch = self.best, state.step // state.steps_per_epoch
             if best is not None and state.step == (best.epoch + 1) * state.steps_per_epoch:
-                exported_model(c.method, clustering).save(c.folder / "checkpoints" / "best.safetensors")
+                exported_model(c.method, clustering).save(c.folder / "checkpoints" / "best.safetensors", run_id(c.folder))
             if epoch > self._written:
                 self._written = epoch
                 write_snapshot(c.folder, exported_model(c.method, clustering), clustering)
@@ -243,7 +243,7 @@ class Monitor:
                     new if isinstance(new, torch.nn.Module) else old
                     for old, new in zip(model.embedding, c.method.embedding, strict=True)
                 ]
-                model.save(kept / "best.safetensors")
+                model.save(kept / "best.safetensors", run_id(c.folder))
 
     def report_stall(self, c: TrainContext, epoch: int) -> None:
         """Says once that the watched score has stopped rising."""

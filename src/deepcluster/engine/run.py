@@ -35,6 +35,7 @@ from deepcluster.models.backbone import Backbone
 from deepcluster.models.hugging_face import is_folder
 from deepcluster.models.zoo import build_backbone
 from deepcluster.reading import read_csv
+from deepcluster.seal import seal_of
 
 
 class Run(Subject):
@@ -91,7 +92,16 @@ class Run(Subject):
         return self._column(file, "f") if file.exists() else None
 
     def _column(self, file: Path, kinds: str) -> np.ndarray:
-        return column(file, kinds, self.config["images"], self.config.get("id", ""), self._again)
+        return column(file, kinds, self.config["images"], self.id, self._again)
+
+    @property
+    def mark(self) -> str:  # type: ignore[override]
+        return seal_of(self.folder / MODEL)
+
+    @property
+    def id(self) -> str:
+        """What the run's files say that they belong to; "" in one of an earlier version."""
+        return str(self.config.get("id", ""))
 
     @property
     def _again(self) -> str:
@@ -118,7 +128,7 @@ class Run(Subject):
             raise DeepClusterError(
                 f"{self.folder} has no model yet: go on with `deepcluster train --resume {self.folder}`."
             )
-        return Model.load(file)
+        return Model.load(file, owner=self.id)
 
     @property
     def whitening(self) -> Whitening:

@@ -188,10 +188,15 @@ def tell_bad(pixels: Pixels, screen: Screen) -> None:
         )
 
 
+def run_id(folder: Path) -> str:
+    """What files of the run say that they belong to."""
+    return str(read_config(folder).get("id", ""))
+
+
 def write_snapshot(folder: Path, model: Model, clustering: Clustering) -> None:
     """model.safetensors, assignment.npy and distance.npy (N,) float32, of the same clustering."""
-    owner = read_config(folder).get("id", "")
-    model.save(folder / MODEL)
+    owner = run_id(folder)
+    model.save(folder / MODEL, owner)
     for name, values in (("distance", clustering.distance), ("assignment", clustering.assignment)):
         write_array(folder / f"{name}.npy", values, owner=owner)
 

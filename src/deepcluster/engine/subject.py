@@ -40,10 +40,12 @@ class Subject:
 
     Attributes:
         clustered: whether it has clusters, as a trained run does.
+        mark: of a run, another text for another model; results say which one they are of.
         group: the processes that share the describing of images; each then has all of the result.
     """
 
     clustered = False
+    mark = ""
     group = SINGLE
 
     def __init__(self, name: str, model: Model, device: str, results: Path) -> None:

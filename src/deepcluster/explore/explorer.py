@@ -66,7 +66,7 @@ class Explorer:
         self.lock = threading.RLock()
         self.groups = Groups(assignment)
         # the centers alone: the network is loaded when something is put through it, and not before
-        self.catalog = Catalog(self.groups, distance, cache(lambda: _centroids_of(run.folder / MODEL)))
+        self.catalog = Catalog(self.groups, distance, cache(lambda: _centroids_of(run)))
         self.journal = Journal(self.folder / "edits.jsonl", self.groups)
         self.catalog.refresh()
         self._own_images = folder is None
@@ -311,8 +311,9 @@ def open_explorer(run: Run, data: str | None = None, screen: Screen | None = Non
     return Explorer(run, source, assignment, distance, folder)
 
 
-def _centroids_of(file: Path) -> np.ndarray:
-    _, tensors = read_tensors(file)
+def _centroids_of(run: Run) -> np.ndarray:
+    file = run.folder / MODEL
+    _, tensors = read_tensors(file, owner=run.id)
     if "centroids" not in tensors:
         raise DeepClusterError(f"{file} is not a model that deepcluster saved: give the folder of a run.")
     return np.asarray(tensors["centroids"].float().numpy())

@@ -18,10 +18,11 @@ import numpy as np
 from deepcluster.clustering.algorithms import ALGORITHMS
 from deepcluster.config import AUTO, params_of
 from deepcluster.engine.health import check_clusters, check_loss
-from deepcluster.engine.model import PRETRAINED
+from deepcluster.engine.model import MODEL, PRETRAINED
 from deepcluster.errors import DeepClusterError
 from deepcluster.methods.params import MethodParams
 from deepcluster.reading import read_json
+from deepcluster.seal import seal_of
 
 BAD_SHOWN = 200
 
@@ -153,7 +154,7 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
 def evaluations(folder: Path) -> list[Evaluation]:
     """Every readable RUN/evaluation/*.json, by name, and those of the untrained network behind them."""
     found = []
-    kept = folder / "evaluation"
+    kept, now = folder / "evaluation", seal_of(folder / MODEL)
     for file in (*sorted(kept.glob("*.json")), *sorted(kept.glob("untrained/*.json"))):
         try:
             content = read_json(file, advice="evaluate the run again.")
@@ -167,8 +168,10 @@ def evaluations(folder: Path) -> list[Evaluation]:
             for name, value in values.items()
             if not (name.endswith("_std") and name.removesuffix("_std") in values)
         ]
-        untrained = ", untrained" if file.parent != kept else ""
-        found.append(Evaluation(str(content.get("protocol", file.stem)) + untrained, rows, flat(settings)))
+        said = ", untrained" if file.parent != kept else ""
+        if now and settings.get("model", now) != now:
+            said += ", of the run before it was trained further: evaluate it again"
+        found.append(Evaluation(str(content.get("protocol", file.stem)) + said, rows, flat(settings)))
     return found
 
 

@@ -131,7 +131,11 @@ def collect(run: Run, data: Any = None, *, sample: int = SAMPLE, screen: Screen 
     found.rows = _read(run, found, "metrics.jsonl", lambda: run.metrics) or []
     # values that are not finite are a finding, and no reason not to look further
     model = _read(
-        run, found, MODEL, lambda: Model.load(run.folder / MODEL, finite=False), "its weights and clusters were"
+        run,
+        found,
+        MODEL,
+        lambda: Model.load(run.folder / MODEL, finite=False, owner=run.id),
+        "its weights and clusters were",
     )
     assignment = _read(run, found, "assignment.npy", lambda: run.assignment, "cluster sizes were")
     if assignment is not None:
