@@ -15,7 +15,7 @@ from deepcluster.engine.log import Screen
 from deepcluster.engine.model import begin
 from deepcluster.engine.occupy import settle
 from deepcluster.engine.run import Run
-from deepcluster.engine.run_folder import read_config
+from deepcluster.engine.run_folder import read_config, resolved
 from deepcluster.errors import DeepClusterError
 from deepcluster.presets import find_preset
 from deepcluster.presets.choose import FOLLOWED, choose
@@ -43,10 +43,10 @@ def train(
         out: the run folder to write.
         minutes: what the whole run may take, in place of `epochs`; without a preset, and without `epochs`, 10.
         from_: trained weights to begin with: a run folder, a file, the name of a backbone with published weights, or
-            "auto"; network, Sobel filters and normalization are theirs.
+            "auto"; network, Sobel filters and normalization are theirs. With `resume`, a checkpoint of the run.
         overwrite: replace a run that `out` already holds.
-        resume: go on from the last checkpoint of the run that `out` holds, with the settings it was started with;
-            only `epochs` may be larger, which makes the run longer.
+        resume: go on from the last checkpoint of the run that `out` holds, with the settings it was started with; only
+            `epochs` may be larger, which makes the run longer, and `lr` another from there on. Others are refused.
         quiet: no lines, no progress bar.
         clusterer: takes the place of k-means: anything with scikit-learn's `fit_predict`, such as
             `sklearn.cluster.AgglomerativeClustering(50)`. It is given whitened, L2-normalized features (N, P), and a
@@ -70,7 +70,10 @@ def train(
     if minutes is not None:
         values["minutes"] = minutes
     if resume:
-        return _resume(preset, values, data, Path(out), Screen(quiet), clusterer)
+        if overwrite:
+            raise DeepClusterError("resume goes on with a run, and overwrite replaces it: leave one of them out.")
+        start = None if from_ is None else Path(from_)
+        return _resume(preset, values, data, Path(out), Screen(quiet), clusterer, start)
     screen, name = Screen(quiet), "custom"
     if preset is None:
         data = open_images(data)
@@ -109,17 +112,31 @@ def cluster(data: Any, out: str | Path, *, quiet: bool = False, **values: Any) -
 
 
 def _resume(
-    preset: str | TrainRun | None, values: dict[str, Any], data: Any, out: Path, screen: Screen, clusterer: Any
+    preset: str | TrainRun | None,
+    values: dict[str, Any],
+    data: Any,
+    out: Path,
+    screen: Screen,
+    clusterer: Any,
+    start: Path | None,
 ) -> Run:
     settle(out, screen.warn)
     before = config.from_dict(read_config(out)["settings"])
     asked = config.override(preset if isinstance(preset, TrainRun) else before, values)
     asked = replace(asked, method=asked.method.with_clusterer(clusterer))
-    if replace(asked, epochs=before.epochs) != before:
+    changed = config.differing(config.as_dict(before), config.as_dict(resolved(asked)))
+    if type(asked.method) is not type(before.method) or set(changed) - {"epochs", "optimizer.lr"}:
         raise DeepClusterError(
-            f"{out} was started with other settings than these: leave them out to resume it, or start"
-            " another run in another folder."
+            f"{out} was started with other settings than these ({', '.join(changed)}): leave them out to resume it, or"
+            " start another run in another folder."
         )
-    name = preset if isinstance(preset, str) else None
-    epochs = None if asked.epochs == before.epochs else asked.epochs
-    return engine.train_again(out, data, screen, clusterer, epochs=epochs, preset=name)
+    return engine.train_again(
+        out,
+        data,
+        screen,
+        clusterer,
+        epochs=asked.epochs if "epochs" in changed else None,
+        lr=asked.optimizer.lr if "optimizer.lr" in changed else None,
+        start=start,
+        preset=preset if isinstance(preset, str) else None,
+    )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import builtins
 import dataclasses
+import json
 import math
 import types
 import typing
@@ -269,6 +270,16 @@ def names(run: TrainRun | None = None) -> list[str]:
         else:
             found.append(item.name)
     return found
+
+
+def differing(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+    """Settings, dotted, that both dicts as from `as_dict` have, or from JSON, and that are others in them."""
+    one, other = (
+        {f"{group}.{name}": value for group in GROUPS for name, value in each.get(group, {}).items()}
+        | {name: value for name, value in each.items() if name not in GROUPS}
+        for each in (json.loads(json.dumps(before)), json.loads(json.dumps(after)))
+    )
+    return [name for name in one if name in other and one[name] != other[name]]
 
 
 def _unknown(run: TrainRun, name: str) -> str:

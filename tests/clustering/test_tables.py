@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from deepcluster.clustering import PIC, KMeans, Whitening
-from deepcluster.clustering.tables import cluster_table
+from deepcluster.clustering import PIC, KMeans, Whitening, tables
+from deepcluster.clustering.tables import TableClusters, cluster_table
+from deepcluster.engine.cluster import cluster_features
 from deepcluster.errors import DeepClusterError
+from deepcluster.features.table import TableInParts
 
 
 def blobs(n: int = 400, d: int = 8, groups: int = 5, spread: float = 0.2) -> np.ndarray:
@@ -82,6 +84,40 @@ def test_whitened_without_bad_rows(tmp_path: Path) -> None:
         cluster, distance, _ = clusters(x, PIC(), tmp_path, Whitening(4), bad)
         assert (cluster[~good] == -1).all() and np.isnan(distance[~good]).all()
         np.testing.assert_array_equal(cluster[good], PIC().fit_predict(Whitening(4).fit_transform(x[good])))
+
+
+@pytest.mark.parametrize("algorithm", ["kmeans", "hierarchical", "pic"])
+@pytest.mark.parametrize("whiten", [0, 4])
+@pytest.mark.parametrize("gaps", [False, True])
+def test_a_table_in_parts_is_grouped_as_one_file_and_never_read_whole(
+    algorithm: str, whiten: int, gaps: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x = blobs()
+    if gaps:
+        x[[3, 77]] = np.nan
+    for first, last in ((0, 150), (150, 151), (151, 400)):
+        np.save(tmp_path / f"{first}.npy", x[first:last])
+    parts = TableInParts([np.load(tmp_path / f"{first}.npy", mmap_mode="r") for first in (0, 150, 151)])
+    options: dict[str, Any] = {} if algorithm == "pic" else {"k": 6}
+
+    def found(table: Any, place: Path) -> TableClusters:
+        place.mkdir()
+        embedding = Whitening(whiten) if whiten else None
+        return cluster_features(table, algorithm, options, scratch=place, embedding=embedding)[0]
+
+    expected = found(x, tmp_path / "whole")
+    monkeypatch.setattr(tables, "TOGETHER", 64)
+    read, original = [], TableInParts.__getitem__
+
+    def reading(self: TableInParts, rows: Any) -> np.ndarray:
+        read.append(len(result := original(self, rows)))
+        return result
+
+    monkeypatch.setattr(TableInParts, "__getitem__", reading)
+    ours = found(parts, tmp_path / "parts")
+    np.testing.assert_array_equal(ours.assignment, expected.assignment)
+    np.testing.assert_array_equal(ours.distance, expected.distance)
+    assert max(read) == 64
 
 
 class Wrong:

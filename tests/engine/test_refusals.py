@@ -127,9 +127,7 @@ def test_arrays_of_another_run(name: str, finished: Path, run: Path, capsys: pyt
     np.testing.assert_array_equal(getattr(dc.load_run(run), name), getattr(dc.load_run(finished), name))
 
 
-def test_a_model_of_another_run(
-    finished: Path, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_model_of_another_run(finished: Path, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     fit(tmp_path / "other", settings(seed=1, epochs=1), str(finished.parent / "images.npy"))
     model, data = run / "model.safetensors", finished.parent / "images.npy"
     shutil.copy(tmp_path / "other/model.safetensors", model)  # as many clusters, as wide

@@ -18,7 +18,11 @@ from deepcluster.clustering.whitening import Whitening
 from deepcluster.distributed import SINGLE, ProcessGroup
 from deepcluster.errors import DeepClusterError
 from deepcluster.features.block_reader import Rows, find_origin
+from deepcluster.features.table import TableInParts
 from deepcluster.io import scratch_table
+
+TOGETHER = 1 << 16
+"""Rows that are looked at or copied at a time."""
 
 
 @dataclass(frozen=True)
@@ -73,11 +77,12 @@ def cluster_table(
         raise DeepClusterError(f"Row {wrong[0]} of the features holds {what}; leave it out, or make the table again.")
     first, last = group.row_range(len(keep))
     own = keep[first:last]
-    rows = table[first:last]
     if len(keep) < len(table):
         rows = scratch_table(scratch / "kept.npy", len(own), table.shape[1])
-        for start in range(0, len(own), 65536):
-            rows[start : start + 65536] = table[own[start : start + 65536]]
+        for start in range(0, len(own), TOGETHER):
+            rows[start : start + TOGETHER] = table[own[start : start + TOGETHER]]
+    else:  # a slice of parts would be read into memory
+        rows = table.span(first, last) if isinstance(table, TableInParts) else table[first:last]
     if embedding is not None:
         embedding.fit(rows)
         z = scratch_table(scratch / "embedded.npy", len(own), len(embedding.components_))
@@ -113,8 +118,8 @@ def _odd_rows(table: Any, group: ProcessGroup) -> tuple[np.ndarray, np.ndarray]:
     """Places of rows with NaN or infinity, and of others that have them as float32; each process looks at its share."""
     first, last = group.row_range(len(table))
     infinite, odd = np.zeros(last - first, bool), np.zeros(last - first, bool)
-    for start in range(0, last - first, 65536):
-        rows = np.asarray(table[first + start : min(first + start + 65536, last)])
+    for start in range(0, last - first, TOGETHER):
+        rows = np.asarray(table[first + start : min(first + start + TOGETHER, last)])
         infinite[start : start + len(rows)] = ~np.isfinite(rows).all(1)
         if rows.dtype.itemsize > 4:
             with np.errstate(over="ignore"):

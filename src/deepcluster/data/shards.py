@@ -190,9 +190,7 @@ def open_shards(pattern: str) -> ImageSource:
     table = np.zeros(len(names), row_type(int(offsets.max())))
     table["offset"], table["length"] = offsets, np.concatenate([one.lengths for one in members])
     labels, classes = labels_from_parents(names)
-    return Shards(
-        pattern, shards, table, content_of(shards, names, table), names=names, labels=labels, classes=classes
-    )
+    return Shards(pattern, shards, table, content_of(shards, names, table), names=names, labels=labels, classes=classes)
 
 
 def row_type(largest: int) -> np.dtype[Any]:

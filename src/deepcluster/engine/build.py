@@ -22,6 +22,7 @@ from deepcluster.distributed import SINGLE, ProcessGroup
 from deepcluster.engine import checkpoint
 from deepcluster.engine.model import load_initial_weights
 from deepcluster.engine.optim import backbone_optimizer, make_optimizer
+from deepcluster.engine.run_folder import same_run
 from deepcluster.errors import DeepClusterError
 from deepcluster.methods.base import Method
 from deepcluster.methods.params import method_class, method_name
@@ -160,7 +161,9 @@ def at_checkpoint(config: dict[str, Any], file: Path) -> Backbone:
     for a checkpoint of another run."""
     run = settings.from_dict(config["settings"])
     method = build_method(run, config["images"], _NotNeeded() if "clusterer" in config else None)
-    checkpoint.restore(checkpoint.load(file), method, file)
+    saved = checkpoint.load(file)
+    same_run(config, run, saved, file)
+    checkpoint.restore(saved, method, file)
     return method.feature_network.eval()
 
 

@@ -66,9 +66,19 @@ def preserve_random_state() -> Iterator[None]:
         set_random_state(before)
 
 
-def save(file: Path, method: Method, optimizer: torch.optim.Optimizer, progress: Any, fabric: Fabric) -> None:
+def save(
+    file: Path,
+    method: Method,
+    optimizer: torch.optim.Optimizer,
+    progress: Any,
+    fabric: Fabric,
+    run: Mapping[str, str] | None = None,
+) -> None:
     """Writes weights, per-image state, optimizers, progress (a dataclass) and random generators as one file, which is
     the same for any number of processes; the first one writes it. The file that was there becomes `PREVIOUS`.
+
+    Args:
+        run: what it says of the run that it belongs to, see `run_folder.of_run`.
 
     Raises:
         DeepClusterError: the loss is not finite: what was saved before is all that can be gone on from.
@@ -81,6 +91,7 @@ def save(file: Path, method: Method, optimizer: torch.optim.Optimizer, progress:
         "progress": dataclasses.asdict(progress),
         "precision": dict(fabric.strategy.precision.state_dict()),
         "random": random_state(),
+        "run": dict(run or {"id": ""}),
     }
     with method.group.collective_section():  # nobody ends or continues while the first one writes
         if method.group.is_first:
@@ -100,6 +111,9 @@ def load(file: Path) -> dict[str, Any]:
     if not isinstance(state, dict) or "method" not in state or "progress" not in state:
         raise DeepClusterError(f"{file} holds no deepcluster run: give the folder that `deepcluster train` wrote.")
     wrong = next((name for name in PARTS if not isinstance(state.get(name), dict)), None)
+    told = state.get("run", {"id": ""})
+    if not (isinstance(told, dict) and isinstance(told.get("id"), str) and all(type(x) is str for x in told.values())):
+        wrong = wrong or "run"
     least = {"steps_per_epoch": 1, "batch_size": 1, "step": 0}
     found = {} if wrong else state["progress"]
     if not all(type(found.get(name)) is int and found[name] >= low for name, low in least.items()):

@@ -27,6 +27,7 @@ from deepcluster.engine.log import Screen
 from deepcluster.engine.occupy import release_earlier
 from deepcluster.engine.optim import factor, set_rate, step_all
 from deepcluster.engine.parallel import Loss, parallel_loss
+from deepcluster.engine.run_folder import of_run
 from deepcluster.errors import Interrupted
 from deepcluster.features.extract import extract
 from deepcluster.io import keep_copy
@@ -254,6 +255,8 @@ def end_epoch(c: TrainContext, state: TrainState) -> None:
 def save(c: TrainContext, state: TrainState) -> None:
     """`checkpoints/last.ckpt`, written atomically; with the first one, the run that this one replaces is gone."""
     average_running_stats(c.method, c.group)
-    checkpoint.save(c.folder / "checkpoints" / "last.ckpt", c.method, c.optimizer, state, c.fabric)
+    checkpoint.save(
+        c.folder / "checkpoints" / "last.ckpt", c.method, c.optimizer, state, c.fabric, of_run(c.folder, c.run)
+    )
     if c.group.is_first:
         release_earlier(c.folder)

@@ -163,7 +163,9 @@ class Monitor:
                 return
             best, epoch = self.best, state.step // state.steps_per_epoch
             if best is not None and state.step == (best.epoch + 1) * state.steps_per_epoch:
-                exported_model(c.method, clustering).save(c.folder / "checkpoints" / "best.safetensors", run_id(c.folder))
+                exported_model(c.method, clustering).save(
+                    c.folder / "checkpoints" / "best.safetensors", run_id(c.folder)
+                )
             if epoch > self._written:
                 self._written = epoch
                 write_snapshot(c.folder, exported_model(c.method, clustering), clustering)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import platform
 import shlex
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import fields
 from datetime import datetime, timezone
@@ -11,7 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from deepcluster.config import TrainRun, UnknownSetting, as_dict, check_sizes, from_dict, override
+from deepcluster.config import TrainRun, UnknownSetting, as_dict, check_sizes, differing, from_dict, override
 from deepcluster.data.cache import Pixels
 from deepcluster.data.folder import Files
 from deepcluster.data.naming import is_hidden
@@ -22,7 +24,7 @@ from deepcluster.engine.log import Screen
 from deepcluster.engine.model import MODEL, PRETRAINED, Model, file_of
 from deepcluster.errors import DeepClusterError
 from deepcluster.io import write_array, write_csv, write_json
-from deepcluster.reading import judged, read_json
+from deepcluster.reading import judged, parse_json, read_json
 from deepcluster.types import Clustering
 
 FORMAT = 2
@@ -40,6 +42,8 @@ BETWEEN = (".replacing", ".replaced")
 """Folders in a run folder that hold the earlier run while another takes its place, see `engine/occupy.py`."""
 IDENTITY = ("seed", "batch_size", "image_size", "method", "optimizer", "backbone", "data")
 """The settings by which runs of the same images differ, wherever and for however long they are trained."""
+LENGTH = ("epochs", "minutes", "stop", "processes")
+"""Those that may be others whenever a run goes on, which is not noted as a change."""
 ELSEWHERE = ("cache_gb", "workers")
 """Those of `data` that only say how images are read on a machine."""
 
@@ -98,14 +102,11 @@ def about(
     group: ProcessGroup = SINGLE,
 ) -> dict[str, Any]:
     """run.json: everything resolved; a clusterer passed in Python by its repr."""
-    settled = as_dict(resolved(run))
-    identity = {name: settled[name] for name in IDENTITY}
-    identity["data"] = {name: value for name, value in settled["data"].items() if name not in ELSEWHERE}
     fingerprint = source.fingerprint()
     packages = ("deepcluster", "torch", "torchvision", "lightning-fabric", "numpy")
     return {
         "format": FORMAT,
-        "id": digest(fingerprint, type(clusterer).__name__, identity),
+        "id": digest(fingerprint, type(clusterer).__name__, identity(run)),
         "preset": preset,
         "seed": run.seed,
         "processes": group.size,
@@ -113,11 +114,43 @@ def about(
         "images": len(source),
         "bad_images": len(pixels.bad),
         "source_fingerprint": fingerprint,
-        "settings": settled,
+        "settings": as_dict(resolved(run)),
         **({} if clusterer is None else {"clusterer": repr(clusterer)}),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
+
+
+def identity(run: TrainRun) -> dict[str, Any]:
+    """The settings by which runs of the same images differ."""
+    settled = as_dict(resolved(run))
+    found = {name: settled[name] for name in IDENTITY}
+    return found | {"data": {name: value for name, value in settled["data"].items() if name not in ELSEWHERE}}
+
+
+def of_run(folder: Path, run: TrainRun) -> dict[str, str]:
+    """What a checkpoint says of the run that it belongs to."""
+    return {"id": run_id(folder), "settings": json.dumps(identity(run))}
+
+
+def same_run(config: Mapping[str, Any], run: TrainRun, saved: Mapping[str, Any] | None, file: Path) -> None:
+    """Refuses to go on with other settings than a run's, but for the learning rate: a part of them would be taken from
+    the checkpoint, and the rest would not be those that it was trained with until then.
+
+    Args:
+        config, run: run.json, and the settings that are asked for.
+        saved: the checkpoint `file`, None where there is none; those of earlier versions do not say what they are of.
+    """
+    told = (saved or {}).get("run", {"id": config.get("id", "")})
+    if told["id"] != config.get("id", told["id"]):
+        raise DeepClusterError(f"The checkpoint {file} belongs to another run: give one of this run.")
+    before = parse_json(told["settings"]) if "settings" in told else config["settings"]
+    changed = [name for name in differing(before, identity(run)) if name != "optimizer.lr"]
+    if changed:
+        raise DeepClusterError(
+            f"The run of {file} was trained with other settings than are asked for now ({', '.join(changed)}): put"
+            " them back in its run.json, or start another run in another folder."
+        )
 
 
 def resolved(run: TrainRun) -> TrainRun:
@@ -134,15 +167,16 @@ def note_finished(folder: Path, config: dict[str, Any] | None = None) -> None:
 
 
 def note_unfinished(folder: Path, run: TrainRun, group: ProcessGroup = SINGLE, epochs_done: float = 0.0) -> None:
-    """Takes that hour away again: the run goes on, perhaps from an earlier checkpoint; and notes its length, processes
-    and learning rate, which alone may be others than before."""
+    """Takes that hour away again: the run goes on, perhaps from an earlier checkpoint; and notes what of its settings
+    is another than before, see `same_run`."""
     config = read_config(folder)
-    changed: dict[str, Any] = {"epochs": run.epochs, "stop": run.stop, "processes": run.processes}
-    changed["optimizer"] = config["settings"]["optimizer"] | {"lr": run.optimizer.lr}
-    now = config | {"settings": config["settings"] | changed, "processes": group.size}
-    if (before := config["settings"]["optimizer"].get("lr")) != run.optimizer.lr:
-        change = {"setting": "optimizer.lr", "before": before, "after": run.optimizer.lr, "epochs_done": epochs_done}
-        now["changes"] = [*config.get("changes", []), change]
+    before, settled = config["settings"], as_dict(resolved(run))
+    now = config | {"settings": settled, "processes": group.size}
+    for name in set(differing(before, settled)) - set(LENGTH):
+        group_name, _, part = name.rpartition(".")
+        was, now_is = (values[group_name][part] if group_name else values[part] for values in (before, settled))
+        change = {"setting": name, "before": was, "after": now_is, "epochs_done": epochs_done}
+        now["changes"] = [*now.get("changes", []), change]
     now.pop("finished", None)
     if now != config:
         write_json(folder / "run.json", now)

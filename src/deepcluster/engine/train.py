@@ -26,7 +26,7 @@ from deepcluster.engine import checkpoint, run_folder
 from deepcluster.engine.build import Parts, at_checkpoint, build_method, build_parts, check, views_of
 from deepcluster.engine.clock import KINDS, Clock, known_seconds
 from deepcluster.engine.fabric import launched, make_fabric, together
-from deepcluster.engine.length import epochs_done, lengthened
+from deepcluster.engine.length import lengthened, progress_of
 from deepcluster.engine.log import Metrics, Screen
 from deepcluster.engine.loop import TrainContext, TrainState, features_file, fit, refresh
 from deepcluster.engine.model import PRETRAINED, begin
@@ -129,8 +129,11 @@ def _train(
         if group.is_first and not resume:
             write_json(folder / "run.json", run_folder.about(run, preset, source, pixels, clusterer, group))
         elif group.is_first:
-            run_folder.same_images(run_folder.read_config(folder), source, folder)
-            run_folder.note_unfinished(folder, run, group, epochs_done(folder))
+            before, last = run_folder.read_config(folder), folder / "checkpoints" / checkpoint.LAST
+            run_folder.same_images(before, source, folder)
+            saved = checkpoint.load(last) if last.exists() else None
+            run_folder.same_run(before, run, saved, last)
+            run_folder.note_unfinished(folder, run, group, progress_of(saved) if saved else 0.0)
         if group.is_first:
             run_folder.write_bad_images(folder, pixels)
     run_folder.tell_bad(pixels, screen)

@@ -219,6 +219,12 @@ class TableInParts:
             found[mine] = self._parts[k][flat[mine] - self._start(k)]
         return found.reshape(*rows.shape, self.shape[1])
 
+    def span(self, first: int, last: int) -> TableInParts:
+        """The rows from `first` to before `last`, of which nothing is read."""
+        starts = self.ends - [len(part) for part in self._parts]
+        pairs = zip(self._parts, starts.tolist(), strict=True)
+        return TableInParts([part[max(0, first - start) : max(0, last - start)] for part, start in pairs])
+
     def read_rows(self, start: int, into: np.ndarray) -> None:
         """Fills an array (n, D) with the rows from `start` on, see `Rows.read`."""
         part = int(np.searchsorted(self.ends, start, "right"))
