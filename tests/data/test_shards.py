@@ -9,6 +9,7 @@ import pickle
 import struct
 import tarfile
 import threading
+import time
 import warnings
 import zipfile
 from collections.abc import Iterator
@@ -18,8 +19,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from deepcluster.data import shards, storage
 from deepcluster.data.archive import read_member, scan
 from deepcluster.data.cache import StreamedPixels, load_pixels
+from deepcluster.data.indexing import index_shards
 from deepcluster.data.loader import Loader
 from deepcluster.data.open import open_images
 from deepcluster.data.shards import Shards
@@ -360,3 +363,22 @@ def test_archives_put_end_to_end_are_read_and_links_are_told(tmp_path: Path) -> 
     for offset, length in zip(members.offsets, members.lengths, strict=True):
         assert read_member(str(file), int(offset), int(length)) == b"abc"
     assert members.trouble == "has 4 links or sparse members that are not read, such as x/hard0.png"
+
+
+def test_scans_of_shards_that_were_not_used_for_long_make_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DEEPCLUSTER_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(storage, "FRESH", 0.0)
+    kept = tmp_path / "cache/shard-index"
+    made: list[Path] = []
+    for number in range(3):
+        open_images(make_tar(tmp_path / f"{number}.tar", {"x/1.png": png(number)}))
+        made += set(kept.iterdir()) - set(made)
+    for age, file in zip((300, 900, 600), made, strict=True):
+        os.utime(file, (time.time() - age,) * 2)
+    monkeypatch.setattr(shards, "INDEX_ROOM", 2 * made[0].stat().st_size)
+    open_images(str(tmp_path / "1.tar"))  # the oldest is used again
+    assert set(kept.iterdir()) == {made[0], made[1]}
+    os.utime(made[1], (time.time() - 300,) * 2)
+    monkeypatch.setattr(shards, "INDEX_ROOM", 0)
+    index_shards([str(tmp_path / "0.tar")], tmp_path / "m.json", workers=1)
+    assert set(kept.iterdir()) == {made[0]}  # used just now

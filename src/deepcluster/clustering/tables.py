@@ -77,6 +77,7 @@ def cluster_table(
         raise DeepClusterError(f"Row {wrong[0]} of the features holds {what}; leave it out, or make the table again.")
     first, last = group.row_range(len(keep))
     own = keep[first:last]
+    rows: Any
     if len(keep) < len(table):
         rows = scratch_table(scratch / "kept.npy", len(own), table.shape[1])
         for start in range(0, len(own), TOGETHER):

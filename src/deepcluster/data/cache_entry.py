@@ -11,7 +11,6 @@ import contextlib
 import json
 import os
 import shutil
-import time
 import zlib
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +20,7 @@ import numpy as np
 
 from deepcluster.data.decode_pool import Decoded, decode_batch
 from deepcluster.data.source import Encoded, ImageSource
+from deepcluster.data.storage import make_room
 from deepcluster.digest import short_digest
 from deepcluster.errors import BadImage, DeepClusterError, warn
 from deepcluster.io import beside, write_array
@@ -177,15 +177,4 @@ def write_entry(
 
 def evict(folder: Path, room: int) -> None:
     """Remove least recently used entries until those left take at most `room` bytes; open ones stay readable."""
-    entries = []
-    for meta in folder.glob(f"*/{META}"):
-        try:
-            entries.append((meta.stat().st_mtime, (meta.parent / PIXELS).stat().st_size, meta.parent))
-        except OSError:
-            continue
-    held = sum(size for _, size, _ in entries)
-    for used, size, entry in sorted(entries):
-        if held <= room or time.time() - used < 60:  # just made or opened, perhaps not mapped yet
-            break
-        shutil.rmtree(entry, ignore_errors=True)
-        held -= size
+    make_room(((meta, meta.parent / PIXELS, meta.parent) for meta in folder.glob(f"*/{META}")), room)

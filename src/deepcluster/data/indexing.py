@@ -17,7 +17,7 @@ from deepcluster.data.archive import Members, find_format, format_of
 from deepcluster.data.decode_pool import require_handles
 from deepcluster.data.manifest import DIGESTED, Manifest, read_manifest, relative, table_digest, write_manifest
 from deepcluster.data.naming import labels_from_parents
-from deepcluster.data.shards import Shard, cached_members, loss_by, row_type
+from deepcluster.data.shards import Shard, cached_members, evict_members, loss_by, row_type
 from deepcluster.errors import DeepClusterError
 from deepcluster.io import scratch_folder, told, write_array, writing
 from deepcluster.reading import read_head, read_npy, read_text
@@ -56,6 +56,7 @@ def index_shards(
     with scratch_folder(out) as scratch:
         manifest = _made(found, out, scratch, labels, _scanned(found, workers), progress)
     write_manifest(out, manifest)
+    evict_members()
     for name in set(earlier) - set(manifest.tables):  # which nothing names any more
         out.with_name(name).unlink(missing_ok=True)
     return manifest

@@ -25,6 +25,8 @@ from deepcluster.errors import BadImage, DeepClusterError, warn
 from deepcluster.io import write_atomic
 from deepcluster.reading import read_npz
 
+#: Bytes that the members of scanned shards may take in the cache: those of some 30 million images.
+INDEX_ROOM = 1 << 30
 #: Missing or changed shards that are reported one by one.
 REPORTED = 20
 
@@ -175,6 +177,7 @@ def open_shards(pattern: str) -> ImageSource:
         )
     states = [_stat(place, pattern) for place in places]
     members = [cached_members(place, *state) for place, state in zip(places, states, strict=True)]
+    evict_members()
     names = [name for one in members for name in one.names]
     sentences = [sentence_of(place, one.trouble) for place, one in zip(places, members, strict=True) if one.trouble]
     if not names:
@@ -224,6 +227,8 @@ def cached_members(place: str, size: int, stamp: str, *, or_scan: bool = True) -
         file = storage.cache_folder() / "shard-index" / f"{version}.npz"
         stored = read_npz(file, advice="it is made again")
         names = stored["names"].tobytes().decode("utf-8", "surrogateescape").split("\0")
+        with suppress(OSError):  # a cache shared read-only is fine
+            os.utime(file)  # used just now: evicted last
         offsets = stored["offsets"]
         return Members(names[: len(offsets)], offsets, stored["lengths"])
     if not or_scan:
@@ -239,6 +244,14 @@ def cached_members(place: str, size: int, stamp: str, *, or_scan: bool = True) -
         with suppress(DeepClusterError, OSError):  # the cache only saves time
             write_atomic(file, write)
     return members
+
+
+def evict_members() -> None:
+    """Removes what was kept of shards that were not used for long, where they are too many; called once a command,
+    since it looks at all that is kept."""
+    with suppress(OSError):  # there is no cache
+        files = list((storage.cache_folder() / "shard-index").glob("*.npz"))
+        storage.make_room(((file, file, file) for file in files), INDEX_ROOM)
 
 
 @lru_cache(maxsize=16)

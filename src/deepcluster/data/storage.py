@@ -9,9 +9,11 @@ from __future__ import annotations
 import glob
 import os
 import re
+import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar, cast
 
@@ -60,6 +62,29 @@ def cache_folder() -> Path:
             raise OSError(f"HOME is {home!r} and no absolute path")
         base = os.path.join(home, ".cache")
     return Path(base, "deepcluster")
+
+
+def make_room(entries: Iterable[tuple[Path, Path, Path]], room: int) -> None:
+    """Removes least recently used entries of a cache until those left take at most `room` bytes.
+
+    Args:
+        entries: of each what is touched whenever it is used, the file that takes its room, and the file or folder that
+            goes.
+    """
+    found = []
+    for touched, file, entry in entries:
+        with suppress(OSError):
+            found.append((touched.stat().st_mtime, file.stat().st_size, entry))
+    held = sum(size for _, size, _ in found)
+    for used, size, entry in sorted(found):
+        if held <= room or time.time() - used < 60:  # just made or opened, perhaps not mapped yet
+            break
+        if entry.is_dir():
+            shutil.rmtree(entry, ignore_errors=True)
+        else:
+            with suppress(OSError):
+                entry.unlink(missing_ok=True)
+        held -= size
 
 
 def is_url(place: str) -> bool:

@@ -129,8 +129,8 @@ def identity(run: TrainRun) -> dict[str, Any]:
 
 
 def of_run(folder: Path, run: TrainRun) -> dict[str, str]:
-    """What a checkpoint says of the run that it belongs to."""
-    return {"id": run_id(folder), "settings": json.dumps(identity(run))}
+    """What a checkpoint says of the run that it belongs to; numbers as run.json gives them back, 0.0 for 0."""
+    return {"id": run_id(folder), "settings": json.dumps(identity(from_dict(as_dict(run))), sort_keys=True)}
 
 
 def same_run(config: Mapping[str, Any], run: TrainRun, saved: Mapping[str, Any] | None, file: Path) -> None:
