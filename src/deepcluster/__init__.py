@@ -21,10 +21,12 @@ if TYPE_CHECKING:
     from deepcluster.data.open import open_images
     from deepcluster.engine.run import Run, load_run
     from deepcluster.errors import DeepClusterError
+    from deepcluster.estimator import ImageClusterer
     from deepcluster.presets import PRESETS
 
 _HOME = {
     "DeepClusterError": "errors",
+    "ImageClusterer": "estimator",
     "PRESETS": "presets",
     "Run": "engine.run",
     "TrainRun": "config",
@@ -34,7 +36,17 @@ _HOME = {
     "train": "api",
 }
 
-__all__ = ["PRESETS", "DeepClusterError", "Run", "TrainRun", "cluster", "load_run", "open_images", "train"]
+__all__ = [
+    "PRESETS",
+    "DeepClusterError",
+    "ImageClusterer",
+    "Run",
+    "TrainRun",
+    "cluster",
+    "load_run",
+    "open_images",
+    "train",
+]
 
 
 def __getattr__(name: str) -> Any:

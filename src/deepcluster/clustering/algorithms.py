@@ -36,8 +36,10 @@ def check_options(algorithm: str, options: dict[str, Any]) -> None:
     """Refuses options of another algorithm, by their names on the command line.
 
     Raises:
-        DeepClusterError: the first of them, or fewer than one cluster.
+        DeepClusterError: the first of them, fewer than one cluster, or no such algorithm.
     """
+    if algorithm not in ALGORITHMS:
+        raise DeepClusterError(f"There is no algorithm {algorithm!r}: take one of {', '.join(ALGORITHMS)}.")
     if options.get("k", 1) < 1:
         raise DeepClusterError(f"--k is {options['k']}: ask for at least 1 cluster, or leave it out.")
     for name in sorted(set(options) - set(ALGORITHMS[algorithm][1])):

@@ -39,8 +39,8 @@ def open_images(source: Any) -> ImageSource:
     Args:
         source: `digits` · a folder of any nesting · a glob or brace pattern of tar or zip shards, also behind a URL ·
             a .json manifest of shards · a .txt or .csv list · a .npy file of uint8 (N, H, W[, C]) · one image file ·
-            `torchvision:CIFAR10?root=...&train=false` · a list of paths or of arrays · an array (N, H, W[, C]) ·
-            an ImageSource, which is returned as it is.
+            `torchvision:CIFAR10?root=...&train=false` · a list of paths or of arrays, or a data
+            frame's column of paths · an array (N, H, W[, C]) · an ImageSource, which is returned as it is.
 
     Raises:
         DeepClusterError: there is nothing to open, in one sentence that says what to do.
@@ -49,8 +49,7 @@ def open_images(source: Any) -> ImageSource:
         return _open_named(str(source))
     if isinstance(source, ImageSource):
         return source
-    if isinstance(source, np.ndarray) and source.dtype.kind in "US":
-        source = source.tolist()
+    source = _list_of_names(source)
     if hasattr(source, "__array__") and not isinstance(source, (list, tuple)):
         return open_array(source)
     if isinstance(source, Sequence):
@@ -63,6 +62,16 @@ def open_images(source: Any) -> ImageSource:
         f"cannot read images from a {type(source).__name__}: "
         "give a path, a list of paths or arrays, or an array (N, H, W, C)"
     )
+
+
+def _list_of_names(source: Any) -> Any:
+    """The list of strings that an array, or a column of a data frame, holds; anything else as it is."""
+    if isinstance(source, np.ndarray) or (hasattr(source, "to_numpy") and hasattr(source, "shape")):
+        found = np.asarray(source.to_numpy() if hasattr(source, "to_numpy") else source)
+        found = found[:, 0] if found.ndim == 2 and found.shape[1] == 1 else found
+        if found.ndim == 1 and all(isinstance(each, (str, os.PathLike)) for each in found):
+            return found.tolist()
+    return source
 
 
 def must_exist(name: str | None) -> None:

@@ -1,0 +1,139 @@
+"""ImageClusterer, by scikit-learn's rules."""
+
+from __future__ import annotations
+
+import pickle
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.base import clone
+from sklearn.datasets import load_digits
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import normalized_mutual_info_score
+from sklearn.model_selection import GridSearchCV
+from sklearn.pipeline import make_pipeline
+from sklearn.utils import estimator_checks
+
+import deepcluster as dc
+from deepcluster import DeepClusterError, ImageClusterer
+from deepcluster.clustering.validation import NotFittedError
+
+DIGITS = load_digits()
+IMAGES, CLASSES = (DIGITS.images * 15.9).astype(np.uint8)[:200], DIGITS.target[:200]
+PATCHES: dict[str, Any] = {"backbone": "patches", "random_state": 0}
+
+CHECKS = [
+    "check_estimator_cloneable",
+    "check_estimator_repr",
+    "check_no_attributes_set_in_init",
+    "check_parameters_default_constructible",
+    "check_get_params_invariance",
+    "check_set_params",
+    "check_mixin_order",
+    "check_valid_tag_types",
+]
+"""Those of scikit-learn's checks that fit nothing: all others give tables (N, D), which are no images."""
+
+
+@pytest.fixture(scope="module")
+def fitted() -> ImageClusterer:
+    return ImageClusterer(10, **PATCHES).fit(IMAGES)
+
+
+@pytest.mark.parametrize("check", CHECKS)
+def test_checks_of_scikit_learn_that_fit_nothing(check: str) -> None:
+    getattr(estimator_checks, check)("ImageClusterer", ImageClusterer())
+
+
+def test_clusters_of_arrays(fitted: ImageClusterer) -> None:
+    assert normalized_mutual_info_score(CLASSES, fitted.labels_) > 0.6
+    assert fitted.n_clusters_ == 10 and fitted.n_features_in_ == fitted.model_.backbone.dim
+    np.testing.assert_array_equal(fitted.predict(IMAGES), fitted.labels_)
+    distances = fitted.transform(IMAGES[:20])
+    np.testing.assert_array_equal(distances.argmin(1), fitted.labels_[:20])
+    np.testing.assert_allclose(
+        distances, np.linalg.norm(fitted.embed(IMAGES[:20])[:, None] - fitted.cluster_centers_, axis=2), rtol=1e-4
+    )
+    assert fitted.score(IMAGES) == pytest.approx(-np.square(fitted.transform(IMAGES).min(1)).sum(), rel=1e-4)
+    assert list(fitted.get_feature_names_out())[:2] == ["imageclusterer0", "imageclusterer1"]
+
+
+def test_fitted_again_and_cloned_it_is_the_same(fitted: ImageClusterer) -> None:
+    again = clone(fitted)
+    assert not hasattr(again, "labels_")
+    for _ in range(2):
+        np.testing.assert_array_equal(again.fit_predict(IMAGES), fitted.labels_)
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(fitted)).predict(IMAGES[:30]), fitted.labels_[:30])
+
+
+def test_columns_of_paths_with_a_broken_file(tmp_path: Path) -> None:
+    for number, image in enumerate(IMAGES[:40]):
+        Image.fromarray(image).save(tmp_path / f"{number:02d}.png")
+    (tmp_path / "07.png").write_bytes(b"nothing")
+    paths = sorted(str(path) for path in tmp_path.glob("*.png"))
+    kinds = (paths, np.array(paths), np.array(paths, object)[:, None], [Path(path) for path in paths])
+    labels = [ImageClusterer(4, **PATCHES).fit_predict(each) for each in kinds]
+    for each in labels:
+        np.testing.assert_array_equal(each, labels[0])
+    assert (labels[0] == -1).tolist() == [number == 7 for number in range(40)]
+    found = ImageClusterer(4, **PATCHES).fit(paths)
+    assert np.isnan(found.transform(paths)[7]).all() and np.isfinite(found.score(paths))
+    assert found.predict(paths)[7] == -1
+
+
+@pytest.mark.parametrize("library", ["pandas", "polars"])
+def test_columns_of_data_frames(library: str, tmp_path: Path) -> None:
+    Frame = pytest.importorskip(library).DataFrame
+    for number, image in enumerate(IMAGES[:20]):
+        Image.fromarray(image).save(tmp_path / f"{number:02d}.png")
+    frame = Frame({"path": sorted(str(path) for path in tmp_path.glob("*.png"))})
+    by_column, by_frame = (ImageClusterer(4, **PATCHES).fit(each) for each in (frame["path"], frame))
+    np.testing.assert_array_equal(by_column.labels_, by_frame.labels_)
+    assert by_column.labels_.min() >= 0
+
+
+def test_pipeline_and_grid_search(fitted: ImageClusterer) -> None:
+    pipeline = make_pipeline(ImageClusterer(20, **PATCHES), LogisticRegression(max_iter=500))
+    assert pipeline.fit(IMAGES, CLASSES).score(IMAGES, CLASSES) > 0.7
+    search = GridSearchCV(ImageClusterer(**PATCHES), {"n_clusters": [2, 12]}, cv=2).fit(IMAGES)
+    assert search.best_params_ == {"n_clusters": 12}  # more centers are nearer
+
+
+def test_trained_first_and_kept(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    trained = ImageClusterer(10, method="tiny-deepcluster", epochs=2, random_state=0, out=out)
+    labels = trained.fit_predict(IMAGES)
+    assert dc.load_run(tmp_path / "run-network").config["preset"] == "tiny-deepcluster"
+    np.testing.assert_array_equal(dc.load_run(out).assignment, labels)
+    np.testing.assert_array_equal(trained.fit(IMAGES).labels_, labels)  # its own run it replaces
+    with pytest.raises(DeepClusterError, match="already holds"):
+        clone(trained).fit(IMAGES)
+    chosen = ImageClusterer(3, method="deepcluster", epochs=1, settings={"k": 16}, random_state=0).fit(IMAGES)
+    assert chosen.n_clusters_ == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"n_clusters": 0}, 'n_clusters must be "auto" or an integer of at least 1, not 0'),
+        ({"n_clusters": "many"}, "not 'many'"),
+        ({"epochs": 3}, "epochs is of training: give a method"),
+        ({"method": "k-means"}, "k-means"),
+        ({"algorithm": "best"}, "best"),
+        ({"n_clusters": 500}, "200"),
+    ],
+)
+def test_mistakes_are_one_sentence(arguments: dict[str, Any], words: str) -> None:
+    with pytest.raises(DeepClusterError, match=re.escape(words)):
+        ImageClusterer(**(PATCHES | arguments)).fit(IMAGES)
+
+
+def test_before_fit_and_without_a_run(fitted: ImageClusterer) -> None:
+    with pytest.raises(NotFittedError, match="not fitted"):
+        ImageClusterer().predict(IMAGES)
+    with pytest.raises(DeepClusterError, match="No run was kept"):
+        fitted.explore()
