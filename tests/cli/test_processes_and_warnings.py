@@ -11,15 +11,19 @@ import sys
 import time
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import psutil
 import pytest
 import torch
+from lightning_fabric.strategies.launchers import subprocess_script
 
 from deepcluster.cli import main as cli
 from deepcluster.data.decode_pool import decode_batches
 from deepcluster.data.open import open_images
+from deepcluster.engine import fabric
 from deepcluster.errors import DeepClusterError, DeepClusterWarning, ProcessLost
 
 SOURCE = Path(cli.__file__).parents[1]
@@ -102,6 +106,37 @@ def test_every_warning_of_the_package_has_a_category_of_its_own() -> None:
         for call in re.findall(r"warnings\.warn\((.*?)stacklevel", file.read_text(), re.S):
             assert re.search(r"DeepClusterWarning|DegenerateClusters", call), (file, call)
     assert issubclass(DeepClusterError, ValueError) and issubclass(ProcessLost, DeepClusterError)
+
+
+@pytest.mark.parametrize(
+    ("status", "ends"), [(-signal.SIGKILL, True), (2, True), (None, False), (0, False), (130, False), (143, False)]
+)
+def test_a_process_ends_with_one_that_was_lost_and_saves_with_one_that_was_stopped(
+    status: int | None, ends: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ended: list[int] = []
+    monkeypatch.setattr(fabric, "GRACE", 0.1)
+    monkeypatch.setattr(os, "_exit", ended.append)
+    monkeypatch.setattr(subprocess_script, "_launch_process_observer", None)
+    monkeypatch.setenv(fabric.FIRST, "")
+    with fabric.together(tmp_path):
+        start: Any = subprocess_script._launch_process_observer  # Fabric's launcher calls it
+        start([SimpleNamespace(poll=lambda: 0), SimpleNamespace(poll=lambda: status)])
+        time.sleep(0.3)
+    assert ended == [2] * ends and ("Another process of this run" in capsys.readouterr().err) == ends
+
+
+@pytest.mark.skipif(os.name != "posix", reason="asks for the process that started it")
+@pytest.mark.parametrize("lives", [True, False])
+def test_a_second_process_ends_with_the_first(lives: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ended: list[int] = []
+    monkeypatch.setattr(fabric, "GRACE", 0.1)
+    monkeypatch.setattr(os, "_exit", ended.append)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setenv(fabric.FIRST, str(os.getppid() + (not lives)))
+    with fabric.together(tmp_path):
+        time.sleep(0.3)
+    assert ended == [2] * (not lives)
 
 
 @pytest.mark.slow
