@@ -359,12 +359,13 @@ def test_killed_at_random_moments(made: Path, tmp_path: Path, monkeypatch: pytes
     for number, long in enumerate(works):
         monkeypatch.setenv("DEEPCLUSTER_CACHE", str(tmp_path / f"cache-{number}"))
         place = fresh(tmp_path / f"whole-{number}", long, made)
-        status, took = finish(start(long.first, place))
+        status, seconds = finish(start(long.first, place))
         assert status == 0, (long.name, (place / ".said").read_text()[-3000:])
         whole, tally, attempt, before = results(place), [0, 0], 0, len(wrong)
-        draw = random.Random(long.name)
+        draw, took = random.Random(long.name), seconds
         share = -(-(wanted * (number + 1)) // len(works)) - -(-(wanted * number) // len(works))
         while tally[0] < share and attempt < 4 * share:
+            done = tally[1]
             place = tmp_path / f"killed-{number}-{attempt}"
             moments = [draw.uniform(0.02, 0.98) * took for _ in range(min(draw.choice((1, 1, 2, 3)), share - tally[0]))]
             try:
@@ -379,7 +380,10 @@ def test_killed_at_random_moments(made: Path, tmp_path: Path, monkeypatch: pytes
             if not wrong:
                 shutil.rmtree(place)
             attempt += 1
-        figures[long.name] = {"kills": tally[0], "done before": tally[1], "seconds": round(took, 2)}
+            took *= 0.7 if tally[1] > done else 1  # the machine was busy with something else
+        if tally[0] < share:
+            wrong.append(f"{long.name}: {tally[0]} kills of {share}")
+        figures[long.name] = {"kills": tally[0], "done before": tally[1], "seconds": round(seconds, 2)}
         if file := os.environ.get("DEEPCLUSTER_FIGURES"):
             with open(file, "a") as figures_file:
                 figures_file.write(json.dumps({long.name: figures[long.name], "wrong": wrong[before:]}) + "\n")
