@@ -1,9 +1,12 @@
 """How many clusters a feature table has, when nobody says: k-means at several K, scored without labels.
 
-The score is the mean of three. The silhouette (Rousseeuw 1987) in cosine distance asks whether rows are nearer to their
-own cluster than to the next. Features are noisy, so it is also taken after each row has been averaged with its nearest
-neighbors, which plays the part of the UMAP space in which Lowe et al. (arXiv 2406.02465) found that it follows the
-true quality of a clustering. The modularity (Newman and Girvan 2004) of the clusters in the graph of nearest neighbors
+k-means starts from the cuts of one tree (`ward`): nothing is drawn at random, and one candidate's score does not exceed
+the next one's by luck.
+
+The score is a mean of three. The silhouette (Rousseeuw 1987) in cosine distance asks whether rows are nearer to their
+own cluster than to the next. Features are noisy, so it is also taken, and counts twice, after each row has been averaged
+with its nearest neighbors, which plays the part of the UMAP space in which Lowe et al. (arXiv 2406.02465) found that it
+follows the true quality of a clustering. The modularity (Newman and Girvan 2004) of the clusters in the graph of nearest neighbors
 asks whether neighbors stay together; it keeps the silhouette from choosing a few large groups over clear small ones.
 docs/groups.md compares them with other criteria on labeled images.
 """
@@ -21,6 +24,7 @@ from torch import Tensor
 from deepcluster.clustering.neighbor_start import spherical_k_means, with_neighbors
 from deepcluster.clustering.plus_plus import distinct
 from deepcluster.clustering.validation import seed_from
+from deepcluster.clustering.ward import cut_tree, ward_tree
 from deepcluster.errors import DeepClusterError
 from deepcluster.features.block_reader import Rows, normalize_rows, require_finite
 from deepcluster.features.knn import nearest_rows
@@ -28,13 +32,14 @@ from deepcluster.random import seeded
 
 LARGEST = 200  # clusters, of the candidates that are made here
 ROWS_EACH = 5  # fewest rows for each cluster of the largest candidate
-RATIO = 1.2  # of one candidate to the next
+RATIO = 1.12  # of one candidate to the next
 SAMPLE = 10_000  # rows that are looked at
 NEIGHBORS = 10  # that a row is averaged with
 LINKS = 5  # nearest neighbors to which a row is linked in the graph
+WEIGHTS = (1, 2, 1)  # in the score, of silhouette, smoothed silhouette and modularity
 EQUAL = 1e-6  # scores no further apart than this are equal, whatever rounding says
 PLAUSIBLE = 0.85  # of the best score, for a runner-up
-WEAK = 0.08  # a silhouette that noise in 32 dimensions or more does not reach, and groups of images do
+WEAK = 0.1  # a silhouette that noise in 32 dimensions or more does not reach, and groups of images do
 
 
 @dataclass(frozen=True)
@@ -46,7 +51,7 @@ class KChoice:
         candidates: numbers of clusters that were tried, ascending; none where there was nothing to choose.
         scores: name of a score -> one number per candidate, in [-1, 1], the higher the better: "silhouette" of the
             rows, "smoothed silhouette" of the rows averaged with their neighbors, "modularity" of the graph of
-            nearest neighbors, and "score", their mean.
+            nearest neighbors, and "score", their mean, in which the second counts twice.
         runners_up: at most two candidates that are better than those beside them and not much worse than k, best
             first.
         rows: rows that were looked at.
@@ -75,7 +80,6 @@ def choose_k(
     x: Any,
     candidates: Sequence[int] | None = None,
     *,
-    n_init: int = 2,
     random_state: Any = 0,
     device: torch.device | str | None = None,
     tick: Callable[[int, int], None] = lambda done, total: None,
@@ -84,10 +88,9 @@ def choose_k(
 
     Args:
         x: embedded features, without NaN. Rows are compared by angle. Of more than 10,000 a uniform sample is taken.
-        candidates: numbers of clusters to try; None = 2, 3, 4, 5, 6, 7, 8, 10, 12, ... up to N / 5 and 200. Those
+        candidates: numbers of clusters to try; None = 2, 3, ... 13, 15, 17, ... up to N / 5 and 200. Those
             that exceed the number of different rows, or leave no cluster with two rows, are left out.
-        n_init: runs of k-means for each candidate, the best of which counts.
-        random_state: seed, `numpy.random.RandomState`, or None = NumPy's global one.
+        random_state: seed of the sample, `numpy.random.RandomState`, or None = NumPy's global one.
         device: where to compute; None = where x is.
         tick: called with candidates done and candidates in all.
 
@@ -110,20 +113,25 @@ def choose_k(
     neighbors, _ = nearest_rows(unit, min(NEIGHBORS, n - 1), metric="cosine")
     smoothed = with_neighbors(unit, neighbors[:, : max(1, n // 4)])
     scores: dict[str, list[float]] = {"silhouette": [], "smoothed silhouette": [], "modularity": []}
+    tree = ward_tree(unit)
     for done, k in enumerate(tried):
-        labels = spherical_k_means(unit, k, seed, n_init=n_init, precision="float32").labels_
+        start = torch.zeros(k, unit.shape[1], device=unit.device).index_add_(0, cut_tree(tree, k).to(unit.device), unit)
+        labels = spherical_k_means(unit, k, seed, init=normalize_rows(start), precision="float32").labels_
         scores["silhouette"].append(float(silhouette(unit, labels).mean()))
         scores["smoothed silhouette"].append(float(silhouette(smoothed, labels).mean()))
         scores["modularity"].append(modularity(neighbors[:, :LINKS], labels))
         tick(done + 1, len(tried))
-    scores["score"] = [sum(each) / len(each) for each in zip(*scores.values(), strict=True)]
+    scores["score"] = [
+        sum(weight * score for weight, score in zip(WEIGHTS, each, strict=True)) / sum(WEIGHTS)
+        for each in zip(*scores.values(), strict=True)
+    ]
     best, others = _peaks(scores["score"])
     told = {name: tuple(values) for name, values in scores.items()}
     return KChoice(tried[best], tuple(tried), told, tuple(tried[each] for each in others), n)
 
 
 def grid(n: int) -> list[int]:
-    """The candidates for n rows: every number at first, then each 1.2 times the one before."""
+    """The candidates for n rows: every number at first, then each 1.12 times the one before."""
     most = max(min(n // ROWS_EACH, LARGEST), min(n - 1, 3))
     found = [2]
     while (following := max(found[-1] + 1, round(found[-1] * RATIO))) <= most:

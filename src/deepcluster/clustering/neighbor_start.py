@@ -47,9 +47,9 @@ def neighbor_start(x: Any, k: int, *, n_init: int = 10, random_state: Any = 0) -
     return in_kind(centroids, x)
 
 
-def spherical_k_means(x: Any, k: int, seed: int, **parameters: Any) -> KMeans:
-    """k-means of the rows x (N, D) by angle, from k-means++. Whoever goes on from its clusters warns of empty ones."""
-    clusterer = KMeans(k, init="k-means++", max_iter=50, spherical=True, random_state=seed, **parameters)
+def spherical_k_means(x: Any, k: int, seed: int, *, init: Any = "k-means++", **parameters: Any) -> KMeans:
+    """k-means of the rows x (N, D) by angle. Whoever goes on from its clusters warns of empty ones."""
+    clusterer = KMeans(k, init=init, max_iter=50, spherical=True, random_state=seed, **parameters)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DegenerateClusters)
         return clusterer.fit(x)
