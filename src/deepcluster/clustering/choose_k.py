@@ -4,11 +4,11 @@ k-means starts from the cuts of one tree (`ward`): nothing is drawn at random, a
 the next one's by luck.
 
 The score is a mean of three. The silhouette (Rousseeuw 1987) in cosine distance asks whether rows are nearer to their
-own cluster than to the next. Features are noisy, so it is also taken, and counts twice, after each row has been averaged
-with its nearest neighbors, which plays the part of the UMAP space in which Lowe et al. (arXiv 2406.02465) found that it
-follows the true quality of a clustering. The modularity (Newman and Girvan 2004) of the clusters in the graph of nearest neighbors
-asks whether neighbors stay together; it keeps the silhouette from choosing a few large groups over clear small ones.
-docs/groups.md compares them with other criteria on labeled images.
+own cluster than to the next. Features are noisy, so it is also taken, and counts twice, after each row has been
+averaged with its nearest neighbors, which plays the part of the UMAP space in which Lowe et al. (arXiv 2406.02465)
+found that it follows the true quality of a clustering. The modularity (Newman and Girvan 2004) of the
+clusters in the graph of nearest neighbors asks whether neighbors stay together; it keeps the silhouette from choosing a
+few large groups over clear small ones. docs/groups.md compares them with other criteria on labeled images.
 """
 
 from __future__ import annotations
