@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import builtins
 import dataclasses
-import json
 import math
 import types
 import typing
@@ -277,9 +276,16 @@ def differing(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
     one, other = (
         {f"{group}.{name}": value for group in GROUPS for name, value in each.get(group, {}).items()}
         | {name: value for name, value in each.items() if name not in GROUPS}
-        for each in (json.loads(json.dumps(before)), json.loads(json.dumps(after)))
+        for each in (before, after)
     )
-    return [name for name in one if name in other and one[name] != other[name]]
+    return [name for name in one if name in other and _plain(one[name]) != _plain(other[name])]
+
+
+def _plain(value: Any) -> Any:
+    """A value as JSON gives it back, which knows no tuples."""
+    if isinstance(value, Mapping):
+        return {name: _plain(part) for name, part in value.items()}
+    return [_plain(part) for part in value] if isinstance(value, (list, tuple)) else value
 
 
 def _unknown(run: TrainRun, name: str) -> str:
