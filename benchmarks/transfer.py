@@ -1,6 +1,6 @@
 """Detection and segmentation of blood cells from several networks, each at its own best learning rate.
 
-    python benchmarks/transfer.py BCCD [NAME=NETWORK ...] [--tasks detection segmentation] [--rates RATE ...]
+    python benchmarks/transfer.py BCCD [--networks NAME=NETWORK ...] [--tasks detection segmentation] [--rates RATE ...]
         [--seeds 3] [--iterations 300] [--size 192] [--train all] [--out FOLDER]
 
 BCCD is the set as a PASCAL VOC folder or .tar: 205 images to learn from, 87 to choose the rate on, 72 to score, red
@@ -116,7 +116,7 @@ def row(task: str, network: str, given: argparse.Namespace) -> dict[str, str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data")
-    parser.add_argument("networks", nargs="*", default=["random=untrained:convnet"], metavar="NAME=NETWORK")
+    parser.add_argument("--networks", nargs="+", default=["random=untrained:convnet"], metavar="NAME=NETWORK")
     parser.add_argument("--tasks", nargs="+", choices=list(SCORE), default=list(SCORE))
     parser.add_argument("--rates", type=float, nargs="+", help="by default three, other ones for each task")
     parser.add_argument("--seeds", type=int, default=3)

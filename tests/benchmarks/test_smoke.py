@@ -38,7 +38,7 @@ SMALL = {
     "pic": "--part 100 --threads 1",
     "plan": "--images 500",
     "processes": "--rows 2048 --dim 8 --k 8 --rounds 2 --repeats 1",
-    "transfer": "{voc} before=untrained:{run} --rates 0.01 0.02 --seeds 1 --iterations 2 --size 48 --out {out}",
+    "transfer": "{voc} --networks a=untrained:{run} --rates 0.01 0.02 --seeds 1 --iterations 2 --size 48 --out {out}",
 }
 """Benchmark -> arguments of its small run."""
 SLOW = {"epoch", "evaluation", "heads", "groups", "length", "methods", "plan", "processes", "transfer"}
