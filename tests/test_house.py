@@ -76,6 +76,7 @@ DOORS = {
     "data/archive.py": "tarfile.open ZipFile archive.open",  # judged there, member by member
     "engine/occupy.py": "write_text",  # in a folder that is renamed when it is whole
     "data/storage.py": "open os.open system.open",  # shards, by byte offset, local and remote
+    "data/parquet.py": "ParquetFile",
     "data/shards.py": "open savez",  # within io.write_atomic
     "data/indexing.py": "memmap",  # what it has just written to a folder of its own
     "data/cache_entry.py": "open memmap np.save write_text",  # a folder of its own, renamed when it is whole

@@ -49,7 +49,8 @@ commands:
 
 `deepcluster COMMAND --help` explains a command; `deepcluster train PRESET --help` lists every setting.
 Images (--data) are a folder, tar or zip shards ("a/*.tar", train-{{000..003}}.zip, also s3://...), a .json manifest of
-shards, a .txt or .csv list, a .npy array, torchvision:CIFAR10?root=..., or `digits`, which need no download.
+shards, parquet files, a .txt or .csv list, a .npy array, hf:NAME (the Hugging Face hub), torchvision:CIFAR10?root=...,
+or `digits`, which need no download.
 """
 
 

@@ -122,7 +122,7 @@ def open_list_file(name: str) -> ImageSource:
         table = [row for row in rows if len(row) > path_at and row[path_at].strip()]
         paths = [row[path_at].strip() for row in table]
         if label_at is not None:
-            labels, classes = _some_labels([row[label_at] if len(row) > label_at else None for row in table])
+            labels, classes = some_labels([row[label_at] if len(row) > label_at else None for row in table])
         elif len(header) > 1:
             others = ", ".join(column.strip() for k, column in enumerate(header) if k != path_at)
             warn(f"{name} has no column `label`, so its images have no labels; not used: {others}")
@@ -175,7 +175,7 @@ def _column(header: Sequence[str], names: Sequence[str]) -> int | None:
     return next((plain.index(name) for name in names if name in plain), None)
 
 
-def _some_labels(names: Sequence[str | None]) -> tuple[np.ndarray | None, tuple[str, ...]]:
+def some_labels(names: Sequence[str | None]) -> tuple[np.ndarray | None, tuple[str, ...]]:
     """Labels where given, -1 where the field is empty; None when it is empty everywhere."""
     given = [(name or "").strip() for name in names]
     if not any(given):

@@ -14,6 +14,7 @@ from deepcluster.data import storage
 from deepcluster.data.arrays import open_array, open_digits, open_list, open_npy
 from deepcluster.data.folder import open_file, open_folder, open_list_file, open_paths
 from deepcluster.data.manifest import open_manifest
+from deepcluster.data.parquet import HUB, open_hub, open_parquet
 from deepcluster.data.shards import open_shards
 from deepcluster.data.source import ImageSource
 from deepcluster.data.torchvision import open_torchvision
@@ -29,6 +30,7 @@ BY_ENDING: dict[str, Callable[[str], ImageSource]] = {
     ".txt": open_list_file,
     ".csv": open_list_file,
     ".npy": open_npy,
+    ".parquet": open_parquet,
 }
 COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 
@@ -38,9 +40,10 @@ def open_images(source: Any) -> ImageSource:
 
     Args:
         source: `digits` · a folder of any nesting · a glob or brace pattern of tar or zip shards, also behind a URL ·
-            a .json manifest of shards · a .txt or .csv list · a .npy file of uint8 (N, H, W[, C]) · one image file ·
-            `torchvision:CIFAR10?root=...&train=false` · a list of paths or of arrays, or a data
-            frame's column of paths · an array (N, H, W[, C]) · an ImageSource, which is returned as it is.
+            parquet files of images · `hf:NAME?split=train` of the Hugging Face hub · a .json manifest of shards · a
+            .txt or .csv list · a .npy file of uint8 (N, H, W[, C]) · one image file ·
+            `torchvision:CIFAR10?root=...&train=false` · a list of paths or of arrays · a data frame's column of paths ·
+            an array (N, H, W[, C]) · an ImageSource, which is returned as it is.
 
     Raises:
         DeepClusterError: there is nothing to open, in one sentence that says what to do.
@@ -80,7 +83,7 @@ def must_exist(name: str | None) -> None:
     Raises:
         DeepClusterError: there is no such file or folder.
     """
-    if name is None or name == "digits" or name.startswith(TORCHVISION) or storage.is_url(name):
+    if name is None or name == "digits" or name.startswith((TORCHVISION, HUB)) or storage.is_url(name):
         return
     path = Path(name).expanduser()
     if path.exists() or any(mark in name for mark in "*?[{"):
@@ -96,6 +99,8 @@ def must_exist(name: str | None) -> None:
 def _open_named(name: str) -> ImageSource:
     if name.startswith(TORCHVISION):
         return open_torchvision(name)
+    if name.startswith(HUB):
+        return open_hub(name)
     path = Path(name).expanduser()
     if path.is_dir():
         return open_folder(name)
@@ -103,7 +108,7 @@ def _open_named(name: str) -> ImageSource:
         if name == "digits":
             return open_digits()
         must_exist(name)
-        return open_shards(name)
+        return (open_parquet if name.lower().endswith(".parquet") else open_shards)(name)
     if name.lower().endswith(COMPRESSED):
         raise DeepClusterError(
             f"{name} is compressed and cannot be read in place: unpack it to a folder, or repack it as a plain .tar"

@@ -1,0 +1,193 @@
+"""Parquet files of images, from a disk and from the Hugging Face hub."""
+
+from __future__ import annotations
+
+import io
+import json
+import pickle
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import numpy as np
+import pyarrow
+import pytest
+from PIL import Image
+from pyarrow import parquet
+
+from deepcluster.data.cache import load_pixels
+from deepcluster.data.open import open_images
+from deepcluster.errors import BadImage, DeepClusterError, DeepClusterWarning
+
+
+def picture(seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (10, 12, 3), dtype=np.uint8)
+
+
+def png(seed: int) -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(picture(seed)).save(stream, "PNG")
+    return stream.getvalue()
+
+
+def write(file: Path, first: int, count: int, *, struct: bool = True, names: bool = True, **more: Any) -> Path:
+    """Images `first` and on, image 5 broken and image 7 missing, in row groups of 4."""
+    content: list[bytes | None] = [png(k) for k in range(first, first + count)]
+    for broken, instead in ((5, b"nothing"), (7, None)):
+        if first <= broken < first + count:
+            content[broken - first] = instead
+    images: Any = [{"bytes": each, "path": f"{k}.png"} for k, each in enumerate(content)] if struct else content
+    table = pyarrow.table({"image": images, "label": [k % 3 for k in range(first, first + count)], **more})
+    if names:
+        about = {"info": {"features": {"label": {"names": ["cat", "dog", "emu"], "_type": "ClassLabel"}}}}
+        table = table.replace_schema_metadata({"huggingface": json.dumps(about)})
+    file.parent.mkdir(parents=True, exist_ok=True)
+    parquet.write_table(table, file, row_group_size=4)
+    return file
+
+
+@pytest.mark.parametrize("struct", [True, False])
+def test_images_labels_and_names(tmp_path: Path, struct: bool) -> None:
+    write(tmp_path / "train-0.parquet", 0, 10, struct=struct)
+    write(tmp_path / "train-1.parquet", 10, 3, struct=struct)
+    source = open_images(str(tmp_path / "*.parquet"))
+    assert len(source) == 13 and source.classes == ("cat", "dog", "emu")
+    np.testing.assert_array_equal(source.labels, np.arange(13) % 3)
+    for index in (12, 0, 11, 3, 4, 9):
+        np.testing.assert_array_equal(source.read(index), picture(index))
+    assert source.path(4) == "train-0.parquet/000004" and source.path(12) == "train-1.parquet/000002"
+    assert len({source.path(index) for index in range(13)}) == 13
+    with pytest.raises(BadImage, match="no bytes"):
+        source.read(7)
+    again = pickle.loads(pickle.dumps(source))
+    np.testing.assert_array_equal(again.read(8), picture(8))
+    before = source.fingerprint()
+    assert again.fingerprint() == before
+    write(tmp_path / "train-1.parquet", 20, 3, struct=struct)
+    assert open_images(str(tmp_path / "*.parquet")).fingerprint() != before
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_decoded_in_any_number_of_workers(tmp_path: Path, workers: int) -> None:
+    source = open_images(write(tmp_path / "a.parquet", 0, 12))
+    pixels = load_pixels(source, short_side=None, cache_gb=1, workers=workers)
+    found = pixels.gather(np.arange(12))
+    assert sorted(pixels.bad) == [5, 7]
+    for index, image in enumerate(found):
+        assert (image is None) == (index in (5, 7))
+        if image is not None:
+            np.testing.assert_array_equal(image, picture(index))
+
+
+def test_classes_by_number_and_by_name(tmp_path: Path) -> None:
+    numbered = open_images(write(tmp_path / "a.parquet", 0, 6, names=False))
+    assert numbered.classes == ("0", "1", "2")
+    named = pyarrow.table({"img": [png(0), png(1), png(2)], "Category": ["b", None, "a"]})
+    parquet.write_table(named, tmp_path / "b.parquet")
+    source = open_images(tmp_path / "b.parquet")
+    assert source.classes == ("a", "b") and np.asarray(source.labels).tolist() == [1, -1, 0]
+
+
+def test_mistakes_are_one_sentence(tmp_path: Path) -> None:
+    whole = write(tmp_path / "whole.parquet", 0, 4)
+    (tmp_path / "cut.parquet").write_bytes(whole.read_bytes()[:200])
+    parquet.write_table(pyarrow.table({"x": [1, 2]}), tmp_path / "numbers.parquet")
+    parquet.write_table(pyarrow.table({"image": pyarrow.array([], pyarrow.binary())}), tmp_path / "empty.parquet")
+    for name, words in (
+        ("cut.parquet", "cannot be read as parquet"),
+        ("numbers.parquet", "no column of images"),
+        ("empty.parquet", "holds no image"),
+        ("none-*.parquet", "no file matches"),
+        ("{whole,numbers}.parquet", "has no column 'image'"),
+    ):
+        with pytest.raises(DeepClusterError, match=words):
+            open_images(str(tmp_path / name))
+    with pytest.warns(DeepClusterWarning, match="2 columns of images, of which 'image' is read"):
+        open_images(write(tmp_path / "two.parquet", 0, 4, depth=[b"", b"", b"", b""]))
+
+
+def test_a_damaged_row_group_costs_its_own_images(tmp_path: Path) -> None:
+    file = write(tmp_path / "a.parquet", 10, 8)
+    content = bytearray(file.read_bytes())
+    at = parquet.ParquetFile(file).metadata.row_group(1).column(0).data_page_offset
+    content[at : at + 40] = bytes(40)
+    file.write_bytes(content)
+    source = open_images(file)
+    np.testing.assert_array_equal(source.read(0), picture(10))
+    with pytest.raises(BadImage):
+        source.read(5)
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, dict[str, Path]]]:
+    """A server that answers as the hub does for data set `we/photos`: revision -> name -> file."""
+    served: dict[str, dict[str, Path]] = {}
+
+    class Hub(BaseHTTPRequestHandler):
+        def do_HEAD(self) -> None:
+            self.do_GET()
+
+        def do_GET(self) -> None:
+            path = self.path.replace("%2F", "/").split("?")[0]
+            for number, (revision, files) in enumerate(served.items()):
+                sha, listing = f"{number:040d}", {"Content-Type": "application/json"}
+                if path == f"/api/datasets/we/photos/revision/{revision}":
+                    names = [{"rfilename": name} for name in files]
+                    answer: Any = {"id": "we/photos", "sha": sha, "siblings": names, "private": False}
+                    self._answer(json.dumps(answer).encode(), listing)
+                elif path == f"/api/datasets/we/photos/tree/{sha}":
+                    answer = [{"type": "file", "path": name, "size": 1, "oid": "0"} for name in files]
+                    self._answer(json.dumps(answer).encode(), listing)
+                elif path.removeprefix(f"/datasets/we/photos/resolve/{sha}/") in files:
+                    body = files[path.removeprefix(f"/datasets/we/photos/resolve/{sha}/")].read_bytes()
+                    self._answer(body, {"ETag": f'"{hash(body)}"', "X-Repo-Commit": sha})
+                else:
+                    continue
+                return
+            self.send_response(404)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def _answer(self, body: bytes, headers: dict[str, str]) -> None:
+            self.send_response(200)
+            for key, value in ({"Content-Length": str(len(body))} | headers).items():
+                self.send_header(key, value)
+            self.end_headers()
+            if self.command == "GET":
+                self.wfile.write(body)
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    fetch: Any = huggingface_hub.snapshot_download
+    where = {"endpoint": f"http://127.0.0.1:{server.server_port}", "cache_dir": tmp_path / "cache"}
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *a, **more: fetch(*a, **where, **more))
+    yield served
+    server.shutdown()
+
+
+def test_a_data_set_of_the_hub(hub: dict[str, dict[str, Path]], tmp_path: Path) -> None:
+    train, test = write(tmp_path / "1.parquet", 0, 4), write(tmp_path / "2.parquet", 30, 6)
+    hub["main"] = {"data/train-00000-of-00001.parquet": train, "data/test-00000-of-00001.parquet": test}
+    with pytest.warns(DeepClusterWarning, match="only its split 'train' is read"):
+        source = open_images("hf:we/photos")
+    assert len(source) == 4 and source.classes == ("cat", "dog", "emu")
+    np.testing.assert_array_equal(source.read(2), picture(2))
+    np.testing.assert_array_equal(open_images("hf:we/photos?split=test").read(5), picture(35))
+    with pytest.raises(DeepClusterError, match="no files of the split 'dev'"):
+        open_images("hf:we/photos?split=dev")
+    with pytest.raises(DeepClusterError, match="no option 'slpit'"):
+        open_images("hf:we/photos?slpit=dev")
+    with pytest.raises(DeepClusterError, match="hf:we/other could not be fetched"):
+        open_images("hf:we/other")
+
+
+def test_a_data_set_that_the_hub_converts(hub: dict[str, dict[str, Path]], tmp_path: Path) -> None:
+    hub["main"] = {"README.md": write(tmp_path / "1.parquet", 0, 4)}
+    hub["refs/convert/parquet"] = {"default/train/0000.parquet": write(tmp_path / "2.parquet", 40, 4)}
+    np.testing.assert_array_equal(open_images("hf:we/photos").read(1), picture(41))
