@@ -47,7 +47,8 @@ class KMeans(validation.Float32Transformer, ClusterMixin, BaseEstimator):
         random_state: int, `numpy.random.RandomState`, or None = NumPy's global one.
         chunk: rows per reading from disk, in multiples of 1,024; None = 64 MiB of them. It changes no result.
         precision: of the products in the iterations: "float32", "bfloat16", "int8" (8-bit products, close cases in
-            float32; on CPUs with VNNI, float32 on others), or "auto": int8 where it pays and float32 elsewhere.
+            float32; on CPUs with VNNI, float32 on others), or "auto": int8 where it pays and float32 elsewhere. On CPUs
+            the last two pass over points whose centroid leads by more than the centroids have moved since.
         device: where to compute; None = where X is (arrays: the CPU).
         backend: "torch", or "faiss" (float32, on the CPU, in memory, without weights).
         empty: "split" gives an empty cluster half of another one after each update, and at the end the
@@ -188,14 +189,12 @@ class KMeans(validation.Float32Transformer, ClusterMixin, BaseEstimator):
 
     def _step(self, points: Points) -> assign.Step:
         """The step of this `precision`."""
-        int8 = self.precision == "int8"
-        usable = assign_int8.exact_products if int8 else assign_int8.supported
-        margins = int8
-        if self.precision == "auto" and points.device.type == "cpu":
-            int8, margins = self.n_clusters >= INT8_FROM, self.n_clusters >= MARGINS_FROM
-        if margins:
-            int8 = int8 and not points.shard.group.any(not usable())
-            return assign_margins.MarginStep(points, self.n_clusters, assign_int8.Rounding(points) if int8 else None)
+        on_cpu, k = points.device.type == "cpu", self.n_clusters
+        auto, int8 = on_cpu and self.precision == "auto", on_cpu and self.precision == "int8"
+        if int8 or (auto and k >= MARGINS_FROM):
+            usable = assign_int8.exact_products if int8 else assign_int8.supported
+            round_it = (int8 or k >= INT8_FROM) and not points.shard.group.any(not usable())
+            return assign_margins.MarginStep(points, k, assign_int8.Rounding(points) if round_it else None)
         clusters, half = assign.ClusterSums(points, self.n_clusters), self.precision == "bfloat16"
         return lambda centroids: clusters.update(assign.NearestSearch(centroids, half))
 
