@@ -3,13 +3,14 @@ PYTHON ?= python3
 BIN := .venv/bin
 DATA ?= ../shared/data
 
-.PHONY: help demo test test-all check bench clean
+.PHONY: help demo test test-all check bench docs clean
 
 help:
 	@echo "make demo      train on the bundled digits, group tiles of three photos, print scores, write two reports"
 	@echo "make test      install what the tests need and run them"
 	@echo "make test-all  the same with the slow ones"
 	@echo "make check     lint, format, types, layers"
+	@echo "make docs      the site of docs/, in build/site"
 	@echo "make bench     every benchmark, side by side with its peer or bound"
 
 .venv/.user: pyproject.toml constraints.txt
@@ -19,6 +20,10 @@ help:
 
 .venv/.developer: .venv/.user
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[pretrained,dev]"
+	touch $@
+
+.venv/.writer: .venv/.developer
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[docs]"
 	touch $@
 
 demo: .venv/.user
@@ -40,6 +45,9 @@ check: .venv/.developer
 	$(BIN)/ruff format --check src tests benchmarks examples
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+docs: .venv/.writer
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 bench: .venv/.developer
 	$(BIN)/python benchmarks/input_pipeline.py

@@ -42,7 +42,8 @@ class HierarchicalKMeans(validation.Float32Transformer, ClusterMixin, BaseEstima
     on one after another, each with its own rows only, so x may be a `numpy.memmap` of a file larger than memory.
 
     A super-cluster with fewer (different) rows than clusters leaves the rest of these empty. Empty ones keep their
-    places, have a count of 0 and their super-cluster's centroid, and never are the nearest.
+    places, have a count of 0 and their super-cluster's centroid, and never are the nearest. All other parameters are
+    those of `KMeans`.
 
     Args:
         n_clusters: K, of the last level.
@@ -51,7 +52,6 @@ class HierarchicalKMeans(validation.Float32Transformer, ClusterMixin, BaseEstima
             of K that is nearest to its square root in ratio, the lower of two; where K is a prime that is 1.
         max_iter: largest number of rounds of each k-means (the paper: 10).
         init: "random" or "k-means++", where each k-means begins.
-        spherical, tol, n_init, random_state, chunk, precision, device: as in `KMeans`.
         scratch: a folder for the rows of a super-cluster that are more than `max_bytes`; None = the system's.
         max_bytes: largest table of a super-cluster's rows that is kept in memory, on each process.
         group: the processes that cluster together, each with its own rows of one table, as in `KMeans`. The rows of
