@@ -1,4 +1,4 @@
-"""`deepcluster export RUN --format safetensors|torchvision|released --out FILE`."""
+"""`deepcluster export RUN --format safetensors|torchvision|onnx|... --out FILE`."""
 
 from __future__ import annotations
 
@@ -14,21 +14,23 @@ def export(
     /,
     *,
     out: Path,
-    format: Literal["safetensors", "torchvision", "released"] = "safetensors",
+    format: Literal["safetensors", "torchvision", "onnx", "released"] = "safetensors",
     json: bool = False,
 ) -> None:
-    """Writes the trained backbone in a format that other libraries read.
+    """Writes the trained backbone, or all of the model, in a format that other libraries read.
 
     Args:
         run: the run folder, or a checkpoint released by the authors of DeepCluster.
         out: the file to write.
-        format: safetensors = weights with their configuration; torchvision = a .pth with torchvision's names;
-            released = a checkpoint for the evaluation scripts of the authors of DeepCluster.
+        format: safetensors = weights with their configuration; torchvision = a .pth with torchvision's names; onnx =
+            a graph for onnxruntime, from the pixels of an image to its features, cluster and distance; released = a
+            checkpoint for the evaluation scripts of the authors of DeepCluster.
     """
     if not run.exists():
         raise DeepClusterError(
             f"There is no {run}: give a run folder, or a checkpoint released by the authors of DeepCluster."
         )
+    from deepcluster.engine.model import bare_model
     from deepcluster.engine.run import load_run
     from deepcluster.models.export import export_backbone
     from deepcluster.models.released import load_released, save_released
@@ -37,17 +39,21 @@ def export(
     if run.is_file():
         found = load_released(run)
         head = None if found.head_weight is None or found.head_bias is None else (found.head_weight, found.head_bias)
-        backbone, k, about = found.backbone, found.k or 1000, {"arch": found.arch, "epochs": found.epoch}
+        model, k, about = bare_model(found.backbone), found.k or 1000, {"arch": found.arch, "epochs": found.epoch}
     else:
         loaded = load_run(run, "cpu")
-        backbone, head, k = loaded.backbone, loaded.head, len(loaded.centroids)
+        model, head, k = loaded.model, loaded.head, len(loaded.centroids)
         about = {"preset": loaded.config["preset"], "epochs": len(loaded.metrics)}
     if format == "released":
-        file = save_released(backbone, out, head, about["epochs"], k)
+        file = save_released(model.backbone, out, head, about["epochs"], k)
+    elif format == "onnx":
+        from deepcluster.engine.onnx import export_onnx
+
+        file = export_onnx(model, out, about)
     else:
-        file = export_backbone(backbone, format, out, about)
+        file = export_backbone(model.backbone, format, out, about)
     size = file.stat().st_size
     if json:
         print(dumps({"out": str(file), "format": format, "bytes": size}))
     else:
-        print(f"{file}: {backbone.name}, {format}, {size / 1e6:.1f} MB")
+        print(f"{file}: {model.backbone.name}, {format}, {size / 1e6:.1f} MB")

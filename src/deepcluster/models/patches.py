@@ -47,8 +47,10 @@ class PatchNet(nn.Module):
         self.whitening = nn.Linear(len(sides) * filters * cells**2, dim)
 
     def forward(self, images: Tensor) -> Tensor:
-        count = AT_ONCE if images.device.type == "cpu" else len(images)
-        pooled = torch.cat([self._pooled(part) for part in torch.split(images, count)])
+        if images.device.type == "cpu" and len(images) > AT_ONCE:
+            pooled = torch.cat([self._pooled(part) for part in torch.split(images, AT_ONCE)])
+        else:
+            pooled = self._pooled(images)
         out: Tensor = self.whitening(self.pool(pooled))
         return out
 
