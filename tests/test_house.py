@@ -82,6 +82,7 @@ DOORS = {
     "data/cache_entry.py": "open memmap np.save write_text",  # a folder of its own, renamed when it is whole
     "engine/assignment.py": "write_table",  # within io.write_atomic
     "evaluate/voc/annotation.py": "Image.open",  # a mask: indices, not colors
+    "explore/atlas.py": "write_table",  # within io.write_atomic
     "features/block_reader.py": "os.open",  # what read_npy has mapped
     "features/knn.py": "nearest.open",  # a method of its own
     "models/torch_files.py": "pickle pickletools tarfile.open torch.load read_bytes",  # opcodes that are split, not run

@@ -14,22 +14,26 @@ def export(
     /,
     *,
     out: Path,
-    format: Literal["safetensors", "torchvision", "onnx", "released"] = "safetensors",
+    format: Literal["safetensors", "torchvision", "onnx", "embedding-atlas", "released"] = "safetensors",
     json: bool = False,
 ) -> None:
-    """Writes the trained backbone, or all of the model, in a format that other libraries read.
+    """Writes the trained backbone, all of the model, or the clusters in a format that other programs read.
 
     Args:
         run: the run folder, or a checkpoint released by the authors of DeepCluster.
         out: the file to write.
         format: safetensors = weights with their configuration; torchvision = a .pth with torchvision's names; onnx =
-            a graph for onnxruntime, from the pixels of an image to its features, cluster and distance; released = a
-            checkpoint for the evaluation scripts of the authors of DeepCluster.
+            a graph for onnxruntime, from the pixels of an image to its features, cluster and distance;
+            embedding-atlas = a .parquet of the clusters as edited in the explorer, with a map, neighbors and small
+            pictures; released = a checkpoint for the evaluation scripts of the authors of DeepCluster.
     """
     if not run.exists():
         raise DeepClusterError(
             f"There is no {run}: give a run folder, or a checkpoint released by the authors of DeepCluster."
         )
+    if format == "embedding-atlas":
+        _export_atlas(run, out, json)
+        return
     from deepcluster.engine.model import bare_model
     from deepcluster.engine.run import load_run
     from deepcluster.models.export import export_backbone
@@ -57,3 +61,22 @@ def export(
         print(dumps({"out": str(file), "format": format, "bytes": size}))
     else:
         print(f"{file}: {model.backbone.name}, {format}, {size / 1e6:.1f} MB")
+
+
+def _export_atlas(run: Path, out: Path, json: bool) -> None:
+    if out.suffix != ".parquet":
+        raise DeepClusterError(f"Embedding Atlas reads .parquet, not {out.name!r}: change --out.")
+    from deepcluster.cli.common import show
+    from deepcluster.engine.log import Screen
+    from deepcluster.engine.run import load_run
+    from deepcluster.explore.atlas import write_atlas
+    from deepcluster.explore.explorer import open_explorer
+
+    screen = Screen(stderr=json)
+    explorer = open_explorer(load_run(run))
+    try:
+        images = write_atlas(out, explorer, screen)
+    finally:
+        explorer.close()
+    values = {"out": str(out), "format": "embedding-atlas", "images": images, "bytes": out.stat().st_size}
+    show(screen, json, values, f"{out}: {images:,} images with their clusters, places and neighbors")
