@@ -32,8 +32,19 @@ PLACEHOLDERS = {"PRESET": "deepercluster-vgg16", "WHAT": "filters", "PICTURE": "
 """What stands for a value in the sentences of a page, where the parser needs a real one."""
 GIVEN = ("x", "unit_features", "new_z", "picture")
 """Names that blocks of Python use without making them: tables of features, an image."""
-FOREIGN = {"--nproc-per-node", "--nnodes", "--rdzv-backend", "--rdzv-endpoint", "--rdzv-id", "--signal"}
-"""Options of torchrun and SLURM that the pages name."""
+FOREIGN = {
+    "--x",
+    "--y",
+    "--neighbors",
+    "--image",
+    "--nproc-per-node",
+    "--nnodes",
+    "--rdzv-backend",
+    "--rdzv-endpoint",
+    "--rdzv-id",
+    "--signal",
+}
+"""Options of Embedding Atlas, torchrun and SLURM that the pages name."""
 
 
 class Line(NamedTuple):
