@@ -87,6 +87,19 @@ def scratch_folder(file: Path) -> Iterator[Path]:
         _own.discard(folder.name)
 
 
+@contextlib.contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """A folder beside `folder`, which takes its place at the end. DeepClusterError where that holds something."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise DeepClusterError(f"{folder} exists and is not empty: choose a new folder.")
+    with scratch_folder(folder) as made:
+        yield made
+        with told(folder):
+            if folder.exists():
+                folder.rmdir()
+            os.replace(made, folder)
+
+
 def beside(file: Path) -> Path:
     """A temporary name beside `file`, after what killed processes left there for it was taken away."""
     _sweep(file.parent.glob(f".{glob.escape(file.name)}.*.part"))

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
+import timm
 import torch
 import torchvision
 from safetensors import safe_open
@@ -15,6 +16,7 @@ from safetensors.torch import save_file
 from deepcluster.errors import DeepClusterError
 from deepcluster.models.backbone import Backbone
 from deepcluster.models.export import export_backbone, load_backbone
+from deepcluster.models.hugging_face import load_folder
 from deepcluster.models.zoo import build_backbone
 
 
@@ -98,7 +100,7 @@ def test_torchvision_has_no_such_network(options: dict[str, Any], tmp_path: Path
 
 def test_mistakes_get_one_sentence(tmp_path: Path) -> None:
     backbone = build_backbone("convnet", image_size=8)
-    with pytest.raises(DeepClusterError, match="choose one of safetensors, torchvision"):
+    with pytest.raises(DeepClusterError, match="choose one of safetensors, torchvision, timm"):
         export_backbone(backbone, "caffe", tmp_path / "b")
     (tmp_path / "file").write_text("not a folder")
     with pytest.raises(DeepClusterError, match="cannot be written"):
@@ -113,3 +115,48 @@ def test_mistakes_get_one_sentence(tmp_path: Path) -> None:
     save_file({"a": torch.zeros(1)}, tmp_path / "wrong.safetensors", {"config": json.dumps(backbone.config)})
     with pytest.raises(DeepClusterError, match="does not hold a backbone"):
         load_backbone(tmp_path / "wrong.safetensors")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"name": "resnet18", "image_size": 65},
+        {"name": "timm:resnet10t", "image_size": 32, "mean": (0.5, 0.4, 0.3)},
+        {"name": "vit_tiny_patch16_224", "image_size": 32, "depth": 1, "patch_size": 8},
+        {"name": "timm:tf_efficientnet_lite0", "image_size": 48},
+    ],
+    ids=lambda options: options["name"],
+)
+def test_timm_loads_the_folder(options: dict[str, Any], tmp_path: Path) -> None:
+    size = options["image_size"]
+    backbone = used(build_backbone(**options), size)
+    folder = export_backbone(backbone, "timm", tmp_path / "new" / "net")
+    images = torch.randn(2, 3, size, size)
+    theirs = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+    ours = load_folder(folder)
+    assert (ours.image_size, ours.mean, ours.std) == (size, backbone.mean, backbone.std)
+    data = cast(Any, timm).data.resolve_model_data_config(theirs)
+    assert list(data["input_size"]) == [3, size, size] and tuple(data["mean"]) == backbone.mean
+    assert data["crop_pct"] == (1.0 if size <= 64 else 0.875) and data["interpolation"] == "bilinear"
+    with torch.no_grad():
+        for network in (theirs, ours):
+            torch.testing.assert_close(network(images), backbone(images), rtol=1e-4, atol=1e-4)
+    assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors"]
+    with pytest.raises(DeepClusterError, match="is not empty"):
+        export_backbone(backbone, "timm", folder)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"name": "convnet", "image_size": 8},
+        {"name": "resnet18", "image_size": 32},
+        {"name": "torchvision:mobilenet_v3_small", "image_size": 64},
+        {"name": "torchvision:resnet18", "image_size": 65, "width_per_group": 64},
+        {"name": "timm:resnet10t", "image_size": 32, "sobel": "paper"},
+    ],
+)
+def test_timm_has_no_such_network(options: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(DeepClusterError, match=r"timm has no network like .* export it as safetensors"):
+        export_backbone(build_backbone(**options), "timm", tmp_path / "net")
+    assert list(tmp_path.iterdir()) == []

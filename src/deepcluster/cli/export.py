@@ -14,18 +14,19 @@ def export(
     /,
     *,
     out: Path,
-    format: Literal["safetensors", "torchvision", "onnx", "embedding-atlas", "released"] = "safetensors",
+    format: Literal["safetensors", "torchvision", "timm", "onnx", "embedding-atlas", "released"] = "safetensors",
     json: bool = False,
 ) -> None:
     """Writes the trained backbone, all of the model, or the clusters in a format that other programs read.
 
     Args:
         run: the run folder, or a checkpoint released by the authors of DeepCluster.
-        out: the file to write.
-        format: safetensors = weights with their configuration; torchvision = a .pth with torchvision's names; onnx =
-            a graph for onnxruntime, from the pixels of an image to its features, cluster and distance;
-            embedding-atlas = a .parquet of the clusters as edited in the explorer, with a map, neighbors and small
-            pictures; released = a checkpoint for the evaluation scripts of the authors of DeepCluster.
+        out: the file to write, or the folder.
+        format: safetensors = weights with their configuration; torchvision = a .pth with torchvision's names; timm =
+            a folder that timm.create_model loads; onnx = a graph for onnxruntime, from the pixels of an image to its
+            features, cluster and distance; embedding-atlas = a .parquet of the clusters as edited in the explorer, with
+            a map, neighbors and small pictures; released = a checkpoint for the evaluation scripts of the authors of
+            DeepCluster.
     """
     if not run.exists():
         raise DeepClusterError(
@@ -56,7 +57,7 @@ def export(
         file = export_onnx(model, out, about)
     else:
         file = export_backbone(model.backbone, format, out, about)
-    size = file.stat().st_size
+    size = sum(each.stat().st_size for each in (file.iterdir() if file.is_dir() else [file]))
     if json:
         print(dumps({"out": str(file), "format": format, "bytes": size}))
     else:

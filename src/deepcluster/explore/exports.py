@@ -93,11 +93,9 @@ def write_links(folder: Path, groups: Groups, source: ImageSource, images: Itera
         raise DeepClusterError(
             f"The folder {folder} lies among the images, where its links would count as images: choose one outside."
         )
-    if place.exists() and (not place.is_dir() or any(place.iterdir())):
-        raise DeepClusterError(f"{folder} exists and is not empty: choose a new folder.")
     # links are relative to the folder's real path: behind a symbolic link, .. is not the folder one came from
     there = Path(os.path.realpath(place.parent)) / place.name
-    with io.scratch_folder(place) as beside, io.told(folder):
+    with io.new_folder(place) as beside, io.told(folder):
         for image in images:
             group = int(groups.group[image])
             name = safe(groups.names.get(group, ""))
@@ -106,9 +104,6 @@ def write_links(folder: Path, groups: Groups, source: ImageSource, images: Itera
             path = source.paths[image]
             link = made / f"{image:08d}-{safe(path.rpartition('/')[2]) or 'image'}"  # the index makes names differ
             os.symlink(os.path.relpath(os.path.join(root, path), there / made.name), link)
-        if place.exists():
-            place.rmdir()
-        os.replace(beside, place)
 
 
 def write_coco(file: Path, groups: Groups, source: ImageSource, images: Iterator[int]) -> int:

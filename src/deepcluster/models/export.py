@@ -1,4 +1,4 @@
-"""Backbones as files: safetensors with all that rebuilds them, or torchvision's own keys."""
+"""Backbones as files: safetensors with all that rebuilds them, or what torchvision and timm read."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from typing import Any
 import torch
 
 from deepcluster.errors import DeepClusterError, first_line
-from deepcluster.io import write_safetensors, write_torch
+from deepcluster.io import new_folder, write_safetensors, write_torch
+from deepcluster.models import hugging_face
 from deepcluster.models.backbone import Backbone
 from deepcluster.models.resnet import RESNETS
 from deepcluster.models.zoo import build_backbone
 from deepcluster.reading import parse_json, read_tensors
 
-FORMATS = ("safetensors", "torchvision")
+FORMATS = ("safetensors", "torchvision", "timm")
 
 
 def export_backbone(
@@ -28,7 +29,7 @@ def export_backbone(
         format: "safetensors" has the backbone's state dict, and in its metadata `config` (keyword arguments
             of `build_backbone`, JSON), `mean` and `std`; `load_backbone` reads it. "torchvision" is a .pth of
             plain tensors that torchvision's model of the same name loads with `strict=False`, all but its
-            classifier.
+            classifier. "timm" is a folder, see `hugging_face.write_folder`.
         file: where to; its folder is made.
         metadata: more entries for the safetensors metadata; values that are not text become JSON.
 
@@ -46,21 +47,30 @@ def export_backbone(
         return write_safetensors(file, backbone.state_dict(), notes)
     if format == "torchvision":
         if backbone.torchvision is None:
-            config = backbone.config
-            what = ", ".join(f"{key}={value}" for key, value in config.items())
-            if config["sobel"] != "none":
-                unlike = "it sees Sobel filters in place of color"
-            elif backbone.name in RESNETS:
-                unlike = "its first layers are the small ones for images up to 64 px, torchvision's are 7x7 with a pool"
-            else:
-                unlike = "its layers are others"
-            raise DeepClusterError(
-                f"torchvision has no network like this backbone ({what}): {unlike}; export it as safetensors, which"
-                " deepcluster.models.export.load_backbone reads."
-            )
+            raise _none_alike("torchvision", backbone)
         tensors = {key: value.detach().cpu().contiguous() for key, value in backbone.trunk.state_dict().items()}
         return write_torch(file, tensors)
+    if format == "timm":
+        if hugging_face.architecture(backbone) is None:
+            raise _none_alike("timm", backbone)
+        with new_folder(file) as folder:
+            hugging_face.write_folder(backbone, folder)
+        return file
     raise DeepClusterError(f"There is no export format {format!r} for backbones; choose one of {', '.join(FORMATS)}.")
+
+
+def _none_alike(library: str, backbone: Backbone) -> DeepClusterError:
+    what = ", ".join(f"{key}={value}" for key, value in backbone.config.items())
+    if backbone.config["sobel"] != "none":
+        unlike = "it sees Sobel filters in place of color"
+    elif backbone.name in RESNETS and backbone.torchvision is None:
+        unlike = f"its first layers are the small ones for images up to 64 px, {library}'s are 7x7 with a pool"
+    else:
+        unlike = "its layers are others"
+    return DeepClusterError(
+        f"{library} has no network like this backbone ({what}): {unlike}; export it as safetensors, which"
+        " deepcluster.models.export.load_backbone reads."
+    )
 
 
 def load_backbone(file: str | Path) -> Backbone:

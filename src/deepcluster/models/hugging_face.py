@@ -1,4 +1,4 @@
-"""Networks in folders as the Hugging Face hub has them: config.json and weights, written by timm.
+"""Networks in folders as the Hugging Face hub has them: config.json and weights, in the form of timm.
 
 Nothing in such a folder is run, and nothing outside it is read that its config.json names.
 """
@@ -13,7 +13,9 @@ from typing import Any
 import torch
 
 from deepcluster.errors import DeepClusterError
+from deepcluster.io import write_json, write_safetensors
 from deepcluster.models.backbone import Backbone
+from deepcluster.models.resnet import RESNETS
 from deepcluster.models.timm_backbone import NOT_LAYERS, create
 from deepcluster.models.torch_files import read_torch
 from deepcluster.models.zoo import build_backbone
@@ -67,6 +69,44 @@ def load_folder(folder: Path | str, image_size: int | None = None) -> Backbone:
         there = whole.state_dict()
         backbone.trunk.load_state_dict({part: there[part] for part in backbone.trunk.state_dict()})
     return backbone.eval()
+
+
+def architecture(backbone: Backbone) -> str | None:
+    """What timm calls this network; None where it has none like it."""
+    import timm
+
+    if backbone.config["sobel"] != "none":
+        return None
+    name = backbone.name.partition(":")[2] or backbone.name
+    if name in RESNETS:  # timm's have torchvision's layers, by the same names
+        return name if backbone.torchvision and not _options(backbone) else None
+    theirs = hasattr(backbone.trunk, "pretrained_cfg")
+    return name.partition(".")[0] if theirs and timm.is_model(name) else None
+
+
+def write_folder(backbone: Backbone, folder: Path) -> None:
+    """Writes config.json and model.safetensors into `folder`, which `load_folder` reads, and timm by
+    `create_model("local-dir:FOLDER", pretrained=True)`: a network without a classifier, with the `image_size` and
+    normalization that it was trained with.
+
+    Args:
+        backbone: one that has an `architecture`.
+    """
+    name, size, options = str(architecture(backbone)), backbone.image_size, _options(backbone)
+    with torch.random.fork_rng(devices=[]):
+        network = create(name, size, num_classes=0, **options)
+    network.load_state_dict(backbone.trunk.state_dict())
+    about = {part: network.pretrained_cfg[part] for part in KEPT if network.pretrained_cfg.get(part) is not None}
+    about |= {"input_size": [3, size, size], "mean": list(backbone.mean), "std": list(backbone.std), "num_classes": 0}
+    about |= {"interpolation": "bilinear", "crop_mode": "center", "crop_pct": 1.0 if size <= 64 else 224 / 256}
+    config = {"architecture": name, "num_classes": 0, "num_features": backbone.dim, "model_args": options}
+    write_json(folder / CONFIG, config | {"pretrained_cfg": about})
+    write_safetensors(folder / WEIGHTS[0], network.state_dict(), {"format": "pt"})
+
+
+def _options(backbone: Backbone) -> dict[str, Any]:
+    own = ("name", "sobel", "image_size", "mean", "std", "stem")
+    return {part: value for part, value in backbone.config.items() if part not in own}
 
 
 def describe(folder: Path | str) -> str:
