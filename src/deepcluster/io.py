@@ -95,9 +95,7 @@ def new_folder(folder: Path) -> Iterator[Path]:
     with scratch_folder(folder) as made:
         yield made
         with told(folder):
-            if folder.exists():
-                folder.rmdir()
-            os.replace(made, folder)
+            os.replace(made, folder)  # an empty folder gives way
 
 
 def beside(file: Path) -> Path:
@@ -282,13 +280,10 @@ def write_safetensors(file: Path, tensors: Mapping[str, Tensor], metadata: Mappi
     header = {"__metadata__": {"crc32": "0" * 8} | dict(sorted(metadata.items()))} | json.loads(content[8:start])
     text = b"{ " + json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()[1:]  # see seal.HEAD
     text += b" " * (-len(text) % 8)
-
-    def write(temporary: Path) -> None:
-        with open(temporary, "wb") as handle:
-            handle.write(len(text).to_bytes(8, "little") + text)
-            handle.write(memoryview(content)[start:])
-
-    return write_atomic(file, write, sealed=True)
+    with writing(file, "wb", sealed=True) as handle, told(file):
+        handle.write(len(text).to_bytes(8, "little") + text)
+        handle.write(memoryview(content)[start:])
+    return file
 
 
 def remove_leftovers(folder: Path) -> None:

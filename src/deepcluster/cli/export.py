@@ -14,7 +14,9 @@ def export(
     /,
     *,
     out: Path,
-    format: Literal["safetensors", "torchvision", "timm", "onnx", "embedding-atlas", "released"] = "safetensors",
+    format: Literal[
+        "safetensors", "torchvision", "timm", "huggingface", "onnx", "embedding-atlas", "released"
+    ] = "safetensors",
     json: bool = False,
 ) -> None:
     """Writes the trained backbone, all of the model, or the clusters in a format that other programs read.
@@ -23,10 +25,10 @@ def export(
         run: the run folder, or a checkpoint released by the authors of DeepCluster.
         out: the file to write, or the folder.
         format: safetensors = weights with their configuration; torchvision = a .pth with torchvision's names; timm =
-            a folder that timm.create_model loads; onnx = a graph for onnxruntime, from the pixels of an image to its
-            features, cluster and distance; embedding-atlas = a .parquet of the clusters as edited in the explorer, with
-            a map, neighbors and small pictures; released = a checkpoint for the evaluation scripts of the authors of
-            DeepCluster.
+            a folder that timm.create_model loads; huggingface = the same with the clusters and a model card; onnx = a
+            graph for onnxruntime, from the pixels of an image to its features, cluster and distance; embedding-atlas =
+            a .parquet of the clusters as edited in the explorer, with a map, neighbors and small pictures; released = a
+            checkpoint for the evaluation scripts of the authors of DeepCluster.
     """
     if not run.exists():
         raise DeepClusterError(
@@ -42,6 +44,10 @@ def export(
 
     about: dict[str, Any]
     if run.is_file():
+        if format == "huggingface":
+            raise DeepClusterError(
+                f"{run} is no run, of which a card could be written: export it as safetensors or timm."
+            )
         found = load_released(run)
         head = None if found.head_weight is None or found.head_bias is None else (found.head_weight, found.head_bias)
         model, k, about = bare_model(found.backbone), found.k or 1000, {"arch": found.arch, "epochs": found.epoch}
@@ -55,6 +61,10 @@ def export(
         from deepcluster.engine.onnx import export_onnx
 
         file = export_onnx(model, out, about)
+    elif format == "huggingface":
+        from deepcluster.visualize.model_card import write_hub_folder
+
+        file = write_hub_folder(loaded, out)
     else:
         file = export_backbone(model.backbone, format, out, about)
     size = sum(each.stat().st_size for each in (file.iterdir() if file.is_dir() else [file]))
