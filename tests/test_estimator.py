@@ -123,6 +123,7 @@ def test_trained_first_and_kept(tmp_path: Path) -> None:
         ({"n_clusters": "many"}, "not 'many'"),
         ({"epochs": 3}, "epochs is of training: give a method"),
         ({"method": "k-means"}, "k-means"),
+        ({"method": "deepcluster", "settings": {"seed": 1}}, "settings hold 'seed'"),
         ({"algorithm": "best"}, "best"),
         ({"n_clusters": 500}, "200"),
     ],

@@ -125,7 +125,8 @@ def _resume(
     asked = config.override(preset if isinstance(preset, TrainRun) else before, values)
     asked = replace(asked, method=asked.method.with_clusterer(clusterer))
     changed = config.differing(config.as_dict(before), config.as_dict(resolved(asked)))
-    if type(asked.method) is not type(before.method) or set(changed) - {"epochs", "optimizer.lr"}:
+    changed += ["method"] * (type(asked.method) is not type(before.method))
+    if set(changed) - {"epochs", "optimizer.lr"}:
         raise DeepClusterError(
             f"{out} was started with other settings than these ({', '.join(changed)}): leave them out to resume it, or"
             " start another run in another folder."

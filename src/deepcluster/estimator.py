@@ -22,6 +22,9 @@ from deepcluster.engine.subject import RESULTS, Subject
 from deepcluster.errors import DeepClusterError
 from deepcluster.presets import PRESETS
 
+DECIDED = {"epochs", "minutes", "image_size", "seed", "device", "method", "from_", "overwrite", "resume", "quiet"}
+"""What `settings` may not hold."""
+
 
 class ImageClusterer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, BaseEstimator):
     """Groups images by the features of a network: a pretrained one as it is, or one that is trained on them first.
@@ -105,6 +108,8 @@ class ImageClusterer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterM
         given = [name for name in ("epochs", "minutes", "settings") if getattr(self, name) is not None]
         if self.method is None and given:
             raise DeepClusterError(f"{given[0]} is of training: give a method, such as method='deepcluster'.")
+        if twice := sorted(DECIDED & set(self.settings or {})):
+            raise DeepClusterError(f"settings hold {twice[0]!r}, which ImageClusterer decides itself: leave it out.")
         source, seed = open_images(X), seed_from(self.random_state)
         with ExitStack() as stack:
             folder = Path(self.out or stack.enter_context(TemporaryDirectory(prefix="deepcluster-")) + "/run")
@@ -113,6 +118,7 @@ class ImageClusterer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterM
             backbone = self.backbone or "auto"
             if self.method is not None:
                 backbone = str(self._train(source, folder.with_name(f"{folder.name}-network"), **common).folder)
+                self._written = folder
             run = cluster(
                 source,
                 folder,
@@ -179,6 +185,7 @@ class ImageClusterer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterM
         """(N, D) features of the network, and (N,) which of the images were decoded."""
         require_fitted(self)
         features = Subject("ImageClusterer", self.model_, pick_device(self.device), RESULTS).features(X)
+        self.model_.backbone.cpu()  # it can be unpickled where there is no other device
         return features, np.isfinite(features[:, 0])
 
     def _nearest(self, X: Any) -> tuple[np.ndarray, np.ndarray]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import pickle
 import threading
 from collections.abc import Iterator
@@ -109,6 +110,33 @@ def test_mistakes_are_one_sentence(tmp_path: Path) -> None:
         open_images(write(tmp_path / "two.parquet", 0, 4, depth=[b"", b"", b"", b""]))
 
 
+def test_files_of_equal_names_and_more_than_may_be_open(tmp_path: Path) -> None:
+    import resource
+
+    for number in range(40):
+        write(tmp_path / f"{number:02d}/0000.parquet", 10, 1)
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 20, before[1]))
+    try:
+        source = open_images(str(tmp_path / "*/0000.parquet"))
+        assert len({source.path(index) for index in range(40)}) == 40
+        np.testing.assert_array_equal(source.read(39), picture(10))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    assert source.path(3) == "03/0000.parquet/000000"
+
+
+def test_a_damaged_column_of_labels_is_one_sentence(tmp_path: Path) -> None:
+    file = write(tmp_path / "a.parquet", 10, 8)
+    content = bytearray(file.read_bytes())
+    column = parquet.ParquetFile(file).metadata.row_group(0).column(2)
+    at = column.dictionary_page_offset or column.data_page_offset
+    content[at : at + 20] = b"\xff" * 20
+    file.write_bytes(content)
+    with pytest.raises(DeepClusterError, match="cannot be read as parquet"):
+        open_images(file)
+
+
 def test_a_damaged_row_group_costs_its_own_images(tmp_path: Path) -> None:
     file = write(tmp_path / "a.parquet", 10, 8)
     content = bytearray(file.read_bytes())
@@ -133,7 +161,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, d
         def do_GET(self) -> None:
             path = self.path.replace("%2F", "/").split("?")[0]
             for number, (revision, files) in enumerate(served.items()):
-                sha, listing = f"{number:040d}", {"Content-Type": "application/json"}
+                sha, listing = f"{number}{len(files):039d}", {"Content-Type": "application/json"}
                 if path == f"/api/datasets/we/photos/revision/{revision}":
                     names = [{"rfilename": name} for name in files]
                     answer: Any = {"id": "we/photos", "sha": sha, "siblings": names, "private": False}
@@ -174,12 +202,12 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, d
 def test_a_data_set_of_the_hub(hub: dict[str, dict[str, Path]], tmp_path: Path) -> None:
     train, test = write(tmp_path / "1.parquet", 0, 4), write(tmp_path / "2.parquet", 30, 6)
     hub["main"] = {"data/train-00000-of-00001.parquet": train, "data/test-00000-of-00001.parquet": test}
-    with pytest.warns(DeepClusterWarning, match="only its split 'train' is read"):
+    with pytest.warns(DeepClusterWarning, match="its split 'train' is read"):
         source = open_images("hf:we/photos")
     assert len(source) == 4 and source.classes == ("cat", "dog", "emu")
     np.testing.assert_array_equal(source.read(2), picture(2))
     np.testing.assert_array_equal(open_images("hf:we/photos?split=test").read(5), picture(35))
-    with pytest.raises(DeepClusterError, match="no files of the split 'dev'"):
+    with pytest.raises(DeepClusterError, match="no parquet files of split 'dev'"):
         open_images("hf:we/photos?split=dev")
     with pytest.raises(DeepClusterError, match="no option 'slpit'"):
         open_images("hf:we/photos?slpit=dev")
@@ -191,3 +219,9 @@ def test_a_data_set_that_the_hub_converts(hub: dict[str, dict[str, Path]], tmp_p
     hub["main"] = {"README.md": write(tmp_path / "1.parquet", 0, 4)}
     hub["refs/convert/parquet"] = {"default/train/0000.parquet": write(tmp_path / "2.parquet", 40, 4)}
     np.testing.assert_array_equal(open_images("hf:we/photos").read(1), picture(41))
+    hub["refs/convert/parquet"]["other/train/0000.parquet"] = write(tmp_path / "3.parquet", 50, 4)
+    with pytest.raises(DeepClusterError, match=r"has default, other: name one, as by \?config=default"):
+        open_images("hf:we/photos")
+    np.testing.assert_array_equal(open_images("hf:we/photos?config=other").read(1), picture(51))
+    with pytest.raises(DeepClusterError, match="no parquet files of config 'third'"):
+        open_images("hf:we/photos?config=third")

@@ -15,7 +15,7 @@ from torch import Tensor
 def ward_tree(x: Tensor) -> np.ndarray:
     """(N - 1, 2) int64 merges of the rows x (N, D), N > 1, the nearest first: merge i makes group N + i of two others.
 
-    Holds N N / 2 distances in float64.
+    Holds N N / 2 distances in float64, twice.
     """
     merges: np.ndarray = linkage(x.double().cpu().numpy(), "ward")[:, :2].astype(np.int64)
     return merges

@@ -1,12 +1,16 @@
 """Images in parquet files, as data sets on the Hugging Face hub are kept: `images/*.parquet`, `hf:NAME`.
 
-A column holds the encoded bytes of each image, by themselves or beside a path. Rows are read a row group at a time, the
-last of which is kept, so that images in order are read once.
+A column holds the encoded bytes of each image, by themselves or beside a path. Rows can only be read a row group at a
+time, the last of which each process keeps: images in order are read once or few times, images in random order as often
+as a group has rows. The decode cache reads in order; where the images do not fit into it, tar shards are faster.
 """
 
 from __future__ import annotations
 
+import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -41,13 +45,17 @@ class ParquetImages(Encoded):
     classes: tuple[str, ...] = ()
     held: tuple[int, Any] = field(default=(-1, None))  # the row group that was read last, and its images
 
+    def __post_init__(self) -> None:
+        self._firsts = [int(self.groups[self.groups[:, 0] == file][0, 2]) for file in np.unique(self.groups[:, 0])]
+        shared = os.path.commonpath([os.path.dirname(file) for file in self.files])
+        self._names = [printable(os.path.relpath(file, shared or ".")) for file in self.files]
+
     def __len__(self) -> int:
         return self.count
 
     def path(self, index: int) -> str:
-        file, _, _ = self.groups[self._group(index)]
-        start = self.groups[self.groups[:, 0] == file][0, 2]
-        return f"{printable(Path(self.files[file]).name)}/{index - start:06d}"
+        file = int(self.groups[self._group(index), 0])
+        return f"{self._names[file]}/{index - self._firsts[file]:06d}"
 
     def raw(self, index: int) -> bytes:
         group = self._group(index)
@@ -55,8 +63,9 @@ class ParquetImages(Encoded):
         if at != group:
             file, number, _ = self.groups[group]
             try:
-                images = _open(self.files[file]).read_row_group(int(number), columns=[self.column]).column(0)
-            except (DeepClusterError, OSError, ValueError) as error:  # pyarrow's own errors are ValueErrors
+                with _opened(self.files[file]) as opened:
+                    images = opened.read_row_group(int(number), columns=[self.column]).column(0)
+            except DeepClusterError as error:
                 raise BadImage(first_line(error)) from None
             self.held = group, images
         found = images[index - int(self.groups[group, 2])].as_py()
@@ -92,74 +101,99 @@ def open_parquet(name: str, files: list[str] | None = None) -> ImageSource:
     files = storage.expand(name) if files is None else files
     if storage.is_url(files[0]):
         raise DeepClusterError(f"{name} lies on another machine: fetch parquet files before they are read")
-    opened = [_open(file) for file in files]
-    schema = opened[0].schema_arrow
-    columns = [each.name for each in schema if _holds_images(each.type)]
-    if not columns:
-        raise DeepClusterError(
-            f"{printable(files[0])} has no column of images, which are bytes: its columns are {', '.join(schema.names)}"
-        )
-    column = next((each for each in columns if each.casefold() in ("image", "img")), columns[0])
-    if len(columns) > 1:
-        warn(f"{name} has {len(columns)} columns of images, of which {column!r} is read")
-    groups, first = [], 0
-    for number, (file, each) in enumerate(zip(files, opened, strict=True)):
-        if column not in each.schema_arrow.names:
-            raise DeepClusterError(f"{printable(file)} has no column {column!r}, which {printable(files[0])} has")
-        for group in range(each.num_row_groups):
-            groups.append((number, group, first))
-            first += each.metadata.row_group(group).num_rows
+    column, label, groups, values, first = "", None, [], [], 0
+    about: dict[bytes, bytes] = {}
+    for number, file in enumerate(files):
+        with _opened(file) as opened:
+            schema = opened.schema_arrow
+            if not number:
+                column, label, about = _image_column(name, file, schema), _label_column(schema), schema.metadata or {}
+            if column not in schema.names:
+                raise DeepClusterError(f"{printable(file)} has no column {column!r}, which {printable(files[0])} has")
+            for group in range(opened.num_row_groups):
+                if rows := opened.metadata.row_group(group).num_rows:
+                    groups.append((number, group, first))
+                    first += rows
+            label = label if label in schema.names else None
+            if label is not None:
+                values += opened.read(columns=[label]).column(0).to_pylist()
     if not first:
         raise DeepClusterError(f"{name} holds no image")
-    labels, classes = _labels(opened, schema)
+    labels, classes = (None, ()) if label is None else _labels(values, _class_names(about, label))
     return ParquetImages(name, files, column, np.array(groups, np.int64), first, labels, classes)
 
 
 def open_hub(name: str) -> ImageSource:
-    """`hf:NAME?split=train&revision=main`: a data set of the Hugging Face hub, whose parquet files are fetched once.
+    """`hf:NAME?config=plain&split=train&revision=main`: a data set of the Hugging Face hub, whose parquet files are
+    fetched once.
 
     Without a split the files of `train` are taken where there are such, which is told, else all.
+
+    Raises:
+        DeepClusterError: there is no such data set or split, it cannot be fetched, or it has several configurations and
+            none is named.
     """
     from huggingface_hub import snapshot_download
 
     repo, _, query = name.removeprefix(HUB).partition("?")
     options = dict(parse_qsl(query, keep_blank_values=True))
-    if unknown := options.keys() - {"split", "revision"}:
-        raise DeepClusterError(f"{HUB}{repo} has no option {min(unknown)!r}: it takes split and revision")
-    fetch = partial(snapshot_download, repo, repo_type="dataset", allow_patterns="*.parquet")
+    if unknown := options.keys() - {"config", "split", "revision"}:
+        raise DeepClusterError(f"{HUB}{repo} has no option {min(unknown)!r}: it takes config, split and revision")
+    fetch = partial(snapshot_download, repo, repo_type="dataset")
     try:
         for revision in [options["revision"]] if "revision" in options else ["main", CONVERTED]:
-            folder = Path(fetch(revision=revision))
+            named = [f"*{split}*.parquet" for split in [options.get("split", "train")]]
+            folder = Path(fetch(revision=revision, allow_patterns=named))
+            if "split" not in options and not any(folder.rglob("*.parquet")):
+                folder = Path(fetch(revision=revision, allow_patterns="*.parquet"))
             if files := sorted((str(file) for file in folder.rglob("*.parquet")), key=natural_key):
                 break
     except Exception as error:  # of the connection, the hub, the disk
         raise DeepClusterError(f"{HUB}{repo} could not be fetched: {first_line(error)}") from None
-    if not files:
-        raise DeepClusterError(f"{HUB}{repo} has no parquet files: fetch it, and give its folder or archives")
-    by_split = {file: set(re.split(r"[/\\._-]", str(Path(file).relative_to(folder)))) for file in files}
-    split = options.get("split") or ("train" if any("train" in words for words in by_split.values()) else None)
-    chosen = [file for file in files if split is None or split in by_split[file]]
+    words = {file: set(re.split(r"[/\\._-]", str(Path(file).relative_to(folder)))) for file in files}
+    split = options.get("split") or ("train" if any("train" in each for each in words.values()) else None)
+    chosen = [file for file in files if split is None or split in words[file]]
+    parts = {
+        Path(file).relative_to(folder).parts[0] for file in chosen if len(Path(file).relative_to(folder).parts) > 1
+    }
+    if "config" in options:
+        chosen = [file for file in chosen if Path(file).relative_to(folder).parts[0] == options["config"]]
+    elif len(parts) > 1:
+        raise DeepClusterError(f"{HUB}{repo} has {', '.join(sorted(parts))}: name one, as by ?config={min(parts)}")
     if not chosen:
-        raise DeepClusterError(
-            f"{HUB}{repo} has no files of the split {split!r}, the first being {Path(files[0]).name}"
-        )
-    if "split" not in options and len(chosen) < len(files):
-        warn(f"{HUB}{repo}: only its split {split!r} is read; ?split=NAME names another")
+        asked = " and ".join(f"{key} {options[key]!r}" for key in ("config", "split") if key in options)
+        raise DeepClusterError(f"{HUB}{repo} has no parquet files{f' of {asked}' if asked else ''}: look at its files")
+    if "split" not in options and split:
+        warn(f"{HUB}{repo}: its split {split!r} is read; ?split=NAME names another")
     return open_parquet(name, chosen)
 
 
-def _open(file: str) -> Any:
-    """A parquet file, whose table of contents is read."""
-    import pyarrow
+@contextmanager
+def _opened(file: str) -> Iterator[Any]:
+    """A parquet file, whose table of contents is read; what pyarrow finds wrong with it is one sentence."""
+    from pyarrow import ArrowException
     from pyarrow.parquet import ParquetFile
 
     try:
         regular_size(file)
-        return ParquetFile(file)
-    except (pyarrow.ArrowException, OSError) as error:
+        with ParquetFile(file) as opened:
+            yield opened
+    except (ArrowException, OSError, ValueError) as error:
         raise DeepClusterError(
             f"{printable(file)} cannot be read as parquet ({first_line(error)}): restore it, or leave it out"
         ) from None
+
+
+def _image_column(name: str, file: str, schema: Any) -> str:
+    columns = [each.name for each in schema if _holds_images(each.type)]
+    if not columns:
+        raise DeepClusterError(
+            f"{printable(file)} has no column of images, which are bytes: its columns are {', '.join(schema.names)}"
+        )
+    column = next((each for each in columns if each.casefold() in ("image", "img")), columns[0])
+    if len(columns) > 1:
+        warn(f"{name} has {len(columns)} columns of images, of which {column!r} is read")
+    return str(column)
 
 
 def _holds_images(kind: Any) -> bool:
@@ -170,24 +204,22 @@ def _holds_images(kind: Any) -> bool:
     return bool(types.is_binary(kind) or types.is_large_binary(kind))
 
 
-def _labels(opened: list[Any], schema: Any) -> tuple[np.ndarray | None, tuple[str, ...]]:
-    """(N,) labels and the names of the classes, by the columns of labels."""
+def _label_column(schema: Any) -> str | None:
     plain = {each.casefold(): each for each in reversed(schema.names)}
-    column = next((plain[each] for each in LABELS if each in plain), None)
-    if column is None or any(column not in each.schema_arrow.names for each in opened):
-        return None, ()
-    values = [value for each in opened for value in each.read(columns=[column]).column(0).to_pylist()]
-    names = _class_names(schema, column)
+    return next((plain[each] for each in LABELS if each in plain), None)
+
+
+def _labels(values: list[Any], names: list[str]) -> tuple[np.ndarray | None, tuple[str, ...]]:
+    """(N,) labels and the names of the classes, of what the column of labels holds."""
     if names and all(value is None or (isinstance(value, int) and value < len(names)) for value in values):
-        labels = np.array([-1 if value is None else max(value, -1) for value in values], np.int64)
-        return labels, tuple(names)
+        return np.array([-1 if value is None else max(value, -1) for value in values], np.int64), tuple(names)
     return some_labels([None if value is None else str(value) for value in values])
 
 
-def _class_names(schema: Any, column: str) -> list[str]:
+def _class_names(about: dict[bytes, bytes], column: str) -> list[str]:
     """Names of classes 0, 1, ... that `datasets` wrote into the file; none where it did not."""
     try:
-        about = parse_json((schema.metadata or {})[b"huggingface"])
-        return [printable(str(each)) for each in about["info"]["features"][column]["names"]]
+        found = parse_json(about[b"huggingface"])["info"]["features"][column]["names"]
+        return [printable(str(each)) for each in found]
     except (KeyError, TypeError, ValueError):
         return []

@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -76,6 +77,11 @@ class TrainContext:
     monitor: Monitor
     clock: Clock
     stopped: Callable[[], bool]
+
+    @cached_property
+    def of_run(self) -> dict[str, str]:
+        """What checkpoints say of the run."""
+        return of_run(self.folder, self.run)
 
 
 def fit(c: TrainContext, state: TrainState) -> None:
@@ -255,8 +261,8 @@ def end_epoch(c: TrainContext, state: TrainState) -> None:
 def save(c: TrainContext, state: TrainState) -> None:
     """`checkpoints/last.ckpt`, written atomically; with the first one, the run that this one replaces is gone."""
     average_running_stats(c.method, c.group)
-    checkpoint.save(
-        c.folder / "checkpoints" / "last.ckpt", c.method, c.optimizer, state, c.fabric, of_run(c.folder, c.run)
-    )
+    with c.group.collective_section():
+        about = c.of_run
+    checkpoint.save(c.folder / "checkpoints" / "last.ckpt", c.method, c.optimizer, state, c.fabric, about)
     if c.group.is_first:
         release_earlier(c.folder)

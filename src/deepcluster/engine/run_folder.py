@@ -172,7 +172,7 @@ def note_unfinished(folder: Path, run: TrainRun, group: ProcessGroup = SINGLE, e
     config = read_config(folder)
     before, settled = config["settings"], as_dict(resolved(run))
     now = config | {"settings": settled, "processes": group.size}
-    for name in set(differing(before, settled)) - set(LENGTH):
+    for name in [each for each in differing(before, settled) if each not in LENGTH]:
         group_name, _, part = name.rpartition(".")
         was, now_is = (values[group_name][part] if group_name else values[part] for values in (before, settled))
         change = {"setting": name, "before": was, "after": now_is, "epochs_done": epochs_done}

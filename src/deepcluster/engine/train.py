@@ -228,8 +228,7 @@ def same_everywhere(source: ImageSource, group: ProcessGroup) -> None:
     """Refuses processes that see different images, on all of them."""
     if not group.is_single and len(set(group.gather_strings(f"{len(source)} {source.fingerprint()}"))) > 1:
         raise DeepClusterError(
-            f"The processes see different images as {source.name}: give each machine the same files, with the same"
-            " dates, in the same place."
+            f"The processes see different images as {source.name}: give each machine the same files in the same place."
         )
 
 
