@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import socket
@@ -45,6 +46,19 @@ def test_jpeg_by_its_scans_and_not_by_its_pixels(mode: str, progressive: bool, r
     data = saved(PHOTO, "JPEG", mode, progressive=progressive, **restarts)
     with pytest.raises(BadImage):  # an end mark where the file was cut
         decode(data[: (data.find(b"\xff\xda") + len(data)) // 2 if not progressive else len(data) // 3] + b"\xff\xd9")
+
+
+@pytest.mark.parametrize("options", [{"subsampling": 2}, {"subsampling": 0, "optimize": True}, {"mode": "L"}])
+def test_jpeg_cut_in_its_last_block_and_given_an_end_mark(options: dict[str, object]) -> None:
+    """What libjpeg fills up with zeros there is no grey that could be seen."""
+    passed = []
+    for place in range(0, 40, 8):
+        data = saved(np.roll(PHOTO, place, 1), "JPEG", quality=90, **options)
+        decode(data)
+        for left in range(len(data) - 30, len(data) - 2):
+            with contextlib.suppress(BadImage):
+                passed.append(decode(data[:left] + b"\xff\xd9"))
+    assert len(passed) <= 20  # of 140
 
 
 def test_jpeg_with_a_piece_taken_out_between_restart_markers() -> None:

@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import random
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -80,37 +75,3 @@ def test_kept_checkpoints_are_whole_runs_too(tmp_path: Path) -> None:
 def test_the_comparison_notices_a_difference(tmp_path: Path) -> None:
     one, other = fit(tmp_path / "a", settings()), fit(tmp_path / "b", settings(seed=1))
     assert any("backbone" in name for name in differing(one, other))
-
-
-@pytest.mark.slow
-def test_killed_at_random_and_resumed(tmp_path: Path) -> None:
-    """Twenty kills that no handler sees; every resumed run ends with the bits of the undisturbed one."""
-    data = tmp_path / "images.npy"
-    np.save(data, images(256))
-    command = [sys.executable, "-m", "deepcluster.cli.main", "train"]
-    options = "--epochs 6 --batch-size 16 --method.k 8 --method.whiten 8 --image-size 12 --save-minutes 0.002"
-    fresh = [*command, "tiny-deepcluster", "--data", str(data), *options.split(), "--out"]
-    began = time.monotonic()
-    subprocess.run([*fresh, str(tmp_path / "whole")], check=True, capture_output=True)
-    took = time.monotonic() - began
-    whole = checkpoint.load(tmp_path / "whole/checkpoints/last.ckpt")
-    draw, kills = random.Random(0), 0
-    out = tmp_path / "killed"
-    while kills < 20:
-        out = tmp_path / f"killed-{kills}"
-        arguments = [*fresh, str(out)]
-        while True:
-            with open(tmp_path / "said", "w+") as said:
-                process = subprocess.Popen(arguments, stdout=said, stderr=subprocess.STDOUT)
-            try:
-                status = process.wait(draw.uniform(0.3, 1.0) * took if kills < 20 else None)
-                assert status == 0, (arguments, (tmp_path / "said").read_text())
-                break
-            except subprocess.TimeoutExpired:
-                process.send_signal(signal.SIGKILL)
-                process.wait()
-                kills += 1
-            if (out / "run.json").exists():
-                arguments = [*command, "--resume", str(out)]
-        assert differing(whole, checkpoint.load(out / "checkpoints/last.ckpt")) == []
-        assert json.loads((out / "metrics.jsonl").read_text().splitlines()[-1])["epoch"] == 5

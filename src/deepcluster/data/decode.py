@@ -16,7 +16,7 @@ from typing import IO, Any
 import numpy as np
 from PIL import Image, ImageFile
 
-from deepcluster.data.damage import CUT_OFF, find_damage
+from deepcluster.data.damage import CUT_OFF, find_damage, without_end
 from deepcluster.data.depth import deepened, grey, is_deep, significant_bits
 from deepcluster.data.formats import BYTES, FORMATS, HEAD, PIXELS, format_of_head
 from deepcluster.data.libtiff import listen
@@ -98,7 +98,7 @@ def encoded(file: str | Path) -> bytes:
 
 def _read(data: bytes, short_side: int | None, said: list[str]) -> Image.Image:
     """The picture, larger than `short_side` where need be. Raises BadImage, and anything else that Pillow raises."""
-    with _open(data, stream := _Watched(data)) as image:
+    with _open(data, stream := _Watched(opened := without_end(data))) as image:
         if short_side is not None and image.format == "JPEG":
             _draft(image, short_side)
         if image.width * image.height > (most := MOST_PIXELS.get()):
@@ -108,7 +108,7 @@ def _read(data: bytes, short_side: int | None, said: list[str]) -> Image.Image:
         image.load()
         if ImageFile.LOAD_TRUNCATED_IMAGES and stream.ran_dry:  # set by another library, for the whole process
             raise BadImage(CUT_OFF)
-        if damage := find_damage(image, data, _open):
+        if opened is data and (damage := find_damage(image, data, _open)):
             raise BadImage(damage)
         if said:
             raise BadImage(f"damaged: {said[0]}"[:200])
