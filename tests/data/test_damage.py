@@ -9,6 +9,7 @@ import socket
 import threading
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -49,7 +50,7 @@ def test_jpeg_by_its_scans_and_not_by_its_pixels(mode: str, progressive: bool, r
 
 
 @pytest.mark.parametrize("options", [{"subsampling": 2}, {"subsampling": 0, "optimize": True}, {"mode": "L"}])
-def test_jpeg_cut_in_its_last_block_and_given_an_end_mark(options: dict[str, object]) -> None:
+def test_jpeg_cut_in_its_last_block_and_given_an_end_mark(options: dict[str, Any]) -> None:
     """What libjpeg fills up with zeros there is no grey that could be seen."""
     passed = []
     for place in range(0, 40, 8):

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from sklearn.metrics import normalized_mutual_info_score
 from sklearn.neighbors import KNeighborsClassifier
 
+from deepcluster.clustering.metrics import rank_me
 from deepcluster.config import TrainRun, override
 from deepcluster.data.arrays import Arrays
 from deepcluster.engine import build, checkpoint, loop, monitor, train
@@ -272,3 +273,13 @@ def test_what_needs_no_label_is_on_the_screen() -> None:
     row = {"epoch": 0, "loss": 1.0, "clusters_used": 3, "size_min": 1, "size_max": 9, "images_per_second": 5.0}
     assert "RankMe" not in line(row, 2)  # the features of all were not extracted
     assert line(row | {"rankme": 12.34}, 2).endswith("3 clusters of 1-9  RankMe 12.3  5 images/s")
+
+
+@pytest.mark.parametrize(("preset", "kept"), [("tiny-odc", "features"), ("tiny-deepcluster-v2", "memory")])
+def test_methods_that_remember_embeddings_have_rankme_in_every_epoch(tmp_path: Path, preset: str, kept: str) -> None:
+    sizes = {"epochs": 2, "k": 5, "feature_dim": 8, "hidden": 16, "batch_size": 16, "image_size": 12}
+    state = fit(tmp_path / "run", override(find_preset(preset).run, sizes))
+    rows = state["method"][kept].reshape(64, -1, 8)[:, 0].numpy()
+    measured = [row["rankme"] for row in load_run(tmp_path / "run").metrics]
+    assert len(measured) == 2 and all(1 <= value <= 8 for value in measured)
+    assert measured[1] == pytest.approx(rank_me(rows))

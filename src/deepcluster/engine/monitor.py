@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from deepcluster.clustering.metrics import nmi, purity, rank_me, size_stats
 from deepcluster.config import TrainRun
@@ -33,7 +34,7 @@ from deepcluster.types import Clustering
 MAX_SCORED = 5_000
 """Labelled training images that the kNN score is computed on, at most."""
 MAX_RANKED = 1_024
-"""Images that RankMe is computed on, at most, wherever the features of all are extracted."""
+"""Images that RankMe is computed on, at most."""
 NEIGHBORS = 20
 """Neighbors that vote, as in `deepcluster evaluate RUN knn`."""
 DRAW = 17
@@ -140,10 +141,10 @@ class Monitor:
         return stalled(run, self.best)
 
     def after_features(self, c: TrainContext, state: TrainState, extracted: Features) -> None:
-        """RankMe of the features of at most `MAX_RANKED` images, evenly from all."""
+        """RankMe of the features of at most `MAX_RANKED` images, evenly from all; an epoch in which those of all were
+        not extracted has none, unless the method keeps embeddings (`after_epoch`)."""
         count = sum(c.group.row_counts(len(extracted.index)))
-        drawn = torch.arange(min(count, MAX_RANKED)) * count // max(1, min(count, MAX_RANKED))
-        state.totals["rankme"] = rank_me(c.group.gather_rows(torch.as_tensor(extracted.features), drawn).numpy())
+        state.totals["rankme"] = _rank_me(c, torch.as_tensor(extracted.features), torch.arange(count))
 
     def after_clustering(self, c: TrainContext, state: TrainState, before: np.ndarray, clustering: Clustering) -> None:
         """Notes what the clusters look like and how they differ from those `before` (N,), and writes the model, so that
@@ -171,8 +172,9 @@ class Monitor:
                 write_snapshot(c.folder, exported_model(c.method, clustering), clustering)
 
     def after_epoch(self, c: TrainContext, state: TrainState, epoch: int) -> None:
-        """One line on the screen and in metrics.jsonl, and warnings. DeepClusterError if the loss is not finite or no
-        image could be decoded; Interrupted while features are extracted for the score."""
+        """One line on the screen and in metrics.jsonl, and warnings. RankMe is of the embeddings that the method keeps,
+        in every epoch, where it keeps them. DeepClusterError if the loss is not finite or no image could be decoded;
+        Interrupted while features are extracted for the score."""
         totals, latest = state.totals, state.latest
         if not totals.get("images"):
             raise DeepClusterError(
@@ -183,6 +185,8 @@ class Monitor:
         loss, seconds = totals["loss"] / totals["images"], totals["seconds_train"]
         if not math.isfinite(loss):
             raise DeepClusterError(checkpoint.diverged(c.folder / "checkpoints" / checkpoint.LAST, state))
+        if (kept := c.method.kept_embeddings) is not None:
+            totals["rankme"] = _rank_me(c, kept, (c.method.last_assignment >= 0).nonzero().flatten().cpu())
         row: dict[str, Any] = {
             "epoch": epoch,
             "loss": loss,
@@ -251,6 +255,13 @@ class Monitor:
         """Says once that the watched score has stopped rising."""
         if self._due(c, epoch) and (said := stall_sentence(c.run, self.best)):
             c.screen.print(said)
+
+
+def _rank_me(c: TrainContext, rows: Tensor, known: Tensor) -> float:
+    """RankMe of at most `MAX_RANKED` of the rows `known` (M,), evenly, of the (N, D) table that the `rows` of all
+    processes form."""
+    drawn = known[torch.arange(min(len(known), MAX_RANKED)) * len(known) // max(1, min(len(known), MAX_RANKED))]
+    return rank_me(c.group.gather_rows(rows, drawn).cpu().numpy())
 
 
 def exported_model(method: Method, clustering: Clustering) -> Model:

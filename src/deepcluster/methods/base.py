@@ -204,6 +204,11 @@ class Method(Averaged, ABC):
         return self.assignment
 
     @property
+    def kept_embeddings(self) -> Tensor | None:
+        """(M, D), of the images in `local_range`, where the method remembers them from step to step."""
+        return None
+
+    @property
     def local_parameters(self) -> list[nn.Parameter] | None:
         """Parameters that only this process has, perhaps none; all others are the same on each, their gradients to be
         summed. None where no process has any of its own."""

@@ -48,6 +48,10 @@ class DeepClusterV2(Method):
         """(N,) int64, the first clustering: the one that is reported and saved."""
         return self.assignments[0]
 
+    @property
+    def kept_embeddings(self) -> Tensor:
+        return self.memory[:, 0]
+
     @staticmethod
     def saved_clusters(state: Mapping[str, Tensor]) -> tuple[Tensor, list[tuple[Tensor, Tensor | None]]]:
         return state["assignments"], []

@@ -91,6 +91,10 @@ class ODC(Method):
         """The labels at the beginning of the epoch."""
         return self.assignment_at_refresh
 
+    @property
+    def kept_embeddings(self) -> Tensor:
+        return self.features
+
     def due(self, step: int, steps_per_epoch: int) -> bool:
         """At the beginning of every epoch, so that each has a clustering to evaluate; only the first one extracts
         features."""
