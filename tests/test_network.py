@@ -93,6 +93,8 @@ def test_no_command_on_files_asks_the_network(asked: list[Any], tmp_path: Path) 
         f"report {run}",
         f"visualize {run} filters",
         f"export {run} --format safetensors --out {tmp_path}/model.safetensors",
+        f"export {run} --format huggingface --out {tmp_path}/shared",
+        f"export {run} --format embedding-atlas --out {tmp_path}/atlas.parquet",
     ):
         assert main(words.split()) == 0, words
     assert asked == []
