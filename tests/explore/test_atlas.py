@@ -53,5 +53,7 @@ def test_command(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert main([*words, str(tmp_path / "a.parquet")]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["images"] == pyarrow.parquet.read_metadata(tmp_path / "a.parquet").num_rows == len(run.assignment) - 1
+    assert main(["explore", str(run.folder), "--export", str(tmp_path / "b.parquet")]) == 0
+    assert (tmp_path / "b.parquet").read_bytes() == (tmp_path / "a.parquet").read_bytes()
     assert main([*words, str(tmp_path / "a.csv")]) == 2
     assert "Embedding Atlas reads .parquet, not 'a.csv': change --out." in capsys.readouterr().err

@@ -27,11 +27,12 @@ def explore(
         port: port on 127.0.0.1; 0 = any free port.
         open: open the page in a browser.
         export: do not serve a page, but write the clusters with all edits to this .csv file, .json file (in the format
-            of COCO), or new folder with a folder of links for each cluster.
+            of COCO), .parquet file (for Embedding Atlas), or new folder with a folder of links for each cluster.
     """
     must_exist(data)
     from deepcluster.engine.log import Screen
     from deepcluster.engine.run import load_run
+    from deepcluster.explore.atlas import write_atlas
     from deepcluster.explore.explorer import Explorer, open_explorer
     from deepcluster.explore.exports import write
     from deepcluster.explore.journal import exclusive
@@ -47,7 +48,10 @@ def explore(
     loaded = load_run(run, device)
     if export is not None:
         explorer = opened()
-        what, images = write(export, explorer.groups, explorer.jobs["images"].wait())
+        if export.suffix.lower() == ".parquet":
+            what, images = "table for Embedding Atlas", write_atlas(export, explorer, screen)
+        else:
+            what, images = write(export, explorer.groups, explorer.jobs["images"].wait())
         screen.print(f"{export}: {what} of {images:,} images")
         return
     listening = listen(port)
