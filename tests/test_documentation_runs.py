@@ -24,13 +24,23 @@ SMALLER = {
     "Whitening(256)": "Whitening(16)",
     "KMeans(10_000)": "KMeans(4)",
     "size=128": "size=32, steps=4",
+    "minutes=10, ": "epochs=1, k=4, image_size=32, quiet=True, ",
+    "epochs=8": "epochs=1, quiet=True",
 }
 """What a block says -> what is run, for what would take hours or needs a million rows."""
+TUTORIALS: dict[str, Callable[[Any], bool]] = {
+    "new": lambda new: len(new.path) == len(new.cluster) == 48 and Path("new.csv").is_file(),
+    "groups": lambda groups: groups.assignment.shape == (48,) and len(set(groups.assignment)) > 1,
+    "predicted": lambda predicted: np.bincount(predicted).max() == 24,  # half are red, half are blue
+    "own": lambda own: len(own.centroids) == 20,
+}
+"""What the tutorials promise of their last value."""
 RESULTS: dict[str, Callable[[dict[str, Any]], bool]] = {
     "README.md": lambda found: found["run"].assignment.shape == (48,) and Path("clusters.csv").is_file(),
     "groups-heads.md": lambda found: found["head"].labels_.shape == (300,),
     "evaluate-linear.md": lambda found: set(found["classes"]) <= {0, 1} and found["probe"].classes == ("blue", "red"),
     "evaluate-retrieval.md": lambda found: sorted(found["nearest"]) == list(range(48)),
+    "tutorials.md": lambda found: any(TUTORIALS[name](found[name]) for name in TUTORIALS if name in found),
     "scale.md": lambda found: found["table"].shape == (48, 128),
     "visualize.md": lambda found: found["found"].images.shape == (2, 32, 32, 3),
 }
@@ -55,7 +65,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     run, photos = root / "runs/alexnet", str(root / "photos")
     dc.train("tiny-deepcluster", photos, run, k=4, whiten=8, image_size=16, epochs=1, quiet=True)
-    for copy in ("runs/a", "RUN"):
+    for copy in ("runs/a", "RUN", "runs/pretrained"):
         shutil.copytree(run, root / copy)
     for command in (
         f"evaluate {run} linear --data {photos} --holdout 0.5 --taps conv3 --recipe quick --epochs 1",

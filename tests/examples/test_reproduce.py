@@ -414,8 +414,10 @@ def test_classes_missing_from_the_tree(file: Path, tmp_path: Path, part: Callabl
         tree.read_tree(tmp_path / "gone.txt")
 
 
-def test_readme_names_every_script() -> None:
+def test_the_page_names_every_script() -> None:
     named = set(
-        re.findall(r"^python examples/reproduce/(\w+)\.py", (SCRIPTS.parents[1] / "README.md").read_text(), re.M)
+        re.findall(
+            r"^python examples/reproduce/(\w+)\.py", (SCRIPTS.parents[1] / "docs" / "reproduce.md").read_text(), re.M
+        )
     )
     assert named == {path.stem for path in SCRIPTS.glob("*.py")} - {"common"}

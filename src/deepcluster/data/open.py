@@ -36,7 +36,7 @@ COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 
 
 def open_images(source: Any) -> ImageSource:
-    """Open any image source: see the README's list.
+    """Open any image source: docs/images.md lists them with examples.
 
     Args:
         source: `digits` · a folder of any nesting · a glob or brace pattern of tar or zip shards, also behind a URL ·

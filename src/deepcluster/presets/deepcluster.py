@@ -110,7 +110,7 @@ RESNET18 = Preset(
 
     Source: our own values; the method is the paper's (arXiv 1807.05520).
     Command: deepcluster train deepcluster-resnet18 --data photos/ --out runs/photos --method.k 200
-    Cost and score: see the README's table for a short run on Imagenette.
+    Cost and score: see docs/measured.md for a short run on Imagenette.
     """,
 )
 
@@ -177,6 +177,6 @@ CONVNET = Preset(
     Source: our own values; Sobel as in the paper (arXiv 1807.05520 §3.3), a cosine classifier set to the cluster
         means in place of the redrawn one, which needs longer runs than this.
     Command: deepcluster train deepcluster-convnet --data "cifar10/train-*.tar" --out runs/cifar
-    Cost and score: see the README's table.
+    Cost and score: see docs/measured.md.
     """,
 )

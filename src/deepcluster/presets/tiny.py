@@ -27,7 +27,7 @@ DEEPCLUSTER = Preset(
         at once and averaged weights, which reduce the changes from epoch to epoch that so few images bring; a fast
         classifier, which at the backbone's rate would not learn between two clusterings of fourteen steps.
     Command: deepcluster train tiny-deepcluster --data digits --out runs/digits
-    Cost and score: see the README's table; clusters are merged to ten by `deepcluster evaluate RUN clusters --k 10`.
+    Cost and score: see docs/measured.md; clusters are merged to ten by `deepcluster evaluate RUN clusters --k 10`.
     """,
 )
 
