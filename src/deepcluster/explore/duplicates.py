@@ -7,10 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from deepcluster.clustering.duplicates import similarities
 from deepcluster.explore.vectors import Vectors
-
-AT_ONCE = 1 << 22
-"""Similarities held at a time."""
 
 
 @dataclass(frozen=True)
@@ -50,19 +48,16 @@ def twins(
     """The most similar image of the same cluster, exactly, for each of N images."""
     partner = np.full(len(vectors), -1, np.int64)
     similarity = np.full(len(vectors), -np.inf, np.float32)
-    index = vectors.good[assignment[vectors.good] >= 0]
-    index = index[np.argsort(assignment[index], kind="stable")]
-    done = 0
-    for members in np.split(index, np.flatnonzero(np.diff(assignment[index])) + 1):
-        rows = vectors.rows[members]
-        step = max(1, AT_ONCE // max(len(rows), 1))
-        for start in range(0, len(rows) if len(rows) > 1 else 0, step):
-            near = rows[start : start + step] @ rows.T
-            own = np.arange(len(near))
-            near[own, start + own] = -np.inf
+    label = assignment.copy()
+    label[vectors.bad] = -1
+    done, total = 0, int((label >= 0).sum())
+    for members, start, near in similarities(vectors.rows, label):
+        own = np.arange(len(near))
+        near[own, start + own] = -np.inf
+        rows = members[start : start + len(near)]
+        if len(members) > 1:
             best = near.argmax(1)
-            partner[members[start : start + step]] = members[best]
-            similarity[members[start : start + step]] = near[own, best]
-        done += len(members)
-        tell(done, len(index))
+            partner[rows], similarity[rows] = members[best], near[own, best]
+        done += len(rows)
+        tell(done, total)
     return Twins(partner, similarity)
