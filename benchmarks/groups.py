@@ -22,7 +22,7 @@ from deepcluster.clustering.choose_k import choose_k
 from deepcluster.clustering.kmeans import KMeans
 from deepcluster.clustering.whitening import Whitening
 from deepcluster.data.open import open_images
-from deepcluster.engine.cluster import fitting_size
+from deepcluster.engine.describe import fitting_size
 from deepcluster.engine.run import load_subject
 from deepcluster.features.block_reader import normalize_rows
 from deepcluster.models.pretrained import choose_backbone

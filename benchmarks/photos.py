@@ -37,7 +37,8 @@ from sklearn.preprocessing import normalize
 
 import deepcluster as dc
 from deepcluster.data.open import open_images
-from deepcluster.engine.cluster import FEATURES, cluster_images, fitting_size
+from deepcluster.engine.cluster import cluster_images
+from deepcluster.engine.describe import FEATURES, fitting_size
 from deepcluster.engine.log import Screen
 from deepcluster.engine.run import load_subject
 from deepcluster.features.table import open_table

@@ -36,7 +36,18 @@ PAGES: dict[str, list[str]] = {
 FUNCTIONS = {
     **{
         f"deepcluster.cli.{name}:{name}": set()
-        for name in ("assign", "cluster", "doctor", "explore", "export", "features", "index", "presets", "report")
+        for name in (
+            "assign",
+            "cluster",
+            "curate",
+            "doctor",
+            "explore",
+            "export",
+            "features",
+            "index",
+            "presets",
+            "report",
+        )
     },
     **{f"deepcluster.evaluate.{target}": {"subject", "screen", "device"} for target in PROTOCOLS.values()},
     **{

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -43,7 +46,7 @@ def trees(draw: st.DrawFn) -> tuple[np.ndarray, list[np.ndarray], list[int]]:
     clusters = [draw(st.integers(3, 9)), draw(st.integers(2, 4)), draw(st.integers(1, 2))]
     label = draw(arrays(np.int64, st.integers(1, 80), elements=st.integers(-1, clusters[0] - 1)))
     parents = []
-    for below, above in zip(clusters, clusters[1:], strict=False):
+    for below, above in pairwise(clusters):
         parents.append(draw(arrays(np.int64, below, elements=st.integers(0, above - 1))))
     parents[0][~np.isin(np.arange(clusters[0]), label)] = -1
     return label, parents, clusters
@@ -68,8 +71,9 @@ def test_a_sample_is_shared_out_on_each_level(
     for level in (1, 0):
         for above in range(clusters[level + 1]):
             children = np.flatnonzero(parents[level] == above)
-            wanted = one_at_a_time(int(after[level + 1][above]), before[level][children]) if len(children) else []
-            assert after[level][children].tolist() == list(wanted)
+            if len(children):
+                wanted = one_at_a_time(int(after[level + 1][above]), before[level][children])
+                assert after[level][children].tolist() == wanted.tolist()
     if size:
         assert np.isin(balanced_sample(size - 1, label, parents, clusters, seed=3), found).all()
 
@@ -151,11 +155,11 @@ def test_equal_and_few_rows_make_levels(rows: int) -> None:
     assert len(balanced_sample(3, label, tree.parents_, [2, 1])) == 3
 
 
-def test_points_around_centroids_may_lie_on_disk(monkeypatch: pytest.MonkeyPatch, tmp_path: object) -> None:
+def test_points_around_centroids_may_lie_on_disk(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     x, _ = unbalanced(np.random.default_rng(0))
-    in_memory = LevelsFromBelow([40, 5], scratch=tmp_path).fit_predict(x)  # type: ignore[arg-type]
+    in_memory = LevelsFromBelow([40, 5], scratch=tmp_path).fit_predict(x)
     monkeypatch.setattr("deepcluster.clustering.curation.IN_MEMORY", 0)
-    assert np.array_equal(LevelsFromBelow([40, 5], scratch=tmp_path).fit_predict(x), in_memory)  # type: ignore[arg-type]
+    assert np.array_equal(LevelsFromBelow([40, 5], scratch=tmp_path).fit_predict(x), in_memory)
 
 
 def test_default_levels() -> None:

@@ -17,7 +17,8 @@ from deepcluster.clustering import HierarchicalKMeans, KMeans, Whitening
 from deepcluster.clustering.neighbor_start import neighbor_start
 from deepcluster.data.arrays import open_digits
 from deepcluster.engine import cluster, patches
-from deepcluster.engine.cluster import FEATURES, cluster_images, fitting_size
+from deepcluster.engine.cluster import cluster_images
+from deepcluster.engine.describe import FEATURES, fitting_size
 from deepcluster.engine.log import Screen
 from deepcluster.engine.model import Model
 from deepcluster.engine.occupy import ASIDE

@@ -7,11 +7,14 @@ and of hierarchical k-means share the rows.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from deepcluster.cli.common import several_processes, show
 from deepcluster.data.open import must_exist
 from deepcluster.errors import DeepClusterError, Interrupted
+
+if TYPE_CHECKING:
+    from deepcluster.data.source import ImageSource
 
 
 def cluster(
@@ -77,7 +80,7 @@ def cluster(
     if k != "auto":
         options["k"] = k
     check_options(algorithm, options)
-    if _is_table(Path(source)):
+    if is_table(Path(source)):
         for name, given in (("backbone", backbone != "auto"), ("image-size", image_size), ("overwrite", overwrite)):
             if given:
                 raise DeepClusterError(f"--{name} is for images, and {source} is a feature table: leave it out.")
@@ -125,7 +128,7 @@ def cluster(
     )
 
 
-def _is_table(path: Path) -> bool:
+def is_table(path: Path) -> bool:
     """Whether this is a feature table; images may be an .npy file or a folder, too."""
     if path.suffix != ".npy":
         return (path / "table.json").is_file()
@@ -160,7 +163,9 @@ def _cluster_table(file: Path, out: Path, algorithm: str, options: dict[str, Any
             return
     if choice is not None:
         screen.print(choice.sentence)
-    Assignment(_paths(about, len(table)), found.assignment, found.distance).save(out)
+    source = source_of(about, len(table))
+    paths = [source.path(index) if source else "" for index in range(len(table))]
+    Assignment(paths, found.assignment, found.distance).save(out)
     sizes: dict[str, Any] = size_stats(found.assignment, len(found.centroids))
     values = {"out": str(out), "rows": len(table), "objective": float(found.clusterer.inertia_), **sizes}
     used, smallest, largest = sizes["clusters_used"], sizes["size_min"], sizes["size_max"]
@@ -168,14 +173,12 @@ def _cluster_table(file: Path, out: Path, algorithm: str, options: dict[str, Any
     show(screen, json, values, f"{out}: {rows:,} rows in {used:,} clusters of {smallest:,}-{largest:,}")
 
 
-def _paths(about: dict[str, Any], rows: int) -> list[str]:
-    """The image path of each row, if the table's .json file names the images and they are unchanged."""
+def source_of(about: dict[str, Any], rows: int) -> ImageSource | None:
+    """The images of a table, if its .json file names them and they are unchanged."""
     from deepcluster.data.open import open_images
 
     try:
         source = open_images(about["data"])
     except (KeyError, DeepClusterError):
-        return [""] * rows
-    if len(source) != rows or source.fingerprint() != about.get("source_fingerprint"):
-        return [""] * rows
-    return [source.path(index) for index in range(rows)]
+        return None
+    return source if len(source) == rows and source.fingerprint() == about.get("source_fingerprint") else None

@@ -28,6 +28,7 @@ COMMANDS = {
     "features": "features as a memory-mapped table: features RUN|BACKBONE|FILE --data S --out FILE.npy",
     "index": "a manifest of many tar or zip shards: index SHARDS... --out FILE.json",
     "cluster": "cluster a feature table: cluster FEATURES.npy --k K --out FILE.csv",
+    "curate": "a balanced sample of uncurated images: curate FEATURES|S --size M --out FILE.txt",
     "evaluate": "score a run or any backbone: evaluate RUN|BACKBONE PROTOCOL --data S [--test S2]",
     "doctor": "is a run healthy, what to change, and how many clusters to ask for: doctor RUN",
     "export": "the backbone for other libraries: export RUN --format safetensors|torchvision|released --out FILE",

@@ -86,8 +86,9 @@ class LevelsFromBelow:
             if len(chosen) < k:  # several clusters are empty: there are hardly more different points than clusters
                 break
             with scratch_table(len(chosen), rows, self.scratch, IN_MEMORY) as table:
-                for part in torch.arange(len(chosen)).split(Points(rows).step):
-                    table[part] = rows.take(chosen[part])
+                step = Points(rows).step
+                for first in range(0, len(chosen), step):
+                    table[first : first + step] = rows.take(chosen[first : first + step])
                 centroids = self._k_means(table, k, level, step)
             label, squared = nearest(Points(rows), centroids)
         return centroids, label.numpy()
@@ -110,11 +111,11 @@ def default_levels(images: int) -> list[int]:
 
 def check_levels(clusters: Sequence[int], images: int) -> None:
     """Raises DeepClusterError unless the numbers of clusters fall from level to level, and the images are as many."""
-    falling = [images, *clusters]
-    if not clusters or clusters[-1] < 1 or clusters[0] > images or (np.diff(falling[1:]) >= 0).any():
+    if not clusters or clusters[-1] < 1 or clusters[0] > images or (np.diff(clusters) >= 0).any():
+        given = " ".join(map(str, clusters))
         raise DeepClusterError(
-            f"--clusters {' '.join(map(str, clusters))} are no levels of {images:,} images: give numbers from the lowest"
-            f" level up, each smaller than the one before and the first at most {images}."
+            f"--clusters {given} are no levels of {images:,} images: give numbers from the lowest level up, each"
+            f" smaller than the one before and the first at most {images}."
         )
 
 
@@ -148,7 +149,7 @@ def share_out(total: int, sizes: np.ndarray) -> np.ndarray:
     while low < high:  # the highest level for which there is enough
         middle = (low + high + 1) // 2
         low, high = (middle, high) if np.minimum(sizes, middle).sum() <= total else (low, middle - 1)
-    taken = np.minimum(sizes, low)
+    taken: np.ndarray = np.minimum(sizes, low)
     taken[np.flatnonzero(sizes > low)[: total - int(taken.sum())]] += 1
     return taken
 

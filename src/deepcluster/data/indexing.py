@@ -52,7 +52,7 @@ def index_shards(
     """
     if out.suffix != ".json":
         raise DeepClusterError(f"A manifest is a .json file, not {out.name!r}: change --out.")
-    earlier = _tables_of(out)
+    earlier = tables_of(out)
     with scratch_folder(out) as scratch:
         manifest = _made(found, out, scratch, labels, _scanned(found, workers), progress)
     write_manifest(out, manifest)
@@ -62,7 +62,7 @@ def index_shards(
     return manifest
 
 
-def _tables_of(out: Path) -> list[str]:
+def tables_of(out: Path) -> list[str]:
     """Names of the tables of the manifest that is there already; none where it is damaged."""
     if not out.is_file():
         return []

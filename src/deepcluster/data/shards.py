@@ -72,14 +72,15 @@ class Shards(Encoded):
     reopen: Callable[[], Shards] | None = None  # pickled in place of a table that is memory-mapped
 
     def __post_init__(self) -> None:
-        self._starts = np.concatenate([[0], np.cumsum([shard.images for shard in self.shards])])
+        #: (shards + 1,) index of each shard's first image
+        self.starts = np.concatenate([[0], np.cumsum([shard.images for shard in self.shards])])
         self._lost: dict[int, str] = {}  # shard -> reason, as far as this process has met them
         self._checked: set[int] = set()  # remote shards that were what they should be
         # In memory that forked decoding processes share, so that only one of them reports a shard.
         self._reported = np.frombuffer(mmap.mmap(-1, max(1, len(self.shards))), np.uint8)
 
     def __len__(self) -> int:
-        return int(self._starts[-1])
+        return int(self.starts[-1])
 
     def __reduce__(self) -> tuple[Any, ...]:
         if self.reopen is not None:
@@ -88,32 +89,33 @@ class Shards(Encoded):
         return rebuild, (self.name, self.shards, self.table, self.content)
 
     def path(self, index: int) -> str:
-        shard, within, _, _ = self._locate(index)
+        shard, within, offset, _ = self._locate(index)
         path = self.shards[shard].path
         if self.names is not None:
             return printable(f"{PurePosixPath(path).name}/{self.names[index]}")
         try:
             self._check(shard)
             # a remote shard is not read whole for a name
-            names = _names(self._place(shard), self.shards[shard].bytes, self.shards[shard].stamp)
-            return printable(f"{path}/{names[within]}")
-        except (BadImage, IndexError):
+            names = _names(self.place(shard), self.shards[shard].bytes, self.shards[shard].stamp)
+            return printable(f"{path}/{names[offset]}")
+        except (BadImage, KeyError):
             return f"{path}/#{within}"  # the shard cannot be asked: the image's number in it
 
     def raw(self, index: int) -> bytes:
         """See `Encoded.raw`; bad as well where the shard is missing or has changed."""
         shard, _, offset, length = self._locate(index)
         self._check(shard)
-        return read_member(self._place(shard), offset, length)
+        return read_member(self.place(shard), offset, length)
 
     def marks(self) -> np.ndarray:
-        own = [storage.mark(self._place(number), shard.stamp) for number, shard in enumerate(self.shards)]
+        own = [storage.mark(self.place(number), shard.stamp) for number, shard in enumerate(self.shards)]
         return np.repeat(np.array(own, np.uint64), [shard.images for shard in self.shards])
 
     def fingerprint(self) -> str:
         return self.content
 
-    def _place(self, shard: int) -> str:
+    def place(self, shard: int) -> str:
+        """Path or URL of a shard."""
         path = self.shards[shard].path
         return path if storage.is_url(path) else os.path.join(self.base, path)
 
@@ -121,8 +123,8 @@ class Shards(Encoded):
         """Shard, number in it, byte offset and length of an image."""
         if not 0 <= index < len(self):
             raise IndexError(f"image {index} of {len(self)}")
-        shard = int(np.searchsorted(self._starts, index, "right")) - 1
-        within = int(index - self._starts[shard])
+        shard = int(np.searchsorted(self.starts, index, "right")) - 1
+        within = int(index - self.starts[shard])
         entry = self.table[self.shards[shard].row + within]
         return shard, within, int(entry["offset"]) * format_of(self.shards[shard].path).unit, int(entry["length"])
 
@@ -142,7 +144,7 @@ class Shards(Encoded):
     def _find_loss(self, shard: int) -> str:
         expected = self.shards[shard].bytes
         try:
-            size, _ = storage.stat(self._place(shard))
+            size, _ = storage.stat(self.place(shard))
         except OSError as error:
             return loss_by(error)
         return "" if size == expected else f"has {size:,} bytes and not {expected:,}: cut short, or changed"
@@ -155,7 +157,7 @@ class Shards(Encoded):
         if count <= REPORTED:
             more = "; further shards like it are not reported one by one" if count == REPORTED else ""
             warn(
-                f"the shard {self._place(shard)} {reason}; its {self.shards[shard].images:,} images are "
+                f"the shard {self.place(shard)} {reason}; its {self.shards[shard].images:,} images are "
                 f"left out as bad images{more}"
             )
 
@@ -255,8 +257,10 @@ def evict_members() -> None:
 
 
 @lru_cache(maxsize=16)
-def _names(place: str, size: int, stamp: str) -> list[str]:
-    return cached_members(place, size, stamp, or_scan=not storage.is_url(place)).names
+def _names(place: str, size: int, stamp: str) -> dict[int, str]:
+    """Offset -> name, since a manifest may have some of the images only."""
+    members = cached_members(place, size, stamp, or_scan=not storage.is_url(place))
+    return dict(zip(members.offsets.tolist(), members.names, strict=True))
 
 
 def _stat(place: str, pattern: str) -> tuple[int, str]:

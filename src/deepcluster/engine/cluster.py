@@ -7,7 +7,7 @@ works on it. Features are written in parts, and an interrupted run goes on after
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -21,40 +21,28 @@ from deepcluster.clustering.neighbor_start import neighbor_start
 from deepcluster.clustering.tables import TableClusters, cluster_table
 from deepcluster.clustering.whitening import Whitening
 from deepcluster.config import BackboneParams, TrainRun
-from deepcluster.data.cache import SMALL, Pixels, load_pixels
+from deepcluster.data.cache import SMALL, load_pixels
 from deepcluster.data.open import open_images
-from deepcluster.data.source import ImageSource
 from deepcluster.digest import digest
 from deepcluster.distributed import SINGLE, ProcessGroup
 from deepcluster.engine import run_folder
-from deepcluster.engine.fabric import pick_device
+from deepcluster.engine.describe import FEATURES, FITTED, PART, fit, open_describer, write_features
 from deepcluster.engine.log import Screen
-from deepcluster.engine.model import Model, bare_model
+from deepcluster.engine.model import Model
 from deepcluster.engine.occupy import occupy_to_group
-from deepcluster.engine.patches import IMAGES, fit_patches
-from deepcluster.engine.run import Run, load_run, load_subject
+from deepcluster.engine.run import Run, load_run
 from deepcluster.engine.signals import stop_signals
-from deepcluster.engine.subject import Subject, short_side
-from deepcluster.errors import BadImage, DeepClusterError, Interrupted
-from deepcluster.features.table import BATCH, open_table, write_parts
-from deepcluster.io import scratch_folder, write_json, write_safetensors
+from deepcluster.engine.subject import short_side
+from deepcluster.errors import DeepClusterError, Interrupted
+from deepcluster.features.table import open_table
+from deepcluster.io import scratch_folder, write_json
 from deepcluster.methods.params import FrozenParams
-from deepcluster.models.pretrained import choose_backbone, is_fitted
-from deepcluster.models.zoo import build_backbone
-from deepcluster.reading import parse_json, read_tensors
+from deepcluster.models.pretrained import is_fitted
+from deepcluster.reading import parse_json
 from deepcluster.types import Clustering, ClusterTree
 
 PRESET = "cluster"
 """What run.json names as the preset."""
-FEATURES = "features"
-"""Folder of the features in the run folder."""
-FITTED = "patches.safetensors"
-"""What was fitted, in the run folder: an interrupted run goes on with it."""
-PART = 4096
-"""Images in each part of the features: what an interrupted run does again, a minute or two on a laptop."""
-SMALLEST, LARGEST = 96, 224
-"""Pixels, bounds of the size that is chosen: a network trained on photos sees little in images of 32 pixels, and
-beyond 224 features gain little for their cost."""
 WIDTH = 64
 """Dimensions that the features are reduced to by PCA; docs/groups.md compares embeddings."""
 
@@ -105,17 +93,8 @@ def cluster_images(
     check_options(algorithm, given)
     source = open_images(data)
     run_folder.outside_images(folder, source)
-    name, sentence = choose_backbone(backbone)
-    screen.print(sentence)
-    if image_size is None and not Path(name).exists():
-        image_size = fitting_size(source, name)
+    name, subject = open_describer(source, folder, backbone, image_size=image_size, device=device, screen=screen)
     fitted = is_fitted(name)
-    if fitted:
-        with torch.random.fork_rng(devices=[]):
-            model = bare_model(build_backbone(name, image_size=image_size or LARGEST))
-        subject = Subject(name, model, pick_device(device), folder)
-    else:
-        subject = load_subject(name, image_size=image_size, device=device)
     pixels = load_pixels(source, short_side=short_side(subject.image_size), cache_gb=SMALL / 1e9)
     made = {key: value for key, value in subject.backbone.config.items() if key != "image_size"}
     run = TrainRun(
@@ -132,7 +111,7 @@ def cluster_images(
     config["id"] = digest(config["id"], config["weights"])
     with _occupied(folder, config, overwrite, again, screen):
         if fitted:
-            _fit(subject, pixels, folder / FITTED, seed, screen)
+            fit(subject, pixels, folder / FITTED, seed, screen)
         with stop_signals() as stopped, screen.bar("features", len(pixels)) as bar:
 
             def check(images: int) -> None:
@@ -140,7 +119,7 @@ def cluster_images(
                 if stopped():
                     raise Interrupted
 
-            bad = _write_features(subject, pixels, folder, part, check)
+            bad = write_features(subject, pixels, folder, part, check)
             run_folder.write_bad_images(folder, pixels)
             bar.describe("grouping")
             reduced = subject.backbone.dim if fitted else WIDTH  # the directions of patches are scaled already
@@ -172,39 +151,6 @@ def cluster_images(
     return load_run(folder, device=device)
 
 
-def _fit(subject: Subject, pixels: Pixels, file: Path, seed: int, screen: Screen) -> None:
-    """Fits a network of patches to the images themselves; what is in `file` was fitted to the same images before."""
-    if file.exists():
-        _, tensors = read_tensors(file, advice="delete it, and the network is fitted again")
-        subject.backbone.load_state_dict(tensors)
-        return
-    with stop_signals() as stopped, screen.bar("patches", 2 * min(len(pixels), IMAGES)) as bar:
-
-        def check(images: int) -> None:
-            bar(images)
-            if stopped():
-                raise Interrupted
-
-        fit_patches(subject.backbone, pixels, seed=seed, device=subject.device, check=check)
-    write_safetensors(file, subject.backbone.state_dict(), {})
-
-
-def fitting_size(source: ImageSource, name: str) -> int:
-    """Side in pixels at which a network of this name sees images best: about their own, since enlarging them only
-    costs, and a multiple of a transformer's patches."""
-    sides = []
-    for index in np.unique(np.linspace(0, len(source) - 1, 32).astype(int)).tolist():
-        try:
-            sides.append(min(source.read(index, LARGEST).shape[:2]))
-        except BadImage:
-            continue
-    side = float(np.median(sides)) if sides else LARGEST
-    if is_fitted(name):
-        return int(np.clip(side, 16, SMALLEST))
-    step = 14 if "patch14" in name else 32
-    return int(np.clip(-(-side // step) * step, -(-SMALLEST // step) * step, LARGEST // step * step))
-
-
 @contextmanager
 def _occupied(folder: Path, config: dict[str, Any], overwrite: bool, again: bool, screen: Screen) -> Iterator[None]:
     """Holds `folder` for the run that `config` describes, which perhaps goes on; features of the same network and
@@ -230,35 +176,12 @@ def _occupied(folder: Path, config: dict[str, Any], overwrite: bool, again: bool
                 f"{folder} already holds {'this' if same else 'another'} run: choose another --out, or replace it with"
                 " --overwrite."
             )
-        fit = all(there.get(name) == config[name] for name in ("preset", "source_fingerprint", "weights"))
-        return [FEATURES, FITTED] * (fit and there["settings"].get("image_size") == config["settings"]["image_size"])
+        fits = all(there.get(name) == config[name] for name in ("preset", "source_fingerprint", "weights"))
+        return [FEATURES, FITTED] * (fits and there["settings"].get("image_size") == config["settings"]["image_size"])
 
     with occupy_to_group(folder, goes_on=goes_on, judge=shared, warn=screen.warn):
         write_json(folder / "run.json", config)
         yield
-
-
-def _write_features(
-    subject: Subject, pixels: Pixels, folder: Path, part: int, check: Callable[[int], None]
-) -> list[int]:
-    """The features of all images in parts, those that are there already left as they are; gives the bad rows."""
-    source, table = pixels.source, folder / FEATURES
-    about = {
-        "model": subject.name,
-        "data": run_folder.absolute(source.name),
-        "source_fingerprint": source.fingerprint(),
-        "tap": None,
-        "weights": digest(subject.backbone),
-        "image_size": subject.image_size,
-    }
-
-    def extract(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        return subject.model.features(pixels, images, device=subject.device, batch_size=BATCH, check=check)
-
-    parts = -(-len(pixels) // part)
-    bad = write_parts(extract, len(pixels), table, about, parts=parts, skipped=check)[1]
-    pixels.gather(np.setdiff1d(bad, list(pixels.bad)).astype(np.int64))  # why those of earlier parts are bad
-    return bad
 
 
 def cluster_features(

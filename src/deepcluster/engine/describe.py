@@ -1,0 +1,116 @@
+"""Features of images by a network that is not trained: pretrained, or fitted to the images themselves in seconds.
+
+They are written in parts, and an interrupted call goes on after the last finished part.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from deepcluster.data.cache import Pixels
+from deepcluster.data.source import ImageSource
+from deepcluster.digest import digest
+from deepcluster.engine import run_folder
+from deepcluster.engine.fabric import pick_device
+from deepcluster.engine.log import Screen
+from deepcluster.engine.model import bare_model
+from deepcluster.engine.patches import IMAGES, fit_patches
+from deepcluster.engine.run import load_subject
+from deepcluster.engine.signals import stop_signals
+from deepcluster.engine.subject import Subject
+from deepcluster.errors import BadImage, Interrupted
+from deepcluster.features.table import BATCH, write_parts
+from deepcluster.io import write_safetensors
+from deepcluster.models.pretrained import choose_backbone, is_fitted
+from deepcluster.models.zoo import build_backbone
+from deepcluster.reading import read_tensors
+
+FEATURES = "features"
+"""Folder of the features in the run folder."""
+FITTED = "patches.safetensors"
+"""What was fitted, in the run folder: an interrupted run goes on with it."""
+PART = 4096
+"""Images in each part of the features: what an interrupted run does again, a minute or two on a laptop."""
+SMALLEST, LARGEST = 96, 224
+"""Pixels, bounds of the size that is chosen: a network trained on photos sees little in images of 32 pixels, and
+beyond 224 features gain little for their cost."""
+
+
+def open_describer(
+    source: ImageSource, folder: Path, backbone: str, *, image_size: int | None, device: str, screen: Screen
+) -> tuple[str, Subject]:
+    """The network that describes images, and its name; one that is fitted to them is not fitted yet.
+
+    Args:
+        folder: where what is fitted and the features are kept.
+        backbone, image_size: as in `engine.cluster.cluster_images`.
+    """
+    name, sentence = choose_backbone(backbone)
+    screen.print(sentence)
+    if image_size is None and not Path(name).exists():
+        image_size = fitting_size(source, name)
+    if not is_fitted(name):
+        return name, load_subject(name, image_size=image_size, device=device)
+    with torch.random.fork_rng(devices=[]):
+        model = bare_model(build_backbone(name, image_size=image_size or LARGEST))
+    return name, Subject(name, model, pick_device(device), folder)
+
+
+def fit(subject: Subject, pixels: Pixels, file: Path, seed: int, screen: Screen) -> None:
+    """Fits a network of patches to the images themselves; what is in `file` was fitted to the same images before."""
+    if file.exists():
+        _, tensors = read_tensors(file, advice="delete it, and the network is fitted again")
+        subject.backbone.load_state_dict(tensors)
+        return
+    with stop_signals() as stopped, screen.bar("patches", 2 * min(len(pixels), IMAGES)) as bar:
+
+        def check(images: int) -> None:
+            bar(images)
+            if stopped():
+                raise Interrupted
+
+        fit_patches(subject.backbone, pixels, seed=seed, device=subject.device, check=check)
+    write_safetensors(file, subject.backbone.state_dict(), {})
+
+
+def fitting_size(source: ImageSource, name: str) -> int:
+    """Side in pixels at which a network of this name sees images best: about their own, since enlarging them only
+    costs, and a multiple of a transformer's patches."""
+    sides = []
+    for index in np.unique(np.linspace(0, len(source) - 1, 32).astype(int)).tolist():
+        try:
+            sides.append(min(source.read(index, LARGEST).shape[:2]))
+        except BadImage:
+            continue
+    side = float(np.median(sides)) if sides else LARGEST
+    if is_fitted(name):
+        return int(np.clip(side, 16, SMALLEST))
+    step = 14 if "patch14" in name else 32
+    return int(np.clip(-(-side // step) * step, -(-SMALLEST // step) * step, LARGEST // step * step))
+
+
+def write_features(
+    subject: Subject, pixels: Pixels, folder: Path, part: int, check: Callable[[int], None]
+) -> list[int]:
+    """The features of all images in parts, those that are there already left as they are; gives the bad rows."""
+    source, table = pixels.source, folder / FEATURES
+    about = {
+        "model": subject.name,
+        "data": run_folder.absolute(source.name),
+        "source_fingerprint": source.fingerprint(),
+        "tap": None,
+        "weights": digest(subject.backbone),
+        "image_size": subject.image_size,
+    }
+
+    def extract(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return subject.model.features(pixels, images, device=subject.device, batch_size=BATCH, check=check)
+
+    parts = -(-len(pixels) // part)
+    bad = write_parts(extract, len(pixels), table, about, parts=parts, skipped=check)[1]
+    pixels.gather(np.setdiff1d(bad, list(pixels.bad)).astype(np.int64))  # why those of earlier parts are bad
+    return bad
