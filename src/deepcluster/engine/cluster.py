@@ -26,14 +26,13 @@ from deepcluster.data.open import open_images
 from deepcluster.digest import digest
 from deepcluster.distributed import SINGLE, ProcessGroup
 from deepcluster.engine import run_folder
-from deepcluster.engine.describe import FEATURES, FITTED, PART, fit, open_describer, write_features
+from deepcluster.engine.describe import FEATURES, FITTED, PART, described, open_describer
 from deepcluster.engine.log import Screen
 from deepcluster.engine.model import Model
 from deepcluster.engine.occupy import occupy_to_group
 from deepcluster.engine.run import Run, load_run
-from deepcluster.engine.signals import stop_signals
 from deepcluster.engine.subject import short_side
-from deepcluster.errors import DeepClusterError, Interrupted
+from deepcluster.errors import DeepClusterError
 from deepcluster.features.table import open_table
 from deepcluster.io import scratch_folder, write_json
 from deepcluster.methods.params import FrozenParams
@@ -110,16 +109,7 @@ def cluster_images(
     config |= {"backbone": run_folder.absolute(name), "weights": weights}
     config["id"] = digest(config["id"], config["weights"])
     with _occupied(folder, config, overwrite, again, screen):
-        if fitted:
-            fit(subject, pixels, folder / FITTED, seed, screen)
-        with stop_signals() as stopped, screen.bar("features", len(pixels)) as bar:
-
-            def check(images: int) -> None:
-                bar(images)
-                if stopped():
-                    raise Interrupted
-
-            bad = write_features(subject, pixels, folder, part, check)
+        with described(name, subject, pixels, folder, screen, seed=seed, part=part) as (bad, bar):
             run_folder.write_bad_images(folder, pixels)
             bar.describe("grouping")
             reduced = subject.backbone.dim if fitted else WIDTH  # the directions of patches are scaled already

@@ -23,11 +23,10 @@ from deepcluster.data.cache import SMALL, load_pixels
 from deepcluster.data.source import ImageSource
 from deepcluster.engine import run_folder
 from deepcluster.engine.cluster import WIDTH
-from deepcluster.engine.describe import FEATURES, FITTED, PART, fit, open_describer, write_features
+from deepcluster.engine.describe import FEATURES, described, open_describer
 from deepcluster.engine.log import Screen
-from deepcluster.engine.signals import stop_signals
 from deepcluster.engine.subject import short_side
-from deepcluster.errors import DeepClusterError, Interrupted
+from deepcluster.errors import DeepClusterError
 from deepcluster.features.table import open_table
 from deepcluster.io import scratch_folder
 from deepcluster.models.pretrained import is_fitted
@@ -160,16 +159,7 @@ def curate_images(
     check_size(size, len(source))
     name, subject = open_describer(source, folder, backbone, image_size=image_size, device=device, screen=screen)
     pixels = load_pixels(source, short_side=short_side(subject.image_size), cache_gb=SMALL / 1e9)
-    if is_fitted(name):
-        fit(subject, pixels, folder / FITTED, 0, screen)  # one network for the samples of all seeds
-    with stop_signals() as stopped, screen.bar("features", len(pixels)) as bar:
-
-        def check(images: int) -> None:
-            bar(images)
-            if stopped():
-                raise Interrupted
-
-        bad = write_features(subject, pixels, folder, PART, check)
+    with described(name, subject, pixels, folder, screen) as (bad, bar):  # one network for the samples of all seeds
         bar.describe("clustering")
         with scratch_folder(folder / FEATURES) as scratch:
             # the directions of patches are scaled already

@@ -5,7 +5,8 @@ They are written in parts, and an interrupted call goes on after the last finish
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from deepcluster.data.source import ImageSource
 from deepcluster.digest import digest
 from deepcluster.engine import run_folder
 from deepcluster.engine.fabric import pick_device
-from deepcluster.engine.log import Screen
+from deepcluster.engine.log import Bar, Screen
 from deepcluster.engine.model import bare_model
 from deepcluster.engine.patches import IMAGES, fit_patches
 from deepcluster.engine.run import load_subject
@@ -60,7 +61,28 @@ def open_describer(
     return name, Subject(name, model, pick_device(device), folder)
 
 
-def fit(subject: Subject, pixels: Pixels, file: Path, seed: int, screen: Screen) -> None:
+@contextmanager
+def described(
+    name: str, subject: Subject, pixels: Pixels, folder: Path, screen: Screen, *, seed: int = 0, part: int = PART
+) -> Iterator[tuple[list[int], Bar]]:
+    """The features of all images are in `folder / FEATURES`; gives the bad rows, and the bar for what follows.
+
+    Raises:
+        Interrupted: Ctrl-C or SIGTERM; the parts that are finished are kept.
+    """
+    if is_fitted(name):
+        _fit(subject, pixels, folder / FITTED, seed, screen)
+    with stop_signals() as stopped, screen.bar("features", len(pixels)) as bar:
+
+        def check(images: int) -> None:
+            bar(images)
+            if stopped():
+                raise Interrupted
+
+        yield _write_features(subject, pixels, folder, part, check), bar
+
+
+def _fit(subject: Subject, pixels: Pixels, file: Path, seed: int, screen: Screen) -> None:
     """Fits a network of patches to the images themselves; what is in `file` was fitted to the same images before."""
     if file.exists():
         _, tensors = read_tensors(file, advice="delete it, and the network is fitted again")
@@ -93,7 +115,7 @@ def fitting_size(source: ImageSource, name: str) -> int:
     return int(np.clip(-(-side // step) * step, -(-SMALLEST // step) * step, LARGEST // step * step))
 
 
-def write_features(
+def _write_features(
     subject: Subject, pixels: Pixels, folder: Path, part: int, check: Callable[[int], None]
 ) -> list[int]:
     """The features of all images in parts, those that are there already left as they are; gives the bad rows."""
