@@ -19,6 +19,7 @@ import pytest
 from PIL import Image
 from pyarrow import parquet
 
+from deepcluster.data import storage
 from deepcluster.data.cache import load_pixels
 from deepcluster.data.open import open_images
 from deepcluster.errors import BadImage, DeepClusterError, DeepClusterWarning
@@ -51,7 +52,8 @@ def write(file: Path, first: int, count: int, *, struct: bool = True, names: boo
 
 
 @pytest.mark.parametrize("struct", [True, False])
-def test_images_labels_and_names(tmp_path: Path, struct: bool) -> None:
+def test_images_labels_and_names(tmp_path: Path, struct: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storage, "FRESH", 0.0)
     write(tmp_path / "train-0.parquet", 0, 10, struct=struct)
     write(tmp_path / "train-1.parquet", 10, 3, struct=struct)
     source = open_images(str(tmp_path / "*.parquet"))
@@ -64,11 +66,14 @@ def test_images_labels_and_names(tmp_path: Path, struct: bool) -> None:
     with pytest.raises(BadImage, match="no bytes"):
         source.read(7)
     again = pickle.loads(pickle.dumps(source))
+    assert again.held == (-1, None)  # a worker gets no images
     np.testing.assert_array_equal(again.read(8), picture(8))
-    before = source.fingerprint()
+    before, marks = source.fingerprint(), source.marks()
     assert again.fingerprint() == before
     write(tmp_path / "train-1.parquet", 20, 3, struct=struct)
-    assert open_images(str(tmp_path / "*.parquet")).fingerprint() != before
+    changed = open_images(str(tmp_path / "*.parquet"))
+    assert changed.fingerprint() != before
+    np.testing.assert_array_equal(changed.marks() != marks, np.arange(13) >= 10)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -106,6 +111,9 @@ def test_mistakes_are_one_sentence(tmp_path: Path) -> None:
     ):
         with pytest.raises(DeepClusterError, match=words):
             open_images(str(tmp_path / name))
+    write(tmp_path / "only/a.parquet", 0, 4)
+    with pytest.raises(DeepClusterError, match=r"parquet files, not image files: name them as '.*only/\*\.parquet'"):
+        open_images(tmp_path / "only")
     with pytest.warns(DeepClusterWarning, match="2 columns of images, of which 'image' is read"):
         open_images(write(tmp_path / "two.parquet", 0, 4, depth=[b"", b"", b"", b""]))
 

@@ -84,10 +84,10 @@ def open_folder(name: str) -> ImageSource:
             else:
                 others[ending] += 1
     if not paths:
-        ending = max((".tar", ".zip"), key=lambda kind: others[kind])
+        ending = max((".tar", ".zip", ".parquet"), key=lambda kind: others[kind])
         if others[ending]:
             raise DeepClusterError(
-                f"{name} holds {ending[1:]} shards, not image files: name them as '{root / ('*' + ending)}'"
+                f"{name} holds {ending[1:]} {'files' if ending == '.parquet' else 'shards'}, not image files: name them as '{root / ('*' + ending)}'"
             )
         wrong = f"none of the {others.total()} files in {name} has the name of an image (.jpg, .png, .webp …)"
         wrong = wrong if others else f"the folder {name} is empty"
