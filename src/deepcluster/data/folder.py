@@ -86,9 +86,9 @@ def open_folder(name: str) -> ImageSource:
     if not paths:
         ending = max((".tar", ".zip", ".parquet"), key=lambda kind: others[kind])
         if others[ending]:
-            raise DeepClusterError(
-                f"{name} holds {ending[1:]} {'files' if ending == '.parquet' else 'shards'}, not image files: name them as '{root / ('*' + ending)}'"
-            )
+            kind = "parquet files" if ending == ".parquet" else f"{ending[1:]} shards"
+            pattern = root / f"*{ending}"
+            raise DeepClusterError(f"{name} holds {kind}, not image files: name them as '{pattern}'")
         wrong = f"none of the {others.total()} files in {name} has the name of an image (.jpg, .png, .webp …)"
         wrong = wrong if others else f"the folder {name} is empty"
         raise DeepClusterError(f"{wrong}: give a folder that holds images, at any depth")
