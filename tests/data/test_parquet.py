@@ -22,6 +22,7 @@ from pyarrow import parquet
 from deepcluster.data import storage
 from deepcluster.data.cache import load_pixels
 from deepcluster.data.open import open_images
+from deepcluster.data.parquet import ParquetImages
 from deepcluster.errors import BadImage, DeepClusterError, DeepClusterWarning
 
 
@@ -68,11 +69,12 @@ def test_images_labels_and_names(tmp_path: Path, struct: bool, monkeypatch: pyte
     again = pickle.loads(pickle.dumps(source))
     assert again.held == (-1, None)  # a worker gets no images
     np.testing.assert_array_equal(again.read(8), picture(8))
+    assert isinstance(source, ParquetImages)
     before, marks = source.fingerprint(), source.marks()
     assert again.fingerprint() == before
     write(tmp_path / "train-1.parquet", 20, 3, struct=struct)
     changed = open_images(str(tmp_path / "*.parquet"))
-    assert changed.fingerprint() != before
+    assert isinstance(changed, ParquetImages) and changed.fingerprint() != before
     np.testing.assert_array_equal(changed.marks() != marks, np.arange(13) >= 10)
 
 
