@@ -46,9 +46,8 @@ class KMeans(validation.Float32Transformer, ClusterMixin, BaseEstimator):
             "k-means++"; always 1 where `init` is an array.
         random_state: int, `numpy.random.RandomState`, or None = NumPy's global one.
         chunk: rows per reading from disk, in multiples of 1,024; None = 64 MiB of them. It changes no result.
-        precision: of the products in the iterations: "float32", "bfloat16", "int8" (8-bit products, close cases in
-            float32; on CPUs with VNNI, float32 on others), or "auto": int8 where it pays and float32 elsewhere. On CPUs
-            the last two pass over points whose centroid leads by more than the centroids have moved since.
+        precision: of the products: "float32", "bfloat16", "int8" (with close cases in float32; on CPUs with VNNI), or
+            "auto": int8 where it pays, else float32. On CPUs the last two pass over settled points (assign_margins.py).
         device: where to compute; None = where X is (arrays: the CPU).
         backend: "torch", or "faiss" (float32, on the CPU, in memory, without weights).
         empty: "split" gives an empty cluster half of another one after each update, and at the end the
