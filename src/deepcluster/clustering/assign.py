@@ -22,6 +22,7 @@ from deepcluster.features.product import multiply
 ROWS = 512  # rows and
 WIDTH = 1024  # centroids of a tile of scores on a CPU, 2 MiB; more rows where there are fewer centroids
 SPAN = 4096  # rows that one thread takes at a time
+WORTH = 1 << 26  # products below which another thread costs more than it saves
 LANES = 32  # a tile's columns are reduced in this many interleaved groups, which vectorizes
 GPU_SCORES = 1 << 27  # scores held at once on an accelerator: 512 MiB
 SUMMED = 512  # rows that are converted to float64 at a time: they stay in a core's own cache
@@ -64,7 +65,7 @@ class NearestSearch:
             def find(first: int, last: int) -> None:
                 self._find_on_cpu(block[first:last], label[first:last])
 
-            over_spans(find, len(block), SPAN)
+            over_spans(find, len(block), span_of(self.k, block.shape[1]))
             return label
         step = max(1, GPU_SCORES // self.k)
         for i in range(0, len(block), step):
@@ -115,6 +116,10 @@ class NearestSearch:
                 torch.maximum(best, value, out=best)
             if margin is not None:
                 torch.sub(best, second, out=margin[i : i + self.rows])
+
+
+def span_of(k: int, dim: int) -> int:  # rows that one thread compares with k centroids at a time
+    return max(SPAN, WORTH // (k * dim))
 
 
 def largest(scores: Tensor, second: bool = False) -> tuple[Tensor, ...]:
@@ -239,7 +244,8 @@ def add_sums(
                 exact.mul_(weight[start : start + SUMMED, None])
             into.index_add_(0, own, round_(exact, unit), alpha=sign)
 
-    over_spans(add, block.shape[1], -(-block.shape[1] // members()))
+    parts = members() if block.numel() * SUMMED > WORTH else 1
+    over_spans(add, block.shape[1], -(-block.shape[1] // parts))
 
 
 def cluster_means(points: Points, labels: Tensor, centroids: Tensor, unit: float) -> Tensor:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from deepcluster.clustering.assign import SPAN, ClusterSums, NearestSearch, Tally
+from deepcluster.clustering.assign import ClusterSums, NearestSearch, Tally, span_of
 from deepcluster.clustering.assign_int8 import Int8Search, Rounding
 from deepcluster.clustering.points import Points
 from deepcluster.features.parallel import over_spans
@@ -83,7 +83,7 @@ class MarginStep:
             def find_span(first: int, last: int) -> tuple[int, int]:
                 return self._find(compare, block[first:last], start + first)
 
-            counts = over_spans(find_span, len(block), SPAN)
+            counts = over_spans(find_span, len(block), span_of(*centroids.shape))
             compared, close = (sum(each) for each in zip(*counts, strict=True))
             self.compared += compared
             self.close += close
