@@ -27,6 +27,7 @@ from PIL import Image, ImageDraw
 
 from deepcluster.engine.log import Screen
 from deepcluster.engine.run import load_subject
+from deepcluster.errors import DeepClusterError
 from deepcluster.evaluate.voc.annotation import VOID
 from deepcluster.evaluate.voc.dataset import open_voc
 from deepcluster.evaluate.voc.detection import voc_detection
@@ -96,9 +97,20 @@ def one_run(task: str, network: str, given: argparse.Namespace, rate: float, see
     return scores
 
 
+def _on_val(task: str, network: str, given: argparse.Namespace, rate: float) -> float:
+    """The score that the rate is chosen by; 0 where it is too high for a finite loss."""
+    try:
+        return one_run(task, network, given, rate, 0, "val")[SCORE[task]]
+    except DeepClusterError as error:
+        if "not finite" not in str(error):
+            raise
+        print(error, flush=True)
+        return 0.0
+
+
 def row(task: str, network: str, given: argparse.Namespace) -> dict[str, str]:
     """Column -> cell, of one network."""
-    on_val = {rate: one_run(task, network, given, rate, 0, "val")[SCORE[task]] for rate in given.rates or RATES[task]}
+    on_val = {rate: _on_val(task, network, given, rate) for rate in given.rates or RATES[task]}
     best = max(on_val, key=lambda rate: on_val[rate])
     draws = [one_run(task, network, given, best, seed, "test") for seed in range(given.seeds)]
     cells = {

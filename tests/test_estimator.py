@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from sklearn.base import clone
 from sklearn.datasets import load_digits
@@ -16,11 +17,14 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import normalized_mutual_info_score
 from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 from sklearn.utils import estimator_checks
 
 import deepcluster as dc
 from deepcluster import DeepClusterError, ImageClusterer
 from deepcluster.clustering.validation import NotFittedError
+from deepcluster.models.export import export_backbone
+from deepcluster.models.zoo import build_backbone
 
 DIGITS = load_digits()
 IMAGES, CLASSES = (DIGITS.images * 15.9).astype(np.uint8)[:200], DIGITS.target[:200]
@@ -37,6 +41,16 @@ CHECKS = [
     "check_valid_tag_types",
 ]
 """Those of scikit-learn's checks that fit nothing: all others give tables (N, D), which are no images."""
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Arguments of a network that is fast, and has learned nothing."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = build_backbone("convnet", image_size=16)
+    file = export_backbone(network, "safetensors", tmp_path_factory.mktemp("network") / "small.safetensors", {})
+    return {"backbone": str(file), "random_state": 0}
 
 
 @pytest.fixture(scope="module")
@@ -62,44 +76,45 @@ def test_clusters_of_arrays(fitted: ImageClusterer) -> None:
     assert list(fitted.get_feature_names_out())[:2] == ["imageclusterer0", "imageclusterer1"]
 
 
-def test_fitted_again_and_cloned_it_is_the_same(fitted: ImageClusterer) -> None:
-    again = clone(fitted)
+def test_fitted_again_and_cloned_it_is_the_same(fitted: ImageClusterer, small: dict[str, Any]) -> None:
+    once = ImageClusterer(10, **small).fit(IMAGES)
+    again = clone(once)
     assert not hasattr(again, "labels_")
     for _ in range(2):
-        np.testing.assert_array_equal(again.fit_predict(IMAGES), fitted.labels_)
+        np.testing.assert_array_equal(again.fit_predict(IMAGES), once.labels_)
     np.testing.assert_array_equal(pickle.loads(pickle.dumps(fitted)).predict(IMAGES[:30]), fitted.labels_[:30])
 
 
-def test_columns_of_paths_with_a_broken_file(tmp_path: Path) -> None:
+def test_columns_of_paths_with_a_broken_file(tmp_path: Path, small: dict[str, Any]) -> None:
     for number, image in enumerate(IMAGES[:40]):
         Image.fromarray(image).save(tmp_path / f"{number:02d}.png")
     (tmp_path / "07.png").write_bytes(b"nothing")
     paths = sorted(str(path) for path in tmp_path.glob("*.png"))
     kinds = (paths, np.array(paths), np.array(paths, object)[:, None], [Path(path) for path in paths])
-    labels = [ImageClusterer(4, **PATCHES).fit_predict(each) for each in kinds]
+    labels = [ImageClusterer(4, **small).fit_predict(each) for each in kinds]
     for each in labels:
         np.testing.assert_array_equal(each, labels[0])
     assert (labels[0] == -1).tolist() == [number == 7 for number in range(40)]
-    found = ImageClusterer(4, **PATCHES).fit(paths)
+    found = ImageClusterer(4, **small).fit(paths)
     assert np.isnan(found.transform(paths)[7]).all() and np.isfinite(found.score(paths))
     assert found.predict(paths)[7] == -1
 
 
 @pytest.mark.parametrize("library", ["pandas", "polars"])
-def test_columns_of_data_frames(library: str, tmp_path: Path) -> None:
+def test_columns_of_data_frames(library: str, tmp_path: Path, small: dict[str, Any]) -> None:
     Frame = pytest.importorskip(library).DataFrame
     for number, image in enumerate(IMAGES[:20]):
         Image.fromarray(image).save(tmp_path / f"{number:02d}.png")
     frame = Frame({"path": sorted(str(path) for path in tmp_path.glob("*.png"))})
-    by_column, by_frame = (ImageClusterer(4, **PATCHES).fit(each) for each in (frame["path"], frame))
+    by_column, by_frame = (ImageClusterer(4, **small).fit(each) for each in (frame["path"], frame))
     np.testing.assert_array_equal(by_column.labels_, by_frame.labels_)
     assert by_column.labels_.min() >= 0
 
 
-def test_pipeline_and_grid_search(fitted: ImageClusterer) -> None:
-    pipeline = make_pipeline(ImageClusterer(20, **PATCHES), LogisticRegression(max_iter=500))
+def test_pipeline_and_grid_search(small: dict[str, Any]) -> None:
+    pipeline = make_pipeline(ImageClusterer(20, **small), StandardScaler(), LogisticRegression())
     assert pipeline.fit(IMAGES, CLASSES).score(IMAGES, CLASSES) > 0.7
-    search = GridSearchCV(ImageClusterer(**PATCHES), {"n_clusters": [2, 12]}, cv=2).fit(IMAGES)
+    search = GridSearchCV(ImageClusterer(**small), {"n_clusters": [2, 12]}, cv=2).fit(IMAGES)
     assert search.best_params_ == {"n_clusters": 12}  # more centers are nearer
 
 
@@ -128,13 +143,13 @@ def test_trained_first_and_kept(tmp_path: Path) -> None:
         ({"n_clusters": 500}, "200"),
     ],
 )
-def test_mistakes_are_one_sentence(arguments: dict[str, Any], words: str) -> None:
+def test_mistakes_are_one_sentence(arguments: dict[str, Any], words: str, small: dict[str, Any]) -> None:
     with pytest.raises(DeepClusterError, match=re.escape(words)):
-        ImageClusterer(**(PATCHES | arguments)).fit(IMAGES)
+        ImageClusterer(**(small | arguments)).fit(IMAGES)
 
 
-def test_before_fit_and_without_a_run(fitted: ImageClusterer) -> None:
+def test_before_fit_and_without_a_run(small: dict[str, Any]) -> None:
     with pytest.raises(NotFittedError, match="not fitted"):
         ImageClusterer().predict(IMAGES)
     with pytest.raises(DeepClusterError, match="No run was kept"):
-        fitted.explore()
+        ImageClusterer(2, **small).fit(IMAGES[:20]).explore()

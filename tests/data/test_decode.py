@@ -124,7 +124,7 @@ def test_jpeg_whose_middle_is_missing() -> None:
     """libjpeg paints what is missing grey and says nothing; the file even ends as it should."""
     noisy = Image.fromarray(np.random.default_rng(0).integers(0, 256, (128, 128, 3), dtype=np.uint8))
     data = encoded(noisy, "JPEG")
-    with pytest.raises(BadImage, match="missing"):
+    with pytest.raises(BadImage, match=r"missing|cut off"):
         decode(data[: len(data) // 2] + b"\xff\xd9")
     noisy.paste((128, 128, 128), (0, 96, 128, 128))  # grey by right
     assert decode(encoded(noisy, "JPEG"))[-1, 0, 0] == 128

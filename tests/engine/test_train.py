@@ -331,11 +331,11 @@ def test_a_model_file_needs_nothing_else(run: dc.Run, tmp_path: Path) -> None:
         Model.load(broken)
 
 
-def test_a_checkpoint_of_another_architecture_is_a_sentence(run: dc.Run, photos: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_of_another_run_is_a_sentence(run: dc.Run, photos: Path, tmp_path: Path) -> None:
     other = dc.train("tiny-deepcluster", photos, tmp_path / "other", **TINY, options={"widths": [8] * 5})
     file = other.folder / "checkpoints/last.ckpt"
     file.write_bytes((run.folder / "checkpoints/last.ckpt").read_bytes())
-    with pytest.raises(DeepClusterError, match="another architecture"):
+    with pytest.raises(DeepClusterError, match="belongs to another run"):
         train.train_again(other.folder)
 
 
