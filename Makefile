@@ -64,6 +64,7 @@ bench: .venv/.developer
 	$(BIN)/python benchmarks/explore.py
 ifneq ($(wildcard $(DATA)/cifar10/test.tar),)
 	$(BIN)/python benchmarks/cifar.py --train "$(DATA)/cifar10/train-*.tar" --test $(DATA)/cifar10/test.tar
+	$(BIN)/python benchmarks/curate.py --train "$(DATA)/cifar10/train-*.tar" --test $(DATA)/cifar10/test.tar
 	$(BIN)/python benchmarks/photos.py --data $(DATA) --out runs/photos-table
 	$(BIN)/python benchmarks/methods.py --train "$(DATA)/cifar10/train-*.tar" --test $(DATA)/cifar10/test.tar --out runs/methods
 	$(BIN)/python benchmarks/evaluation.py --data $(DATA)/cifar10/train-000.tar --test $(DATA)/cifar10/test.tar \
@@ -71,7 +72,7 @@ ifneq ($(wildcard $(DATA)/cifar10/test.tar),)
 	$(BIN)/python benchmarks/groups.py $(DATA)/cifar10/test.tar
 	$(BIN)/python benchmarks/heads.py runs/photos-table/images/*
 else
-	@echo "no CIFAR-10 in $(DATA)/cifar10: cifar.py, photos.py, methods.py, evaluation.py and groups.py skipped; DATA=FOLDER names another folder"
+	@echo "no CIFAR-10 in $(DATA)/cifar10: cifar.py, curate.py, photos.py, methods.py, evaluation.py and groups.py skipped; DATA=FOLDER names another folder"
 endif
 ifneq ($(wildcard $(DATA)/voc/bccd.tar),)
 	$(BIN)/python benchmarks/transfer.py $(DATA)/voc/bccd.tar

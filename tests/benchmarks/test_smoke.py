@@ -22,6 +22,7 @@ IMAGES = "--train {images} --test {images} --out {out}"
 SMALL = {
     "cifar": f"{IMAGES} --images 40 --test-images 20 --epochs 1 --k 4 --presets deepcluster-convnet patches --peer",
     "clustering_memory": "--rows 3000 --dim 16 --width 8 --k 10 --rounds 2",
+    "curate": "--train {images} --test {images} --largest 20 --size 20 --test-images 5 --seeds 1",
     "epoch": "--image-size 64 --batch-size 8 --images 16 --k 4 --rounds 1",
     "evaluation": "--data {images} --test {images} --epochs 1 --shots 1 2 --neighbors 1 5 --out {out}/table a={run}",
     "explore": "--images 3000 --k 50 --dim 16",
