@@ -22,9 +22,8 @@ from deepcluster.data.arrays import Arrays
 from deepcluster.data.cache import load_pixels
 from deepcluster.data.open import open_images
 from deepcluster.data.source import ImageSource
-from deepcluster.engine.cluster import WIDTH
 from deepcluster.engine.curate import curate_features
-from deepcluster.engine.describe import open_describer
+from deepcluster.engine.describe import open_describer, reduced_width
 from deepcluster.engine.log import Screen
 from deepcluster.engine.patches import fit_patches
 from deepcluster.features.neighbors import score_features
@@ -78,7 +77,7 @@ def main() -> None:
                 if how is not None:
                     if how.get("clusters"):
                         how = {**how, "clusters": (max(int(len(train) ** 0.5), len(train) // 74),)}
-                    embedding = Whitening(x.shape[1] if is_fitted(name) else WIDTH, whiten=False)
+                    embedding = Whitening(reduced_width(subject), whiten=False)
                     found = curate_features(x, args.size, scratch=Path(folder), seed=seed, whiten=embedding, **how)
                     index, repeats = found.index, int(found.duplicate.sum())
                 own = train.labels[index]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -145,18 +146,18 @@ class ImageClusterer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterM
 
     def predict(self, X: Any) -> np.ndarray:
         """(N,) int64, the cluster of each of the images X; -1 = it cannot be decoded."""
-        return self._nearest(X)[0]
+        with self._shown() as network:
+            return network.nearest(X)[0]
 
     def score(self, X: Any, y: None = None) -> float:
         """Minus the sum of squared distances of the images X to the centers of their clusters."""
-        return -float(np.nansum(self._nearest(X)[1].astype(np.float64) ** 2))
+        with self._shown() as network:
+            return -float(np.nansum(network.nearest(X)[1].astype(np.float64) ** 2))
 
     def embed(self, X: Any) -> np.ndarray:
         """(N, P) float32 features of the images X in the space of `cluster_centers_`; NaN = not decoded."""
-        features, read = self._features(X)
-        embedded = np.full((len(features), self.cluster_centers_.shape[1]), np.nan, np.float32)
-        embedded[read] = self.model_.embed(features[read])
-        return embedded
+        with self._shown() as network:
+            return self.model_.embed(network.features(X))
 
     def transform(self, X: Any) -> np.ndarray:
         """(N, K) float32 distances of the images X to the centers of the clusters, as KMeans gives them."""
@@ -181,19 +182,12 @@ class ImageClusterer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterM
             raise DeepClusterError("No run was kept to explore: give ImageClusterer a folder, out='runs/photos'.")
         explore(Path(self.out), data=data, port=port, open=open, device=self.device)
 
-    def _features(self, X: Any) -> tuple[np.ndarray, np.ndarray]:
-        """(N, D) features of the network, and (N,) which of the images were decoded."""
+    @contextmanager
+    def _shown(self) -> Iterator[Subject]:
+        """The network on its device; afterwards it can be unpickled where there is no other than the CPU."""
         require_fitted(self)
-        features = Subject("ImageClusterer", self.model_, pick_device(self.device), RESULTS).features(X)
-        self.model_.backbone.cpu()  # it can be unpickled where there is no other device
-        return features, np.isfinite(features[:, 0])
-
-    def _nearest(self, X: Any) -> tuple[np.ndarray, np.ndarray]:
-        """(N,) clusters and (N,) distances of the images X."""
-        features, read = self._features(X)
-        cluster, distance = np.full(len(features), -1, np.int64), np.full(len(features), np.nan, np.float32)
-        cluster[read], distance[read] = self.model_.nearest(features[read])
-        return cluster, distance
+        yield Subject("ImageClusterer", self.model_, pick_device(self.device), RESULTS)
+        self.model_.backbone.cpu()
 
     @property
     def _n_features_out(self) -> int:

@@ -7,6 +7,7 @@ import json
 import os
 import pickle
 import threading
+import zlib
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -62,6 +63,9 @@ def test_images_labels_and_names(tmp_path: Path, struct: bool, monkeypatch: pyte
     np.testing.assert_array_equal(source.labels, np.arange(13) % 3)
     for index in (12, 0, 11, 3, 4, 9):
         np.testing.assert_array_equal(source.read(index), picture(index))
+    write(tmp_path / "train-0a.parquet", 0, 0, struct=struct)  # without rows: the paths of others stay
+    assert len(open_images(str(tmp_path / "*.parquet"))) == 13
+    assert open_images(str(tmp_path / "*.parquet")).path(12) == source.path(12)
     assert source.path(4) == "train-0.parquet/000004" and source.path(12) == "train-1.parquet/000002"
     assert len({source.path(index) for index in range(13)}) == 13
     with pytest.raises(BadImage, match="no bytes"):
@@ -171,7 +175,8 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, d
         def do_GET(self) -> None:
             path = self.path.replace("%2F", "/").split("?")[0]
             for number, (revision, files) in enumerate(served.items()):
-                sha, listing = f"{number}{len(files):039d}", {"Content-Type": "application/json"}
+                sha = f"{number}{zlib.crc32(repr(sorted(files)).encode()):039d}"
+                listing = {"Content-Type": "application/json"}
                 if path == f"/api/datasets/we/photos/revision/{revision}":
                     names = [{"rfilename": name} for name in files]
                     answer: Any = {"id": "we/photos", "sha": sha, "siblings": names, "private": False}
@@ -186,6 +191,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, d
                     continue
                 return
             self.send_response(404)
+            self.send_header("X-Error-Code", "RevisionNotFound" if "/we/photos/" in path else "RepoNotFound")
             self.send_header("Content-Length", "0")
             self.end_headers()
 
@@ -219,8 +225,12 @@ def test_a_data_set_of_the_hub(hub: dict[str, dict[str, Path]], tmp_path: Path) 
     np.testing.assert_array_equal(open_images("hf:we/photos?split=test").read(5), picture(35))
     with pytest.raises(DeepClusterError, match="no parquet files of split 'dev'"):
         open_images("hf:we/photos?split=dev")
+    hub["main"] = {f"data/{split}-0.parquet": test for split in ("test", "valid")}  # of which one was fetched before
+    assert len(open_images("hf:we/photos?split=test")) == 6 and len(open_images("hf:we/photos")) == 12
     with pytest.raises(DeepClusterError, match="no option 'slpit'"):
         open_images("hf:we/photos?slpit=dev")
+    with pytest.raises(DeepClusterError, match="hf:we/photos could not be fetched"):
+        open_images("hf:we/photos?revision=v9")
     with pytest.raises(DeepClusterError, match="hf:we/other could not be fetched"):
         open_images("hf:we/other")
 

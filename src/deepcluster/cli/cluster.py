@@ -81,9 +81,7 @@ def cluster(
         options["k"] = k
     check_options(algorithm, options)
     if is_table(Path(source)):
-        for name, given in (("backbone", backbone != "auto"), ("image-size", image_size), ("overwrite", overwrite)):
-            if given:
-                raise DeepClusterError(f"--{name} is for images, and {source} is a feature table: leave it out.")
+        refuse_options_of_images(source, backbone, image_size, overwrite)
         _cluster_table(Path(source), out, algorithm, options, 256 if whiten is None else whiten, json)
         return
     must_exist(source)
@@ -126,6 +124,13 @@ def cluster(
         f"{out}: {int((run.assignment >= 0).sum()):,} images in {sizes['clusters_used']:,} clusters of"
         f" {sizes['size_min']:,}-{sizes['size_max']:,}; open {page}, or: deepcluster explore {out}",
     )
+
+
+def refuse_options_of_images(table: str, backbone: str, image_size: int | None, overwrite: bool) -> None:
+    """Raises DeepClusterError where a feature table comes with an option that images alone have a use for."""
+    for name, given in (("backbone", backbone != "auto"), ("image-size", image_size), ("overwrite", overwrite)):
+        if given:
+            raise DeepClusterError(f"--{name} is for images, and {table} is a feature table: leave it out.")
 
 
 def is_table(path: Path) -> bool:

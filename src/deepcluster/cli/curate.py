@@ -6,10 +6,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from deepcluster.cli.cluster import is_table, source_of
+from deepcluster.cli.cluster import is_table, refuse_options_of_images, source_of
 from deepcluster.cli.common import show
 from deepcluster.data.open import must_exist
-from deepcluster.errors import DeepClusterError
 
 
 def curate(
@@ -65,9 +64,7 @@ def curate(
     screen = Screen(stderr=json)
     how: dict[str, Any] = {"clusters": clusters, "duplicates": duplicates, "resamplings": resamplings, "seed": seed}
     if is_table(Path(source)):
-        for name, given in (("backbone", backbone != "auto"), ("image-size", image_size), ("overwrite", overwrite)):
-            if given:
-                raise DeepClusterError(f"--{name} is for images, and {source} is a feature table: leave it out.")
+        refuse_options_of_images(source, backbone, image_size, overwrite)
         table, about = open_table(Path(source))
         images = source_of(about, len(table))
         check_subset_name(out, images)

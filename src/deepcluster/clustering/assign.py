@@ -21,11 +21,12 @@ from deepcluster.features.product import multiply
 
 ROWS = 512  # rows and
 WIDTH = 1024  # centroids of a tile of scores on a CPU, 2 MiB; more rows where there are fewer centroids
-SPAN = 4096  # rows that one thread takes at a time
-WORTH = 1 << 26  # products below which another thread costs more than it saves
+SPAN = 4096  # rows that one thread takes at a time; more where there would be fewer than
+WORTH = 1 << 26  # products, for which another thread costs more than it saves
 LANES = 32  # a tile's columns are reduced in this many interleaved groups, which vectorizes
 GPU_SCORES = 1 << 27  # scores held at once on an accelerator: 512 MiB
 SUMMED = 512  # rows that are converted to float64 at a time: they stay in a core's own cache
+FEW = 1 << 17  # numbers that one thread sums faster than several
 EXACT = "donot_use_mm_for_euclid_dist"
 
 
@@ -118,7 +119,7 @@ class NearestSearch:
                 torch.sub(best, second, out=margin[i : i + self.rows])
 
 
-def span_of(k: int, dim: int) -> int:  # rows that one thread compares with k centroids at a time
+def span_of(k: int, dim: int) -> int:
     return max(SPAN, WORTH // (k * dim))
 
 
@@ -244,8 +245,7 @@ def add_sums(
                 exact.mul_(weight[start : start + SUMMED, None])
             into.index_add_(0, own, round_(exact, unit), alpha=sign)
 
-    parts = members() if block.numel() * SUMMED > WORTH else 1
-    over_spans(add, block.shape[1], -(-block.shape[1] // parts))
+    over_spans(add, block.shape[1], -(-block.shape[1] // (members() if block.numel() > FEW else 1)))
 
 
 def cluster_means(points: Points, labels: Tensor, centroids: Tensor, unit: float) -> Tensor:

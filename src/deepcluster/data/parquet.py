@@ -7,13 +7,13 @@ as a group has rows. The decode cache reads in order; where the images do not fi
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import parse_qsl
 
@@ -46,7 +46,9 @@ class ParquetImages(Encoded):
     held: tuple[int, Any] = field(default=(-1, None))  # the row group that was read last, and its images
 
     def __post_init__(self) -> None:
-        self._firsts = [int(self.groups[self.groups[:, 0] == file][0, 2]) for file in np.unique(self.groups[:, 0])]
+        self._firsts: dict[int, int] = {}  # file -> its first image
+        for file, _, first in self.groups.tolist():
+            self._firsts.setdefault(file, first)
         shared = os.path.commonpath([os.path.dirname(file) for file in self.files])
         self._names = [printable(os.path.relpath(file, shared or ".")) for file in self.files]
 
@@ -134,38 +136,47 @@ def open_hub(name: str) -> ImageSource:
             none is named.
     """
     from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import RevisionNotFoundError
 
     repo, _, query = name.removeprefix(HUB).partition("?")
     options = dict(parse_qsl(query, keep_blank_values=True))
     if unknown := options.keys() - {"config", "split", "revision"}:
         raise DeepClusterError(f"{HUB}{repo} has no option {min(unknown)!r}: it takes config, split and revision")
-    fetch = partial(snapshot_download, repo, repo_type="dataset")
+    revisions = [options["revision"]] if "revision" in options else ["main", CONVERTED]
+
+    def files_of(revision: str, split: str) -> dict[PurePosixPath, str]:
+        """Place in the data set -> file, of those with the word `split` in their place, all where it is empty."""
+        pattern = f"*{split}*.parquet" if split else "*.parquet"
+        folder = Path(snapshot_download(repo, repo_type="dataset", revision=revision, allow_patterns=pattern))
+        found = {PurePosixPath(file.relative_to(folder).as_posix()): str(file) for file in folder.rglob("*.parquet")}
+        return {
+            place: found[place]
+            for place in sorted(found, key=lambda place: natural_key(str(place)))
+            if not split or split in re.split(r"[/._-]", str(place))
+        }
+
+    asked, chosen, split = options.get("split", ""), {}, ""
     try:
-        for revision in [options["revision"]] if "revision" in options else ["main", CONVERTED]:
-            named = [f"*{split}*.parquet" for split in [options.get("split", "train")]]
-            folder = Path(fetch(revision=revision, allow_patterns=named))
-            if "split" not in options and not any(folder.rglob("*.parquet")):
-                folder = Path(fetch(revision=revision, allow_patterns="*.parquet"))
-            if files := sorted((str(file) for file in folder.rglob("*.parquet")), key=natural_key):
+        for revision, split in itertools.product(revisions, [asked] if asked else ["train", ""]):
+            try:
+                chosen = files_of(revision, split)
+            except RevisionNotFoundError:
+                if revision != CONVERTED:  # which the hub has of some
+                    raise
+            if chosen:
                 break
     except Exception as error:  # of the connection, the hub, the disk
         raise DeepClusterError(f"{HUB}{repo} could not be fetched: {first_line(error)}") from None
-    words = {file: set(re.split(r"[/\\._-]", str(Path(file).relative_to(folder)))) for file in files}
-    split = options.get("split") or ("train" if any("train" in each for each in words.values()) else None)
-    chosen = [file for file in files if split is None or split in words[file]]
-    parts = {
-        Path(file).relative_to(folder).parts[0] for file in chosen if len(Path(file).relative_to(folder).parts) > 1
-    }
     if "config" in options:
-        chosen = [file for file in chosen if Path(file).relative_to(folder).parts[0] == options["config"]]
-    elif len(parts) > 1:
-        raise DeepClusterError(f"{HUB}{repo} has {', '.join(sorted(parts))}: name one, as by ?config={min(parts)}")
+        chosen = {place: file for place, file in chosen.items() if place.parts[0] == options["config"]}
+    elif len(configs := {place.parts[0] for place in chosen if len(place.parts) > 1}) > 1:
+        raise DeepClusterError(f"{HUB}{repo} has {', '.join(sorted(configs))}: name one, as by ?config={min(configs)}")
     if not chosen:
-        asked = " and ".join(f"{key} {options[key]!r}" for key in ("config", "split") if key in options)
-        raise DeepClusterError(f"{HUB}{repo} has no parquet files{f' of {asked}' if asked else ''}: look at its files")
-    if "split" not in options and split:
+        named = " and ".join(f"{key} {options[key]!r}" for key in ("config", "split") if key in options)
+        raise DeepClusterError(f"{HUB}{repo} has no parquet files{f' of {named}' if named else ''}: look at its files")
+    if split != asked:
         warn(f"{HUB}{repo}: its split {split!r} is read; ?split=NAME names another")
-    return open_parquet(name, chosen)
+    return open_parquet(name, list(chosen.values()))
 
 
 @contextmanager

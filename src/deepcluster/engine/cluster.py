@@ -26,7 +26,7 @@ from deepcluster.data.open import open_images
 from deepcluster.digest import digest
 from deepcluster.distributed import SINGLE, ProcessGroup
 from deepcluster.engine import run_folder
-from deepcluster.engine.describe import FEATURES, FITTED, PART, described, open_describer
+from deepcluster.engine.describe import FEATURES, FITTED, PART, described, open_describer, reduced_width
 from deepcluster.engine.log import Screen
 from deepcluster.engine.model import Model
 from deepcluster.engine.occupy import occupy_to_group
@@ -42,8 +42,6 @@ from deepcluster.types import Clustering, ClusterTree
 
 PRESET = "cluster"
 """What run.json names as the preset."""
-WIDTH = 64
-"""Dimensions that the features are reduced to by PCA; docs/groups.md compares embeddings."""
 
 
 def cluster_images(
@@ -112,8 +110,8 @@ def cluster_images(
         with described(name, subject, pixels, folder, screen, seed=seed, part=part) as (bad, bar):
             run_folder.write_bad_images(folder, pixels)
             bar.describe("grouping")
-            reduced = subject.backbone.dim if fitted else WIDTH  # the directions of patches are scaled already
-            embedding, table = Whitening(whiten or reduced, whiten=whiten > 0), open_table(folder / FEATURES)[0]
+            embedding = Whitening(whiten or reduced_width(subject), whiten=whiten > 0)
+            table = open_table(folder / FEATURES)[0]
             with scratch_folder(folder / FEATURES) as scratch:
                 found, choice = cluster_features(
                     table,

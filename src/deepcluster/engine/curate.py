@@ -22,14 +22,12 @@ from deepcluster.clustering.whitening import Whitening
 from deepcluster.data.cache import SMALL, load_pixels
 from deepcluster.data.source import ImageSource
 from deepcluster.engine import run_folder
-from deepcluster.engine.cluster import WIDTH
-from deepcluster.engine.describe import FEATURES, described, open_describer
+from deepcluster.engine.describe import FEATURES, WIDTH, described, open_describer, reduced_width
 from deepcluster.engine.log import Screen
 from deepcluster.engine.subject import short_side
 from deepcluster.errors import DeepClusterError
 from deepcluster.features.table import open_table
 from deepcluster.io import scratch_folder
-from deepcluster.models.pretrained import is_fitted
 
 
 @dataclass(frozen=True)
@@ -162,8 +160,7 @@ def curate_images(
     with described(name, subject, pixels, folder, screen) as (bad, bar):  # one network for the samples of all seeds
         bar.describe("clustering")
         with scratch_folder(folder / FEATURES) as scratch:
-            # the directions of patches are scaled already
-            embedding = Whitening(subject.backbone.dim if is_fitted(name) else WIDTH, whiten=False)
+            embedding = Whitening(reduced_width(subject), whiten=False)
             table = open_table(folder / FEATURES)[0]
             found = curate_features(table, size, scratch=scratch, seed=seed, bad=bad, whiten=embedding, **how)
     run_folder.tell_bad(pixels, screen)

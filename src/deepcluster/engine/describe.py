@@ -26,6 +26,7 @@ from deepcluster.engine.subject import Subject
 from deepcluster.errors import BadImage, Interrupted
 from deepcluster.features.table import BATCH, write_parts
 from deepcluster.io import write_safetensors
+from deepcluster.models.patches import PatchNet
 from deepcluster.models.pretrained import choose_backbone, is_fitted
 from deepcluster.models.zoo import build_backbone
 from deepcluster.reading import read_tensors
@@ -39,6 +40,8 @@ PART = 4096
 SMALLEST, LARGEST = 96, 224
 """Pixels, bounds of the size that is chosen: a network trained on photos sees little in images of 32 pixels, and
 beyond 224 features gain little for their cost."""
+WIDTH = 64
+"""Dimensions that the features are reduced to by PCA; docs/groups.md compares embeddings."""
 
 
 def open_describer(
@@ -113,6 +116,12 @@ def fitting_size(source: ImageSource, name: str) -> int:
         return int(np.clip(side, 16, SMALLEST))
     step = 14 if "patch14" in name else 32
     return int(np.clip(-(-side // step) * step, -(-SMALLEST // step) * step, LARGEST // step * step))
+
+
+def reduced_width(subject: Subject) -> int:
+    """Dimensions that its features are reduced to before they are grouped: none less of patches, whose directions are
+    scaled already."""
+    return subject.backbone.dim if isinstance(subject.backbone.trunk, PatchNet) else WIDTH
 
 
 def _write_features(

@@ -188,11 +188,7 @@ class Run(Subject):
             data: what `open_images` takes: a folder, shards, an array, a list of paths.
         """
         pixels = data if hasattr(data, "gather") else self.pixels(data)
-        index, features = self.model.features(pixels, device=self.device, check=check, group=self.group)
-        found = self.model.nearest(features)
-        cluster, distance = np.full(len(pixels), -1, np.int64), np.full(len(pixels), np.nan, np.float32)
-        index = self.group.gather_array(index)
-        cluster[index], distance[index] = (self.group.gather_array(column) for column in found)
+        cluster, distance = self.nearest(pixels, check)
         return Assignment([pixels.source.path(position) for position in range(len(pixels))], cluster, distance)
 
 

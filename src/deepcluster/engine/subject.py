@@ -105,6 +105,17 @@ class Subject:
         table[np.searchsorted(rows, index)] = features
         return table
 
+    def nearest(self, data: Any, check: Callable[[int], None] = lambda images: None) -> tuple[np.ndarray, np.ndarray]:
+        """(N,) int64 cluster and (N,) float32 distance to its center, of any images; -1 and NaN for those that cannot
+        be decoded."""
+        pixels = data if hasattr(data, "gather") else self.pixels(data)
+        index, features = self.model.features(pixels, device=self.device, check=check, group=self.group)
+        found = self.model.nearest(features)
+        cluster, distance = np.full(len(pixels), -1, np.int64), np.full(len(pixels), np.nan, np.float32)
+        index = self.group.gather_array(index)
+        cluster[index], distance[index] = (self.group.gather_array(column) for column in found)
+        return cluster, distance
+
     def untrained(self, seed: int = 0) -> Subject:
         """The same network before anything was learned: drawn at random with `seed`."""
         before = copy.copy(self)

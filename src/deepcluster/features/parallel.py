@@ -30,19 +30,18 @@ def team() -> Iterator[None]:
     if _pool.get() is not None:
         yield
         return
-    if threads == 1:
-        with blas().limit(limits=1):
+    with blas().limit(limits=1):
+        if threads == 1:
             yield
-        return
-    pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
-    with blas().limit(limits=1), pool:
-        token = _pool.set(pool)
-        torch.set_num_threads(1)
-        try:
-            yield
-        finally:
-            _pool.reset(token)
-            torch.set_num_threads(threads)
+            return
+        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            token = _pool.set(pool)
+            torch.set_num_threads(1)
+            try:
+                yield
+            finally:
+                _pool.reset(token)
+                torch.set_num_threads(threads)
 
 
 def over_spans(work: Callable[[int, int], T], count: int, span: int) -> list[T]:

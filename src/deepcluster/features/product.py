@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 from collections.abc import Mapping
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -29,7 +30,7 @@ def by_numpy() -> bool:
     others, which its kernels for AVX2 do not.
     """
     has_openblas = any(library["internal_api"] == "openblas" for library in blas().info())
-    return _amd() and has_openblas and rounds_alike()
+    return has_openblas and _amd() and rounds_alike()
 
 
 def _amd() -> bool:
@@ -50,5 +51,7 @@ def rounds_alike() -> bool:
 
 @cache
 def blas() -> ThreadpoolController:
-    """NumPy's BLAS, whose threads `team` limits."""
-    return ThreadpoolController().select(user_api="blas")
+    """NumPy's own BLAS, whose threads `team` limits; SciPy has another, whose decompositions are to have all cores."""
+    found = ThreadpoolController()
+    files = [library["filepath"] for library in found.info() if library["user_api"] == "blas"]
+    return found.select(filepath=[file for file in files if "numpy" in Path(file).parent.name])

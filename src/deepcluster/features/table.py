@@ -221,9 +221,8 @@ class TableInParts:
 
     def span(self, first: int, last: int) -> TableInParts:
         """The rows from `first` to before `last`, of which nothing is read."""
-        starts = self.ends - [len(part) for part in self._parts]
-        pairs = zip(self._parts, starts.tolist(), strict=True)
-        return TableInParts([part[max(0, first - start) : max(0, last - start)] for part, start in pairs])
+        cut = ((part, self._start(k)) for k, part in enumerate(self._parts))
+        return TableInParts([part[max(0, first - start) : max(0, last - start)] for part, start in cut])
 
     def read_rows(self, start: int, into: np.ndarray) -> None:
         """Fills an array (n, D) with the rows from `start` on, see `Rows.read`."""
