@@ -35,7 +35,7 @@ demo: .venv/.user
 	$(BIN)/deepcluster evaluate runs/demo-tiles clusters
 
 test: .venv/.developer
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 test-all: .venv/.developer
 	$(BIN)/python -m pytest -m ""

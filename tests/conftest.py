@@ -11,6 +11,15 @@ import pytest
 import torch
 
 
+LONG_FILES = ("engine/test_processes.py", "benchmarks/test_smoke.py", "engine/test_cluster.py", "engine/test_watch.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The files that take longest come first: begun last, one of them would run on while the other cores are idle."""
+    root = Path(__file__).parent
+    items.sort(key=lambda item: item.path.relative_to(root).as_posix() not in LONG_FILES)
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder of real image sets, or a skip that says where it was looked for."""

@@ -23,7 +23,7 @@ BIN = Path(sys.executable).parent
         "lint-imports --no-cache",
         "ruff check src tests benchmarks examples",
         "ruff format --check src tests benchmarks examples",
-        "mypy",
+        pytest.param("mypy", marks=pytest.mark.slow),  # two thirds of a minute, and `make check` runs it
     ],
 )
 def test_checks_pass(command: str) -> None:

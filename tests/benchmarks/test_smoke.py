@@ -25,7 +25,7 @@ SMALL = {
     "curate": "--train {images} --test {images} --largest 20 --size 20 --test-images 5 --seeds 1",
     "epoch": "--image-size 64 --batch-size 8 --images 16 --k 4 --rounds 1",
     "evaluation": "--data {images} --test {images} --epochs 1 --shots 1 2 --neighbors 1 5 --out {out}/table a={run}",
-    "explore": "--images 3000 --k 50 --dim 16",
+    "explore": "--images 500 --k 10 --dim 16",
     "groups": "{images} --backbone {run} --seeds 1",
     "heads": "{images} --seeds 1 --image-size 64 --backbone timm:tf_efficientnet_lite0",
     "input_pipeline": "--sizes 16 --rounds 1",

@@ -55,7 +55,7 @@ def test_packaged_weights_classify_imagenette() -> None:
     network.load_state_dict(packaged_state(file, network.state_dict()))
     source = open_images(str(IMAGENETTE))
     truth = torch.tensor([CLASSES[source.path(index).split("/")[-2]] for index in range(len(source))])
-    some = np.arange(0, len(source), 20)
+    some = np.arange(0, len(source), 40)
     loader = Loader(
         load_pixels(source, short_side=None, cache_gb=1), some, batch_size=64,
         transform=CenterCrop(160, (0.5,) * 3, (0.5,) * 3),
