@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 
-
 LONG_FILES = ("engine/test_processes.py", "benchmarks/test_smoke.py", "engine/test_cluster.py", "engine/test_watch.py")
 
 
