@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from deepcluster.api import cluster, train
     from deepcluster.config import TrainRun
     from deepcluster.data.open import open_images
+    from deepcluster.engine.hub import from_pretrained
     from deepcluster.engine.run import Run, load_run
     from deepcluster.errors import DeepClusterError
     from deepcluster.estimator import ImageClusterer
@@ -31,6 +32,7 @@ _HOME = {
     "Run": "engine.run",
     "TrainRun": "config",
     "cluster": "api",
+    "from_pretrained": "engine.hub",
     "load_run": "engine.run",
     "open_images": "data.open",
     "train": "api",
@@ -43,6 +45,7 @@ __all__ = [
     "Run",
     "TrainRun",
     "cluster",
+    "from_pretrained",
     "load_run",
     "open_images",
     "train",

@@ -6,14 +6,10 @@ import io
 import json
 import os
 import pickle
-import threading
-import zlib
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-import huggingface_hub
 import numpy as np
 import pyarrow
 import pytest
@@ -25,6 +21,7 @@ from deepcluster.data.cache import load_pixels
 from deepcluster.data.open import open_images
 from deepcluster.data.parquet import ParquetImages
 from deepcluster.errors import BadImage, DeepClusterError, DeepClusterWarning
+from hub import Files, serving
 
 
 def picture(seed: int) -> np.ndarray:
@@ -164,58 +161,13 @@ def test_a_damaged_row_group_costs_its_own_images(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, dict[str, Path]]]:
-    """A server that answers as the hub does for data set `we/photos`: revision -> name -> file."""
-    served: dict[str, dict[str, Path]] = {}
-
-    class Hub(BaseHTTPRequestHandler):
-        def do_HEAD(self) -> None:
-            self.do_GET()
-
-        def do_GET(self) -> None:
-            path = self.path.replace("%2F", "/").split("?")[0]
-            for number, (revision, files) in enumerate(served.items()):
-                sha = f"{number}{zlib.crc32(repr(sorted(files)).encode()):039d}"
-                listing = {"Content-Type": "application/json"}
-                if path == f"/api/datasets/we/photos/revision/{revision}":
-                    names = [{"rfilename": name} for name in files]
-                    answer: Any = {"id": "we/photos", "sha": sha, "siblings": names, "private": False}
-                    self._answer(json.dumps(answer).encode(), listing)
-                elif path == f"/api/datasets/we/photos/tree/{sha}":
-                    answer = [{"type": "file", "path": name, "size": 1, "oid": "0"} for name in files]
-                    self._answer(json.dumps(answer).encode(), listing)
-                elif path.removeprefix(f"/datasets/we/photos/resolve/{sha}/") in files:
-                    body = files[path.removeprefix(f"/datasets/we/photos/resolve/{sha}/")].read_bytes()
-                    self._answer(body, {"ETag": f'"{hash(body)}"', "X-Repo-Commit": sha})
-                else:
-                    continue
-                return
-            self.send_response(404)
-            self.send_header("X-Error-Code", "RevisionNotFound" if "/we/photos/" in path else "RepoNotFound")
-            self.send_header("Content-Length", "0")
-            self.end_headers()
-
-        def _answer(self, body: bytes, headers: dict[str, str]) -> None:
-            self.send_response(200)
-            for key, value in ({"Content-Length": str(len(body))} | headers).items():
-                self.send_header(key, value)
-            self.end_headers()
-            if self.command == "GET":
-                self.wfile.write(body)
-
-        def log_message(self, *_: Any) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    fetch: Any = huggingface_hub.snapshot_download
-    where = {"endpoint": f"http://127.0.0.1:{server.server_port}", "cache_dir": tmp_path / "cache"}
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *a, **more: fetch(*a, **where, **more))
-    yield served
-    server.shutdown()
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Files]]:
+    """Data set `we/photos` of a hub: revision -> name -> file."""
+    with serving(monkeypatch, tmp_path / "cache") as found:
+        yield found["datasets/we/photos"]
 
 
-def test_a_data_set_of_the_hub(hub: dict[str, dict[str, Path]], tmp_path: Path) -> None:
+def test_a_data_set_of_the_hub(hub: dict[str, Files], tmp_path: Path) -> None:
     train, test = write(tmp_path / "1.parquet", 0, 4), write(tmp_path / "2.parquet", 30, 6)
     hub["main"] = {"data/train-00000-of-00001.parquet": train, "data/test-00000-of-00001.parquet": test}
     with pytest.warns(DeepClusterWarning, match="its split 'train' is read"):
@@ -235,7 +187,7 @@ def test_a_data_set_of_the_hub(hub: dict[str, dict[str, Path]], tmp_path: Path) 
         open_images("hf:we/other")
 
 
-def test_a_data_set_that_the_hub_converts(hub: dict[str, dict[str, Path]], tmp_path: Path) -> None:
+def test_a_data_set_that_the_hub_converts(hub: dict[str, Files], tmp_path: Path) -> None:
     hub["main"] = {"README.md": write(tmp_path / "1.parquet", 0, 4)}
     hub["refs/convert/parquet"] = {"default/train/0000.parquet": write(tmp_path / "2.parquet", 40, 4)}
     np.testing.assert_array_equal(open_images("hf:we/photos").read(1), picture(41))

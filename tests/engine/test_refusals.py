@@ -14,12 +14,12 @@ from sklearn.cluster import AgglomerativeClustering
 
 import deepcluster as dc
 from deepcluster.cli.main import main
+from deepcluster.engine import scores
 from deepcluster.engine.log import Screen
 from deepcluster.engine.model import backbone_from
 from deepcluster.engine.train import train_again
 from deepcluster.errors import DeepClusterError
 from deepcluster.explore.explorer import _centroids_of
-from deepcluster.visualize import report_text
 from restarts import SMALL, fit, images, settings
 
 
@@ -149,9 +149,9 @@ def test_scores_of_a_run_that_was_trained_further_say_so(run: Path, tmp_path: Pa
     photos(labelled)
     for words in ((), ("--untrained", "True")):
         assert main(["evaluate", str(run), "knn", "--data", str(labelled), *words]) == 0
-    assert [table.protocol for table in report_text.evaluations(run)] == ["knn", "knn, untrained"]
+    assert [table.protocol for table in scores.evaluations(run)] == ["knn", "knn, untrained"]
     train_again(run, epochs=3, screen=Screen(quiet=True))
-    assert [table.protocol for table in report_text.evaluations(run)] == [
+    assert [table.protocol for table in scores.evaluations(run)] == [
         "knn, of the run before it was trained further: evaluate it again",
         "knn, untrained",
     ]

@@ -17,11 +17,12 @@ import pytest
 import torch
 from PIL import Image
 
+from deepcluster.data.naming import short_name
 from deepcluster.data.open import open_images
 from deepcluster.engine.model import MODEL
 from deepcluster.engine.run import Run
+from deepcluster.engine.scores import evaluations
 from deepcluster.visualize import history, report_text
-from deepcluster.visualize.clustered_images import short_name
 from deepcluster.visualize.report import embedded_thumbnail, environment, write_report
 
 from .conftest import HOSTILE, K, N, metrics_row, rewritten
@@ -118,7 +119,7 @@ def test_the_page_describes_the_run(run: Run) -> None:
     (folder / "broken.json").write_text("{")
     for number, other in enumerate(("[1]", '{"scores": 3}', '{"scores": {}, "settings": [1]}', "[" * 50_000, "\0")):
         (folder / f"other{number}.json").write_text(other)
-    [table] = report_text.evaluations(run.folder)
+    [table] = evaluations(run.folder)
     assert table.rows == [("knn20_top1", "54.3", ""), ("k10_nmi", "40.0", "1.2"), ("odd", "n/a", "")]
     assert table.settings == [("k", "[20]")]
     words = report(

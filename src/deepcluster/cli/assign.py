@@ -12,7 +12,7 @@ def assign(run: Path, /, *, data: str, out: Path, device: str = "auto", json: bo
     """Writes the cluster of each image and its distance to the centroid, for any images, by the saved model alone.
 
     Args:
-        run: the run folder.
+        run: the run folder, or what was shared of one: the folder of `export --format huggingface`, or hf:NAME.
         data: images, as for train.
         out: the table to write: .csv or .parquet with the columns index, path, cluster, distance.
     """
@@ -22,10 +22,13 @@ def assign(run: Path, /, *, data: str, out: Path, device: str = "auto", json: bo
     must_exist(data)
     with several_processes() as group:
         from deepcluster.engine.log import Screen
-        from deepcluster.engine.run import load_run
+        from deepcluster.engine.model import CLUSTERS
+        from deepcluster.engine.run import load_run, load_subject
+        from deepcluster.models.hugging_face import HUB
 
         screen = Screen(quiet=not group.is_first, stderr=json)
-        loaded = load_run(run, device)
+        shared = str(run).startswith(HUB) or (run / CLUSTERS).is_file()
+        loaded = load_subject(run, device=device) if shared else load_run(run, device)
         loaded.group = group
         pixels = loaded.pixels(data)
         with screen.bar("assigning", len(pixels)) as advance:

@@ -51,7 +51,7 @@ def open_network(
 
     Args:
         model: a run folder, a file of weights, or a backbone (any timm model as timm:NAME, a torchvision model as
-            torchvision:NAME, a Hugging Face folder of timm).
+            torchvision:NAME, a Hugging Face folder of timm or of a shared run, or hf:NAME on the hub).
         untrained: use the same network with random weights, as a baseline.
         image_size: for a backbone by name: side of its input images in pixels; None = the size its weights were
             trained at.

@@ -62,9 +62,7 @@ def export(
 
         file = export_onnx(model, out, about)
     elif format == "huggingface":
-        from deepcluster.visualize.model_card import write_hub_folder
-
-        file = write_hub_folder(loaded, out)
+        file = loaded.save_pretrained(out)
     else:
         file = export_backbone(model.backbone, format, out, about)
     size = sum(each.stat().st_size for each in (file.iterdir() if file.is_dir() else [file]))

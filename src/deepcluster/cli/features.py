@@ -28,7 +28,8 @@ def features(
 
     Args:
         model: a run folder, a backbone (any timm model as timm:NAME, a torchvision model as torchvision:NAME, a Hugging
-            Face folder of timm), or a file of weights: .safetensors, or a checkpoint released by DeepCluster's authors.
+            Face folder of timm or of a shared run, or hf:NAME on the hub), or a file of weights: .safetensors, or a
+            checkpoint released by DeepCluster's authors.
         data: images, as for train.
         out: the .npy file to write, or a folder for a table in several files, which continues after an interruption;
             rows of images that cannot be decoded are NaN.

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from functools import lru_cache
 from itertools import takewhile
-from pathlib import PurePosixPath
+from pathlib import PurePath, PurePosixPath
 
 import numpy as np
 
@@ -133,3 +133,10 @@ def labels_from_names(names: Sequence[str | None]) -> tuple[np.ndarray | None, t
     classes = tuple(sorted(set(texts.values()), key=natural_key))
     number = {name: k for k, name in enumerate(classes)}
     return np.array([number[texts[str(name)]] for name in names], np.int64), classes
+
+
+def short_name(name: str) -> str:
+    """The last part of a path or glob; of `torchvision:CIFAR10?root=...` what stands before the options."""
+    if re.match(r"\w{2,}:", name):
+        return name.partition("?")[0]
+    return PurePath(name).name or name

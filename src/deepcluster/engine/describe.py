@@ -26,6 +26,7 @@ from deepcluster.engine.subject import Subject
 from deepcluster.errors import BadImage, Interrupted
 from deepcluster.features.table import BATCH, write_parts
 from deepcluster.io import write_safetensors
+from deepcluster.models.hugging_face import HUB
 from deepcluster.models.patches import PatchNet
 from deepcluster.models.pretrained import choose_backbone, is_fitted
 from deepcluster.models.zoo import build_backbone
@@ -55,7 +56,7 @@ def open_describer(
     """
     name, sentence = choose_backbone(backbone)
     screen.print(sentence)
-    if image_size is None and not Path(name).exists():
+    if image_size is None and not (name.startswith(HUB) or Path(name).exists()):
         image_size = fitting_size(source, name)
     if not is_fitted(name):
         return name, load_subject(name, image_size=image_size, device=device)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -143,6 +143,12 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
             with judged(f"Line {number:,} of {file}", advice):
                 rows.append(_row(parse_json(text)))
     return rows
+
+
+def seconds_taken(rows: Sequence[Mapping[str, Any]]) -> float:
+    """Everything that the epochs took."""
+    parts = [f"seconds_{part}" for part in ("train", "features", "cluster")]
+    return float(sum(row.get(part) or 0.0 for row in rows for part in parts))
 
 
 def _row(value: Any) -> dict[str, Any]:

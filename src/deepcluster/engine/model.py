@@ -32,6 +32,8 @@ from deepcluster.reading import parse_json, read_tensors
 from deepcluster.types import ClusterTree, Embedding
 
 MODEL = "model.safetensors"
+CLUSTERS = "clusters.safetensors"
+"""The same in a folder for the hub, where model.safetensors is timm's name for the network."""
 EMBEDDINGS: dict[str, type] = {"whitening": Whitening, "projection": ProjectionHead}
 """What a file calls the steps between features and centroids -> their class."""
 

@@ -7,7 +7,6 @@ training data, the checkpoint or the preset.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
@@ -23,16 +22,16 @@ from deepcluster.data.open import open_images
 from deepcluster.data.source import ImageSource
 from deepcluster.distributed import SINGLE, ProcessGroup
 from deepcluster.engine import checkpoint
-from deepcluster.engine.assignment import Assignment, column
+from deepcluster.engine.assignment import column
 from deepcluster.engine.fabric import pick_device
 from deepcluster.engine.log import read_metrics
-from deepcluster.engine.model import MODEL, Model, backbone_from, bare_model, published_backbone
+from deepcluster.engine.model import CLUSTERS, MODEL, Model, backbone_from, bare_model, published_backbone
 from deepcluster.engine.run_folder import read_config
 from deepcluster.engine.subject import CACHE_GB, RESULTS, Subject
 from deepcluster.errors import DeepClusterError
 from deepcluster.methods.params import MethodParams, method_class
 from deepcluster.models.backbone import Backbone
-from deepcluster.models.hugging_face import is_folder
+from deepcluster.models.hugging_face import HUB, fetch, is_folder
 from deepcluster.models.zoo import build_backbone
 from deepcluster.reading import read_csv
 from deepcluster.seal import seal_of
@@ -143,15 +142,6 @@ class Run(Subject):
             return super().whitening
         return whitening
 
-    def embed(self, features: np.ndarray) -> np.ndarray:
-        """(M, P) float32 unit rows in the space of the centroids, of (M, D) backbone features."""
-        return self.model.embed(features)
-
-    @property
-    def centroids(self) -> Tensor:
-        """(K, P) in the space of `embed`."""
-        return self.model.centroids
-
     @property
     def head(self) -> tuple[Tensor, Tensor] | None:
         """Weight (K, D) and bias (K,) of the (first) classifier over clusters in the last checkpoint, if it has one; of
@@ -181,15 +171,38 @@ class Run(Subject):
 
         return build.untrained(self.config)
 
-    def assign(self, data: Any, check: Callable[[int], None] = lambda images: None) -> Assignment:
-        """The cluster and distance of any images, new ones too.
+    def save_pretrained(self, folder: Path | str) -> Path:
+        """Writes what others need of the run to a new folder, which `from_pretrained` opens: its network, in timm's
+        form too where timm has one like it, its clusters, and README.md, a model card with method, data, seconds and
+        scores. Neither images nor their paths are in it.
+
+        Raises:
+            DeepClusterError: there are no clusters yet, or the folder holds something or cannot be written.
+        """
+        from deepcluster.engine.model_card import write_hub_folder
+
+        return write_hub_folder(self, Path(folder))
+
+    def push_to_hub(
+        self, repo: str, *, private: bool = False, token: str | None = None, message: str = "Run of deepcluster"
+    ) -> str:
+        """Puts that folder on the Hugging Face hub, as a commit to a repository that is made if there is none.
 
         Args:
-            data: what `open_images` takes: a folder, shards, an array, a list of paths.
+            repo: such as "we/photos".
+            private: whether a repository that is made is seen by its owner only.
+            token: of the account; None = that of `hf auth login`.
+            message: of the commit.
+
+        Returns:
+            The address of the repository.
+
+        Raises:
+            DeepClusterError: there are no clusters yet, or the hub cannot be reached or refuses.
         """
-        pixels = data if hasattr(data, "gather") else self.pixels(data)
-        cluster, distance = self.nearest(pixels, check)
-        return Assignment([pixels.source.path(position) for position in range(len(pixels))], cluster, distance)
+        from deepcluster.engine.hub import push
+
+        return push(self, repo, private, token, message)
 
 
 def load_run(folder: Path | str, device: str = "auto") -> Run:
@@ -207,10 +220,12 @@ def load_subject(
     results: Path | None = None,
     group: ProcessGroup = SINGLE,
 ) -> Subject:
-    """Opens a run folder, weights in a file or folder (`engine.model.backbone_from` lists them), or a backbone by name.
+    """Opens a run folder, weights in a file or folder (`engine.model.backbone_from` lists them), what
+    `Run.save_pretrained` wrote, or a backbone by name.
 
     Args:
-        name: the folder, the file, or a name such as "timm:resnet50.a1_in1k", whose weights are fetched.
+        name: the folder, the file, or a name such as "timm:resnet50.a1_in1k" or "hf:we/photos", whose weights are
+            fetched.
         device: auto, cpu, cuda, mps.
         image_size: for a backbone by name or a Hugging Face folder, side of the images it sees; None = what its
             weights were made for, or 224.
@@ -222,15 +237,17 @@ def load_subject(
     Raises:
         DeepClusterError: there is no such folder, file or backbone, or a size was given to what has its own.
     """
-    path = Path(name)
-    run = (path / "run.json").is_file()
-    if image_size is not None and (run or path.is_file()):
+    path = fetch(str(name), [CLUSTERS]) if str(name).startswith(HUB) else Path(name)
+    run, shared = (path / "run.json").is_file(), path / CLUSTERS
+    if image_size is not None and (run or path.is_file() or shared.is_file()):
         raise DeepClusterError(f"{name} knows the size of its images: leave out --image-size.")
     if run:
         subject: Subject = load_run(path, device)
     else:
         folder = RESULTS / re.sub(r"[^\w.-]+", "-", str(name)).strip("-.")
-        subject = Subject(str(name), _model(str(name), image_size, untrained), pick_device(device), folder)
+        model = Model.load(shared) if shared.is_file() else _model(str(name), path, image_size, untrained)
+        subject = Subject(str(name), model, pick_device(device), folder)
+        subject.clustered = len(model.centroids) > 1
     if untrained:
         subject = subject.untrained(seed)
     if results is not None:
@@ -239,8 +256,7 @@ def load_subject(
     return subject
 
 
-def _model(name: str, image_size: int | None, untrained: bool) -> Model:
-    path = Path(name)
+def _model(name: str, path: Path, image_size: int | None, untrained: bool) -> Model:
     if path.is_file() or path.suffix in (".tar", ".pth", ".safetensors") or is_folder(path):
         return bare_model(backbone_from(path, image_size))
     if path.exists():

@@ -13,12 +13,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from deepcluster.clustering.whitening import Whitening
 from deepcluster.data.cache import Pixels, load_pixels
 from deepcluster.data.open import open_images
 from deepcluster.data.source import ImageSource
 from deepcluster.distributed import SINGLE
+from deepcluster.engine.assignment import Assignment
 from deepcluster.engine.model import Model
 from deepcluster.errors import DeepClusterError
 from deepcluster.models.backbone import Backbone
@@ -115,6 +117,33 @@ class Subject:
         index = self.group.gather_array(index)
         cluster[index], distance[index] = (self.group.gather_array(column) for column in found)
         return cluster, distance
+
+    def embed(self, features: np.ndarray) -> np.ndarray:
+        """(M, P) float32 rows in the space of the centroids, of (M, D) backbone features."""
+        return self.model.embed(features)
+
+    @property
+    def centroids(self) -> Tensor:
+        """(K, P) in the space of `embed`."""
+        return self.model.centroids
+
+    def assign(self, data: Any, check: Callable[[int], None] = lambda images: None) -> Assignment:
+        """The cluster and distance of any images, new ones too.
+
+        Args:
+            data: what `open_images` takes: a folder, shards, an array, a list of paths.
+
+        Raises:
+            DeepClusterError: a network alone, which has no clusters.
+        """
+        if not len(self.centroids):
+            raise DeepClusterError(
+                f"{self.name} is a network without clusters: group images by it with `deepcluster cluster S --backbone"
+                f" {self.name} --out RUN`, and give that run."
+            )
+        pixels = data if hasattr(data, "gather") else self.pixels(data)
+        cluster, distance = self.nearest(pixels, check)
+        return Assignment([pixels.source.path(position) for position in range(len(pixels))], cluster, distance)
 
     def untrained(self, seed: int = 0) -> Subject:
         """The same network before anything was learned: drawn at random with `seed`."""

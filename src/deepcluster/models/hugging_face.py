@@ -6,21 +6,25 @@ Nothing in such a folder is run, and nothing outside it is read that its config.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qsl
 
 import torch
 
-from deepcluster.errors import DeepClusterError
+from deepcluster.errors import DeepClusterError, first_line
 from deepcluster.io import write_json, write_safetensors
 from deepcluster.models.backbone import Backbone
+from deepcluster.models.pretrained import hub_answers
 from deepcluster.models.resnet import RESNETS
 from deepcluster.models.timm_backbone import NOT_LAYERS, create
 from deepcluster.models.torch_files import read_torch
 from deepcluster.models.zoo import build_backbone
 from deepcluster.reading import judged, read_json, read_tensors, read_text, require_finite
 
+HUB = "hf:"
 CONFIG, WEIGHTS = "config.json", ("model.safetensors", "pytorch_model.bin")
 ADVICE = "give the whole folder, as timm's save_for_hf or push_to_hf_hub wrote it."
 KEPT = ("input_size", "fixed_input_size", "pool_size", "mean", "std", "num_classes", "classifier", "first_conv")
@@ -123,6 +127,34 @@ def describe(folder: Path | str) -> str:
             found = re.search(r"^license: *([\w.-]+)", read_text(card, advice=ADVICE), re.M)
             licence = found[1] if found else None
     return f"{config['architecture']} from the folder {folder} ({licence or 'which does not tell its licence'})"
+
+
+def fetch(name: str, wanted: Sequence[str]) -> Path:
+    """The folder of `hf:NAME?revision=main`, a repository of models on the hub, whose files are downloaded once.
+
+    Args:
+        wanted: names of the files that are taken beside config.json and the weights.
+
+    Raises:
+        DeepClusterError: there is no such repository, or it cannot be fetched.
+    """
+    from huggingface_hub import snapshot_download
+
+    repo, _, query = name.removeprefix(HUB).partition("?")
+    options = dict(parse_qsl(query, keep_blank_values=True))
+    if unknown := options.keys() - {"revision"}:
+        raise DeepClusterError(f"{HUB}{repo} has no option {min(unknown)!r}: it takes revision.")
+    safe, pickled = WEIGHTS
+    more: dict[str, Any] = {"revision": options.get("revision"), "local_files_only": not hub_answers()}
+    try:
+        folder = Path(snapshot_download(repo, allow_patterns=[CONFIG, safe, *wanted], **more))
+        if not any((folder / file).is_file() for file in (safe, *wanted)):
+            folder = Path(snapshot_download(repo, allow_patterns=[CONFIG, pickled], **more))
+    except Exception as error:  # of the connection, the hub, the disk
+        raise DeepClusterError(
+            f"{HUB}{repo} could not be fetched ({first_line(error)}): give a folder, or a repository such as we/photos."
+        ) from None
+    return folder
 
 
 def _read_config(folder: Path) -> dict[str, Any]:

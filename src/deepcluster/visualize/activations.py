@@ -16,6 +16,7 @@ from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
 from deepcluster.clustering.whitening import Whitening
+from deepcluster.data.naming import short_name
 from deepcluster.engine.log import Screen
 from deepcluster.engine.model import Model
 from deepcluster.engine.subject import Subject
@@ -24,7 +25,7 @@ from deepcluster.models.heads import ProjectionHead
 from deepcluster.models.sobel import Sobel
 from deepcluster.random import seeded
 from deepcluster.visualize import objectives
-from deepcluster.visualize.clustered_images import SILENT, check_clusters, require_clusters, short_name
+from deepcluster.visualize.clustered_images import SILENT, check_clusters, require_clusters
 from deepcluster.visualize.images import enlarged, grid, stacked, text_line, titled
 from deepcluster.visualize.layers import check_size, choose_filters, deepest_layer
 from deepcluster.visualize.objectives import FrozenNetwork, Objective, l2, total_variation

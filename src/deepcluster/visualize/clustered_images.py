@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import PurePath
 from typing import Any
 
 import numpy as np
@@ -138,10 +136,3 @@ def reader(source: ImageSource, side: int) -> Callable[[int], np.ndarray | None]
         return None
 
     return read
-
-
-def short_name(name: str) -> str:
-    """The last part of a path or glob; of `torchvision:CIFAR10?root=...` what stands before the options."""
-    if re.match(r"\w{2,}:", name):
-        return name.partition("?")[0]
-    return PurePath(name).name or name

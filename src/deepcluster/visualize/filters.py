@@ -9,10 +9,10 @@ from matplotlib.colors import hsv_to_rgb
 from scipy.signal import convolve2d
 from torch import nn
 
+from deepcluster.data.naming import short_name
 from deepcluster.engine.subject import Subject
 from deepcluster.errors import DeepClusterError
 from deepcluster.models.backbone import Backbone
-from deepcluster.visualize.clustered_images import short_name
 from deepcluster.visualize.images import WHITE, enlarged, grid, titled
 from deepcluster.visualize.style import Pictures
 

@@ -13,6 +13,7 @@ from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 from sklearn.preprocessing import normalize
 
+from deepcluster.data.naming import short_name
 from deepcluster.engine.log import Screen
 from deepcluster.engine.subject import Subject
 from deepcluster.errors import DeepClusterError
@@ -25,7 +26,6 @@ from deepcluster.visualize.clustered_images import (
     reader,
     require_clusters,
     require_labels,
-    short_name,
 )
 from deepcluster.visualize.images import WHITE, thumbnail, titled
 from deepcluster.visualize.letters import verbatim

@@ -18,8 +18,9 @@ from markupsafe import Markup
 from deepcluster.config import params_of
 from deepcluster.data.decode import decode
 from deepcluster.data.formats import BYTES
-from deepcluster.data.naming import printable
+from deepcluster.data.naming import printable, short_name
 from deepcluster.data.source import ImageSource
+from deepcluster.engine import scores
 from deepcluster.engine.clock import duration
 from deepcluster.engine.run import Run
 from deepcluster.errors import BadImage, DeepClusterError
@@ -31,7 +32,6 @@ from deepcluster.visualize.clustered_images import (
     check_training_images,
     class_name,
     reader,
-    short_name,
     training_clusters,
 )
 from deepcluster.visualize.clusters import contact, largest, main_classes
@@ -112,7 +112,7 @@ def write_report(run: Run, *, clusters: int = 24, images: int = 12) -> Path:
         title=f"{config.get('preset', 'run')} on {short_name(str(config.get('data', 'images')))}",
         run=told,
         remarks=report_text.remarks(told, len(bad_rows), run.folder),
-        evaluations=report_text.evaluations(run.folder),
+        evaluations=scores.evaluations(run.folder),
         curves=[Markup(svg) for svg in curves],  # every text in them is ours
         spread=spread,
         sizes=[Markup(svg) for svg in plots],
@@ -124,8 +124,8 @@ def write_report(run: Run, *, clusters: int = 24, images: int = 12) -> Path:
         bad=len(bad_rows),
         bad_rows=bad_rows[: report_text.BAD_SHOWN],
         command=report_text.command(config, run.folder),
-        settings=report_text.flat(report_text.settings_used(config)),
-        versions=report_text.flat(config.get("versions", {})),
+        settings=scores.flat(report_text.settings_used(config)),
+        versions=scores.flat(config.get("versions", {})),
     )
     return write_text(run.folder / "report.html", printable(html))
 

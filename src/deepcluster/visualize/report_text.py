@@ -1,38 +1,27 @@
-"""What the report says about a run in words and numbers: remarks, settings, evaluations; more in report_text.html.
+"""What the report says about a run in words and numbers: remarks, settings; more in report_text.html.
 
-This file knows run.json, metrics.jsonl and the JSON of evaluations; it knows nothing of pictures or HTML.
+This file knows run.json and metrics.jsonl; it knows nothing of pictures or HTML.
 """
 
 from __future__ import annotations
 
-import json
-import math
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from deepcluster.clustering.algorithms import ALGORITHMS
 from deepcluster.config import AUTO, params_of
 from deepcluster.engine.health import check_clusters, check_loss
-from deepcluster.engine.model import MODEL, PRETRAINED
-from deepcluster.errors import DeepClusterError
+from deepcluster.engine.log import seconds_taken
+from deepcluster.engine.model import PRETRAINED
+from deepcluster.engine.scores import is_number
 from deepcluster.methods.params import MethodParams
-from deepcluster.reading import read_json
-from deepcluster.seal import seal_of
 
 BAD_SHOWN = 200
-
-
-class Evaluation(NamedTuple):
-    """One table of RUN/evaluation: rows of (score, per cent, deviation) and its settings."""
-
-    protocol: str
-    rows: list[tuple[str, str, str]]
-    settings: list[tuple[str, str]]
 
 
 @dataclass(frozen=True)
@@ -51,17 +40,17 @@ class Numbers:
 
     def course(self, key: str) -> list[float]:
         """The numbers of one key over the epochs; some are known only in epochs that recluster."""
-        return [float(row[key]) for row in self.metrics if _is_number(row.get(key))]
+        return [float(row[key]) for row in self.metrics if is_number(row.get(key))]
 
     @property
     def last(self) -> dict[str, float]:
         """The last number of every key."""
-        return {key: value for row in self.metrics for key, value in row.items() if _is_number(value)}
+        return {key: value for row in self.metrics for key, value in row.items() if is_number(value)}
 
     @property
     def seconds(self) -> float:
         """Everything that the epochs took."""
-        return sum(sum(self.course(f"seconds_{part}")) for part in ("train", "features", "cluster"))
+        return seconds_taken(self.metrics)
 
     @property
     def params(self) -> MethodParams:
@@ -140,41 +129,6 @@ def settings_used(config: Mapping[str, Any]) -> dict[str, Any]:
     return {name: settings[name] for name in kept if name in settings}
 
 
-def flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    """Nested settings as (dotted name, value) rows."""
-    rows = []
-    for name, value in values.items():
-        if isinstance(value, Mapping) and value:
-            rows += flat(value, f"{prefix}{name}.")
-        else:
-            rows.append((prefix + name, json.dumps(value, ensure_ascii=False, default=str).strip('"')))
-    return rows
-
-
-def evaluations(folder: Path) -> list[Evaluation]:
-    """Every readable RUN/evaluation/*.json, by name, and those of the untrained network behind them."""
-    found = []
-    kept, now = folder / "evaluation", seal_of(folder / MODEL)
-    for file in (*sorted(kept.glob("*.json")), *sorted(kept.glob("untrained/*.json"))):
-        try:
-            content = read_json(file, advice="evaluate the run again.")
-        except DeepClusterError:
-            continue  # a file of someone else's; the page is about the run
-        values, settings = content.get("scores"), content.get("settings") or {}
-        if not isinstance(values, dict) or not isinstance(settings, dict):
-            continue
-        rows = [
-            (name, _percent(value), _percent(values.get(f"{name}_std"), empty=""))
-            for name, value in values.items()
-            if not (name.endswith("_std") and name.removesuffix("_std") in values)
-        ]
-        said = ", untrained" if file.parent != kept else ""
-        if now and settings.get("model", now) != now:
-            said += ", of the run before it was trained further: evaluate it again"
-        found.append(Evaluation(str(content.get("protocol", file.stem)) + said, rows, flat(settings)))
-    return found
-
-
 def number(value: float, places: int = 0) -> str:
     """A number with commas and so many decimals."""
     return f"{value:,.{places}f}"
@@ -183,11 +137,3 @@ def number(value: float, places: int = 0) -> str:
 def count(items: int, noun: str) -> str:
     """So many things: 1 image, 2,000 images."""
     return f"{items:,} {noun}{'s' * (items != 1)}"
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _percent(value: Any, empty: str = "n/a") -> str:
-    return f"{100 * value:.1f}" if _is_number(value) else empty

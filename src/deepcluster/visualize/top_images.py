@@ -16,6 +16,7 @@ from torch import Tensor
 
 from deepcluster.data.cache import Pixels
 from deepcluster.data.loader import Loader
+from deepcluster.data.naming import short_name
 from deepcluster.data.transforms import CenterCrop
 from deepcluster.engine.log import Screen
 from deepcluster.engine.subject import Subject
@@ -23,7 +24,7 @@ from deepcluster.errors import DeepClusterError
 from deepcluster.models.backbone import Backbone
 from deepcluster.models.taps import read_taps
 from deepcluster.visualize.activations import Recipe, filter_objective, maximize
-from deepcluster.visualize.clustered_images import SILENT, open_pixels, short_name
+from deepcluster.visualize.clustered_images import SILENT, open_pixels
 from deepcluster.visualize.images import grid, letterboxed, padded, side_by_side, stacked, text_line, thumbnail, titled
 from deepcluster.visualize.layers import choose_filters, deepest_layer, feature_maps
 from deepcluster.visualize.receptive_fields import ReceptiveField, receptive_field

@@ -6,23 +6,20 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from deepcluster.data.naming import printable
-from deepcluster.engine.model import PRETRAINED
+from deepcluster.data.naming import printable, short_name
+from deepcluster.engine.log import seconds_taken
+from deepcluster.engine.model import CLUSTERS, PRETRAINED
+from deepcluster.engine.scores import evaluations
 from deepcluster.io import new_folder, write_text
 from deepcluster.methods.params import method_name
 from deepcluster.models import hugging_face
-from deepcluster.visualize import report_text
-from deepcluster.visualize.clustered_images import short_name
 
 if TYPE_CHECKING:
     from deepcluster.engine.run import Run
 
-MODEL = "clusters.safetensors"
-"""Backbone, embedding and centroids; model.safetensors is timm's name for its own."""
-
 
 def write_hub_folder(run: Run, out: Path) -> Path:
-    """Writes README.md and `MODEL` to a new folder, and timm's form of the network where timm has one like it.
+    """Writes README.md and `CLUSTERS` to a new folder, and timm's form of the network where timm has one like it.
 
     Raises:
         DeepClusterError: the folder holds something, or cannot be written.
@@ -31,7 +28,7 @@ def write_hub_folder(run: Run, out: Path) -> Path:
         known = hugging_face.architecture(run.backbone) is not None
         if known:
             hugging_face.write_folder(run.backbone, folder)
-        run.model.save(folder / MODEL, owner=run.id)
+        run.model.save(folder / CLUSTERS, owner=run.id)
         write_text(folder / "README.md", card(run, known))
     return out
 
@@ -43,7 +40,6 @@ def card(run: Run, known: bool) -> str:
         known: the network is there in timm's form, too.
     """
     config, settings = run.config, run.config["settings"]
-    told = report_text.Numbers(config, run.metrics, None)
     data, name = short_name(str(config["data"])), str(run.backbone.name)
     facts = [("network", f"{name}, for images of {run.image_size} px")]
     if run.params.trains:
@@ -59,15 +55,15 @@ def card(run: Run, known: bool) -> str:
         ("clusters", f"{len(run.centroids):,}"),
     ]
     if run.metrics:
-        facts += [("epochs", f"{len(run.metrics):,}"), ("seconds", f"{told.seconds:,.0f}")]
+        facts += [("epochs", f"{len(run.metrics):,}"), ("seconds", f"{seconds_taken(run.metrics):,.0f}")]
     facts.append(("versions", ", ".join(f"{part} {value}" for part, value in config["versions"].items())))
     scores = [
         (found.protocol, score, value, deviation)
-        for found in report_text.evaluations(run.folder)
+        for found in evaluations(run.folder)
         for score, value, deviation in found.rows
     ]
     tags = "pipeline_tag: image-feature-extraction\ntags:\n- clustering\n- deepcluster"
-    library, use = "deepcluster", [f"deepcluster features {MODEL} --data photos/ --out features.npy"]
+    library, use = "deepcluster", [f"deepcluster features {CLUSTERS} --data photos/ --out features.npy"]
     if known:
         library, use = "timm", [*use, "deepcluster cluster photos/ --out runs/photos --backbone FOLDER"]
     parts = [
