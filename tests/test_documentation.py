@@ -14,6 +14,7 @@ import shlex
 import sys
 import typing
 from collections.abc import Iterator
+from dataclasses import fields
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,6 +25,7 @@ from deepcluster.cli import evaluate, visualize
 from deepcluster.cli.main import main
 from deepcluster.cli.options import Function
 from deepcluster.config import names
+from deepcluster.methods.params import METHODS
 from deepcluster.presets import PRESETS
 
 ROOT = Path(__file__).parents[1]
@@ -364,3 +366,12 @@ def test_links_and_pictures_are_there(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#\s]+)(?:#[\w-]*)?\)", page.read_text()):
         if not target.startswith(("http:", "https:")):
             assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+@pytest.mark.parametrize("method", [name for name in METHODS if name != "frozen"])
+def test_the_page_of_a_method_has_all_of_its_options(method: str) -> None:
+    text = (ROOT / "docs" / f"method-{method}.md").read_text()
+    rows = dict(re.findall(r"^\| `--method\.([\w-]+)` \| (\S+) \| .+ \|$", text, re.M))
+    defaults = {field.name.replace("_", "-"): str(field.default) for field in fields(METHODS[method][0])}  # type: ignore[arg-type]
+    assert rows == defaults
+    assert all(f"\n## {part}\n" in text for part in ("In equations", "Knobs", "What goes wrong", "What it reaches"))
