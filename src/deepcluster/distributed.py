@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -19,6 +19,8 @@ from deepcluster.errors import DeepClusterError
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+T = TypeVar("T")
 
 ALIGN = 1024
 """The rows of a table are divided at multiples of this number, so that blocks of rows, and with them every rounding,
@@ -64,6 +66,10 @@ class ProcessGroup:
         # Rounded up: the first process is never the empty one.
         first, last = (-(-blocks * rank // self.size) for rank in (self.rank, self.rank + 1))
         return min(first * multiple, count), min(last * multiple, count)
+
+    def once(self, work: Callable[[], T]) -> T:
+        """What `work` gives, done once in this process, though layers may be run by several threads."""
+        return work()
 
     def sum_(self, values: Tensor) -> Tensor:
         """`values` of any shape, in place: the sum over all processes; the same bits on each."""

@@ -10,7 +10,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deepcluster.clustering.exact_sum import Total, round_, unit_for
 from deepcluster.clustering.hierarchical import HierarchicalKMeans
 from deepcluster.clustering.kmeans import KMeans
 from deepcluster.clustering.plus_plus import distinct
@@ -18,6 +17,7 @@ from deepcluster.clustering.points import Points
 from deepcluster.clustering.whitening import Whitening
 from deepcluster.distributed import SINGLE, ProcessGroup
 from deepcluster.errors import DeepClusterError
+from deepcluster.exact_sum import Total, round_, unit_for
 from deepcluster.features.block_reader import Rows
 from processes import together
 

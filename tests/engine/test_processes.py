@@ -16,7 +16,7 @@ from PIL import Image
 
 import deepcluster as dc
 from deepcluster.clustering.pic import PIC
-from deepcluster.config import TrainRun, override
+from deepcluster.config import override
 from deepcluster.data.open import open_images
 from deepcluster.distributed import ProcessGroup
 from deepcluster.engine import checkpoint, train
@@ -25,59 +25,7 @@ from deepcluster.errors import DeepClusterError, Interrupted
 from deepcluster.presets import find_preset
 from processes import free_port, together
 from restarts import images
-
-N = 1100  # more than world.ALIGN, so that the second process has a share of the features
-# Plain SGD, few steps and as many clusters as there are kinds of images: AdamW divides gradients by their own size,
-# which turns the last digit of a small one into a step, and images between two clusters go either way.
-SMALL = {"epochs": 2, "batch_size": 130, "image_size": 12, "keep_every": 0, "optimizer.name": "sgd", "lr": 0.02}
-SMALL |= {"precision": "32"}  # where bf16 is fast it is the default, and rounds too coarsely to compare assignments
-RUNS: dict[str, tuple[str, dict[str, Any]]] = {
-    "deepcluster": ("tiny-deepcluster", {"k": 4, "whiten": 8, "clusterings": 1, "ema_decay": 0.0, "init": "k-means++"}),
-    "extras": (
-        "tiny-deepcluster",
-        {"k": 4, "whiten": 8, "clusterings": 2, "ema_decay": 0.9, "head": "centroids", "init": "previous", "clip": 0.5},
-    ),
-    "weighted": (
-        "tiny-deepcluster",
-        {
-            "k": 4,
-            "whiten": 8,
-            "balance": "weight",
-            "views": 2,
-            "data.describe": "augmented",
-            "jitter": 0.8,
-            "init": "k-means++",
-        },
-    ),
-    "sela": ("tiny-deepcluster", {"k": 4, "whiten": 8, "clusterings": 1, "init": "k-means++", "algorithm": "sela"}),
-    "pic": ("tiny-deepcluster-pic", {"whiten": 8}),
-    "odc": ("tiny-odc", {"k": 4, "feature_dim": 8, "hidden": 16, "dropout": 0.3, "start": "neck", "replace": True}),
-    "odc eval": ("tiny-odc", {"k": 4, "feature_dim": 8, "hidden": 16, "memory": "eval", "centroid_every": 2}),
-    "odc averaged": ("tiny-odc", {"k": 4, "feature_dim": 8, "hidden": 16, "ema_decay": 0.9, "centroid_every": 2}),
-    "deepcluster-v2": (
-        "tiny-deepcluster-v2",
-        {"k": 2, "feature_dim": 8, "hidden": 16, "clusterings": 2, "ema_decay": 0.5},
-    ),
-    "swav": (
-        "tiny-swav",
-        {"k": 4, "feature_dim": 8, "hidden": 16, "queue_size": 150, "queue_epoch": 0.5, "freeze_epochs": 0.3},
-    ),
-    "deepercluster": ("tiny-deepercluster", {"k": 4, "super_clusters": 2, "whiten": 8, "clip": 0.5}),
-    "deepercluster 4": (
-        "tiny-deepercluster",
-        {"k": 4, "super_clusters": 4, "whiten": 8, "method.iterations": 3, "ema_decay": 0.9},
-    ),
-    "one class": (
-        "tiny-deepercluster",
-        {"k": 4, "super_clusters": 1, "rotations": False, "whiten": 8, "clip": 0.5, "head": "centroids"},
-    ),
-    "rotnet": ("tiny-rotnet", {"whiten": 8}),
-}
-
-
-def settings(name: str, **values: Any) -> TrainRun:
-    preset, own = RUNS[name]
-    return override(find_preset(preset).run, SMALL | own | values)
+from several import RUNS, N, settings
 
 
 def _fit(group: ProcessGroup, name: str, folder: str, values: dict[str, Any]) -> dict[str, Any]:
@@ -101,13 +49,11 @@ def same_clusters(one: np.ndarray, other: np.ndarray, name: str) -> None:
     assert one.shape == other.shape and (one != other).mean() <= most, np.flatnonzero(one != other)
 
 
-@pytest.mark.parametrize(
-    ("name", "deterministic"), [*((name, True) for name in RUNS), ("deepcluster", False), ("odc", False)]
-)
-def test_two_processes_do_what_one_does(tmp_path: Path, name: str, deterministic: bool) -> None:
-    """Assignments, losses and weights to rounding; and what is on the disk says the same."""
+@pytest.mark.parametrize("name", RUNS)
+def test_two_processes_do_what_one_does(tmp_path: Path, name: str) -> None:
+    """Assignments, losses and weights to rounding; and what is on the disk says the same. Bits: test_deterministic."""
     (alone,) = together(_fit, 1, name, str(tmp_path), {})
-    for shared in together(_fit, 2, name, str(tmp_path), {"deterministic": deterministic}):
+    for shared in together(_fit, 2, name, str(tmp_path), {}):
         same_clusters(shared["assignment"], alone["assignment"], name)
         strict = slice(1) if name in ROUNDED else slice(None)
         torch.testing.assert_close(shared["rows"][strict], alone["rows"][strict], rtol=2e-3, atol=2e-3)

@@ -12,9 +12,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from deepcluster.clustering.exact_sum import round_, unit_for
 from deepcluster.clustering.points import BLOCK_NUMBERS, Points
 from deepcluster.distributed import ALIGN
+from deepcluster.exact_sum import round_, unit_for
 from deepcluster.features.block_reader import Rows, require_finite
 from deepcluster.features.parallel import members, over_spans, team
 from deepcluster.features.product import multiply

@@ -12,8 +12,8 @@ import math
 import torch
 from torch import Tensor
 
-from deepcluster.clustering.exact_sum import round_
 from deepcluster.distributed import ALIGN
+from deepcluster.exact_sum import round_
 from deepcluster.features.block_reader import Rows, refuse_rows
 from deepcluster.features.row_partition import Shard
 

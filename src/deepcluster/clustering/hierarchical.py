@@ -249,7 +249,7 @@ def nearest_in_tree(
         (N,) int64 clusters of the last level and (N,) float32 Euclidean distances to their centroids, as tensors where
         x is one, else as arrays; the same clusters as `HierarchicalKMeans.predict` gives.
     """
-    rows = Rows(x)
+    rows = Rows(x, empty=True)  # a process may have no images
     tables = [Rows(level, rows.device, name="centroids") for level in levels]
     widths = {table.dim for table in tables}
     if widths != {rows.dim}:

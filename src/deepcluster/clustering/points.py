@@ -9,8 +9,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from deepcluster.clustering.exact_sum import Total, round_, unit_for
 from deepcluster.distributed import ALIGN
+from deepcluster.exact_sum import Total, round_, unit_for
 from deepcluster.features.block_reader import Rows, normalize_rows, refuse_rows
 from deepcluster.features.parallel import over_spans
 from deepcluster.features.row_partition import Shard, shard_of

@@ -12,14 +12,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deepcluster.distributed import SINGLE, ProcessGroup
+from deepcluster.distributed import ALIGN, SINGLE, ProcessGroup
+from deepcluster.exact_sum import Total, sums_by_label
 
 SMALLEST = -80.0
 """Natural logarithm of the smallest first scale of a row, relative to the largest."""
 
 
 @torch.no_grad()
-def sinkhorn(scores: Tensor, epsilon: float, iterations: int, group: ProcessGroup = SINGLE) -> Tensor:
+def sinkhorn(
+    scores: Tensor, epsilon: float, iterations: int, group: ProcessGroup = SINGLE, exact: bool = False
+) -> Tensor:
     """(M, K) codes of this process's rows: each row adds up to 1, and over all processes each cluster gets nearly the
     same weight, the more nearly, the more iterations.
 
@@ -28,6 +31,7 @@ def sinkhorn(scores: Tensor, epsilon: float, iterations: int, group: ProcessGrou
         epsilon: smoothness: exp(scores / epsilon) is what is scaled. Small values give codes near 0 or 1.
         iterations: number of times that clusters and then rows are scaled.
         group: the processes that have the rows together.
+        exact: the same bits for any number of processes, each of which has whole blocks of `ALIGN` rows.
     """
     logits = scores.float() / epsilon
     best = logits.amax(1, keepdim=True)
@@ -38,10 +42,25 @@ def sinkhorn(scores: Tensor, epsilon: float, iterations: int, group: ProcessGrou
     kernel = (logits - best - largest[:-1]).exp_()
     row = (best[:, 0] - largest[-1]).clamp(min=SMALLEST).exp()
     for _ in range(iterations):
-        cluster = 1 / group.sum_(row @ kernel)
+        cluster = 1 / (_exact_column_sums(row, kernel, group) if exact else group.sum_(row @ kernel))
         cluster /= cluster.mean()  # a common factor changes nothing, as rows are scaled next, but must not grow
-        row = 1 / (kernel @ cluster)
+        row = 1 / (_product(kernel, cluster) if exact else kernel @ cluster)
     return kernel.mul_(row[:, None]).mul_(cluster)
+
+
+def _product(rows: Tensor, matrix: Tensor) -> Tensor:
+    """`rows @ matrix` by blocks of rows that are the same for any number of processes: how a product is rounded depends
+    on how many rows are multiplied."""
+    return torch.cat([block @ matrix for block in torch.split(rows, ALIGN)])
+
+
+def _exact_column_sums(row: Tensor, kernel: Tensor, group: ProcessGroup) -> Tensor:
+    """(K,) sums over all processes of the rows (M, K), each times its scale (M,)."""
+    total = Total(kernel.shape[1], kernel.device)
+    for scale, block in zip(torch.split(row, ALIGN), torch.split(kernel, ALIGN), strict=True):
+        total.add((scale @ block).double()[None])
+    group.sum_(total.digits)
+    return total.value().to(kernel)
 
 
 @torch.no_grad()
@@ -72,10 +91,9 @@ def equal_partition(
     x = torch.as_tensor(x).to(device)
     centroids = centroids.to(x)
     for _ in range(rounds):
-        scores = x @ centroids.T - centroids.square().sum(1) / 2
-        labels = sinkhorn(scores, epsilon, iterations, group).argmax(1)
-        sums = centroids.new_zeros(centroids.shape, dtype=torch.float64).index_add_(0, labels, x.double())
-        counts = torch.bincount(labels, minlength=len(centroids)).to(sums)[:, None]
-        group.sum_many_([sums, counts])
+        scores = _product(x, centroids.T) - centroids.square().sum(1) / 2
+        labels = sinkhorn(scores, epsilon, iterations, group, exact=True).argmax(1)
+        sums = sums_by_label(x, labels, len(centroids), group)
+        counts = group.sum_(torch.bincount(labels, minlength=len(centroids)).to(sums))[:, None]
         centroids = torch.where(counts > 0, sums / counts.clamp(min=1), centroids).float()
     return labels.cpu(), centroids.cpu()

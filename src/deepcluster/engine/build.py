@@ -19,7 +19,8 @@ from deepcluster.config import TrainRun, check_sizes
 from deepcluster.data.transforms import RandomViews
 from deepcluster.data.views import ViewGroup
 from deepcluster.distributed import SINGLE, ProcessGroup
-from deepcluster.engine import checkpoint
+from deepcluster.engine import checkpoint, deterministic
+from deepcluster.engine.deterministic import InParts
 from deepcluster.engine.model import load_initial_weights
 from deepcluster.engine.optim import backbone_optimizer, make_optimizer
 from deepcluster.engine.run_folder import same_run
@@ -72,7 +73,9 @@ def draw_backbone(run: TrainRun) -> Backbone:
     return backbone
 
 
-def build_method(run: TrainRun, n: int, clusterer: Any = None, group: ProcessGroup = SINGLE) -> Method:
+def build_method(
+    run: TrainRun, n: int, clusterer: Any = None, group: ProcessGroup = SINGLE, *, whole_batches: bool = False
+) -> Method:
     """The method with its backbone, for `n` images, initialized from torch's global generator."""
     o = run.optimizer
 
@@ -86,7 +89,13 @@ def build_method(run: TrainRun, n: int, clusterer: Any = None, group: ProcessGro
         )
 
     method: Method = method_class(run.method)(
-        draw_backbone(run), run.method, n=n, make_optimizer=own_optimizer, clusterer=clusterer, group=group
+        draw_backbone(run),
+        run.method,
+        n=n,
+        make_optimizer=own_optimizer,
+        clusterer=clusterer,
+        group=group,
+        whole_batches=whole_batches,
     )
     return method
 
@@ -98,6 +107,7 @@ class Parts:
     method: Method
     optimizer: torch.optim.Optimizer  # of its backbone
     batch_slice: BatchSlice  # tells its layers which images of a batch are this process's
+    in_parts: InParts | None = None  # computes the same bits with any number of processes
 
 
 def build_parts(
@@ -112,17 +122,22 @@ def build_parts(
         DeepClusterError: settings that the network or the method refuses, or a file of another network.
     """
     seed_everything(run.seed)
-    method, batch_slice = build_method(run, n, clusterer, group), BatchSlice()
+    whole_batches = run.deterministic and fabric.device.type == "cpu"
+    if whole_batches:
+        deterministic.check(run, group)
+    method, batch_slice = build_method(run, n, clusterer, group, whole_batches=whole_batches), BatchSlice()
     with group.collective_section():
         if run.backbone.weights and initial_weights:
             load_initial_weights(run.backbone.weights, (method.backbone, method.feature_network))
-    native = fabric.device.type == "cuda" and not run.deterministic
-    convert_sync_batchnorm(method, group, batch_slice, norm=run.sync_batchnorm, native=native)
+    in_parts = InParts(method, group, fabric.autocast) if whole_batches else None
+    if in_parts is None:
+        native = fabric.device.type == "cuda" and not run.deterministic
+        convert_sync_batchnorm(method, group, batch_slice, norm=run.sync_batchnorm, native=native)
     method.to(device=fabric.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = backbone_optimizer(run.optimizer, method.backbone)
     for weight in method.backbone.state_dict().values():
         group.broadcast_(weight)  # processors of different kinds may draw different last digits
-    return Parts(method, optimizer, batch_slice)
+    return Parts(method, optimizer, batch_slice, in_parts)
 
 
 def views_of(run: TrainRun, backbone: Backbone) -> RandomViews:

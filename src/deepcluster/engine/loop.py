@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -24,6 +25,7 @@ from deepcluster.data.transforms import RandomViews
 from deepcluster.distributed import ProcessGroup
 from deepcluster.engine import checkpoint
 from deepcluster.engine.clock import Clock, duration
+from deepcluster.engine.deterministic import InParts, ViewsByPart, one_core_each
 from deepcluster.engine.log import Screen
 from deepcluster.engine.occupy import release_earlier
 from deepcluster.engine.optim import factor, set_rate, step_all
@@ -61,13 +63,14 @@ class TrainState:
 @dataclass(frozen=True)
 class TrainContext:
     """Everything that stays the same from the first step to the last; `batch_slice` tells layers which images of each
-    batch are this process's, `monitor` evaluates the run, `clock` knows how long the rest takes, and `stopped` tells
-    whether Ctrl-C or SIGTERM has come."""
+    batch are this process's, `in_parts` computes steps alike on any number of processes, `monitor` evaluates the run,
+    `clock` knows how long the rest takes, and `stopped` tells whether Ctrl-C or SIGTERM has come."""
 
     run: TrainRun
     fabric: Fabric
     group: ProcessGroup
     batch_slice: BatchSlice
+    in_parts: InParts | None
     method: Method
     optimizer: torch.optim.Optimizer
     pixels: Pixels
@@ -111,7 +114,7 @@ def fit(c: TrainContext, state: TrainState) -> None:
                 c.pixels,
                 order,
                 batch_size=state.batch_size,
-                transform=c.views,
+                transform=c.views if c.in_parts is None else ViewsByPart(c.views),
                 key=(run.seed, VIEWS, start),
                 start=state.step - start,
                 device=c.fabric.device,
@@ -136,7 +139,7 @@ def fit(c: TrainContext, state: TrainState) -> None:
                         c.screen.print(word)
                     late, stopped = group.any_of(time.monotonic() - saved_at > 60 * run.save_minutes, c.stopped())
                     if (late or stopped) and state.step < end:
-                        state.add("loss", group.sum_(loss_sum).item())
+                        state.add("loss", method.batch_group.sum_(loss_sum).item())
                         loss_sum.zero_()
                         state.add("seconds_train", time.perf_counter() - started)
                         started = time.perf_counter()
@@ -144,7 +147,7 @@ def fit(c: TrainContext, state: TrainState) -> None:
                         saved_at = time.monotonic()
                         if stopped:
                             raise Interrupted
-            state.add("loss", group.sum_(loss_sum).item())
+            state.add("loss", method.batch_group.sum_(loss_sum).item())
             state.add("seconds_train", time.perf_counter() - started)
             if state.step % per_epoch == 0:
                 end_epoch(c, state)
@@ -156,6 +159,13 @@ def fit(c: TrainContext, state: TrainState) -> None:
 
 def train_step(c: TrainContext, compute_loss: Loss, batch: Batch, step: TrainStep, summed: bool) -> Tensor:
     """One step of all optimizers on a batch; returns its loss. `parallel_loss` gives `compute_loss` and `summed`."""
+    if c.in_parts is not None:
+        with c.in_parts.whole_batch(batch) as batch:
+            return _step(c, compute_loss, batch, step, summed=True)
+    return _step(c, compute_loss, batch, step, summed)
+
+
+def _step(c: TrainContext, compute_loss: Loss, batch: Batch, step: TrainStep, summed: bool) -> Tensor:
     method, o = c.method, c.run.optimizer
     c.batch_slice.position, c.batch_slice.total = batch.position, batch.whole
     optimizers = [c.optimizer, *method.optimizers().values()]
@@ -192,9 +202,10 @@ def refresh(c: TrainContext, state: TrainState, *, last: bool = False) -> Cluste
         return features
 
     try:
-        clustering = c.method.refresh(extract_features, (c.run.seed, REFRESH, state.step))
-        if last and clustering is not None:
-            clustering = c.method.finish(extract_features, clustering)
+        with one_core_each() if c.in_parts is not None else nullcontext():
+            clustering = c.method.refresh(extract_features, (c.run.seed, REFRESH, state.step))
+            if last and clustering is not None:
+                clustering = c.method.finish(extract_features, clustering)
     except Interrupted:  # while features were extracted: nothing has changed yet
         save(c, state)
         raise

@@ -20,6 +20,7 @@ from deepcluster.data.loader import Loader
 from deepcluster.distributed import SINGLE, ProcessGroup
 from deepcluster.engine import checkpoint
 from deepcluster.engine.clock import clusterings_due, duration
+from deepcluster.engine.deterministic import ViewsByPart
 from deepcluster.engine.log import Screen
 from deepcluster.engine.loop import TrainContext, TrainState, train_step
 from deepcluster.engine.parallel import parallel_loss
@@ -113,7 +114,7 @@ def time_steps(c: TrainContext, batch_size: int, n: int) -> tuple[float, float]:
         c.pixels,
         good[order % len(good)],
         batch_size=batch_size,
-        transform=c.views,
+        transform=c.views if c.in_parts is None else ViewsByPart(c.views),
         device=c.fabric.device,
         empty=True,
         group=c.group,

@@ -200,6 +200,7 @@ def make_context(
         fabric=fabric,
         group=group,
         batch_slice=parts.batch_slice,
+        in_parts=parts.in_parts,
         method=parts.method,
         optimizer=parts.optimizer,
         pixels=pixels,

@@ -18,6 +18,7 @@ from deepcluster.data.cache import Pixels, agree_on_bad
 from deepcluster.data.loader import Loader
 from deepcluster.data.transforms import CenterCrop, Transform
 from deepcluster.distributed import SINGLE, ProcessGroup
+from deepcluster.features.parallel import over_spans
 from deepcluster.io import scratch_table
 from deepcluster.models.backbone import Backbone
 from deepcluster.models.folding import folded
@@ -86,8 +87,16 @@ def extract(
 
     def forward(images: Tensor) -> Tensor:
         count = max(8, AT_ONCE // images[0, 0].numel()) if images.device.type == "cpu" else len(images)
-        with autocast():
-            parts = [_tapped(backbone, part, tap) if tap else inference(part) for part in torch.split(images, count)]
+
+        def outputs(start: int, end: int) -> Tensor:
+            with torch.inference_mode(), autocast():
+                part = images[start:end]
+                found: Tensor = _tapped(backbone, part, tap) if tap else inference(part)
+                return found
+
+        spans = [(start, start + count) for start in range(0, len(images), count)]
+        # What a tap reads is kept by the network, which several threads share.
+        parts = [outputs(*span) for span in spans] if tap else over_spans(outputs, len(images), count)
         return torch.cat(parts).float().cpu()
 
     features: np.ndarray | None = None

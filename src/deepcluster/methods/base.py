@@ -67,7 +67,9 @@ class Method(Averaged, ABC):
         n: number of images in the source, undecodable ones included.
         make_optimizer: for the parameters that the method owns besides the backbone's.
         clusterer: what groups the features in place of k-means, for methods that allow one.
-        group: the processes that train together.
+        group: the processes that train together, of which each keeps its rows of the tables.
+        whole_batches: each process computes the loss of whole batches; otherwise of its part of them, and those that
+            share a batch are `batch_group`.
 
     Raises:
         DeepClusterError: a parameter is out of its range.
@@ -88,10 +90,12 @@ class Method(Averaged, ABC):
         make_optimizer: MakeOptimizer,
         clusterer: Any = None,
         group: ProcessGroup = SINGLE,
+        whole_batches: bool = False,
     ) -> None:
         super().__init__()
         check_ranges(params)
         self.backbone, self.params, self.n, self.group = backbone, params, n, group
+        self.batch_group = SINGLE if whole_batches else group
         self.make_optimizer, self.clusterer = make_optimizer, clusterer
         self.own_optimizers: dict[str, torch.optim.Optimizer] = {}
         self.local_range = group.row_range(n)
@@ -108,8 +112,8 @@ class Method(Averaged, ABC):
 
     @abstractmethod
     def loss(self, batch: Batch, step: TrainStep) -> dict[str, Tensor]:
-        """Scalar losses of one batch; `loss` is the one that is minimized. The losses of all processes add up to the
-        loss of the whole batch."""
+        """Scalar losses of one batch; `loss` is the one that is minimized. The losses of all processes of `batch_group`
+        add up to the loss of the whole batch."""
 
     def optimizers(self) -> dict[str, torch.optim.Optimizer]:
         """Optimizers the method owns besides the backbone's, such as the head's; stepped and saved with it."""

@@ -143,7 +143,7 @@ class DeepCluster(WhitenedMethod):
             features = self.backbone(view)
             for head, label, weight in zip(self.heads, pseudo_labels, self.weights, strict=True):
                 each = F.cross_entropy(head(features).float(), label, reduction="none")
-                terms.append(self.group.mean(weight[label] * each if self.params.balance == "weight" else each))
+                terms.append(self.batch_group.mean(weight[label] * each if self.params.balance == "weight" else each))
         return {"loss": torch.stack(terms).mean()}
 
     def _make_head_optimizer(self) -> None:

@@ -106,7 +106,7 @@ class DeepClusterV2(Method):
                 self._seen.append(self._remembered(view, z))
             for prototypes, label in zip(self.prototypes, labels, strict=True):
                 logits = (z @ prototypes.T).float() / self.params.temperature
-                terms.append(self.group.mean(F.cross_entropy(logits, label, reduction="none")))
+                terms.append(self.batch_group.mean(F.cross_entropy(logits, label, reduction="none")))
         return {"loss": torch.stack(terms).mean()}
 
     @torch.no_grad()
@@ -121,9 +121,9 @@ class DeepClusterV2(Method):
     def after_step(self, batch: Batch) -> None:
         """The memory takes the embeddings of the large views."""
         super().after_step(batch)
-        index = self.group.gather(batch.index.to(self.memory.device))
+        index = self.batch_group.gather(batch.index.to(self.memory.device))
         seen = [self._seen[number % len(self._seen)] for number in range(self.params.memory_views)]
-        z = self.group.gather(torch.stack(seen, 1))
+        z = self.batch_group.gather(torch.stack(seen, 1))
         for rows in occurrences(index):  # an image may occur twice in a batch: the last one stays
             self.store_rows_(self.memory, index[rows], z[rows])
         self._seen = []

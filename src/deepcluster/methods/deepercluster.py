@@ -80,11 +80,11 @@ class DeeperCluster(WhitenedMethod):
     @property
     def owned(self) -> list[int]:
         """Super-classes whose sub-classifiers this process has."""
-        return list(range(self.group.rank, self.super_classes, self.group.size))
+        return list(range(self.batch_group.rank, self.super_classes, self.batch_group.size))
 
     @property
     def local_parameters(self) -> list[nn.Parameter] | None:
-        return None if self.group.is_single else list(self.sub_heads.parameters())
+        return None if self.batch_group.is_single else list(self.sub_heads.parameters())
 
     def bytes_per_step(self, batch_size: int) -> int:
         # Features and their gradients, labels, and whether each prediction is correct.
@@ -177,7 +177,7 @@ class DeeperCluster(WhitenedMethod):
 
     def loss(self, batch: Batch, step: TrainStep) -> dict[str, Tensor]:
         """Cross-entropy to the super-class plus that to the sub-cluster within it (§3.2), both with weight 1."""
-        group = self.group
+        group = self.batch_group
         label = self.assignment[batch.index.to(self.assignment.device)]
         rotation = ((batch.first + batch.position) % self.rotations).to(label.device)
         super_class = label // self.per_super * self.rotations + rotation
@@ -208,7 +208,7 @@ class DeeperCluster(WhitenedMethod):
     def epoch_stats(self) -> dict[str, float]:
         """Shares of this epoch's images whose super-class, sub-class (by the classifier of the correct super-class) and
         both were predicted correctly (§4.2)."""
-        images, above, within, both = self.group.sum_(self.counts.clone()).tolist()
+        images, above, within, both = self.batch_group.sum_(self.counts.clone()).tolist()
         self.counts.zero_()
         shares = {"accuracy_super": above, "accuracy_sub": within, "accuracy_joint": both}
         return {name: value / max(images, 1) for name, value in shares.items()}
@@ -223,7 +223,7 @@ class DeeperCluster(WhitenedMethod):
                 param_group["scheduled"] = head.scheduled
 
     def full_state_dict(self) -> dict[str, Any]:
-        state, group = self.state_dict(), self.group
+        state, group = self.state_dict(), self.batch_group
         if group.is_single:
             return state
         state["counts"] = group.sum_(self.counts.clone())
@@ -239,10 +239,10 @@ class DeeperCluster(WhitenedMethod):
 
     def full_optimizer_states(self) -> dict[str, dict[str, Any]]:
         states = super().full_optimizer_states()
-        for number in range(self.super_classes) if not self.group.is_single else ():
-            name, owner = f"sub{number}", number % self.group.size
-            state = _broadcast_optimizer(states.get(name), self.group, owner)
-            if self.group.is_first:
+        for number in range(self.super_classes) if not self.batch_group.is_single else ():
+            name, owner = f"sub{number}", number % self.batch_group.size
+            state = _broadcast_optimizer(states.get(name), self.batch_group, owner)
+            if self.batch_group.is_first:
                 states[name] = state
         return states
 
@@ -294,5 +294,5 @@ def _take_own_heads(method: nn.Module, state: dict[str, Any], prefix: str, *rest
     for name in [name for name in state if name.startswith(prefix + "sub_heads.")]:
         if name[len(prefix) :].split(".")[1] not in method.sub_heads:
             del state[name]
-    if not method.group.is_first:
+    if not method.batch_group.is_first:
         state[prefix + "counts"] = torch.zeros_like(state[prefix + "counts"])

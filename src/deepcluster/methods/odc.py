@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from deepcluster.clustering.cluster_index import Members
 from deepcluster.clustering.whitening import Whitening
+from deepcluster.exact_sum import sums_by_label
 from deepcluster.methods.base import ExtractFeatures, Method
 from deepcluster.methods.checks import check_enough_images
 from deepcluster.methods.params import ODCParams
@@ -125,7 +126,7 @@ class ODC(Method):
             table = Whitening(rows.shape[1], group=group).fit_transform(extracted.features)
         label = torch.as_tensor(self.k_means(table, key).labels_).to(index)
         self.assignment[group.gather(index)] = group.gather(label)
-        group.sum_(self.sums.zero_().index_add_(0, label, rows.double()))
+        self.sums.copy_(sums_by_label(rows, label, self.k, group))
         self._members = None
         self.centroids.copy_(self._means(torch.arange(self.k, device=index.device)))
         self._handle_small()
@@ -148,7 +149,7 @@ class ODC(Method):
             features = self.backbone(view)
             z = self.neck(features)
             each = F.cross_entropy(self.head(z).float(), label, reduction="none")
-            terms.append(self.group.mean(each, weight))
+            terms.append(self.batch_group.mean(each, weight))
             if self.ema_decay:
                 with torch.no_grad():
                     z = self.averaged("neck")(self.averaged("backbone")(view))
@@ -160,10 +161,10 @@ class ODC(Method):
     @torch.no_grad()
     def after_step(self, batch: Batch) -> None:
         """Updates both memories (§3.2, figure 2), and dissolves clusters that became small (§3.3)."""
-        index = self.group.gather(batch.index.to(self.features.device))
+        index = self.batch_group.gather(batch.index.to(self.features.device))
         rounds = occurrences(index)
         for features in self._step_features:
-            z = F.normalize(self.group.gather(features.float()), dim=1)
+            z = F.normalize(self.batch_group.gather(features.float()), dim=1)
             # An image may occur twice in a batch: its occurrences are processed one after the other, in their order.
             for rows in rounds:
                 self._update_memory(index[rows], z[rows])

@@ -63,7 +63,7 @@ class SwAV(Method):
             for other in range(len(cosines)):
                 if other != source:
                     log_probability = F.log_softmax(cosines[other] / p.temperature, dim=1)
-                    terms.append(self.group.mean(-(codes * log_probability).sum(1)))
+                    terms.append(self.batch_group.mean(-(codes * log_probability).sum(1)))
         return {"loss": torch.stack(terms).mean()}
 
     @torch.no_grad()
@@ -73,9 +73,9 @@ class SwAV(Method):
         rows = cosines
         if with_queue and len(self.queue):
             # Each process takes other rows of the queue.
-            part = self.queue[: int(self.queued)][self.group.rank :: self.group.size]
+            part = self.queue[: int(self.queued)][self.batch_group.rank :: self.batch_group.size]
             rows = torch.cat([cosines, (part @ self.prototypes.T).float()])
-        return sinkhorn(rows, self.params.epsilon, self.params.iterations, self.group)[: len(cosines)]
+        return sinkhorn(rows, self.params.epsilon, self.params.iterations, self.batch_group)[: len(cosines)]
 
     @torch.no_grad()
     def after_step(self, batch: Batch) -> None:
@@ -84,7 +84,7 @@ class SwAV(Method):
         self.prototypes.copy_(F.normalize(self.prototypes, dim=1))
         size = len(self.queue)
         for seen in self._seen if size else ():
-            z = self.group.gather(seen)[-size:]
+            z = self.batch_group.gather(seen)[-size:]
             place = (int(self.queued) + torch.arange(len(z), device=z.device)) % size
             self.queue[place] = z
             self.queued += len(z)

@@ -7,11 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from deepcluster.distributed import SINGLE, ProcessGroup
+from deepcluster.distributed import ALIGN, SINGLE, ProcessGroup
+from deepcluster.exact_sum import sums_by_label
 
 STD = 0.01
-#: Rows that a projection head sees at a time where it sees all.
-ROWS = 8192
 
 
 class LinearClassifier(nn.Module):
@@ -127,13 +126,8 @@ def cluster_means(
 ) -> Tensor:
     """(K, D) means by label (M,) of the (M, D) rows of all processes; negative labels count nowhere, and an empty
     cluster takes a random row."""
-    known = labels >= 0
-    sums = torch.zeros(k, x.shape[1], dtype=torch.float64)
-    for start in range(0, len(x), 65536):
-        part = slice(start, start + 65536)
-        sums.index_add_(0, labels[part][known[part]], x[part][known[part]].double())
-    counts = torch.cat([torch.bincount(labels[known], minlength=k), torch.tensor([len(x)])])
-    group.sum_(sums)
+    sums = sums_by_label(x, labels, k, group)
+    counts = torch.cat([torch.bincount(labels[labels >= 0], minlength=k), torch.tensor([len(x)])])
     total = int(group.sum_(counts)[-1])
     means = (sums / counts[:-1].clamp(min=1)[:, None]).float()
     empty = (counts[:-1] == 0).nonzero().flatten()
@@ -195,7 +189,7 @@ class ProjectionHead(nn.Module):
 
     def transform(self, features: np.ndarray) -> np.ndarray:
         """(M, out) float32 unit rows of (M, dim) features, in evaluation mode."""
-        blocks = torch.split(torch.from_numpy(np.ascontiguousarray(features, np.float32)), ROWS)
+        blocks = torch.split(torch.from_numpy(np.ascontiguousarray(features, np.float32)), ALIGN)
         device = self.first.weight.device
         return torch.cat([F.normalize(self.project(block.to(device)), dim=1).cpu() for block in blocks]).numpy()
 
@@ -207,22 +201,18 @@ class ProjectionHead(nn.Module):
     def fit_running_stats(self, features: np.ndarray, group: ProcessGroup = SINGLE) -> None:
         """Sets batch-norm's running statistics to those of the (M, dim) features, in memory or memory-mapped, of all
         processes."""
-        count, mean, square = 0, torch.zeros_like(self.first.bias), torch.zeros_like(self.first.bias)
-        for start in range(0, len(features), ROWS):
-            block = torch.as_tensor(np.array(features[start : start + ROWS])).to(self.first.weight)
-            hidden = self.first(F.relu(block) if self.relu else block)
-            count += len(hidden)
-            shift = hidden.mean(0) - mean
-            # Chan's update of mean and sum of squares by a block
-            square += (hidden - hidden.mean(0)).square().sum(0) + shift**2 * len(hidden) * (count - len(hidden)) / count
-            mean += shift * len(hidden) / count
-        if not group.is_single:
-            parts = group.gather(torch.cat([torch.tensor([count]).to(mean), mean, square])[None]).double()
-            counts, means, squares = parts[:, :1], parts[:, 1 : len(mean) + 1], parts[:, len(mean) + 1 :]
-            count = int(counts.sum())
-            total_mean = (counts * means).sum(0) / max(count, 1)
-            square = (squares + counts * (means - total_mean).square()).sum(0).to(square)
-            mean = total_mean.to(mean)
+        own = [torch.zeros(0, 1 + 2 * len(self.first.bias), dtype=torch.float64)]
+        for start in range(0, len(features), ALIGN):
+            block = torch.as_tensor(np.array(features[start : start + ALIGN])).to(self.first.weight)
+            hidden = self.first(F.relu(block) if self.relu else block).double().cpu()
+            mean = hidden.mean(0)
+            own.append(torch.cat([mean.new_tensor([len(hidden)]), mean, (hidden - mean).square().sum(0)])[None])
+        # As many blocks of the same rows, and so the same sums, for any number of processes.
+        blocks = group.gather(torch.cat(own))
+        counts, means, squares = torch.split(blocks, [1, *[len(self.first.bias)] * 2], 1)
+        count = int(counts.sum())
+        mean = (counts * means).sum(0) / max(count, 1)
+        square = (squares + counts * (means - mean).square()).sum(0)
         assert self.norm.running_mean is not None and self.norm.running_var is not None
         self.norm.running_mean.copy_(mean)
         self.norm.running_var.copy_(square / max(count - 1, 1))

@@ -97,15 +97,20 @@ class SyncBatchNorm(_BatchNorm):
         if not self.training:
             return super().forward(input)
         normalized: tuple[Tensor, ...] = _SyncNorm.apply(input, self.weight, self.bias, self.eps, self.group)
-        out, mean, variance, total = normalized
-        if self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None:
-            with torch.no_grad():
-                self.num_batches_tracked.add_(1)
-                share = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
-                self.running_mean.lerp_(mean.to(self.running_mean), share)
-                unbiased = variance * (total / (total - 1).clamp(min=1)).float()
-                self.running_var.lerp_(unbiased.to(self.running_var), share)
+        out, *statistics = normalized
+        if self.running_mean is not None:
+            self.group.once(lambda: self._follow(*statistics))
         return out
+
+    @torch.no_grad()
+    def _follow(self, mean: Tensor, variance: Tensor, total: Tensor) -> None:
+        """Moves the running statistics towards those of a batch of `total` values a channel."""
+        assert self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None
+        self.num_batches_tracked.add_(1)
+        share = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
+        self.running_mean.lerp_(mean.to(self.running_mean), share)
+        unbiased = variance * (total / (total - 1).clamp(min=1)).float()
+        self.running_var.lerp_(unbiased.to(self.running_var), share)
 
 
 class SyncBatchNormAct(SyncBatchNorm):
@@ -126,12 +131,14 @@ class SyncDropout(nn.Dropout):
     """
 
     batch_slice: BatchSlice
+    group: ProcessGroup
 
     def forward(self, input: Tensor) -> Tensor:
         if not self.training or not self.p:
             return input
         assert self.batch_slice.position is not None, "the engine tells which images of the batch these are"
-        whole = F.dropout(input.new_ones(self.batch_slice.total, *input.shape[1:]), self.p)
+        ones = input.new_ones(self.batch_slice.total, *input.shape[1:])
+        whole = self.group.once(lambda: F.dropout(ones, self.p))
         return input * whole[self.batch_slice.position.to(input.device)]
 
 
@@ -168,7 +175,7 @@ def convert_sync_batchnorm(
             layer.plain, layer.process_group, layer.group = plain, None, group  # type: ignore[assignment]
         elif plain is nn.Dropout:
             layer.__class__ = SyncDropout
-            layer.batch_slice = batch_slice  # type: ignore[assignment]
+            layer.batch_slice, layer.group = batch_slice, group  # type: ignore[assignment]
 
 
 def revert_sync_batchnorm(network: nn.Module) -> None:
@@ -179,7 +186,7 @@ def revert_sync_batchnorm(network: nn.Module) -> None:
             del layer.group, layer.plain, layer.process_group
             layer.__class__ = plain
         elif isinstance(layer, SyncDropout):
-            del layer.batch_slice
+            del layer.batch_slice, layer.group
             layer.__class__ = nn.Dropout  # type: ignore[assignment]
 
 

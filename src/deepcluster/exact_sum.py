@@ -12,6 +12,8 @@ import math
 import torch
 from torch import Tensor
 
+from deepcluster.distributed import SINGLE, ProcessGroup
+
 DIGIT = 30  # bits of a digit: 2^23 of them can be added
 PLACES = 36  # digits on either side of 1: the range of float64
 
@@ -31,6 +33,17 @@ def round_(values: Tensor, unit: float) -> Tensor:
     """Float64 `values` of any shape, in place: the nearest multiples of `unit`, where they are below 2^51 of it."""
     anchor = 1.5 * 2.0**52 * unit  # the numbers beside it are whole units apart
     return values.add_(anchor).sub_(anchor)
+
+
+def sums_by_label(x: Tensor, labels: Tensor, k: int, group: ProcessGroup = SINGLE, block: int = 65536) -> Tensor:
+    """(K, D) float64 sums by label (M,) of the (M, D) rows of all processes; negative labels count nowhere."""
+    peak = x.abs().max() if x.numel() else x.new_zeros(())
+    unit = unit_for(group.max_(peak).item(), sum(group.row_counts(len(x))))
+    sums = torch.zeros(k, x.shape[1], dtype=torch.float64, device=x.device)
+    for start in range(0, len(x), block):
+        known = (part := labels[start : start + block]) >= 0
+        sums.index_add_(0, part[known], round_(x[start : start + block][known].double(), unit))
+    return group.sum_(sums)
 
 
 class Total:
