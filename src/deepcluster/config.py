@@ -151,8 +151,8 @@ class TrainRun:
     """Several processes: compute the statistics of batch-norm over the whole batch, as in one process; otherwise over
     the part of each process, which saves messages."""
     deterministic: bool = False
-    """The same bits on 1, 2 and 4 processes: each batch is cut into the same four parts, computed and added up alike. On
-    GPUs gradients are summed in a fixed order after the backward pass: the same bits for the same number of them."""
+    """The same bits on 1, 2 and 4 processes: each batch is cut into the same four parts, computed and summed alike. On
+    GPUs gradients are summed in a fixed order after the backward pass: the same bits for equally many processes."""
     compile: bool = False
     """Compile the backbone with torch.compile."""
     keep_every: int = 10
