@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import importlib
 import runpy
+import warnings
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from sklearn.datasets import load_digits
 
+import deepcluster as dc
 from deepcluster import open_images
 from deepcluster.clustering.metrics import nmi
 
@@ -62,3 +66,38 @@ def test_your_clusterer_with_a_broken_file(broken: str) -> None:
 def test_photo_tiles(tmp_path: Path) -> None:
     assert example("photo_tiles")["cut"](tmp_path) == len(open_images(str(tmp_path))) == 267
     assert open_images(str(tmp_path)).classes == ("china", "flower", "portrait")
+
+
+METHODS = ["deepcluster", "deepercluster", "odc", "deepcluster-v2", "swav"]
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method_in_a_plain_loop(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    loop = importlib.import_module("training_loop")
+    assert set(METHODS) == set(loop.OPTIONS)
+    agreement = loop.train(name, count=200, epochs=2, out=tmp_path)
+    assert len(agreement) == 2 and agreement[0] > 0.15
+    images, _ = loop.digits(200)
+    opened = dc.from_pretrained(tmp_path, device="cpu")
+    clusters = opened.assign(images.permute(0, 2, 3, 1).numpy().copy()).cluster
+    assert clusters.min() >= 0 and 1 < len(set(clusters)) <= 20
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method_in_lightning(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("pytorch_lightning", reason="pytorch-lightning is not installed; `make test` installs it")
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "accelerator": "cpu"}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        module = importlib.import_module("lightning_module")
+        trained = module.train(
+            name, count=200, epochs=2, enable_model_summary=False, default_root_dir=tmp_path, **quiet
+        )
+    method, before = trained.method, module.make_method(name, 200)
+    assert trained.trainer.global_step == 2 * 4 and 0 < float(trained.trainer.callback_metrics["loss"]) < 5
+    assert (method.assignment >= 0).all() and 1 < len(method.assignment.unique()) <= 20
+    now = method.backbone.state_dict()
+    assert all(not torch.equal(now[part], value) for part, value in before.backbone.state_dict().items())
+    assert all(optimizer.state for optimizer in method.optimizers().values())  # they have made steps, too
