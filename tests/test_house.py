@@ -43,11 +43,6 @@ def test_public_names() -> None:
         _ = dc.trian
 
 
-def test_version_is_told_once() -> None:
-    declared = re.search(r'^version = "(.+)"', (ROOT / "pyproject.toml").read_text(), re.M)
-    assert declared and declared[1] == dc.__version__
-
-
 def test_constraints_name_packages_and_versions_only() -> None:
     for line in (ROOT / "constraints.txt").read_text().splitlines():
         assert line.startswith("#") or re.fullmatch(r'[\w.-]+==[\w.+]+ ; python_version >= "3.11"', line), line
