@@ -45,8 +45,9 @@ FOREIGN = {
     "--rdzv-endpoint",
     "--rdzv-id",
     "--signal",
+    "--complete",
 }
-"""Options of Embedding Atlas, torchrun and SLURM that the pages name."""
+"""Options of Embedding Atlas, torchrun and SLURM that the pages name, and the one that shells call."""
 
 
 class Line(NamedTuple):

@@ -70,6 +70,11 @@ def main(argv: list[str] | None = None) -> int:
 
         print(f"deepcluster {version('deepcluster')}")
         return 0
+    if arguments[0] == "--complete":
+        from deepcluster.cli.complete import complete
+
+        complete()
+        return 0
     name, rest = arguments[0], arguments[1:]
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # torch's own remarks on sockets and processors
     try:
