@@ -76,7 +76,25 @@ class Speed:
 def measure(make: Callable[[int], TrainContext], run: TrainRun, state: TrainState, images: int) -> Speed:
     """Times a few clusterings, features, training steps and a checkpoint of a run with so many images that can be
     decoded; `make` gives a new context with a method of n images, to be thrown away."""
-    k = int(getattr(run.method, "k", 0))
+    c, rows, clustering = time_clustering(make, int(getattr(run.method, "k", 0)), images)
+    again = asks_for_features(c.method)
+    first, last = c.group.row_range(images)
+    features = (last - first) * time_features(c)
+    step, start = time_steps(c, state.batch_size, rows)
+    began, file = time.perf_counter(), c.folder / ".speed.part"
+    checkpoint.save(file, c.method, c.optimizer, state, c.fabric)
+    saving = time.perf_counter() - began
+    if c.group.is_first:
+        file.unlink(missing_ok=True)
+    # each clustering writes the model too, which is a part of a checkpoint
+    found = torch.tensor([step, clustering + features + saving, saving, start], dtype=torch.float64)
+    step, clustering, epoch, start = c.group.max_(found).tolist()
+    return Speed(step, clustering, epoch, start, again)
+
+
+def time_clustering(make: Callable[[int], TrainContext], k: int, images: int) -> tuple[TrainContext, int, float]:
+    """Seconds of a clustering of so many images into k clusters (0 = as many as there are), from one or two of at most
+    `ROWS` or 2 k; and a context that has clustered, and how many images it has."""
     rows = min(images, max(ROWS, 2 * k) if k else ROWS // 4)
     sizes = [rows] if rows == images else [rows // 2, rows]
     seconds = []
@@ -91,19 +109,7 @@ def measure(make: Callable[[int], TrainContext], run: TrainRun, state: TrainStat
         clustering = seconds[1] + max(0.0, seconds[1] - seconds[0]) / (sizes[1] - sizes[0]) * (images - rows)
     else:  # without a number of clusters every image is compared with all others
         clustering = seconds[1] * (images / rows) ** 2
-    again = asks_for_features(c.method)
-    first, last = c.group.row_range(images)
-    features = (last - first) * time_features(c)
-    step, start = time_steps(c, state.batch_size, rows)
-    began, file = time.perf_counter(), c.folder / ".speed.part"
-    checkpoint.save(file, c.method, c.optimizer, state, c.fabric)
-    saving = time.perf_counter() - began
-    if c.group.is_first:
-        file.unlink(missing_ok=True)
-    # each clustering writes the model too, which is a part of a checkpoint
-    found = torch.tensor([step, clustering + features + saving, saving, start], dtype=torch.float64)
-    step, clustering, epoch, start = c.group.max_(found).tolist()
-    return Speed(step, clustering, epoch, start, again)
+    return c, rows, clustering
 
 
 def time_steps(c: TrainContext, batch_size: int, n: int) -> tuple[float, float]:

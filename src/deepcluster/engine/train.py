@@ -114,14 +114,9 @@ def _train(
     context = partial(make_context, pixels=pixels, fabric=fabric, group=group, folder=folder)
     known: dict[str, float] = {}
     if run.minutes is not None and not resume:
-
-        def thrown_away(n: int) -> TrainContext:
-            parts = build_parts(run, n, fabric, group, clusterer)
-            monitor = Monitor(Metrics(folder, 0, write=False), None)
-            return context(run, parts, Screen(quiet=True), monitor, Clock(parts.method, 1, 1))
-
+        make = partial(thrown_away, run, clusterer, pixels=pixels, fabric=fabric, group=group, folder=folder)
         screen.print("measuring the speed of this machine")
-        speed = measure(thrown_away, run, state, images)
+        speed = measure(make, run, state, images)
         over = float(group.max_(torch.tensor(time.monotonic() - began, dtype=torch.float64)))
         run = within_minutes(run, speed, over, build_method(run, 1, clusterer), state.steps_per_epoch, screen)
         known = {kind: getattr(speed, kind) for kind in KINDS}
@@ -177,6 +172,24 @@ def _train(
             f"{folder / 'bad_images.csv'} lists what cannot be decoded: {len(pixels.bad):,} of {len(pixels):,} files"
         )
     return Run(folder, run.device)
+
+
+def thrown_away(
+    run: TrainRun,
+    clusterer: Clusterer | None,
+    n: int,
+    *,
+    pixels: Pixels,
+    fabric: Fabric,
+    group: ProcessGroup,
+    folder: Path,
+) -> TrainContext:
+    """A new method of n images and all that trains it, to be timed; nothing is written."""
+    parts = build_parts(run, n, fabric, group, clusterer)
+    monitor, clock = Monitor(Metrics(folder, 0, write=False), None), Clock(parts.method, 1, 1)
+    return make_context(
+        run, parts, Screen(quiet=True), monitor, clock, pixels=pixels, fabric=fabric, group=group, folder=folder
+    )
 
 
 def make_context(

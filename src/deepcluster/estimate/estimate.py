@@ -262,10 +262,10 @@ def estimate(job: Job, *, measure: bool = False, data: Any = None, network: floa
     reading = 0.0 if job.cached else machine.decode
     crowd = min(job.per_machine, processes) if job.device == "cpu" else 1  # a machine's processes share its cores
     if measure:
-        image, feature, clustering = time_steps(job, dry, data)
-        counted = net.training + dry.samples[-1].values["step_flops"] / job.part
+        image, feature, clustering, few = time_steps(job, dry, data)
+        counted = net.training + dry.at(job.images, job.share, few)["step_flops"] / job.part
         step = crowd * job.part * max(image * step_flops / job.part / counted, reading)
-        feature, refresh = crowd * max(feature, reading), crowd * clustering(value["refresh_flops"])
+        feature, refresh = crowd * max(feature, reading), crowd * clustering
         note = f"Hours from steps timed on this machine with {torch.get_num_threads()} threads; messages are assumed."
     else:
         images = job.part * max((net.training / machine.flops) + len(net.views) * machine.view, reading)

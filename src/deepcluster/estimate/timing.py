@@ -1,73 +1,74 @@
-"""Steps, features and clusterings of a run, timed on this machine."""
+"""Steps, features and a clustering of a run, timed on this machine with a copy of it that is thrown away."""
 
 from __future__ import annotations
 
-import dataclasses
+import tempfile
 import time
-from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
-from deepcluster import config
+from deepcluster.config import TrainRun, override
 from deepcluster.data.cache import Pixels, load_pixels
-from deepcluster.data.loader import Loader
 from deepcluster.data.open import open_images
-from deepcluster.engine.build import build_method, views_of
-from deepcluster.engine.optim import backbone_optimizer, step_all
-from deepcluster.engine.speed import clustered
+from deepcluster.distributed import SINGLE
+from deepcluster.engine.build import build_method
+from deepcluster.engine.fabric import make_fabric
+from deepcluster.engine.speed import clustered, time_clustering, time_features
+from deepcluster.engine.speed import time_steps as time_own_steps
 from deepcluster.engine.subject import short_side
+from deepcluster.engine.train import thrown_away
 from deepcluster.estimate.dry_run import ROWS, DryRun, number_of_clusters
-from deepcluster.features.extract import extract
-from deepcluster.types import TrainStep
 
 if TYPE_CHECKING:
     from deepcluster.estimate.estimate import Job
 
-TIMED = 64
-"""Images of timed steps, at most."""
+MADE_UP = 256
+"""Images where none are given."""
+MOST_CLUSTERS = 4096
+"""Clusters up to which a clustering into all of them is timed; otherwise into few, and extrapolated by operations."""
 
 
-def time_steps(job: Job, dry: DryRun, data: Any = None) -> tuple[float, float, Callable[[float], float]]:
-    """Times three training steps, the features of some images, and two clusterings.
+def time_steps(job: Job, dry: DryRun, data: Any = None) -> tuple[float, float, float, int]:
+    """Times a share of the run's work on one process, in the run's own loop.
 
     Returns:
-        Seconds of a training step, for each of its images; of each image's features; and operations of a clustering ->
-        its seconds.
+        Seconds of a training step, for each of its images; of each image's features; and of a clustering of the share
+        of one process. And the number of clusters that the steps were timed with.
     """
-    run, method = job.run, dry.method.to(job.device)
-    made_up = np.random.default_rng(0).integers(0, 255, (TIMED, run.largest_size, run.largest_size, 3), np.uint8)
-    source, short = open_images(made_up if data is None else data), short_side(run.largest_size)
-    pixels: Pixels = load_pixels(source, short_side=short, cache_gb=run.data.cache_gb)
-    good = pixels.good[:TIMED]
-    batch = max(2, min(job.part, len(good)))
-    optimizer = backbone_optimizer(run.optimizer, method.backbone)
-    order = method.order(4 * batch, torch.Generator().manual_seed(0))
-    shown = np.resize(good, 4 * batch)
-    loader = Loader(pixels, shown, batch_size=batch, transform=views_of(run, method.backbone), device=job.device)
-    began, method = time.perf_counter(), method.train()
-    for number, shuffled in enumerate(loader):
-        drawn = dataclasses.replace(shuffled, index=order[number * batch : number * batch + len(shuffled.index)])
-        torch.autograd.backward(method.loss(drawn, TrainStep(number, 4, 4))["loss"])
-        step_all([optimizer, *method.optimizers().values()], method.parameters(), 0.0, None)
-        method.after_step(drawn)
-        if number == 0:
-            began = time.perf_counter()  # the first step allocates
-    image = (time.perf_counter() - began) / (3 * batch)
-    network, feature = method.feature_network, []
-    for part in (good[:2], good[:2], good):  # the difference of the last two is free of what is done once
-        began = time.perf_counter()
-        extract(network, pixels, device=job.device, only=part, size=run.data.clustered_size)
-        feature.append(time.perf_counter() - began)
+    run, k = job.run, number_of_clusters(job.run)
+    few = k if k <= MOST_CLUSTERS else dry.samples[-1].k
+    one = replace(_with_clusters(run, few), processes=1, device=job.device, minutes=None, batch_size=max(2, job.part))
+    made_up = np.random.default_rng(0).integers(0, 255, (MADE_UP, run.largest_size, run.largest_size, 3), np.uint8)
+    source = open_images(made_up if data is None else data)
+    pixels: Pixels = load_pixels(source, short_side=short_side(run.largest_size), cache_gb=run.data.cache_gb)
+    with tempfile.TemporaryDirectory() as folder:
+        make = partial(
+            thrown_away, one, None, pixels=pixels, fabric=make_fabric(one), group=SINGLE, folder=Path(folder)
+        )
+        c, rows, clustering = time_clustering(make, few, job.share if few == k else ROWS)
+        step, _ = time_own_steps(c, one.batch_size, rows)
+        feature = time_features(c)
+    if few != k:
+        clustering = _extrapolated(job, dry, few)
+    return step / one.batch_size, feature, clustering, few
+
+
+def _extrapolated(job: Job, dry: DryRun, few: int) -> float:
+    """Seconds of a clustering, by its operations and those of two that are timed."""
     seconds, flops = [], []
     for n in (ROWS, 4 * ROWS):
-        began = time.perf_counter()
-        few = config.override(run, {"method.k": dry.samples[-1].k} if number_of_clusters(run) else {})
-        clustered(build_method(few, n), n)
+        method, began = build_method(_with_clusters(job.run, few), n), time.perf_counter()
+        clustered(method, n)
         seconds.append(time.perf_counter() - began)
-        flops.append(dry.at(n * job.processes, n, dry.samples[-1].k)["refresh_flops"])
+        flops.append(dry.at(n * job.processes, n, few)["refresh_flops"])
     slope = max(0.0, seconds[1] - seconds[0]) / (flops[1] - flops[0])
     fixed = max(0.0, seconds[0] - slope * flops[0])
-    each = max(0.0, feature[-1] - feature[-2]) / max(1, len(good) - 2)
-    return image, each, lambda operations: fixed + slope * operations
+    return fixed + slope * dry.at(job.images, job.share, job.clusters)["refresh_flops"]
+
+
+def _with_clusters(run: TrainRun, k: int) -> TrainRun:
+    return override(run, {"method.k": k} if k else {})
