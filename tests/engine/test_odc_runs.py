@@ -115,6 +115,11 @@ def test_fewer_images_than_clusters_get_a_sentence(tmp_path: Path) -> None:
         dc.train(settings(k=65), images(), tmp_path / "run", quiet=True)
 
 
+def test_batches_of_one_image_get_a_sentence(tmp_path: Path) -> None:
+    with pytest.raises(DeepClusterError, match="--batch-size is 1, but the projection head of odc"):
+        fit(tmp_path, settings(batch_size=1))
+
+
 def test_all_images_alike(tmp_path: Path) -> None:
     run = dc.train(settings(), np.full((64, 12, 12, 3), 90, np.uint8), tmp_path / "run", quiet=True)
     assert np.bincount(run.assignment, minlength=5).min() >= 4

@@ -56,7 +56,7 @@ class RandomGroups(WhitenedMethod):
     def loss(self, batch: Batch, step: TrainStep) -> dict[str, Tensor]:
         label = self.assignment[batch.index.to(self.assignment.device)]
         terms = [F.cross_entropy(self.head(self.backbone(view)), label, reduction="none") for view in batch.views]
-        return {"loss": torch.stack([self.group.mean(term) for term in terms]).mean()}
+        return {"loss": torch.stack([self.batch_group.mean(term) for term in terms]).mean()}
 '''
 
 PARAMS = '''

@@ -49,6 +49,11 @@ def check(run: TrainRun) -> None:
     for name in ("epochs", "batch_size", "processes"):
         if (value := getattr(run, name)) < 1:
             raise DeepClusterError(f"--{name.replace('_', '-')} is {value}: give at least 1.")
+    if run.batch_size == 1 and hasattr(run.method, "hidden"):
+        raise DeepClusterError(
+            f"--batch-size is 1, but the projection head of {method_name(run.method)} compares the images of a batch"
+            " (batch-norm): give at least 2."
+        )
     if run.minutes is not None and not 0 < run.minutes < math.inf:
         raise DeepClusterError(
             f"--minutes is {run.minutes:g}: give the minutes that the run may take, such as 10, or --epochs instead."
