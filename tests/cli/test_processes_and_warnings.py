@@ -171,3 +171,13 @@ def test_one_of_two_processes_is_killed(tmp_path: Path, which: str, when: str) -
     lines = said.read_text().splitlines()
     assert len(lines) == 1 and "Another process of this run has ended" in lines[0]
     assert (f"deepcluster train --resume {tmp_path / 'run'}" in lines[0]) == (when == "while they train")
+
+
+@pytest.mark.parametrize("words", ["report run", "curate images --size 3 --out x.txt", "cluster images --out run"])
+def test_what_one_process_does_is_not_done_by_several(
+    words: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    assert cli.main(words.split()) == 2
+    assert "runs on one process: start it without torchrun" in capsys.readouterr().err

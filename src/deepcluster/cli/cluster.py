@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from deepcluster.cli.common import several_processes, show
+from deepcluster.cli.main import refuse_several_processes
 from deepcluster.data.open import must_exist
 from deepcluster.errors import DeepClusterError, Interrupted
 
@@ -84,6 +85,9 @@ def cluster(
         refuse_options_of_images(source, backbone, image_size, overwrite)
         _cluster_table(Path(source), out, algorithm, options, 256 if whiten is None else whiten, json)
         return
+    refuse_several_processes(
+        "Grouping images (of which `deepcluster features` makes a table on several, and this command groups that)"
+    )
     must_exist(source)
     if out.suffix in (".csv", ".parquet"):
         raise DeepClusterError(

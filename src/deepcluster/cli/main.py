@@ -40,6 +40,9 @@ COMMANDS = {
 """Each command has a module in this package: with a function `command`, if its options depend on its first arguments,
 or with a function of the command's name, whose parameters are its options."""
 
+SHARED = ("train", "features", "cluster", "assign", "evaluate")
+"""Commands whose work several processes can share."""
+
 HELP = """\
 deepcluster: visual features and image clusters from unlabeled images.
 
@@ -80,6 +83,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         if name not in COMMANDS:
             raise DeepClusterError(f"There is no command {name!r}.{_meant(name)} `deepcluster --help` lists them.")
+        if name not in SHARED:
+            refuse_several_processes(f"`deepcluster {name}`")
         with warnings.catch_warnings():
             if not sys.warnoptions:  # those of libraries say nothing that their user can change
                 warnings.simplefilter("ignore")
@@ -110,6 +115,12 @@ def main(argv: list[str] | None = None) -> int:
             f"{error.strerror or error}{where}: no partial file was left; free some space or choose another path."
         )
     return 0
+
+
+def refuse_several_processes(what: str) -> None:
+    """Raises DeepClusterError where torchrun has started several processes, each of which would do all of it."""
+    if "RANK" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise DeepClusterError(f"{what} runs on one process: start it without torchrun.")
 
 
 def make_output_safe() -> None:
