@@ -74,6 +74,15 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(". ")[:200]
 
 
+def counted(items: int, noun: str) -> str:
+    """So many things: 1 image, 2,000 images, 0 classes, 3 queries."""
+    if items == 1:
+        return f"1 {noun}"
+    if noun.endswith("y"):
+        return f"{items:,} {noun[:-1]}ies"
+    return f"{items:,} {noun}{'es' if noun.endswith(('s', 'x', 'tch', 'sh')) else 's'}"
+
+
 def did_you_mean(word: str, choices: list[str]) -> str:
     """` Did you mean X?` for the choice nearest to `word`, or nothing."""
     import difflib

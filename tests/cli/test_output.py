@@ -5,8 +5,10 @@ from __future__ import annotations
 import csv
 import io
 import os
+import re
 import subprocess
 import sys
+import tarfile
 import unicodedata
 import warnings
 from pathlib import Path
@@ -18,11 +20,14 @@ from PIL import Image
 
 from deepcluster.cli.main import COMMANDS, main
 from deepcluster.engine.assignment import Assignment
+from deepcluster.engine.log import clusters_of
+from deepcluster.errors import counted
 
 NAMES = (
     os.fsdecode(b"caf\xe9/1.png"), unicodedata.normalize("NFD", "été/é.png"), unicodedata.normalize("NFC", "été/è.png"),
     "line\nend 😀/a.png", "plain/a, \"b\".png",
 )  # fmt: skip
+THINGS = "image|cluster|file|row|epoch|step|shard|machine|process"
 BROKEN = os.fsdecode(b"caf\xe9/br\xf6ken.png")
 
 
@@ -113,3 +118,44 @@ def test_a_whole_process_in_the_locale_of_old_servers(photos: Path, tmp_path: Pa
     done = subprocess.run([sys.executable, "-m", "deepcluster", *words], capture_output=True, env=os.environ | plain)
     assert done.returncode == 0 and b"Traceback" not in done.stderr, done.stderr
     assert r"caf\xe9/br\xf6ken.png" in (tmp_path / "r" / "bad_images.csv").read_text(encoding="utf-8")
+
+
+def test_numbers_of_things() -> None:
+    said = [counted(*each) for each in ((1, "image"), (2_000, "epoch"), (0, "class"), (3, "query"), (2, "batch"))]
+    assert said == ["1 image", "2,000 epochs", "0 classes", "3 queries", "2 batches"]
+    assert clusters_of(1, 7, 7) == "1 cluster of 7" and clusters_of(12, 3, 4_000) == "12 clusters of 3-4,000"
+
+
+def test_one_of_a_thing_is_said_as_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What commands say about one image, one cluster, one shard, one epoch and one bad file."""
+    photos, one = tmp_path / "photos", tmp_path / "one"
+    for folder, count in ((photos, 30), (one, 1)):
+        folder.mkdir()
+        for number in range(count):
+            noise = np.random.default_rng(number).integers(0, 256, (12, 12, 3)).astype(np.uint8)
+            Image.fromarray(noise).save(folder / f"{number:02}.png")
+    (photos / "bad.png").write_bytes(b"no image")
+    with tarfile.open(tmp_path / "one.tar", "w") as archive:
+        archive.add(one / "00.png", "00.png")
+    run, table, small = tmp_path / "run", tmp_path / "f.npy", "--batch-size 32 --method.whiten 4 --image-size 12"
+    for status, words in (
+        (0, f"train tiny-deepcluster --data {photos} --out {run} --epochs 1 --method.k 1 {small}"),
+        (0, f"assign {run} --data {one} --out {tmp_path}/a.csv"),
+        (0, f"features {run} --data {photos} --out {table}"),
+        (0, f"cluster {table} --k 1 --whiten 4 --out {tmp_path}/c.csv"),
+        (0, f"cluster {photos} --k 1 --backbone {run} --out {tmp_path}/groups"),
+        (0, f"curate {table} --size 1 --clusters 3 --out {tmp_path}/list.txt"),
+        (0, f"index {tmp_path}/one.tar --out {tmp_path}/m.json"),
+        (0, f"report {run}"),
+        (0, f"explore {run} --export {tmp_path}/e.csv"),
+        (2, f"train tiny-deepcluster --data {one} --out {tmp_path}/r --epochs 1 {small}"),
+        (2, f"cluster {one} --k 2 --backbone {run} --out {tmp_path}/r"),
+    ):
+        assert main(words.split()) == status, words
+        out = "".join(capsys.readouterr())
+        plural = re.search(
+            r"(?<![\d.,/-])1 (?:\w+ )?(?:image|cluster|file|row|epoch|step|shard|machine|process)e?s\b", out
+        )
+        assert out and plural is None and "(s)" not in out, out
+    page = re.sub(r"<[^>]+>", "", (run / "report.html").read_text())
+    assert re.search(r"(?<![\d.,/-])1 (?:images|clusters|epochs|files)\b", page) is None

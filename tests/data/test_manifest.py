@@ -257,7 +257,7 @@ def test_damage_gets_one_sentence(what: str, sentence: str, shards: list[str], t
         (["a-2.tar", "a-*.tar", "--out", "m.json"], "is named twice"),
         (["x-*.tar", "--out", "m.json"], "no file matches"),
         (["picture.jpg", "--out", "m.json"], "is no .tar or .zip file"),
-        (["x.tar", "--out", "m.json"], "no image in the 1 shards; the first, x.tar, is missing"),
+        (["x.tar", "--out", "m.json"], "no image in 1 shard; the first, x.tar, is missing"),
         (["none.txt", "--out", "m.json"], "none.txt is missing"),
         (["--out", "m.json"], "No shards are given"),
         (["a-2.tar", "--out", "m.json", "--workers", "-1"], "--workers is -1: give 0"),

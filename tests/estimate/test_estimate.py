@@ -155,7 +155,7 @@ def test_the_command_prints_tables_or_json(capsys: pytest.CaptureFixture[str], m
     monkeypatch.setenv("COLUMNS", "80")
     words = ("tiny-deepercluster", "--images", "1e8", "--k", "32000", "--processes", "64", "--device", "cuda")
     text = said(capsys, *words)
-    assert "NOT MEASURED" in text and "64 processes on 8 machine(s)" in text and "32,000 clusters" in text
+    assert "NOT MEASURED" in text and "64 processes on 8 machines" in text and "32,000 clusters" in text
     assert max(map(len, text.splitlines())) <= 80
     slow, fast = (json.loads(said(capsys, *words, "--json", "--network-gbit", speed)) for speed in ("10", "1000"))
     assert slow["hours"] > fast["hours"] > 0 and slow["peak"]["GPU"]["bytes"] > 0

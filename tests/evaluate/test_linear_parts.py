@@ -71,7 +71,7 @@ def test_test_classes_are_matched_by_name_and_losses_are_counted() -> None:
     assert found.classes == ("ant", "bee", "cat") and found.test.labels.tolist() == [1, 1, 0, 0, 2]
     said = found.settings()
     assert said["images_data"] == 18 and said["images_test"] == 5
-    assert said["left_out"] == "1 images without a label and 2 that cannot be decoded"
+    assert said["left_out"] == "1 image without a label and 2 that cannot be decoded"
 
 
 @pytest.mark.parametrize(

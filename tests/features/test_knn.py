@@ -66,7 +66,7 @@ def test_any_small_table(n: int, k: int, d: int, kind: int) -> None:
     rng = np.random.default_rng(n * 100 + d)
     x = [rng.normal(size=(n, d)), rng.integers(0, 2, (n, d)), np.zeros((n, d)), rng.normal(size=(n, d)) * 1e-6][kind]
     if k >= n:
-        with pytest.raises(DeepClusterError, match=f"{n} rows have no more than {n - 1} neighbors"):
+        with pytest.raises(DeepClusterError, match=rf"{n} rows? ha(ve|s) no more than {n - 1} neighbors?"):
             nearest_rows(x, k)
         return
     index, squared = nearest_rows(x, k)
@@ -170,7 +170,7 @@ def test_output_is_a_tensor_for_tensors_and_an_array_otherwise() -> None:
         ({}, np.array([[0, 0], [np.nan, 1]]), "Row 1 of the features holds NaN"),
         ({"queries": np.array([[np.inf, 0]])}, np.ones((4, 2)), "Row 0 of the queries holds NaN"),
         ({"metric": "manhattan"}, np.ones((4, 2)), "metric must be one of"),
-        ({}, np.ones((1, 2)), "1 rows have no more than 0 neighbors"),
+        ({}, np.ones((1, 2)), "1 row has no more than 0 neighbors"),
         ({}, np.ones(4), "must be a table"),
     ],
 )

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from deepcluster.cli.common import several_processes, show
 from deepcluster.data.open import must_exist
+from deepcluster.errors import counted
 
 
 def assign(run: Path, /, *, data: str, out: Path, device: str = "auto", json: bool = False) -> None:
@@ -40,4 +41,4 @@ def assign(run: Path, /, *, data: str, out: Path, device: str = "auto", json: bo
     used = len(set(assignment.cluster[assignment.cluster >= 0].tolist()))
     undecodable = f", {bad:,} that cannot be decoded (cluster -1)" if bad else ""
     values = {"out": str(out), "images": images, "bad": bad, "clusters": used}
-    show(screen, json, values, f"{out}: {images:,} images in {used:,} clusters{undecodable}")
+    show(screen, json, values, f"{out}: {counted(images, 'image')} in {counted(used, 'cluster')}{undecodable}")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from deepcluster.cli.common import several_processes, show
 from deepcluster.cli.main import refuse_several_processes
 from deepcluster.data.open import must_exist
-from deepcluster.errors import DeepClusterError, Interrupted
+from deepcluster.errors import DeepClusterError, Interrupted, counted
 
 if TYPE_CHECKING:
     from deepcluster.data.source import ImageSource
@@ -96,7 +96,7 @@ def cluster(
         )
     from deepcluster.clustering.metrics import size_stats
     from deepcluster.engine.cluster import cluster_images
-    from deepcluster.engine.log import Screen
+    from deepcluster.engine.log import Screen, clusters_of
     from deepcluster.visualize.report import write_report
 
     screen, own_seed = Screen(stderr=json), options.pop("seed", 0)
@@ -125,8 +125,9 @@ def cluster(
         screen,
         json,
         {"out": str(out), "images": len(run.assignment), "report": str(page), **sizes},
-        f"{out}: {int((run.assignment >= 0).sum()):,} images in {sizes['clusters_used']:,} clusters of"
-        f" {sizes['size_min']:,}-{sizes['size_max']:,}; open {page}, or: deepcluster explore {out}",
+        f"{out}: {counted(int((run.assignment >= 0).sum()), 'image')} in"
+        f" {clusters_of(sizes['clusters_used'], sizes['size_min'], sizes['size_max'])}; open {page}, or: deepcluster"
+        f" explore {out}",
     )
 
 
@@ -157,7 +158,7 @@ def _cluster_table(file: Path, out: Path, algorithm: str, options: dict[str, Any
         from deepcluster.clustering.metrics import size_stats
         from deepcluster.clustering.whitening import Whitening
         from deepcluster.engine.cluster import cluster_features
-        from deepcluster.engine.log import Screen
+        from deepcluster.engine.log import Screen, clusters_of
         from deepcluster.features.table import open_table
         from deepcluster.io import scratch_folder
 
@@ -179,7 +180,7 @@ def _cluster_table(file: Path, out: Path, algorithm: str, options: dict[str, Any
     values = {"out": str(out), "rows": len(table), "objective": float(found.clusterer.inertia_), **sizes}
     used, smallest, largest = sizes["clusters_used"], sizes["size_min"], sizes["size_max"]
     rows = int((found.assignment >= 0).sum())
-    show(screen, json, values, f"{out}: {rows:,} rows in {used:,} clusters of {smallest:,}-{largest:,}")
+    show(screen, json, values, f"{out}: {counted(rows, 'row')} in {clusters_of(used, smallest, largest)}")
 
 
 def source_of(about: dict[str, Any], rows: int) -> ImageSource | None:

@@ -57,7 +57,7 @@ def curate(
     from deepcluster.engine.curate import curate_features, curate_images
     from deepcluster.engine.describe import FEATURES, FITTED
     from deepcluster.engine.log import Screen
-    from deepcluster.errors import Interrupted
+    from deepcluster.errors import Interrupted, counted
     from deepcluster.features.table import ABOUT, open_table
     from deepcluster.io import scratch_folder, write_json
 
@@ -84,9 +84,13 @@ def curate(
     write_subset(images, found.index, out, found.cluster)
     report = {"out": str(out), "source": source, "seed": seed, **found.report()}
     write_json(out.with_name(f"{out.stem}.report.json"), report)
-    less = f"left out before: {report['bad']:,} that cannot be decoded, {report['duplicates']:,} near-duplicates"
-    lines = [f"{out}: {size:,} of {report['images']:,} images; {less}"]
+    less = (
+        f"left out before: {report['bad']:,} that cannot be decoded, {counted(report['duplicates'], 'near-duplicate')}"
+    )
+    lines = [f"{out}: {size:,} of {counted(report['images'], 'image')}; {less}"]
     for number, level in zip(range(len(found.levels), 0, -1), report["levels"], strict=True):
         before, after = ("{min:,}-{max:,} (median {median:,g})".format(**level[when]) for when in ("before", "after"))
-        lines.append(f"level {number}: {level['clusters']:,} clusters of {before} images, of which {after} were taken")
+        lines.append(
+            f"level {number}: {counted(level['clusters'], 'cluster')} of {before} images, of which {after} were taken"
+        )
     show(screen, json, report, "\n".join(lines))

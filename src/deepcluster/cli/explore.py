@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 from deepcluster.data.open import must_exist
+from deepcluster.errors import counted
 
 
 def explore(
@@ -52,7 +53,7 @@ def explore(
             what, images = "table for Embedding Atlas", write_atlas(export, explorer, screen)
         else:
             what, images = write(export, explorer.groups, explorer.jobs["images"].wait())
-        screen.print(f"{export}: {what} of {images:,} images")
+        screen.print(f"{export}: {what} of {counted(images, 'image')}")
         return
     listening = listen(port)
     with listening, exclusive(loaded.folder), contextlib.ExitStack() as held:

@@ -6,7 +6,7 @@ from json import dumps
 from pathlib import Path
 from typing import Any, Literal
 
-from deepcluster.errors import DeepClusterError
+from deepcluster.errors import DeepClusterError, counted
 
 
 def export(
@@ -88,4 +88,4 @@ def _export_atlas(run: Path, out: Path, json: bool) -> None:
     finally:
         explorer.close()
     values = {"out": str(out), "format": "embedding-atlas", "images": images, "bytes": out.stat().st_size}
-    show(screen, json, values, f"{out}: {images:,} images with their clusters, places and neighbors")
+    show(screen, json, values, f"{out}: {counted(images, 'image')} with their clusters, places and neighbors")

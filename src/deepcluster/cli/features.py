@@ -8,7 +8,7 @@ from typing import Any
 
 from deepcluster.cli.common import several_processes, show
 from deepcluster.data.open import must_exist
-from deepcluster.errors import DeepClusterError
+from deepcluster.errors import DeepClusterError, counted
 
 
 def features(
@@ -81,7 +81,7 @@ def features(
     about |= {"rows": len(pixels), "width": width, "bad": bad}
     if one_file:
         write_json(out.with_suffix(".json"), about, sealed=True)
-    undecodable = f", {len(bad):,} rows NaN" if bad else ""
+    undecodable = f", {counted(len(bad), 'row')} NaN" if bad else ""
     show(screen, json, {"out": str(out), **about}, f"{out}: {len(pixels):,} x {width} features{undecodable}")
 
 

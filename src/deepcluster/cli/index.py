@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from deepcluster.cli.common import show
-from deepcluster.errors import DeepClusterError
+from deepcluster.errors import DeepClusterError, counted
 
 
 def index(
@@ -38,10 +38,13 @@ def index(
     for shard in manifest.shards:
         if shard.trouble:
             broken.append({"shard": shard.path, "trouble": shard.trouble, "images": shard.images})
-            screen.warn(f"{sentence_of(shard.path, shard.trouble)}; {shard.images:,} images were found in it")
-    count, classes = len(manifest.shards), len(manifest.classes)
+            screen.warn(
+                f"{sentence_of(shard.path, shard.trouble)}; {counted(shard.images, 'image')}"
+                f" {'was' if shard.images == 1 else 'were'} found in it"
+            )
+    classes = len(manifest.classes)
     total = sum(shard.images for shard in manifest.shards)
-    values = {"out": str(out), "shards": count, "images": total, "classes": classes, "broken": broken}
-    sentence = f"{out}: {total:,} images in {count:,} shards"
+    values = {"out": str(out), "shards": len(manifest.shards), "images": total, "classes": classes, "broken": broken}
+    sentence = f"{out}: {counted(total, 'image')} in {counted(len(manifest.shards), 'shard')}"
     sentence += f", {len(broken):,} of them missing or broken" if broken else ""
-    show(screen, json, values, sentence + (f", {classes:,} class folders" if classes else ""))
+    show(screen, json, values, sentence + (f", {counted(classes, 'class folder')}" if classes else ""))

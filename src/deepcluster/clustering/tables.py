@@ -16,7 +16,7 @@ from deepcluster.clustering.points import Points
 from deepcluster.clustering.validation import fitted_labels
 from deepcluster.clustering.whitening import Whitening
 from deepcluster.distributed import SINGLE, ProcessGroup
-from deepcluster.errors import DeepClusterError
+from deepcluster.errors import DeepClusterError, counted
 from deepcluster.features.block_reader import Rows, find_origin
 from deepcluster.features.table import TableInParts
 from deepcluster.io import scratch_table
@@ -92,7 +92,9 @@ def cluster_table(
     clusterer = make_clusterer(rows)
     wanted = getattr(clusterer, "n_clusters", None)
     if isinstance(wanted, int) and len(keep) < wanted:
-        raise DeepClusterError(f"{len(keep)} rows cannot make {wanted} clusters: lower --k to {len(keep)} at most.")
+        raise DeepClusterError(
+            f"{counted(len(keep), 'row')} cannot make {wanted} clusters: lower --k to {len(keep)} at most."
+        )
     cluster, distance = np.full(len(table), -1, np.int64), np.full(len(table), np.nan, np.float32)
     label = fitted_labels(clusterer, rows)
     own_distance, centroids = _distances(rows, label, getattr(clusterer, "cluster_centers_", None))

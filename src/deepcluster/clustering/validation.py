@@ -18,7 +18,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
 from deepcluster.distributed import SINGLE
-from deepcluster.errors import DeepClusterError, DeepClusterWarning
+from deepcluster.errors import DeepClusterError, DeepClusterWarning, counted
 from deepcluster.features.block_reader import Rows, in_kind
 
 
@@ -156,6 +156,7 @@ def require_rows(rows: int, clusters: int) -> None:
     """Raises DeepClusterError where there are fewer rows than clusters."""
     if rows < clusters:
         raise DeepClusterError(
-            f"{rows} rows cannot make {clusters} clusters (n_samples={rows}); ask for at most {rows} clusters or give "
+            f"{counted(rows, 'row')} cannot make {clusters} clusters (n_samples={rows}); ask for at most"
+            f" {counted(rows, 'cluster')} or give "
             "more rows."
         )

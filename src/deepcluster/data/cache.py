@@ -19,7 +19,7 @@ from deepcluster.data.source import ImageSource
 from deepcluster.data.storage import cache_folder
 from deepcluster.digest import digest
 from deepcluster.distributed import ProcessGroup
-from deepcluster.errors import DeepClusterError, warn
+from deepcluster.errors import DeepClusterError, counted, warn
 from deepcluster.io import remove_leftovers
 from deepcluster.reading import parse_json
 
@@ -52,7 +52,7 @@ class StoredPixels:
         if not len(self.good):
             index, reason = next(iter(self.bad.items()))
             raise DeepClusterError(
-                f"none of the {len(self)} images of {self.source.name} can be decoded; "
+                f"of {counted(len(self), 'image')} of {self.source.name} none can be decoded; "
                 f"the first is {self.source.path(index)}: {reason}"
             )
 

@@ -25,7 +25,7 @@ from deepcluster.data.naming import (
 )
 from deepcluster.data.source import Encoded, ImageSource
 from deepcluster.digest import digest
-from deepcluster.errors import BadImage, DeepClusterError, warn
+from deepcluster.errors import BadImage, DeepClusterError, counted, warn
 from deepcluster.reading import read_csv, read_head, read_text
 
 
@@ -89,7 +89,7 @@ def open_folder(name: str) -> ImageSource:
             kind = "parquet files" if ending == ".parquet" else f"{ending[1:]} shards"
             pattern = root / f"*{ending}"
             raise DeepClusterError(f"{name} holds {kind}, not image files: name them as '{pattern}'")
-        wrong = f"none of the {others.total()} files in {name} has the name of an image (.jpg, .png, .webp …)"
+        wrong = f"of {counted(others.total(), 'file')} in {name} none has the name of an image (.jpg, .png, .webp …)"
         wrong = wrong if others else f"the folder {name} is empty"
         raise DeepClusterError(f"{wrong}: give a folder that holds images, at any depth")
     unread = {ending: others[ending] for ending in UNREAD_PICTURES if others[ending]}
@@ -134,7 +134,7 @@ def open_list_file(name: str) -> ImageSource:
     source = Files(name, file.parent, [_spelled(file.parent, path) for path in paths], labels, classes)
     if not any(os.path.exists(os.path.join(source.root, path)) for path in source.paths):
         raise DeepClusterError(
-            f"none of the {len(paths)} files listed in {name} exists, the first being {printable(paths[0])}: "
+            f"of {counted(len(paths), 'file')} listed in {name} none exists, the first being {printable(paths[0])}: "
             "paths start at the folder of the list"
         )
     return source

@@ -18,7 +18,7 @@ from deepcluster.data.decode_pool import require_handles
 from deepcluster.data.manifest import DIGESTED, Manifest, read_manifest, relative, table_digest, write_manifest
 from deepcluster.data.naming import labels_from_parents
 from deepcluster.data.shards import Shard, cached_members, evict_members, loss_by, row_type
-from deepcluster.errors import DeepClusterError
+from deepcluster.errors import DeepClusterError, counted
 from deepcluster.io import scratch_folder, told, write_array, writing
 from deepcluster.reading import read_head, read_npy, read_text
 
@@ -99,7 +99,7 @@ def _made(
             progress(1)
     if not row:
         trouble = next((f"; the first, {one.path}, {one.trouble}" for one in shards if one.trouble), "")
-        raise DeepClusterError(f"there is no image in the {len(found):,} shards{trouble}: check the pattern")
+        raise DeepClusterError(f"there is no image in {counted(len(found), 'shard')}{trouble}: check the pattern")
     # The classes are found over all shards, as over one folder.
     own, classes = labels_from_parents([f"{folder}/" for folder in folders] if labels else [])
     wide = np.memmap(scratch / "rows", WIDE, "r")

@@ -21,7 +21,7 @@ from deepcluster.data.archive import Members, find_format, format_of, read_membe
 from deepcluster.data.naming import labels_from_parents, printable
 from deepcluster.data.source import Encoded, ImageSource
 from deepcluster.digest import digest
-from deepcluster.errors import BadImage, DeepClusterError, warn
+from deepcluster.errors import BadImage, DeepClusterError, counted, warn
 from deepcluster.io import write_atomic
 from deepcluster.reading import read_npz
 
@@ -157,8 +157,8 @@ class Shards(Encoded):
         if count <= REPORTED:
             more = "; further shards like it are not reported one by one" if count == REPORTED else ""
             warn(
-                f"the shard {self.place(shard)} {reason}; its {self.shards[shard].images:,} images are "
-                f"left out as bad images{more}"
+                f"the shard {self.place(shard)} {reason}; its {counted(self.shards[shard].images, 'image')} "
+                f"{'is' if self.shards[shard].images == 1 else 'are'} left out as bad{more}"
             )
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from deepcluster.errors import counted
 from deepcluster.methods.base import Method
 
 KINDS = ("step", "clustering", "epoch")
@@ -64,7 +65,10 @@ class Clock:
         if self.said or self.began is None or time.perf_counter() - self.began < FIRST_WORD:
             return ""
         self.said = True
-        return f"about {duration(self.left(step))} left: {self.epochs:,} epochs of {self.steps_per_epoch:,} steps"
+        return (
+            f"about {duration(self.left(step))} left: {counted(self.epochs, 'epoch')} of"
+            f" {counted(self.steps_per_epoch, 'step')}"
+        )
 
 
 def clusterings_due(method: Method, epochs: int, steps_per_epoch: int) -> np.ndarray:

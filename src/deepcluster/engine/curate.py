@@ -25,7 +25,7 @@ from deepcluster.engine import run_folder
 from deepcluster.engine.describe import FEATURES, WIDTH, described, open_describer, reduced_width
 from deepcluster.engine.log import Screen
 from deepcluster.engine.subject import short_side
-from deepcluster.errors import DeepClusterError
+from deepcluster.errors import DeepClusterError, counted
 from deepcluster.features.table import open_table
 from deepcluster.io import scratch_folder
 
@@ -124,10 +124,13 @@ def curate_features(
 def check_size(size: int, images: int, *, bad: int = 0, duplicates: int = 0) -> None:
     """Raises DeepClusterError where there are fewer than `size` images, without bad ones and near-duplicates."""
     if not 1 <= size <= images - bad - duplicates:
-        less = [f"{bad:,} cannot be decoded"] * (bad > 0) + [f"{duplicates:,} are near-duplicates"] * (duplicates > 0)
+        less = [f"{bad:,} cannot be decoded"] * (bad > 0) + [
+            f"{duplicates:,} {'is a near-duplicate' if duplicates == 1 else 'are near-duplicates'}"
+        ] * (duplicates > 0)
         but = f" ({' and '.join(less)})" if less else ""
         raise DeepClusterError(
-            f"{size:,} images cannot be taken of {images:,}{but}: give --size 1 to {images - bad - duplicates}."
+            f"{counted(size, 'image')} cannot be taken of {images:,}{but}: give --size 1 to"
+            f" {images - bad - duplicates}."
         )
 
 

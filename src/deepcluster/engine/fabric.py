@@ -20,7 +20,7 @@ from lightning_fabric.strategies.launchers import subprocess_script
 from deepcluster.config import TrainRun
 from deepcluster.distributed import TIMEOUT, is_secondary_process
 from deepcluster.engine.run_folder import how_to_resume
-from deepcluster.errors import OTHER_ENDED, DeepClusterError
+from deepcluster.errors import OTHER_ENDED, DeepClusterError, counted
 
 FIRST = "DEEPCLUSTER_FIRST_PROCESS"
 """Variable that tells the other processes of a machine which one has started them."""
@@ -78,7 +78,8 @@ def make_fabric(run: TrainRun) -> Fabric:
     here, machines = launched() or (run.processes, 1)
     if run.processes not in (1, here, here * machines):
         raise DeepClusterError(
-            f"--processes is {run.processes} but the launcher started {here} on each of {machines} machine(s): leave"
+            f"--processes is {run.processes} but the launcher started {here} on each of"
+            f" {counted(machines, 'machine')}: leave"
             " --processes out."
         )
     if here * machines == 1:

@@ -48,7 +48,8 @@ def lengthened(run: TrainRun, folder: Path, epochs: int) -> TrainRun:
     if epochs < done or epochs < 1:
         least = max(1, math.ceil(done))
         raise DeepClusterError(
-            f"{folder} has {done:.4g} epochs behind it and cannot be made as short as {epochs}: give --epochs {least}"
+            f"{folder} has {done:.4g} {'epoch' if done == 1 else 'epochs'} behind it and cannot be made as short as"
+            f" {epochs}: give --epochs {least}"
             " or more, or start a shorter run in another --out."
         )
     further = epochs > done and stalled(run, best_of(read_metrics(folder)))

@@ -24,6 +24,7 @@ from rich.progress import Task as RichTask
 from rich.text import Text
 
 from deepcluster.config import SIZES
+from deepcluster.errors import counted
 from deepcluster.io import append, write_bytes
 from deepcluster.reading import MOST_TEXT, judged, parse_json, read_bytes, read_text
 
@@ -163,6 +164,11 @@ def _row(value: Any) -> dict[str, Any]:
     return value
 
 
+def clusters_of(used: int, smallest: int, largest: int) -> str:
+    """How many clusters, and their sizes: 12 clusters of 3-40, 1 cluster of 7."""
+    return f"{counted(used, 'cluster')} of {smallest:,}{f'-{largest:,}' * (largest > smallest)}"
+
+
 def line(row: dict[str, Any], epochs: int) -> str:
     """One epoch in one line of text."""
     parts = [f"epoch {row['epoch'] + 1}/{epochs}", f"loss {row['loss']:.3f}"]
@@ -172,7 +178,7 @@ def line(row: dict[str, Any], epochs: int) -> str:
     if row.get("watched") is not None:
         parts.append(f"watched {100 * row['watched']:.1f} %")
     if row["clusters_used"] > 1:
-        parts.append(f"{row['clusters_used']} clusters of {row['size_min']}-{row['size_max']}")
+        parts.append(clusters_of(row["clusters_used"], row["size_min"], row["size_max"]))
     if row.get("rankme") is not None:
         parts.append(f"RankMe {row['rankme']:.1f}")
     parts.append(f"{row['images_per_second']:,.0f} images/s")

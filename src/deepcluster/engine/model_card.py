@@ -10,6 +10,7 @@ from deepcluster.data.naming import printable, short_name
 from deepcluster.engine.log import seconds_taken
 from deepcluster.engine.model import CLUSTERS, PRETRAINED
 from deepcluster.engine.scores import evaluations
+from deepcluster.errors import counted
 from deepcluster.io import new_folder, write_text
 from deepcluster.methods.params import method_name
 from deepcluster.models import hugging_face
@@ -51,7 +52,7 @@ def card(run: Run, known: bool) -> str:
             ("method", f"{settings['method']['algorithm']} of the features of {short_name(config['backbone'])}")
         )
     facts += [
-        ("data", f"{data}, {config['images']:,} images; no labels were used"),
+        ("data", f"{data}, {counted(config['images'], 'image')}; no labels were used"),
         ("clusters", f"{len(run.centroids):,}"),
     ]
     if run.metrics:

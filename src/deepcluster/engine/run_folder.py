@@ -22,7 +22,7 @@ from deepcluster.digest import digest
 from deepcluster.distributed import SINGLE, ProcessGroup
 from deepcluster.engine.log import Screen
 from deepcluster.engine.model import MODEL, PRETRAINED, Model, file_of
-from deepcluster.errors import DeepClusterError
+from deepcluster.errors import DeepClusterError, counted
 from deepcluster.io import write_array, write_csv, write_json
 from deepcluster.reading import judged, parse_json, read_json
 from deepcluster.types import Clustering
@@ -217,8 +217,9 @@ def tell_bad(pixels: Pixels, screen: Screen) -> None:
     if pixels.bad:
         first = min(pixels.bad)
         screen.warn(
-            f"{len(pixels.bad):,} of {len(pixels):,} files cannot be decoded and are skipped, the first being"
-            f" {pixels.source.path(first)} ({pixels.bad[first]})"
+            f"{len(pixels.bad):,} of {counted(len(pixels), 'file')} cannot be decoded and"
+            f" {'is skipped:' if len(pixels.bad) == 1 else 'are skipped, the first being'} {pixels.source.path(first)}"
+            f" ({pixels.bad[first]})"
         )
 
 

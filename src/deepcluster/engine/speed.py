@@ -24,6 +24,7 @@ from deepcluster.engine.deterministic import ViewsByPart
 from deepcluster.engine.log import Screen
 from deepcluster.engine.loop import TrainContext, TrainState, train_step
 from deepcluster.engine.parallel import parallel_loss
+from deepcluster.errors import counted
 from deepcluster.features.extract import extract
 from deepcluster.methods.base import Features, Method
 from deepcluster.types import Clustering, TrainStep
@@ -193,7 +194,9 @@ def within_minutes(
         )
     else:
         one, clustering = duration(steps_per_epoch * speed.step + speed.epoch), duration(speed.clustering)
-        screen.print(f"about {duration(seconds)} left: {epochs:,} epochs of {one}, each clustering {clustering}")
+        screen.print(
+            f"about {duration(seconds)} left: {counted(epochs, 'epoch')} of {one}, each clustering {clustering}"
+        )
     return dataclasses.replace(run, epochs=epochs)
 
 

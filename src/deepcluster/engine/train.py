@@ -36,7 +36,7 @@ from deepcluster.engine.run import Run
 from deepcluster.engine.signals import stop_signals
 from deepcluster.engine.speed import measure, within_minutes
 from deepcluster.engine.subject import short_side
-from deepcluster.errors import DeepClusterError
+from deepcluster.errors import DeepClusterError, counted
 from deepcluster.io import write_json
 from deepcluster.methods.clusterer import Clusterer
 
@@ -109,7 +109,9 @@ def _train(
     agree_on_bad(pixels, group)
     images = len(pixels.good)
     if images < 2:
-        raise DeepClusterError(f"{source.name} holds {images} image(s) that can be decoded: training needs at least 2.")
+        raise DeepClusterError(
+            f"{source.name} holds {counted(images, 'image')} that can be decoded: training needs at least 2."
+        )
     state = TrainState(*steps_per_epoch(run, images, group))
     context = partial(make_context, pixels=pixels, fabric=fabric, group=group, folder=folder)
     known: dict[str, float] = {}
@@ -169,7 +171,8 @@ def _train(
             run_folder.note_finished(folder)
     if pixels.bad:
         screen.print(
-            f"{folder / 'bad_images.csv'} lists what cannot be decoded: {len(pixels.bad):,} of {len(pixels):,} files"
+            f"{folder / 'bad_images.csv'} lists what cannot be decoded: {len(pixels.bad):,} of"
+            f" {counted(len(pixels), 'file')}"
         )
     return Run(folder, run.device)
 
@@ -232,7 +235,8 @@ def steps_per_epoch(run: TrainRun, images: int, group: ProcessGroup) -> tuple[in
     least = group.size if run.sync_batchnorm or group.is_single else 2 * group.size  # one image has no variance
     if batch < least:
         raise DeepClusterError(
-            f"Batches of {batch} images cannot be shared by {group.size} processes: raise --batch-size to at least"
+            f"Batches of {counted(batch, 'image')} cannot be shared by {group.size} processes: raise --batch-size to"
+            " at least"
             f" {least}, or start fewer processes."
         )
     return max(1, round(images / batch)), batch

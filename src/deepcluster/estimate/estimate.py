@@ -18,7 +18,7 @@ from deepcluster.data.cache import SMALL
 from deepcluster.distributed import ProcessGroup
 from deepcluster.engine.build import check
 from deepcluster.engine.subject import short_side
-from deepcluster.errors import DeepClusterError
+from deepcluster.errors import DeepClusterError, counted
 from deepcluster.estimate.dry_run import Counted, DryRun, count_backbone, number_of_clusters
 from deepcluster.estimate.timing import time_steps
 from deepcluster.features.extract import IN_MEMORY
@@ -155,7 +155,7 @@ class Estimate:
             counts = f"{s.flops * s.times:.2e}", decimal(round(s.sent * s.times)), f"{s.messages * s.times:,.0f}"
             table.add_row(s.name, f"{s.times:,.0f}", *counts, f"{s.seconds * s.times / 3600:.3g}")
         table.add_section()
-        table.add_row(f"{self.epochs} epochs", "", "", "", "", f"{self.seconds / 3600:.3g}")
+        table.add_row(counted(self.epochs, "epoch"), "", "", "", "", f"{self.seconds / 3600:.3g}")
         return Group(*parts, table, self.note)
 
 
@@ -219,11 +219,13 @@ class Job:
             raise DeepClusterError(f"--images is {self.images}: give a whole number of at least 2, such as 1e6.")
         if number_of_clusters(self.run) > self.images:
             raise DeepClusterError(
-                f"{self.images:,} images cannot form {self.clusters:,} clusters: give at most --k {self.images}."
+                f"{counted(self.images, 'image')} cannot form {self.clusters:,} clusters: give at most --k"
+                f" {self.images}."
             )
         if self.batch < self.processes:
             raise DeepClusterError(
-                f"Batches of {self.batch} images cannot be shared by {self.processes} processes: raise --batch-size, or"
+                f"Batches of {counted(self.batch, 'image')} cannot be shared by {self.processes} processes: raise"
+                " --batch-size, or"
                 " estimate for fewer processes."
             )
 
@@ -263,8 +265,8 @@ def estimate(job: Job, *, measure: bool = False, data: Any = None, network: floa
     crowd = min(job.per_machine, processes) if job.device == "cpu" else 1  # a machine's processes share its cores
     if measure:
         image, feature, clustering, few = time_steps(job, dry, data)
-        counted = net.training + dry.at(job.images, job.share, few)["step_flops"] / job.part
-        step = crowd * job.part * max(image * step_flops / job.part / counted, reading)
+        operations = net.training + dry.at(job.images, job.share, few)["step_flops"] / job.part
+        step = crowd * job.part * max(image * step_flops / job.part / operations, reading)
         feature, refresh = crowd * max(feature, reading), crowd * clustering
         note = f"Hours from steps timed on this machine with {torch.get_num_threads()} threads; messages are assumed."
     else:
@@ -282,10 +284,11 @@ def estimate(job: Job, *, measure: bool = False, data: Any = None, network: floa
               refresh + waiting(sums + labels, dry.rounds + 3)),
         Stage("checkpoints", saves, 0, 0, 0, value["checkpoint"] / machine.disk),
     ]  # fmt: skip
-    where = f"{processes} process{'es' * (processes > 1)} on {math.ceil(processes / job.per_machine)} machine(s)"
+    where = f"{counted(processes, 'process')} on {counted(math.ceil(processes / job.per_machine), 'machine')}"
     title = (
-        f"{job.images:,} images, {job.clusters:,} clusters, {run.backbone.name}, {run.image_size} px\n{where},"
-        f" {job.device}, {32 // job.half}-bit, batches of {job.batch:,} ({job.steps:,} steps an epoch)"
+        f"{counted(job.images, 'image')}, {counted(job.clusters, 'cluster')}, {run.backbone.name}, {run.image_size}"
+        f" px\n{where},"
+        f" {job.device}, {32 // job.half}-bit, batches of {job.batch:,} ({counted(job.steps, 'step')} an epoch)"
     )
     return Estimate(title, note, run.epochs, memory(job, net, dry, value, machine), disk(job, net, value), stages)
 

@@ -17,7 +17,7 @@ from deepcluster.clustering.kmeans import KMeans
 from deepcluster.clustering.whitening import Whitening
 from deepcluster.data.source import ImageSource
 from deepcluster.engine.log import Screen
-from deepcluster.errors import DeepClusterError
+from deepcluster.errors import DeepClusterError, counted
 from deepcluster.evaluate.labels import LabeledSources, open_labeled
 from deepcluster.evaluate.options import check_counts
 from deepcluster.evaluate.result import Result, mean_and_std
@@ -79,7 +79,9 @@ def evaluate_clusters(
     usable = np.isfinite(features).all(axis=1)
     table = np.ascontiguousarray(features[usable], dtype=np.float32)
     if not 1 <= k <= len(table):
-        raise DeepClusterError(f"{len(table)} images cannot be put into k={k} clusters: choose 1 to {len(table)}.")
+        raise DeepClusterError(
+            f"{counted(len(table), 'image')} cannot be put into k={k} clusters: choose 1 to {len(table)}."
+        )
     options: dict[str, Any] = {"init": "k-means++", "n_init": n_init, "max_iter": 100, "tol": 1e-4, "device": device}
     found = []
     for number in range(seed, seed + draws):
@@ -282,4 +284,4 @@ def matching(clusters: int, classes: int) -> str:
     """The sentence that says what `accuracy` means for this many clusters and classes."""
     left = "clusters without a class" if clusters > classes else "classes without a cluster"
     wrong = f"; images of {left} count as wrong" if clusters != classes else ""
-    return f"best one-to-one matching of {clusters:,} clusters and {classes:,} classes{wrong}"
+    return f"best one-to-one matching of {counted(clusters, 'cluster')} and {counted(classes, 'class')}{wrong}"

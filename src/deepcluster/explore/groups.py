@@ -5,13 +5,13 @@ This file knows numbers and names only; it does not know where edits are stored 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from deepcluster.errors import DeepClusterError
+from deepcluster.errors import DeepClusterError, counted
 
 NAME_LENGTH = 200
 """Characters of a name at most."""
@@ -217,16 +217,12 @@ def describe(edit: Mapping[str, Any]) -> str:
     if op == "split":
         return f"split cluster {edit['cluster']} in {len(edit['parts']) + 1}"
     if op == "hide":
-        return f"{'hide' if edit['hidden'] else 'show'} {_count(edit['clusters'], 'cluster')}"
+        return f"{'hide' if edit['hidden'] else 'show'} {counted(len(edit['clusters']), 'cluster')}"
     verb = "move" if op == "move" else "select" if edit.get("on") else "deselect"
     images = edit.get("images")
     if images == "selection":
         return f"{verb} the selection"
-    return f"{verb} {_count(images, 'image')}" if isinstance(images, list) else f"{verb} images"
-
-
-def _count(items: Sequence[Any], noun: str) -> str:
-    return f"{len(items):,} {noun}{'s' * (len(items) != 1)}"
+    return f"{verb} {counted(len(images), 'image')}" if isinstance(images, list) else f"{verb} images"
 
 
 def _truth(value: Any) -> bool:

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from deepcluster.errors import DeepClusterError
+from deepcluster.errors import DeepClusterError, counted
 from deepcluster.features.block_reader import Rows, in_kind, normalize_rows, require_finite
 from deepcluster.features.parallel import over_spans, team
 from deepcluster.features.row_partition import centered, shard_of
@@ -70,7 +70,8 @@ def nearest_rows(
     others = rows.n - (queries is None)
     if others < k:
         raise DeepClusterError(
-            f"{rows.n} rows have no more than {others} neighbors each, not {k}; ask for fewer neighbors or give "
+            f"{counted(rows.n, 'row')} {'has' if rows.n == 1 else 'have'} no more than {counted(others, 'neighbor')}"
+            f" each, not {k}; ask for fewer neighbors or give "
             "more rows."
         )
     with team():

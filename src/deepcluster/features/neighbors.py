@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from deepcluster.errors import DeepClusterError
+from deepcluster.errors import DeepClusterError, counted
 from deepcluster.features.knn import nearest_rows
 
 
@@ -28,7 +28,9 @@ def nearest(
     """
     available = len(bank) - leave_one_out
     if not 1 <= k <= available:
-        raise DeepClusterError(f"k={k} neighbors cannot be found among {available} images: choose 1 to {available}.")
+        raise DeepClusterError(
+            f"k={k} neighbors cannot be found among {counted(available, 'image')}: choose 1 to {available}."
+        )
     asked = None if leave_one_out else queries
     rows, squared = nearest_rows(bank, k, queries=asked, metric="cosine", device=device)
     return 1 - squared.cpu() / 2, rows.cpu()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from deepcluster.errors import DeepClusterError
+from deepcluster.errors import DeepClusterError, counted
 from deepcluster.methods.params import MethodParams
 
 LEAST = {
@@ -35,9 +35,11 @@ def check_ranges(params: MethodParams) -> None:
             raise DeepClusterError(f"--method.{name.replace('_', '-')} is {value}: give {words}.")
 
 
-def check_enough_images(count: int, k: int, advice: int) -> None:
+def check_enough_images(images: int, k: int, advice: int) -> None:
     """Raises DeepClusterError: fewer images than clusters."""
-    if count < k:
+    if images < k:
         raise DeepClusterError(
-            f"There are {count} images for {k} clusters: ask for fewer, such as --method.k {advice}."
+            f"There {'is' if images == 1 else 'are'} {counted(images, 'image')} for {counted(k, 'cluster')}: ask for"
+            " fewer, such as"
+            f" --method.k {advice}."
         )

@@ -15,7 +15,7 @@ import numpy as np
 
 from deepcluster.config import BackboneParams, DataParams, OptimizerParams, TrainRun, from_dict, names, override
 from deepcluster.data.source import ImageSource
-from deepcluster.errors import BadImage, DeepClusterError
+from deepcluster.errors import BadImage, DeepClusterError, counted
 from deepcluster.methods.params import method_name
 from deepcluster.presets import deepcluster, tiny
 
@@ -49,7 +49,7 @@ class Images:
 
     def __str__(self) -> str:
         size = f"{SHRUNK} px and more" if self.side >= SHRUNK else f"about {self.side} px" if self.mixed else ""
-        return f"{self.count:,} {'color' if self.color else 'gray'} images of {size or f'{self.side} px'}"
+        return f"{counted(self.count, 'color image' if self.color else 'gray image')} of {size or f'{self.side} px'}"
 
 
 @dataclass(frozen=True)
@@ -184,7 +184,8 @@ class Choice:
         start = f", from {self.start}" if self.start else ""
         return (
             f"{self.images} on {self.machine}: {method_name(run.method)} with {run.backbone.name} at"
-            f" {run.image_size} px{start}, {getattr(run.method, 'k', 0):,} clusters, batches of {run.batch_size}"
+            f" {run.image_size} px{start}, {counted(getattr(run.method, 'k', 0), 'cluster')}, batches of"
+            f" {run.batch_size}"
         )
 
 

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 
 from deepcluster.engine.log import Screen
 from deepcluster.engine.run import Run
+from deepcluster.errors import counted
 from deepcluster.visualize import style
 from deepcluster.visualize.clustered_images import SILENT, clustered_images, require_labels
 from deepcluster.visualize.letters import verbatim
@@ -60,7 +61,7 @@ def confusion_figure(assignment: np.ndarray, labels: np.ndarray, names: Sequence
     left, right = page.subplots(1, 2, width_ratios=(1.25, 1))
     classes = [verbatim(names[number], 40) for number in shown]
     _heat(left, table / table.sum(0), classes, "What each cluster consists of")
-    left.set_xlabel(f"{table.shape[1]:,} clusters, by their main class", color=style.QUIET, fontsize=9)
+    left.set_xlabel(f"{counted(table.shape[1], 'cluster')}, by their main class", color=style.QUIET, fontsize=9)
     left.set_xticks([])
     shares = confusion_shares(table)
     _heat(right, shares, classes, "In whose clusters each class lies (%)")

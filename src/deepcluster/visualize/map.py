@@ -16,7 +16,7 @@ from sklearn.preprocessing import normalize
 from deepcluster.data.naming import short_name
 from deepcluster.engine.log import Screen
 from deepcluster.engine.subject import Subject
-from deepcluster.errors import DeepClusterError
+from deepcluster.errors import DeepClusterError, counted
 from deepcluster.features.extract import extract
 from deepcluster.visualize import style
 from deepcluster.visualize.clustered_images import (
@@ -120,7 +120,10 @@ def lay_out(features: np.ndarray, how: Layout, *, seed: int = 0, perplexity: flo
         how: "pca", "tsne" (van der Maaten and Hinton 2008) or "umap" (McInnes, Healy and Melville 2018).
     """
     if len(features) < 4:
-        raise DeepClusterError(f"{len(features)} images are too few for a map: give 4 or more.")
+        raise DeepClusterError(
+            f"{counted(len(features), 'image')} {'is' if len(features) == 1 else 'are'} too few for a map: give 4 or"
+            " more."
+        )
     rows = normalize(np.asarray(features, np.float64))
     if how == "umap":
         from umap import UMAP

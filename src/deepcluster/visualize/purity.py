@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from deepcluster.clustering.metrics import contingency
 from deepcluster.engine.log import Screen
 from deepcluster.engine.run import Run
-from deepcluster.errors import DeepClusterError
+from deepcluster.errors import DeepClusterError, counted
 from deepcluster.visualize import style
 from deepcluster.visualize.clustered_images import SILENT, clustered_images, require_labels
 from deepcluster.visualize.style import Pictures
@@ -91,7 +91,8 @@ def purity_figure(sizes: np.ndarray, purity: np.ndarray, classes: int) -> Figure
     average = float((sizes * purity).sum() / sizes.sum())
     page.suptitle("Size and purity of clusters", x=0.012, ha="left", fontsize=12, fontweight="bold", color=style.INK)
     axes[0, 0].set_title(
-        f"{len(sizes):,} clusters; mean purity {purity.mean():.2f} over clusters, {average:.2f} over images; a dot's"
+        f"{counted(len(sizes), 'cluster')}; mean purity {purity.mean():.2f} over clusters, {average:.2f} over images;"
+        " a dot's"
         " area is the number of clusters there",
         loc="left", fontsize=9.5, color=style.QUIET,
     )  # fmt: skip

@@ -23,7 +23,7 @@ from deepcluster.data.source import ImageSource
 from deepcluster.engine import scores
 from deepcluster.engine.clock import duration
 from deepcluster.engine.run import Run
-from deepcluster.errors import BadImage, DeepClusterError
+from deepcluster.errors import BadImage, DeepClusterError, counted
 from deepcluster.io import write_text
 from deepcluster.reading import read_bytes
 from deepcluster.visualize import history, report_text, sizes, style
@@ -63,7 +63,7 @@ def environment() -> Environment:
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,
     )  # fmt: skip
-    words = (report_text.count, report_text.number, duration, sizes.effective, math.log, np.median)
+    words = (counted, report_text.number, duration, sizes.effective, math.log, np.median)
     found.globals |= {word.__name__: word for word in words}
     return found
 

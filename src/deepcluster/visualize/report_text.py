@@ -19,6 +19,7 @@ from deepcluster.engine.health import check_clusters, check_loss
 from deepcluster.engine.log import seconds_taken
 from deepcluster.engine.model import PRETRAINED
 from deepcluster.engine.scores import is_number
+from deepcluster.errors import counted
 from deepcluster.methods.params import MethodParams
 
 BAD_SHOWN = 200
@@ -89,7 +90,7 @@ def remarks(run: Numbers, bad: int, folder: Path) -> list[str]:
         if empty := run.k - len(run.members):
             warn(f"{empty:,} of {run.k:,} clusters {'is' if empty == 1 else 'are'} empty.")
     if bad:
-        warn(f"{count(bad, 'file')} could not be decoded and {'were' if bad != 1 else 'was'} skipped.")
+        warn(f"{counted(bad, 'file')} could not be decoded and {'were' if bad != 1 else 'was'} skipped.")
     return [sentence[:1].upper() + sentence[1:] for sentence in said]
 
 
@@ -132,8 +133,3 @@ def settings_used(config: Mapping[str, Any]) -> dict[str, Any]:
 def number(value: float, places: int = 0) -> str:
     """A number with commas and so many decimals."""
     return f"{value:,.{places}f}"
-
-
-def count(items: int, noun: str) -> str:
-    """So many things: 1 image, 2,000 images."""
-    return f"{items:,} {noun}{'s' * (items != 1)}"

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from deepcluster.engine.log import Screen
 from deepcluster.engine.run import Run
+from deepcluster.errors import counted
 from deepcluster.visualize import style
 from deepcluster.visualize.clustered_images import SILENT, clustered_images, require_clusters
 from deepcluster.visualize.style import Pictures
@@ -87,8 +88,9 @@ def summary(sizes: np.ndarray) -> str:
     """The sizes in one line."""
     used, total, images = int((sizes > 0).sum()), len(sizes), int(sizes.sum())
     if total == 1:
-        return f"{images:,} images in a single cluster"
+        return f"{counted(images, 'image')} in a single cluster"
     return (
-        f"{images:,} images in {used:,} of {total:,} clusters, {int(sizes.min()):,} to {int(sizes.max()):,} each; "
+        f"{counted(images, 'image')} in {used:,} of {total:,} clusters, {int(sizes.min()):,} to {int(sizes.max()):,}"
+        " each; "
         f"as even as {effective(sizes):,.1f} equal clusters"
     )

@@ -165,7 +165,7 @@ def test_images_are_located_by_name_in_any_folder(tmp_path: Path) -> None:
     truth = read_ground_truth(file)
     rows, asked = locate_images(truth, Named(["z/d.jpg", "y/b.JPG", "q.png", "a.webp"]))  # type: ignore[arg-type]
     assert rows.tolist() == [3, 1, -1, 0] and asked.tolist() == [1]
-    with pytest.raises(DeepClusterError, match="1 of the 1 queries of toy are not in named, the first being b"):
+    with pytest.raises(DeepClusterError, match="1 of 1 query of toy is not in named, the first being b"):
         locate_images(truth, Named(["a.jpg"]))  # type: ignore[arg-type]
     with pytest.raises(DeepClusterError, match=r"holds the image b of toy twice, as 1/b.jpg and 2/b.jpg"):
         locate_images(truth, Named(["1/b.jpg", "2/b.jpg"]))  # type: ignore[arg-type]

@@ -191,7 +191,7 @@ def test_missing_and_damaged_images_are_reported_and_left_out(images: Path, tmp_
         1,
         1,
     )
-    assert "1 images of the ground truth are missing and 1 cannot be used (thing1_2)" in result.settings["left_out"]
+    assert "1 image of the ground truth is missing and 1 cannot be used (thing1_2)" in result.settings["left_out"]
     assert [one["right"] for one in result.draws] == [3, 3, 4, 4, 4]
     (images / "thing2_0.png").write_bytes(b"no picture")
     with pytest.raises(DeepClusterError, match="1 queries of toy cannot be used, the first being thing2_0"):

@@ -24,7 +24,7 @@ from deepcluster.engine.log import Screen
 from deepcluster.engine.model import MODEL, Model
 from deepcluster.engine.run import Run
 from deepcluster.engine.subject import short_side
-from deepcluster.errors import BadImage, DeepClusterError
+from deepcluster.errors import BadImage, DeepClusterError, counted
 from deepcluster.evaluate.doctor.views import ViewAgreement, measure
 from deepcluster.models.backbone import Backbone
 from deepcluster.models.heads import STD
@@ -262,7 +262,8 @@ def _open_source(run: Run, data: Any, found: RunDiagnostics) -> ImageSource | No
         return None
     if data is not None and len(source) != found.images:
         raise DeepClusterError(
-            f"{source.name} holds {len(source):,} images and {run.folder} was trained on {found.images:,}: give the"
+            f"{source.name} holds {counted(len(source), 'image')} and {run.folder} was trained on {found.images:,}:"
+            " give the"
             " training images as --data, or leave it out."
         )
     if source.fingerprint() != run.config["source_fingerprint"]:

@@ -10,7 +10,7 @@ import numpy as np
 
 from deepcluster.engine.log import Screen
 from deepcluster.engine.subject import Subject
-from deepcluster.errors import DeepClusterError
+from deepcluster.errors import DeepClusterError, counted
 from deepcluster.evaluate.linear.context import Evaluation, Learner, Precision, Report, check_common
 from deepcluster.evaluate.linear.features import FrozenFeatures
 from deepcluster.evaluate.linear.heads import linear_head
@@ -175,7 +175,9 @@ def _sgd(
         )
     smallest = int(np.bincount(data.train.labels)[np.unique(data.train.labels)].min())
     if cross_validate and smallest < folds:
-        raise DeepClusterError(f"A class has {smallest} images, too few for {folds} folds: give fewer --folds.")
+        raise DeepClusterError(
+            f"A class has {counted(smallest, 'image')}, too few for {folds} folds: give fewer --folds."
+        )
     norm = recipe.norm or subject.backbone.name not in NO_NORM
     features = _describe(pools) + ("; batch-norm without scale and shift" if norm else "")
     evaluation.start({"recipe": str(recipe), "features": features}, folds, cross_validate)

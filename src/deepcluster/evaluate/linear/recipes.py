@@ -11,7 +11,7 @@ from deepcluster.config import OptimizerParams
 from deepcluster.data.transforms import RandomCrop, RandomViews, Transform
 from deepcluster.data.views import ViewGroup
 from deepcluster.engine.optim import factor
-from deepcluster.errors import DeepClusterError
+from deepcluster.errors import DeepClusterError, counted
 from deepcluster.models.backbone import Backbone
 from deepcluster.models.resnet import RESNETS
 
@@ -89,7 +89,7 @@ class Recipe:
         return factor(settings, step, steps=steps, steps_per_epoch=steps_per_epoch)
 
     def __str__(self) -> str:
-        length = f"{self.iterations} iterations" if self.iterations else f"{self.epochs} epochs"
+        length = counted(self.iterations, "iteration") if self.iterations else counted(self.epochs, "epoch")
         schedule = {
             "bottou": "lr / sqrt(1 + lr decay t)",
             "halving": f"halved every {self.step} iterations",

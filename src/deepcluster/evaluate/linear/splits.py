@@ -13,7 +13,7 @@ import numpy as np
 
 from deepcluster.data.cache import Pixels
 from deepcluster.engine.subject import Subject
-from deepcluster.errors import DeepClusterError
+from deepcluster.errors import DeepClusterError, counted
 from deepcluster.evaluate.labels import open_labeled
 from deepcluster.random import seed_of
 
@@ -72,7 +72,7 @@ class LabeledData:
             "images_data": int(self.train.decodable().sum()),
             "images_test": int(self.test.decodable().sum()),
             "classes": len(self.classes),
-            "left_out": f"{self.unlabeled} images without a label and {bad} that cannot be decoded",
+            "left_out": f"{counted(self.unlabeled, 'image')} without a label and {bad} that cannot be decoded",
         }
 
 
@@ -156,7 +156,8 @@ def draw_shots(labels: np.ndarray, shots: int | float, seed: int, classes: Seque
         wanted = shots if isinstance(shots, int) else max(1, round(shots * len(own)))
         if wanted > len(own):
             raise DeepClusterError(
-                f"{wanted} images of each class were asked for and {classes[label]!r} has {len(own)}: ask for fewer"
+                f"{counted(wanted, 'image')} of each class {'was' if wanted == 1 else 'were'} asked for and"
+                f" {classes[label]!r} has {len(own)}: ask for fewer"
                 " --shots."
             )
         rows.append(own[:wanted])

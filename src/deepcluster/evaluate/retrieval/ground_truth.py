@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from deepcluster.data.source import ImageSource
-from deepcluster.errors import DeepClusterError
+from deepcluster.errors import DeepClusterError, counted
 from deepcluster.reading import judged
 
 Sets = tuple[np.ndarray, ...]
@@ -184,7 +184,8 @@ def groups(source: ImageSource, pattern: str | None = None) -> GroundTruth:
         how = f"by {pattern!r}" if pattern is not None else "by label"
         example = f", the first of which is {paths[0]}" if paths else ""
         raise DeepClusterError(
-            f"No two of the {len(paths)} images of {source.name}{example}, belong together {how}: give --group a"
+            f"No two of the {counted(len(paths), 'image')} of {source.name}{example}, belong together {how}: give"
+            " --group a"
             " pattern whose parenthesis matches the same text for images of the same thing."
         )
     if len(members) == 1 and len(queries) == len(paths):
@@ -254,7 +255,9 @@ def locate_images(truth: GroundTruth, source: ImageSource) -> tuple[np.ndarray, 
     missing = [name for name in truth.queries if name not in place]
     if missing:
         raise DeepClusterError(
-            f"{len(missing)} of the {len(truth.queries)} queries of {truth.name} are not in {source.name}, the first"
+            f"{len(missing)} of {counted(len(truth.queries), 'query')} of {truth.name}"
+            f" {'is' if len(missing) == 1 else 'are'} not in {source.name},"
+            " the first"
             f" being {missing[0]}: give --data the complete set, its files named as in the ground truth."
         )
     rows = [np.array([place.get(name, -1) for name in names]) for names in (truth.names, truth.queries)]

@@ -15,7 +15,7 @@ from deepcluster.data.source import ImageSource
 from deepcluster.digest import digest
 from deepcluster.engine.log import Screen
 from deepcluster.engine.subject import Subject
-from deepcluster.errors import DeepClusterError
+from deepcluster.errors import DeepClusterError, counted
 from deepcluster.evaluate.options import check_choice, check_counts, check_not_given
 from deepcluster.evaluate.result import Result
 from deepcluster.evaluate.retrieval.descriptors import (
@@ -239,7 +239,8 @@ class _Search:
         if not known.all() and self.truth.kind != "groups":
             first = self.truth.queries[int(np.flatnonzero(~known)[0])]
             raise DeepClusterError(
-                f"{int((~known).sum())} queries of {self.truth.name} cannot be used, the first being {first}: it is"
+                f"{counted(int((~known).sum()), 'query')} of {self.truth.name} cannot be used, the first being"
+                f" {first}: it is"
                 " damaged, or its box lies outside of it or is too small for the network; repair it, raise --long-side"
                 " or use --crop-queries no."
             )
@@ -255,14 +256,16 @@ class _Search:
         if damaged or self.missing:
             examples = f" ({', '.join(damaged[:3])}{', ...' if len(damaged) > 3 else ''})" if damaged else ""
             notes["left_out"] = (
-                f"{self.missing} images of the ground truth are missing and {len(damaged)} cannot be used{examples};"
+                f"{counted(self.missing, 'image')} of the ground truth {'is' if self.missing == 1 else 'are'} missing"
+                f" and {len(damaged)} cannot be used{examples};"
                 " they are neither searched nor counted as relevant"
             )
             self.screen.warn(notes["left_out"])
         if self.whitening_images is not None:
             same = " (the images that are searched)" if self.whitening_images.source is self.source else ""
             notes["whitening"] = (
-                f"to {self.dims} dimensions at most, learned on the first {len(self.whitening_images)} images of"
+                f"to {self.dims} dimensions at most, learned on the first"
+                f" {counted(len(self.whitening_images), 'image')} of"
                 f" {self.whitening_images.name}{same}"
             )
         return self.truth.subset(usable, known), table[usable], queries[known], notes

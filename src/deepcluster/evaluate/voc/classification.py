@@ -139,7 +139,8 @@ def voc_classification(
     both = set(train.ids) & set(held.ids) if train.name == held.name else set()
     if both or train.images.fingerprint() == held.images.fingerprint():
         raise DeepClusterError(
-            f"--split {split} and --test-split {test_split} share {len(both) or len(train)} images: a test needs images"
+            f"--split {split} and --test-split {test_split} share {len(both) or len(train)}"
+            f" image{'s' * ((len(both) or len(train)) != 1)}: a test needs images"
             " of its own."
         )
     task = ClassificationTask(subject, train, held, labels, truth, ap, range(seed, seed + seeds), screen)
@@ -231,7 +232,7 @@ def _by_tuning(
         "iterations": recipe.iterations,
         "batch": recipe.batch_size,
         "crops": crops,
-        "tested": f"sum of the logits of {count} {crops} crop(s)",
+        "tested": f"sum of the logits of {count} {crops} crop{'s' * (count != 1)}",
         "image_size": subject.image_size,
         "images_scored": len(held.good),
         "file": f"{file} (load_voc_classifier reads it)",

@@ -16,7 +16,7 @@ import numpy as np
 
 from deepcluster.data.naming import is_image_name
 from deepcluster.data.source import Encoded
-from deepcluster.errors import BadImage, DeepClusterError
+from deepcluster.errors import BadImage, DeepClusterError, counted
 from deepcluster.evaluate.voc.annotation import VOID, Annotation, Objects, parse_annotation, read_mask
 from deepcluster.evaluate.voc.files import VOCFiles, open_files
 
@@ -96,7 +96,8 @@ class VOC:
                 self._report(self.images.path(index), "there is no such image; it is left out")
         if not any(self.images.paths):
             raise DeepClusterError(
-                f"None of the {len(self)} images of split {split} of {self.name} is in its JPEGImages: check that the"
+                f"None of the {counted(len(self), 'image')} of split {split} of {self.name} is in its JPEGImages:"
+                " check that the"
                 " set is complete."
             )
         self.classes = tuple(classes) if classes is not None else self._own_classes()

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import box_iou, roi_align, roi_pool
 
-from deepcluster.errors import DeepClusterError
+from deepcluster.errors import DeepClusterError, counted
 from deepcluster.evaluate.voc.maps import Grid
 from deepcluster.reading import judged, read_npz
 
@@ -117,7 +117,8 @@ def read_proposals(files: Sequence[Path | str], ids: Sequence[str]) -> list[np.n
     missing = [name for name in ids if name not in found or not len(found[name])]
     if missing:
         raise DeepClusterError(
-            f"There are no proposals for {len(missing)} of {len(ids)} images, such as {missing[0]}: give --proposals"
+            f"There are no proposals for {len(missing)} of {counted(len(ids), 'image')}, such as {missing[0]}: give"
+            " --proposals"
             " files that hold those of the training and the test images."
         )
     return [found[name] for name in ids]

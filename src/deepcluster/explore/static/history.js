@@ -1,6 +1,6 @@
 // The curves of training, and a slider over its epochs.
 import { get, telling } from "./api.js";
-import { el, svg } from "./dom.js";
+import { count, el, svg } from "./dom.js";
 
 const CURVES = [
   ["loss", "Loss", 3],
@@ -101,14 +101,14 @@ export class HistoryView {
     if (!found || this.closed || row !== this.rows[Number(this.slider.value)]) return;
     const title = el("h3", { text: `Cluster sizes at epoch ${row.epoch + 1}` });
     if (!found.known) {
-      const words = row.clusters_used === undefined ? "Nothing is known of them." : `${row.clusters_used} clusters of ${row.size_min} to ${row.size_max} images. Single clusters of this epoch were not kept.`;
+      const words = row.clusters_used === undefined ? "Nothing is known of them." : `${count(row.clusters_used, "cluster")} of ${row.size_min} to ${row.size_max} images. Single clusters of this epoch were not kept.`;
       this.below.replaceChildren(title, el("p", { text: words }));
       return;
     }
     const plot = chart("Images in the cluster, by rank", found.ranks.map((rank) => rank + 1), found.sizes, 0, 1, "rank");
     plot.at(1);
     const agree = found.nmi_last === null ? "" : ` Agreement with the final clusters, made after the last epoch: NMI ${found.nmi_last.toFixed(3)}.`;
-    this.below.replaceChildren(title, el("p", { text: `${found.clusters} clusters of ${found.smallest} to ${found.largest} images, half of them of ${found.median} or more.${agree}` }), el("div", { class: "charts" }, plot.node));
+    this.below.replaceChildren(title, el("p", { text: `${count(found.clusters, "cluster")} of ${found.smallest} to ${found.largest} images, half of them of ${found.median} or more.${agree}` }), el("div", { class: "charts" }, plot.node));
   }
 
   async changed() {}

@@ -239,7 +239,7 @@ export class PhotoView {
     this.about.replaceChildren(
       el("h2", { text: this.photo.name || "photo" }),
       el("p", {}, "It belongs to"),
-      ...(found.cluster ? [el("p", {}, el("a", { href: `#/cluster/${found.cluster.id}`, id: "photo-cluster", text: found.cluster.name })), el("p", { class: "facts" }, el("span", {}, el("b", { text: found.cluster.size.toLocaleString("en") }), " images"), ...(found.cluster.label ? [el("span", {}, el("b", { text: percent(found.cluster.purity) }), ` ${found.cluster.label}`)] : []))] : [el("p", { text: `cluster ${found.found}, which has no images` })]),
+      ...(found.cluster ? [el("p", {}, el("a", { href: `#/cluster/${found.cluster.id}`, id: "photo-cluster", text: found.cluster.name })), el("p", { class: "facts" }, el("span", {}, el("b", { text: found.cluster.size.toLocaleString("en") }), found.cluster.size === 1 ? " image" : " images"), ...(found.cluster.label ? [el("span", {}, el("b", { text: percent(found.cluster.purity) }), ` ${found.cluster.label}`)] : []))] : [el("p", { text: `cluster ${found.found}, which has no images` })]),
       el("p", { class: "quiet", text: `distance ${fixed(found.distance)} to the center` }),
       el("p", { class: "quiet", text: "The photo is not kept." }),
     );

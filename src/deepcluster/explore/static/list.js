@@ -83,7 +83,7 @@ export class ClusterList {
     this.pages.set(page, found.rows);
     this.total = found.total;
     const of = found.total === found.all ? "" : ` of ${found.all.toLocaleString("en")}`;
-    byId("list-count").textContent = `${found.total.toLocaleString("en")}${of} clusters`;
+    byId("list-count").textContent = of ? `${found.total.toLocaleString("en")}${of} clusters` : count(found.total, "cluster");
     this.draw();
     return found;
   }
