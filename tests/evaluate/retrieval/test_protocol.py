@@ -194,7 +194,7 @@ def test_missing_and_damaged_images_are_reported_and_left_out(images: Path, tmp_
     assert "1 image of the ground truth is missing and 1 cannot be used (thing1_2)" in result.settings["left_out"]
     assert [one["right"] for one in result.draws] == [3, 3, 4, 4, 4]
     (images / "thing2_0.png").write_bytes(b"no picture")
-    with pytest.raises(DeepClusterError, match="1 queries of toy cannot be used, the first being thing2_0"):
+    with pytest.raises(DeepClusterError, match="1 query of toy cannot be used, the first being thing2_0"):
         retrieval(subject, images, ground_truth=file, **SMALL)
     (images / "thing2_0.png").unlink()
     with pytest.raises(DeepClusterError, match="1 of the 5 queries of toy are not in"):
