@@ -129,6 +129,18 @@ def test_colors_are_exact_where_no_resize_rounds() -> None:
     torch.testing.assert_close(augment(images, draws, views), expected, atol=2e-5, rtol=0)
 
 
+@pytest.mark.parametrize(("size", "sides"), [(24, PRODUCTS), (70, LOOP), (180, LOOP)])
+def test_views_are_the_same_bits_whichever_process_makes_them(size: int, sides: tuple[int, int]) -> None:
+    """In blocks of many images, of one, and of strips of one."""
+    images = pictures(35, 0, *sides)
+    views = replace(FULL, size=size, jitter=0.6, blur=0.2)
+    draws = draw(views, sizes(images), seeded(6))
+    whole = augment(images, draws, views)
+    for cut in (13, 33):
+        parts = augment(images[:cut], draws.part(0, cut), views), augment(images[cut:], draws.part(cut, 35), views)
+        assert torch.equal(torch.cat(parts), whole)
+
+
 def test_mean_color_differs_between_draws() -> None:
     """A jitter that leaves an image's mean color alone lets a network match views by that color."""
     image = (pictures(1, seed=5)[0] * [1.0, 0.6, 0.3]).astype(np.uint8)  # of a color that hue can turn

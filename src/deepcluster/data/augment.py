@@ -7,18 +7,17 @@ equals torchvision's functional one.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from deepcluster.data.color import Recolor
+from deepcluster.data.color import Plan, Recolor
 from deepcluster.data.resample import crop_resize, resize_center
 from deepcluster.data.views import BLOCK, IMAGENET_MEAN, IMAGENET_STD, Draw, ViewGroup
 
-#: Float values that a block of images may have so that it stays in a core's cache.
-CACHED = 150_000
 #: Edge of torchvision's blur kernel as a share of the view, as in SimCLR (arXiv 2002.05709, appendix A).
 BLUR_KERNEL = 0.1
 
@@ -42,28 +41,20 @@ def augment(images: Sequence[np.ndarray], draws: Draw, group: ViewGroup, device:
     if not (group.moves or any(active) or group.gray or group.blur):
         return normalized(small, group.mean, group.std)
     out = torch.empty((count, 3, size, size), device=device, memory_format=torch.channels_last)
-    # On a GPU a block is what shares an order of operations; on a CPU it is also what fits the cache.
-    step = BLOCK if device.type != "cpu" else max(1, min(BLOCK, CACHED // (3 * size * size)))
-    work = torch.empty((step, 3, size, size), device=device)
-    recolor = Recolor(step, size * size, device)
-    factors = torch.from_numpy(draws.factors).to(device, non_blocking=True)
-    blocks = range(draws.first // BLOCK, -(-(draws.first + count) // BLOCK))
-    for block in blocks:
-        order = draws.orders[block].tolist()
+    pixels = out.permute(0, 2, 3, 1).view(count, size * size, 3)
+    target = pixels.numpy() if device.type == "cpu" else pixels
+    recolor = Recolor(BLOCK, size, device)
+    orders = draws.orders[(draws.first + np.arange(count)) // BLOCK]
+    plan = Plan(orders, draws.factors, draws.gray, group.mean, group.std, size * size, device)
+    for block in range(draws.first // BLOCK, -(-(draws.first + count) // BLOCK)):
         first, last = (max(0, min(count, edge * BLOCK - draws.first)) for edge in (block, block + 1))
-        for start in range(first, last, step):
-            rows = slice(start, min(start + step, last))
-            x = work[: rows.stop - rows.start]
-            x.copy_(small[rows])
-            if group.moves:
-                x = affine(x, draws.affine[rows])
-            recolor.jitter_(x, factors[rows], order, active)
-            if group.gray:
-                recolor.gray_(x, draws.gray[rows])
-            if group.blur:
-                for k in np.flatnonzero(draws.sigma[rows]).tolist():
-                    x[k] = blur(x[k], float(draws.sigma[rows][k]))
-            _normalize(x, out[rows], group.mean, group.std)
+        steps = [step for step in draws.orders[block].tolist() if active[step]]
+        for start in range(first, last, recolor.images):
+            rows = slice(start, min(start + recolor.images, last))
+            x = affine(small[rows].float(), draws.affine[rows]) if group.moves else small[rows]
+            blurred = np.flatnonzero(draws.sigma[rows])
+            change = partial(_blur_some, which=blurred, sigma=draws.sigma[rows]) if len(blurred) else None
+            recolor(x, plan, rows, steps, target[rows], change)
     return out
 
 
@@ -129,6 +120,12 @@ def affine(x: Tensor, numbers: np.ndarray) -> Tensor:
     theta[:, :, 2] = -np.einsum("nij,nj->ni", theta[:, :, :2], shift)
     grid = F.affine_grid(torch.from_numpy(theta).float().to(x.device), list(x.shape), align_corners=False)
     return F.grid_sample(x, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+
+
+def _blur_some(x: Tensor, which: np.ndarray, sigma: np.ndarray) -> None:
+    """Blurs some of the images (n, 3, S, S), in place."""
+    for k in which.tolist():
+        x[k] = blur(x[k], float(sigma[k]))
 
 
 def blur(x: Tensor, sigma: float) -> Tensor:
