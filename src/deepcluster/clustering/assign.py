@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,9 +24,11 @@ ROWS = 512  # rows and
 WIDTH = 1024  # centroids of a tile of scores on a CPU, 2 MiB; more rows where there are fewer centroids
 SPAN = 4096  # rows that one thread takes at a time; more where there would be fewer than
 WORTH = 1 << 26  # products, for which another thread costs more than it saves
-LANES = 32  # a tile's columns are reduced in this many interleaved groups, which vectorizes
+COLUMNS = 16  # a tile's centroids are padded to a multiple of this many
+NARROW = 32  # centroids up to which scores are compared column by column
 GPU_SCORES = 1 << 27  # scores held at once on an accelerator: 512 MiB
-SUMMED = 512  # rows that are converted to float64 at a time: they stay in a core's own cache
+SUMMED = 512  # rows that are converted to float64 at a time, so that they stay in a core's own cache, or more where
+SUMMED_NUMBERS = 1 << 16  # these are fewer numbers
 FEW = 1 << 17  # numbers that one thread sums faster than several
 EXACT = "donot_use_mm_for_euclid_dist"
 
@@ -104,17 +107,27 @@ class NearestSearch:
                 self._find_on_cpu(block[i:], label[i:], None if margin is None else margin[i:])
                 return
             part, answer = block[i : i + self.rows], label[i : i + self.rows]
-            best = torch.full((len(part),), -torch.inf)
-            second = best.clone()
+            best = second = torch.empty(0)
             for tile, (columns, bias) in enumerate(self.tiles):
                 width = columns.shape[1]
                 scores = buffer[: len(part) * width].view(len(part), width)
                 multiply(part, columns, scores).add_(bias)
-                value, where, *runner_up = largest(scores, second=margin is not None)
+                where = largest(scores if self.k > NARROW else scores[:, : self.k])
+                if margin is None and len(self.tiles) == 1:
+                    answer.copy_(where)
+                    break
+                value = scores.gather(1, where[:, None])[:, 0]
+                runner_up = value
+                if margin is not None:
+                    runner_up = scores.scatter_(1, where[:, None], -torch.inf).amax(1)
+                if tile == 0:
+                    answer.copy_(where)
+                    best, second = value, runner_up
+                    continue
                 answer.copy_(torch.where(value > best, where + tile * WIDTH, answer))
-                for other in (torch.minimum(best, value), *runner_up) if margin is not None else ():
-                    torch.maximum(second, other, out=second)
-                torch.maximum(best, value, out=best)
+                if margin is not None:
+                    second = torch.maximum(torch.maximum(second, runner_up), torch.minimum(best, value))
+                best = torch.maximum(best, value)
             if margin is not None:
                 torch.sub(best, second, out=margin[i : i + self.rows])
 
@@ -123,28 +136,23 @@ def span_of(k: int, dim: int) -> int:
     return max(SPAN, WORTH // (k * dim))
 
 
-def largest(scores: Tensor, second: bool = False) -> tuple[Tensor, ...]:
-    """The largest entry of each row and its column, for columns in multiples of LANES; then the second largest.
+def largest(scores: Tensor) -> Tensor:
+    """(B,) int64 column of the largest entry of each row of scores (B, K) on the CPU; of equal ones the first.
 
-    `Tensor.max(1)` looks at one entry at a time; here whole lanes are compared, and only the lane that
-    holds the largest entry is searched.
+    By NumPy, which compares several entries of a row at a time, or of a column where rows are short: torch's `argmax`
+    looks at one.
     """
-    folded = scores.view(len(scores), -1, LANES)
-    lanes = folded.amax(1)
-    value, lane = lanes.max(1)
-    entries = folded.gather(2, lane[:, None, None].expand(-1, folded.shape[1], 1))[..., 0]
-    member = entries.argmax(1)
-    found = value, member * LANES + lane
-    if not second:
-        return found
-    lanes.scatter_(1, lane[:, None], -torch.inf)
-    entries.scatter_(1, member[:, None], -torch.inf)
-    return *found, torch.maximum(lanes.amax(1), entries.amax(1))
+    values, k = scores.numpy(), scores.shape[1]
+    if k > NARROW:
+        return torch.from_numpy(values.argmax(1))
+    columns = np.ascontiguousarray(values.T)
+    rank = (columns == columns.max(0)) * np.arange(k, 0, -1, dtype=np.uint8)[:, None]
+    return torch.from_numpy(k - np.maximum(rank.max(0), 1).astype(np.int64))  # 1: rows that hold NaN, refused elsewhere
 
 
 def _tile(centroids: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
     """(D, W) columns and (W,) bias, padded with centroids that nothing is nearest to."""
-    padding = -len(centroids) % LANES
+    padding = -len(centroids) % COLUMNS
     centroids = torch.nn.functional.pad(centroids, (0, 0, 0, padding))
     return centroids.T.contiguous(), torch.nn.functional.pad(bias, (0, padding), value=-torch.inf)
 
@@ -218,32 +226,43 @@ class ClusterSums:
         changed = (found != before).nonzero()[:, 0]
         if len(changed):
             rows, weight = block[changed], None if weight is None else weight[changed]
-            add_sums(sums, rows, found[changed], unit, weight)
-            add_sums(sums, rows, before[changed], unit, weight, sign=-1)
+            add_sums(sums, rows, found[changed], unit, weight, before[changed])
         return len(changed)
 
 
 def add_sums(
-    sums: Tensor, block: Tensor, labels: Tensor, unit: float, weight: Tensor | None = None, sign: int = 1
+    sums: Tensor,
+    block: Tensor,
+    labels: Tensor,
+    unit: float,
+    weight: Tensor | None = None,
+    before: Tensor | None = None,
 ) -> None:
-    """Add sign times the weighted rows of a block (B, D) to the (K, D) float64 sums of their clusters, exactly.
+    """Add the weighted rows of a block (B, D) to the (K, D) float64 sums of their clusters, exactly, and take them from
+    those of the clusters `before` (B,), where they are given.
 
     Rows are rounded to `unit` first; with a unit from `unit_for` nothing is lost in the additions.
     """
+
+    def move(into: Tensor, rows: Tensor, part: slice) -> None:
+        into.index_add_(0, labels[part], round_(rows, unit))
+        if before is not None:
+            into.index_add_(0, before[part], rows, alpha=-1)
+
     if block.device.type != "cpu":
-        rows = block.double() if weight is None else block.double() * weight[:, None]
-        sums.index_add_(0, labels, round_(rows, unit), alpha=sign)
+        move(sums, block.double() if weight is None else block.double() * weight[:, None], slice(None))
         return
 
     def add(first: int, last: int) -> None:  # these columns, which are one thread's
         into = sums[:, first:last]
-        buffer = torch.empty(min(SUMMED, len(block)), last - first, dtype=torch.float64)
-        for start in range(0, len(block), SUMMED):
-            own = labels[start : start + SUMMED]
-            exact = buffer[: len(own)].copy_(block[start : start + SUMMED, first:last])
+        step = max(SUMMED, SUMMED_NUMBERS // (last - first))
+        buffer = torch.empty(min(step, len(block)), last - first, dtype=torch.float64)
+        for start in range(0, len(block), step):
+            part = slice(start, min(start + step, len(block)))
+            exact = buffer[: part.stop - start].copy_(block[part, first:last])
             if weight is not None:
-                exact.mul_(weight[start : start + SUMMED, None])
-            into.index_add_(0, own, round_(exact, unit), alpha=sign)
+                exact.mul_(weight[part, None])
+            move(into, exact, part)
 
     over_spans(add, block.shape[1], -(-block.shape[1] // (members() if block.numel() > FEW else 1)))
 

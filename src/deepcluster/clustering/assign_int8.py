@@ -14,9 +14,10 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from deepcluster.clustering.assign import LANES, ROWS, WIDTH
+from deepcluster.clustering.assign import ROWS, WIDTH
 from deepcluster.clustering.points import Points
 
+LANES = 32  # a tile's columns are reduced in this many interleaved groups, which vectorizes
 LEVELS = 127
 CUT = 8.0  # standard deviations at which coordinates are cut
 STEPS = 15  # a centroid's scale is a multiple, up to this, of the finest one's unit

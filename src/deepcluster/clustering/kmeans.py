@@ -270,8 +270,11 @@ def split(centroids: Tensor, counts: Tensor, generator: torch.Generator) -> Tens
     of its centroid, and both are moved apart by 1/1024 of every coordinate, in alternating directions.
     No cluster gives twice before all that can have given once.
     """
-    centroids, left = centroids.clone(), counts.cpu().double()
+    left = counts.cpu().double()
     empty = (left == 0).nonzero()[:, 0]
+    if not len(empty):
+        return centroids
+    centroids = centroids.clone()
     apart = torch.full((centroids.shape[1],), SPLIT, device=centroids.device)
     apart[1::2] *= -1
     while len(empty):
