@@ -274,7 +274,7 @@ def test_replacement_is_drawn_only_when_asked() -> None:
 
 
 def test_the_neck_settles_on_all_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(heads, "ROWS", 7)
+    monkeypatch.setattr(heads, "ALIGN", 7)
     neck, rows = odc().neck, torch.randn(50, 128) * 3 + 1
     neck.fit_running_stats(rows.numpy())
     hidden = neck.first(rows)

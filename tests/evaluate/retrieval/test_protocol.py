@@ -197,7 +197,7 @@ def test_missing_and_damaged_images_are_reported_and_left_out(images: Path, tmp_
     with pytest.raises(DeepClusterError, match="1 query of toy cannot be used, the first being thing2_0"):
         retrieval(subject, images, ground_truth=file, **SMALL)
     (images / "thing2_0.png").unlink()
-    with pytest.raises(DeepClusterError, match="1 of the 5 queries of toy are not in"):
+    with pytest.raises(DeepClusterError, match="1 of 5 queries of toy is not in"):
         retrieval(subject, images, ground_truth=file, **SMALL)
     grouped = retrieval(subject, images, group=GROUP, **SMALL)
     assert grouped.settings["queries"] == 17 and grouped.settings["images_damaged"] == 1
