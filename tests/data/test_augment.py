@@ -119,14 +119,18 @@ def test_equal_to_torchvision(views: ViewGroup, same: bool, sides: tuple[int, in
     assert made.is_contiguous(memory_format=torch.channels_last) and made.dtype == torch.float32
 
 
-def test_colors_are_exact_where_no_resize_rounds() -> None:
-    images = [np.ascontiguousarray(p[:24, :24]) for p in pictures(64, least=24)]
+@pytest.mark.parametrize(("size", "count"), [(24, 64), (120, 8), (150, 8)])
+def test_colors_are_exact_where_no_resize_rounds(size: int, count: int) -> None:
+    """In blocks of many images, of one, and of strips of one."""
+    images = [np.ascontiguousarray(p[:size, :size]) for p in pictures(count, least=size, most=size + 40)]
     images[0][:] = 77  # grey: no hue
     images[1][:12] = 0
-    views = replace(FULL, crop_scale=None, flip=0, brightness=1, contrast=1, saturation=1, hue=0.5)
-    draws = draw(views, sizes(images), seeded(4))
-    expected = torch.stack([by_torchvision(image, draws, k, views) for k, image in enumerate(images)])
-    torch.testing.assert_close(augment(images, draws, views), expected, atol=2e-5, rtol=0)
+    images[2][:12] = 255
+    strong = replace(FULL, size=size, crop_scale=None, flip=0, brightness=1, contrast=1, saturation=1, hue=0.5)
+    for views in (strong, replace(strong, jitter=0.5), replace(strong, contrast=0), replace(strong, saturation=0)):
+        draws = draw(views, sizes(images), seeded(4))
+        expected = torch.stack([by_torchvision(image, draws, k, views) for k, image in enumerate(images)])
+        torch.testing.assert_close(augment(images, draws, views), expected, atol=2e-5, rtol=0)
 
 
 @pytest.mark.parametrize(("size", "sides"), [(24, PRODUCTS), (70, LOOP), (180, LOOP)])

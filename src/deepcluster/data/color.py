@@ -58,6 +58,8 @@ class Plan:
         place = np.argsort(orders, 1).T  # (4, B), of each step in the order
         self._factors = np.maximum(factors[:, :3].T.astype(np.float64), TINY)
         bright, contrast, saturation = self._factors
+        #: (B,) bool, images whose colors stay as they are, but for gray.
+        self.still = (factors == (1, 1, 1, 0)).all(1)
         turn, moved = self._hue(factors[:, 3].astype(np.float64))
         # Of each step (4, B), and of the end: the scale after it, and how much of an image's mean luma is in its shift.
         done = np.concatenate([place, np.full_like(place[:1], 4)])[:, None] >= place
@@ -173,6 +175,8 @@ class Recolor:
         planes, each, view, strips = self._views[n]
         view.copy_(images)
         mean: Numbers = None
+        if self.images == 1 and plan.still[rows.start]:
+            steps = ()
         for step in steps:
             if step == HUE:
                 for strip in strips:
