@@ -194,7 +194,7 @@ def test_every_command_prints_one_json_object(
         "assign": f"{folder} --data {photos} --out {made}/a.csv",
         "features": f"{folder} --data {photos} --out {made}/f.npy",
         "index": f"{made}/shard.tar --out {made}/m.json",
-        "cluster": f"{photos} --out {made}/groups --backbone patches",
+        "cluster": f"{photos} --out {made}/groups --backbone {folder}",
         "curate": f"{made}/f.npy --size 5 --out {made}/list.txt",
         "evaluate": f"{folder} clusters",
         "doctor": f"{folder} --images 48",

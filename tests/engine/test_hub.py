@@ -44,6 +44,8 @@ def test_a_folder_there_and_back(run: dc.Run, tmp_path: Path, capsys: pytest.Cap
     assert [int(row.split(",")[2]) for row in rows] == run.assignment.tolist()
     assert main(["features", str(shared), *data, "--out", f"{tmp_path}/f.npy"]) == 0
     np.testing.assert_array_equal(np.load(tmp_path / "f.npy"), run.features(images()))
+    tuned = dc.train("tiny-deepcluster", images(), tmp_path / "on", from_=shared, k=4, whiten=8, epochs=1, quiet=True)
+    assert tuned.backbone.config == run.backbone.config
     with pytest.raises(DeepClusterError, match="is not empty: choose a new folder"):
         run.save_pretrained(shared)
     with pytest.raises(DeepClusterError, match="A revision is of a repository's plain name"):

@@ -63,7 +63,7 @@ def test_a_network_that_only_we_have(tmp_path: Path, capsys: pytest.CaptureFixtu
         assert f"\n{line}\n" in card
     assert "timm" not in card and str(tmp_path) not in card
     command = next(line for line in card.splitlines() if line.startswith("deepcluster features"))
-    named = command.replace("clusters.safetensors", str(out / "clusters.safetensors"))
+    named = command.replace("FOLDER", str(out))
     named = named.replace("photos/", str(tmp_path / "my|images.npy")).replace("features.npy", str(tmp_path / "f.npy"))
     assert main(named.split()[1:]) == 0
     np.testing.assert_array_equal(np.load(tmp_path / "f.npy"), features)

@@ -172,9 +172,10 @@ PRETRAINED = "pretrained"
 
 
 def file_of(weights: Path | str) -> Path:
-    """The file of weights itself, where a run folder was given."""
+    """The file of weights itself, where a run folder was given, or what was shared of one."""
     path = Path(weights)
-    return path / MODEL if (path / MODEL).is_file() and not hugging_face.is_folder(path) else path
+    found = [path / name for name in (MODEL, CLUSTERS) if (path / name).is_file()]
+    return found[0] if found and not hugging_face.is_folder(path) else path
 
 
 def published_backbone(name: str, **options: Any) -> Backbone:

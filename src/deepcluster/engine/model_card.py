@@ -64,7 +64,9 @@ def card(run: Run, known: bool) -> str:
         for score, value, deviation in found.rows
     ]
     tags = "pipeline_tag: image-feature-extraction\ntags:\n- clustering\n- deepcluster"
-    library, use = "deepcluster", [f"deepcluster features {CLUSTERS} --data photos/ --out features.npy"]
+    library, use = "deepcluster", ["deepcluster features FOLDER --data photos/ --out features.npy"]
+    if run.clustered:
+        use.insert(0, "deepcluster assign FOLDER --data photos/ --out clusters.csv")
     if known:
         library, use = "timm", [*use, "deepcluster cluster photos/ --out runs/photos --backbone FOLDER"]
     parts = [
@@ -74,7 +76,9 @@ def card(run: Run, known: bool) -> str:
     ]
     if scores:
         parts += ["## Scores\nIn per cent.", table(("protocol", "score", "value", "deviation"), scores)]
-    parts.append("## Use\n```\n" + "\n".join(use) + "\n```")
+    parts.append(
+        "## Use\nFOLDER is this one, or hf: and the name of this repository.\n```\n" + "\n".join(use) + "\n```"
+    )
     if known:
         parts.append('```python\ntimm.create_model("local-dir:FOLDER", pretrained=True)  # or hf-hub:NAME\n```')
     return printable("\n\n".join(parts)) + "\n"
