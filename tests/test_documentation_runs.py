@@ -8,11 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
 import deepcluster as dc
 from deepcluster.cli.main import main
+from deepcluster.features.table import write_blocks
 from evaluate.voc.make import annotation, make_voc
 from test_documentation import GIVEN, PYTHON, Line
 
@@ -41,10 +44,15 @@ RESULTS: dict[str, Callable[[dict[str, Any]], bool]] = {
     "evaluate-linear.md": lambda found: set(found["classes"]) <= {0, 1} and found["probe"].classes == ("blue", "red"),
     "evaluate-retrieval.md": lambda found: sorted(found["nearest"]) == list(range(48)),
     "tutorials.md": lambda found: any(TUTORIALS[name](found[name]) for name in TUTORIALS if name in found),
+    "parts.md": lambda found: "table" not in found or len(found["table"]) in (48, 60),
     "scale.md": lambda found: found["table"].shape == (48, 128),
     "visualize.md": lambda found: found["found"].images.shape == (2, 32, 32, 3),
 }
 """What a page promises of its last block."""
+
+
+def table(rows: int, width: int) -> np.ndarray:
+    return np.random.default_rng(0).normal(size=(rows, width)).astype(np.float32)
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +83,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         f"features {run} --data {photos} --out {root}/features",
     ):
         assert main(command.split()) == 0, command
+    for first in (0, 30):
+        vectors = list(table(30, 8) + 9 * (np.arange(30) % 2)[:, None])
+        ids = [f"id{row}" for row in range(first, first + 30)]
+        (root / "vectors").mkdir(exist_ok=True)
+        pq.write_table(pa.table({"id": ids, "vector": vectors}), root / f"vectors/part-{first}.parquet")
+    write_blocks([table(60, 8)], root / "vectors-in-parts")
+    assert main(f"cluster {root}/vectors-in-parts --k 2 --out {root}/clusters.parquet".split()) == 0
     (probe,) = (run / "evaluation").glob("linear-*.safetensors")
     probe.rename(probe.with_name("linear-3fa94c1b.safetensors"))
     both = sorted(
@@ -91,8 +106,9 @@ def test_python_runs(block: Line, folder: Path, monkeypatch: pytest.MonkeyPatch)
     text = block.text
     for said, smaller in SMALLER.items():
         text = text.replace(said, smaller)
-    table = np.random.default_rng(0).normal(size=(300, 40)).astype(np.float32)
-    found: dict[str, Any] = dict.fromkeys(GIVEN, table) | {"picture": np.asarray(Image.open("photos/red/0.png"))}
+    found: dict[str, Any] = dict.fromkeys(GIVEN, table(300, 40)) | {
+        "picture": np.asarray(Image.open("photos/red/0.png"))
+    }
     exec(compile(text, f"{block.page}:{block.number}", "exec"), found)
     keeps_promise = RESULTS.get(block.page)
     assert keeps_promise is None or keeps_promise(found)

@@ -8,6 +8,7 @@ taken apart into digits at fixed places.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -78,3 +79,10 @@ class Total:
             if digit.any():
                 total += digit * 2.0 ** ((place - PLACES) * DIGIT)
         return total
+
+
+def added(totals: Sequence[Total]) -> Total:
+    """The first of several totals, with what the others have added to it."""
+    for other in totals[1:]:
+        totals[0].digits += other.digits
+    return totals[0]

@@ -12,6 +12,7 @@ import io
 import json
 import math
 import os
+import platform
 import stat
 import warnings
 import zipfile
@@ -204,6 +205,16 @@ def read_npy(
                 array: np.ndarray = np.fromfile(handle, dtype, count).reshape(shape, order="F" if fortran else "C")
                 return array
         return np.memmap(file, dtype, mapped, start, shape, "F" if fortran else "C")
+
+
+def map_rows(file: Path, dtype: np.dtype[Any], offset: int, shape: tuple[int, ...], writable: bool) -> np.ndarray:
+    """Rows that another process has mapped, perhaps of another machine; DeepClusterError where the file is not here."""
+    try:
+        return np.memmap(file, dtype, "r+" if writable else "r", offset, shape)
+    except (OSError, ValueError) as error:
+        raise DeepClusterError(
+            f"{file} is not the same on {platform.node()}: put tables and --out on a disk that all machines see."
+        ) from error
 
 
 def _npy_header(handle: io.BufferedReader) -> tuple[np.dtype[Any], bool, tuple[int, ...]]:

@@ -13,7 +13,7 @@ from deepcluster.clustering import PIC, KMeans, Whitening, tables
 from deepcluster.clustering.tables import TableClusters, cluster_table
 from deepcluster.engine.cluster import cluster_features
 from deepcluster.errors import DeepClusterError
-from deepcluster.features.table import TableInParts
+from deepcluster.features.table_in_parts import TableInParts
 
 
 def blobs(n: int = 400, d: int = 8, groups: int = 5, spread: float = 0.2) -> np.ndarray:

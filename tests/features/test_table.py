@@ -24,7 +24,8 @@ from deepcluster.data.cache import load_pixels
 from deepcluster.data.open import open_images
 from deepcluster.errors import DeepClusterError
 from deepcluster.features.block_reader import Rows
-from deepcluster.features.table import Extractor, TableInParts, open_parts, open_table, write_parts, write_table
+from deepcluster.features.table import Extractor, open_parts, open_table, write_blocks, write_parts, write_table
+from deepcluster.features.table_in_parts import TableInParts
 from deepcluster.models.export import export_backbone
 from deepcluster.models.zoo import build_backbone
 
@@ -93,6 +94,27 @@ def test_clusterers_give_the_same_for_parts_and_for_an_array(x: np.ndarray, tmp_
 def test_parts_of_another_dtype(x: np.ndarray, tmp_path: Path) -> None:
     table = split(tmp_path / "t", x.astype(np.float16), [100, N])
     np.testing.assert_array_equal(Rows(table).block(90, 110), x[90:110].astype(np.float16).astype(np.float32))
+
+
+def test_vectors_made_elsewhere_become_a_table(x: np.ndarray, tmp_path: Path) -> None:
+    x[[4, 650]] = np.nan
+    table = write_blocks(
+        (block for block in (x[:300].tolist(), x[:0], x[300:301], x[301:].astype(np.float64))), tmp_path / "t"
+    )
+    np.testing.assert_array_equal(table[:], x)
+    again, about = open_table(tmp_path / "t")
+    assert [len(part) for part in table._parts] == [300, 1, 399] and again.shape == x.shape
+    assert about["bad"] == [4, 650] and about["finished"] is True
+    assert main(["cluster", str(tmp_path / "t"), "--k", "5", "--out", str(tmp_path / "c.csv")]) == 0
+    for blocks, folder, sentence in (
+        ([x[:3], x[3:6, :5]], "u", "The rows from 3 on are of shape .3, 5., which is no part of a table .12 columns."),
+        ([x[0]], "u", "The rows from 0 on are of shape .12,., which is no part of a table .n, D."),
+        ([x[:0]], "u", "There are no vectors for"),
+        ([x], "t", "exists and is not empty: choose a new folder"),
+    ):
+        with pytest.raises(DeepClusterError, match=sentence):
+            write_blocks(blocks, tmp_path / folder)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["c.csv", "t"]
 
 
 def _cut(folder: Path) -> None:

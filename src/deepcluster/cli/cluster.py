@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from deepcluster.cli.common import several_processes, show
+from deepcluster.cli.common import several_processes, show, spread_over
 from deepcluster.cli.main import refuse_several_processes
 from deepcluster.data.open import must_exist
 from deepcluster.errors import DeepClusterError, Interrupted, counted
@@ -36,6 +36,7 @@ def cluster(
     alpha: float | None = None,
     version: Literal["paper", "published"] | None = None,
     overwrite: bool = False,
+    engine: Literal["ray"] | None = None,
     device: str = "auto",
     json: bool = False,
 ) -> None:
@@ -83,8 +84,11 @@ def cluster(
     check_options(algorithm, options)
     if is_table(Path(source)):
         refuse_options_of_images(source, backbone, image_size, overwrite)
-        _cluster_table(Path(source), out, algorithm, options, 256 if whiten is None else whiten, json)
+        if engine and algorithm not in ("kmeans", "hierarchical"):
+            raise DeepClusterError(f"{algorithm} runs in one process: leave out --engine, or take another --algorithm.")
+        _cluster_table(Path(source), out, algorithm, options, 256 if whiten is None else whiten, engine, json)
         return
+    refuse_engine(source, engine)
     refuse_several_processes(
         "Grouping images (of which `deepcluster features` makes a table on several, and this command groups that)"
     )
@@ -131,6 +135,15 @@ def cluster(
     )
 
 
+def refuse_engine(images: str, engine: str | None) -> None:
+    """Raises DeepClusterError where images come with an option that feature tables alone have a use for."""
+    if engine:
+        raise DeepClusterError(
+            f"--engine is for feature tables, and {images} are images: write a table first (deepcluster features"
+            f" BACKBONE --data {images} --out FOLDER --engine {engine})."
+        )
+
+
 def refuse_options_of_images(table: str, backbone: str, image_size: int | None, overwrite: bool) -> None:
     """Raises DeepClusterError where a feature table comes with an option that images alone have a use for."""
     for name, given in (("backbone", backbone != "auto"), ("image-size", image_size), ("overwrite", overwrite)):
@@ -150,7 +163,9 @@ def is_table(path: Path) -> bool:
         return True  # said in a sentence where tables are opened
 
 
-def _cluster_table(file: Path, out: Path, algorithm: str, options: dict[str, Any], whiten: int, json: bool) -> None:
+def _cluster_table(
+    file: Path, out: Path, algorithm: str, options: dict[str, Any], whiten: int, engine: str | None, json: bool
+) -> None:
     from deepcluster.engine.assignment import Assignment, check_table_name
 
     check_table_name(out)
@@ -165,7 +180,7 @@ def _cluster_table(file: Path, out: Path, algorithm: str, options: dict[str, Any
         table, about = open_table(file)
         screen = Screen(stderr=json, quiet=not group.is_first)
         embedding = Whitening(whiten, group=group) if whiten else None
-        with scratch_folder(out) as scratch:
+        with spread_over(engine), scratch_folder(out.absolute() if engine else out) as scratch:
             found, choice = cluster_features(
                 table, algorithm, options, embedding=embedding, scratch=scratch, bad=about.get("bad"), group=group
             )

@@ -15,6 +15,7 @@ from deepcluster.errors import DeepClusterError, did_you_mean
 if TYPE_CHECKING:
     from deepcluster.cli.options import Function
     from deepcluster.engine.log import Screen
+    from deepcluster.engine.ray_engine import RayEngine
     from deepcluster.engine.subject import Subject
 
 
@@ -34,6 +35,20 @@ def several_processes() -> Iterator[ProcessGroup]:
         yield current()
     finally:
         dist.destroy_process_group()
+
+
+@contextmanager
+def spread_over(engine: str | None) -> Iterator[RayEngine | None]:
+    """What reads whole tables is spread by the engine, for as long as the context lasts; None = by none."""
+    if engine is None:
+        yield None
+        return
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise DeepClusterError("Ray starts processes of its own: leave out torchrun, or --engine.")
+    from deepcluster.engine.ray_engine import ray_engine
+
+    with ray_engine() as found:
+        yield found
 
 
 def open_network(

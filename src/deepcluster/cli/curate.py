@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from deepcluster.cli.cluster import is_table, refuse_options_of_images, source_of
-from deepcluster.cli.common import show
+from deepcluster.cli.cluster import is_table, refuse_engine, refuse_options_of_images, source_of
+from deepcluster.cli.common import show, spread_over
 from deepcluster.data.open import must_exist
 
 
@@ -24,6 +24,7 @@ def curate(
     resamplings: int = 10,
     seed: int = 0,
     overwrite: bool = False,
+    engine: Literal["ray"] | None = None,
     device: str = "auto",
     json: bool = False,
 ) -> None:
@@ -68,9 +69,10 @@ def curate(
         table, about = open_table(Path(source))
         images = source_of(about, len(table))
         check_subset_name(out, images)
-        with scratch_folder(out) as scratch:
+        with spread_over(engine), scratch_folder(out.absolute() if engine else out) as scratch:
             found = curate_features(table, size, scratch=scratch, bad=about.get("bad"), **how)
     else:
+        refuse_engine(source, engine)
         images, folder = open_images(source), out.with_name(f"{out.stem}-features")
         check_subset_name(out, images)
         if overwrite and ((folder / FEATURES / ABOUT).exists() or (folder / FITTED).exists()):

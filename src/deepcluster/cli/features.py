@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from deepcluster.cli.common import several_processes, show
+from deepcluster.cli.common import several_processes, show, spread_over
 from deepcluster.data.open import must_exist
 from deepcluster.errors import DeepClusterError, counted
 
@@ -21,6 +21,7 @@ def features(
     overwrite: bool = False,
     tap: str | None = None,
     image_size: int | None = None,
+    engine: Literal["ray"] | None = None,
     device: str = "auto",
     json: bool = False,
 ) -> None:
@@ -38,11 +39,13 @@ def features(
         tap: a layer to read instead of the output, averaged over space.
         image_size: for a backbone by name: side of its input images in pixels; None = the size its weights were
             trained at. Runs and files have their own.
+        engine: for a folder: ray = parts are made by Ray (the extra [ray]), on all cores or GPUs here, or of the
+            cluster at RAY_ADDRESS.
     """
     one_file = out.suffix == ".npy" and not out.is_dir()
-    _check_out(out, one_file, parts, overwrite)
+    _check_out(out, one_file, parts, overwrite, engine)
     must_exist(data)
-    with several_processes() as group:
+    with several_processes() as group, spread_over(engine) as spread:
         if one_file and not group.is_single:
             raise DeepClusterError(
                 f"{group.size} processes write a table in parts, not one file: give --out a folder, without .npy."
@@ -52,11 +55,14 @@ def features(
         from deepcluster.digest import digest
         from deepcluster.engine.log import Screen
         from deepcluster.engine.run import load_subject
+        from deepcluster.engine.run_folder import absolute
         from deepcluster.features.table import BATCH, write_parts, write_table
         from deepcluster.io import write_json
 
         screen = Screen(quiet=not group.is_first, stderr=json)
-        subject = load_subject(model, device=device, image_size=image_size)
+        subject = load_subject(model, device="cpu" if spread else device, image_size=image_size)
+        if spread:
+            subject.cache_gb = 0.0  # others decode
         backbone, pixels = subject.backbone, subject.pixels(data)
         about: dict[str, Any] = {
             "model": model,
@@ -73,8 +79,20 @@ def features(
                 width, bad = write_table(extract, np.arange(len(pixels)), out)
             else:
                 made = {**about, "weights": digest(backbone), "image_size": backbone.image_size}
+                elsewhere = None
+                if spread:
+                    there = (absolute(model), absolute(data), tap, image_size)
+                    elsewhere = spread.part_writers(there, device, made["weights"], len(pixels))
                 width, bad = write_parts(
-                    extract, len(pixels), out, made, parts=parts, overwrite=overwrite, skipped=advance, group=group
+                    extract,
+                    len(pixels),
+                    out.absolute() if spread else out,
+                    made,
+                    parts=parts,
+                    overwrite=overwrite,
+                    skipped=advance,
+                    elsewhere=elsewhere,
+                    group=group,
                 )
         if not group.is_first:
             return
@@ -85,7 +103,9 @@ def features(
     show(screen, json, {"out": str(out), **about}, f"{out}: {len(pixels):,} x {width} features{undecodable}")
 
 
-def _check_out(out: Path, one_file: bool, parts: int | None, overwrite: bool) -> None:
+def _check_out(out: Path, one_file: bool, parts: int | None, overwrite: bool, engine: str | None) -> None:
+    if one_file and engine:
+        raise DeepClusterError(f"--engine writes a table in parts, and {out} is one file: leave out its ending.")
     if one_file and parts is not None:
         raise DeepClusterError(f"--parts is for a table in a folder, and {out} is one file: leave out its ending.")
     if one_file and overwrite:

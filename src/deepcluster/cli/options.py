@@ -25,6 +25,7 @@ from deepcluster.cli.parse import parse
 ROOT = Path(__file__).parents[2]
 SHARED_HELP = {
     "device": "Where to compute: auto, cpu, cuda or mps.",
+    "engine": "Feature tables: ray = by Ray (the extra [ray]), on all cores here or on the cluster at RAY_ADDRESS.",
     "json": "Print one JSON object to standard output.",
     "seed": "Seed of all random draws; repetitions use the numbers that follow it.",
 }

@@ -7,17 +7,16 @@ same step that passes over settled points is in assign_margins.py.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 import torch
 from torch import Tensor
 
 from deepcluster.clustering.points import BLOCK_NUMBERS, Points
+from deepcluster.clustering.tally import ClusterSums, Step, Tallies, Tally, add_sums, means_of
 from deepcluster.distributed import ALIGN
-from deepcluster.exact_sum import round_, unit_for
+from deepcluster.exact_sum import unit_for
 from deepcluster.features.block_reader import Rows, require_finite
-from deepcluster.features.parallel import members, over_spans, team
+from deepcluster.features.parallel import joined, keep_over_rows, over_rows, over_spans, team
 from deepcluster.features.product import multiply
 
 ROWS = 512  # rows and
@@ -27,9 +26,6 @@ WORTH = 1 << 26  # products, for which another thread costs more than it saves
 COLUMNS = 16  # a tile's centroids are padded to a multiple of this many
 NARROW = 32  # centroids up to which scores are compared column by column
 GPU_SCORES = 1 << 27  # scores held at once on an accelerator: 512 MiB
-SUMMED = 512  # rows that are converted to float64 at a time, so that they stay in a core's own cache, or more where
-SUMMED_NUMBERS = 1 << 16  # these are fewer numbers
-FEW = 1 << 17  # numbers that one thread sums faster than several
 EXACT = "donot_use_mm_for_euclid_dist"
 
 
@@ -157,125 +153,39 @@ def _tile(centroids: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
     return centroids.T.contiguous(), torch.nn.functional.pad(bias, (0, padding), value=-torch.inf)
 
 
-class Tally:
-    """What a step finds, of all processes: they sum it in one message.
+class NearestStep:
+    """The step of some points that compares each of them with all centroids."""
 
-    Attributes:
-        flat: (K * D + K + 1 + extra,) float64; the others are views of its parts.
-        sums: (K, D), weighted sums of the points in each cluster.
-        counts: (K,) points in each, or their weight.
-        moved: (1,) points that changed their cluster since the last step, or may have.
-        extra: (extra,) what an implementation of the step wants summed, too.
-    """
+    def __init__(self, points: Points, k: int, unit: float):
+        self.clusters = ClusterSums(points, k, unit)
 
-    def __init__(self, k: int, dim: int, extra: int = 0, device: torch.device | None = None):
-        self.flat = torch.zeros(k * dim + k + 1 + extra, dtype=torch.float64, device=device)
-        sums, self.counts, self.moved, self.extra = torch.split(self.flat, [k * dim, k, 1, extra])
-        self.sums = sums.view(k, dim)
+    def update(self, points: Points, centroids: Tensor, half: bool) -> Tally:
+        """The points' tally, see `NearestSearch`."""
+        return self.clusters.update(points, NearestSearch(centroids, half))
 
 
-Step = Callable[[Tensor], Tally]
-"""The step from (K, D) centroids over the points of one run, of which it may remember what earlier calls told."""
-
-
-class ClusterSums:
-    """Labels and sums of clusters from step to step: only points that changed their cluster are added anew.
-
-    Sums are exact (exact_sum.py), so a point that is subtracted leaves no trace, and neither the order of additions nor
-    the number of processes matters.
-
-    Args:
-        points: those of this process.
-        k: clusters.
-        extra: numbers to be summed over processes besides.
-    """
-
-    def __init__(self, points: Points, k: int, extra: int = 0):
-        self.points, self.k, self.extra = points, k, extra
-        self.unit = points.moments.unit
-        self.labels = torch.full((points.n,), -1, dtype=torch.int64, device=points.device)
-        self.own = Tally(k, points.dim, extra, points.device)
-
-    def update(self, find: Callable[[Tensor, int], Tensor], extra: Callable[[], Tensor] | None = None) -> Tally:
-        """Assign every point by `find(block, start)` and return the tally of all processes; collective.
-
-        Args:
-            extra: gives this process's (extra,) numbers, after its points were assigned.
-        """
-        points, own, moved = self.points, self.own, 0
-        for start, block in points.blocks():
-            found, before = find(block, start), self.labels[start : start + len(block)]
-            moved += self._move(block, before, found, points.weights(start, len(block)))
-            before.copy_(found)
-        own.counts.copy_(points.counts(self.labels, self.k))
-        own.moved.fill_(moved)
-        if extra is not None:
-            own.extra.copy_(extra())
-        if points.shard.group.is_single:
-            return own
-        total = Tally(self.k, points.dim, self.extra, points.device)
-        points.shard.group.sum_(total.flat.copy_(own.flat))
-        return total
-
-    def _move(self, block: Tensor, before: Tensor, found: Tensor, weight: Tensor | None) -> int:
-        """Move the rows of a block that changed clusters from one sum to another; returns how many did."""
-        sums, unit = self.own.sums, self.unit
-        if int(before[0]) < 0:  # the first step
-            add_sums(sums, block, found, unit, weight)
-            return len(block)
-        changed = (found != before).nonzero()[:, 0]
-        if len(changed):
-            rows, weight = block[changed], None if weight is None else weight[changed]
-            add_sums(sums, rows, found[changed], unit, weight, before[changed])
-        return len(changed)
-
-
-def add_sums(
-    sums: Tensor,
-    block: Tensor,
-    labels: Tensor,
-    unit: float,
-    weight: Tensor | None = None,
-    before: Tensor | None = None,
-) -> None:
-    """Add the weighted rows of a block (B, D) to the (K, D) float64 sums of their clusters, exactly, and take them from
-    those of the clusters `before` (B,), where they are given.
-
-    Rows are rounded to `unit` first; with a unit from `unit_for` nothing is lost in the additions.
-    """
-
-    def move(into: Tensor, rows: Tensor, part: slice) -> None:
-        into.index_add_(0, labels[part], round_(rows, unit))
-        if before is not None:
-            into.index_add_(0, before[part], rows, alpha=-1)
-
-    if block.device.type != "cpu":
-        move(sums, block.double() if weight is None else block.double() * weight[:, None], slice(None))
-        return
-
-    def add(first: int, last: int) -> None:  # these columns, which are one thread's
-        into = sums[:, first:last]
-        step = max(SUMMED, SUMMED_NUMBERS // (last - first))
-        buffer = torch.empty(min(step, len(block)), last - first, dtype=torch.float64)
-        for start in range(0, len(block), step):
-            part = slice(start, min(start + step, len(block)))
-            exact = buffer[: part.stop - start].copy_(block[part, first:last])
-            if weight is not None:
-                exact.mul_(weight[part, None])
-            move(into, exact, part)
-
-    over_spans(add, block.shape[1], -(-block.shape[1] // (members() if block.numel() > FEW else 1)))
+def nearest_step(points: Points, k: int, half: bool) -> Step:
+    """The step by float32 or bfloat16 products."""
+    parts = keep_over_rows(NearestStep, [points], k, points.moments.unit)
+    tallies = Tallies(parts, points.shard.group)
+    return lambda centroids: tallies.update(centroids, half)
 
 
 def cluster_means(points: Points, labels: Tensor, centroids: Tensor, unit: float) -> Tensor:
     """(K, D) float32 means of all processes' points by their labels (N,); an empty cluster keeps its centroid."""
-    k = len(centroids)
+    own, *others = over_rows(_sums, [points, labels], len(centroids), unit)
+    for other in others:
+        own.flat += other.flat
+    points.shard.group.sum_(own.flat)
+    return means_of(own.sums, own.counts, centroids)
+
+
+def _sums(points: Points, labels: Tensor, k: int, unit: float) -> Tally:
     own = Tally(k, points.dim, device=points.device)
     for start, block in points.blocks():
         add_sums(own.sums, block, labels[start : start + len(block)], unit, points.weights(start, len(block)))
     own.counts.copy_(points.counts(labels, k))
-    points.shard.group.sum_(own.flat)
-    return means_of(own.sums, own.counts, centroids)
+    return own
 
 
 def group_means(rows: Rows, labels: Tensor, k: int) -> Tensor:
@@ -288,12 +198,6 @@ def group_means(rows: Rows, labels: Tensor, k: int) -> Tensor:
     return cluster_means(Points(rows), torch.where(labels < 0, k, labels), zeros, unit_for(peak, rows.n))[:k]
 
 
-def means_of(sums: Tensor, counts: Tensor, centroids: Tensor) -> Tensor:
-    """(K, D) float32 means from sums and counts; an empty cluster keeps its centroid."""
-    filled = counts > 0
-    return torch.where(filled[:, None], (sums / torch.where(filled, counts, 1.0)[:, None]).float(), centroids)
-
-
 @team()
 def nearest(points: Points, centroids: Tensor) -> tuple[Tensor, Tensor]:
     """(N,) int64 nearest centroid of each point of this process and (N,) squared distance to it, float32 throughout."""
@@ -301,6 +205,11 @@ def nearest(points: Points, centroids: Tensor) -> tuple[Tensor, Tensor]:
     if mean.square().sum() > centroids.square().sum(1).mean() / 2:
         # float32 products would lose the digits that a large common offset takes
         points, centroids = points.about(mean), centroids - mean
+    labels, squared = zip(*over_rows(_nearest, [points], centroids), strict=True)
+    return joined(labels), joined(squared)
+
+
+def _nearest(points: Points, centroids: Tensor) -> tuple[Tensor, Tensor]:
     find = NearestSearch(centroids)
     labels = torch.empty(points.n, dtype=torch.int64, device=points.device)
     squared = torch.empty(points.n, device=points.device)
@@ -313,6 +222,10 @@ def nearest(points: Points, centroids: Tensor) -> tuple[Tensor, Tensor]:
 @team()
 def squared_distances(points: Points, labels: Tensor, centroids: Tensor) -> Tensor:
     """(N,) float32 squared distances of the points to centroids[labels]; NaN where the label is -1."""
+    return joined(over_rows(_squared_distances, [points, labels], centroids))
+
+
+def _squared_distances(points: Points, labels: Tensor, centroids: Tensor) -> Tensor:
     squared = torch.empty(points.n, device=points.device)
     for start, block in points.blocks():
         _measure(block, labels, centroids, start, squared)

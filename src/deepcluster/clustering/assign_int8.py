@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -58,6 +59,9 @@ class Rounding:
         self.kept: RoundedRows | None = None
         if n * dim <= CACHE_NUMBERS:  # an error of -1 marks what has not been rounded yet
             self.kept = RoundedRows(torch.empty(n, dim, dtype=torch.int8), torch.zeros(n), torch.full((n,), -1.0))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "kept": None}  # a process that gets this rounds anew
 
     def rounded(self, block: Tensor, start: int, of: Tensor | None = None) -> RoundedRows:
         """The rows of the block (B, D), which begins at row `start` of the points, or those at `of` among them."""
@@ -118,7 +122,10 @@ class Int8Search:
             for tile, (columns, multiple, bias) in enumerate(self.tiles):
                 width = columns.shape[1]
                 scores = buffer[: len(part) * width].view(len(part), width)
-                torch._int_mm(part, columns, out=scores)
+                if exact_products():
+                    torch._int_mm(part, columns, out=scores)
+                else:  # one of several machines is older than the one that decided
+                    scores.copy_(part.double() @ columns.double())
                 torch.addcmul(bias, scores, multiple, out=scores)
                 into = folded[:, tile * LANES : (tile + 1) * LANES]
                 torch.amax(scores.view(len(part), -1, LANES), 1, out=into)

@@ -12,10 +12,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from deepcluster.clustering.assign import ClusterSums, NearestSearch, Tally, span_of
+from deepcluster.clustering.assign import NearestSearch, span_of
 from deepcluster.clustering.assign_int8 import Int8Search, Rounding
 from deepcluster.clustering.points import Points
-from deepcluster.features.parallel import over_spans
+from deepcluster.clustering.tally import ClusterSums, Tallies, Tally
+from deepcluster.features.parallel import keep_over_rows, over_spans
 
 DRIFTS = 4.0  # standard deviations of the change of scores that a margin must exceed
 SAMPLE = 256  # points on which that change is measured
@@ -24,12 +25,15 @@ CLOSE = 0.5  # share of close cases beyond which float32 alone is faster than 8-
 Compare = Callable[[Tensor, int, Tensor | None], tuple[Tensor, Tensor, int]]
 """(block (B, D), its first row, which of its rows) -> nearest centroids of these rows, their margins over the second
 best in scores x.c - |c|^2 / 2, and how many cases were close."""
+Drift = tuple[float, Tensor] | None
+"""Variances of the change of scores since the last call: of other centroids', per squared length of the point, and
+(K,) of its own one's; None = no margin is known."""
 
 
 class MarginStep:
     """The step for the same points, call after call.
 
-    It keeps, for every point, the margin by which its best centroid led the second best. As long as the centroids'
+    For every point the margin is kept by which its best centroid led the second best. As long as the centroids'
     moves since then make up for less than that margin, the point is passed over: in later iterations nine of ten are.
     How much a move changes scores is measured each time on a sample of points; a margin must exceed DRIFTS standard
     deviations of that change, summed over the iterations. Triangle inequalities would prove it instead, but prove
@@ -43,57 +47,100 @@ class MarginStep:
     """
 
     def __init__(self, points: Points, k: int, rounding: Rounding | None = None):
-        n, total = points.n, points.shard.total
-        self.rounding = rounding
-        self.labels = torch.zeros(n, dtype=torch.int64)
-        self.margin = torch.full((n,), -1.0)
-        self.norm = torch.zeros(n)
-        index = torch.arange(0, total, -(-total // SAMPLE))
+        self.total = points.shard.total
+        index = torch.arange(0, self.total, -(-self.total // SAMPLE))
         self.sample = points.take(index)
-        self.own_sample = points.shard.own(index)  # which of the sample are this process's, and their positions in it
-        self.own_positions = index[self.own_sample] - points.shard.first
         self.sample_labels = torch.zeros(len(index), dtype=torch.int64)
         self.previous: Tensor | None = None
-        self.clusters = ClusterSums(points, k, extra=1 + len(index))
-        self.total = total
-        self.compared = self.close = 0
+        self.rounded = rounding is not None
+        self.parts = keep_over_rows(MarginPart, [points], k, points.moments.unit, index, rounding)
+        self.tallies = Tallies(self.parts, points.shard.group)
 
     def __call__(self, centroids: Tensor) -> Tally:
-        moved = 0.0
+        moved, drift = 0.0, self._drift(centroids)
         while True:
-            total = self.clusters.update(self.search(centroids), self._stats)
+            total = self.tallies.update(centroids, drift, self.rounded)
             moved += float(total.moved)
             close = float(total.extra[0])
             self.sample_labels = total.extra[1:].long()
-            if self.rounding is None or close <= CLOSE * self.total:
+            if not self.rounded or close <= CLOSE * self.total:
                 break
-            self.rounding = None  # where most cases are close, a third centroid may be closer yet: again, in float32
-            self.invalidate()
+            # where most cases are close, a third centroid may be closer yet: all again, in float32
+            self.rounded, drift = False, None
         total.moved.fill_(moved)
         return total
 
-    def search(self, centroids: Tensor) -> Callable[[Tensor, int], Tensor]:
-        """(block (B, D), its first row) -> (B,) nearest of these centroids."""
-        self.compared = self.close = 0
-        self._reduce_margins(centroids)
-        self.previous = centroids
-        compare = self._comparison(centroids)
+    def _drift(self, centroids: Tensor) -> Drift:
+        """How much scores have changed since the last call."""
+        previous, self.previous = self.previous, centroids
+        if previous is None:
+            return None
+        move = centroids - previous
+        change = self.sample @ move.T
+        change -= (centroids.square().sum(1) - previous.square().sum(1)) / 2
+        own = self.sample_labels[:, None]
+        own_change, own_move = change.gather(1, own), move[own[:, 0]].norm(dim=1)
+        change.scatter_(1, own, 0.0)
+        # of other centroids' scores, per length of the point; of its own, per length of its centroid's move
+        other = float(change.square().sum() / (self.sample.square().sum() * (len(centroids) - 1)).clamp_min(1e-30))
+        mine = float(own_change.square().sum() / own_move.square().sum().clamp_min(1e-30))
+        return other, mine * move.square().sum(1)
+
+
+class MarginPart:
+    """The step of some points, with their margins.
+
+    Args:
+        points: n of them; each call must get the same ones.
+        k, rounding: as in `MarginStep`.
+        unit: of the exact sums.
+        sample: (S,) rows of the sample among all points.
+
+    Attributes:
+        labels: (n,) int64.
+        compared: points that the last call compared with all centroids.
+    """
+
+    def __init__(self, points: Points, k: int, unit: float, sample: Tensor, rounding: Rounding | None):
+        self.rounding = rounding
+        self.labels = torch.zeros(points.n, dtype=torch.int64)
+        self.margin = torch.full((points.n,), -1.0)
+        self.norm = torch.zeros(points.n)
+        self.own_sample = points.shard.own(sample)  # which of the sample are here, and where
+        self.own_positions = sample[self.own_sample] - points.shard.first
+        self.clusters = ClusterSums(points, k, unit, extra=1 + len(sample))
+        self.compared = 0
+
+    def update(self, points: Points, centroids: Tensor, drift: Drift, rounded: bool) -> Tally:
+        """The points' tally, with close cases and the labels of the sample as extra numbers.
+
+        Args:
+            rounded: whether 8-bit products may be taken.
+        """
+        if drift is None:
+            self.margin.fill_(-1.0)
+        else:
+            other, own = drift
+            self.margin -= DRIFTS * (other * self.norm.square() + own[self.labels]).sqrt_()
+        self.rounding = self.rounding if rounded else None
+        compare, close = self._comparison(centroids), 0
+        self.compared = 0
 
         def find(block: Tensor, start: int) -> Tensor:
+            nonlocal close
+
             def find_span(first: int, last: int) -> tuple[int, int]:
                 return self._find(compare, block[first:last], start + first)
 
-            counts = over_spans(find_span, len(block), span_of(*centroids.shape))
-            compared, close = (sum(each) for each in zip(*counts, strict=True))
-            self.compared += compared
-            self.close += close
+            for compared, these in over_spans(find_span, len(block), span_of(*centroids.shape)):
+                self.compared += compared
+                close += these
             return self.labels[start : start + len(block)]
 
-        return find
-
-    def invalidate(self) -> None:
-        """Pass over no point in the next call."""
-        self.margin.fill_(-1.0)
+        tally = self.clusters.update(points, find)
+        tally.extra[0] = close
+        tally.extra[1:][self.own_sample] = self.labels[self.own_positions].double()
+        return tally
 
     def _comparison(self, centroids: Tensor) -> Compare:
         """By 8-bit products where there are some and they can tell these centroids apart, by float32 else."""
@@ -113,30 +160,10 @@ class MarginStep:
         if not len(expired):
             return 0, 0
         if len(expired) > 0.9 * len(block):
-            labels[:], margin[:], close = compare(block, start, None)
+            found, lead, close = compare(block, start, None)
+            # of the others nothing changes: which of them are in this span must not matter
+            labels[expired], margin[expired] = found[expired], lead[expired]
             self.norm[span] = torch.linalg.vector_norm(block, dim=1)
             return len(block), close
         labels[expired], margin[expired], close = compare(block, start, expired)
         return len(expired), close
-
-    def _stats(self) -> Tensor:
-        """Close cases, and the labels of this process's part of the sample."""
-        labels = torch.zeros_like(self.sample_labels)
-        labels[self.own_sample] = self.labels[self.own_positions]
-        return torch.cat([torch.tensor([self.close]), labels]).double()
-
-    def _reduce_margins(self, centroids: Tensor) -> None:
-        """Subtract the change of scores since the last call from every point's margin."""
-        if self.previous is None:
-            return
-        move = centroids - self.previous
-        change = self.sample @ move.T
-        change -= (centroids.square().sum(1) - self.previous.square().sum(1)) / 2
-        own = self.sample_labels[:, None]
-        own_change, own_move = change.gather(1, own), move[own[:, 0]].norm(dim=1)
-        change.scatter_(1, own, 0.0)
-        # of other centroids' scores, per length of the point; of its own, per length of its centroid's move
-        other = float(change.square().sum() / (self.sample.square().sum() * (len(centroids) - 1)).clamp_min(1e-30))
-        mine = float(own_change.square().sum() / own_move.square().sum().clamp_min(1e-30))
-        own_variance = mine * move.square().sum(1)
-        self.margin -= DRIFTS * (other * self.norm.square() + own_variance[self.labels]).sqrt_()

@@ -12,9 +12,11 @@ import math
 import torch
 from torch import Tensor
 
+from deepcluster.clustering.points import Points
 from deepcluster.distributed import ALIGN
 from deepcluster.exact_sum import round_
 from deepcluster.features.block_reader import Rows, refuse_rows
+from deepcluster.features.parallel import over_rows
 from deepcluster.features.row_partition import Shard
 
 EXACT_DIM = 1024  # widest covariance that is multiplied in float64 and solved directly
@@ -40,7 +42,8 @@ def mean_and_scatter(rows: Rows, shard: Shard, exact_dim: int = EXACT_DIM) -> tu
     while True:
         bound = 2.0 ** math.frexp(max(bound, 2.0**-900))[1]
         with shard.group.collective_section():
-            sums, largest = _own_moments(rows, shard, about, bound, exact_dim)
+            parts = over_rows(_own_moments, [Points(rows, shard=shard)], about, bound, exact_dim)
+            sums, largest = sum(part[0] for part in parts), torch.stack([part[1] for part in parts]).amax(0)
         needed = float(shard.group.max_(largest)) * blocks
         if needed <= bound:
             break
@@ -50,11 +53,12 @@ def mean_and_scatter(rows: Rows, shard: Shard, exact_dim: int = EXACT_DIM) -> tu
     return about + shift, sums[:-1] - torch.outer(shift, shift) * shard.total
 
 
-def _own_moments(rows: Rows, shard: Shard, about: Tensor, bound: float, exact_dim: int) -> tuple[Tensor, Tensor]:
-    """(D + 1, D) float64: sums of outer products and, last, of this process's rows, and the largest of a block.
+def _own_moments(points: Points, about: Tensor, bound: float, exact_dim: int) -> tuple[Tensor, Tensor]:
+    """(D + 1, D) float64: sums of outer products and, last, of these rows, and the largest of a block.
 
     Both are about `about`, and block by block rounded to what makes them exact up to `bound`.
     """
+    rows, shard = points.rows, points.shard
     sums = torch.zeros(rows.dim + 1, rows.dim, dtype=torch.float64, device=rows.device)
     largest = torch.zeros(1, dtype=torch.float64, device=rows.device)
     unit, unit_of_sums = bound * 2.0**-51, (2.0 ** (math.frexp(bound * shard.total)[1] // 2 + 1)) * 2.0**-51

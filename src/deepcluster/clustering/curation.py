@@ -26,7 +26,8 @@ from deepcluster.clustering.points import Points
 from deepcluster.clustering.redistribute import scratch_table
 from deepcluster.clustering.validation import DegenerateClusters
 from deepcluster.errors import DeepClusterError
-from deepcluster.features.block_reader import Rows
+from deepcluster.features.block_reader import Rows, write_rows
+from deepcluster.features.parallel import is_spread, over_rows
 from deepcluster.random import seed_of, seeded
 
 CLUSTERS, DRAW = 0, 1
@@ -85,10 +86,8 @@ class LevelsFromBelow:
             chosen = torch.from_numpy(nearest_members(label.numpy(), squared.numpy(), each))
             if len(chosen) < k:  # several clusters are empty: there are hardly more different points than clusters
                 break
-            with scratch_table(len(chosen), rows, self.scratch, IN_MEMORY) as table:
-                step = Points(rows).step
-                for first in range(0, len(chosen), step):
-                    table[first : first + step] = rows.take(chosen[first : first + step])
+            with scratch_table(len(chosen), rows, self.scratch, 0 if is_spread() else IN_MEMORY) as table:
+                over_rows(_take, [chosen, table], rows)
                 centroids = self._k_means(table, k, level, step)
             label, squared = nearest(Points(rows), centroids)
         return centroids, label.numpy()
@@ -99,6 +98,13 @@ class LevelsFromBelow:
             warnings.simplefilter("ignore", DegenerateClusters)  # empty clusters are left out
             centers = KMeans(k, init="k-means++", random_state=seed).fit(points).cluster_centers_
         return torch.as_tensor(centers).float()
+
+
+def _take(index: Tensor, into: Any, rows: Rows) -> None:
+    """Fills a table with the rows at `index`."""
+    step = Points(rows).step
+    for first in range(0, len(index), step):
+        write_rows(into, first, rows.take(index[first : first + step]))
 
 
 def default_levels(images: int) -> list[int]:

@@ -8,9 +8,12 @@ from typing import Any
 import numpy as np
 
 from deepcluster.clustering.curation import members_of
+from deepcluster.features.parallel import over_calls
 
 AT_ONCE = 1 << 22
 """Similarities held at a time."""
+SHARE = 1 << 16
+"""Rows of clusters that are looked at together."""
 
 
 def similarities(rows: Any, label: np.ndarray) -> Iterator[tuple[np.ndarray, int, np.ndarray]]:
@@ -42,8 +45,26 @@ def repeats(rows: Any, label: np.ndarray, least: float) -> np.ndarray:
     if least > 1:
         return found
     least = min(least, 1 - 1e-6)  # rounding takes so much of the cosine of equal rows
-    for members, start, near in similarities(rows, label):
+    for repeated in over_calls(_repeats, _shares(label), rows, least):
+        found[repeated] = True
+    return found
+
+
+def _shares(label: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Whole clusters, at least `SHARE` rows together: ascending places of their members, and the clusters of these."""
+    order = np.argsort(label, kind="stable")
+    order, first = order[label[order] >= 0], 0
+    for last in np.flatnonzero(np.diff(label[order], append=-1)).tolist():
+        if last + 1 - first >= SHARE or last + 1 == len(order):
+            places, first = np.sort(order[first : last + 1]), last + 1
+            yield places, label[places]
+
+
+def _repeats(places: np.ndarray, label: np.ndarray, rows: Any, least: float) -> np.ndarray:
+    """Those of the rows at `places` (n,), of clusters `label` (n,), that repeat an earlier one."""
+    found = np.zeros(len(label), bool)
+    for members, start, near in similarities(rows[places], label):
         close = np.tril(near >= least, start - 1)  # to earlier ones only
         for row in np.flatnonzero(close.any(1)):
             found[members[start + row]] = (close[row] & ~found[members]).any()
-    return found
+    return places[found]

@@ -6,7 +6,6 @@ compared with m + k / m centroids instead of k.
 
 from __future__ import annotations
 
-import copy
 import math
 import warnings
 from collections.abc import Sequence
@@ -28,7 +27,7 @@ from deepcluster.clustering.redistribute import Redistribution, scratch_table
 from deepcluster.distributed import SINGLE, ProcessGroup
 from deepcluster.errors import DeepClusterError
 from deepcluster.features.block_reader import Rows, in_kind, require_finite
-from deepcluster.features.parallel import team
+from deepcluster.features.parallel import over_calls, team
 from deepcluster.features.row_partition import centered, common_seed, shard_of
 from deepcluster.random import seed_of
 
@@ -104,23 +103,15 @@ class HierarchicalKMeans(validation.Float32Transformer, ClusterMixin, BaseEstima
             validation.require_rows(shard.total, self.n_clusters)
             if not self.spherical:
                 rows = centered(rows, shard)
-            growing: Any = copy.copy(self)  # a fit that fails leaves the tree that was there before
-            growing._children = children
-            growing._seed = common_seed(group, validation.seed_from(self.random_state))
-            nodes = [math.prod(children[: depth + 1]) for depth in range(len(children))]
-            growing._levels = [torch.zeros(count, rows.dim, device=rows.device) for count in nodes]
-            growing._counts = [torch.zeros(count, dtype=torch.int64, device=rows.device) for count in nodes]
-            growing.inertia_, growing.n_iter_ = 0.0, 0
-            label = growing._grow(rows, 0, 0)
-        self._children, self._seed = children, int(growing._seed)
-        self._levels: list[Tensor] = growing._levels
-        self._counts: list[Tensor] = growing._counts
-        self.inertia_, self.n_iter_ = float(growing.inertia_), int(growing.n_iter_)
-        for depth in range(1, len(nodes)):  # empty clusters get their super-cluster's centroid
-            above = self._levels[depth - 1].repeat_interleave(self._children[depth], 0)
+            seed = common_seed(group, validation.seed_from(self.random_state))
+            found = self._grow(rows, children, seed)
+        self._levels, self._counts = found.levels, found.counts
+        self.inertia_, self.n_iter_ = math.fsum(found.inertias), found.rounds
+        for depth in range(1, len(children)):  # empty clusters get their super-cluster's centroid
+            above = self._levels[depth - 1].repeat_interleave(children[depth], 0)
             filled = self._counts[depth][:, None] > 0
             self._levels[depth] = torch.where(filled, self._levels[depth], above)
-        self._origin, self.labels_ = rows.origin, in_kind(label, X)
+        self._origin, self.labels_ = rows.origin, in_kind(found.label, X)
         self.levels_ = [validation.absolute(level, rows.origin, X) for level in self._levels]
         self.counts_ = [in_kind(counts, X) for counts in self._counts]
         self.cluster_centers_ = self.levels_[-1]
@@ -129,37 +120,31 @@ class HierarchicalKMeans(validation.Float32Transformer, ClusterMixin, BaseEstima
             validation.warn_of_empty(int((self._counts[-1] > 0).sum()), self.n_clusters, why)
         return self
 
-    def _grow(self, rows: Rows, depth: int, node: int) -> Tensor:
-        """Cut the rows of a node down to the last level.
+    def _grow(self, rows: Rows, children: list[int], seed: int, depth: int = 0, node: int = 0) -> _Branch:
+        """Cut the rows of a node down to the last level."""
+        cut = self._cut(rows, children[depth], seed_for(seed, depth, node))
+        if depth + 1 == len(children):
+            return cut
+        alone = HierarchicalKMeans(**self.get_params(deep=False))  # without what an earlier fit found
+        members = ((cut.label == child).nonzero()[:, 0] for child in range(children[depth]))
+        calls = ((index, node * children[depth] + child) for child, index in enumerate(members))
+        below = over_calls(_grow_branch, calls, alone, rows, children, seed, depth + 1)
+        label = torch.empty_like(cut.label)
+        for child, branch in enumerate(below):
+            label[cut.label == child] = child * math.prod(children[depth + 1 :]) + branch.label
+        return _Branch(
+            label,
+            cut.levels + [torch.cat(level) for level in zip(*(branch.levels for branch in below), strict=True)],
+            cut.counts + [torch.cat(level) for level in zip(*(branch.counts for branch in below), strict=True)],
+            [inertia for branch in below for inertia in branch.inertias],
+            max(cut.rounds, *(branch.rounds for branch in below)),
+        )
 
-        Returns:
-            (N,) int64, the clusters of this process's rows, counted from the node's first.
-        """
-        label, inertia = self._cut(rows, depth, node)
-        if depth + 1 == len(self._children):
-            self.inertia_ += inertia
-            return label
-        result = torch.empty_like(label)
-        width = math.prod(self._children[depth + 1 :])
-        for child in range(self._children[depth]):
-            index = (label == child).nonzero()[:, 0]
-            moved = Redistribution(self.group or SINGLE, len(index))
-            if moved.total == 0:
-                continue
-            with scratch_table(moved.n, rows, self.scratch, self.max_bytes) as table:
-                moved.send(rows, index, table)
-                part = Rows(table, rows.device, empty=True)
-                found = self._grow(part, depth + 1, node * self._children[depth] + child)
-                del part
-            result[index] = child * width + moved.send_back(found)
-        return result
-
-    def _cut(self, rows: Rows, depth: int, node: int) -> tuple[Tensor, float]:
-        """k-means of a node's rows: (N,) labels of this process's and the sum of squared distances of all."""
+    def _cut(self, rows: Rows, children: int, seed: int) -> _Branch:
+        """k-means of a node's rows; a branch of one level, with the labels of this process's rows."""
         shard = shard_of(rows, self.group or SINGLE)
-        k = min(self._children[depth], shard.total)
-        run = self._k_means(k, seed_for(self._seed, depth, node)).fit(rows)
-        self.n_iter_ = max(self.n_iter_, run.n_iter_)
+        k = min(children, shard.total)
+        run = self._k_means(k, seed).fit(rows)
         points = Points(rows, self.spherical, self.chunk, shard=shard)
         label, inertia = torch.as_tensor(run.labels_, device=rows.device), run.inertia_
         centroids = run._centroids.to(rows.device)  # about the origin of the rows
@@ -172,9 +157,9 @@ class HierarchicalKMeans(validation.Float32Transformer, ClusterMixin, BaseEstima
             alive = (sizes > 0).nonzero()[:, 0]
             label, squared = nearest(points, centroids[alive])
             label, inertia = alive[label], points.total(squared)
-        first = node * self._children[depth]
-        self._levels[depth][first : first + k], self._counts[depth][first : first + k] = centroids, sizes
-        return label, inertia
+        empty = _Branch.empty(rows, [children])
+        empty.levels[0][:k], empty.counts[0][:k] = centroids, sizes
+        return _Branch(label, empty.levels, empty.counts, [inertia], run.n_iter_)
 
     def _k_means(self, k: int, seed: int) -> KMeans:
         shared = ("max_iter", "init", "spherical", "tol", "n_init", "chunk", "precision", "device", "group")
@@ -203,6 +188,48 @@ class HierarchicalKMeans(validation.Float32Transformer, ClusterMixin, BaseEstima
         rows = validation.read_table(self, X)
         rows.origin = self._origin
         return rows
+
+
+@dataclass
+class _Branch:
+    """The tree below a node.
+
+    Attributes:
+        label: (n,) int64, the clusters of this process's rows of the node, counted from the node's first.
+        levels, counts: of each level below the node, centroids (nodes, D) and rows of all processes (nodes,).
+        inertias: of each k-means of the last level.
+        rounds: most iterations of any k-means.
+    """
+
+    label: Tensor
+    levels: list[Tensor]
+    counts: list[Tensor]
+    inertias: list[float]
+    rounds: int
+
+    @classmethod
+    def empty(cls, rows: Rows, children: list[int]) -> _Branch:
+        """Of a node without rows."""
+        nodes = [math.prod(children[: depth + 1]) for depth in range(len(children))]
+        levels = [torch.zeros(count, rows.dim, device=rows.device) for count in nodes]
+        counts = [torch.zeros(count, dtype=torch.int64, device=rows.device) for count in nodes]
+        return cls(torch.zeros(0, dtype=torch.int64, device=rows.device), levels, counts, [], 0)
+
+
+def _grow_branch(
+    index: Tensor, node: int, tree: HierarchicalKMeans, rows: Rows, children: list[int], seed: int, depth: int
+) -> _Branch:
+    """The branch of a node, to which the rows at `index` (n,) of this process's belong."""
+    moved = Redistribution(tree.group or SINGLE, len(index))
+    if moved.total == 0:
+        return _Branch.empty(rows, children[depth:])
+    with scratch_table(moved.n, rows, tree.scratch, tree.max_bytes) as table:
+        moved.send(rows, index, table)
+        part = Rows(table, rows.device, empty=True)
+        found = tree._grow(part, children, seed, depth, node)
+        del part
+    found.label = moved.send_back(found.label)
+    return found
 
 
 def levels_for(n_clusters: int, branches: Sequence[int] | int | None) -> list[int]:

@@ -17,6 +17,7 @@ from torch import Tensor
 from deepcluster.clustering import assign, assign_int8, assign_margins, validation
 from deepcluster.clustering.plus_plus import greedy_plus_plus, random_rows
 from deepcluster.clustering.points import Points
+from deepcluster.clustering.tally import Step, Tally, means_of
 from deepcluster.distributed import SINGLE, ProcessGroup
 from deepcluster.errors import DeepClusterError
 from deepcluster.features.block_reader import Rows, in_kind, normalize_rows, require_finite
@@ -186,7 +187,7 @@ class KMeans(validation.Float32Transformer, ClusterMixin, BaseEstimator):
         split_empty = self.empty == "split"
         return lloyd(points, start, self._step(points), self.max_iter, self.tol, split_empty, generator)
 
-    def _step(self, points: Points) -> assign.Step:
+    def _step(self, points: Points) -> Step:
         """The step of this `precision`."""
         on_cpu, k = points.device.type == "cpu", self.n_clusters
         auto, int8 = on_cpu and self.precision == "auto", on_cpu and self.precision == "int8"
@@ -194,8 +195,7 @@ class KMeans(validation.Float32Transformer, ClusterMixin, BaseEstimator):
             usable = assign_int8.exact_products if int8 else assign_int8.supported
             round_it = (int8 or k >= INT8_FROM) and not points.shard.group.any(not usable())
             return assign_margins.MarginStep(points, k, assign_int8.Rounding(points) if round_it else None)
-        clusters, half = assign.ClusterSums(points, self.n_clusters), self.precision == "bfloat16"
-        return lambda centroids: clusters.update(assign.NearestSearch(centroids, half))
+        return assign.nearest_step(points, k, half=self.precision == "bfloat16")
 
     def predict(self, X: Any) -> Any:
         """(N,) int64, the nearest centroid of each row of X (N, D)."""
@@ -225,7 +225,7 @@ class KMeans(validation.Float32Transformer, ClusterMixin, BaseEstimator):
 def lloyd(
     points: Points,
     centroids: Tensor,
-    step: assign.Step,
+    step: Step,
     max_iter: int,
     tol: float,
     split_empty: bool,
@@ -244,7 +244,7 @@ def lloyd(
         objectives.append(objective(found, centroids, points.moments.square))
         if float(found.moved) == 0:
             break
-        centroids = assign.means_of(found.sums, found.counts, centroids)
+        centroids = means_of(found.sums, found.counts, centroids)
         if split_empty:
             centroids = split(centroids, found.counts, generator)
         if points.spherical:
@@ -256,7 +256,7 @@ def lloyd(
     return centroids, objectives
 
 
-def objective(found: assign.Tally, centroids: Tensor, square: float) -> float:
+def objective(found: Tally, centroids: Tensor, square: float) -> float:
     """Sum of squared distances of points to their centroids, from sums alone: |x|^2 - 2 x.c + |c|^2."""
     c = centroids.double()
     cross, own = float((found.sums * c).sum()), float((found.counts * c.square().sum(1)).sum())

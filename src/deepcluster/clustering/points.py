@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -9,10 +10,10 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from deepcluster.distributed import ALIGN
-from deepcluster.exact_sum import Total, round_, unit_for
+from deepcluster.distributed import ALIGN, SINGLE
+from deepcluster.exact_sum import Total, added, round_, unit_for
 from deepcluster.features.block_reader import Rows, normalize_rows, refuse_rows
-from deepcluster.features.parallel import over_spans
+from deepcluster.features.parallel import over_rows, over_spans
 from deepcluster.features.row_partition import Shard, shard_of
 
 BLOCK_NUMBERS = 1 << 24  # numbers in a block (64 MiB)
@@ -63,6 +64,17 @@ class Points:
             weight = round_(weight.to(self.device, torch.float64), unit_for(self.heaviest, self.shard.total))
         self.weight = weight
 
+    def __len__(self) -> int:
+        return self.n
+
+    def span(self, first: int, last: int) -> Points:
+        """The points from `first` to before `last` of this process's, for work that sends no messages."""
+        part = copy.copy(self)
+        part.rows, part.n = self.rows.span(first, last), last - first
+        part.shard = Shard(SINGLE, part.n, self.shard.first + first, self.shard.total)
+        part.weight = self.weights(first, part.n)
+        return part
+
     def about(self, offset: Tensor | None) -> Points:
         """The same points with `offset` subtracted from each."""
         return Points(self.rows, self.spherical, self.chunk, offset=offset, shard=self.shard, weight=self.weight)
@@ -103,31 +115,14 @@ class Points:
             DeepClusterError: a point holds NaN or infinity; on all processes.
         """
         with self.shard.group.collective_section():
-            total, greatest = self._own_moments()
+            totals, peaks = zip(*over_rows(_own_moments, [self]), strict=True)
+        total, greatest = added(totals), torch.stack(peaks).amax(0)
         self.shard.group.sum_(total.digits)
         self.shard.group.max_(greatest)
         *sums, square, weight = total.value()
         peak, longest = greatest.tolist()
         unit = unit_for(peak * self.heaviest, self.shard.total)
         return Moments(float(weight), torch.stack(sums) / weight, float(square), peak, longest, unit)
-
-    def _own_moments(self) -> tuple[Total, Tensor]:
-        """Sums of coordinates, squared norms and weights, and (2,) the largest coordinate and norm, of this process."""
-        total, greatest = Total(self.dim + 2, self.device), [0.0, 0.0]
-        for start, block in self.blocks():
-
-            def measure(
-                first: int, last: int, start: int = start, block: Tensor = block
-            ) -> tuple[Tensor, float, float]:
-                return _moments(block[first:last], self.weights(start + first, last - first))
-
-            sums, peaks, lengths = zip(*over_spans(measure, len(block), ALIGN), strict=True)
-            added = torch.stack(sums)
-            if not torch.isfinite(added).all():
-                refuse_rows(block, self.shard.first + start)
-            total.add(added)
-            greatest = [max(greatest[0], *peaks), max(greatest[1], *lengths)]
-        return total, torch.tensor(greatest, dtype=torch.float64, device=self.device)
 
     def _transformed(self, block: Tensor) -> Tensor:
         if not self.spherical and self.offset is None:
@@ -140,6 +135,23 @@ class Points:
 
         over_spans(transform, len(block), ALIGN if block.device.type == "cpu" else len(block))
         return result
+
+
+def _own_moments(points: Points) -> tuple[Total, Tensor]:
+    """Sums of coordinates, squared norms and weights, and (2,) the largest coordinate and norm, of these points."""
+    total, greatest = Total(points.dim + 2, points.device), [0.0, 0.0]
+    for start, block in points.blocks():
+
+        def measure(first: int, last: int, start: int = start, block: Tensor = block) -> tuple[Tensor, float, float]:
+            return _moments(block[first:last], points.weights(start + first, last - first))
+
+        sums, peaks, lengths = zip(*over_spans(measure, len(block), ALIGN), strict=True)
+        rows = torch.stack(sums)
+        if not torch.isfinite(rows).all():
+            refuse_rows(block, points.shard.first + start)
+        total.add(rows)
+        greatest = [max(greatest[0], *peaks), max(greatest[1], *lengths)]
+    return total, torch.tensor(greatest, dtype=torch.float64, device=points.device)
 
 
 def _moments(block: Tensor, weight: Tensor | None) -> tuple[Tensor, float, float]:

@@ -17,8 +17,8 @@ from deepcluster.clustering.validation import fitted_labels
 from deepcluster.clustering.whitening import Whitening
 from deepcluster.distributed import SINGLE, ProcessGroup
 from deepcluster.errors import DeepClusterError, counted
-from deepcluster.features.block_reader import Rows, find_origin
-from deepcluster.features.table import TableInParts
+from deepcluster.features.block_reader import Rows, find_origin, write_rows
+from deepcluster.features.parallel import over_rows, rows_of
 from deepcluster.io import scratch_table
 
 TOGETHER = 1 << 16
@@ -54,7 +54,7 @@ def cluster_table(
     """The clusters of the rows of an (N, D) table.
 
     Args:
-        table: an array, memory-mapped or not, or a `TableInParts`.
+        table: an array, memory-mapped or not, or a `features.table_in_parts.TableInParts`.
         make_clusterer: gives the clusterer, anything with scikit-learn's `fit_predict`, for the embedded rows, from
             which it may choose the number of clusters.
         embedding: fitted to the rows and applied to them first; None = cluster the rows as they are.
@@ -80,10 +80,9 @@ def cluster_table(
     rows: Any
     if len(keep) < len(table):
         rows = scratch_table(scratch / "kept.npy", len(own), table.shape[1])
-        for start in range(0, len(own), TOGETHER):
-            rows[start : start + TOGETHER] = table[own[start : start + TOGETHER]]
-    else:  # a slice of parts would be read into memory
-        rows = table.span(first, last) if isinstance(table, TableInParts) else table[first:last]
+        over_rows(_copy, [own, rows], table)
+    else:
+        rows = rows_of(table, first, last)
     if embedding is not None:
         embedding.fit(rows)
         z = scratch_table(scratch / "embedded.npy", len(own), len(embedding.components_))
@@ -117,17 +116,26 @@ def _distances(rows: np.ndarray, label: np.ndarray, centers: Any) -> tuple[np.nd
     return squared_distances(Points(table), own, middle).sqrt_().numpy(), middle
 
 
+def _copy(index: np.ndarray, into: Any, table: Any) -> None:
+    for start in range(0, len(index), TOGETHER):
+        write_rows(into, start, torch.from_numpy(np.asarray(table[index[start : start + TOGETHER]], np.float32)))
+
+
 def _odd_rows(table: Any, group: ProcessGroup) -> tuple[np.ndarray, np.ndarray]:
     """Places of rows with NaN or infinity, and of others that have them as float32; each process looks at its share."""
     first, last = group.row_range(len(table))
-    infinite, odd = np.zeros(last - first, bool), np.zeros(last - first, bool)
-    for start in range(0, last - first, TOGETHER):
-        rows = np.asarray(table[first + start : min(first + start + TOGETHER, last)])
+    parts = over_rows(_odd, [np.arange(first, last), rows_of(table, first, last)])
+    found = [group.gather_array(np.concatenate(places)) for places in zip(*parts, strict=True)]
+    return found[0], found[1]
+
+
+def _odd(places: np.ndarray, table: Any) -> tuple[np.ndarray, np.ndarray]:
+    infinite, odd = np.zeros(len(places), bool), np.zeros(len(places), bool)
+    for start in range(0, len(places), TOGETHER):
+        rows = np.asarray(table[start : start + TOGETHER])
         infinite[start : start + len(rows)] = ~np.isfinite(rows).all(1)
         if rows.dtype.itemsize > 4:
             with np.errstate(over="ignore"):
                 rows = rows.astype(np.float32)
             odd[start : start + len(rows)] = ~np.isfinite(rows).all(1)
-    both = (np.flatnonzero(rows) + first for rows in (infinite, odd & ~infinite))
-    found = [group.gather_array(places) for places in both]
-    return found[0], found[1]
+    return places[infinite], places[odd & ~infinite]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from sklearn.base import BaseEstimator
 from torch import Tensor
@@ -13,7 +14,8 @@ from deepcluster.clustering import validation
 from deepcluster.clustering.covariance import main_directions, mean_and_scatter
 from deepcluster.distributed import SINGLE, ProcessGroup
 from deepcluster.errors import DeepClusterError
-from deepcluster.features.block_reader import in_kind, normalize_rows, write_rows
+from deepcluster.features.block_reader import Rows, in_kind, normalize_rows, write_rows
+from deepcluster.features.parallel import over_rows
 from deepcluster.features.row_partition import centered, shard_of
 
 
@@ -125,10 +127,10 @@ class Whitening(validation.Float32Transformer, BaseEstimator):
         mean, components = self.mean_.to(rows.device), self.components_.to(rows.device)
         if mean.dtype == torch.float64:
             rows.origin, mean = mean, mean.new_zeros(()).float()
-        for start, block in rows.blocks():
-            # centered before the product: (x - mean) @ A loses nothing where |mean| is large
-            white = (block - mean) @ components.T
-            write_rows(result, start, normalize_rows(white) if self.l2 else white)
+        if isinstance(out, np.memmap):
+            over_rows(_whiten, [rows, out], mean, components, self.l2)
+        else:
+            _whiten(rows, result, mean, components, self.l2)
         return in_kind(result, X) if out is None else out
 
     @property
@@ -159,3 +161,10 @@ class Whitening(validation.Float32Transformer, BaseEstimator):
         self.whiten = bool(state.get("whiten", self.whiten))
         self.n_components, self.n_features_in_ = self.components_.shape
         return self
+
+
+def _whiten(rows: Rows, into: Any, mean: Tensor, components: Tensor, l2: bool) -> None:
+    for start, block in rows.blocks():
+        # centered before the product: (x - mean) @ A loses nothing where |mean| is large
+        white = (block - mean) @ components.T
+        write_rows(into, start, normalize_rows(white) if l2 else white)

@@ -5,8 +5,10 @@ They are written in parts, and an interrupted call goes on after the last finish
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -23,8 +25,8 @@ from deepcluster.engine.patches import IMAGES, fit_patches
 from deepcluster.engine.run import load_subject
 from deepcluster.engine.signals import stop_signals
 from deepcluster.engine.subject import Subject
-from deepcluster.errors import BadImage, Interrupted
-from deepcluster.features.table import BATCH, write_parts
+from deepcluster.errors import BadImage, DeepClusterError, Interrupted
+from deepcluster.features.table import BATCH, write_part, write_parts
 from deepcluster.io import write_safetensors
 from deepcluster.models.hugging_face import HUB
 from deepcluster.models.patches import PatchNet
@@ -84,6 +86,26 @@ def described(
                 raise Interrupted
 
         yield _write_features(subject, pixels, folder, part, check), bar
+
+
+def part_writer(
+    model: str, data: str, tap: str | None, image_size: int | None, device: str, weights: str, count: int
+) -> Callable[..., int]:
+    """What writes parts of the features of `count` images by a network, see `write_part`, in a process of its own.
+
+    Raises:
+        DeepClusterError: here they are another network, or other images.
+    """
+    subject = load_subject(model, device=device, image_size=image_size)
+    subject.cache_gb, subject.workers = 0.0, 1  # each image is looked at once, and each core has a process
+    pixels = subject.pixels(data)
+    for what, same in ((model, digest(subject.backbone) == weights), (data, len(pixels) == count)):
+        if not same:
+            raise DeepClusterError(
+                f"{what} is not the same on {platform.node()}: put it on a disk that all machines see."
+            )
+    extract = partial(subject.model.features, pixels, tap=tap, device=subject.device, batch_size=BATCH)
+    return partial(write_part, extract)
 
 
 def _fit(subject: Subject, pixels: Pixels, file: Path, seed: int, screen: Screen) -> None:

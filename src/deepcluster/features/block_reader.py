@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from deepcluster.errors import DeepClusterError
+from deepcluster.features.parallel import rows_of
 
 BLOCK_BYTES = 32 << 20  # read at once; small beside any model, large beside a disk's latency
 
@@ -70,10 +71,20 @@ class Rows:
         self._read: Callable[[int, np.ndarray], None] | None = x.read_rows if reads_itself else self._file_reader()
         self._buffer: np.ndarray | None = None
 
+    def __len__(self) -> int:
+        return self.n
+
+    def __reduce__(self) -> Any:
+        return _rows, (self.x, self.device, self.name, self.origin)
+
     @property
     def shape(self) -> tuple[int, int]:
         """(N, D)."""
         return self.n, self.dim
+
+    def span(self, first: int, last: int) -> Rows:
+        """The rows from `first` to before `last`."""
+        return _rows(rows_of(self.x, first, last), self.device, self.name, self.origin)
 
     @property
     def is_wide(self) -> bool:
@@ -146,6 +157,12 @@ class Rows:
         weakref.finalize(self, os.close, descriptor)
         name, line = self.x.filename, self.dim * self.x.itemsize
         return lambda start, into: _transfer(os.preadv, descriptor, into, offset + start * line, name)
+
+
+def _rows(x: Any, device: torch.device, name: str, origin: Tensor | None) -> Rows:
+    rows = Rows(x, device, name, empty=True)
+    rows.origin = origin
+    return rows
 
 
 def find_origin(sample: Tensor) -> Tensor | None:
@@ -228,23 +245,29 @@ def _file_span(x: Any, writable: bool = False) -> tuple[int, int] | None:
     Raises:
         DeepClusterError: the file has become too short for them.
     """
-    if not isinstance(x, np.memmap) or x.filename is None or x.mode == "c" or not x.flags.c_contiguous:
-        return None
-    if x._mmap is None or not hasattr(os, "preadv"):  # type: ignore[attr-defined]
-        return None
-    base = np.frombuffer(x._mmap, np.uint8)  # type: ignore[attr-defined]
-    mapped_from = x.offset - x.offset % mmap.ALLOCATIONGRANULARITY
-    inside = x.ctypes.data - base.ctypes.data  # a slice of a memmap keeps its parent's `offset`
-    if not 0 <= inside < len(base):
+    offset = file_offset(x)
+    if offset is None or not hasattr(os, "preadv"):
         return None
     try:
         descriptor = os.open(x.filename, os.O_RDWR if writable else os.O_RDONLY)
     except OSError:  # deleted or renamed since: the mapping still holds the rows
         return None
-    if os.fstat(descriptor).st_size < mapped_from + inside + x.nbytes:
+    if os.fstat(descriptor).st_size < offset + x.nbytes:
         os.close(descriptor)
         raise _shorter(x.filename)
-    return descriptor, mapped_from + inside
+    return descriptor, offset
+
+
+def file_offset(x: Any) -> int | None:
+    """Byte of its file at which the first number of a memmap lies; None where the file does not hold plain rows."""
+    if not isinstance(x, np.memmap) or x.filename is None or x.mode == "c" or not x.flags.c_contiguous:
+        return None
+    if x._mmap is None:  # type: ignore[attr-defined]
+        return None
+    base = np.frombuffer(x._mmap, np.uint8)  # type: ignore[attr-defined]
+    mapped_from = x.offset - x.offset % mmap.ALLOCATIONGRANULARITY
+    inside = x.ctypes.data - base.ctypes.data  # a slice of a memmap keeps its parent's `offset`
+    return mapped_from + inside if 0 <= inside < len(base) else None
 
 
 def _shorter(file: Any) -> DeepClusterError:

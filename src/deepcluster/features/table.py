@@ -7,7 +7,7 @@ for bit.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,8 @@ import numpy as np
 
 from deepcluster.distributed import SINGLE, ProcessGroup
 from deepcluster.errors import DeepClusterError
-from deepcluster.features.block_reader import Rows
-from deepcluster.io import remove_leftovers, write_array, write_json
+from deepcluster.features.table_in_parts import TableInParts
+from deepcluster.io import new_folder, remove_leftovers, write_array, write_json
 from deepcluster.reading import judged, read_json, read_npy
 
 BATCH = 256
@@ -32,6 +32,8 @@ IDENTITY = ("format", "version", "weights", "tap", "image_size", "source_fingerp
 
 WINDOW = 1 << 16
 """Rows whose features are held in memory at a time, a multiple of `BATCH`."""
+Part = tuple[int, int, Path]
+"""First and past-the-last row of a part, and its file."""
 Extractor = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 """Of some images (n,) int64, ascending, the index (M,) and features (M, D) of those that can be decoded."""
 
@@ -95,6 +97,7 @@ def write_parts(
     parts: int | None = None,
     overwrite: bool = False,
     skipped: Callable[[int], None] = lambda images: None,
+    elsewhere: Callable[[list[Part]], Iterable[int]] | None = None,
     group: ProcessGroup = SINGLE,
 ) -> tuple[int, list[int]]:
     """The same table as `write_table` in several files; parts that an interrupted call finished are not made again.
@@ -105,7 +108,9 @@ def write_parts(
         about: description of the table; a call continues what another one began if they agree in `IDENTITY`.
         parts: about how many; None = `PART_ROWS` rows each.
         overwrite: replace any table that is there.
-        skipped: called with the number of images of the parts that are there already.
+        skipped: called with the number of images of the parts that are there already, or were written elsewhere.
+        elsewhere: in place of `extract`: has other processes call `write_part` for these parts, and gives the number of
+            images of each when it is there.
         group: the processes that divide the parts among them; all of them see `folder`.
 
     Returns:
@@ -117,20 +122,24 @@ def write_parts(
     step = PART_ROWS if parts is None else BATCH * -(-count // (BATCH * parts))
     about = {"format": FORMAT, "version": VERSION, **about, "rows": count, "part_rows": step}
     spans = [(start, min(start + step, count)) for start in range(0, count, step)]
-    files = [folder / f"part-{start:012d}-{stop:012d}.npy" for start, stop in spans]
+    files = [folder / _part_name(start, stop) for start, stop in spans]
     with group.collective_section():
         if group.is_first:
             _prepare(folder, about, overwrite)
     with group.collective_section():
+        missing = []
         for number in range(group.rank, len(spans), group.size):
             start, stop = spans[number]
             if _finished(files[number]) is None:
-                about_part = files[number].with_suffix(".json")
-                about_part.unlink(missing_ok=True)  # of a damaged part, which is made again
-                part_width, part_bad = write_table(extract, np.arange(start, stop), files[number])
-                write_json(about_part, {"width": part_width, "bad": part_bad}, sealed=True)
+                missing.append((start, stop, files[number]))
             else:
                 skipped(stop - start)
+        if elsewhere is not None:
+            for images in elsewhere(missing):
+                skipped(images)
+        else:
+            for part in missing:
+                write_part(extract, *part)
     bad: list[int] = []
     width = 0
     for (start, _), file in zip(spans, files, strict=True):
@@ -143,6 +152,48 @@ def write_parts(
         write_json(folder / ABOUT, {**about, "width": width, "bad": bad, "finished": True}, sealed=True)
     group.barrier()
     return width, bad
+
+
+def write_part(extract: Extractor, start: int, stop: int, file: Path) -> int:
+    """One part of a table in parts, with its .json; gives the number of its images."""
+    about = file.with_suffix(".json")
+    about.unlink(missing_ok=True)  # of a damaged part, which is made again
+    width, bad = write_table(extract, np.arange(start, stop), file)
+    write_json(about, {"width": width, "bad": bad}, sealed=True)
+    return stop - start
+
+
+def write_blocks(blocks: Iterable[Any], folder: Path | str) -> TableInParts:
+    """A table in parts of vectors that were made elsewhere.
+
+    Args:
+        blocks: arrays (n, D), one after another, each of which becomes a part; rows that are not finite are bad.
+        folder: a new one; it is there when it is complete.
+
+    Raises:
+        DeepClusterError: the folder holds something, or there are no rows, or some of another width.
+    """
+    folder = Path(folder)
+    rows, width, bad = 0, 0, list[int]()
+    with new_folder(folder) as made:
+        for block in blocks:
+            block = np.asarray(block, np.float32)
+            if block.ndim != 2 or (rows and block.shape[1] != width):
+                wanted = f"({width} columns)" if rows else "(n, D)"
+                raise DeepClusterError(
+                    f"The rows from {rows:,} on are of shape {block.shape}, which is no part of a table {wanted}: give"
+                    " vectors of one length."
+                )
+            if len(block):
+                width = block.shape[1]
+                write_array(made / _part_name(rows, rows + len(block)), block)
+                bad += (rows + np.flatnonzero(~np.isfinite(block).all(1))).tolist()
+                rows += len(block)
+        if not rows:
+            raise DeepClusterError(f"There are no vectors for {folder}: give at least one.")
+        about = {"format": FORMAT, "version": VERSION, "rows": rows, "width": width, "bad": bad, "finished": True}
+        write_json(made / ABOUT, about, sealed=True)
+    return open_parts(folder)[0]
 
 
 def open_parts(folder: Path) -> tuple[TableInParts, dict[str, Any]]:
@@ -172,69 +223,6 @@ def open_parts(folder: Path) -> tuple[TableInParts, dict[str, Any]]:
             "write what is missing with the same command."
         )
     return TableInParts(parts), about
-
-
-class TableInParts:
-    """An (N, D) table whose rows lie one after another in several .npy files.
-
-    It is indexed like an array, by rows, row ranges and arrays of rows, and gives arrays; `read_rows` reads into
-    memory of the caller's.
-
-    Args:
-        parts: the files in order, memory-mapped, of one width and dtype.
-    """
-
-    ndim = 2
-
-    def __init__(self, parts: Sequence[Any]) -> None:
-        self._parts = list(parts)
-        self.files = [Path(str(part.filename)) for part in parts]
-        self.ends = np.cumsum([len(part) for part in parts])
-        self.shape = (int(self.ends[-1]), parts[0].shape[1])
-        self.dtype = parts[0].dtype
-
-    def __len__(self) -> int:
-        return self.shape[0]
-
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        return self[:] if dtype is None else self[:].astype(dtype, copy=False)
-
-    def __getitem__(self, rows: Any) -> np.ndarray:
-        if isinstance(rows, slice):
-            start, stop, step = rows.indices(len(self))
-            if step == 1:
-                into = np.empty((max(0, stop - start), self.shape[1]), self.dtype)
-                self.read_rows(start, into)
-                return into
-            rows = np.arange(start, stop, step)
-        rows = np.asarray(rows)
-        np.broadcast_to(0, len(self))[rows]  # refuses what is not a row, as NumPy does
-        if rows.dtype == bool:
-            rows = np.flatnonzero(rows)
-        flat = np.where(rows < 0, rows + len(self), rows).reshape(-1)
-        found = np.empty((len(flat), self.shape[1]), self.dtype)
-        part = np.searchsorted(self.ends, flat, "right")
-        for k in np.unique(part):
-            mine = np.flatnonzero(part == k)
-            found[mine] = self._parts[k][flat[mine] - self._start(k)]
-        return found.reshape(*rows.shape, self.shape[1])
-
-    def span(self, first: int, last: int) -> TableInParts:
-        """The rows from `first` to before `last`, of which nothing is read."""
-        cut = ((part, self._start(k)) for k, part in enumerate(self._parts))
-        return TableInParts([part[max(0, first - start) : max(0, last - start)] for part, start in cut])
-
-    def read_rows(self, start: int, into: np.ndarray) -> None:
-        """Fills an array (n, D) with the rows from `start` on, see `Rows.read`."""
-        part = int(np.searchsorted(self.ends, start, "right"))
-        while len(into):
-            inside = start - self._start(part)
-            count = min(len(into), len(self._parts[part]) - inside)
-            Rows(self._parts[part]).read(inside, into[:count])
-            into, start, part = into[count:], start + count, part + 1
-
-    def _start(self, part: int) -> int:
-        return int(self.ends[part - 1]) if part else 0
 
 
 def _read_about(folder: Path) -> dict[str, Any]:
@@ -316,6 +304,10 @@ def _finished(file: Path, *, checked: bool = True) -> tuple[int, list[int]] | No
         if table.dtype == np.float32:
             return table.shape[1], list(about["bad"])
     return None
+
+
+def _part_name(start: int, stop: int) -> str:
+    return f"part-{start:012d}-{stop:012d}.npy"
 
 
 def _span(file: Path) -> tuple[int, int]:

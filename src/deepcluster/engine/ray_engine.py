@@ -1,0 +1,313 @@
+"""Features and clusters of large tables by Ray (the extra [ray]): on all cores of a machine, or on a Ray cluster.
+
+Parts of a table are pure pieces of work, which read the rows from their files. Ray runs a piece again where a process
+or a machine is lost, gives waiting ones to machines that join, and rebuilds what a lost machine held. Results are those
+of one process, see `features/parallel.py`.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import sys
+import tempfile
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from deepcluster.distributed import ALIGN, ProcessGroup
+from deepcluster.engine.signals import sigterm_interrupts
+from deepcluster.errors import DeepClusterError, ProcessLost, first_line
+from deepcluster.features.block_reader import file_offset
+from deepcluster.features.parallel import spread_by, team
+from deepcluster.reading import map_rows
+
+if TYPE_CHECKING:
+    from deepcluster.features.table import Part
+
+PARTS_EACH = 2
+"""Parts of a table for each core, so that one that is late or lost holds up little."""
+PART_ROWS = 1 << 20
+"""Rows of a part, at most."""
+TRIES = 4
+"""How often a piece of work is begun before its loss is told."""
+QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
+"""Ray reports nothing to its makers, and prints nothing of its own."""
+WAIT = 10.0
+"""Seconds in which a cluster answers."""
+SHORT = 24
+"""Characters of a temporary folder's path up to which Ray can name its sockets in it."""
+
+
+@contextmanager
+def ray_engine(cores: int | None = None) -> Iterator[RayEngine]:
+    """Inside, what reads whole tables is spread by Ray: by the one that runs in this process already, by the cluster at
+    RAY_ADDRESS, or else by one that is started on this machine, and ends with the context.
+
+    Args:
+        cores: of the one that is started; None = all that this process may use.
+
+    Raises:
+        DeepClusterError: Ray is not installed, nobody answers at the address, or its machines have no deepcluster.
+    """
+    os.environ.update({name: value for name, value in QUIET.items() if name not in os.environ})
+    try:
+        ray: Any = import_module("ray")
+    except ImportError as error:
+        raise DeepClusterError(f"Ray is not installed ({error}): pip install 'deepcluster[ray]'.") from error
+    if ray.is_initialized():
+        yield from _spread(RayEngine(ray))
+        return
+    short = len(tempfile.gettempdir()) <= SHORT
+    with (
+        _silenced(),
+        tempfile.TemporaryDirectory(prefix="ray-", dir=None if short else "/tmp", ignore_cleanup_errors=True) as folder,
+    ):
+        _start(ray, folder, cores or torch.get_num_threads())
+        worker: Any = import_module("ray._private.worker")
+        worker._worker_logs_enabled = False  # what it prints to stdout of lost processes, whatever it was told
+        try:
+            with sigterm_interrupts():  # Ray has a handler of its own, with another status
+                yield from _spread(RayEngine(ray))
+        finally:
+            ray.shutdown()
+            worker._worker_logs_enabled = True
+
+
+def _start(ray: Any, folder: str, cores: int) -> None:
+    """Begins Ray here, with its files in `folder`, or joins the cluster at RAY_ADDRESS."""
+    address = os.environ.get("RAY_ADDRESS", "local")
+    quiet = {"log_to_driver": False, "logging_level": logging.CRITICAL}
+    try:
+        if address == "local":
+            ray.init("local", num_cpus=cores, include_dashboard=False, _temp_dir=folder, **quiet)
+        else:
+            _must_answer(address)
+            ray.init(address, **quiet)
+    except (RuntimeError, ValueError, OSError) as error:
+        if isinstance(error, DeepClusterError):
+            raise
+        if address == "local":
+            raise DeepClusterError(f"Ray does not start here ({first_line(error)}): see `ray start`.") from error
+        raise _unreachable(address, f"{first_line(error)}; a cluster with a token needs RAY_AUTH_MODE=token") from error
+
+
+@contextmanager
+def _silenced() -> Iterator[None]:
+    """What Ray's C++ prints to file descriptor 2 is dropped; Python's own stderr stays where it is."""
+    sys.stderr.flush()
+    before, kept = sys.stderr, os.dup(2)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    os.close(nowhere)
+    try:
+        with os.fdopen(kept, "w", encoding=before.encoding, errors=before.errors, closefd=False) as stream:
+            if _descriptor(before) == 2:
+                sys.stderr = stream
+            yield
+    finally:
+        sys.stderr = before
+        os.dup2(kept, 2)
+        os.close(kept)
+
+
+def _descriptor(stream: Any) -> int | None:
+    try:
+        return int(stream.fileno())
+    except (OSError, AttributeError):
+        return None
+
+
+def _must_answer(address: str) -> None:
+    """Raises DeepClusterError for an address at which nobody listens: Ray would try for minutes, and print it."""
+    if address in ("local", "auto"):
+        return
+    host, _, port = address.rpartition(":")
+    if "//" in host or not port.isdecimal():
+        raise _unreachable(address, "it is no HOST:PORT")
+    try:
+        socket.create_connection((host, int(port)), timeout=WAIT).close()
+    except (OSError, OverflowError) as error:
+        raise _unreachable(address, first_line(error)) from error
+
+
+def _unreachable(address: str, why: str) -> DeepClusterError:
+    return DeepClusterError(
+        f"No Ray cluster answers at RAY_ADDRESS {address} ({why}): give HOST:PORT of its first machine, or auto on one"
+        " of its machines, or unset it to start Ray here."
+    )
+
+
+def _spread(engine: RayEngine) -> Iterator[RayEngine]:
+    with spread_by(engine):
+        yield engine
+
+
+class RayEngine:
+    """An `Engine` of features/parallel.py by Ray's tasks, and actors that describe images.
+
+    Args:
+        ray: the module, initialized.
+    """
+
+    def __init__(self, ray: Any) -> None:
+        self.ray = ray
+        ray.util.register_serializer(np.memmap, serializer=_place, deserializer=_map)
+        self._call = ray.remote(num_cpus=1, max_retries=TRIES - 1)(_call)
+        self._update = ray.remote(num_cpus=1, max_retries=TRIES - 1, num_returns=2)(_update)
+
+    @property
+    def cores(self) -> int:
+        """Cores of all machines, now."""
+        return max(1, int(self.ray.cluster_resources().get("CPU", 1)))
+
+    def cuts(self, count: int, step: int) -> list[tuple[int, int]]:
+        """Parts of whole steps, if there are enough of them; otherwise as processes would divide the rows."""
+        least = PARTS_EACH * self.cores
+        if count < least * step:
+            step = ALIGN
+        parts = max(1, min(-(-count // step), max(least, -(-count // PART_ROWS))))
+        return [ProcessGroup(part, parts).row_range(count, step) for part in range(parts)]
+
+    def run(self, work: Callable[..., Any], calls: Iterable[tuple[Any, ...]], *shared: Any) -> list[Any]:
+        """[work(*call, *shared) for call in calls], each in a process of its own."""
+        common = self.ray.put((work, shared))
+        return self.results([self._call.remote(common, *call) for call in calls])
+
+    def keep(self, make: Callable[..., Any], calls: Iterable[tuple[Any, ...]], *shared: Any) -> _Kept:
+        """Objects that lie in Ray's store between the calls of their methods."""
+        return _Kept(self, make, calls, shared)
+
+    def results(self, pending: Sequence[Any]) -> list[Any]:
+        """Of pieces of work, in their order; the first error of any of them, in its own words."""
+        try:
+            found: list[Any] = self.ray.get(list(pending))
+        except BaseException as error:
+            for each in pending:
+                self.ray.cancel(each)
+            raise self._said(error) from None
+        return found
+
+    def _said(self, error: BaseException) -> BaseException:
+        """What to tell the user of an error."""
+        errors = self.ray.exceptions
+        if isinstance(error, errors.RayTaskError):
+            return error.cause if isinstance(error.cause, Exception) else error
+        if isinstance(error, errors.RayError):
+            return ProcessLost(
+                f"A piece of work was lost with its process {TRIES} times ({type(error).__name__}), mostly because"
+                " memory ran out: free some, or give Ray fewer cores of each machine."
+            )
+        return error
+
+    def part_writers(
+        self, described: tuple[Any, ...], device: str, weights: str, count: int
+    ) -> Callable[[list[Part]], Iterator[int]]:
+        """The `elsewhere` of `write_parts`; for the arguments see `describe.part_writer`, of which `described` are the
+        first four.
+
+        Raises:
+            DeepClusterError: GPUs are asked for, and the machines have none.
+        """
+        from deepcluster.engine.describe import part_writer  # which takes long, and clustering has no use for
+
+        there = self.ray.cluster_resources().get("GPU", 0) > 0
+        if device.startswith("cuda") and not there:
+            raise DeepClusterError(f"No machine of Ray's has a GPU for --device {device}: use --device auto or cpu.")
+        gpus = there and device.startswith(("cuda", "auto"))
+        return lambda parts: self.pooled(part_writer, (*described, device, weights, count), parts, gpus)
+
+    def pooled(
+        self,
+        make: Callable[..., Callable[..., Any]],
+        arguments: tuple[Any, ...],
+        calls: Iterable[tuple[Any, ...]],
+        gpus: bool,
+    ) -> Iterator[Any]:
+        """`make(*arguments)(*call)` for each call, as they are finished, by one actor for each core or GPU that there
+        is at the time; `make` is called once by each actor.
+        """
+        kind, needs = ("GPU", {"num_cpus": 1, "num_gpus": 1}) if gpus else ("CPU", {"num_cpus": 1})
+        actor = self.ray.remote(**needs)(_Worker)
+        waiting, idle = deque((call, TRIES) for call in calls), list[Any]()
+        busy: dict[Any, tuple[Any, tuple[Any, ...], int]] = {}
+        while waiting or busy:
+            room = int(self.ray.cluster_resources().get(kind, 1))
+            while waiting and (idle or len(busy) < max(1, room)):
+                worker = idle.pop() if idle else actor.remote(make, arguments)
+                call, tries = waiting.popleft()
+                busy[worker.call.remote(*call)] = worker, call, tries
+            for done in self.ray.wait(list(busy), timeout=5)[0]:
+                worker, call, tries = busy.pop(done)
+                try:
+                    yield self.ray.get(done)
+                except Exception as error:
+                    if tries > 1 and isinstance(error, self.ray.exceptions.RayActorError):
+                        waiting.appendleft((call, tries - 1))
+                        continue
+                    raise self._said(error) from None
+                idle.append(worker)
+
+
+class _Kept:
+    """A `Kept` of features/parallel.py. Columns and what was told are kept too: a lost object is made again of them."""
+
+    def __init__(
+        self, engine: RayEngine, make: Callable[..., Any], calls: Iterable[tuple[Any, ...]], shared: tuple[Any, ...]
+    ) -> None:
+        self.engine, self.told = engine, [engine.ray.put((make, shared))]
+        self.columns = [tuple(map(engine.ray.put, call)) for call in calls]
+        self.objects = [engine._call.remote(self.told[0], *columns) for columns in self.columns]
+
+    def each(self, method: str, *arguments: Any) -> list[Any]:
+        """What `method(*columns, *arguments)` of each object gives."""
+        self.told.append(self.engine.ray.put((method, arguments)))
+        both = [
+            self.engine._update.remote(kept, self.told[-1], *columns)
+            for kept, columns in zip(self.objects, self.columns, strict=True)
+        ]
+        self.objects = [kept for kept, _ in both]
+        return self.engine.results([found for _, found in both])
+
+
+class _Worker:
+    """An actor with something that takes long to make, such as a network on its device."""
+
+    def __init__(self, make: Callable[..., Callable[..., Any]], arguments: tuple[Any, ...]) -> None:
+        self.make, self.arguments = make, arguments
+        self.work: Callable[..., Any] | None = None
+
+    def call(self, *call: Any) -> Any:
+        self.work = self.work or self.make(*self.arguments)
+        return self.work(*call)
+
+
+def _call(common: tuple[Callable[..., Any], tuple[Any, ...]], *call: Any) -> Any:
+    work, shared = common
+    with team():
+        return work(*call, *shared)
+
+
+def _update(kept: Any, told: tuple[str, tuple[Any, ...]], *columns: Any) -> tuple[Any, Any]:
+    method, arguments = told
+    with team():
+        return kept, getattr(kept, method)(*columns, *arguments)
+
+
+def _place(table: np.memmap[Any, Any]) -> tuple[Any, ...]:
+    """Where the rows of a memory-mapped table lie: they are read there, and never sent."""
+    offset = file_offset(table)
+    if offset is None:
+        return (np.array(table),)
+    return Path(str(table.filename)).absolute(), table.dtype, offset, table.shape, table.mode != "r"
+
+
+def _map(place: tuple[Any, ...]) -> Any:
+    return place[0] if len(place) == 1 else map_rows(*place)
