@@ -69,7 +69,7 @@ DOORS = {
     "lock.py": "os.open",
     "data/decode.py": "open",  # the head of an image
     "data/archive.py": "tarfile.open ZipFile archive.open",  # judged there, member by member
-    "engine/ray_engine.py": "os.open fdopen",  # /dev/null, and stderr
+    "engine/ray_session.py": "os.open fdopen",  # /dev/null, and stderr
     "engine/occupy.py": "write_text",  # in a folder that is renamed when it is whole
     "data/storage.py": "open os.open system.open",  # shards, by byte offset, local and remote
     "data/parquet.py": "ParquetFile",

@@ -134,6 +134,16 @@ def test_int8_search_finds_the_nearest(scale: float) -> None:
     assert excess < 1e-5
 
 
+@NEEDS_INT8
+def test_int8_search_is_the_same_by_a_machine_whose_8_bit_products_overflow(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = torch.from_numpy(blobs(3000, 40, 300))
+    search = Int8Search(x[:300].clone(), Rounding(Points(Rows(x))))
+    found = search(x, 0)
+    monkeypatch.setattr("deepcluster.clustering.assign_int8.exact_products", lambda: False)
+    for one, other in zip(found, search(x, 0), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
 @pytest.mark.parametrize("int8", [pytest.param(True, marks=NEEDS_INT8), False])
 def test_passing_over_settled_points_errs_only_in_close_cases(int8: bool) -> None:
     x = torch.from_numpy(blobs(20000, 32, 300, spread=1.0))

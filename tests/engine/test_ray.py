@@ -4,6 +4,7 @@ of its mathematics. Ray needs some ten seconds to start."""
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import subprocess
 import sys
@@ -21,7 +22,7 @@ import torch
 from deepcluster.cli.main import main
 from deepcluster.clustering import KMeans
 from deepcluster.engine.ray_engine import ray_engine
-from deepcluster.errors import DeepClusterError
+from deepcluster.errors import DeepClusterError, ProcessLost
 from deepcluster.models.export import export_backbone
 from deepcluster.models.zoo import build_backbone
 from processes import free_port
@@ -177,6 +178,47 @@ def test_a_mistake_that_a_worker_finds_is_a_sentence(tmp_path: Path, capsys: pyt
     words = ["features", str(tmp_path / "net.safetensors"), "--data", str(tmp_path / "images.npy")]
     if not torch.cuda.is_available():
         assert "GPU" in said([*words, "--out", str(tmp_path / "g"), "--device", "cuda"], capsys)
+
+
+def _only_here() -> None:
+    """A function of a module that workers do not find."""
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray")
+def test_work_that_is_lost_again_and_again_is_told_in_a_sentence() -> None:
+    def ends(*_: Any) -> None:  # inside, so that it is sent
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    with ray_engine() as engine:
+        with pytest.raises(ProcessLost, match="was lost with its process 4 times"):
+            engine.run(ends, [()])
+        with pytest.raises(ProcessLost, match="was lost with its process 4 times"):
+            list(engine.pooled(lambda: ends, (), [()], False))
+        wrong: Any = _only_here
+        runs: list[Callable[[], Any]] = [
+            lambda: engine.run(wrong, [()]),
+            lambda: list(engine.pooled(wrong, (), [()], False)),
+        ]
+        for run in runs:
+            with pytest.raises(DeepClusterError, match=r"No module named .*: install the same deepcluster") as caught:
+                run()
+            assert str(caught.value).count("\n") == 0
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray")
+def test_each_core_has_one_actor() -> None:
+    def make(seconds: float) -> Callable[[int], tuple[int, int]]:
+        def work(number: int) -> tuple[int, int]:
+            time.sleep(seconds)
+            return number, os.getpid()
+
+        return work
+
+    with ray_engine() as engine:
+        found = list(engine.pooled(make, (0.3,), [(number,) for number in range(12)], False))
+    assert sorted(number for number, _ in found) == list(range(12)) and len({pid for _, pid in found}) == 2
 
 
 @pytest.mark.slow

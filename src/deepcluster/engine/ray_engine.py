@@ -7,15 +7,9 @@ of one process, see `features/parallel.py`.
 
 from __future__ import annotations
 
-import logging
-import os
-import socket
-import sys
-import tempfile
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from importlib import import_module
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,8 +17,8 @@ import numpy as np
 import torch
 
 from deepcluster.distributed import ALIGN, ProcessGroup
-from deepcluster.engine.signals import sigterm_interrupts
-from deepcluster.errors import DeepClusterError, ProcessLost, first_line
+from deepcluster.engine.ray_session import load_ray, ray_session
+from deepcluster.errors import DeepClusterError, ProcessLost
 from deepcluster.features.block_reader import file_offset
 from deepcluster.features.parallel import spread_by, team
 from deepcluster.reading import map_rows
@@ -38,12 +32,6 @@ PART_ROWS = 1 << 20
 """Rows of a part, at most."""
 TRIES = 4
 """How often a piece of work is begun before its loss is told."""
-QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
-"""Ray reports nothing to its makers, and prints nothing of its own."""
-WAIT = 10.0
-"""Seconds in which a cluster answers."""
-SHORT = 24
-"""Characters of a temporary folder's path up to which Ray can name its sockets in it."""
 
 
 @contextmanager
@@ -57,97 +45,12 @@ def ray_engine(cores: int | None = None) -> Iterator[RayEngine]:
     Raises:
         DeepClusterError: Ray is not installed, nobody answers at the address, or its machines have no deepcluster.
     """
-    os.environ.update({name: value for name, value in QUIET.items() if name not in os.environ})
-    try:
-        ray: Any = import_module("ray")
-    except ImportError as error:
-        raise DeepClusterError(f"Ray is not installed ({error}): pip install 'deepcluster[ray]'.") from error
-    if ray.is_initialized():
-        yield from _spread(RayEngine(ray))
-        return
-    short = len(tempfile.gettempdir()) <= SHORT
-    with (
-        _silenced(),
-        tempfile.TemporaryDirectory(prefix="ray-", dir=None if short else "/tmp", ignore_cleanup_errors=True) as folder,
-    ):
-        _start(ray, folder, cores or torch.get_num_threads())
-        worker: Any = import_module("ray._private.worker")
-        worker._worker_logs_enabled = False  # what it prints to stdout of lost processes, whatever it was told
-        try:
-            with sigterm_interrupts():  # Ray has a handler of its own, with another status
-                yield from _spread(RayEngine(ray))
-        finally:
-            ray.shutdown()
-            worker._worker_logs_enabled = True
-
-
-def _start(ray: Any, folder: str, cores: int) -> None:
-    """Begins Ray here, with its files in `folder`, or joins the cluster at RAY_ADDRESS."""
-    address = os.environ.get("RAY_ADDRESS", "local")
-    quiet = {"log_to_driver": False, "logging_level": logging.CRITICAL}
-    try:
-        if address == "local":
-            ray.init("local", num_cpus=cores, include_dashboard=False, _temp_dir=folder, **quiet)
-        else:
-            _must_answer(address)
-            ray.init(address, **quiet)
-    except (RuntimeError, ValueError, OSError) as error:
-        if isinstance(error, DeepClusterError):
-            raise
-        if address == "local":
-            raise DeepClusterError(f"Ray does not start here ({first_line(error)}): see `ray start`.") from error
-        raise _unreachable(address, f"{first_line(error)}; a cluster with a token needs RAY_AUTH_MODE=token") from error
-
-
-@contextmanager
-def _silenced() -> Iterator[None]:
-    """What Ray's C++ prints to file descriptor 2 is dropped; Python's own stderr stays where it is."""
-    sys.stderr.flush()
-    before, kept = sys.stderr, os.dup(2)
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
-    os.close(nowhere)
-    try:
-        with os.fdopen(kept, "w", encoding=before.encoding, errors=before.errors, closefd=False) as stream:
-            if _descriptor(before) == 2:
-                sys.stderr = stream
-            yield
-    finally:
-        sys.stderr = before
-        os.dup2(kept, 2)
-        os.close(kept)
-
-
-def _descriptor(stream: Any) -> int | None:
-    try:
-        return int(stream.fileno())
-    except (OSError, AttributeError):
-        return None
-
-
-def _must_answer(address: str) -> None:
-    """Raises DeepClusterError for an address at which nobody listens: Ray would try for minutes, and print it."""
-    if address in ("local", "auto"):
-        return
-    host, _, port = address.rpartition(":")
-    if "//" in host or not port.isdecimal():
-        raise _unreachable(address, "it is no HOST:PORT")
-    try:
-        socket.create_connection((host, int(port)), timeout=WAIT).close()
-    except (OSError, OverflowError) as error:
-        raise _unreachable(address, first_line(error)) from error
-
-
-def _unreachable(address: str, why: str) -> DeepClusterError:
-    return DeepClusterError(
-        f"No Ray cluster answers at RAY_ADDRESS {address} ({why}): give HOST:PORT of its first machine, or auto on one"
-        " of its machines, or unset it to start Ray here."
-    )
-
-
-def _spread(engine: RayEngine) -> Iterator[RayEngine]:
-    with spread_by(engine):
-        yield engine
+    ray = load_ray()
+    session = nullcontext() if ray.is_initialized() else ray_session(ray, cores or torch.get_num_threads())
+    with session:
+        engine = RayEngine(ray)
+        with spread_by(engine):
+            yield engine
 
 
 class RayEngine:
@@ -198,8 +101,14 @@ class RayEngine:
     def _said(self, error: BaseException) -> BaseException:
         """What to tell the user of an error."""
         errors = self.ray.exceptions
-        if isinstance(error, errors.RayTaskError):
-            return error.cause if isinstance(error.cause, Exception) else error
+        if isinstance(error, errors.RayTaskError) and isinstance(error.cause, Exception):
+            error = error.cause  # what the work itself raised, or what was wrong with what it was sent
+        if isinstance(error, errors.RaySystemError):
+            why = str(error).strip().splitlines()[-1]
+            return DeepClusterError(
+                f"A machine of Ray's cannot read what it is sent ({why}): install the same deepcluster, with the same"
+                " packages, on all of them."
+            )
         if isinstance(error, errors.RayError):
             return ProcessLost(
                 f"A piece of work was lost with its process {TRIES} times ({type(error).__name__}), mostly because"
@@ -235,15 +144,15 @@ class RayEngine:
         is at the time; `make` is called once by each actor.
         """
         kind, needs = ("GPU", {"num_cpus": 1, "num_gpus": 1}) if gpus else ("CPU", {"num_cpus": 1})
-        actor = self.ray.remote(**needs)(_Worker)
+        actor, made = self.ray.remote(**needs)(_Worker), self.ray.put((make, arguments))
         waiting, idle = deque((call, TRIES) for call in calls), list[Any]()
         busy: dict[Any, tuple[Any, tuple[Any, ...], int]] = {}
         while waiting or busy:
             room = int(self.ray.cluster_resources().get(kind, 1))
             while waiting and (idle or len(busy) < max(1, room)):
-                worker = idle.pop() if idle else actor.remote(make, arguments)
+                worker = idle.pop() if idle else actor.remote()
                 call, tries = waiting.popleft()
-                busy[worker.call.remote(*call)] = worker, call, tries
+                busy[worker.call.remote(made, *call)] = worker, call, tries
             for done in self.ray.wait(list(busy), timeout=5)[0]:
                 worker, call, tries = busy.pop(done)
                 try:
@@ -280,12 +189,10 @@ class _Kept:
 class _Worker:
     """An actor with something that takes long to make, such as a network on its device."""
 
-    def __init__(self, make: Callable[..., Callable[..., Any]], arguments: tuple[Any, ...]) -> None:
-        self.make, self.arguments = make, arguments
-        self.work: Callable[..., Any] | None = None
+    work: Callable[..., Any] | None = None
 
-    def call(self, *call: Any) -> Any:
-        self.work = self.work or self.make(*self.arguments)
+    def call(self, made: tuple[Callable[..., Callable[..., Any]], tuple[Any, ...]], *call: Any) -> Any:
+        self.work = self.work or made[0](*made[1])
         return self.work(*call)
 
 

@@ -1,0 +1,141 @@
+"""Ray, started on this machine or joined at its address, without a word of its own on the screen."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from typing import Any
+
+from deepcluster import __version__
+from deepcluster.engine.signals import sigterm_interrupts
+from deepcluster.errors import DeepClusterError, first_line
+
+QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
+"""Ray reports nothing to its makers, and prints nothing of its own."""
+WAIT = 10.0
+"""Seconds in which a cluster answers."""
+SHORT = 24
+"""Characters of a temporary folder's path up to which Ray can name its sockets in it."""
+
+
+def load_ray() -> Any:
+    """The module; DeepClusterError where it is not installed."""
+    os.environ.update({name: value for name, value in QUIET.items() if name not in os.environ})
+    try:
+        return import_module("ray")
+    except ImportError as error:
+        raise DeepClusterError(f"Ray is not installed ({error}): pip install 'deepcluster[ray]'.") from error
+
+
+@contextmanager
+def ray_session(ray: Any, cores: int) -> Iterator[None]:
+    """Ray runs as long as the context lasts: at RAY_ADDRESS, or here with so many cores.
+
+    Raises:
+        DeepClusterError: it does not start, nobody answers, or the cluster has another deepcluster.
+    """
+    short = len(tempfile.gettempdir()) <= SHORT
+    with (
+        _silenced(),
+        tempfile.TemporaryDirectory(prefix="ray-", dir=None if short else "/tmp", ignore_cleanup_errors=True) as folder,
+    ):
+        _start(ray, folder, cores)
+        worker: Any = import_module("ray._private.worker")
+        worker._worker_logs_enabled = False  # what it prints to stdout of lost processes, whatever it was told
+        try:
+            with sigterm_interrupts():  # Ray has a handler of its own, with another status
+                yield
+        finally:
+            ray.shutdown()
+            worker._worker_logs_enabled = True
+
+
+def _start(ray: Any, folder: str, cores: int) -> None:
+    """Begins Ray here, with its files in `folder`, or joins the cluster at RAY_ADDRESS."""
+    address = os.environ.get("RAY_ADDRESS", "local")
+    quiet = {"log_to_driver": False, "logging_level": logging.CRITICAL}
+    try:
+        if address == "local":
+            ray.init("local", num_cpus=cores, include_dashboard=False, _temp_dir=folder, **quiet)
+        else:
+            _must_answer(address)
+            ray.init(address, **quiet)
+            _must_be_alike(ray, address)
+    except (RuntimeError, ValueError, OSError) as error:
+        if isinstance(error, DeepClusterError):
+            raise
+        if address == "local":
+            raise DeepClusterError(f"Ray does not start here ({first_line(error)}): see `ray start`.") from error
+        raise _unreachable(address, f"{first_line(error)}; a cluster with a token needs RAY_AUTH_MODE=token") from error
+
+
+@contextmanager
+def _silenced() -> Iterator[None]:
+    """What Ray's C++ prints to file descriptor 2 is dropped; Python's own stderr stays where it is."""
+    sys.stderr.flush()
+    before, kept = sys.stderr, os.dup(2)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    os.close(nowhere)
+    try:
+        with os.fdopen(kept, "w", encoding=before.encoding, errors=before.errors, closefd=False) as stream:
+            if _descriptor(before) == 2:
+                sys.stderr = stream
+            yield
+    finally:
+        sys.stderr = before
+        os.dup2(kept, 2)
+        os.close(kept)
+
+
+def _descriptor(stream: Any) -> int | None:
+    try:
+        return int(stream.fileno())
+    except (OSError, AttributeError):
+        return None
+
+
+def _must_answer(address: str) -> None:
+    """Raises DeepClusterError for an address at which nobody listens: Ray would try for minutes, and print it."""
+    if address in ("local", "auto"):
+        return
+    host, _, port = address.rpartition(":")
+    if "//" in host or not port.isdecimal():
+        raise _unreachable(address, "it is no HOST:PORT")
+    try:
+        socket.create_connection((host, int(port)), timeout=WAIT).close()
+    except (OSError, OverflowError) as error:
+        raise _unreachable(address, first_line(error)) from error
+
+
+def _must_be_alike(ray: Any, address: str) -> None:
+    """Raises DeepClusterError for a cluster without deepcluster, or with another one."""
+
+    def version() -> str:  # not of this module: sent as it is
+        from importlib import import_module
+
+        return str(import_module("deepcluster").__version__)
+
+    try:
+        there = ray.get(ray.remote(num_cpus=1)(version).remote())
+    except (ray.exceptions.RayError, ImportError):
+        there = "none"
+    if there != __version__:
+        ray.shutdown()
+        raise DeepClusterError(
+            f"The Ray cluster at {address} has deepcluster {there}, and this is {__version__}: install the same on all"
+            " machines."
+        )
+
+
+def _unreachable(address: str, why: str) -> DeepClusterError:
+    return DeepClusterError(
+        f"No Ray cluster answers at RAY_ADDRESS {address} ({why}): give HOST:PORT of its first machine, or auto on one"
+        " of its machines, or unset it to start Ray here."
+    )
