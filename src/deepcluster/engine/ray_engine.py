@@ -92,13 +92,12 @@ class RayEngine:
         """Of pieces of work, in their order; the first error of any of them, in its own words."""
         try:
             found: list[Any] = self.ray.get(list(pending))
-        except BaseException as error:
-            for each in pending:
-                self.ray.cancel(each)
+        except Exception as error:
+            # the others end by themselves: Ray 2.60 crashes this process where a piece is cancelled while it ends
             raise self._said(error) from None
         return found
 
-    def _said(self, error: BaseException) -> BaseException:
+    def _said(self, error: Exception) -> Exception:
         """What to tell the user of an error."""
         errors = self.ray.exceptions
         if isinstance(error, errors.RayTaskError) and isinstance(error.cause, Exception):
