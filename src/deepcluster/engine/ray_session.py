@@ -10,9 +10,9 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
+from importlib.metadata import version
 from typing import Any
 
-from deepcluster import __version__
 from deepcluster.engine.signals import sigterm_interrupts
 from deepcluster.errors import DeepClusterError, first_line
 
@@ -117,20 +117,15 @@ def _must_answer(address: str) -> None:
 def _must_be_alike(ray: Any, address: str) -> None:
     """Raises DeepClusterError for a cluster without deepcluster, or with another one."""
 
-    def version() -> str:  # not of this module: sent as it is
-        from importlib import import_module
-
-        return str(import_module("deepcluster").__version__)
-
     try:
-        there = ray.get(ray.remote(num_cpus=1)(version).remote())
-    except (ray.exceptions.RayError, ImportError):
+        there = ray.get(ray.remote(num_cpus=1)(version).remote("deepcluster"))
+    except Exception:  # whatever the cluster says: it has none that can be asked
         there = "none"
-    if there != __version__:
+    here = version("deepcluster")
+    if there != here:
         ray.shutdown()
         raise DeepClusterError(
-            f"The Ray cluster at {address} has deepcluster {there}, and this is {__version__}: install the same on all"
-            " machines."
+            f"The Ray cluster at {address} has deepcluster {there}, and here it is {here}: install the same on all."
         )
 
 
