@@ -42,7 +42,21 @@ SMALL = {
     "transfer": "{voc} --networks a=untrained:{run} --rates 0.01 0.02 --seeds 1 --iterations 2 --size 48 --out {out}",
 }
 """Benchmark -> arguments of its small run."""
-SLOW = {"epoch", "evaluation", "heads", "groups", "length", "methods", "plan", "processes", "transfer"}
+SLOW = {
+    "cifar",
+    "curate",
+    "epoch",
+    "evaluation",
+    "explore",
+    "heads",
+    "groups",
+    "length",
+    "methods",
+    "photos",
+    "plan",
+    "processes",
+    "transfer",
+}
 """More than a few seconds on one thread."""
 
 

@@ -49,7 +49,13 @@ def same_clusters(one: np.ndarray, other: np.ndarray, name: str) -> None:
     assert one.shape == other.shape and (one != other).mean() <= most, np.flatnonzero(one != other)
 
 
-@pytest.mark.parametrize("name", RUNS)
+ONCE_MORE = ("extras", "sela", "odc eval", "odc averaged", "deepercluster 4", "one class", "rotnet")
+"""Variants of methods that others of the runs have, too."""
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name in ONCE_MORE else ()) for name in RUNS]
+)
 def test_two_processes_do_what_one_does(tmp_path: Path, name: str) -> None:
     """Assignments, losses and weights to rounding; and what is on the disk says the same. Bits: test_deterministic."""
     (alone,) = together(_fit, 1, name, str(tmp_path), {})
