@@ -42,21 +42,7 @@ SMALL = {
     "transfer": "{voc} --networks a=untrained:{run} --rates 0.01 0.02 --seeds 1 --iterations 2 --size 48 --out {out}",
 }
 """Benchmark -> arguments of its small run."""
-SLOW = {
-    "cifar",
-    "curate",
-    "epoch",
-    "evaluation",
-    "explore",
-    "heads",
-    "groups",
-    "length",
-    "methods",
-    "photos",
-    "plan",
-    "processes",
-    "transfer",
-}
+SLOW = set("cifar curate epoch evaluation explore groups heads length methods photos plan processes transfer".split())
 """More than a few seconds on one thread."""
 
 
