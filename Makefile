@@ -2,6 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 DATA ?= ../shared/data
+# Processes of `make test`: one more than cores, since tests also wait.
+WORKERS ?= $(shell $(PYTHON) -c "import os; print(min(4, (os.cpu_count() or 1) + 1))")
 
 .PHONY: help demo test test-all check bench docs clean
 
@@ -35,7 +37,7 @@ demo: .venv/.user
 	$(BIN)/deepcluster evaluate runs/demo-tiles clusters
 
 test: .venv/.developer
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 test-all: .venv/.developer
 	$(BIN)/python -m pytest -m ""

@@ -49,7 +49,7 @@ def same_clusters(one: np.ndarray, other: np.ndarray, name: str) -> None:
     assert one.shape == other.shape and (one != other).mean() <= most, np.flatnonzero(one != other)
 
 
-ONCE_MORE = ("extras", "sela", "odc eval", "odc averaged", "deepercluster 4", "one class", "rotnet")
+ONCE_MORE = ("extras", "weighted", "sela", "odc eval", "odc averaged", "deepercluster 4", "one class", "rotnet")
 """Variants of methods that others of the runs have, too."""
 
 
@@ -119,7 +119,7 @@ def _go_on(group: ProcessGroup, folder: str) -> np.ndarray:
 
 
 @pytest.mark.parametrize("name", ["deepercluster", "odc", "deepcluster-v2", "swav"])
-@pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)])
+@pytest.mark.parametrize(("before", "after"), [(2, 1), pytest.param(1, 2, marks=pytest.mark.slow)])
 def test_a_run_goes_on_with_another_number_of_processes(tmp_path: Path, name: str, before: int, after: int) -> None:
     """One process is told to stop, all do; the rest is done by more processes, or fewer."""
     together(_cut, before, name, str(tmp_path), 12)
