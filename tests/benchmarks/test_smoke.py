@@ -42,7 +42,8 @@ SMALL = {
     "transfer": "{voc} --networks a=untrained:{run} --rates 0.01 0.02 --seeds 1 --iterations 2 --size 48 --out {out}",
 }
 """Benchmark -> arguments of its small run."""
-SLOW = set("cifar curate epoch evaluation explore groups heads length methods photos plan processes transfer".split())
+SLOW = {"cifar", "curate", "epoch", "evaluation", "explore", "groups", "heads", "length", "methods", "photos", "plan"}
+SLOW |= {"processes", "transfer"}
 """More than a few seconds on one thread."""
 
 
