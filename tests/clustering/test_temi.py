@@ -131,6 +131,7 @@ def test_training_lowers_the_loss_and_the_best_head_is_kept(monkeypatch: pytest.
     np.testing.assert_array_equal(long.cluster_centers_, trained[1][int(long.losses_.argmin())])
 
 
+@pytest.mark.slow
 def test_each_argument_changes_the_result() -> None:
     x, _ = blobs(spread=0.8)
     base: dict[str, Any] = {"n_clusters": 6, "max_iter": 30, "random_state": 0}

@@ -49,7 +49,18 @@ def same_clusters(one: np.ndarray, other: np.ndarray, name: str) -> None:
     assert one.shape == other.shape and (one != other).mean() <= most, np.flatnonzero(one != other)
 
 
-ONCE_MORE = ("extras", "weighted", "sela", "odc eval", "odc averaged", "deepercluster 4", "one class", "rotnet")
+ONCE_MORE = (
+    "extras",
+    "weighted",
+    "sela",
+    "pic",
+    "swav",
+    "odc eval",
+    "odc averaged",
+    "deepercluster 4",
+    "one class",
+    "rotnet",
+)
 """Variants of methods that others of the runs have, too."""
 
 
