@@ -23,7 +23,8 @@ import numpy as np
 from deepcluster.config import TrainRun, override
 from deepcluster.data.open import open_images
 from deepcluster.distributed import is_secondary_process
-from deepcluster.estimate.estimate import Job, estimate
+from deepcluster.estimate.estimate import estimate
+from deepcluster.estimate.job import Job
 from deepcluster.presets import find_preset
 
 PRESETS = {"deepcluster-convnet": 200, "deepercluster-convnet": 200, "odc-convnet": 200, "tiny-swav": 200}

@@ -19,7 +19,8 @@ from deepcluster.engine import train
 from deepcluster.engine.build import build_method, draw_backbone
 from deepcluster.engine.log import Screen
 from deepcluster.estimate.dry_run import DryRun, bytes_of, count_backbone, saved_bytes
-from deepcluster.estimate.estimate import Job, estimate
+from deepcluster.estimate.estimate import estimate
+from deepcluster.estimate.job import Job
 from deepcluster.presets import find_preset
 from restarts import images
 

@@ -9,8 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from deepcluster.cli.common import several_processes, show, spread_over
-from deepcluster.cli.main import refuse_several_processes
+from deepcluster.cli.common import refuse_several_processes, several_processes, show, spread_over
 from deepcluster.data.open import must_exist
 from deepcluster.errors import DeepClusterError, Interrupted, counted
 

@@ -19,10 +19,21 @@ if TYPE_CHECKING:
     from deepcluster.engine.subject import Subject
 
 
+def by_torchrun() -> bool:
+    """Whether torchrun has started this process and others."""
+    return "RANK" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def refuse_several_processes(what: str) -> None:
+    """Raises DeepClusterError where torchrun has started several processes, each of which would do all of it."""
+    if by_torchrun():
+        raise DeepClusterError(f"{what} runs on one process: start it without torchrun.")
+
+
 @contextmanager
 def several_processes() -> Iterator[ProcessGroup]:
     """The process group of torchrun's processes, for as long as the context lasts; without torchrun one process."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or "RANK" not in os.environ:
+    if not by_torchrun():
         yield SINGLE
         return
     import torch.distributed as dist
@@ -43,7 +54,7 @@ def spread_over(engine: str | None) -> Iterator[RayEngine | None]:
     if engine is None:
         yield None
         return
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if by_torchrun():
         raise DeepClusterError("Ray starts processes of its own: leave out torchrun, or --engine.")
     from deepcluster.engine.ray_engine import ray_engine
 

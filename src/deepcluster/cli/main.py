@@ -11,6 +11,7 @@ import warnings
 from importlib import import_module
 from io import TextIOWrapper
 
+from deepcluster.cli.common import refuse_several_processes
 from deepcluster.distributed import is_secondary_process
 from deepcluster.errors import (
     DeepClusterError,
@@ -115,12 +116,6 @@ def main(argv: list[str] | None = None) -> int:
             f"{error.strerror or error}{where}: no partial file was left; free some space or choose another path."
         )
     return 0
-
-
-def refuse_several_processes(what: str) -> None:
-    """Raises DeepClusterError where torchrun has started several processes, each of which would do all of it."""
-    if "RANK" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise DeepClusterError(f"{what} runs on one process: start it without torchrun.")
 
 
 def make_output_safe() -> None:

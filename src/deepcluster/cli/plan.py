@@ -69,7 +69,8 @@ def plan(
 
     from deepcluster.data.open import open_images
     from deepcluster.engine.log import Screen
-    from deepcluster.estimate.estimate import Job, estimate
+    from deepcluster.estimate.estimate import estimate
+    from deepcluster.estimate.job import Job
 
     if kind == "auto":
         kind = "cuda" if torch.cuda.is_available() else "cpu"

@@ -126,12 +126,13 @@ class HierarchicalKMeans(validation.Float32Transformer, ClusterMixin, BaseEstima
         if depth + 1 == len(children):
             return cut
         alone = HierarchicalKMeans(**self.get_params(deep=False))  # without what an earlier fit found
-        members = ((cut.label == child).nonzero()[:, 0] for child in range(children[depth]))
-        calls = ((index, node * children[depth] + child) for child, index in enumerate(members))
+        sizes = torch.bincount(cut.label, minlength=children[depth]).tolist()
+        members = torch.split(cut.label.argsort(stable=True), sizes)
+        calls = [(index, node * children[depth] + child) for child, index in enumerate(members)]
         below = over_calls(_grow_branch, calls, alone, rows, children, seed, depth + 1)
-        label = torch.empty_like(cut.label)
-        for child, branch in enumerate(below):
-            label[cut.label == child] = child * math.prod(children[depth + 1 :]) + branch.label
+        label, width = torch.empty_like(cut.label), math.prod(children[depth + 1 :])
+        for child, (index, branch) in enumerate(zip(members, below, strict=True)):
+            label[index] = child * width + branch.label
         return _Branch(
             label,
             cut.levels + [torch.cat(level) for level in zip(*(branch.levels for branch in below), strict=True)],

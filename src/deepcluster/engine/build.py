@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -16,12 +16,17 @@ from torch import nn
 
 from deepcluster import config as settings
 from deepcluster.config import TrainRun, check_sizes
+from deepcluster.data.cache import Pixels
 from deepcluster.data.transforms import RandomViews
 from deepcluster.data.views import ViewGroup
 from deepcluster.distributed import SINGLE, ProcessGroup
 from deepcluster.engine import checkpoint, deterministic
+from deepcluster.engine.clock import Clock
 from deepcluster.engine.deterministic import InParts
+from deepcluster.engine.log import Metrics, Screen
+from deepcluster.engine.loop import TrainContext
 from deepcluster.engine.model import load_initial_weights
+from deepcluster.engine.monitor import Monitor
 from deepcluster.engine.optim import backbone_optimizer, make_optimizer
 from deepcluster.engine.run_folder import same_run
 from deepcluster.errors import DeepClusterError
@@ -167,6 +172,58 @@ def _check_view_size(backbone: Backbone, size: int, option: str) -> None:
     """Raises a DeepClusterError unless the network takes images of this size."""
     if why := backbone.refusal(size):
         raise DeepClusterError(f"The network cannot take views of {size} pixels ({why}): give another {option}.")
+
+
+def thrown_away(
+    run: TrainRun,
+    clusterer: Any,
+    n: int,
+    *,
+    pixels: Pixels,
+    fabric: Fabric,
+    group: ProcessGroup,
+    folder: Path,
+) -> TrainContext:
+    """A new method of n images and all that trains it, to be timed; nothing is written."""
+    parts = build_parts(run, n, fabric, group, clusterer)
+    monitor, clock = Monitor(Metrics(folder, 0, write=False), None), Clock(parts.method, 1, 1)
+    return make_context(
+        run, parts, Screen(quiet=True), monitor, clock, pixels=pixels, fabric=fabric, group=group, folder=folder
+    )
+
+
+def make_context(
+    run: TrainRun,
+    parts: Parts,
+    screen: Screen,
+    monitor: Monitor,
+    clock: Clock,
+    stopped: Callable[[], bool] = lambda: False,
+    *,
+    pixels: Pixels,
+    fabric: Fabric,
+    group: ProcessGroup,
+    folder: Path,
+) -> TrainContext:
+    """What the training loop needs, of these parts; compiles the backbone where the run says so."""
+    if run.compile:
+        parts.method.backbone.compile()
+    return TrainContext(
+        run=run,
+        fabric=fabric,
+        group=group,
+        batch_slice=parts.batch_slice,
+        in_parts=parts.in_parts,
+        method=parts.method,
+        optimizer=parts.optimizer,
+        pixels=pixels,
+        views=views_of(run, parts.method.backbone),
+        folder=folder,
+        screen=screen,
+        monitor=monitor,
+        clock=clock,
+        stopped=stopped,
+    )
 
 
 class _NotNeeded:

@@ -7,7 +7,6 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -23,12 +22,12 @@ from deepcluster.data.open import open_images
 from deepcluster.data.source import ImageSource
 from deepcluster.distributed import ProcessGroup, current
 from deepcluster.engine import checkpoint, run_folder
-from deepcluster.engine.build import Parts, at_checkpoint, build_method, build_parts, check, views_of
+from deepcluster.engine.build import at_checkpoint, build_method, build_parts, check, make_context, thrown_away
 from deepcluster.engine.clock import KINDS, Clock, known_seconds
 from deepcluster.engine.fabric import launched, make_fabric, together
 from deepcluster.engine.length import lengthened, progress_of
 from deepcluster.engine.log import Metrics, Screen
-from deepcluster.engine.loop import TrainContext, TrainState, features_file, fit, refresh
+from deepcluster.engine.loop import TrainState, features_file, fit, refresh
 from deepcluster.engine.model import PRETRAINED, begin
 from deepcluster.engine.monitor import Monitor, exported_model, watched_images
 from deepcluster.engine.occupy import occupy_to_train, settle
@@ -175,58 +174,6 @@ def _train(
             f" {counted(len(pixels), 'file')}"
         )
     return Run(folder, run.device)
-
-
-def thrown_away(
-    run: TrainRun,
-    clusterer: Clusterer | None,
-    n: int,
-    *,
-    pixels: Pixels,
-    fabric: Fabric,
-    group: ProcessGroup,
-    folder: Path,
-) -> TrainContext:
-    """A new method of n images and all that trains it, to be timed; nothing is written."""
-    parts = build_parts(run, n, fabric, group, clusterer)
-    monitor, clock = Monitor(Metrics(folder, 0, write=False), None), Clock(parts.method, 1, 1)
-    return make_context(
-        run, parts, Screen(quiet=True), monitor, clock, pixels=pixels, fabric=fabric, group=group, folder=folder
-    )
-
-
-def make_context(
-    run: TrainRun,
-    parts: Parts,
-    screen: Screen,
-    monitor: Monitor,
-    clock: Clock,
-    stopped: Callable[[], bool] = lambda: False,
-    *,
-    pixels: Pixels,
-    fabric: Fabric,
-    group: ProcessGroup,
-    folder: Path,
-) -> TrainContext:
-    """What the training loop needs, of these parts; compiles the backbone where the run says so."""
-    if run.compile:
-        parts.method.backbone.compile()
-    return TrainContext(
-        run=run,
-        fabric=fabric,
-        group=group,
-        batch_slice=parts.batch_slice,
-        in_parts=parts.in_parts,
-        method=parts.method,
-        optimizer=parts.optimizer,
-        pixels=pixels,
-        views=views_of(run, parts.method.backbone),
-        folder=folder,
-        screen=screen,
-        monitor=monitor,
-        clock=clock,
-        stopped=stopped,
-    )
 
 
 def steps_per_epoch(run: TrainRun, images: int, group: ProcessGroup) -> tuple[int, int]:

@@ -7,7 +7,7 @@ import time
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -15,16 +15,13 @@ from deepcluster.config import TrainRun, override
 from deepcluster.data.cache import Pixels, load_pixels
 from deepcluster.data.open import open_images
 from deepcluster.distributed import SINGLE
-from deepcluster.engine.build import build_method
+from deepcluster.engine.build import build_method, thrown_away
 from deepcluster.engine.fabric import make_fabric
 from deepcluster.engine.speed import clustered, time_clustering, time_features
 from deepcluster.engine.speed import time_steps as time_own_steps
 from deepcluster.engine.subject import short_side
-from deepcluster.engine.train import thrown_away
 from deepcluster.estimate.dry_run import ROWS, DryRun, number_of_clusters
-
-if TYPE_CHECKING:
-    from deepcluster.estimate.estimate import Job
+from deepcluster.estimate.job import Job
 
 MADE_UP = 256
 """Images where none are given."""
