@@ -37,7 +37,7 @@ RUNS: dict[str, tuple[str, dict[str, Any]]] = {
     "odc averaged": ("tiny-odc", {"k": 4, "feature_dim": 8, "hidden": 16, "ema_decay": 0.9, "centroid_every": 2}),
     "deepcluster-v2": (
         "tiny-deepcluster-v2",
-        {"k": 2, "feature_dim": 8, "hidden": 16, "clusterings": 2, "ema_decay": 0.5},
+        {"k": 2, "feature_dim": 8, "hidden": 16, "clusterings": 2, "ema_decay": 0.5, "lr": 0.005},
     ),
     "swav": (
         "tiny-swav",

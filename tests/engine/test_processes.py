@@ -45,7 +45,7 @@ epoch of these methods amplifies: by how much depends on the seed and on every r
 
 def same_clusters(one: np.ndarray, other: np.ndarray, name: str) -> None:
     """Of the methods in `ROUNDED`, but for a few images that lie between two clusters."""
-    most = 0.02 if name in ROUNDED else 0.0
+    most = 0.005 if name in ROUNDED else 0.0
     assert one.shape == other.shape and (one != other).mean() <= most, np.flatnonzero(one != other)
 
 
