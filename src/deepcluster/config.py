@@ -13,6 +13,7 @@ import types
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from deepcluster.errors import DeepClusterError, did_you_mean
@@ -250,7 +251,7 @@ def override(run: TrainRun, values: dict[str, Any]) -> TrainRun:
         if group and group not in GROUPS:
             raise UnknownSetting(_unknown(run, name))
         target = getattr(run, group) if group else run
-        kinds = get_type_hints(type(target))
+        kinds = _kinds(type(target))
         if part not in kinds or (not group and part in GROUPS):
             raise UnknownSetting(_unknown(run, name))
         change: dict[str, Any] = {part: _fitting(name, kinds[part], value)}
@@ -258,6 +259,12 @@ def override(run: TrainRun, values: dict[str, Any]) -> TrainRun:
             change = {group: dataclasses.replace(target, **change)}
         run = dataclasses.replace(run, **change)
     return run
+
+
+@cache
+def _kinds(group: type) -> dict[str, Any]:
+    """The types of a group's settings: kept, since reading a run.json asks for them some fifty times."""
+    return get_type_hints(group)
 
 
 def names(run: TrainRun | None = None) -> list[str]:

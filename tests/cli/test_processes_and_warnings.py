@@ -181,3 +181,15 @@ def test_what_one_process_does_is_not_done_by_several(
         monkeypatch.setenv(name, value)
     assert cli.main(words.split()) == 2
     assert "runs on one process: start it without torchrun" in capsys.readouterr().err
+
+
+def test_processes_that_do_not_meet_are_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    np.save(tmp_path / "f.npy", np.random.default_rng(0).normal(size=(40, 4)))
+    for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("MASTER_ADDR", raising=False)
+    assert cli.main(["cluster", str(tmp_path / "f.npy"), "--k", "3", "--out", str(tmp_path / "c.csv")]) == 2
+    sentence = capsys.readouterr().err
+    assert "do not meet" in sentence and "use torchrun" in sentence and sentence.count("\n") == 1

@@ -61,9 +61,10 @@ def test_mistakes_are_sentences(
     words = ["features", "timm:resnet18", "--data", images, "--out", str(table.with_name("g.npy"))]
     assert "leave out its ending" in said(words, capsys)
     words = ["cluster", str(table), "--k", "3", "--out", out]
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    assert "leave out torchrun" in said(words, capsys)
-    monkeypatch.delenv("WORLD_SIZE")
+    with monkeypatch.context() as torchrun:
+        torchrun.setenv("RANK", "0")
+        torchrun.setenv("WORLD_SIZE", "2")
+        assert "leave out torchrun" in said(words, capsys)
     monkeypatch.setitem(sys.modules, "ray", None)
     assert "pip install 'deepcluster[ray]'" in said(words, capsys)
     assert sorted(path.name for path in table.parent.iterdir()) == ["f.npy", "i.npy"]

@@ -168,7 +168,7 @@ def _cluster_table(
     from deepcluster.engine.assignment import Assignment, check_table_name
 
     check_table_name(out)
-    with several_processes() as group:
+    with several_processes(engine) as group:
         from deepcluster.clustering.metrics import size_stats
         from deepcluster.clustering.whitening import Whitening
         from deepcluster.engine.cluster import cluster_features

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deepcluster.distributed import SINGLE, ProcessGroup, current
-from deepcluster.errors import DeepClusterError, did_you_mean
+from deepcluster.errors import DeepClusterError, did_you_mean, first_line
 
 if TYPE_CHECKING:
     from deepcluster.cli.options import Function
@@ -31,17 +31,28 @@ def refuse_several_processes(what: str) -> None:
 
 
 @contextmanager
-def several_processes() -> Iterator[ProcessGroup]:
-    """The process group of torchrun's processes, for as long as the context lasts; without torchrun one process."""
+def several_processes(engine: str | None = None) -> Iterator[ProcessGroup]:
+    """The process group of torchrun's processes, for as long as the context lasts; without torchrun one process.
+
+    Raises:
+        DeepClusterError: they are to be spread by an engine, too, or were not started as torchrun does it.
+    """
     if not by_torchrun():
         yield SINGLE
         return
+    if engine:
+        raise DeepClusterError("Ray starts processes of its own: leave out torchrun, or --engine.")
     import torch.distributed as dist
 
     if dist.is_initialized():  # whoever initialized it also destroys it
         yield current()
         return
-    dist.init_process_group("gloo")
+    try:
+        dist.init_process_group("gloo")
+    except (ValueError, RuntimeError) as error:
+        raise DeepClusterError(
+            f"The processes of which RANK and WORLD_SIZE speak do not meet ({first_line(error)}): use torchrun."
+        ) from error
     try:
         yield current()
     finally:
@@ -54,8 +65,6 @@ def spread_over(engine: str | None) -> Iterator[RayEngine | None]:
     if engine is None:
         yield None
         return
-    if by_torchrun():
-        raise DeepClusterError("Ray starts processes of its own: leave out torchrun, or --engine.")
     from deepcluster.engine.ray_engine import ray_engine
 
     with ray_engine() as found:

@@ -45,7 +45,7 @@ def features(
     one_file = out.suffix == ".npy" and not out.is_dir()
     _check_out(out, one_file, parts, overwrite, engine)
     must_exist(data)
-    with several_processes() as group, spread_over(engine) as spread:
+    with several_processes(engine) as group, spread_over(engine) as spread:
         if one_file and not group.is_single:
             raise DeepClusterError(
                 f"{group.size} processes write a table in parts, not one file: give --out a folder, without .npy."
