@@ -5,6 +5,9 @@ DATA ?= ../shared/data
 # Processes of `make test`: one more than cores, since tests also wait.
 WORKERS ?= $(shell $(PYTHON) -c "import os; print(min(4, (os.cpu_count() or 1) + 1))")
 
+# Compiled modules are kept, whatever the environment says: hundreds of processes are started.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: help demo test test-all check bench docs clean
 
 help:

@@ -11,7 +11,7 @@ import dataclasses
 import math
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -261,10 +261,8 @@ def override(run: TrainRun, values: dict[str, Any]) -> TrainRun:
     return run
 
 
-@cache
-def _kinds(group: type) -> dict[str, Any]:
-    """The types of a group's settings: kept, since reading a run.json asks for them some fifty times."""
-    return get_type_hints(group)
+_kinds: Callable[[type], dict[str, Any]] = cache(get_type_hints)
+"""The types of a group's settings: kept, since reading a run.json asks for them some fifty times."""
 
 
 def names(run: TrainRun | None = None) -> list[str]:

@@ -11,11 +11,11 @@ from PIL import Image
 
 import deepcluster as dc
 from deepcluster.config import TrainRun, override
-from deepcluster.engine import checkpoint, train
+from deepcluster.engine import train
 from deepcluster.engine.log import Screen
 from deepcluster.methods.params import DeeperClusterParams
 from deepcluster.presets import find_preset
-from restarts import differing, fit, images, stop_after
+from restarts import differing, finished, fit, images, state, stop_after
 
 SMALL = {"epochs": 2, "k": 6, "whiten": 8, "batch_size": 16, "image_size": 12, "keep_every": 1}
 
@@ -28,11 +28,11 @@ def settings(**values: object) -> TrainRun:
 @pytest.mark.parametrize("values", [{"head": "centroids"}, {"optimizer.name": "sgd", "lr": 0.05, "reassign": 2.0}])
 def test_a_stopped_run_goes_on_to_the_bit(tmp_path: Path, steps: int, values: dict[str, Any]) -> None:
     run = settings(**values)
-    whole = fit(tmp_path / "whole", run)
+    whole = finished(run)
     stop_after(tmp_path / "cut", run, steps)
     train.train_again(tmp_path / "cut", images(), screen=Screen(quiet=True))
-    assert differing(whole, checkpoint.load(tmp_path / "cut" / "checkpoints" / "last.ckpt")) == []
-    one, other = dc.load_run(tmp_path / "whole"), dc.load_run(tmp_path / "cut")
+    assert differing(state(whole), state(tmp_path / "cut")) == []
+    one, other = dc.load_run(whole), dc.load_run(tmp_path / "cut")
     np.testing.assert_array_equal(one.assignment, other.assignment)
     accuracies = [
         [row[f"accuracy_{name}"] for row in run.metrics for name in ("super", "joint")] for run in (one, other)
@@ -59,8 +59,8 @@ BESIDE = {"temperature": {"head": "centroids"}}
 def test_every_setting_changes_the_run(tmp_path: Path, name: str) -> None:
     assert set(CHANGES) == set(DeeperClusterParams.__dataclass_fields__)
     beside = BESIDE.get(name, {})
-    plain = fit(tmp_path / "plain", settings(**beside))
-    other = fit(tmp_path / "other", settings(**beside, **{f"method.{name}": CHANGES[name]}))
+    plain = state(finished(settings(**beside)))
+    other = state(finished(settings(**beside, **{f"method.{name}": CHANGES[name]})))
     assert differing(plain["method"], other["method"])
 
 

@@ -132,7 +132,7 @@ def _train(group: ProcessGroup, method: str, folder: str, values: dict[str, Any]
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize(("size", "sync"), [(1, True), (2, True), (2, False)])
+@pytest.mark.parametrize(("size", "sync"), [(1, True), (2, True), pytest.param(2, False, marks=pytest.mark.slow)])
 def test_frozen_stages_stay_to_the_last_bit(method: str, size: int, sync: bool, tmp_path: Path) -> None:
     values: dict[str, Any] = {
         "backbone.frozen": 2,
@@ -150,7 +150,7 @@ def test_frozen_stages_stay_to_the_last_bit(method: str, size: int, sync: bool, 
     assert moved(before, after) == moved(before, run.backbone) == [False, False, True]
 
 
-@pytest.mark.parametrize(("size", "sync"), [(1, True), (2, True), (2, False)])
+@pytest.mark.parametrize(("size", "sync"), [(1, True), (2, True), pytest.param(2, False, marks=pytest.mark.slow)])
 def test_fixed_statistics_stay_while_scales_are_trained(size: int, sync: bool, tmp_path: Path) -> None:
     values = {"backbone.fixed_statistics": True, "batch_size": 110, "sync_batchnorm": sync}
     together(_train, size, "deepcluster", str(tmp_path), values)

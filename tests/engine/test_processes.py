@@ -129,7 +129,9 @@ def _go_on(group: ProcessGroup, folder: str) -> np.ndarray:
     return train.train_again(Path(folder) / "cut", images(N), screen=Screen(quiet=True), processes=processes).assignment
 
 
-@pytest.mark.parametrize("name", ["deepercluster", "odc", "deepcluster-v2", "swav"])
+@pytest.mark.parametrize(
+    "name", ["deepercluster", "odc", *(pytest.param(name, marks=pytest.mark.slow) for name in ROUNDED)]
+)
 @pytest.mark.parametrize(("before", "after"), [(2, 1), pytest.param(1, 2, marks=pytest.mark.slow)])
 def test_a_run_goes_on_with_another_number_of_processes(tmp_path: Path, name: str, before: int, after: int) -> None:
     """One process is told to stop, all do; the rest is done by more processes, or fewer."""

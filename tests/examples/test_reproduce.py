@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
-import os
 import re
 import runpy
-import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable
+from contextlib import redirect_stdout
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from deepcluster.cli.main import main
@@ -36,20 +36,20 @@ OPTIONS = ["--epochs", "2", "--batch-size", "16", "--method.whiten", "8", "--ima
 Script = Callable[..., int]
 
 
+def run_script(patch: pytest.MonkeyPatch, name: str, *words: object) -> int:
+    """Runs a script with words of a command line in this process; returns its exit status."""
+    patch.syspath_prepend(str(SCRIPTS))
+    patch.setattr(sys, "argv", [str(SCRIPTS / f"{name}.py"), *map(str, words)])
+    try:
+        runpy.run_path(sys.argv[0], run_name="__main__")
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    return 0
+
+
 @pytest.fixture
 def script(monkeypatch: pytest.MonkeyPatch) -> Script:
-    """Runs a script with words of a command line in this process; returns its exit status."""
-    monkeypatch.syspath_prepend(str(SCRIPTS))
-
-    def run(name: str, *words: object) -> int:
-        monkeypatch.setattr(sys, "argv", [str(SCRIPTS / f"{name}.py"), *map(str, words)])
-        try:
-            runpy.run_path(sys.argv[0], run_name="__main__")
-        except SystemExit as stop:
-            return int(stop.code or 0)
-        return 0
-
-    return run
+    return partial(run_script, monkeypatch)
 
 
 @pytest.fixture
@@ -79,21 +79,14 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def ks(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A sweep of k whose second run was stopped before, run by a process of its own."""
+    """A sweep of k whose second run was stopped before."""
     out = tmp_path_factory.mktemp("sweep") / "ks"
     run = override(find_preset("tiny-deepcluster").run, SETTINGS | {"method.k": 8})
     stop_after(out / "k-00008", run, 8, str(images))
     words = ["tiny-deepcluster", "--data", images, "--out", out, *OPTIONS, "--values", 24, 8, 2]
-    threads = {"OMP_NUM_THREADS": str(torch.get_num_threads())}  # as many as here, or sums are rounded otherwise
-    done = subprocess.run(
-        [sys.executable, SCRIPTS / "sweep.py", *map(str, words)],
-        env=os.environ | threads,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert "k = 2" in done.stdout and "f 3 values" in done.stdout
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(io.StringIO()) as said:
+        assert run_script(patch, "sweep", *words) == 0
+    assert "k = 2" in said.getvalue() and "f 3 values" in said.getvalue()
     return out
 
 

@@ -131,7 +131,7 @@ def test_a_new_method_touches_four_files(package: Path) -> None:
 
 
 def test_a_new_method_works_with_every_command(package: Path, tmp_path: Path) -> None:
-    train = ["train tiny-random-groups --data digits --out run --method.k 12"]
+    train = ["train tiny-random-groups --data digits --out run --method.k 12 --image-size 16"]
     others = [
         "train --resume run --epochs 2",  # by a process that has not trained it
         "assign run --data digits --out clusters.csv",
