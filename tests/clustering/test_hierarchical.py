@@ -11,8 +11,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deepcluster.clustering.hierarchical import HierarchicalKMeans, levels_for, nearest_in_tree, seed_for
+from deepcluster.clustering.hierarchical import HierarchicalKMeans, levels_for, seed_for
 from deepcluster.clustering.kmeans import KMeans
+from deepcluster.clustering.tree import nearest_in_tree
 from deepcluster.errors import DeepClusterError
 from deepcluster.random import seeded
 

@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 from deepcluster.clustering.assign import NearestSearch
 from deepcluster.clustering.assign_int8 import Int8Search, Rounding, exact_products
 from deepcluster.clustering.assign_margins import MarginStep
-from deepcluster.clustering.hierarchical import nearest_in_tree
 from deepcluster.clustering.kmeans import KMeans, split
 from deepcluster.clustering.points import Points
+from deepcluster.clustering.tree import nearest_in_tree
 from deepcluster.errors import DeepClusterError
 from deepcluster.features.block_reader import Rows
 

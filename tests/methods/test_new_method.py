@@ -131,9 +131,9 @@ def test_a_new_method_touches_four_files(package: Path) -> None:
 
 
 def test_a_new_method_works_with_every_command(package: Path, tmp_path: Path) -> None:
-    train = ["train tiny-random-groups --data digits --out run --method.k 12 --image-size 16"]
-    others = [
-        "train --resume run --epochs 2",  # by a process that has not trained it
+    commands = [
+        "train tiny-random-groups --data digits --out run --method.k 12 --image-size 16",
+        "train --resume run --epochs 2",
         "assign run --data digits --out clusters.csv",
         "evaluate run knn",
         "doctor run --json",
@@ -141,16 +141,15 @@ def test_a_new_method_works_with_every_command(package: Path, tmp_path: Path) ->
         "report run",
         "train tiny-random-groups --help",  # the last one: help ends the process
     ]
-    environment = os.environ | {"PYTHONPATH": str(package.parent), "OMP_NUM_THREADS": "1"}
-    for commands in (train, others):
-        script = f"""
+    script = f"""
 from deepcluster.cli.main import main
 for command in {commands!r}:
     assert main(command.split()) == 0, command
 """
-        line = [sys.executable, "-c", script]
-        done = subprocess.run(line, env=environment, cwd=tmp_path, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr[-3000:]
+    environment = os.environ | {"PYTHONPATH": str(package.parent), "OMP_NUM_THREADS": "1"}
+    line = [sys.executable, "-c", script]
+    done = subprocess.run(line, env=environment, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
     assert "--method.whiten" in done.stdout
     assert json.loads((tmp_path / "run" / "run.json").read_text())["settings"]["method"]["name"] == "random-groups"
     assert len((tmp_path / "clusters.csv").read_text().splitlines()) == 1798

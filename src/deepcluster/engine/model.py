@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from deepcluster.clustering.hierarchical import nearest_in_tree
+from deepcluster.clustering.tree import nearest_in_tree
 from deepcluster.clustering.whitening import Whitening
 from deepcluster.config import TrainRun
 from deepcluster.data.cache import Pixels

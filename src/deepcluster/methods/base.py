@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from deepcluster.clustering.hierarchical import nearest_in_tree
 from deepcluster.clustering.kmeans import KMeans
+from deepcluster.clustering.tree import nearest_in_tree
 from deepcluster.clustering.whitening import Whitening
 from deepcluster.data.sampler import epoch_order
 from deepcluster.distributed import SINGLE, ProcessGroup
