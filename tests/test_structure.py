@@ -50,3 +50,12 @@ def test_only_methods_know_methods(file: Path) -> None:
 def test_a_comparison_with_a_method_is_noticed() -> None:
     found = list(comparisons(ast.parse("if name == 'odc' or isinstance(method, DeepCluster):\n    pass")))
     assert len(found) == 2
+
+
+def test_only_what_trains_loads_lightning() -> None:
+    """It takes as long as torch itself to load, which `assign`, `cluster` and `explore` need not wait for."""
+    line = re.compile(r"^(?:from|import) (?:lightning_fabric|deepcluster\.engine\.fabric)\b", re.M)
+    found = {str(file.relative_to(PACKAGE)) for file in PACKAGE.rglob("*.py") if line.search(file.read_text())}
+    assert found == {"engine/fabric.py", "engine/train.py", "estimate/timing.py"}
+    theirs = re.compile(r"^(?:from|import) deepcluster\.(?:engine\.train|estimate\.timing)\b", re.M)
+    assert not any(theirs.search(file.read_text()) for file in PACKAGE.rglob("*.py"))

@@ -17,7 +17,7 @@ from deepcluster.clustering.assign import EXACT
 from deepcluster.clustering.validation import require_fitted, seed_from
 from deepcluster.data.open import open_images
 from deepcluster.data.source import ImageSource
-from deepcluster.engine.fabric import pick_device
+from deepcluster.engine.device import pick_device
 from deepcluster.engine.run import Run
 from deepcluster.engine.subject import RESULTS, Subject
 from deepcluster.errors import DeepClusterError

@@ -7,11 +7,10 @@ import random
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from lightning_fabric import Fabric
 from torch import nn
 
 from deepcluster import config as settings
@@ -36,6 +35,9 @@ from deepcluster.models.backbone import Backbone
 from deepcluster.models.sync_batchnorm import BatchSlice, convert_sync_batchnorm
 from deepcluster.models.zoo import build_backbone
 from deepcluster.random import seed_of
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
 
 
 def seed_everything(seed: int) -> None:

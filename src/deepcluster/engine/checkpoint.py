@@ -14,17 +14,19 @@ import shlex
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from lightning_fabric import Fabric
 
 from deepcluster.errors import DeepClusterError
 from deepcluster.io import keep_copy, write_torch
 from deepcluster.methods.base import Method
 from deepcluster.reading import load_torch
 from deepcluster.seal import check_seal
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
 
 PARTS = ("method", "optimizers", "progress", "precision", "random")
 """What a checkpoint holds, each a dict."""

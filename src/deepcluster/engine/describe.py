@@ -18,7 +18,7 @@ from deepcluster.data.cache import Pixels
 from deepcluster.data.source import ImageSource
 from deepcluster.digest import digest
 from deepcluster.engine import run_folder
-from deepcluster.engine.fabric import pick_device
+from deepcluster.engine.device import pick_device
 from deepcluster.engine.log import Bar, Screen
 from deepcluster.engine.model import bare_model
 from deepcluster.engine.patches import IMAGES, fit_patches

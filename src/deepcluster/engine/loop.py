@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from lightning_fabric import Fabric
 from torch import Tensor
 
 from deepcluster.config import TrainRun
@@ -40,6 +39,8 @@ from deepcluster.random import seeded
 from deepcluster.types import Batch, Clustering, TrainStep
 
 if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
     from deepcluster.engine.monitor import Monitor
 
 ORDER, VIEWS, REFRESH, EXTRACT = 1, 2, 3, 4  # purposes of random draws

@@ -23,7 +23,7 @@ from deepcluster.data.source import ImageSource
 from deepcluster.distributed import SINGLE, ProcessGroup
 from deepcluster.engine import checkpoint
 from deepcluster.engine.assignment import column
-from deepcluster.engine.fabric import pick_device
+from deepcluster.engine.device import pick_device
 from deepcluster.engine.log import read_metrics
 from deepcluster.engine.model import CLUSTERS, MODEL, Model, backbone_from, bare_model, published_backbone
 from deepcluster.engine.run_folder import read_config

@@ -10,10 +10,9 @@ import time
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from lightning_fabric import Fabric
 
 from deepcluster import config as settings
 from deepcluster.config import TrainRun
@@ -38,6 +37,9 @@ from deepcluster.engine.subject import short_side
 from deepcluster.errors import DeepClusterError, counted
 from deepcluster.io import write_json
 from deepcluster.methods.clusterer import Clusterer
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
 
 
 def train(

@@ -16,7 +16,6 @@ import torch
 from deepcluster.errors import counted
 from deepcluster.estimate.dry_run import Counted, DryRun, count_backbone, number_of_clusters
 from deepcluster.estimate.job import Job
-from deepcluster.estimate.timing import time_steps
 from deepcluster.features.extract import IN_MEMORY
 from deepcluster.seal import OWNED, SEALED
 
@@ -189,6 +188,8 @@ def estimate(job: Job, *, measure: bool = False, data: Any = None, network: floa
     reading = 0.0 if job.cached else machine.decode
     crowd = min(job.per_machine, processes) if job.device == "cpu" else 1  # a machine's processes share its cores
     if measure:
+        from deepcluster.estimate.timing import time_steps
+
         image, feature, clustering, few = time_steps(job, dry, data)
         operations = net.training + dry.at(job.images, job.share, few)["step_flops"] / job.part
         step = crowd * job.part * max(image * step_flops / job.part / operations, reading)

@@ -309,7 +309,7 @@ def this_machine(device: str = "auto") -> Machine:
     """The machine this runs on."""
     import torch
 
-    from deepcluster.engine.fabric import fast_bfloat16, pick_device
+    from deepcluster.engine.device import fast_bfloat16, pick_device
 
     kind = pick_device(device).partition(":")[0]
     memory = torch.cuda.get_device_properties(0).total_memory if kind == "cuda" else 0

@@ -19,7 +19,7 @@ from deepcluster.data.cache import Pixels, load_pixels
 from deepcluster.data.open import open_images
 from deepcluster.data.transforms import RandomViews
 from deepcluster.data.views import ViewGroup
-from deepcluster.engine.fabric import pick_device
+from deepcluster.engine.device import pick_device
 from deepcluster.engine.log import Screen
 from deepcluster.engine.subject import CACHE_GB, Subject
 from deepcluster.errors import DeepClusterError
