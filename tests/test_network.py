@@ -70,7 +70,7 @@ def test_cluster_takes_the_packaged_backbone_and_says_why(
     words = f"cluster {tmp_path}/digits.npy --out {tmp_path}/groups --k 3 --image-size 32 --device cpu"
     assert main(words.split()) == 0
     said = capsys.readouterr().out
-    assert "EfficientNet-Lite0" in said and f"named as timm:{pretrained.BEST}, it is downloaded once" in said
+    assert "EfficientNet-Lite0" in said and f"--backbone timm:{pretrained.BEST} downloads it once" in said
     assert asked == []
 
 
@@ -124,7 +124,7 @@ def test_auto_takes_only_what_is_on_this_machine(asked: list[Any], monkeypatch: 
         choose_backbone()
     monkeypatch.setattr(pretrained, "packaged_file", lambda name: Path(name))
     name, why = choose_backbone()
-    assert name == f"timm:{LITE}" and "downloaded once" in why and asked == []
+    assert name == f"timm:{LITE}" and "downloads it once" in why and asked == []
     begun: list[str | None] = []
 
     def choose(source: object, *, from_: str | None = None, **given: object) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from deepcluster.cli.main import main
+from deepcluster.cli.parse import sentence
 from deepcluster.errors import DeepClusterError
 from deepcluster.models.export import export_backbone
 from deepcluster.models.zoo import build_backbone
@@ -40,6 +41,13 @@ def mistake(capsys: pytest.CaptureFixture[str], *words: object) -> str:
         (("plan", "tiny-odc", "--images", "100", "--minutes", "5"), "give --epochs and leave --minutes out."),
         (("train", "--data", "digits", "--out", "y", "--method", "ocd"), "There is no method 'ocd'. Did you mean"),
         ((*TRAIN, "--foo", "3"), "There is no option --foo. "),
+        (
+            ("cluster", "x", "--foo=3", "--bar", "a"),
+            "--out must be given, and there is no option --foo and no option --bar.",
+        ),
+        (("cluster",), "Something is missing: deepcluster cluster SOURCE --out RUN."),
+        (("cluster", "--kk", "3"), "Something is missing: deepcluster cluster SOURCE --out RUN."),
+        (("assign",), "Something is missing: deepcluster assign RUN --data S --out FILE.csv."),
         ((*TRAIN, "--foo=3", "--bar", "a"), "There is no option --foo and no option --bar."),
         ((*TRAIN, "--epochs", "many"), "--epochs takes a number, not 'many'."),
         ((*TRAIN, "--optimizer.lr", "fast"), "--optimizer.lr takes a number, not 'fast'."),
@@ -62,6 +70,15 @@ def test_mistake_is_one_sentence(
     monkeypatch.chdir(tmp_path)
     assert said in mistake(capsys, *words)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_message_in_colors_is_the_same_sentence() -> None:
+    plain = (
+        "╭─ Required options ─────╮\n│ Missing from deepcluster cluster: │\n│     --out PATH │\n│ ──────────── │\n"
+        "│ For full helptext, run: │\n╰──────────╯\n"
+    )
+    colored = plain.replace("│", "\x1b[31m│\x1b[0m").replace("╭", "\x1b[1;31m╭").replace("──", "\x1b[31m──\x1b[0m")
+    assert sentence(colored, "x") == sentence(plain, "x") == "--out must be given. `x --help` lists the options."
 
 
 def test_similar_timm_model_is_suggested() -> None:

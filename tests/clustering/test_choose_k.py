@@ -78,7 +78,7 @@ def test_modularity_is_that_of_the_definition(k: int) -> None:
 def test_known_groups_are_found(groups: int) -> None:
     choice = choose_k(blobs(groups))
     assert choice.k == groups, choice.scores
-    assert choice.sentence.startswith(f"k = {groups} by silhouette (0.")
+    assert choice.sentence.startswith(f"k = {groups}: so many groups stand apart best (silhouette 0.")
 
 
 def test_uneven_groups_are_found() -> None:

@@ -86,6 +86,12 @@ def heading(page: Any, text: str) -> None:
 def test_clusters_are_listed_sorted_searched_and_opened(page: Any, site: Site, explorer: Explorer) -> None:
     rows = page.locator("#rows .row")
     assert rows.count() == len(explorer.catalog.table().number)
+    words = [text.split("\n")[1] for text in page.locator("#rows .numbers").all_inner_texts() if "\n" in text]
+    best = ["clear", "fairly clear", "mixed"]
+    assert words == sorted(words, key=best.index), "the page opens with the clearest clusters"
+    page.select_option("#sort", "size-1")
+    largest = max(int(row["size"]) for row in explorer.catalog.rows()["rows"])
+    page.locator("#rows .row").first.get_by_text(str(largest)).first.wait_for()
     sizes = [int(text.split("\n")[0]) for text in page.locator("#rows .numbers").all_inner_texts()]
     assert sizes == sorted(sizes, reverse=True)
     page.select_option("#sort", "size-0")
@@ -95,18 +101,30 @@ def test_clusters_are_listed_sorted_searched_and_opened(page: Any, site: Site, e
     page.locator("#rows .row", has_not_text="<i>gray").first.wait_for(state="detached")
     assert all("<i>gray" in text for text in page.locator("#rows .sub").all_inner_texts())
     page.press("#search", "Enter")
-    heading(page, "cluster")
+    heading(page, "<i>gray")
     assert "<i>gray" in page.locator("main .facts").inner_text() and page.locator("main i").count() == 0
     page.locator(".strip button").first.click()
     page.fill("#search", "")
-    open_view(page, site, "table")
-    heading(page, "Clusters")
-    page.get_by_role("button", name="Purity").click()
-    page.locator("th[aria-sort=descending]").filter(has_text="Purity").wait_for()
-    purity = [int(t.rstrip(" %")) for t in page.locator("tbody td:nth-child(7)").all_inner_texts() if t]
-    assert purity == sorted(purity, reverse=True)
-    page.locator("tbody tr").first.locator("td:last-child a").first.click()
-    heading(page, "cluster")
+    page.locator("main .grid .cell").first.wait_for()
+
+
+def test_suggestions_are_taken_and_left_with_a_key(page: Any, site: Site, explorer: Explorer) -> None:
+    names = [explorer.source.path(i).split("/")[0] for i in range(len(explorer.groups))]
+    green, blue = (explorer.groups.group[names.index(name)] for name in ("green", "blue"))
+    site.post("/api/edits", {"op": "merge", "clusters": [int(green), int(blue)]})  # now it looks like two
+    shown = site.get("/api/suggestions")["suggestions"]
+    split = next(place for place, each in enumerate(shown) if each["op"] == "split")
+    open_view(page, site, "suggestions")
+    for place in range(split):
+        left = f"{len(shown) - place} suggestion"
+        page.locator("main [role=status]").filter(has_text=left).wait_for()
+        page.keyboard.press("n")
+    page.locator(".suggestion").filter(has_text="It looks like two").wait_for()
+    page.keyboard.press("y")
+    number = shown[split]["clusters"][0]["id"]
+    state(site, lambda now: now["undo"] == f"split cluster {number} in 2")
+    page.get_by_role("link", name="look at them").click()
+    heading(page, "Near-duplicates")
 
 
 def test_images_neighbors_and_hostile_names(page: Any, site: Site, explorer: Explorer) -> None:
@@ -126,7 +144,7 @@ def test_images_neighbors_and_hostile_names(page: Any, site: Site, explorer: Exp
     page.keyboard.press("Escape")
     page.wait_for_url(f"**/#/image/{fiends[-1]}")
     page.locator("main dd a").click()
-    heading(page, "cluster")
+    page.locator("main .facts").wait_for()
 
 
 def test_edits_by_mouse_and_by_keys(page: Any, site: Site, explorer: Explorer) -> None:
@@ -202,7 +220,7 @@ def test_images_are_selected_moved_and_exported(page: Any, site: Site, explorer:
     page.keyboard.press("End")
     page.keyboard.press("Space")
     state(site, lambda now: now["selected"] == 5)
-    page.keyboard.press("7")
+    page.keyboard.press("6")
     heading(page, "Selection")
     page.locator("main .quiet").filter(has_text="5 images").wait_for()
     page.get_by_role("button", name="New cluster").click()
@@ -239,7 +257,7 @@ def test_a_photo_is_dropped_and_picked(page: Any, site: Site, explorer: Explorer
     index = 40
     photo = photos / explorer.source.path(index)
     page.set_input_files("#file", str(photo))
-    cluster = explorer.groups.name(int(explorer.groups.group[index]))
+    cluster = explorer.catalog.name(int(explorer.groups.group[index]))
     page.locator("#photo-cluster").filter(has_text=cluster).wait_for()
     page.locator(".grid .cell").first.wait_for()
     assert page.locator("figure img").evaluate("node => node.src.startsWith('blob:') && node.naturalWidth > 0")
@@ -262,11 +280,11 @@ def test_the_way_out_of_a_photo(page: Any, site: Site, explorer: Explorer, photo
     index = 40
     cluster = int(explorer.groups.group[index])
     open_view(page, site, f"cluster/{cluster}")
-    heading(page, explorer.groups.name(cluster))
+    heading(page, explorer.catalog.name(cluster))
     photo = photos / explorer.source.path(index)
     page.set_input_files("#file", str(photo))
     page.click("#photo-cluster")
-    heading(page, explorer.groups.name(cluster))
+    heading(page, explorer.catalog.name(cluster))
     page.go_back()
     heading(page, photo.name)
     page.reload()
@@ -300,13 +318,12 @@ def test_the_map_colors_by_edits_made_while_it_was_laid_out(page: Any, site: Sit
     page.on("request", on_request)
     open_view(page, site, "map")
     page.locator("main .quiet").filter(has_text="Drag to move").wait_for()
-    assert asked[-1] == "groups" and asked.count("groups") == 1, "groups are asked for when the layout has come"
+    assert asked[-1] == "groups", "groups are asked for when the layout has come"
+    assert asked.index("groups") < asked.index("neighborhoods"), "the main axes are drawn meanwhile"
 
 
 def test_the_map_and_its_lasso(page: Any, site: Site, explorer: Explorer) -> None:
     open_view(page, site, "map")
-    page.locator("main .quiet").filter(has_text="Drag to move").wait_for()
-    page.select_option("main select", "axes")
     page.locator("main .quiet").filter(has_text="Drag to move").wait_for()
     drawn = (
         "node => node.getContext('2d').getImageData(0, 0, node.width, node.height).data"
@@ -363,9 +380,17 @@ def test_colors_help_and_reading_by_machines(page: Any, site: Site) -> None:
 
     index = 5
     for theme in ("light", "dark"):
-        while page.locator("html").get_attribute("data-theme") != theme:
-            page.click("#theme")
-        for view in ("clusters", "table", f"image/{index}", "map", "outliers", "duplicates", "history", "selection"):
+        page.emulate_media(color_scheme=theme)
+        for view in (
+            "clusters",
+            "suggestions",
+            f"image/{index}",
+            "map",
+            "outliers",
+            "duplicates",
+            "history",
+            "selection",
+        ):
             open_view(page, site, view)
             page.locator("main h2").first.wait_for()
             page.locator("#progress").wait_for(state="hidden")

@@ -82,6 +82,27 @@ def test_table_is_what_counting_gives_before_and_after_edits() -> None:
     assert not any(catalog.row(int(number))["edited"] for number in catalog.table().number)
 
 
+def test_clusters_are_named_by_their_class_and_the_clearest_come_first() -> None:
+    catalog, _, labels = scene()
+    centers = catalog._centroids()
+    clear = {}
+    for row in catalog.rows()["rows"]:
+        members = catalog.groups.members(row["id"])
+        if row["id"] >= 0:
+            known = np.delete(centers, [4, row["id"]], 0)  # cluster 4 is empty
+            apart = np.linalg.norm(known - centers[row["id"]], axis=1).min()
+            own = catalog.own[members].mean() * len(members) / (len(members) - 1)
+            clear[row["id"]] = (apart - own) / max(apart, own)
+        counts = np.bincount(labels[members][labels[members] >= 0], minlength=3)
+        half = row["id"] >= 0 and counts.max() >= counts.sum() / 2
+        assert row["name"] == (catalog.class_name(int(counts.argmax())) if half else catalog.groups.name(row["id"]))
+    listed = [row["id"] for row in catalog.rows()["rows"]]
+    assert listed == [*sorted(clear, key=lambda one: -clear[one]), -1]
+    catalog.groups.apply(catalog.groups.plan({"op": "rename", "cluster": listed[0], "name": "mine"}))
+    assert catalog.row(listed[0])["name"] == catalog.row(listed[0])["given"] == "mine"
+    assert [row["id"] for row in catalog.rows(search="mine")["rows"]] == listed[:1]
+
+
 @pytest.mark.parametrize("seen", [False, True])
 def test_many_changed_clusters_are_what_one_after_the_other_gives(seen: bool) -> None:
     catalog, vectors, labels = scene(600, 40)

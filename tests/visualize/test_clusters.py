@@ -16,6 +16,8 @@ from deepcluster.visualize import style
 from deepcluster.visualize.clustered_images import ClusteredImages, clustered_images
 from deepcluster.visualize.clusters import (
     Contact,
+    clarity,
+    clearness,
     contact,
     contact_sheet,
     draw_clusters,
@@ -140,3 +142,32 @@ def test_a_sheet_of_images_that_are_gone_is_drawn(run: Run, squares: Path, tmp_p
     with pytest.raises(DeepClusterError, match="no longer holds the images"):
         draw_clusters(rewritten(run, data=str(squares), source_fingerprint="another"))
     assert load_run(run.folder, device="cpu").clustered
+
+
+def test_a_cluster_is_clear_where_the_next_center_is_far() -> None:
+    draw = np.random.default_rng(0)
+    rows, cluster = draw.normal(size=(60, 3)), np.arange(60) % 5
+    cluster[cluster == 3] = 4  # an empty one
+    cluster[[0, 7]] = -1
+    cluster[cluster == 2] = 1
+    cluster[2] = 2  # and one of a single image
+    centers = np.stack([rows[cluster == one].mean(0) if (cluster == one).any() else np.zeros(3) for one in range(5)])
+    distance = np.linalg.norm(rows - centers[cluster], axis=1).astype(np.float32)
+    shown = ClusteredImages(None, cluster, distance, 5)  # type: ignore[arg-type]
+    found = clarity(shown.sizes, shown.mean_distance, centers)
+    for one in (0, 1, 4):
+        others = [each for each in np.unique(cluster[cluster >= 0]) if each != one]
+        members = rows[cluster == one]
+        alone = [np.linalg.norm(x - np.delete(members, k, 0).mean(0)) for k, x in enumerate(members)]
+        own, apart = np.mean(alone), min(np.linalg.norm(centers[one] - centers[each]) for each in others)
+        assert found[one] == pytest.approx((apart - own) / max(own, apart), abs=1e-5)
+    assert found[2] == -1 and np.isnan(found[3])
+    assert [clearness(value) for value in (0.5, 0.4, 0.3, 0.1, -1, np.nan)] == [
+        "clear",
+        "clear",
+        "fairly clear",
+        "mixed",
+        "mixed",
+        "",
+    ]
+    assert np.isnan(clarity(np.array([9]), np.array([0.5]), centers[:1])).all()

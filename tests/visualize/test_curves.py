@@ -113,7 +113,7 @@ def test_effective_clusters() -> None:
     assert effective(np.array([9])) == pytest.approx(1)
     assert effective(np.zeros(3, np.int64)) == 0
     assert summary(np.array([10, 0, 10])) == (
-        "20 images in 2 of 3 clusters, 0 to 10 each; as even as 2.0 equal clusters"
+        "20 images in 2 of 3 clusters, 0 to 10 each; half of them hold 10 or more"
     )
 
 

@@ -100,8 +100,10 @@ def test_the_page_loads_nothing_and_escapes_paths_labels_and_names(run: Run) -> 
 
 def test_every_image_is_embedded_and_is_the_right_one(run: Run) -> None:
     page = report(four_epochs(run), images=3)
-    assert len(page.images) == 4 * (3 + 6)  # four clusters that hold images, with the farthest of each
-    for image in page.images:
+    whole = [image for image in page.images if image["alt"]]  # the others are links to the clusters, with their names
+    assert len(whole) == 4 * (3 + 6)  # four clusters that hold images, with the farthest of each
+    assert [image["src"] for image in page.images[:4]] == [image["src"] for image in whole[:: 3 + 6]]
+    for image in whole:
         kind, _, content = image["src"].removeprefix("data:image/").partition(";base64,")
         with Image.open(io.BytesIO(base64.b64decode(content))) as picture:
             assert picture.format == kind.upper()
@@ -127,7 +129,7 @@ def test_the_page_describes_the_run(run: Run) -> None:
         clusters=2,
     ).words()
     for part in (
-        "tiny-deepcluster on photos", "59 images in 4 clusters, after 4 epochs", "seed 3", "2026-01-05 10:11",
+        "photos", "59 images in 4 clusters, after 4 epochs of tiny-deepcluster", "seed 3", "2026-01-05 10:11",
         "1 of 5 clusters is empty", "deepcluster train tiny-deepcluster --data somewhere/photos --out",
         "--epochs 4 --batch-size 16 --seed 3 --image-size 16 --method.k 5", "knn20_top1 54.3",
         "250 files could not be decoded", "the first 200", "a, b/199.jpg", "The images cannot be shown",
@@ -136,12 +138,19 @@ def test_the_page_describes_the_run(run: Run) -> None:
     assert "a, b/200.jpg" not in words and "k10_nmi_std" not in words
 
 
-def test_clusters_come_by_size_with_their_main_class(run: Run) -> None:
-    page = report(rewritten(run, assignment=np.array([4] * 30 + [2] * 20 + [0] * 9 + [-1] * 2)), images=2)
-    assert re.findall(r'id="cluster-(\d+)"', page.source) == ["4", "2", "0"]
-    assert "a ant 67%" in page.words()  # images 0 to 29: the first class twenty times, the second ten times
-    assert "All 3 clusters, by size" in page.words()
-    assert "The 2 largest of 3 clusters" in report(run, clusters=2, images=2).words()
+def test_the_clearest_clusters_come_first_with_their_main_class(run: Run) -> None:
+    found = rewritten(run, assignment=np.array([4] * 30 + [2] * 20 + [0] * 9 + [-1] * 2))
+    centers, distance, near = np.asarray(run.centroids)[[0, 2, 4]], np.asarray(run.distance), {}
+    for place, (number, images) in enumerate({0: slice(50, 59), 2: slice(30, 50), 4: slice(30)}.items()):
+        others = np.linalg.norm(np.delete(centers, place, 0) - centers[place], axis=1)
+        many = images.stop - (images.start or 0)
+        near[str(number)] = np.nanmean(distance[images]) * many / (many - 1) / others.min()
+    page = report(found, images=2)
+    assert re.findall(r'id="cluster-(\d+)"', page.source) == sorted(near, key=near.__getitem__)
+    assert "a ant 67% of this class 30 images" in page.words()  # images 0 to 29: the first class twenty times
+    assert "All 3 clusters, the clearest first" in page.words()
+    assert "The 2 largest of 3 clusters" in report(found, clusters=2, images=2).words()
+    assert page.words().index("the clearest first") < page.words().index("Key figures"), "the groups before the numbers"
 
 
 def test_a_run_without_labels_in_one_cluster_interrupted_in_its_second_epoch(run: Run, tmp_path: Path) -> None:

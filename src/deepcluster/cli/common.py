@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import textwrap
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from json import dumps
@@ -105,6 +106,11 @@ def show(screen: Screen, as_json: bool, values: Mapping[str, Any], sentence: str
         screen.print(sentence)
 
 
+def table_line(name: str, about: str, width: int) -> str:
+    """A name in a column of `width` and what it is about, in lines of 79 characters at most."""
+    return textwrap.fill(about, 79, initial_indent=f"  {name:<{width}}", subsequent_indent=" " * (width + 2))
+
+
 def take_name(
     arguments: list[str], functions: Mapping[str, Function], command: str, kind: str, usage: str
 ) -> tuple[str | None, list[str]]:
@@ -123,7 +129,7 @@ def take_name(
     if "-h" in arguments or "--help" in arguments:
         print(f"usage: {command} RUN|BACKBONE {kind.upper()} {usage}\n\n{kind}s:")
         for each, function in functions.items():
-            print(f"  {each:<20}{function.summary}")
+            print(table_line(each, function.summary, 20))
         print(f"\n`{command} RUN {kind.upper()} --help` lists the options of a {kind}.")
         return None, arguments
     if not name:

@@ -11,7 +11,7 @@ import warnings
 from importlib import import_module
 from io import TextIOWrapper
 
-from deepcluster.cli.common import refuse_several_processes
+from deepcluster.cli.common import refuse_several_processes, table_line
 from deepcluster.distributed import is_secondary_process
 from deepcluster.errors import (
     DeepClusterError,
@@ -23,20 +23,20 @@ from deepcluster.errors import (
 )
 
 COMMANDS = {
-    "train": "train a preset on your images, or resume a run: train PRESET --data S --out RUN",
-    "presets": "list the presets, or print one with all its settings: presets [NAME]",
-    "assign": "cluster and distance of any images: assign RUN --data S --out FILE.csv",
-    "features": "features as a memory-mapped table: features RUN|BACKBONE|FILE --data S --out FILE.npy",
-    "index": "a manifest of many tar or zip shards: index SHARDS... --out FILE.json",
-    "cluster": "groups of images, or of a feature table: cluster SOURCE --out RUN",
-    "curate": "a balanced sample of uncurated images: curate FEATURES|S --size M --out FILE.txt",
-    "evaluate": "score a run or any backbone: evaluate RUN|BACKBONE PROTOCOL --data S [--test S2]",
-    "doctor": "is a run healthy, what to change, and how many clusters to ask for: doctor RUN",
-    "export": "the backbone, or the clusters, for other programs: export RUN --format onnx --out FILE.onnx",
-    "report": "one page with curves, pictures and clusters: report RUN",
-    "visualize": "filters, neighbors, clusters, curves and maps as PNG: visualize RUN|BACKBONE PICTURE",
-    "explore": "a local page to browse, edit and export clusters: explore RUN [--port 8765]",
-    "plan": "memory, disk, messages and hours before a run is started: plan PRESET --images 1e8 --processes 64",
+    "cluster": "group images, or a feature table: cluster SOURCE --out RUN",
+    "explore": "browse, rename, merge, split and export groups: explore RUN",
+    "assign": "groups of new images: assign RUN --data S --out FILE.csv",
+    "report": "one page with groups, curves and pictures: report RUN",
+    "visualize": "pictures as PNG: visualize RUN|BACKBONE PICTURE",
+    "export": "a run for other programs: export RUN --format onnx --out FILE.onnx",
+    "train": "train on images, or resume: train [PRESET] --data S --out RUN",
+    "presets": "the recipes, or one with all its settings: presets [NAME]",
+    "doctor": "is a run healthy, and what to change: doctor RUN",
+    "evaluate": "score a run or any backbone: evaluate RUN|BACKBONE PROTOCOL",
+    "plan": "memory, disk and hours of a run: plan PRESET --images 1e8",
+    "features": "features as a table: features RUN|BACKBONE --data S --out F.npy",
+    "curate": "a balanced sample: curate FEATURES|S --size M --out FILE.txt",
+    "index": "a manifest of many shards: index SHARDS... --out FILE.json",
 }
 """Each command has a module in this package: with a function `command`, if its options depend on its first arguments,
 or with a function of the command's name, whose parameters are its options."""
@@ -52,10 +52,12 @@ usage: deepcluster COMMAND ...
 commands:
 {commands}
 
-`deepcluster COMMAND --help` explains a command; `deepcluster train PRESET --help` lists every setting.
-Images (--data) are a folder, tar or zip shards ("a/*.tar", train-{{000..003}}.zip, also s3://...), a .json manifest of
-shards, parquet files, a .txt or .csv list, a .npy array, hf:NAME (the Hugging Face hub), torchvision:CIFAR10?root=...,
-or `digits`, which need no download.
+`deepcluster COMMAND --help` explains a command;
+`deepcluster train PRESET --help` lists every setting.
+Images (--data) are a folder, tar or zip shards ("a/*.tar", t-{{000..003}}.zip,
+also s3://...), a .json manifest of shards, parquet files, a .txt or .csv list,
+a .npy array, hf:NAME (the Hugging Face hub), torchvision:CIFAR10?root=..., or
+`digits`, which need no download.
 """
 
 
@@ -65,7 +67,7 @@ def main(argv: list[str] | None = None) -> int:
     make_output_safe()
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(
-            HELP.format(commands="\n".join(f"  {name:<10}{about}" for name, about in COMMANDS.items())),
+            HELP.format(commands="\n".join(table_line(name, about, 11) for name, about in COMMANDS.items())),
             end="",
         )
         return 0

@@ -41,14 +41,15 @@ def parse(what: Callable[..., T], arguments: list[str], *, prog: str, default: A
 
 def sentence(box: str, prog: str) -> str:
     """The message in tyro's box as one sentence, with the similar option that tyro suggests."""
+    box = re.sub(r"\x1b\[[0-9;]*m", "", box)  # colors, where stdout is a terminal
     # The first line is the title of the box. If the encoding of the terminal has no box characters, rules are dashes.
     inside = [line.strip("│ ") for line in box.splitlines()[1:] if not line.startswith("╰")]
     if inside and re.match(r"-{8}", inside[0]):
         inside = inside[1:]
     rules = [position for position, line in enumerate(inside) if re.match(r"[─-]{8}", line)] or [len(inside)]
     message = " ".join(inside[: rules[0]]).strip().rstrip(".")
-    if needing := re.match(r"Missing value for argument '(--[\w.-]+)", message):
-        message = f"{needing[1]} needs a value"
+    if needing := re.match(r"Missing value for argument '([\w.-]+)", message):
+        message = f"{needing[1]} needs a value" if needing[1][0] == "-" else _example(prog)
     elif wrong := re.match(r"Error parsing (--[\w.-]+): (?:invalid literal|could not convert).*: '(.*)'$", message):
         message = f"{wrong[1]} takes a number, not {wrong[2]!r}"
     elif message.startswith("Unrecognized options: "):
@@ -56,13 +57,23 @@ def sentence(box: str, prog: str) -> str:
     elif message.startswith("Missing"):
         missing = [
             {"PATH": "the path", "STR": "the name"}.get(word, word)
-            for word in re.findall(r"^[│ ]+(--\w[\w.-]*|[A-Z]{2,})", box, re.M)
+            for word in re.findall(r"^[│ ]? {4,5}(--\w[\w.-]*|[A-Z]{2,})", box.partition("Unrecognized")[0], re.M)
             if word != "--help"
         ]
         message = f"{' and '.join(dict.fromkeys(missing)) or 'Something'} must be given"
+        if "the path" in missing or "the name" in missing:  # which one, the command's example says
+            message = _example(prog)
+        if unknown := re.findall(r"^(--\w[\w.-]*)", "\n".join(inside).partition("Unrecognized")[2], re.M):
+            message += f", and there is no option {' and no option '.join(unknown)}"
     meant = re.search(r"Perhaps you meant.*?(--[\w.-]+)", " ".join(inside[rules[0] :]))
     hint = f" Did you mean {meant[1]}?" if meant else ""
     return f"{message}.{hint} `{prog} --help` lists the options."
+
+
+def _example(prog: str) -> str:
+    from deepcluster.cli.main import COMMANDS
+
+    return f"Something is missing: deepcluster {COMMANDS[prog.split()[1]].rpartition(': ')[2]}"
 
 
 def _flags(arguments: list[str]) -> list[str]:

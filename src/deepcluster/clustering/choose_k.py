@@ -70,7 +70,9 @@ class KChoice:
             return f"k = {self.k}: there are too few different images to tell groups apart"
         at = self.candidates.index(self.k)
         silhouette, modularity = self.scores["silhouette"][at], self.scores["modularity"][at]
-        told = f"k = {self.k} by silhouette ({silhouette:.2f}) and modularity ({modularity:.2f})"
+        told = (
+            f"k = {self.k}: so many groups stand apart best (silhouette {silhouette:.2f}, modularity {modularity:.2f})"
+        )
         if self.runners_up:
             told += f"; also plausible: {', '.join(map(str, self.runners_up))}"
         return told + ("; the groups hardly stand apart" if silhouette < WEAK else "")

@@ -7,7 +7,6 @@ know images, requests, or where edits are kept.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
@@ -16,34 +15,16 @@ from scipy.sparse import csr_array
 from deepcluster.data.naming import natural_key
 from deepcluster.errors import DeepClusterError
 from deepcluster.explore.groups import Groups
+from deepcluster.explore.table import Table, count
 from deepcluster.explore.vectors import BLOCK, Vectors
 from deepcluster.features.knn import nearest_rows
 from deepcluster.visualize.clustered_images import class_name
-from deepcluster.visualize.clusters import main_classes
+from deepcluster.visualize.clusters import clarity, clearness
 
 T = TypeVar("T")
-SORTS = ("size", "distance", "purity", "name", "number", "label")
+SORTS = ("clear", "size", "distance", "purity", "name", "number", "label")
 SAMPLE = 20_000
 """Members of a changed cluster from which its center is computed."""
-
-
-@dataclass(frozen=True)
-class Table:
-    """G groups that have images, by number; -1 comes first where some images are in none.
-
-    Attributes:
-        number: (G,) int64.
-        size: (G,) int64.
-        distance: (G,) float32 mean distance to the center, NaN = unknown.
-        label: (G,) int64 most frequent class, -1 = none.
-        purity: (G,) float32 share of the labelled images that have it, NaN = unknown.
-    """
-
-    number: np.ndarray
-    size: np.ndarray
-    distance: np.ndarray
-    label: np.ndarray
-    purity: np.ndarray
 
 
 class Catalog:
@@ -104,7 +85,7 @@ class Catalog:
 
     def table(self) -> Table:
         """All groups that have images."""
-        return self._cached("table", self._count)
+        return self._cached("table", lambda: count(self.groups.group, self.own, self.labels))
 
     def _cached(self, name: str, compute: Callable[[], T]) -> T:
         """What `compute` gives, computed once for each version."""
@@ -116,7 +97,7 @@ class Catalog:
     def rows(
         self,
         *,
-        sort: str = "size",
+        sort: str = "clear",
         descending: bool = True,
         search: str = "",
         hidden: bool = False,
@@ -133,8 +114,9 @@ class Catalog:
         words = search.casefold().split()
         if words:
             about = zip(table.number[chosen].tolist(), table.label[chosen].tolist(), strict=True)
-            texts = [f"{one} {self.groups.name(one)} {self.class_name(label) or ''}".casefold() for one, label in about]
+            texts = [f"{one} {self.name(one)} {self.class_name(label) or ''}".casefold() for one, label in about]
             chosen = chosen[[all(word in text for word in words) for text in texts]]
+        chosen = chosen[np.argsort(-table.size[chosen], kind="stable")]  # of equal ones the larger comes first
         ordered = self._order(table, chosen, sort, descending)
         return {
             "total": len(chosen),
@@ -147,15 +129,34 @@ class Catalog:
         table, row = self.table(), self._row(group)
         return {
             "id": group,
-            "name": self.groups.name(group),
-            "named": group in self.groups.names,
+            "name": self.name(group),
+            "given": self.groups.names.get(group, ""),
             "size": int(table.size[row]),
             "distance": json_number(table.distance[row]),
+            "clear": clearness(self.clear()[row]),
             "label": self.class_name(int(table.label[row])),
             "purity": json_number(table.purity[row]),
             "hidden": group in self.groups.hidden,
             "edited": group in self._moved,
         }
+
+    def name(self, group: int) -> str:
+        """What a group is called: as a person has named it, else by the class of half of its images, else by number."""
+        if group not in self.groups.names and group >= 0:
+            table, row = self.table(), self._row(group)
+            if table.purity[row] >= 0.5:
+                return self.class_name(int(table.label[row])) or ""
+        return self.groups.name(group)
+
+    def clear(self) -> np.ndarray:
+        """(G,) float32, how clear each group of the table is, see `clarity`; NaN = hidden, or unknown."""
+        return self._cached("clear", self._clear)
+
+    def _clear(self) -> np.ndarray:
+        table, (numbers, centers) = self.table(), self._cached("centers", self._visible_centers)
+        found = np.full((len(table.number), centers.shape[1]), np.nan, np.float32)
+        found[np.searchsorted(table.number, numbers)] = centers
+        return clarity(table.size, table.distance, found)
 
     def members(self, group: int, *, farthest: bool = False) -> np.ndarray:
         """(M,) images of a group by distance to its center; unknown distances come last."""
@@ -248,24 +249,15 @@ class Catalog:
             raise DeepClusterError(f"There is no cluster {group} with images in it: choose one of the list.")
         return row
 
-    def _count(self) -> Table:
-        group = self.groups.group + 1  # -1 gets a place
-        counts, known = np.bincount(group), np.isfinite(self.own)
-        number = np.flatnonzero(counts)
-        with np.errstate(invalid="ignore"):
-            distance = np.bincount(group, np.where(known, self.own, 0)) / np.bincount(group, known)
-        labels = np.full(len(self.groups), -1) if self.labels is None else self.labels
-        main = (column[number - 1] for column in main_classes(self.groups.group, labels, len(counts)))
-        return Table(number - 1, counts[number], distance[number].astype(np.float32), *main)
-
     def _order(self, table: Table, chosen: np.ndarray, sort: str, descending: bool) -> list[int]:
         """Rows `chosen` of the table in order; what is unknown comes last either way."""
         if sort not in SORTS:
             raise DeepClusterError(f"There is no order by {sort!r}: choose one of {', '.join(SORTS)}.")
         rows = chosen.tolist()
-        values: list[Any] = getattr(table, "number" if sort == "name" else sort)[chosen].tolist()
+        column = self.clear() if sort == "clear" else getattr(table, "number" if sort == "name" else sort)
+        values: list[Any] = column[chosen].tolist()
         if sort in ("name", "label"):
-            words = map(self.groups.name if sort == "name" else self.class_name, values)
+            words = map(self.name if sort == "name" else self.class_name, values)
             values = [None if word is None else natural_key(word) for word in words]
         known = {row: value for row, value in zip(rows, values, strict=True) if value is not None and value == value}
         return sorted(known, key=known.__getitem__, reverse=descending) + [row for row in rows if row not in known]

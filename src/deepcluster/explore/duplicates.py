@@ -10,6 +10,9 @@ import numpy as np
 from deepcluster.clustering.duplicates import similarities
 from deepcluster.explore.vectors import Vectors
 
+ALIKE = 0.98
+"""The cosine from which on images are called near-duplicates, unless another is asked for."""
+
 
 @dataclass(frozen=True)
 class Twins:

@@ -28,6 +28,7 @@ from deepcluster.explore.catalog import Catalog, json_number
 from deepcluster.explore.groups import Groups
 from deepcluster.explore.jobs import Job, Pending
 from deepcluster.explore.journal import Journal
+from deepcluster.explore.suggestions import SEED
 from deepcluster.explore.thumbs import Thumbs, patient
 from deepcluster.explore.vectors import Vectors
 from deepcluster.io import write_array, write_json
@@ -38,7 +39,6 @@ if TYPE_CHECKING:
     from deepcluster.engine.run import Run
 
 EXPORTS = {"csv": "labels.csv", "coco": "coco.json", "folders": "folders"}
-SPLIT_SEED = 0
 
 
 class Explorer:
@@ -273,7 +273,7 @@ class Explorer:
         if len(members) < into:
             raise DeepClusterError(f"Cluster {cluster!r} has too few images to be split into {into} parts.")
         rows = np.asarray(table.rows[members])
-        part = np.asarray(KMeans(n_clusters=into, random_state=SPLIT_SEED, max_iter=50).fit_predict(rows))
+        part = np.asarray(KMeans(n_clusters=into, random_state=SEED, max_iter=50).fit_predict(rows))
         order = np.argsort(-np.bincount(part, minlength=into), kind="stable")
         return [members[part == one].tolist() for one in order[1:] if (part == one).any()]
 

@@ -14,6 +14,8 @@ from deepcluster.explore.vectors import BLOCK, Vectors
 
 LANDMARKS = 2500
 SEED = 0
+STEPS = 500
+"""Half of scikit-learn's usual ones keep as many neighbors, in half the time."""
 NEAREST = 4
 """Landmarks that an image lies between."""
 SAMPLE = 100_000
@@ -51,8 +53,8 @@ def neighborhoods(vectors: Vectors, tell: Tell = lambda done, total: None, landm
     from sklearn.manifold import TSNE
 
     perplexity = min(30.0, (len(chosen) - 1) / 4)
-    fixed = TSNE(perplexity=perplexity, init="pca", random_state=SEED, n_jobs=1).fit_transform(bank.astype(np.float64))
-    fixed = fixed.astype(np.float32)
+    tsne = TSNE(perplexity=perplexity, init="pca", random_state=SEED, n_jobs=1, max_iter=STEPS)
+    fixed = tsne.fit_transform(bank.astype(np.float64)).astype(np.float32)
     position = np.zeros((len(vectors), 2), np.float32)
     generator = np.random.default_rng(SEED)
     spread = 0.004 * float(np.ptp(fixed))

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from starlette.concurrency import run_in_threadpool
@@ -16,13 +16,16 @@ from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
 
 from deepcluster.data.naming import printable
-from deepcluster.errors import BadImage, DeepClusterError
-from deepcluster.explore import history, layout, thumbs
-from deepcluster.explore.duplicates import Twins
+from deepcluster.errors import BadImage, DeepClusterError, counted
+from deepcluster.explore import history, layout, suggestions, thumbs
+from deepcluster.explore.duplicates import ALIKE, Twins
 from deepcluster.explore.explorer import EXPORTS, Explorer
 from deepcluster.explore.jobs import Pending
 from deepcluster.explore.journal import ChangedMeanwhile
 from deepcluster.reading import parse_json
+
+if TYPE_CHECKING:
+    from deepcluster.engine.run import Run
 
 PAGE = 500
 """Images or clusters of one answer at most."""
@@ -62,6 +65,7 @@ class Pages:
             "/api/images/{index}/neighbors": self.neighbors,
             "/api/map/{name}": self.map_positions,
             "/api/duplicates": self.duplicates,
+            "/api/suggestions": self.suggestions,
             "/api/history": lambda request: history.curves(explorer.run),
             "/api/history/{epoch}": lambda request: history.of_epoch(
                 explorer.run, _number(request.path_params["epoch"], "An epoch")
@@ -104,8 +108,8 @@ class Pages:
         environment = Environment(loader=FileSystemLoader(STATIC), autoescape=True, undefined=StrictUndefined)
         run = self.explorer.run
         text = environment.get_template("explore.html").render(
-            mark=self.explorer.mark, title=run.folder.name or str(run.folder), preset=run.config["preset"],
-            epochs=len(run.metrics), folder=str(self.explorer.folder),
+            mark=self.explorer.mark, title=run.folder.name or str(run.folder), about=about_run(run),
+            trained=run.params.trains, folder=str(self.explorer.folder),
         )  # fmt: skip
         return Response(printable(text), media_type="text/html")
 
@@ -137,17 +141,14 @@ class Pages:
         """A page of the table."""
         query, catalog = request.query_params, self.catalog
         found = catalog.rows(
-            sort=query.get("sort", "size"),
+            sort=query.get("sort", "clear"),
             descending=query.get("descending", "1") == "1",
             search=query.get("search", "")[:200],
             hidden=query.get("hidden", "0") == "1",
             part=_slice(request),
         )
-        count = min(_integer(request, "nearest", 0), 10)
-        nearest = catalog.nearest([row["id"] for row in found["rows"]], count) if count else {}
         for row in found["rows"]:
             row["cover"] = catalog.cover(row["id"])
-            row["nearest"] = [catalog.row(other) for other, _ in nearest.get(row["id"], ())]
         return found
 
     def nearest(self, request: Request) -> Answer:
@@ -167,7 +168,7 @@ class Pages:
             reason = str(error)
         with self.explorer.lock:
             found = self.explorer.image(index)
-            return {**found, "name": self.explorer.groups.name(found["cluster"]), "reason": reason}
+            return {**found, "name": self.catalog.name(found["cluster"]), "reason": reason}
 
     def neighbors(self, request: Request) -> Answer:
         """The images most similar to one."""
@@ -193,7 +194,7 @@ class Pages:
     def duplicates(self, request: Request) -> Answer:
         """A page of groups of near-duplicates."""
         try:
-            least = float(request.query_params.get("similarity", "0.98"))
+            least = float(request.query_params.get("similarity", ALIKE))
         except ValueError:
             raise DeepClusterError("The similarity is a number from 0 to 1.") from None
         found: Twins = self.explorer.need("duplicates")
@@ -207,6 +208,14 @@ class Pages:
             for group in groups[_slice(request, 20)]
         ]
         return {"total": len(groups), "images": sum(map(len, groups)), "groups": shown}
+
+    def suggestions(self, request: Request) -> Answer:
+        """Clusters that may be merged or split, and how many images look like duplicates."""
+        explorer = self.explorer
+        twins: Twins = explorer.need("duplicates")
+        alike = twins.groups(ALIKE)
+        found = suggestions.suggest(self.catalog, explorer.vectors(), explorer.lock)
+        return {"suggestions": found, "duplicates": {"groups": len(alike), "images": sum(map(len, alike))}}
 
     def exported(self, request: Request) -> Answer:
         """What an export wrote, to be downloaded."""
@@ -240,6 +249,14 @@ class Pages:
         if index >= len(self.explorer.groups):
             raise DeepClusterError(f"There is no image {index}: indices are 0 to {len(self.explorer.groups) - 1}.")
         return index
+
+
+def about_run(run: Run) -> str:
+    """What was done, in a few words."""
+    if not run.params.trains:
+        return counted(run.config["images"], "image")
+    done, epochs = len(run.metrics), run.config["settings"]["epochs"]
+    return f"{run.config['preset']} · {f'{done} of ' * (done < epochs)}{counted(epochs, 'epoch')}"
 
 
 def _respond(handler: Callable[[Any], Answer], argument: Any) -> Response:

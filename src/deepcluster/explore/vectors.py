@@ -9,13 +9,15 @@ import contextlib
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from deepcluster.data.source import ImageSource
 from deepcluster.digest import digest
+from deepcluster.engine.describe import FEATURES
 from deepcluster.engine.model import MODEL
+from deepcluster.errors import DeepClusterError
 from deepcluster.explore.jobs import Job
 from deepcluster.features.table import open_parts, write_parts
 from deepcluster.io import write_array, write_json
@@ -86,8 +88,9 @@ def make(run: Run, source: ImageSource, folder: Path, fingerprint: str, job: Job
     for path in folder.glob("vectors-*"):  # of another model, from before the run was trained on
         if mark not in path.name:
             shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+    kept = _features_of(run, len(source), fingerprint)
     job.tell(0, len(source), "decoding images")
-    pixels = run.pixels(source)
+    pixels: Any = None if kept else run.pixels(source)
     done = 0
 
     def ahead(images: int) -> None:
@@ -96,24 +99,43 @@ def make(run: Run, source: ImageSource, folder: Path, fingerprint: str, job: Job
         job.tell(done, len(source), "computing features")
 
     def extract(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        index, features = run.model.features(pixels, rows, device=run.device, check=ahead)
+        if kept:
+            index = np.setdiff1d(rows, kept[1])
+            features = kept[0][index]
+        else:
+            index, features = run.model.features(pixels, rows, device=run.device, check=ahead)
         width = run.centroids.shape[1]
         return index, run.embed(features) if len(features) else np.zeros((0, width), np.float32)
 
     about = {"weights": mark, "tap": None, "image_size": run.image_size, "source_fingerprint": fingerprint}
     many = max(1, -(-len(source) // PART))
-    _, bad = write_parts(extract, len(pixels), parts, about, parts=many, skipped=ahead)
+    _, bad = write_parts(extract, len(source), parts, about, parts=many, skipped=ahead)
     table, _ = open_parts(parts)
 
     def blocks() -> Iterator[np.ndarray]:
         for start in range(0, len(table), BLOCK):
             job.tell(start, len(table), "writing vectors")
-            yield unit_rows(np.nan_to_num(table[start : start + BLOCK]))
+            block = table[start : start + BLOCK]
+            rows = unit_rows(np.nan_to_num(block))
+            rows[~rows.any(1) & np.isfinite(block[:, 0]), 0] = 1  # images that are all alike have no other direction
+            yield rows
 
     write_array(file, blocks(), len(table))
     write_json(file.with_suffix(".json"), {"bad": bad, "images": len(source)}, sealed=True)
     shutil.rmtree(parts, ignore_errors=True)
     return Vectors(read_npy(file, advice="", mapped="r", checked=False), np.asarray(bad, np.int64))
+
+
+def _features_of(run: Run, images: int, fingerprint: str) -> tuple[Any, list[int]] | None:
+    """The features that `cluster` left in the run folder, and the bad rows; None where they are of another network or
+    of other images."""
+    try:
+        table, about = open_parts(run.folder / FEATURES)
+    except (OSError, DeepClusterError):
+        return None
+    mine = (images, fingerprint, run.image_size, digest(run.backbone))
+    same = mine == (len(table), *map(about.get, ("source_fingerprint", "image_size", "weights")))
+    return (table, list(about["bad"])) if same else None
 
 
 def unit_rows(rows: np.ndarray) -> np.ndarray:

@@ -38,8 +38,8 @@ def choose_backbone(name: str = "auto") -> tuple[str, str]:
         return f"timm:{BEST}", f"backbone: {dino} from timm's cache"
     if packaged_file(LITE) is not None:
         return f"timm:{LITE}", (
-            "backbone: EfficientNet-Lite0 (trained on ImageNet's labels, Apache-2.0) from its Python package, because"
-            f" DINOv2-small is not in timm's cache; named as timm:{BEST}, it is downloaded once"
+            "backbone: EfficientNet-Lite0 (trained on ImageNet's labels, Apache-2.0)\n"
+            f"DINOv2-small is not in timm's cache: --backbone timm:{BEST} downloads it once"
         )
     raise DeepClusterError(
         "No pretrained backbone is on this machine, and none is downloaded unless it is named: name one (--backbone"

@@ -40,6 +40,14 @@ class ClusteredImages:
         """(K,) images in each cluster."""
         return np.bincount(self.cluster[self.cluster >= 0], minlength=self.k)
 
+    @property
+    def mean_distance(self) -> np.ndarray:
+        """(K,) mean distance to the center, of the images of which it is known; NaN = of none."""
+        known = (self.cluster >= 0) & np.isfinite(self.distance)
+        total = np.bincount(self.cluster[known], self.distance[known], self.k)
+        with np.errstate(invalid="ignore"):
+            return np.asarray(total / np.bincount(self.cluster[known], minlength=self.k))
+
 
 def clustered_images(subject: Subject, what: str, data: Any = None, screen: Screen = SILENT) -> ClusteredImages:
     """The images of `data`, assigned to a run's clusters.

@@ -13,6 +13,7 @@ import numpy as np
 
 from deepcluster.engine.log import Screen
 from deepcluster.engine.run import Run
+from deepcluster.features.knn import nearest_rows
 from deepcluster.visualize.clustered_images import (
     SILENT,
     ClusteredImages,
@@ -132,6 +133,31 @@ def main_classes(cluster: np.ndarray, labels: np.ndarray, k: int) -> tuple[np.nd
     label[row[order]] = name[order]
     purity[row[order]] = count[order] / np.bincount(row, count)[row[order]]
     return label, purity
+
+
+def clarity(sizes: np.ndarray, distance: np.ndarray, centers: np.ndarray) -> np.ndarray:
+    """How clear each of G clusters is, (G,) float32 from -1 to 1: near 1, its images are far closer to its center than
+    the next center is; at 0, the next is as close. A silhouette by centers alone; NaN = unknown.
+
+    Args:
+        sizes: (G,) images; the own center is compared as if an image had not helped to place it, so one alone is at -1.
+        distance: (G,) mean distance to the center, NaN = unknown.
+        centers: (G, P), of which rows of empty clusters, or of NaN, are left out.
+    """
+    apart, there = np.full(len(sizes), np.nan), (sizes > 0) & np.isfinite(centers).all(1)
+    if there.sum() > 1:
+        apart[there] = np.sqrt(nearest_rows(centers[there], 1)[1][:, 0])
+    with np.errstate(divide="ignore", invalid="ignore"):
+        own = np.where(sizes > 1, distance * sizes / (sizes - 1), np.inf)
+        found = np.where(own < apart, 1 - own / apart, apart / own - 1)
+    return np.where(np.isfinite(distance) & np.isfinite(apart), found, np.nan).astype(np.float32)
+
+
+def clearness(clarity: float) -> str:
+    """A `clarity` in a word; none where it is not known."""
+    return (
+        "" if not np.isfinite(clarity) else "clear" if clarity >= 0.4 else "fairly clear" if clarity >= 0.2 else "mixed"
+    )
 
 
 def contact_sheet(

@@ -66,6 +66,10 @@ def confusion_figure(assignment: np.ndarray, labels: np.ndarray, names: Sequence
     shares = confusion_shares(table)
     _heat(right, shares, classes, "In whose clusters each class lies (%)")
     right.set_xticks(range(len(classes)), classes, rotation=45, ha="right", rotation_mode="anchor")
+    if len(classes) > 20:  # slanted names would lie on each other
+        right.tick_params(axis="x", labelrotation=90, labelsize=6.5)
+        for name in right.get_xticklabels():
+            name.set(ha="center", va="top", rotation_mode="default")
     right.set_xlabel("main class of the cluster", color=style.QUIET, fontsize=9)
     if len(classes) <= 20:
         for row, column in np.argwhere(shares >= 0.005):

@@ -29,6 +29,10 @@ Curves = Mapping[str, tuple[np.ndarray, np.ndarray, str]]
 def draw_history(run: Run) -> Pictures:
     """Curves over the epochs: loss, agreement, reassignment, sizes, learning rate, time."""
     run = require_run(run, "history")
+    if not run.params.trains:
+        raise DeepClusterError(
+            f"{run.folder} was grouped and not trained, so it has no curves: try `visualize clusters`."
+        )
     images = int((np.asarray(run.assignment) >= 0).sum())
     rotations = run.params.rotations_predicted
     return {"history": history_figure(run.metrics, len(run.centroids), images, rotations)}

@@ -34,7 +34,7 @@ from deepcluster.visualize.clustered_images import (
     reader,
     training_clusters,
 )
-from deepcluster.visualize.clusters import contact, largest, main_classes
+from deepcluster.visualize.clusters import clarity, clearness, contact, largest, main_classes
 from deepcluster.visualize.images import encoded, thumbnail
 
 ROWS_SHOWN = 500
@@ -83,6 +83,7 @@ def write_report(run: Run, *, clusters: int = 24, images: int = 12) -> Path:
     rows: list[dict[str, Any]] = []
     plots: list[str] = []
     spread: str | None = None
+    clear: list[str] = []
     source, problem = _source(run)
     if assignment is not None:
         counts = np.bincount(assignment[assignment >= 0], minlength=k)
@@ -93,7 +94,11 @@ def write_report(run: Run, *, clusters: int = 24, images: int = 12) -> Path:
             except DeepClusterError as error:  # the page is written all the same, and says why it has no order
                 unknown = np.full(len(assignment), np.nan, np.float32)
                 shown, problem = ClusteredImages(source, assignment, unknown, k), str(error)
-            cards, unreadable = _cards(shown, largest(counts)[: min(clusters, np.count_nonzero(counts))], images)
+            sure = clarity(counts, shown.mean_distance, np.asarray(run.centroids))
+            clear = [clearness(value) for value in sure]
+            first = largest(counts)[: min(clusters, np.count_nonzero(counts))]
+            first = first[np.argsort(-np.nan_to_num(sure[first], nan=-2), kind="stable")]
+            cards, unreadable = _cards(shown, first, images, clear)
             problem = problem or unreadable
         if counts.any():
             spread = sizes.summary(counts)
@@ -106,10 +111,10 @@ def write_report(run: Run, *, clusters: int = 24, images: int = 12) -> Path:
         style.svg(history.panel_figure([(panel, panel.curves(metrics))]))
         for panel in history.panels(metrics, k, clustered, params_of(config).rotations_predicted)
     ]
-    told = report_text.Numbers(config, metrics, counts)
+    told = report_text.Numbers(config, metrics, counts, clear)
     template = environment().get_template("report.html")
     html = template.render(
-        title=f"{config.get('preset', 'run')} on {short_name(str(config.get('data', 'images')))}",
+        title=short_name(str(config.get("data", "images"))),
         run=told,
         remarks=report_text.remarks(told, len(bad_rows), run.folder),
         evaluations=scores.evaluations(run.folder),
@@ -170,7 +175,9 @@ def _data_uri(content: bytes, kind: str) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
 
 
-def _cards(shown: ClusteredImages, numbers: np.ndarray, images: int) -> tuple[list[dict[str, Any]], str]:
+def _cards(
+    shown: ClusteredImages, numbers: np.ndarray, images: int, clear: list[str]
+) -> tuple[list[dict[str, Any]], str]:
     """A card for each of some clusters, and a sentence where images cannot be read."""
     contacts = [contact(shown, number, images=images, farthest=FARTHEST) for number in numbers.tolist()]
     count = sum(len(each.nearest) + len(each.farthest) for each in contacts)
@@ -187,7 +194,13 @@ def _cards(shown: ClusteredImages, numbers: np.ndarray, images: int) -> tuple[li
         return found
 
     cards: list[dict[str, Any]] = [
-        {"contact": each, "nearest": pictures(each.nearest), "farthest": pictures(each.farthest)} for each in contacts
+        {
+            "contact": each,
+            "clearness": clear[each.cluster],
+            "nearest": pictures(each.nearest),
+            "farthest": pictures(each.farthest),
+        }
+        for each in contacts
     ]
     missing = sum(picture["uri"] is None for each in cards for picture in each["nearest"] + each["farthest"])
     problem = f"{missing:,} of the {count:,} images on this page can no longer be read from {shown.source.name}."

@@ -15,7 +15,7 @@ import numpy as np
 
 from deepcluster.clustering.algorithms import ALGORITHMS
 from deepcluster.config import AUTO, params_of
-from deepcluster.engine.health import check_clusters, check_loss
+from deepcluster.engine.health import check_clusters, check_loss, swallows
 from deepcluster.engine.log import seconds_taken
 from deepcluster.engine.model import PRETRAINED
 from deepcluster.engine.scores import is_number
@@ -33,11 +33,13 @@ class Numbers:
         config: run.json.
         metrics: one mapping an epoch, as in metrics.jsonl.
         sizes: (K,) images in each cluster; None = nothing has been clustered.
+        clear: (K,) how clear each is, see `visualize.clusters.clearness`.
     """
 
     config: Mapping[str, Any]
     metrics: Sequence[Mapping[str, Any]]
     sizes: np.ndarray | None
+    clear: Sequence[str] = ()
 
     def course(self, key: str) -> list[float]:
         """The numbers of one key over the epochs; some are known only in epochs that recluster."""
@@ -85,7 +87,13 @@ def remarks(run: Numbers, bad: int, folder: Path) -> list[str]:
             f"`deepcluster train --resume {shlex.quote(str(folder))}`."
         )
     if run.sizes is not None:
-        check_clusters(run.sizes, warn)
+        if run.params.trains:
+            check_clusters(run.sizes, warn)
+        elif swallows(run.sizes) or run.k == 1:
+            warn(
+                f"one cluster holds {int(run.sizes.max()):,} of {int(run.sizes.sum()):,} images: they are all alike, or"
+                " more clusters are needed (--k)."
+            )
         check_loss(run.course("loss"), run.choices, warn)
         if empty := run.k - len(run.members):
             warn(f"{empty:,} of {run.k:,} clusters {'is' if empty == 1 else 'are'} empty.")

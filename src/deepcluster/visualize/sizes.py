@@ -89,8 +89,8 @@ def summary(sizes: np.ndarray) -> str:
     used, total, images = int((sizes > 0).sum()), len(sizes), int(sizes.sum())
     if total == 1:
         return f"{counted(images, 'image')} in a single cluster"
+    many, half = f"{used:,} of " * (used < total) + f"{total:,}", int(np.median(sizes[sizes > 0])) if used else 0
     return (
-        f"{counted(images, 'image')} in {used:,} of {total:,} clusters, {int(sizes.min()):,} to {int(sizes.max()):,}"
-        " each; "
-        f"as even as {effective(sizes):,.1f} equal clusters"
+        f"{counted(images, 'image')} in {many} clusters, {int(sizes.min()):,} to {int(sizes.max()):,} each;"
+        f" half of them hold {half:,} or more"
     )

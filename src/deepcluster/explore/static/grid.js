@@ -219,5 +219,4 @@ export class ImageGrid {
   }
 }
 
-export const byDistance = (image) => (image.distance === null ? "" : fixed(image.distance));
 export const bySimilarity = (image) => `${fixed(image.similarity, 3)}`;

@@ -1,6 +1,7 @@
 // The curves of training, and a slider over its epochs.
 import { get, telling } from "./api.js";
 import { count, el, svg } from "./dom.js";
+import { View } from "./store.js";
 
 const CURVES = [
   ["loss", "Loss", 3],
@@ -57,17 +58,13 @@ function chart(title, xs, ys, places, series, xName) {
   };
 }
 
-export class HistoryView {
-  constructor(view) {
-    this.view = view;
-  }
-
+export class HistoryView extends View {
   async start() {
     const found = await telling(() => get("/api/history"));
     if (!found || this.closed) return;
     const { rows, kept } = found;
     if (!rows.length) {
-      this.view.replaceChildren(el("h2", { text: "History" }), el("p", { class: "empty", text: "No epoch is finished yet." }));
+      this.view.replaceChildren(el("h2", { text: "History" }), el("p", { class: "empty", text: "Nothing was trained here, or no epoch is finished yet. `deepcluster train` leaves its curves in this place." }));
       return;
     }
     this.rows = rows;
@@ -109,15 +106,5 @@ export class HistoryView {
     plot.at(1);
     const agree = found.nmi_last === null ? "" : ` Agreement with the final clusters, made after the last epoch: NMI ${found.nmi_last.toFixed(3)}.`;
     this.below.replaceChildren(title, el("p", { text: `${count(found.clusters, "cluster")} of ${found.smallest} to ${found.largest} images, half of them of ${found.median} or more.${agree}` }), el("div", { class: "charts" }, plot.node));
-  }
-
-  async changed() {}
-  async reselected() {}
-  key() {
-    return false;
-  }
-
-  close() {
-    this.closed = true;
   }
 }

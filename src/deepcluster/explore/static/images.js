@@ -1,26 +1,26 @@
 // The view of a cluster, of an image with its neighbors, and of a photo.
 import { get, post, telling } from "./api.js";
 import { askNumber, askText } from "./dialogs.js";
-import { button, count, el, file, fixed, imageAddress, percent, picture, thumb, toast } from "./dom.js";
-import { byDistance, bySimilarity, ImageGrid } from "./grid.js";
-import { edit, store } from "./store.js";
+import { button, CLEAR, count, el, file, fixed, imageAddress, percent, picture, thumb, toast } from "./dom.js";
+import { bySimilarity, ImageGrid } from "./grid.js";
+import { edit, store, View } from "./store.js";
 
 const openImage = (image) => {
   location.hash = `#/image/${image.id}`;
 };
 
-export function clusterButton(row, hint) {
+export function clusterButton(row) {
   return el(
     "button",
     { type: "button", class: "near", onclick: () => (location.hash = `#/cluster/${row.id}`), "aria-label": `${row.name}, ${count(row.size, "image")}${row.label ? `, ${row.label}` : ""}` },
     thumb(row.cover, ""),
     el("span", { text: row.name }),
-    el("span", { class: "quiet", text: hint ?? count(row.size, "image") }),
+    el("span", { class: "quiet", text: count(row.size, "image") }),
   );
 }
 
 export async function rename(row) {
-  const name = await askText(`Rename cluster ${row.id}`, "Name; empty takes it away", row.named ? row.name : "", "Rename");
+  const name = await askText(`Rename cluster ${row.id}`, "Name; empty takes it away", row.given, "Rename");
   if (name !== null) await edit({ op: "rename", cluster: row.id, name }, "Renamed.");
 }
 
@@ -31,9 +31,10 @@ export async function split(row) {
 
 export const hide = (row) => edit({ op: "hide", clusters: [row.id], hidden: !row.hidden }, row.hidden ? "Shown again." : "Hidden.");
 
-export class ClusterView {
+export class ClusterView extends View {
   constructor(view, id) {
-    Object.assign(this, { view, id, farthest: false });
+    super(view);
+    Object.assign(this, { id, farthest: false });
   }
 
   async start() {
@@ -46,7 +47,7 @@ export class ClusterView {
     this.head = el("div");
     this.grid = new ImageGrid({
       load: (offset, limit) => get(`/api/clusters/${this.id}/members?offset=${offset}&limit=${limit}&order=${this.farthest ? "far" : "near"}`),
-      tag: byDistance,
+      tag: (image) => (image.label === this.row.label ? "" : image.label ?? "no class"), // those of another class stand out
       open: openImage,
       label: `images of ${this.row.name} by distance to the center`,
     });
@@ -67,18 +68,17 @@ export class ClusterView {
     ];
     const facts = [
       [row.size.toLocaleString("en"), row.size === 1 ? "image" : "images"],
-      [fixed(row.distance), "mean distance to the center"],
-      ...(row.label ? [[percent(row.purity), `${row.label} (purity)`]] : []),
-      ...row.classes.slice(1, 4).map((one) => [percent(one.share), one.label]),
+      ...(row.clear ? [[row.clear, ""]] : []),
+      ...row.classes.slice(0, 4).map((one) => [percent(one.share), one.label]),
       ...(row.hidden ? [["hidden", ""]] : []),
     ];
     this.head.replaceChildren(
       el("div", { class: "head" },
         el("div", { class: "grow" },
           el("h2", { text: row.name }),
-          el("p", { class: "facts" }, ...(row.named ? [el("span", { text: `cluster ${row.id}` })] : []), ...facts.map(([value, name]) => el("span", {}, el("b", { text: value }), ` ${name}`)))),
+          el("p", { class: "facts" }, ...(row.name === `cluster ${row.id}` ? [] : [el("span", { text: `cluster ${row.id}` })]), ...facts.map(([value, name]) => el("span", { title: value === row.clear ? CLEAR : null }, el("b", { text: value }), ` ${name}`)))),
         el("div", { class: "actions" }, ...actions)),
-      el("h3", { text: "Nearest clusters" }),
+      (this.title ??= el("h3", { text: "Nearest clusters" })),
       (this.strip ??= el("div", { class: "strip", role: "group", "aria-label": "nearest clusters" })),
     );
   }
@@ -86,8 +86,8 @@ export class ClusterView {
   async near() {
     const found = (await telling(() => get(`/api/clusters/${this.id}/nearest`)))?.clusters ?? [];
     if (this.closed || !this.strip) return;
-    this.strip.replaceChildren(...found.map((one) => clusterButton(one, `${fixed(one.apart)} away`)));
-    if (!found.length) this.strip.append(el("p", { class: "quiet", text: "None." }));
+    this.strip.replaceChildren(...found.map(clusterButton));
+    this.title.hidden = this.strip.hidden = !found.length;
   }
 
   turn() {
@@ -96,22 +96,17 @@ export class ClusterView {
   }
 
   async changed(why) {
-    if (why === "select") return;
+    if (why === "select") return this.grid?.again();
     const row = await get(`/api/clusters/${this.id}`).catch(() => null); // it may be gone by an edit
-    if (this.closed) return;
+    if (this.closed) return null;
     if (!row || !this.head) {
       this.grid?.close();
-      Object.assign(this, { head: null, strip: null });
-      await this.start();
-      return;
+      Object.assign(this, { head: null, strip: null, title: null });
+      return this.start();
     }
     this.row = row;
     this.draw();
-    await Promise.all([this.grid.again(), this.near()]);
-  }
-
-  async reselected() {
-    await this.grid?.again();
+    return Promise.all([this.grid.again(), this.near()]);
   }
 
   key(key) {
@@ -122,16 +117,12 @@ export class ClusterView {
     else return false;
     return true;
   }
-
-  close() {
-    this.closed = true;
-    this.grid?.close();
-  }
 }
 
-export class ImageView {
+export class ImageView extends View {
   constructor(view, id) {
-    Object.assign(this, { view, id });
+    super(view);
+    this.id = id;
   }
 
   async start() {
@@ -178,32 +169,15 @@ export class ImageView {
   }
 
   async select() {
-    if (await edit({ op: "select", images: [this.id], on: !this.image.selected })) {
-      this.image.selected = !this.image.selected;
-      this.draw();
-    }
+    await edit({ op: "select", images: [this.id], on: !this.image.selected });
   }
 
-  async changed(why) {
-    if (why === "select") return;
+  async changed() {
     const image = await telling(() => get(`/api/images/${this.id}`));
     if (!image || this.closed || !this.about) return;
     this.image = image;
     this.draw();
     await this.grid?.again();
-  }
-
-  async reselected() {
-    await this.changed("");
-  }
-
-  key() {
-    return false;
-  }
-
-  close() {
-    this.closed = true;
-    this.grid?.close();
   }
 }
 
@@ -216,9 +190,10 @@ export async function move(images) {
   await edit({ op: "move", images, to: number ? Number(number) : null }, number ? `Moved to cluster ${number}.` : "Moved to a new cluster.");
 }
 
-export class PhotoView {
+export class PhotoView extends View {
   constructor(view, photo) {
-    Object.assign(this, { view, photo });
+    super(view);
+    this.photo = photo;
     this.address = URL.createObjectURL(photo);
   }
 
@@ -257,15 +232,8 @@ export class PhotoView {
     await this.grid.start();
   }
 
-  async changed() {}
-  async reselected() {}
-  key() {
-    return false;
-  }
-
   close() {
-    this.closed = true;
-    this.grid?.close();
+    super.close();
     URL.revokeObjectURL(this.address);
   }
 }

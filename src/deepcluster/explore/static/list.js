@@ -1,6 +1,6 @@
 // The list of clusters: any number of them, of which only those in view exist as elements.
 import { get, telling } from "./api.js";
-import { byId, button, count, el, fixed, once, percent, thumb } from "./dom.js";
+import { byId, button, CLEAR, count, el, once, percent, thumb } from "./dom.js";
 import { edit, store } from "./store.js";
 
 const HEIGHT = 58;
@@ -122,7 +122,7 @@ export class ClusterList {
   }
 
   row(row, position, top) {
-    const kind = row.label ? `${row.label} · ${percent(row.purity)}` : row.named ? `cluster ${row.id}` : "";
+    const kind = [row.name !== `cluster ${row.id}` && `cluster ${row.id}`, row.label && `${percent(row.purity)} ${row.label}`].filter(Boolean).join(" · ");
     const mark = this.marked.has(row.id);
     const node = el(
       "div",
@@ -140,7 +140,7 @@ export class ClusterList {
       el("span", { class: "tick", text: "✓", "aria-hidden": "true" }),
       row.cover === undefined ? el("span", { class: "blank" }) : thumb(row.cover, ""),
       el("span", { class: "what" }, el("span", { class: "name", text: row.name, title: row.name }), el("span", { class: "sub", text: (row.hidden ? "hidden · " : "") + kind || "\u00a0" })),
-      el("span", { class: "numbers", title: "images; mean distance to the center, smaller is tighter" }, row.size.toLocaleString("en"), el("span", { text: row.distance === null ? "" : fixed(row.distance) })),
+      el("span", { class: "numbers", title: CLEAR }, row.size.toLocaleString("en"), el("span", { text: row.clear })),
     );
     node.style.top = `${top}px`;
     return node;

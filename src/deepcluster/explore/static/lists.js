@@ -3,17 +3,13 @@ import { get, telling } from "./api.js";
 import { button, count, el, file, fixed, thumb } from "./dom.js";
 import { ImageGrid } from "./grid.js";
 import { move, selected } from "./images.js";
-import { edit } from "./store.js";
+import { edit, View } from "./store.js";
 
 const openImage = (image) => {
   location.hash = `#/image/${image.id}`;
 };
 
-class GridView {
-  constructor(view) {
-    this.view = view;
-  }
-
+class GridView extends View {
   async build(title, words, grid, actions = []) {
     this.grid = grid;
     this.words = el("p", { class: "quiet", text: words });
@@ -21,21 +17,8 @@ class GridView {
     await grid.start();
   }
 
-  async changed(why) {
-    if (why !== "select") await this.grid?.again();
-  }
-
-  async reselected() {
+  async changed() {
     await this.grid?.again();
-  }
-
-  key() {
-    return false;
-  }
-
-  close() {
-    this.closed = true;
-    this.grid?.close();
   }
 }
 
@@ -43,11 +26,11 @@ export class OutlierView extends GridView {
   async start() {
     const grid = new ImageGrid({
       load: (offset, limit) => get(`/api/outliers?offset=${offset}&limit=${limit}`),
-      tag: (image) => (image.score === undefined ? "" : `${fixed(image.score, 2)} ×`),
+      tag: (image) => (image.score === undefined ? "" : `${fixed(image.score, 1)} × as far`),
       open: openImage,
       label: "outliers, the strangest first",
     });
-    await this.build("Outliers", "Images farthest from the center of their cluster, measured by the cluster's mean distance.", grid);
+    await this.build("Outliers", "Images that are farther from the center of their cluster than its images are on average.", grid);
   }
 }
 
@@ -67,23 +50,15 @@ export class SelectionView extends GridView {
     this.words.textContent = selected() ? `${count(selected(), "image")} selected, kept with the edits.` : "No image is selected. Click an image's tick, use Space or x, or draw around images on the map.";
   }
 
-  async changed(why) {
-    await super.changed(why);
-    this.tell();
-  }
-
-  async reselected() {
-    await super.reselected();
+  async changed() {
+    await super.changed();
     this.tell();
   }
 }
 
-export class DuplicateView {
-  constructor(view) {
-    Object.assign(this, { view, least: 0.98, shown: 0 });
-  }
-
+export class DuplicateView extends View {
   async start() {
+    Object.assign(this, { least: 0.98, shown: 0 });
     const slider = el("input", { type: "range", id: "least", min: 0.8, max: 1, step: 0.005, value: this.least });
     const value = el("output", { for: "least", text: this.least.toFixed(3) });
     let moving = 0;
@@ -95,7 +70,7 @@ export class DuplicateView {
     });
     this.words = el("p", { class: "quiet", role: "status", text: "Looking for near-duplicates …" });
     this.body = el("div");
-    this.view.replaceChildren(el("h2", { text: "Near-duplicates" }), el("p", { class: "quiet", text: "Images of one cluster whose vectors almost agree." }), el("div", { class: "slider" }, el("label", { for: "least", text: "Similarity at least" }), slider, value), this.words, this.body);
+    this.view.replaceChildren(el("h2", { text: "Near-duplicates" }), el("p", { class: "quiet", text: "Images of one cluster that look almost the same to the network; at a similarity of 1 they are the same." }), el("div", { class: "slider" }, el("label", { for: "least", text: "Similarity at least" }), slider, value), this.words, this.body);
     await this.look();
   }
 
@@ -125,15 +100,5 @@ export class DuplicateView {
     return el("article", { class: "card" },
       el("header", {}, el("span", { text: `${count(group.total, "image")}, similarity up to ${fixed(group.similarity, 3)}` }), button("Select all but the first", () => edit({ op: "select", images: rest, on: true }, `Selected ${count(rest.length, "image")}.`))),
       el("div", { class: "flow" }, ...cells));
-  }
-
-  async changed() {}
-  async reselected() {}
-  key() {
-    return false;
-  }
-
-  close() {
-    this.closed = true;
   }
 }

@@ -7,12 +7,12 @@ import { ClusterView, ImageView, PhotoView } from "./images.js";
 import { ClusterList } from "./list.js";
 import { DuplicateView, OutlierView, SelectionView } from "./lists.js";
 import { MapView } from "./map.js";
-import { TableView } from "./table.js";
 import { keep, onChange, refresh, store, turn } from "./store.js";
+import { SuggestionView } from "./suggestions.js";
 
 const view = byId("view");
-const VIEWS = { table: TableView, map: MapView, outliers: OutlierView, duplicates: DuplicateView, history: HistoryView, selection: SelectionView };
-const TABS = ["clusters", "table", "map", "outliers", "duplicates", "history", "selection"];
+const VIEWS = { map: MapView, suggestions: SuggestionView, outliers: OutlierView, duplicates: DuplicateView, selection: SelectionView, history: HistoryView };
+const TABS = ["clusters", ...Object.keys(VIEWS)];
 let current = null;
 let lastCluster = null;
 
@@ -64,7 +64,6 @@ onChange((state, why) => {
   if (why !== "select") list.reload();
   if (["merge", "undo", "redo", "move", "split"].includes(why)) list.forget();
   current?.changed(why);
-  if (why === "select") current?.reselected();
 });
 
 // Labels and paths come with the images, which may take a while to open.
@@ -147,16 +146,6 @@ async function exportClusters() {
   await ask("Exported", [el("p", { text: "Written to" }), el("p", {}, el("code", { text: begun.path })), ...link], "");
 }
 
-const THEMES = { "": ["Auto", "automatic"], light: ["Light", "light"], dark: ["Dark", "dark"] };
-function setTheme(name) {
-  if (name) document.documentElement.dataset.theme = name;
-  else delete document.documentElement.dataset.theme;
-  localStorage.setItem("deepcluster-theme", name);
-  byId("theme").textContent = THEMES[name][0];
-  byId("theme").setAttribute("aria-label", `colors: ${THEMES[name][1]}`);
-}
-setTheme(localStorage.getItem("deepcluster-theme") in THEMES ? localStorage.getItem("deepcluster-theme") : "");
-byId("theme").addEventListener("click", () => setTheme({ "": "light", light: "dark", dark: "" }[document.documentElement.dataset.theme ?? ""]));
 byId("undo").addEventListener("click", () => turn("undo"));
 byId("redo").addEventListener("click", () => turn("redo"));
 byId("photo").addEventListener("click", pickPhoto);

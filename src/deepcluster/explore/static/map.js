@@ -1,7 +1,7 @@
 // The map: up to millions of points, drawn pixel by pixel, with a lasso.
 import { get, telling } from "./api.js";
-import { button, count, el, once, thumb } from "./dom.js";
-import { edit } from "./store.js";
+import { button, count, el, once, thumb, thumbAddress } from "./dom.js";
+import { edit, View } from "./store.js";
 
 // Colors that stay apart on light and on dark.
 function colors(many) {
@@ -18,15 +18,11 @@ function colors(many) {
   return table;
 }
 
-export class MapView {
-  constructor(view, focus) {
-    Object.assign(this, { view, focus, zoom: 1, x: 0, y: 0, drawing: false, path: [] });
-  }
-
+export class MapView extends View {
   async start() {
-    this.layout = el("select", { "aria-label": "layout of the map", onchange: () => this.load() }, el("option", { value: "neighborhoods", text: "neighborhoods (t-SNE)" }), el("option", { value: "axes", text: "main axes (PCA)" }));
+    Object.assign(this, { zoom: 1, x: 0, y: 0, drawing: false, path: [] });
     this.lassoButton = button("Lasso", () => this.setLasso(!this.drawing), { "aria-pressed": "false" });
-    const tools = el("div", { class: "actions" }, this.layout, this.lassoButton, button("+", () => this.scale(1.5), { "aria-label": "nearer" }), button("−", () => this.scale(1 / 1.5), { "aria-label": "farther" }), button("All", () => this.all()));
+    const tools = el("div", { class: "actions" }, this.lassoButton, button("+", () => this.scale(1.5), { "aria-label": "nearer" }), button("−", () => this.scale(1 / 1.5), { "aria-label": "farther" }), button("All", () => this.all()));
     this.words = el("p", { class: "quiet", role: "status", text: "The map is being made …" });
     this.canvas = el("canvas", { role: "img", "aria-label": "map of all images; colors are clusters", tabindex: "0" });
     this.box = el("div", { class: "mapbox" }, this.canvas);
@@ -39,24 +35,58 @@ export class MapView {
   }
 
   async load() {
-    const wanted = () => !this.closed;
-    const name = this.layout.value;
-    const place = await telling(() => get(`/api/map/${name}`, wanted), this.words);
-    if (!place || this.closed || name !== this.layout.value) return;
-    this.place = new Int16Array(place);
-    // The layout may have taken minutes, and clusters may have been edited meanwhile.
-    if (!(await this.paint(this.words))) return;
-    this.words.textContent = `${count(this.place.length / 2, "image")}. Drag to move, wheel to zoom, click an image to open it, draw around images with the lasso to select them.`;
+    for (const name of ["axes", "neighborhoods"]) {
+      const place = await telling(() => get(`/api/map/${name}`, () => !this.closed), this.words);
+      if (!place || this.closed) return;
+      this.place = new Int16Array(place);
+      // The layout may have taken minutes, and clusters may have been edited meanwhile.
+      if (!(await this.paint(this.words))) return;
+      this.words.textContent = "A first view by the main directions (PCA), until neighbors are laid out beside each other (t-SNE) …";
+    }
+    this.words.textContent = `${count(this.place.length / 2, "image")}, by color of their cluster. Drag to move, wheel to zoom, click an image to open it, draw around images with the lasso to select them.`;
   }
 
   // Asks for the clusters and draws them; true if the map shows some. Of several answers under way the last counts.
   async paint(words = null) {
     const round = (this.round = (this.round ?? 0) + 1);
-    const groups = await telling(() => get("/api/map/groups"), words);
+    const [groups, covers] = await telling(() => Promise.all([get("/api/map/groups"), get("/api/clusters?sort=size&limit=60")]), words) ?? [];
     if (this.closed) return false;
+    if (covers && round === this.round) this.clusters = covers.rows.filter((row) => row.id >= 0).map((row) => ({ ...row, face: this.face(row.cover) }));
     if (groups && round === this.round) this.color(groups);
     this.draw();
     return Boolean(this.groups);
+  }
+
+  // The picture of a cluster, drawn as soon as it is there.
+  face(cover) {
+    const face = new Image();
+    face.onload = this.redraw;
+    face.src = thumbAddress(cover);
+    return face;
+  }
+
+  // Clusters by a picture and a name, the largest first, each where its most typical image is and where there is room.
+  labels(context, ratio) {
+    const { scale, left, top } = this.frame();
+    const [side, ink] = [36 * ratio, getComputedStyle(this.box)];
+    const taken = [];
+    context.font = `600 ${12 * ratio}px ${ink.fontFamily}`;
+    context.textAlign = "center";
+    for (const { id, name, cover, face } of this.clusters ?? []) {
+      const x = left + this.place[2 * cover] * scale;
+      const y = top - this.place[2 * cover + 1] * scale;
+      const text = name === `cluster ${id}` ? String(id) : name.length > 22 ? `${name.slice(0, 21)}…` : name;
+      const half = Math.max(side, context.measureText(text).width) / 2 + 3 * ratio;
+      const box = [x - half, y - side / 2, x + half, y + side / 2 + 17 * ratio];
+      if (taken.some((other) => box[0] < other[2] && other[0] < box[2] && box[1] < other[3] && other[1] < box[3])) continue;
+      taken.push(box);
+      if (face.complete && face.naturalWidth) context.drawImage(face, x - side / 2, y - side / 2, side, side);
+      context.lineWidth = 4 * ratio;
+      context.strokeStyle = ink.backgroundColor;
+      context.strokeText(text, x, y + side / 2 + 13 * ratio);
+      context.fillStyle = ink.color;
+      context.fillText(text, x, y + side / 2 + 13 * ratio);
+    }
   }
 
   color(groups) {
@@ -98,6 +128,7 @@ export class MapView {
       for (let row = y; row < y + dot; row += 1) pixels.fill(table[group], row * width + x, row * width + x + dot);
     }
     context.putImageData(page, 0, 0);
+    this.labels(context, ratio);
     if (this.path.length) {
       context.beginPath();
       for (const [x, y] of this.path) context.lineTo(x * ratio, y * ratio);
@@ -226,7 +257,7 @@ export class MapView {
     this.shown?.remove();
     this.shown = null;
     if (index === null || index === undefined) return;
-    this.shown = el("div", { class: "tip" }, thumb(index, ""), el("span", { text: `cluster ${this.groups[index]}` }));
+    this.shown = el("div", { class: "tip" }, thumb(index, ""), el("span", { text: this.clusters?.find((row) => row.id === this.groups[index])?.name ?? `cluster ${this.groups[index]}` }));
     this.shown.style.left = `${Math.min(x + 14, this.box.clientWidth - 116)}px`;
     this.shown.style.top = `${Math.min(y + 14, this.box.clientHeight - 136)}px`;
     this.box.append(this.shown);
@@ -262,13 +293,8 @@ export class MapView {
     await this.paint();
   }
 
-  async reselected() {}
-  key() {
-    return false;
-  }
-
   close() {
-    this.closed = true;
+    super.close();
     this.watcher?.disconnect();
   }
 }

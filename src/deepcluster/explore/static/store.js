@@ -41,3 +41,22 @@ async function turnNow(direction) {
     toast(error.message);
   }
 }
+
+// A view of the page: what each has unless it says otherwise.
+export class View {
+  constructor(view) {
+    this.view = view;
+  }
+
+  // After an edit, of which `why` is the kind.
+  async changed() {}
+
+  key() {
+    return false;
+  }
+
+  close() {
+    this.closed = true;
+    this.grid?.close();
+  }
+}
