@@ -166,8 +166,8 @@ def test_a_cluster_is_clear_where_the_next_center_is_far() -> None:
         "clear",
         "clear",
         "fairly clear",
-        "mixed",
-        "mixed",
+        "near another",
+        "near another",
         "",
     ]
     assert np.isnan(clarity(np.array([9]), np.array([0.5]), centers[:1])).all()

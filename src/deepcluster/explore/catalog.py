@@ -19,7 +19,7 @@ from deepcluster.explore.table import Table, count
 from deepcluster.explore.vectors import BLOCK, Vectors
 from deepcluster.features.knn import nearest_rows
 from deepcluster.visualize.clustered_images import class_name
-from deepcluster.visualize.clusters import clarity, clearness
+from deepcluster.visualize.clusters import NAMING, clarity, clearness
 
 T = TypeVar("T")
 SORTS = ("clear", "size", "distance", "purity", "name", "number", "label")
@@ -144,7 +144,7 @@ class Catalog:
         """What a group is called: as a person has named it, else by the class of half of its images, else by number."""
         if group not in self.groups.names and group >= 0:
             table, row = self.table(), self._row(group)
-            if table.purity[row] >= 0.5:
+            if table.purity[row] >= NAMING:
                 return self.class_name(int(table.label[row])) or ""
         return self.groups.name(group)
 
@@ -254,7 +254,9 @@ class Catalog:
         if sort not in SORTS:
             raise DeepClusterError(f"There is no order by {sort!r}: choose one of {', '.join(SORTS)}.")
         rows = chosen.tolist()
-        column = self.clear() if sort == "clear" else getattr(table, "number" if sort == "name" else sort)
+        column = getattr(table, "number" if sort == "name" else sort) if sort != "clear" else self.clear()
+        if sort == "clear":  # those that are of one class come before all others
+            column = column + 2 * (table.purity >= NAMING)
         values: list[Any] = column[chosen].tolist()
         if sort in ("name", "label"):
             words = map(self.name if sort == "name" else self.class_name, values)

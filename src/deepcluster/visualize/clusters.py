@@ -28,6 +28,8 @@ from deepcluster.visualize.style import Pictures
 
 SIDE = 96
 """Pixels of a thumbnail."""
+NAMING = 0.5
+"""Share of a class from which on it names a cluster."""
 
 
 def draw_clusters(
@@ -156,7 +158,13 @@ def clarity(sizes: np.ndarray, distance: np.ndarray, centers: np.ndarray) -> np.
 def clearness(clarity: float) -> str:
     """A `clarity` in a word; none where it is not known."""
     return (
-        "" if not np.isfinite(clarity) else "clear" if clarity >= 0.4 else "fairly clear" if clarity >= 0.2 else "mixed"
+        ""
+        if not np.isfinite(clarity)
+        else "clear"
+        if clarity >= 0.4
+        else "fairly clear"
+        if clarity >= 0.2
+        else "near another"
     )
 
 

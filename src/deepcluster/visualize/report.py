@@ -34,7 +34,7 @@ from deepcluster.visualize.clustered_images import (
     reader,
     training_clusters,
 )
-from deepcluster.visualize.clusters import clarity, clearness, contact, largest, main_classes
+from deepcluster.visualize.clusters import NAMING, clarity, clearness, contact, largest, main_classes
 from deepcluster.visualize.images import encoded, thumbnail
 
 ROWS_SHOWN = 500
@@ -64,7 +64,7 @@ def environment() -> Environment:
         lstrip_blocks=True,
     )  # fmt: skip
     words = (counted, report_text.number, duration, sizes.effective, math.log, np.median)
-    found.globals |= {word.__name__: word for word in words}
+    found.globals |= {word.__name__: word for word in words} | {"naming": NAMING}
     return found
 
 
@@ -96,9 +96,7 @@ def write_report(run: Run, *, clusters: int = 24, images: int = 12) -> Path:
                 shown, problem = ClusteredImages(source, assignment, unknown, k), str(error)
             sure = clarity(counts, shown.mean_distance, np.asarray(run.centroids))
             clear = [clearness(value) for value in sure]
-            first = largest(counts)[: min(clusters, np.count_nonzero(counts))]
-            first = first[np.argsort(-np.nan_to_num(sure[first], nan=-2), kind="stable")]
-            cards, unreadable = _cards(shown, first, images, clear)
+            cards, unreadable = _cards(shown, largest(counts)[: min(clusters, np.count_nonzero(counts))], images, sure)
             problem = problem or unreadable
         if counts.any():
             spread = sizes.summary(counts)
@@ -176,10 +174,11 @@ def _data_uri(content: bytes, kind: str) -> str:
 
 
 def _cards(
-    shown: ClusteredImages, numbers: np.ndarray, images: int, clear: list[str]
+    shown: ClusteredImages, numbers: np.ndarray, images: int, clear: np.ndarray
 ) -> tuple[list[dict[str, Any]], str]:
     """A card for each of some clusters, and a sentence where images cannot be read."""
     contacts = [contact(shown, number, images=images, farthest=FARTHEST) for number in numbers.tolist()]
+    contacts.sort(key=lambda each: ((each.purity or 0) < NAMING, -np.nan_to_num(clear[each.cluster], nan=-2)))
     count = sum(len(each.nearest) + len(each.farthest) for each in contacts)
     side = 112 if count <= 450 else 80 if count <= 1000 else 56  # keeps the page to a few megabytes
     read = reader(shown.source, side)
@@ -196,7 +195,7 @@ def _cards(
     cards: list[dict[str, Any]] = [
         {
             "contact": each,
-            "clearness": clear[each.cluster],
+            "clearness": clearness(clear[each.cluster]),
             "nearest": pictures(each.nearest),
             "farthest": pictures(each.farthest),
         }

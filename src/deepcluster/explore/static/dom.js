@@ -30,7 +30,7 @@ export const count = (number, noun) => `${number.toLocaleString("en")} ${noun}${
 export const percent = (share) => (share === null || share === undefined ? "" : `${Math.round(100 * share)} %`);
 export const fixed = (value, places = 2) => (value === null || value === undefined ? "unknown" : value.toFixed(places));
 
-export const CLEAR = "clear: its images are much closer to their own center than the next cluster's center is; mixed: about as close";
+export const CLEAR = "clear: the next cluster is much farther from its center than its images are; near another: about as far";
 
 // The tail of a path says more than its beginning.
 export const file = (path) => path.split("/").pop() || path;
