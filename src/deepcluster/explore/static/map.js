@@ -39,6 +39,8 @@ export class MapView extends View {
       const place = await telling(() => get(`/api/map/${name}`, () => !this.closed), this.words);
       if (!place || this.closed) return;
       this.place = new Int16Array(place);
+      this.reach = [1, 1]; // the farthest coordinates, so that a wide layout fills a wide page
+      this.place.forEach((value, k) => (this.reach[k % 2] = Math.max(this.reach[k % 2], Math.abs(value))));
       // The layout may have taken minutes, and clusters may have been edited meanwhile.
       if (!(await this.paint(this.words))) return;
       this.words.textContent = "A first view by the main directions (PCA), until neighbors are laid out beside each other (t-SNE) …";
@@ -99,7 +101,7 @@ export class MapView extends View {
   // From the map's numbers to pixels of the canvas.
   frame() {
     const { width, height } = this.canvas;
-    const scale = (this.zoom * Math.min(width, height) * 0.96) / 64000;
+    const scale = this.zoom * 0.46 * Math.min(width / this.reach[0], height / this.reach[1]);
     return { scale, left: width / 2 + this.x * scale, top: height / 2 + this.y * scale };
   }
 
