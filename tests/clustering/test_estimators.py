@@ -74,6 +74,21 @@ def test_copies_and_pickles_predict_alike(estimator: Any) -> None:
     assert fitted.n_features_in_ == 6 and clone(fitted).get_params() == fitted.get_params()
 
 
+@pytest.mark.parametrize("estimator", ESTIMATORS, ids=lambda each: type(each).__name__)
+def test_a_fit_that_fails_leaves_what_was_fitted_before(estimator: Any) -> None:
+    """Of other columns, too, with a row that is found not to be finite when much is done."""
+    x, other = blobs(), blobs(d=4)
+    other[-1, 0] = np.nan
+    fitted = clone(estimator).fit(x)
+    method = fitted.transform if isinstance(estimator, Whitening) else fitted.predict
+    before = method(x)
+    for fit in (fitted.fit, getattr(fitted, "partial_fit", fitted.fit)):
+        with pytest.raises(DeepClusterError):
+            fit(other)
+        np.testing.assert_array_equal(method(x), before)
+    assert fitted.n_features_in_ == 6
+
+
 @pytest.mark.parametrize("library", ["pandas", "polars"])
 def test_data_frames_in_and_out(library: str) -> None:
     frames = pytest.importorskip(library)
@@ -199,7 +214,7 @@ def test_degenerate_clusters_warn_in_one_sentence(estimator: Any, x: np.ndarray,
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
         estimator.fit(x)
-    assert [warning.category for warning in told] == [DegenerateClusters]
+    assert [(warning.category, warning.filename) for warning in told] == [(DegenerateClusters, __file__)]
     assert re.search(words, str(told[0].message)) and "\n" not in str(told[0].message)
     assert issubclass(DegenerateClusters, DeepClusterWarning) and issubclass(DegenerateClusters, ConvergenceWarning)
 

@@ -46,7 +46,8 @@ class Kind:
     read: Callable[[Path], Any]  # content, whatever `digest` takes
     mend: Callable[[bytes], bytes] | None = None  # puts checksums right after damage, as a hostile author would
     sealed: bool = False  # damage is never read as other content
-    listed: bool = False  # the content is a dict of items by name: none is lost without a warning
+    listed: bool = False  # the content is a dict of items by name: none is lost without a warning,
+    end: bytes = b""  # unless a file that ends so holds nothing of their names, and is whole by its own marks
     slow: bool = False
 
 
@@ -226,7 +227,7 @@ def _child(jobs: Sequence[tuple[Kind, bytes, bool]], folder: Path, told: Path) -
             began = time.process_time()
             signal.setitimer(signal.ITIMER_PROF, SECONDS)
             signal.alarm(6 * SECONDS)  # of the clock, for what waits forever
-            said, wrong = _judge(kind, place, wholes[kind.file], mended)
+            said, wrong = _judge(kind, place, wholes[kind.file], mended, data)
             signal.setitimer(signal.ITIMER_PROF, 0)
             signal.alarm(0)
             if os.lseek(spoken, 0, os.SEEK_END):
@@ -250,7 +251,7 @@ def _content(kind: Kind, place: Path) -> tuple[Any, bool]:
     return (found if kind.listed else digest(found)), bool(seen)
 
 
-def _judge(kind: Kind, place: Path, whole: Any, mended: bool) -> tuple[str, str]:
+def _judge(kind: Kind, place: Path, whole: Any, mended: bool, data: bytes) -> tuple[str, str]:
     """What became of a file, in a word, and what is wrong with that; nothing where it is as it should be."""
     try:
         found, warned = _content(kind, place)
@@ -271,6 +272,8 @@ def _judge(kind: Kind, place: Path, whole: Any, mended: bool) -> tuple[str, str]
         return "other", "damage was not noticed"
     if kind.listed and all(found.get(name) in (item, "bad") for name, item in whole.items()):
         return "reported", ""
-    if kind.listed and (lost := whole.keys() - found.keys()) and not warned and len(found) < len(whole):
+    lost = whole.keys() - found.keys() if kind.listed and not warned and len(found) < len(whole) else ()
+    ended = bool(kind.end) and data.endswith(kind.end) and not any(name.encode() in data for name in lost)
+    if lost and not ended:
         return "other", f"{len(lost)} items are lost in silence"
     return "warned" if warned else "other", ""

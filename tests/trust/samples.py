@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow
 import torch
 from mutate import Kind, with_png_checksums
 from PIL import Image
+from pyarrow import parquet
 
 from deepcluster.config import from_dict, override
 from deepcluster.data.decode import decode
@@ -40,7 +42,9 @@ from deepcluster.explore.journal import Journal
 from deepcluster.features.table import open_table, write_parts
 from deepcluster.io import write_array, write_json
 from deepcluster.models.export import export_backbone, load_backbone
+from deepcluster.models.hugging_face import load_folder, write_folder
 from deepcluster.models.torch_files import read_torch
+from deepcluster.models.zoo import build_backbone
 from deepcluster.presets import find_preset
 from deepcluster.reading import read_npz
 from deepcluster.resume import ResumeFile
@@ -179,7 +183,7 @@ def files(folder: Path) -> list[Kind]:
     for name, content in photos.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(content)
-    found = [*archives(), *_lists(photos), *_tables(folder), *_state(folder)]
+    found = [*archives(), *_lists(photos), *_parquet(photos), *_tables(folder), *_state(folder)]
     run = folder / "run"
     values = {"epochs": 2, "k": 3, "whiten": 4, "batch_size": 4, "image_size": 12, "keep_every": 1}
     settings = override(find_preset("tiny-deepcluster").run, values)
@@ -197,8 +201,8 @@ def archives() -> Iterator[Kind]:
                 entry = tarfile.TarInfo(name.replace("1.png", f"{'ü' * 60}.png"))
                 entry.size = len(content)
                 archive.addfile(entry, io.BytesIO(content))
-        yield Kind(f"form{form}.tar", stream.getvalue(), _opened, listed=True)
-    yield Kind("twice.tar", 2 * stream.getvalue(), _opened, listed=True)
+        yield Kind(f"form{form}.tar", stream.getvalue(), _opened, listed=True, end=bytes(1024))
+    yield Kind("twice.tar", 2 * stream.getvalue(), _opened, listed=True, end=bytes(1024))
     for name, packed in (("stored", zipfile.ZIP_STORED), ("deflated", zipfile.ZIP_DEFLATED)):
         stream = io.BytesIO()
         with zipfile.ZipFile(stream, "w", packed) as zipped:
@@ -212,6 +216,15 @@ def _lists(photos: dict[str, bytes]) -> Iterator[Kind]:
     rows = "".join(f'"{path}",{path.split("/")[1]}\n' for path in photos)
     yield Kind("list.csv", f"path,label\n{rows}".encode(), _opened)
     yield Kind("shards.txt", b"form1.tar\n# more\nstored.zip\n", lambda place: named([str(place)]))
+
+
+def _parquet(photos: dict[str, bytes]) -> Iterator[Kind]:
+    images = [{"bytes": content, "path": path} for path, content in photos.items()]
+    for packed in ("snappy", "none"):
+        stream = io.BytesIO()
+        table = pyarrow.table({"image": images, "label": [k % 2 for k in range(len(images))]})
+        parquet.write_table(table, stream, row_group_size=4, compression=packed)
+        yield Kind(f"{packed}.parquet", stream.getvalue(), _opened)
 
 
 def _tables(folder: Path) -> Iterator[Kind]:
@@ -252,10 +265,8 @@ def _state(folder: Path) -> Iterator[Kind]:
     index_shards([str(archive)], manifest, workers=1)
     for file in sorted(folder.glob("manifest*")):
         yield Kind(file.name, file.read_bytes(), lambda place: _opened(manifest), sealed=file.suffix == ".npy")
-    before = set(folder.rglob("*.npz"))
-    _opened(archive)
-    for file in set(folder.rglob("*.npz")) - before:  # the members of an archive, kept in the cache
-        yield Kind(str(file.relative_to(folder)), file.read_bytes(), lambda place: _opened(archive), sealed=True)
+    (kept,) = folder.rglob("shard-index/*.npz")  # its members, in the cache
+    yield Kind(str(kept.relative_to(folder)), kept.read_bytes(), lambda place: _opened(archive), sealed=True)
 
     groups = np.arange(12) % 4
     journal = Journal(folder / "edits.jsonl", Groups(groups))
@@ -280,6 +291,9 @@ def _state(folder: Path) -> Iterator[Kind]:
         stream = io.BytesIO()
         torch.save(weights, stream, _use_new_zipfile_serialization=not old)
         yield Kind(f"{'old' * old}weights.pth", stream.getvalue(), read_torch)
+    timm = folder / "timm"
+    write_folder(build_backbone("timm:test_resnet", image_size=32), timm)
+    yield Kind("timm/config.json", (timm / "config.json").read_bytes(), lambda place: digest(load_folder(timm)))
     box = "<bndbox><xmin>2</xmin><ymin>3</ymin><xmax>9</xmax><ymax>12</ymax></bndbox>"
     size = "<size><width>20</width><height>30</height><depth>3</depth></size>"
     xml = f"<annotation>{size}<object><name>cat</name><difficult>0</difficult>{box}</object></annotation>"

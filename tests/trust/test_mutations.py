@@ -15,6 +15,7 @@ import pytest
 import samples
 from mutate import MEMORY, Kind, read_all
 
+from deepcluster.data import storage
 from deepcluster.data.archive import scan
 from deepcluster.errors import DeepClusterError
 
@@ -46,6 +47,7 @@ def test_damaged_images(count: int, tmp_path: Path) -> None:
 def test_damaged_archives_lists_tables_and_runs(count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`count` of each kind; 0 = a few of those that are read at once."""
     monkeypatch.setenv("DEEPCLUSTER_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(storage, "FRESH", 0.0)  # what was written just now is kept in the cache, too
     kinds = samples.files(tmp_path)
     if not count:
         kinds = [kind for kind in kinds if not kind.slow]
@@ -72,6 +74,9 @@ def test_what_a_listing_lost_is_told(tmp_path: Path) -> None:
     file.write_bytes(whole["twice.tar"][:half] + b"x" + whole["twice.tar"][half:])
     found = scan(str(file))
     assert len(found.names) == 6 and "damaged header at byte 19,456" in found.trouble
+    for zeros in (1 << 20, 1 << 23):  # a download for which room was taken, and which did not end
+        file.write_bytes(whole["form1.tar"][:9000] + bytes(zeros))
+        assert ("zeros behind its last member" in scan(str(file)).trouble) is (zeros > 1 << 20)
 
 
 def test_libraries_say_nothing(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:

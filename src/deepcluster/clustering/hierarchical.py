@@ -83,6 +83,7 @@ class HierarchicalKMeans(validation.Float32Transformer, ClusterMixin, BaseEstima
     max_bytes: int = 2 << 30
     group: ProcessGroup | None = None
 
+    @validation.all_or_nothing
     def fit(self, X: Any, y: None = None) -> HierarchicalKMeans:
         """Cluster the rows of X (N, D).
 

@@ -87,6 +87,7 @@ class KMeans(validation.Float32Transformer, ClusterMixin, BaseEstimator):
     empty: str = "split"
     group: ProcessGroup | None = None
 
+    @validation.all_or_nothing
     def fit(self, X: Any, y: None = None, sample_weight: Any = None) -> KMeans:
         """Cluster the rows of X (N, D).
 

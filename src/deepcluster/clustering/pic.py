@@ -97,6 +97,7 @@ class PIC(ClusterMixin, BaseEstimator):
     join_singletons: bool = True
     device: torch.device | str | None = None
 
+    @validation.all_or_nothing
     def fit(self, X: Any, y: None = None) -> PIC:
         """Cluster the rows of X (N, D), which `predict` keeps a reference to.
 
@@ -151,7 +152,7 @@ class PIC(ClusterMixin, BaseEstimator):
             told = f"All {len(label)} rows are one cluster: they are equal, or sigma ({self.sigma}) is too large."
         else:
             return
-        warnings.warn(told, validation.DegenerateClusters, stacklevel=3)
+        warnings.warn(told, validation.DegenerateClusters, stacklevel=4)  # of whoever calls fit
 
     def predict(self, X: Any) -> Any:
         """(N,) int64, the cluster of the fitted row nearest to each row of X (N, D).

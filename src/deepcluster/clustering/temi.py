@@ -92,6 +92,7 @@ class TEMI(ClusterMixin, BaseEstimator):
     random_state: Any = None
     device: torch.device | str | None = None
 
+    @validation.all_or_nothing
     def fit(self, X: Any, y: None = None) -> TEMI:
         """Cluster the rows of X (N, D).
 
@@ -115,7 +116,7 @@ class TEMI(ClusterMixin, BaseEstimator):
         self.n_iter_ = self.max_iter
         found = int((torch.bincount(labels, minlength=self.n_clusters) > 0).sum())
         why = "no row is nearest to the others; ask for fewer clusters"
-        validation.warn_of_empty(found, self.n_clusters, why, stacklevel=2)
+        validation.warn_of_empty(found, self.n_clusters, why)
         return self
 
     def predict(self, X: Any) -> Any:

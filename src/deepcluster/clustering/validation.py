@@ -6,8 +6,10 @@ their own rows stay what they are; of these only names and number of columns are
 
 from __future__ import annotations
 
+import functools
 import warnings
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import sklearn.exceptions
@@ -20,6 +22,8 @@ from torch import Tensor
 from deepcluster.distributed import SINGLE
 from deepcluster.errors import DeepClusterError, DeepClusterWarning, counted
 from deepcluster.features.block_reader import Rows, in_kind
+
+Fit = TypeVar("Fit", bound=Callable[..., Any])
 
 
 class DegenerateClusters(DeepClusterWarning, sklearn.exceptions.ConvergenceWarning):
@@ -41,6 +45,22 @@ class Float32Transformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin):
         tags = super().__sklearn_tags__()
         tags.transformer_tags.preserves_dtype = ["float32"]
         return tags
+
+
+def all_or_nothing(fit: Fit) -> Fit:
+    """A method that fits an estimator: where it fails, the estimator is as it was before."""
+
+    @functools.wraps(fit)
+    def fitted(self: Any, *arguments: Any, **options: Any) -> Any:
+        before = dict(self.__dict__)
+        try:
+            return fit(self, *arguments, **options)
+        except BaseException:
+            self.__dict__.clear()
+            self.__dict__.update(before)
+            raise
+
+    return cast(Fit, fitted)
 
 
 def require_fitted(estimator: Any) -> None:
@@ -145,11 +165,11 @@ def absolute(centroids: Tensor, origin: Tensor | None, like: Any) -> Any:
     return in_kind(centroids if origin is None else centroids.double() + origin.to(centroids.device), like)
 
 
-def warn_of_empty(found: int, k: int, why: str, stacklevel: int = 3) -> None:
+def warn_of_empty(found: int, k: int, why: str) -> None:
     """Warns where only `found` of `k` clusters have a row; `why` says the cause and what to do."""
     if found < k:
         told = f"Number of distinct clusters ({found}) found smaller than n_clusters ({k}): {why}."
-        warnings.warn(told, DegenerateClusters, stacklevel=stacklevel + 1)
+        warnings.warn(told, DegenerateClusters, stacklevel=4)  # of whoever calls fit
 
 
 def require_rows(rows: int, clusters: int) -> None:

@@ -58,6 +58,7 @@ class Whitening(validation.Float32Transformer, BaseEstimator):
     device: torch.device | str | None = None
     group: ProcessGroup | None = None
 
+    @validation.all_or_nothing
     def fit(self, X: Any, y: None = None) -> Whitening:
         """Learn from X (N, D) alone, whatever was learned before.
 
@@ -67,6 +68,7 @@ class Whitening(validation.Float32Transformer, BaseEstimator):
         self.__dict__.pop("_center", None)
         return self.partial_fit(X)
 
+    @validation.all_or_nothing
     def partial_fit(self, X: Any, y: None = None) -> Whitening:
         """Learn from X (N, D) in addition to the rows before.
 
@@ -89,8 +91,12 @@ class Whitening(validation.Float32Transformer, BaseEstimator):
         else:  # added to the mean and scatter of the rows before (Chan, Golub and LeVeque 1979)
             mean, scatter = mean.to(self._center.device), scatter.to(self._center.device)
             shift, total = mean - self._center, self._count + shard.total
-            self._scatter += scatter + torch.outer(shift, shift) * (self._count * shard.total / total)
-            self._center += shift * (shard.total / total)
+            between = torch.outer(shift, shift) * (self._count * shard.total / total)
+            # not in place: what was learned before stays where this call fails
+            self._scatter, self._center = (
+                self._scatter + scatter + between,
+                self._center + shift * (shard.total / total),
+            )
             self._count = total
         self._solve(group)
         return self

@@ -110,6 +110,8 @@ def read_member(place: str, offset: int, length: int) -> bytes:
 
 #: Content begins at a multiple of so many bytes.
 BLOCK = 512
+#: Zeros that writers put behind the last member at most, to fill a record: 10 kB, or what `tar --blocking-factor` says.
+PADDING = 1 << 20
 
 
 def _scan_tar(stream: BinaryIO, wanted: Wanted) -> tuple[list[tuple[str, int, int]], str]:
@@ -133,8 +135,11 @@ def _scan_tar(stream: BinaryIO, wanted: Wanted) -> tuple[list[tuple[str, int, in
                 if any(stream.read(BLOCK)):  # tarfile takes a damaged header for the end
                     return found, f"has a damaged header at byte {archive.offset:,}"
                 start = _next_archive(stream)
+                zeros = stream.tell() - archive.offset
     except (tarfile.TarError, EOFError, ValueError) as error:
         return found, "is cut short" if found else f"cannot be read as an uncompressed tar file ({error})"
+    if zeros > PADDING:  # room that was taken for all of it before it came
+        return found, f"has {zeros:,} zeros behind its last member, as where a download did not end"
     if unread:
         return found, f"has {len(unread):,} links or sparse members that are not read, such as {printable(unread[0])}"
     return found, ""

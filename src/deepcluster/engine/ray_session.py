@@ -11,17 +11,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 from deepcluster.engine.signals import sigterm_interrupts
 from deepcluster.errors import DeepClusterError, first_line
+from deepcluster.io import scratch_folder
 
 QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
 """Ray reports nothing to its makers, and prints nothing of its own."""
 WAIT = 10.0
 """Seconds in which a cluster answers."""
-SHORT = 24
-"""Characters of a temporary folder's path up to which Ray can name its sockets in it."""
+SHORT = 8
+"""Characters of the system's temporary folder up to which Ray can name its sockets in one of ours there."""
 
 
 def load_ray() -> Any:
@@ -41,11 +43,10 @@ def ray_session(ray: Any, cores: int) -> Iterator[None]:
         DeepClusterError: it does not start, nobody answers, or the cluster has another deepcluster.
     """
     short = len(tempfile.gettempdir()) <= SHORT
-    with (
-        _silenced(),
-        tempfile.TemporaryDirectory(prefix="ray-", dir=None if short else "/tmp", ignore_cleanup_errors=True) as folder,
-    ):
-        _start(ray, folder, cores)
+    # what a killed one left there goes with the next
+    with _silenced(), scratch_folder(Path(tempfile.gettempdir() if short else "/tmp", "ray")) as folder:
+        folder.chmod(0o700)
+        _start(ray, str(folder), cores)
         worker: Any = import_module("ray._private.worker")
         worker._worker_logs_enabled = False  # what it prints to stdout of lost processes, whatever it was told
         try:
