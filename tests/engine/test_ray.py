@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import stat
 import subprocess
 import sys
 import threading
@@ -13,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,8 +23,10 @@ import torch
 
 from deepcluster.cli.main import main
 from deepcluster.clustering import KMeans
+from deepcluster.engine import ray_session
 from deepcluster.engine.ray_engine import ray_engine
 from deepcluster.errors import DeepClusterError, ProcessLost
+from deepcluster.io import beside
 from deepcluster.models.export import export_backbone
 from deepcluster.models.zoo import build_backbone
 from processes import free_port
@@ -78,6 +82,20 @@ def test_nobody_answers(
     monkeypatch.setenv("RAY_ADDRESS", address.replace("PORT", str(free_port())))
     words = ["cluster", str(table), "--k", "3", "--out", str(table.with_name("c.csv"))]
     assert "No Ray cluster answers at RAY_ADDRESS" in said(words, capsys)
+
+
+def test_what_a_killed_session_left_goes_with_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray's logs and sockets, in a folder that only its user may read."""
+    left = tmp_path / beside(tmp_path / "ray").name.replace(f"-{os.getpid()}-", f"-{2**22 + 1}-")  # no such process
+    (left / "session_latest").mkdir(parents=True)
+    monkeypatch.setattr(ray_session, "SHORT", 1000)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr(ray_session, "_start", lambda ray, folder, cores: None)
+    monkeypatch.setitem(sys.modules, "ray._private.worker", SimpleNamespace())
+    with ray_session.ray_session(SimpleNamespace(shutdown=lambda: None), 1):
+        (own,) = tmp_path.iterdir()
+        assert own != left and stat.S_IMODE(own.stat().st_mode) == 0o700
+    assert not list(tmp_path.iterdir())
 
 
 # --------------------------------------------------------------------------------------------------------- with Ray

@@ -78,7 +78,7 @@ def finish(child: int) -> tuple[int, float]:
     while not (ended := os.waitpid(child, os.WNOHANG))[0] and time.monotonic() < began + PATIENCE:
         time.sleep(0.005)
     took = time.monotonic() - began
-    until = time.monotonic() + 60
+    until = time.monotonic() + 150  # agents of Ray ask each minute whether it is there
     while (left := living(child)) and ended[0] and time.monotonic() < until:
         time.sleep(0.1)
     for process in left:
