@@ -162,6 +162,13 @@ def test_bounds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "BYTES", 100)
     with pytest.raises(BadImage, match="too large"):
         decode(bytes(101))
+    monkeypatch.undo()
+    wide = bytearray(saved(PHOTO, "JPEG"))
+    size = wide.index(b"\xff\xc0") + 5  # of the frame: height and width
+    wide[size : size + 4] = b"\xff\xf0" * 2
+    for short_side in (None, 8):  # which reads a JPEG at an eighth of its size, but all of it
+        with pytest.raises(BadImage, match="too large: 65,520 x 65,520 pixels"):
+            decode(bytes(wide), short_side)
 
 
 def test_many_pixels_are_no_warning(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,21 +18,24 @@ from restarts import images
 SMALL: dict[str, Any] = {"k": 4, "whiten": 8, "image_size": 8, "batch_size": 16, "quiet": True}
 
 
-def test_a_loss_that_is_no_number_is_not_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("minutes", "kept"), [(0.0, 6), (60.0, 4)])
+def test_a_loss_that_is_no_number_is_not_saved(
+    minutes: float, kept: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither after a step nor after an epoch, which both save."""
     real = loop.train_step
     monkeypatch.setattr(
         loop, "train_step", lambda c, f, b, step, s: real(c, f, b, step, s) * (math.nan if step.step >= 6 else 1)
     )
     with pytest.raises(DeepClusterError, match="no longer a number in epoch 2") as found:
-        # saves after each step, so within the epoch, too
-        dc.train("tiny-deepcluster", images(64), tmp_path / "run", epochs=3, save_minutes=0.0, **SMALL)
+        dc.train("tiny-deepcluster", images(64), tmp_path / "run", epochs=3, save_minutes=minutes, **SMALL)
     last = tmp_path / "run/checkpoints/last.ckpt"
-    assert checkpoint.load(last)["progress"]["step"] == 6
+    assert checkpoint.load(last)["progress"]["step"] == kept
+    before = last.with_name("previous.ckpt")
+    start = f" --from {before}" if before.exists() else ""
     command = str(found.value).split("`")[1]
-    assert (
-        command
-        == f"deepcluster train --resume {tmp_path}/run --from {last.with_name('previous.ckpt')} --optimizer.lr X"
-    )
+    assert command == f"deepcluster train --resume {tmp_path}/run{start} --optimizer.lr X"
+    assert bool(start) is (minutes == 0) and len(dc.load_run(tmp_path / "run").metrics) == 1
 
 
 def test_a_run_goes_on_from_an_earlier_checkpoint_with_another_rate(

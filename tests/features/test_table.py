@@ -240,6 +240,12 @@ def random_features(seed: int) -> Extractor:
     return lambda images: (images, rng.normal(size=(len(images), 3)).astype(np.float32))
 
 
+def _flip(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
 def test_finished_parts_are_not_written_again(tmp_path: Path) -> None:
     folder, about = tmp_path / "t", {"weights": "a", "tap": None, "image_size": 2, "source_fingerprint": "s"}
     with pytest.raises(Stop):
@@ -256,11 +262,14 @@ def test_finished_parts_are_not_written_again(tmp_path: Path) -> None:
     for name, rows in first.items():
         np.testing.assert_array_equal(np.load(folder / name), rows)
     before = table[:]
-    os.truncate(table.files[2], 300)  # a damaged part is made again, and it alone
-    write_parts(random_features(2), 1000, folder, about, parts=4)
-    after = open_parts(folder)[0][:]
-    changed = (before != after).any(1)
-    assert changed[512:768].all() and not changed[:512].any() and not changed[768:].any()
+    harms: list[Callable[[Path], None]] = [lambda file: os.truncate(file, 300), _flip]
+    for seed, harm in enumerate(harms, 2):  # a damaged part is made again, and it alone
+        harm(table.files[2])
+        write_parts(random_features(seed), 1000, folder, about, parts=4)
+        after = open_parts(folder)[0][:]
+        changed = (before != after).any(1)
+        assert changed[512:768].all() and not changed[:512].any() and not changed[768:].any()
+        before = after
     for name, value in {"weights": "b", "tap": "conv1", "image_size": 3, "source_fingerprint": "t"}.items():
         with pytest.raises(DeepClusterError, match=f"was begun with {name.replace('_', ' ')} .*--overwrite"):
             write_parts(random_features(3), 1000, folder, {**about, name: value}, parts=4)

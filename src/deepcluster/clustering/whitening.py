@@ -93,10 +93,8 @@ class Whitening(validation.Float32Transformer, BaseEstimator):
             shift, total = mean - self._center, self._count + shard.total
             between = torch.outer(shift, shift) * (self._count * shard.total / total)
             # not in place: what was learned before stays where this call fails
-            self._scatter, self._center = (
-                self._scatter + scatter + between,
-                self._center + shift * (shard.total / total),
-            )
+            self._scatter = self._scatter + scatter + between
+            self._center = self._center + shift * (shard.total / total)
             self._count = total
         self._solve(group)
         return self
