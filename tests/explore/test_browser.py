@@ -98,7 +98,7 @@ def test_clusters_are_listed_sorted_searched_and_opened(page: Any, site: Site, e
     page.fill("#search", "<i>gray")
     page.locator("#list-count").filter(has_text=" of ").wait_for()
     page.locator("#rows .row", has_not_text="<i>gray").first.wait_for(state="detached")
-    assert all("<i>gray" in text for text in page.locator("#rows .sub").all_inner_texts())
+    assert all("<i>gray" in text for text in page.locator("#rows .what").all_inner_texts())
     page.press("#search", "Enter")
     heading(page, "<i>gray")
     assert "<i>gray" in page.locator("main .facts").inner_text() and page.locator("main i").count() == 0

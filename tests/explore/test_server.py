@@ -159,6 +159,12 @@ def test_images_by_index_with_a_tag(site: Site, explorer: Explorer) -> None:
     assert site.get(f"/api/images/{broken}/neighbors") == {"total": 0, "images": []}
 
 
+def test_a_run_that_is_not_finished_is_said_to_be_none(site: Site, explorer: Explorer) -> None:
+    assert b"has finished" not in site.ask("GET", "/")[2] and b"3 epochs" in site.ask("GET", "/")[2]
+    explorer.run.config["settings"]["epochs"] = 10
+    assert b"This run has finished 3 of 10 epochs" in site.ask("GET", "/")[2]
+
+
 def test_what_the_page_asks_for(site: Site, explorer: Explorer) -> None:
     rows = site.get("/api/clusters?limit=500")["rows"]
     assert sum(row["size"] for row in rows) == len(explorer.groups)

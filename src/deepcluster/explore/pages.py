@@ -7,7 +7,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 from starlette.concurrency import run_in_threadpool
@@ -23,9 +23,6 @@ from deepcluster.explore.explorer import EXPORTS, Explorer
 from deepcluster.explore.jobs import Pending
 from deepcluster.explore.journal import ChangedMeanwhile
 from deepcluster.reading import parse_json
-
-if TYPE_CHECKING:
-    from deepcluster.engine.run import Run
 
 PAGE = 500
 """Images or clusters of one answer at most."""
@@ -107,9 +104,13 @@ class Pages:
 
         environment = Environment(loader=FileSystemLoader(STATIC), autoescape=True, undefined=StrictUndefined)
         run = self.explorer.run
+        done, epochs = (len(run.metrics), run.config["settings"]["epochs"]) if run.params.trains else (0, 0)
+        about = counted(run.config["images"], "image")
+        if epochs:
+            about += f" · {f'{done} of ' * (done < epochs)}{counted(epochs, 'epoch')}"
         text = environment.get_template("explore.html").render(
-            mark=self.explorer.mark, title=run.folder.name or str(run.folder), about=about_run(run),
-            trained=run.params.trains, folder=str(self.explorer.folder),
+            mark=self.explorer.mark, title=run.folder.name or str(run.folder), about=about, done=done, epochs=epochs,
+            folder=str(self.explorer.folder),
         )  # fmt: skip
         return Response(printable(text), media_type="text/html")
 
@@ -249,14 +250,6 @@ class Pages:
         if index >= len(self.explorer.groups):
             raise DeepClusterError(f"There is no image {index}: indices are 0 to {len(self.explorer.groups) - 1}.")
         return index
-
-
-def about_run(run: Run) -> str:
-    """What was done, in a few words."""
-    if not run.params.trains:
-        return counted(run.config["images"], "image")
-    done, epochs = len(run.metrics), run.config["settings"]["epochs"]
-    return f"{run.config['preset']} · {f'{done} of ' * (done < epochs)}{counted(epochs, 'epoch')}"
 
 
 def _respond(handler: Callable[[Any], Answer], argument: Any) -> Response:

@@ -69,7 +69,7 @@ export class ClusterView extends View {
     const facts = [
       [row.size.toLocaleString("en"), row.size === 1 ? "image" : "images"],
       ...(row.clear ? [[row.clear, ""]] : []),
-      ...row.classes.slice(0, 4).map((one) => [percent(one.share), one.label]),
+      ...row.classes.slice(0, 3).map((one) => [percent(one.share), one.label]),
       ...(row.hidden ? [["hidden", ""]] : []),
     ];
     this.head.replaceChildren(
