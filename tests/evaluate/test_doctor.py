@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import math
 import re
@@ -716,6 +717,9 @@ def test_worst_finding_comes_first(facts: RunDiagnostics) -> None:
     assert Diagnosis("run", [], "", None, []).first == "Nothing has to be changed."
     notes = [dataclasses.replace(finding, severity="note") for finding in found]
     assert Diagnosis("run", notes, "", None, []).first == f"Nothing is wrong. {found[0].change}"
+    console = Console(width=200, record=True, file=io.StringIO())
+    console.print(Diagnosis("run", notes[:1] * 2, "", None, []).table())
+    assert "run: nothing wrong, 2 notes" in console.export_text()
 
 
 def test_table_and_json_agree(healthy: Path, tmp_path: Path) -> None:

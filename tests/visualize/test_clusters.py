@@ -23,6 +23,7 @@ from deepcluster.visualize.clusters import (
     draw_clusters,
     largest,
     main_classes,
+    named_by,
 )
 from deepcluster.visualize.images import grid, thumbnail
 
@@ -142,6 +143,10 @@ def test_a_sheet_of_images_that_are_gone_is_drawn(run: Run, squares: Path, tmp_p
     with pytest.raises(DeepClusterError, match="no longer holds the images"):
         draw_clusters(rewritten(run, data=str(squares), source_fingerprint="another"))
     assert load_run(run.folder, device="cpu").clustered
+
+
+def test_a_number_is_no_name() -> None:
+    assert [named_by(label) for label in ("7", "cat", "n01440764")] == ["class 7", "cat", "n01440764"]
 
 
 def test_a_cluster_is_clear_where_the_next_center_is_far() -> None:

@@ -64,7 +64,7 @@ def read_config(folder: Path) -> dict[str, Any]:
                 " puts it back in its place."
             )
         what = "is not a run folder (it has no run.json)" if folder.is_dir() else "does not exist"
-        raise DeepClusterError(f"{folder} {what}: give the folder that `deepcluster train ... --out` wrote.")
+        raise DeepClusterError(f"{folder} {what}: give the folder that `deepcluster cluster` or `train` wrote.")
     advice = "restore it or train again."
     found = read_json(file, advice=advice)
     with judged(file, advice):

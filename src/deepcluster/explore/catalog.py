@@ -19,7 +19,7 @@ from deepcluster.explore.table import Table, count
 from deepcluster.explore.vectors import BLOCK, Vectors
 from deepcluster.features.knn import nearest_rows
 from deepcluster.visualize.clustered_images import class_name
-from deepcluster.visualize.clusters import NAMING, clarity, clearness
+from deepcluster.visualize.clusters import NAMING, clarity, clearness, named_by
 
 T = TypeVar("T")
 SORTS = ("clear", "size", "distance", "purity", "name", "number", "label")
@@ -145,7 +145,7 @@ class Catalog:
         if group not in self.groups.names and group >= 0:
             table, row = self.table(), self._row(group)
             if table.purity[row] >= NAMING:
-                return self.class_name(int(table.label[row])) or ""
+                return named_by(self.class_name(int(table.label[row])) or "")
         return self.groups.name(group)
 
     def clear(self) -> np.ndarray:

@@ -155,6 +155,11 @@ def clarity(sizes: np.ndarray, distance: np.ndarray, centers: np.ndarray) -> np.
     return np.where(np.isfinite(distance) & np.isfinite(apart), found, np.nan).astype(np.float32)
 
 
+def named_by(label: str) -> str:
+    """What a cluster is called by its class; a number alone would be taken for the cluster's own."""
+    return f"class {label}" if label.isdigit() else label
+
+
 def clearness(clarity: float) -> str:
     """A `clarity` in a word; none where it is not known."""
     return (

@@ -59,12 +59,12 @@ def confusion_figure(assignment: np.ndarray, labels: np.ndarray, names: Sequence
     table = by_main_class(table[:, table.any(0)])
     page = style.figure(11, max(3.2, 1.7 + 0.26 * len(shown)))
     left, right = page.subplots(1, 2, width_ratios=(1.25, 1))
-    classes = [verbatim(names[number], 40) for number in shown]
+    classes = [verbatim(names[number], 24) for number in shown]
     _heat(left, table / table.sum(0), classes, "What each cluster consists of")
     left.set_xlabel(f"{counted(table.shape[1], 'cluster')}, by their main class", color=style.QUIET, fontsize=9)
     left.set_xticks([])
     shares = confusion_shares(table)
-    _heat(right, shares, classes, "In whose clusters each class lies (%)")
+    _heat(right, shares, classes, "Where each class lies (%)")
     right.set_xticks(range(len(classes)), classes, rotation=45, ha="right", rotation_mode="anchor")
     if len(classes) > 20:  # slanted names would lie on each other
         right.tick_params(axis="x", labelrotation=90, labelsize=6.5)

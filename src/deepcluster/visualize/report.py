@@ -34,7 +34,7 @@ from deepcluster.visualize.clustered_images import (
     reader,
     training_clusters,
 )
-from deepcluster.visualize.clusters import NAMING, clarity, clearness, contact, largest, main_classes
+from deepcluster.visualize.clusters import NAMING, clarity, clearness, contact, largest, main_classes, named_by
 from deepcluster.visualize.images import encoded, thumbnail
 
 ROWS_SHOWN = 500
@@ -64,7 +64,7 @@ def environment() -> Environment:
         lstrip_blocks=True,
     )  # fmt: skip
     words = (counted, report_text.number, duration, sizes.effective, math.log, np.median)
-    found.globals |= {word.__name__: word for word in words} | {"naming": NAMING}
+    found.globals |= {word.__name__: word for word in words} | {"naming": NAMING, "named_by": named_by}
     return found
 
 

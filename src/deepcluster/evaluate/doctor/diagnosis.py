@@ -95,7 +95,11 @@ class Diagnosis:
     def _summary(self) -> str:
         """One line about all findings."""
         count = {name: sum(finding.severity == name for finding in self.findings) for name in COLORS}
-        parts = [f"{count[name]} {name}" for name in COLORS if count[name] and name != "ok"]
+        parts = [
+            f"{count[name]} {name}{'s' * (count[name] > 1 and name != 'bad')}"
+            for name in COLORS
+            if count[name] and name != "ok"
+        ]
         if parts and not count["bad"] and not count["warning"]:
             parts.insert(0, "nothing wrong")
         return f"{self.run}: {', '.join(parts)}" if parts else f"{self.run} looks healthy."

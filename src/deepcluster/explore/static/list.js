@@ -122,7 +122,7 @@ export class ClusterList {
   }
 
   row(row, position, top) {
-    const kind = [row.name !== `cluster ${row.id}` && `cluster ${row.id}`, row.label && (row.name === row.label ? `${percent(row.purity)} of it` : `${percent(row.purity)} ${row.label}`)].filter(Boolean).join(" · ");
+    const kind = [row.name !== `cluster ${row.id}` && `cluster ${row.id}`, row.label && (row.name.endsWith(row.label) ? `${percent(row.purity)} of it` : `${percent(row.purity)} ${row.label}`)].filter(Boolean).join(" · ");
     const mark = this.marked.has(row.id);
     const node = el(
       "div",
