@@ -38,7 +38,7 @@ class Machine:
         view: seconds for each view. decode: seconds for each image that is not cached.
         disk: bytes a second written.
         link, network: bytes a second between processes of one machine, and between machines.
-        latency: seconds for each message and each doubling of the processes.
+        latency: seconds for a message from one process to another.
         resident: bytes of a process that holds nothing.
     """
 
@@ -176,7 +176,8 @@ def estimate(job: Job, *, measure: bool = False, data: Any = None, network: floa
     wire = machine.link if processes <= job.per_machine else min(machine.link, machine.network)
 
     def waiting(sent: float, messages: float) -> float:
-        return sent / wire + messages * machine.latency * math.ceil(math.log2(processes))
+        # halves of a sum are exchanged in rounds between processes 1, 2, 4, … apart, and back again
+        return sent / wire + messages * machine.latency * 2 * math.ceil(math.log2(processes))
 
     ring = 2 * (processes - 1) / processes  # what each sends for a sum over all
     sent = ring * value["shared"] + dry.bytes_per_step
