@@ -220,6 +220,7 @@ def main() -> None:
         timed("map by main axes, computed", lambda: client.get("/api/map/axes"))
         timed("map by t-SNE of 2,500 landmarks, computed", lambda: client.get("/api/map/neighborhoods"))
         timed("near-duplicates, computed", lambda: client.get("/api/duplicates?similarity=0.99&limit=20"))
+        timed("suggestions, after these", lambda: client.get("/api/suggestions"))
         told[0].should_exit = True
         thread.join(10)
 
