@@ -38,7 +38,7 @@ Clusterer = Callable[[np.ndarray, int, int], np.ndarray]
 
 def spectral(z: np.ndarray, k: int, seed: int) -> np.ndarray:
     """What heads start from, with the best of ten k-means."""
-    near, _ = nearest_rows(z, min(10, max(5, len(z) // (2 * k))), metric="cosine")
+    near, _ = nearest_rows(z, min(10, max(5, len(z) // (4 * k))), metric="cosine")
     return np.asarray(Reference(k, n_init=10, random_state=seed).fit_predict(spectral_embedding(near, k, seed)))
 
 

@@ -91,11 +91,27 @@ def test_the_spectral_embedding_spans_the_leading_eigenvectors(n: int) -> None:
             dense[j, i] += 0.5
     np.testing.assert_array_equal(neighbor_graph(near).toarray(), dense)
     degree = dense.sum(1)
-    leading = np.linalg.eigh(dense / np.sqrt(degree[:, None] * degree[None, :]))[1][:, -3:]
+    scaled = dense / np.sqrt(degree[:, None] * degree[None, :])
+    leading = np.linalg.eigh(scaled)[1][:, -3:]
+    leading = np.linalg.matrix_power(scaled, 6) @ leading  # where walks of six steps end
     leading /= np.linalg.norm(leading, axis=1, keepdims=True)
     found = spectral_embedding(near, 3, seed=0)
     # eigenvectors have no sign, and those of equal values no order: what is their own is who lies how far from whom
     np.testing.assert_allclose(found @ found.T, leading @ leading.T, atol=1e-4)
+
+
+def test_rows_that_are_all_neighbors_are_still_told_apart() -> None:
+    """Walks of six steps end anywhere; a direction counts for no less than (1/2)^6 of the first."""
+    near = np.array([[j for j in range(8) if j != i] for i in range(8)])
+    found = spectral_embedding(near, 8, seed=0)
+    rows = np.full((8, 8), 1 / 8) + (np.eye(8) - 1 / 8) / 2**6  # the first direction, and the others by their least
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    np.testing.assert_allclose(found @ found.T, rows @ rows.T, atol=1e-6)
+
+
+@pytest.mark.parametrize(("n", "k", "expected"), [(300, 3, 10), (1398, 73, 5), (240, 10, 6), (4, 2, 3)])
+def test_rows_have_a_quarter_of_an_average_cluster_as_neighbors(n: int, k: int, expected: int) -> None:
+    assert TEMI(k)._neighbors(n) == expected
 
 
 @pytest.mark.parametrize("init", ["spectral", "k-means"])

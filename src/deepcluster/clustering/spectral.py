@@ -1,8 +1,10 @@
 """Normalized spectral embedding of a nearest-neighbor graph: rows of one group come to lie in one direction.
 
 As in Ng, Jordan and Weiss 2001: with A the graph and D its degrees, the K leading eigenvectors of
-D^-1/2 A D^-1/2 side by side, each row scaled to unit length. Only the graph differs: instead of a Gaussian of all
-distances, an edge from each row to each of its nearest rows by cosine, A = (G + G^T) / 2.
+D^-1/2 A D^-1/2 side by side, each row scaled to unit length. Two things differ. Instead of a Gaussian of all distances
+there is an edge from each row to each of its nearest rows by cosine, A = (G + G^T) / 2. And each eigenvector counts by
+its eigenvalue to the power 6, as where random walks of 6 steps end (diffusion maps, Coifman and Lafon 2006): the last of
+K directions are mostly noise where groups are of unlike size.
 """
 
 from __future__ import annotations
@@ -13,6 +15,8 @@ from scipy.sparse.linalg import eigsh
 
 from deepcluster.random import seed_of
 
+STEPS = 6  # of the random walks
+LEAST = 0.5  # for which smaller eigenvalues are taken, so that rows in a dense part are still told apart
 DENSE_ROWS = 512  # up to which all eigenvectors are as quick as a few of them
 
 
@@ -37,10 +41,11 @@ def spectral_embedding(near: np.ndarray, dimensions: int, seed: int) -> np.ndarr
     scale = 1 / np.sqrt(graph.sum(1))
     normalized = graph * scale[:, None] * scale[None, :]
     if n <= DENSE_ROWS or count > n // 4:
-        vectors = np.linalg.eigh(normalized.toarray())[1][:, -count:]
+        values, vectors = (found[..., -count:] for found in np.linalg.eigh(normalized.toarray()))
     else:
         start = np.random.default_rng(seed_of(seed)).standard_normal(n)
-        vectors = eigsh(normalized.tocsr(), k=count, which="LA", v0=start)[1]
+        values, vectors = eigsh(normalized.tocsr(), k=count, which="LA", v0=start)
+    vectors = vectors * np.maximum(values, LEAST) ** STEPS
     length = np.linalg.norm(vectors, axis=1, keepdims=True)
     rows: np.ndarray = (vectors / np.where(length > 0, length, 1)).astype(np.float32)
     return rows

@@ -54,8 +54,8 @@ class TEMI(ClusterMixin, BaseEstimator):
         init: where heads start: "spectral" (k-means in the spectral embedding of the nearest-neighbor graph; its memory
             grows with K), "k-means", or "random" (as in the paper).
         n_heads: heads that learn side by side.
-        n_neighbors: rows among which each row finds its partner; None = half of the rows of an average cluster,
-            between 5 and 10.
+        n_neighbors: rows among which each row finds its partner; None = a quarter of the rows of an average cluster,
+            between 5 and 10: classes that are smaller than the average have neighbors, too.
         temperature: of the softmax over cosines.
         beta: 1 = clear-cut clusters of a common size; less = softer ones.
         momentum: of the teacher, and of the average of its output.
@@ -146,7 +146,7 @@ class TEMI(ClusterMixin, BaseEstimator):
     def _neighbors(self, n: int) -> int:
         if self.n_neighbors is not None:
             return self.n_neighbors
-        return min(max(5, min(10, n // (2 * self.n_clusters))), max(1, n - 1))
+        return min(max(5, min(10, n // (4 * self.n_clusters))), max(1, n - 1))
 
     def _starts(self, rows: Rows, near: Tensor, seed: int) -> Tensor:
         """(H, K, D) weights of unit length: means of groups of the unit rows, of a sample where there are many."""
