@@ -3,8 +3,8 @@
 As in Ng, Jordan and Weiss 2001: with A the graph and D its degrees, the K leading eigenvectors of
 D^-1/2 A D^-1/2 side by side, each row scaled to unit length. Two things differ. Instead of a Gaussian of all distances
 there is an edge from each row to each of its nearest rows by cosine, A = (G + G^T) / 2. And each eigenvector counts by
-its eigenvalue to the power 6, as where random walks of 6 steps end (diffusion maps, Coifman and Lafon 2006): the last of
-K directions are mostly noise where groups are of unlike size.
+its eigenvalue to the power 6, as where random walks of 6 steps end (diffusion maps, Coifman and Lafon 2006): the last
+of K directions are mostly noise where groups are of unlike size.
 """
 
 from __future__ import annotations
