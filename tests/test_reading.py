@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from deepcluster import reading
 from deepcluster.errors import DeepClusterError
 from deepcluster.reading import parse_json, read_csv, read_json, read_npy, read_npz, read_text
 
@@ -45,6 +46,7 @@ DAMAGED_NPY = {
     "words": b"these are words, and no array",
     "version": b"\x93NUMPY\x09\x00" + _npy(GOOD)[8:],
     "header cut": _npy(GOOD)[:40],
+    "long header": b"\x93NUMPY\x02\x00" + b"\xff" * 4 + bytes(48),
     "numbers cut": _npy(GOOD)[:-1],
     "numbers more": _npy(GOOD) + b"\0",
     "unfinished bracket": _npy(GOOD.replace("3), }", "3, ")),
@@ -64,8 +66,9 @@ DAMAGED_NPY = {
 
 
 @pytest.mark.parametrize("content", DAMAGED_NPY.values(), ids=DAMAGED_NPY)
-def test_a_damaged_npy_is_one_sentence(content: bytes, tmp_path: Path) -> None:
-    refused(tmp_path / "a.npy", content, lambda file: read_npy(file, advice="write it again."))
+@pytest.mark.parametrize("mapped", [None, "r"])
+def test_a_damaged_npy_is_one_sentence(content: bytes, mapped: Any, tmp_path: Path) -> None:
+    refused(tmp_path / "a.npy", content, lambda file: read_npy(file, advice="write it again.", mapped=mapped))
     refused(tmp_path / "a.npz", content, lambda file: read_npz(file, advice="write it again."))
 
 
@@ -105,6 +108,19 @@ def test_only_regular_files_of_bounded_size_are_read(tmp_path: Path) -> None:
         for read in (read_json, read_text, read_csv, read_npy, read_npz):
             with pytest.raises(DeepClusterError, match="write it again"):
                 read(file, advice="write it again.")
+
+
+def test_what_asks_for_more_than_a_bound_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.npy").write_bytes(DAMAGED_NPY["long header"])
+    with pytest.raises(DeepClusterError, match="its header is too long"):  # NumPy would read it first
+        read_npy(tmp_path / "a.npy", advice="")
+    np.savez_compressed(tmp_path / "a.npz", x=np.zeros(1000))
+    monkeypatch.setattr(reading, "MOST_ARCHIVE", 8000)
+    with pytest.raises(DeepClusterError, match="its arrays have more than 8,000 bytes"):
+        read_npz(tmp_path / "a.npz", advice="")
+    for text in ("[" * 100_000, '{"a":' * 100_000):
+        with pytest.raises(ValueError, match="nested too deeply"):
+            parse_json(text)
 
 
 def test_json_that_fits_is_read(tmp_path: Path) -> None:

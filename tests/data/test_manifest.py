@@ -29,6 +29,7 @@ from deepcluster.data.source import ImageSource
 from deepcluster.data.storage import cache_folder
 from deepcluster.data.transforms import CenterCrop
 from deepcluster.errors import BadImage, DeepClusterError
+from deepcluster.io import write_array
 
 
 @pytest.fixture
@@ -207,6 +208,10 @@ def damaged(out: Path, what: str) -> None:
         np.save(table, np.load(table)[:3])
     elif what == "wrong table":
         np.save(table, np.zeros(6))
+    elif what == "another table":  # of as many rows, and whole
+        rows = np.load(table)
+        rows["offset"][0] += 1
+        write_array(table, rows)
     elif what == "labels gone":
         out.with_name(content["labels"]).unlink()
     elif what == "no JSON":
@@ -231,6 +236,7 @@ def damaged(out: Path, what: str) -> None:
         ("table cut", "cannot be read"),
         ("short table", "needs 6 rows"),
         ("wrong table", "does not fit"),
+        ("another table", "does not fit .* the tables that were written with it"),
         ("labels gone", "labels.npy.*is missing"),
         ("no JSON", "cannot be read .*write a manifest"),
         ("other JSON", "is no manifest of shards"),

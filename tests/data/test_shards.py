@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from deepcluster.data import archive as archives
 from deepcluster.data import shards, storage
 from deepcluster.data.archive import read_member, scan
 from deepcluster.data.cache import StreamedPixels, load_pixels
@@ -127,6 +128,17 @@ def test_bad_zip_members_are_bad_images_and_others_are_read(tmp_path: Path) -> N
         with pytest.raises(BadImage, match=reason):
             source.read(k)
     assert source.raw(2) == png(2)
+
+
+def test_a_member_that_unpacks_to_too_much_is_not_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a.png", bytes(5000))
+    found = scan(str(tmp_path / "a.zip"))
+    place = str(tmp_path / "a.zip"), int(found.offsets[0]), int(found.lengths[0])
+    assert read_member(*place) == bytes(5000)
+    monkeypatch.setattr(archives, "LARGEST", 4999)
+    with pytest.raises(BadImage, match="too large"):
+        read_member(*place)
 
 
 def test_an_offset_beyond_four_gigabytes_takes_twelve_bytes(tmp_path: Path) -> None:

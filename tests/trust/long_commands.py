@@ -228,5 +228,5 @@ def _tables(made: Path, data: str, run: str, table: str, network: list[str]) -> 
         Long("curate a table", ["curate", table, "--size", "50", "--out", "a.csv", *curated]),
         Long("curate a table by ray", ["curate", table, "--size", "50", "--out", "a.csv", *curated, *ray]),
         Long("curate images", ["curate", data, "--size", "50", "--out", "a.txt", *curated, *network]),
-        Long("curate shards", ["curate", f"{made}/*.tar", "--size", "300", "--out", "a.json", *curated, *network]),
+        Long("curate shards", ["curate", f"{made}/*.tar", "--size", "80", "--out", "a.json", *curated, *network]),
     ]
