@@ -1,4 +1,4 @@
-"""Small whole files of every kind that is read: pictures here, and in `files` all else."""
+"""Small whole files of every kind that is read, but for pictures."""
 
 from __future__ import annotations
 
@@ -15,12 +15,11 @@ from typing import Any
 import numpy as np
 import pyarrow
 import torch
-from mutate import Kind, with_png_checksums
-from PIL import Image
+from mutate import Kind
+from pictures import picture, saved
 from pyarrow import parquet
 
 from deepcluster.config import from_dict, override
-from deepcluster.data.decode import decode
 from deepcluster.data.indexing import index_shards, named
 from deepcluster.data.open import open_images
 from deepcluster.data.source import ImageSource
@@ -50,79 +49,6 @@ from deepcluster.reading import read_npz
 from deepcluster.resume import ResumeFile
 from deepcluster.seal import json_seal, put_seal
 from deepcluster.visualize.report import write_report
-
-
-def picture(mode: str = "RGB", side: tuple[int, int] = (40, 28)) -> Image.Image:
-    """Shapes, a ramp and noise."""
-    width, height = side
-    y, x = np.mgrid[:height, :width]
-    noise = np.random.default_rng(0).integers(0, 40, (height, width, 3))
-    rgb = np.stack([x * 5, y * 7, (x // 8 + y // 8) % 2 * 180], 2) + noise
-    return Image.fromarray(rgb.astype(np.uint8)).convert(mode)
-
-
-def _saved(image: Image.Image, kind: str, **options: Any) -> bytes:
-    stream = io.BytesIO()
-    image.save(stream, kind, **options)
-    return stream.getvalue()
-
-
-def _deep(dtype: str) -> Image.Image:
-    ramp = np.arange(40 * 28).reshape(28, 40) * 50.0
-    return Image.fromarray(ramp.astype(dtype))
-
-
-def _encoded() -> Iterator[tuple[str, bytes]]:
-    rgb, exif = picture(), Image.Exif()
-    exif[0x0112] = 6
-    yield "baseline.jpg", _saved(rgb, "JPEG", exif=exif)
-    yield "progressive.jpg", _saved(rgb, "JPEG", progressive=True, quality=90)
-    yield "restarts.jpg", _saved(rgb, "JPEG", restart_marker_blocks=2)
-    yield "cmyk.jpg", _saved(picture("CMYK"), "JPEG")
-    yield "two.mpo", _saved(rgb, "MPO", save_all=True, append_images=[rgb])
-    yield "rgb.png", _saved(rgb, "PNG")
-    yield "alpha.png", _saved(picture("RGBA"), "PNG")
-    yield "palette.png", _saved(picture("P"), "PNG", transparency=3)
-    yield "grey16.png", _saved(_deep("uint16"), "PNG")
-    yield "bits.png", _saved(picture("1"), "PNG")
-    yield "still.gif", _saved(picture("P"), "GIF")
-    yield "moving.gif", _saved(picture("P"), "GIF", save_all=True, append_images=[picture("P").rotate(90)])
-    yield "rgb.bmp", _saved(rgb, "BMP")
-    yield "palette.bmp", _saved(picture("P"), "BMP")
-    yield "lossy.webp", _saved(rgb, "WEBP")
-    yield "lossless.webp", _saved(picture("RGBA"), "WEBP", lossless=True)
-    for packed in ("raw", "tiff_lzw", "tiff_deflate", "packbits", "jpeg"):
-        yield f"{packed}.tif", _saved(rgb, "TIFF", compression=packed)
-    yield "fax.tif", _saved(picture("1"), "TIFF", compression="group4")
-    yield "deep.tif", _saved(_deep("uint16"), "TIFF", compression="tiff_lzw")
-    yield "float.tif", _saved(_deep("float32"), "TIFF")
-    yield "pages.tif", _saved(rgb, "TIFF", save_all=True, append_images=[rgb], big_tiff=True)
-    yield "a.jp2", _saved(rgb, "JPEG2000")
-    yield "a.avif", _saved(rgb, "AVIF")
-    yield "a.ppm", _saved(rgb, "PPM")
-    yield "a.tga", _saved(rgb, "TGA", compression="tga_rle")
-    yield "a.ico", _saved(rgb, "ICO", sizes=[(16, 16), (32, 32)])
-    yield "a.pcx", _saved(rgb, "PCX")
-    yield "a.sgi", _saved(rgb, "SGI")
-    yield "a.dds", _saved(rgb, "DDS")
-    try:
-        import pillow_heif
-    except ImportError:
-        return
-    pillow_heif.register_heif_opener()
-    yield "a.heic", _saved(rgb, "HEIF")
-
-
-def pictures() -> list[Kind]:
-    """Every format in several forms."""
-
-    def small(place: Path) -> Any:
-        return decode(place, 14 if place.stat().st_size % 2 else None)
-
-    return [
-        Kind(name, whole, small, mend=with_png_checksums if name.endswith(".png") else None)
-        for name, whole in _encoded()
-    ]
 
 
 def resealed(data: bytes) -> bytes:
@@ -174,7 +100,7 @@ def _features(index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _photos() -> dict[str, bytes]:
-    return {f"photos/{name}/{k}.png": _saved(picture("RGB", (16 + k, 16)), "PNG") for name in "ab" for k in range(3)}
+    return {f"photos/{name}/{k}.png": saved(picture("RGB", (16 + k, 16)), "PNG") for name in "ab" for k in range(3)}
 
 
 def files(folder: Path) -> list[Kind]:

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import samples
 from mutate import MEMORY, Kind, read_all
+from pictures import pictures
 
 from deepcluster.data import storage
 from deepcluster.data.archive import scan
@@ -40,7 +41,7 @@ def bear(kinds: list[Kind], count: int, folder: Path, name: str, seed: int = 0) 
 
 @pytest.mark.parametrize("count", [250, pytest.param(10_000, marks=FULL)])
 def test_damaged_images(count: int, tmp_path: Path) -> None:
-    bear(samples.pictures(), count, tmp_path, "images")
+    bear(pictures(), count, tmp_path, "images")
 
 
 @pytest.mark.parametrize("count", [0, pytest.param(55, marks=FULL)])
