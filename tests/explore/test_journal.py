@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from deepcluster.errors import DeepClusterError
 from deepcluster.explore.groups import Groups, Patch, describe
-from deepcluster.explore.journal import Journal
+from deepcluster.explore.journal import Journal, exclusive
 
 FOUND = np.array([0, 0, 0, 1, 1, 2, 2, 2, 3, -1, 4, 4])
 
@@ -319,3 +319,11 @@ def test_edits_in_words() -> None:
     assert describe({"op": "hide", "clusters": [1, 2], "hidden": False}) == "show 2 clusters"
     assert describe({"op": "move", "images": [3], "to": None}) == "move 1 image"
     assert describe({"op": "select", "images": "selection", "on": False}) == "deselect the selection"
+
+
+def test_a_second_explorer_of_a_run_is_refused(tmp_path: Path) -> None:
+    told = f"another explorer .process {os.getpid()} on"
+    with exclusive(tmp_path), pytest.raises(DeepClusterError, match=told), exclusive(tmp_path):
+        pass
+    with exclusive(tmp_path):  # the first has ended
+        pass
