@@ -102,13 +102,7 @@ def _whitening(features: np.ndarray, dim: int) -> tuple[Tensor, Tensor]:
     where there are fewer."""
     mean = features.mean(0)
     width = min(dim, *features.shape)
-    if len(features) <= 2 * dim:  # by the products of few rows: exact, and faster
-        rows = (features - mean).astype(np.float64)
-        squares, left = np.linalg.eigh(rows @ rows.T)
-        squares, left = squares[::-1][:width].clip(np.finfo(np.float32).tiny), left[:, ::-1][:, :width]
-        singular, directions = np.sqrt(squares), left.T @ rows / np.sqrt(squares)[:, None]
-    else:
-        _, singular, directions = randomized_svd(features - mean, width, n_iter=4, random_state=0)
+    _, singular, directions = randomized_svd(features - mean, width, n_iter=4, random_state=0)
     variances = singular.astype(np.float64) ** 2 / len(features)
     alive = variances > max(FLOOR * variances[0], np.finfo(np.float32).tiny)
     scales = np.where(alive, np.where(alive, variances, 1) ** -POWER, 0)
