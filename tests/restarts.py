@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -37,10 +36,7 @@ def fit(out: Path, run: TrainRun, data: object = None, **more: object) -> dict[s
     return state(out)
 
 
-KEPT = tempfile.TemporaryDirectory(prefix="finished-")
 NOISE = np.random.default_rng(0).integers(0, 255, (64, 12, 12, 3)).astype(np.uint8)
-
-
 FINISHED: dict[str, Path] = {}
 
 
@@ -49,7 +45,8 @@ def finished(run: TrainRun, noise: bool = False) -> Path:
     changed."""
     key = repr((run, noise))
     if key not in FINISHED:
-        out = Path(KEPT.name) / str(len(FINISHED))
+        # beside the tests' own cache, which pytest takes away
+        out = Path(os.environ["DEEPCLUSTER_CACHE"]).with_name("finished") / str(len(FINISHED))
         train.train(run, NOISE if noise else images(), out, screen=Screen(quiet=True))
         FINISHED[key] = out
     return FINISHED[key]

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from deepcluster.visualize.clustered_images import mean_distances
 from deepcluster.visualize.clusters import main_classes
 
 
@@ -30,11 +31,10 @@ class Table:
 
 def count(group: np.ndarray, own: np.ndarray, labels: np.ndarray | None) -> Table:
     """The table of (N,) groups, -1 = none, with (N,) distances to their centers, NaN = unknown, and (N,) labels."""
-    place, known = group + 1, np.isfinite(own)  # -1 gets a place
+    place = group + 1  # -1 gets a place
     counts = np.bincount(place)
     number = np.flatnonzero(counts)
-    with np.errstate(invalid="ignore"):
-        distance = np.bincount(place, np.where(known, own, 0)) / np.bincount(place, known)
+    distance = mean_distances(place, own, len(counts))
     classes = np.full(len(group), -1) if labels is None else labels
     main = (column[number - 1] for column in main_classes(group, classes, len(counts)))
-    return Table(number - 1, counts[number], distance[number].astype(np.float32), *main)
+    return Table(number - 1, counts[number], distance[number], *main)

@@ -19,6 +19,19 @@ from deepcluster.errors import BadImage, DeepClusterError
 SILENT = Screen(quiet=True)
 
 
+def mean_distances(cluster: np.ndarray, distance: np.ndarray, k: int) -> np.ndarray:
+    """(K,) float32 mean distance to the center of each cluster, of the images of which it is known; NaN = of none.
+
+    Args:
+        cluster: (N,) int64, -1 = none.
+        distance: (N,) to the own center, NaN = unknown.
+    """
+    known = (cluster >= 0) & np.isfinite(distance)
+    total = np.bincount(cluster[known], distance[known], k)
+    with np.errstate(invalid="ignore"):
+        return np.asarray(total / np.bincount(cluster[known], minlength=k), np.float32)
+
+
 @dataclass(frozen=True)
 class ClusteredImages:
     """N images in K clusters.
@@ -42,11 +55,8 @@ class ClusteredImages:
 
     @property
     def mean_distance(self) -> np.ndarray:
-        """(K,) mean distance to the center, of the images of which it is known; NaN = of none."""
-        known = (self.cluster >= 0) & np.isfinite(self.distance)
-        total = np.bincount(self.cluster[known], self.distance[known], self.k)
-        with np.errstate(invalid="ignore"):
-            return np.asarray(total / np.bincount(self.cluster[known], minlength=self.k))
+        """(K,) float32, see `mean_distances`."""
+        return mean_distances(self.cluster, self.distance, self.k)
 
 
 def clustered_images(subject: Subject, what: str, data: Any = None, screen: Screen = SILENT) -> ClusteredImages:

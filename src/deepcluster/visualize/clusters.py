@@ -162,15 +162,9 @@ def named_by(label: str) -> str:
 
 def clearness(clarity: float) -> str:
     """A `clarity` in a word; none where it is not known."""
-    return (
-        ""
-        if not np.isfinite(clarity)
-        else "clear"
-        if clarity >= 0.4
-        else "fairly clear"
-        if clarity >= 0.2
-        else "near another"
-    )
+    if not np.isfinite(clarity):
+        return ""
+    return "clear" if clarity >= 0.4 else "fairly clear" if clarity >= 0.2 else "near another"
 
 
 def contact_sheet(
