@@ -1,11 +1,17 @@
 """A curated sample of an unbalanced set of images against as many at random: balance, and neighbors of rare classes.
 
     python benchmarks/curate.py --train "cifar10/train-*.tar" --test cifar10/test.tar [--backbone patches] [--seeds 3]
+    python benchmarks/curate.py --train "cifar10/train-*.tar" --test cifar10/test.tar --backbone auto --epochs 40
 
-Class i of C has `--largest` * (1/100)^(i / (C - 1)) training images, the usual long tail. Features are those of
-`deepcluster cluster`; labels are used for scoring only. Of each sample the table has, as means over the seeds: the
-images of the smallest class, the entropy of the classes (1 = equally many), near-duplicates left out, and the accuracy
-of the 20 nearest images of the sample, one vote each, for test images of all classes and of the rarest third.
+Class i of C has `--largest` * (1/100)^(i / (C - 1)) training images, the usual long tail; with `--others` the first
+class has `--largest` and every other one so many. Features are those of `deepcluster cluster`; labels are used for
+scoring only. Of each sample the table has, as means over the seeds: the images of the smallest class, the entropy of
+the classes (1 = equally many), near-duplicates left out, and the accuracy of the 20 nearest images of the sample, one
+vote each, for test images of all classes and of the rarest third (with `--others`: of all but the first).
+
+With `--epochs` deepcluster-convnet is trained from scratch on each sample, with one cluster for ten images, and on the
+whole pool for as many steps. Its mean-pooled features are scored likewise, with the deviation over the seeds, but all
+networks have the same neighbors: as many other test images of every class.
 """
 
 from __future__ import annotations
@@ -15,19 +21,25 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+from PIL import Image, ImageOps
 
+from deepcluster.clustering.curation import share_out
 from deepcluster.clustering.metrics import size_stats
 from deepcluster.clustering.whitening import Whitening
+from deepcluster.config import override
 from deepcluster.data.arrays import Arrays
 from deepcluster.data.cache import load_pixels
 from deepcluster.data.open import open_images
 from deepcluster.data.source import ImageSource
+from deepcluster.engine import train as engine
 from deepcluster.engine.curate import curate_features
 from deepcluster.engine.describe import open_describer, reduced_width
 from deepcluster.engine.log import Screen
 from deepcluster.engine.patches import fit_patches
+from deepcluster.features.extract import extract
 from deepcluster.features.neighbors import score_features
 from deepcluster.models.pretrained import is_fitted
+from deepcluster.presets import find_preset
 
 SAMPLES: dict[str, dict[str, object] | None] = {
     "random": None,
@@ -35,15 +47,71 @@ SAMPLES: dict[str, dict[str, object] | None] = {
     "levels, not resampled": {"resamplings": 0},
     "curate": {},
     "curate, near-duplicates kept": {"duplicates": 2.0},
+    "balanced by labels": None,
+    "whole pool": None,
 }
-"""Sample -> arguments of `curate_features`; 0 stands for the default number of clusters."""
+"""Sample -> arguments of `curate_features`; 0 stands for the default number of clusters. By labels is the best that
+curation can do."""
+SHORT = 4
+"""Steps of an epoch at least: small samples get smaller batches."""
 
 
-def part(source: ImageSource, counts: np.ndarray) -> Arrays:
-    """The first images of each class, so many of each (C,)."""
+def part(source: ImageSource, counts: np.ndarray, skip: int = 0) -> Arrays:
+    """So many images of each class (C,), the first ones or those behind `skip`."""
     assert source.labels is not None
-    index = np.concatenate([np.flatnonzero(source.labels == c)[:count] for c, count in enumerate(counts)])
-    return Arrays(f"{len(index)} of {source.name}", np.stack([source.read(k) for k in index]), source.labels[index])
+    index = np.concatenate([np.flatnonzero(source.labels == c)[skip:][:count] for c, count in enumerate(counts)])
+    images = (Image.fromarray(source.read(k)) for k in index)
+    squares = np.stack([np.asarray(ImageOps.fit(image, (min(image.size),) * 2)) for image in images])
+    return Arrays(f"{len(index)} of {source.name}", squares, source.labels[index])
+
+
+def drawn(
+    title: str,
+    train: Arrays,
+    x: np.ndarray,
+    size: int,
+    seed: int,
+    scratch: Path,
+    width: int,
+    clusters: list[int] | None,
+) -> tuple[np.ndarray, int]:
+    """(M,) images of a sample, and how many near-duplicates were left out."""
+    random = np.random.default_rng(seed).permutation(len(train))
+    if title == "whole pool":
+        return np.arange(len(train)), 0
+    if title == "balanced by labels":
+        share = share_out(size, np.bincount(train.labels))
+        return np.concatenate([random[train.labels[random] == c][:count] for c, count in enumerate(share)]), 0
+    how = SAMPLES[title]
+    if how is None:
+        return random[:size], 0
+    if title == "curate":
+        how = {"clusters": clusters}
+    elif how.get("clusters"):
+        how = {**how, "clusters": (max(int(len(train) ** 0.5), len(train) // 74),)}
+    found = curate_features(x, size, scratch=scratch, seed=seed, whiten=Whitening(width, whiten=False), **how)
+    return found.index, int(found.duplicate.sum())
+
+
+def knn(bank: np.ndarray, own: np.ndarray, asked: np.ndarray, answers: np.ndarray, rare: np.ndarray) -> list[float]:
+    """Accuracy on all that are asked for, and on the rare ones."""
+    return [
+        dict(score_features(bank, own, asked[which], answers[which], k=(20,), classes=int(answers.max()) + 1))[
+            "knn20_majority_top1"
+        ]
+        for which in (np.ones(len(asked), bool), rare)
+    ]
+
+
+def trained(images: Arrays, side: int, epochs: int, seed: int, out: Path, test: list[Arrays]) -> list[np.ndarray]:
+    """Features of the test images by a network that was trained on the sample."""
+    values = {
+        "epochs": epochs, "seed": seed, "image_size": side, "data.view_size": side * 3 // 4,
+        "method.k": max(2, len(images) // 10), "batch_size": min(256, max(2, len(images) // SHORT)), "device": "cpu",
+    }  # fmt: skip
+    run = override(find_preset("deepcluster-convnet").run, values)
+    backbone = engine.train(run, images, out, preset="deepcluster-convnet", overwrite=True, screen=Screen()).backbone
+    return [extract(backbone, load_pixels(each, short_side=side, cache_gb=1), tap="pool")[1] for each in test]
 
 
 def main() -> None:
@@ -52,44 +120,54 @@ def main() -> None:
     parser.add_argument("--test", required=True)
     parser.add_argument("--backbone", default="patches", help="as for deepcluster cluster")
     parser.add_argument("--largest", type=int, default=5000, help="training images of the first class")
+    parser.add_argument("--others", type=int, help="training images of each of the others; by default a long tail")
     parser.add_argument("--size", type=int, default=2000, help="images of a sample")
-    parser.add_argument("--test-images", type=int, default=200, help="of each class")
+    parser.add_argument("--test-images", type=int, default=200, help="of each class; as many again are neighbors")
+    parser.add_argument("--epochs", type=int, default=0, help="of training on each sample; 0 = do not train")
+    parser.add_argument("--side", type=int, default=32, help="pixels that the trained network sees")
+    parser.add_argument("--samples", nargs="+", choices=list(SAMPLES), default=list(SAMPLES), metavar="SAMPLE")
+    parser.add_argument("--clusters", type=int, nargs="+", help="of curate, as for deepcluster curate")
     parser.add_argument("--seeds", type=int, default=3)
     args = parser.parse_args()
     opened, test_source = open_images(args.train), open_images(args.test)
     classes = len(opened.classes)
     counts = np.round(args.largest * 0.01 ** (np.arange(classes) / max(1, classes - 1))).astype(int)
-    train, test = part(opened, counts), part(test_source, np.full(classes, args.test_images))
-    with tempfile.TemporaryDirectory() as folder:
-        name, subject = open_describer(
-            train, Path(folder), args.backbone, image_size=None, device="cpu", screen=Screen()
-        )
-        if is_fitted(name):
+    if args.others:
+        counts[1:] = args.others
+    each = np.full(classes, args.test_images)
+    train, test = part(opened, counts), part(test_source, each)
+    rare = test.labels >= (1 if args.others else classes - max(1, classes // 3))
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        backbone, subject = open_describer(train, folder, args.backbone, image_size=None, device="cpu", screen=Screen())
+        if is_fitted(backbone):
             fit_patches(subject.backbone, load_pixels(train, short_side=None, cache_gb=1))
         x, y = subject.features(train), subject.features(test)
-        rare = test.labels >= classes - max(1, classes // 3)
-        print(f"{len(train):,} images, {counts.tolist()} of the classes; samples of {args.size:,}")
-        print(f"{'':<30}{'smallest':>9}{'entropy':>9}{'repeats':>9}{'kNN':>8}{'rare':>8}")
-        for title, how in SAMPLES.items():
+        both = [part(test_source, each, skip=args.test_images), test] if args.epochs else []
+        print(f"{len(train):,} images, {np.bincount(train.labels).tolist()} of the classes; samples of {args.size:,}")
+        print(f"{'':<30}{'smallest':>9}{'entropy':>9}{'repeats':>9}{'kNN':>8}{'rare':>8}", end="")
+        print("  trained: kNN      rare" if args.epochs else "")
+        for title in args.samples:
             rows = []
             for seed in range(args.seeds):
-                index, repeats = np.random.default_rng(seed).permutation(len(train))[: args.size], 0
-                if how is not None:
-                    if how.get("clusters"):
-                        how = {**how, "clusters": (max(int(len(train) ** 0.5), len(train) // 74),)}
-                    embedding = Whitening(reduced_width(subject), whiten=False)
-                    found = curate_features(x, args.size, scratch=Path(folder), seed=seed, whiten=embedding, **how)
-                    index, repeats = found.index, int(found.duplicate.sum())
+                index, repeats = drawn(title, train, x, args.size, seed, folder, reduced_width(subject), args.clusters)
                 own = train.labels[index]
-                sizes = np.bincount(own, minlength=classes)
-                scores = [
-                    dict(score_features(x[index], own, y[which], test.labels[which], k=(20,), classes=classes))
-                    for which in (slice(None), rare)
+                even = size_stats(own, classes)["size_entropy"]
+                row = [
+                    np.bincount(own, minlength=classes).min(),
+                    even,
+                    repeats,
+                    *knn(x[index], own, y, test.labels, rare),
                 ]
-                knn = [score["knn20_majority_top1"] for score in scores]
-                rows.append([sizes.min(), size_stats(own, classes)["size_entropy"], repeats, *knn])
-            smallest, even, repeats, *knn = np.mean(rows, 0)
-            shown = "".join(f"{score:>8.1%}" for score in knn)
+                if args.epochs:
+                    images = Arrays(f"sample of {len(index)}", train.images[index])
+                    epochs = max(1, round(args.epochs * args.size / len(index)))
+                    here, there = trained(images, args.side, epochs, seed, folder / "run", both)
+                    row += knn(here, both[0].labels, there, test.labels, rare)
+                rows.append(row)
+            (smallest, even, repeats, *scores), spread = np.mean(rows, 0), np.std(rows, 0)
+            shown = "".join(f"{score:>8.1%}" for score in scores[:2])
+            shown += "".join(f"{s:>8.1%} ± {100 * d:.1f}" for s, d in zip(scores[2:], spread[5:], strict=True))
             print(f"{title:<30}{smallest:>9.1f}{even:>9.3f}{repeats:>9.0f}{shown}", flush=True)
 
 

@@ -21,8 +21,7 @@ BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 IMAGES = "--train {images} --test {images} --out {out}"
 SMALL = {
     "cifar": f"{IMAGES} --images 40 --test-images 20 --epochs 1 --k 4 --presets deepcluster-convnet patches --peer",
-    "clustering_memory": "--rows 3000 --dim 16 --width 8 --k 10 --rounds 2",
-    "curate": "--train {images} --test {images} --largest 20 --size 20 --test-images 5 --seeds 1",
+    "curate": "--train {images} --test {images} --largest 20 --size 20 --test-images 8 --seeds 1 --epochs 1",
     "epoch": "--image-size 64 --batch-size 8 --images 16 --k 4 --rounds 1",
     "evaluation": "--data {images} --test {images} --epochs 1 --shots 1 2 --neighbors 1 5 --out {out}/table a={run}",
     "explore": "--images 500 --k 10 --dim 16",
@@ -33,6 +32,7 @@ SMALL = {
     "length": "--epochs 20",
     "linear": "--images 500 --dim 8 --classes 3",
     "manifest": "--shards 5 --each 20",
+    "memory": "--rows 1000 --dim 16 --k 10 --images 60 --picture {out}.png",
     "methods": f"{IMAGES} --images 40 --test-images 20 --epochs 1 --k 4 --only deepcluster",
     "odc_step": "--k 20 --batch 16 --dim 8 --steps 3 --images 100 1000",
     "photos": "--images {images} --out {out} --rows pixels histogram --seeds 1",
@@ -42,8 +42,8 @@ SMALL = {
     "transfer": "{voc} --networks a=untrained:{run} --rates 0.01 0.02 --seeds 1 --iterations 2 --size 48 --out {out}",
 }
 """Benchmark -> arguments of its small run."""
-SLOW = {"cifar", "curate", "epoch", "evaluation", "explore", "groups", "heads", "length", "linear", "methods"}
-SLOW |= {"odc_step", "photos", "plan", "processes", "transfer"}
+SLOW = {"cifar", "curate", "epoch", "evaluation", "explore", "groups", "heads", "length", "linear", "memory"}
+SLOW |= {"methods", "odc_step", "photos", "plan", "processes", "transfer"}
 """More than a few seconds on one thread."""
 
 
