@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from deepcluster.cli.main import COMMANDS, main
+from deepcluster.engine.log import line
 
 OPTIONS = ["--epochs", "1", "--batch-size", "16", "--method.k", "4", "--method.whiten", "8", "--image-size", "12"]
 
@@ -73,11 +74,26 @@ def test_version_is_in_the_changelog(capsys: pytest.CaptureFixture[str]) -> None
 
 def test_presets_are_listed_and_printed(capsys: pytest.CaptureFixture[str]) -> None:
     _, out, _ = said(capsys, "presets")
-    assert "deepcluster-alexnet" in out
+    assert "deepcluster-alexnet" in out and max(map(len, out.splitlines())) < 80
     _, out, _ = said(capsys, "presets", "deepcluster-alexnet")
     assert "12 days" in out and "--method.k" in out
+    assert max(len(line) for line in out.splitlines() if "Command:" not in line) < 80
+    assert "    Command: deepcluster train deepcluster-alexnet --data imagenet/train --out runs/alexnet\n" in out
     _, out, _ = said(capsys, "presets", "tiny-deepcluster", "--json")
     assert json.loads(out)["settings"]["method"]["k"]
+
+
+def test_help_of_a_command_by_its_name(capsys: pytest.CaptureFixture[str]) -> None:
+    assert said(capsys, "help", "train") == said(capsys, "train", "--help")
+
+
+def test_line_of_an_epoch_breaks_between_values() -> None:
+    row = {"epoch": 1, "loss": 1.777, "nmi_previous": 0.681, "nmi_labels": 0.744, "purity": 0.902, "clusters_used": 20}
+    row |= {"size_min": 38, "size_max": 173, "rankme": 35.1, "images_per_second": 2961.0}
+    whole, broken = (line(row, 9, "1.8 s", *width) for width in ((), (80,)))
+    assert "\n" not in whole and whole.endswith("2,961 images/s  1.8 s left")
+    assert broken.count("\n") == 1 and broken.replace("\n", "") == whole and max(map(len, broken.split("\n"))) < 80
+    assert not line(row, 2, "0.1 s").endswith("left")
 
 
 def test_train_prints_one_line_per_epoch(
@@ -205,7 +221,7 @@ class TestMistakes:
         assert "decoded" in self.train(capsys, tmp_path / "broken", tmp_path / "r")
 
     def test_unknown_preset(self, capsys: pytest.CaptureFixture[str]) -> None:
-        assert "Did you mean tiny-deepcluster?" in mistake(
+        assert "These begin so: tiny-deepcluster, " in mistake(
             capsys, "train", "tiny-deepclust", "--data", "x", "--out", "y"
         )
 

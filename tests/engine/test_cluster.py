@@ -173,7 +173,8 @@ def test_k_is_chosen_where_none_is_given(weights: str, tmp_path: Path) -> None:
 
 def test_mistakes_are_sentences(weights: str, photos: str, tmp_path: Path) -> None:
     for values, words in (
-        ({"k": 700}, "599 rows cannot make 700 clusters"),
+        ({"k": 700}, "600 images cannot form 700 clusters"),
+        ({"k": 600}, "599 rows cannot make 600 clusters"),
         ({"k": 3, "algorithm": "pic"}, "--k is not an option of pic"),
         ({"k": 3, "image_size": 64}, "knows the size of its images"),
     ):

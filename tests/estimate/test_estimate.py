@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -158,8 +159,16 @@ def test_the_command_prints_tables_or_json(capsys: pytest.CaptureFixture[str], m
     text = said(capsys, *words)
     assert "NOT MEASURED" in text and "64 processes on 8 machines" in text and "32,000 clusters" in text
     assert max(map(len, text.splitlines())) <= 80
+    assert re.search(r"\n\d+ (hours|days) in all; memory: at most .*\sGPU: at most ", text, re.DOTALL)
     slow, fast = (json.loads(said(capsys, *words, "--json", "--network-gbit", speed)) for speed in ("10", "1000"))
     assert slow["hours"] > fast["hours"] > 0 and slow["peak"]["GPU"]["bytes"] > 0
+
+
+def test_without_a_preset_it_plans_what_train_would_choose(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "1,797 images, 22 clusters, convnet, 8 px" in said(capsys, "--data", "digits")
+    text = said(capsys, "--images", "50", "--epochs", "3", "--method", "odc")
+    assert "50 images, 4 clusters, resnet18, 96 px" in text and "3 epochs" in text
+    assert "1 epoch " in said(capsys, "--images", "1e5", "--method.k", "30")
 
 
 def test_measuring_with_images_of_which_one_is_broken(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -178,7 +187,7 @@ def test_measuring_with_images_of_which_one_is_broken(tmp_path: Path, capsys: py
     ("words", "sentence"),
     [
         ((), "Say how many images"),
-        (("--images", "100"), "100 images cannot form 320,000 clusters"),
+        (("deepercluster-vgg16", "--images", "100"), "100 images cannot form 320,000 clusters"),
         (("deepercluster-convnet", "--images", "1e6", "--k", "1001"), "do not divide into 4 super-clusters"),
         (("--images", "1.5"), "whole number"),
         (("--images", "many"), "images"),

@@ -65,6 +65,8 @@ def main(argv: list[str] | None = None) -> int:
     """Runs one command; returns the exit status."""
     arguments = sys.argv[1:] if argv is None else argv
     make_output_safe()
+    if arguments[:1] == ["help"] and len(arguments) > 1:
+        arguments = [*arguments[1:], "--help"]
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(
             HELP.format(commands="\n".join(table_line(name, about, 11) for name, about in COMMANDS.items())),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import io
 import re
@@ -39,6 +40,18 @@ def parse(what: Callable[..., T], arguments: list[str], *, prog: str, default: A
         raise DeepClusterError(sentence(message.getvalue(), prog)) from None
 
 
+def take(arguments: list[str], *options: str) -> tuple[dict[str, str | None], list[str]]:
+    """The values that the arguments give to some options, and the arguments without them.
+
+    None stands for an option that is not there, "" for one whose value is missing.
+    """
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for option in options:
+        parser.add_argument(f"--{option}", nargs="?", const="")
+    given, rest = parser.parse_known_args(arguments)
+    return vars(given), rest
+
+
 def sentence(box: str, prog: str) -> str:
     """The message in tyro's box as one sentence, with the similar option that tyro suggests."""
     box = re.sub(r"\x1b\[[0-9;]*m", "", box)  # colors, where stdout is a terminal
@@ -52,6 +65,13 @@ def sentence(box: str, prog: str) -> str:
         message = f"{needing[1]} needs a value" if needing[1][0] == "-" else _example(prog)
     elif wrong := re.match(r"Error parsing (--[\w.-]+): (?:invalid literal|could not convert).*: '(.*)'$", message):
         message = f"{wrong[1]} takes a number, not {wrong[2]!r}"
+    elif wrong := re.match(r"Error parsing (--[\w.-]+): no type matching (.+) could be .*? from \['(.*?)'\]", message):
+        kinds = re.findall(r"\w[\w-]*", wrong[2].replace("{None}", ""))
+        words = [{"INT": "a whole number", "FLOAT": "a number"}.get(kind, kind) for kind in kinds]
+        message = f"{wrong[1]} takes {_either(words)}, not {wrong[3]!r}"
+    elif wrong := re.match(r"invalid choice ('.*') for argument '(--[\w.-]+)'. Expected one of \((.*)\)$", message):
+        words = re.findall("'(.*?)'", wrong[3])
+        message = f"{wrong[2]} takes {_either(words)}, not {wrong[1]}"
     elif message.startswith("Unrecognized options: "):
         message = _unknown(message.partition(": ")[2].split(", "))
     elif message.startswith("Missing"):
@@ -74,6 +94,11 @@ def _example(prog: str) -> str:
     from deepcluster.cli.main import COMMANDS
 
     return f"Something is missing: deepcluster {COMMANDS[prog.split()[1]].rpartition(': ')[2]}"
+
+
+def _either(words: list[str]) -> str:
+    """What can be given, in words: kmeans, pic or temi."""
+    return " or ".join(filter(None, (", ".join(words[:-1]), words[-1])))
 
 
 def _flags(arguments: list[str]) -> list[str]:

@@ -2,26 +2,50 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from json import dumps
 
 from deepcluster.cli.options import Function, parse_options
+from deepcluster.cli.parse import take
 from deepcluster.config import TrainRun, override
 from deepcluster.data.open import must_exist
 from deepcluster.errors import DeepClusterError
 
-PRESET = "deepercluster-vgg16"
-
 
 def command(arguments: list[str]) -> None:
-    """Reads the options, whose defaults are those of the preset that comes first."""
+    """Reads the options, whose defaults are those of the preset that comes first, or of what train would choose."""
     from deepcluster.presets import find_preset
 
-    named = bool(arguments) and not arguments[0].startswith("-")
-    name, rest = (arguments[0], arguments[1:]) if named else (PRESET, arguments)
-    prog = f"deepcluster plan {name}" if named else "deepcluster plan"
+    if arguments and not arguments[0].startswith("-"):
+        prog, run, rest = f"deepcluster plan {arguments[0]}", find_preset(arguments[0]).run, arguments[1:]
+    else:
+        prog, (run, rest) = "deepcluster plan", _choose(arguments)
     function = Function(f"{__name__}:plan", injected=("settings",))
-    values = parse_options([function], rest, prog=prog, settings=find_preset(name).run)
+    values = parse_options([function], rest, prog=prog, settings=run)
     function.call(values, settings=values["settings"])
+
+
+def _choose(arguments: list[str]) -> tuple[TrainRun, list[str]]:
+    """One epoch of the run that train would choose for these images, or for so many photos, and the other options."""
+    from deepcluster.presets.choose import SHRUNK, Images, Machine, choose, choose_for
+
+    given, _ = take(arguments, "data", "images", "image-size", "device")
+    method, rest = take(arguments, "method")
+    side, device = given["image_size"] or "", given["device"] or "auto"
+    size = int(side) if side.isdigit() else None  # the parser refuses what is no number
+    if given["data"] and not given["images"]:
+        from deepcluster.data.open import open_images
+
+        must_exist(given["data"])
+        run = choose(open_images(given["data"]), method=method["method"], image_size=size, device=device).run
+    else:
+        try:
+            count = int(float(given["images"] or 1e6))
+        except (ValueError, OverflowError):
+            count = 0  # the parser refuses this, too
+        images = Images(count, SHRUNK, color=True)
+        run = choose_for(images, Machine("cuda" if device[:4] == "cuda" else "cpu", 1), method["method"], size).run
+    return replace(run, minutes=None, epochs=1), rest
 
 
 def plan(
@@ -37,7 +61,8 @@ def plan(
 ) -> None:
     """What a run takes before it is started: memory, disk, messages and hours, extrapolated from a dry run.
 
-    The preset comes first; without one it is deepercluster-vgg16. All its settings can be given, as for train;
+    The preset comes first. Without one it is what train would choose for these images, or for so many photos, and one
+    epoch of it, since train finds out how many fit into its minutes. All settings can be given, as for train;
     --processes are those of all machines together.
 
     Args:
@@ -49,7 +74,9 @@ def plan(
         measure: time some steps on this machine instead of assuming its speed; takes a minute or two.
     """
     if (images is None) == (data is None):
-        raise DeepClusterError("Say how many images, by one of two: deepcluster plan PRESET --images 1e6, or --data S.")
+        raise DeepClusterError(
+            "Say how many images, by one of two: deepcluster plan [PRESET] --images 1e6, or --data S."
+        )
     if images is not None and images != int(images):
         raise DeepClusterError(f"--images is {images:g}: give a whole number, such as 1e6.")
     if settings.minutes is not None:

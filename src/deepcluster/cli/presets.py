@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import re
+import textwrap
 from json import dumps
 from typing import Any
+
+from deepcluster.cli.common import table_line
 
 
 def presets(name: str | None = None, /, *, json: bool = False) -> None:
@@ -21,14 +25,20 @@ def presets(name: str | None = None, /, *, json: bool = False) -> None:
             return
         width = max(map(len, PRESETS)) + 2
         for each, preset in PRESETS.items():
-            print(f"{each:<{width}}{preset.summary}")
+            print(table_line(each, preset.summary, width))
+        print("\n`deepcluster presets NAME` prints all settings of one; `deepcluster train`")
+        print("without a preset chooses what suits the images and the machine.")
         return
     preset = find_preset(name)
     values = as_dict(preset.run)
     if json:
         print(dumps({"name": name, "about": preset.about, "settings": values}))
         return
-    print(f"{name}\n\n    {preset.about.strip()}\n")
+    print(f"{name}\n")
+    for paragraph in re.sub(r"\n {5,}", " ", preset.about.strip()).split("\n"):  # a longer one goes on further in
+        width = 10_000 if "Command:" in paragraph else 79  # what is copied stays in one piece
+        print(textwrap.fill(paragraph.strip(), width, initial_indent="    ", subsequent_indent="        "))
+    print()
     for option, value in _flatten(values):
         print(f"--{option.replace('_', '-'):<28}{_as_typed(value)}")
 

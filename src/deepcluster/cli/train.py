@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import shlex
 import time
 from collections.abc import Iterator
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from deepcluster.cli.common import show
 from deepcluster.cli.options import Function, parse_options
+from deepcluster.cli.parse import take
 from deepcluster.config import AUTO, BOTH, TrainRun, params_of
 from deepcluster.data.open import must_exist
 from deepcluster.distributed import is_secondary_process
@@ -65,7 +65,7 @@ def command(arguments: list[str]) -> None:
         return
     name = arguments[0] if arguments and not arguments[0].startswith("-") else None
     arguments = arguments[1:] if name else arguments
-    given, _ = _take(arguments, *PEEKED)
+    given, _ = take(arguments, *PEEKED)
     if given["resume"] is not None:
         function = Function(f"{__name__}:resume", injected=("preset",))
         function.call(parse_options([function], arguments, prog="deepcluster train --resume RUN"), preset=name)
@@ -88,7 +88,7 @@ def command(arguments: list[str]) -> None:
     side = given["image_size"] or ""
     size = int(side) if side.isdigit() else None  # the parser refuses what is no number
     if name is not None:
-        _, arguments = _take(arguments, "from")
+        _, arguments = take(arguments, "from")
         prog, run, about = f"deepcluster train {name}", find_preset(name).run, find_preset(name).about
         if start is not None:
             from deepcluster.engine.model import begin
@@ -98,7 +98,7 @@ def command(arguments: list[str]) -> None:
         from deepcluster.data.open import open_images
         from deepcluster.presets.choose import choose
 
-        _, arguments = _take(arguments, "from", "method")
+        _, arguments = take(arguments, "from", "method")
         source = open_images(given["data"])
         device = given["device"] or "auto"
         chosen = choose(source, method=given["method"], image_size=size, device=device, from_=start)
@@ -108,18 +108,6 @@ def command(arguments: list[str]) -> None:
     values = parse_options([function], arguments, prog=prog, settings=run, about=about)
     told = "\n".join(filter(None, (why, "" if chosen is None else chosen.sentence(values["settings"]))))
     function.call(values, preset=name or AUTO, settings=values["settings"], about=told, began=began, source=source)
-
-
-def _take(arguments: list[str], *options: str) -> tuple[dict[str, str | None], list[str]]:
-    """The values that the arguments give to some options, and the arguments without them.
-
-    None stands for an option that is not there, "" for one whose value is missing.
-    """
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    for option in options:
-        parser.add_argument(f"--{option}", nargs="?", const="")
-    given, rest = parser.parse_known_args(arguments)
-    return vars(given), rest
 
 
 def train(

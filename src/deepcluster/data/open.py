@@ -92,7 +92,7 @@ def must_exist(name: str | None) -> None:
     if not near and path.parent.is_dir():
         found = difflib.get_close_matches(path.name, [entry.name for entry in path.parent.iterdir()], 1, 0.7)
         near = [str(path.parent / entry) for entry in found]
-    advice = f"did you mean {near[0]}?" if near else "check the path, or see `deepcluster train --help` for sources"
+    advice = f"did you mean {near[0]}?" if near else "check the path, or see `deepcluster --help` for what holds images"
     raise DeepClusterError(f"there is no file or folder {name}: {advice}")
 
 

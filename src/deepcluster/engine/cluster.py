@@ -32,7 +32,7 @@ from deepcluster.engine.model import Model
 from deepcluster.engine.occupy import occupy_to_group
 from deepcluster.engine.run import Run, load_run
 from deepcluster.engine.subject import short_side
-from deepcluster.errors import DeepClusterError
+from deepcluster.errors import DeepClusterError, counted
 from deepcluster.features.table import open_table
 from deepcluster.io import scratch_folder, write_json
 from deepcluster.methods.params import FrozenParams
@@ -89,6 +89,8 @@ def cluster_images(
     given = dict(options or {}) | ({} if k is None else {"k": k})
     check_options(algorithm, given)
     source = open_images(data)
+    if k is not None and k > len(source):
+        raise DeepClusterError(f"{counted(len(source), 'image')} cannot form {k:,} clusters: give a smaller --k.")
     run_folder.outside_images(folder, source)
     name, subject = open_describer(source, folder, backbone, image_size=image_size, device=device, screen=screen)
     fitted = is_fitted(name)

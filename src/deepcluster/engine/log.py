@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sys
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -169,8 +170,9 @@ def clusters_of(used: int, smallest: int, largest: int) -> str:
     return f"{counted(used, 'cluster')} of {smallest:,}{f'-{largest:,}' * (largest > smallest)}"
 
 
-def line(row: dict[str, Any], epochs: int) -> str:
-    """One epoch in one line of text."""
+def line(row: dict[str, Any], epochs: int, left: str = "", width: int = sys.maxsize) -> str:
+    """One epoch in one line of text, which ends with the time that is `left`; where it is wider than the screen, it
+    goes on in another one, between two values."""
     parts = [f"epoch {row['epoch'] + 1}/{epochs}", f"loss {row['loss']:.3f}"]
     for name, label in (("nmi_previous", "NMI(t-1,t)"), ("nmi_labels", "NMI(labels)"), ("purity", "purity")):
         if row.get(name) is not None and row["clusters_used"] > 1:
@@ -182,7 +184,10 @@ def line(row: dict[str, Any], epochs: int) -> str:
     if row.get("rankme") is not None:
         parts.append(f"RankMe {row['rankme']:.1f}")
     parts.append(f"{row['images_per_second']:,.0f} images/s")
-    return "  ".join(parts)
+    if left and row["epoch"] + 1 < epochs:
+        parts.append(f"{left} left")
+    text = "  ".join(part.replace(" ", "\xa0") for part in parts)
+    return textwrap.fill(text, width, subsequent_indent="  ", break_on_hyphens=False).replace("\xa0", " ")
 
 
 def _text(row: dict[str, Any]) -> str:

@@ -5,6 +5,7 @@ clustering leaves. It reads the network and changes nothing of the training.
 from __future__ import annotations
 
 import math
+import sys
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -203,8 +204,8 @@ class Monitor:
         with c.group.collective_section():
             self.metrics.add(row)
         self.best = best_of([row], self.best)
-        left = duration(c.clock.left(state.step))
-        c.screen.print(line(row, c.run.epochs) + (f"  {left} left" if epoch + 1 < c.run.epochs else ""))
+        left, width = duration(c.clock.left(state.step)), c.screen.width if c.screen.is_terminal else sys.maxsize
+        c.screen.print(line(row, c.run.epochs, left, width))
         classes = latest.get("k", 1) * c.run.method.rotations_predicted
         check_loss(self.metrics.losses, classes, c.screen.warn)
         state.totals = {}

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from deepcluster.engine.clock import duration
 from deepcluster.errors import counted
 from deepcluster.estimate.dry_run import Counted, DryRun, count_backbone, number_of_clusters
 from deepcluster.estimate.job import Job
@@ -141,17 +142,16 @@ class Estimate:
             for item in items:
                 table.add_row(item.name, decimal(round(item.bytes)), item.when, item.place)
             parts.append(table)
-        peaks = (f"{place}: at most {decimal(round(size))}, while {when}" for place, (size, when) in self.peak.items())
-        parts.append("; ".join(peaks) + "\n")
+        peaks = [f"{place}: at most {decimal(round(size))}, while {when}" for place, (size, when) in self.peak.items()]
         table = Table("stage", title="the whole run, each process", title_justify="left")
-        for name in ("times", "operations", "sent", "messages", "hours"):
+        for name in ("times", "operations", "sent", "messages", "time"):
             table.add_column(name, justify="right")
         for s in self.stages:
             counts = f"{s.flops * s.times:.2e}", decimal(round(s.sent * s.times)), f"{s.messages * s.times:,.0f}"
-            table.add_row(s.name, f"{s.times:,.0f}", *counts, f"{s.seconds * s.times / 3600:.3g}")
+            table.add_row(s.name, f"{s.times:,.0f}", *counts, duration(s.seconds * s.times))
         table.add_section()
-        table.add_row(counted(self.epochs, "epoch"), "", "", "", "", f"{self.seconds / 3600:.3g}")
-        return Group(*parts, table, self.note)
+        table.add_row(counted(self.epochs, "epoch"), "", "", "", "", duration(self.seconds))
+        return Group(*parts, table, f"{duration(self.seconds)} in all; {'; '.join(peaks)}", self.note)
 
 
 def estimate(job: Job, *, measure: bool = False, data: Any = None, network: float | None = None) -> Estimate:

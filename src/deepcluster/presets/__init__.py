@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
+from pathlib import Path
+
 from deepcluster.errors import DeepClusterError, did_you_mean
 from deepcluster.presets import deepcluster, deepercluster, odc, swav, tiny
 from deepcluster.presets.preset import Preset
@@ -52,7 +55,9 @@ def find_preset(name: str) -> Preset:
         DeepClusterError: there is none; the nearest name is suggested.
     """
     if name not in PRESETS:
-        raise DeepClusterError(
-            f"There is no preset {name!r}.{did_you_mean(name, list(PRESETS))} `deepcluster presets` lists them all."
-        )
+        if Path(name).exists():
+            raise DeepClusterError(f"{name} is no preset: if these are the images, write --data {shlex.quote(name)}.")
+        longer = ", ".join(each for each in PRESETS if each.startswith(name))
+        meant = f" These begin so: {longer}." if longer else did_you_mean(name, list(PRESETS))
+        raise DeepClusterError(f"There is no preset {name!r}.{meant} `deepcluster presets` lists them all.")
     return PRESETS[name]
