@@ -97,8 +97,8 @@ def cluster(data: Any, out: str | Path, *, quiet: bool = False, **values: Any) -
         data: a folder, tar shards, a list of files, `digits`, an array (N, H, W[, C]) uint8, a list of paths.
         out: the run folder to write.
         quiet: no lines, no progress bar.
-        values: `k` (None = found out), `backbone`, `image_size`, `algorithm`, `options`, `whiten`, `seed`, `device` and
-            `overwrite`, as in `engine.cluster.cluster_images`.
+        values: `k` (None = found out), `backbone`, `image_size`, `algorithm`, `options`, `whiten`, `seed`, `device`,
+            `processes` and `overwrite`, as in `engine.cluster.cluster_images`.
 
     Raises:
         DeepClusterError: bad data, backbone, setting or folder, in one sentence.

@@ -267,6 +267,23 @@ def current() -> ProcessGroup:
     return ProcessGroup(dist.get_rank(), dist.get_world_size(), control)
 
 
+def launched() -> tuple[int, int] | None:
+    """(processes on each machine, machines) that torchrun or SLURM started; None where nobody has."""
+    variables = os.environ
+    if "TORCHELASTIC_RUN_ID" in variables or "LOCAL_WORLD_SIZE" in variables:
+        size, here = int(variables["WORLD_SIZE"]), int(variables.get("LOCAL_WORLD_SIZE", variables["WORLD_SIZE"]))
+    elif int(variables.get("SLURM_NTASKS", 1)) > 1 and "SLURM_PROCID" in variables:
+        size, machines = int(variables["SLURM_NTASKS"]), int(variables.get("SLURM_NNODES", 1))
+        here = -(-size // machines)
+    else:
+        return None
+    if size % here:
+        raise DeepClusterError(
+            f"{size} processes do not divide into {here} on each machine: start equally many on each."
+        )
+    return here, size // here
+
+
 def is_secondary_process() -> bool:
     """Whether a launcher started this process besides the first one, which writes and prints; before it has joined."""
     variables = os.environ

@@ -218,6 +218,7 @@ def _tables(made: Path, data: str, run: str, table: str, network: list[str]) -> 
         Long("features in parts by ray", [*parts, *ray]),
         Long("cluster images", [*grouped, *network]),
         Long("cluster images by patches", [*grouped, "--backbone", "patches"]),
+        Long("cluster images on two processes", [*grouped, *network, "--processes", "2"]),
         Long("cluster images --overwrite", [*grouped[:3], "run", *grouped[4:], *network, "--overwrite"], before="run"),
         *(
             Long(f"cluster {kind}", ["cluster", table, "--algorithm", kind, "--out", "a.csv", "--whiten", "16", *more])

@@ -9,8 +9,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from deepcluster.cli.common import refuse_several_processes, several_processes, show, spread_over
+from deepcluster.cli.common import several_processes, show, spread_over
 from deepcluster.data.open import must_exist
+from deepcluster.distributed import is_secondary_process
 from deepcluster.errors import DeepClusterError, Interrupted, counted
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ def cluster(
     overwrite: bool = False,
     engine: Literal["ray"] | None = None,
     device: str = "auto",
+    processes: int = 1,
     json: bool = False,
 ) -> None:
     """Groups images by the features of a pretrained network, or clusters a feature table.
@@ -72,6 +74,8 @@ def cluster(
         alpha: PIC: share of the graph in each iteration; None = 0.001.
         version: PIC: as in the paper (the default), or as in its published code.
         overwrite: images: replace the run that is already in `out`; features of the same images are kept.
+        processes: images: processes on this machine that share them, such as one per GPU; where torchrun or SLURM
+            starts them, their number comes from there.
     """
     from deepcluster.clustering.algorithms import check_options
 
@@ -82,15 +86,12 @@ def cluster(
         options["k"] = k
     check_options(algorithm, options)
     if is_table(Path(source)):
-        refuse_options_of_images(source, backbone, image_size, overwrite)
+        refuse_options_of_images(source, backbone, image_size, overwrite, processes)
         if engine and algorithm not in ("kmeans", "hierarchical"):
             raise DeepClusterError(f"{algorithm} runs in one process: leave out --engine, or take another --algorithm.")
         _cluster_table(Path(source), out, algorithm, options, 256 if whiten is None else whiten, engine, json)
         return
     refuse_engine(source, engine)
-    refuse_several_processes(
-        "Grouping images (of which `deepcluster features` makes a table on several, and this command groups that)"
-    )
     must_exist(source)
     if out.suffix in (".csv", ".parquet"):
         raise DeepClusterError(
@@ -102,7 +103,7 @@ def cluster(
     from deepcluster.engine.log import Screen, clusters_of
     from deepcluster.visualize.report import write_report
 
-    screen, own_seed = Screen(stderr=json), options.pop("seed", 0)
+    screen, own_seed = Screen(quiet=is_secondary_process(), stderr=json), options.pop("seed", 0)
     try:
         run = cluster_images(
             source,
@@ -115,6 +116,7 @@ def cluster(
             whiten=whiten or 0,
             seed=own_seed,
             device=device,
+            processes=processes,
             overwrite=overwrite,
             again=not (out / "report.html").exists(),
             screen=screen,
@@ -122,6 +124,8 @@ def cluster(
     except Interrupted:
         screen.print("stopped; the same command goes on where it was")
         raise
+    if is_secondary_process():
+        return
     page = write_report(run)
     sizes: dict[str, Any] = size_stats(run.assignment, len(run.centroids))
     show(
@@ -143,10 +147,13 @@ def refuse_engine(images: str, engine: str | None) -> None:
         )
 
 
-def refuse_options_of_images(table: str, backbone: str, image_size: int | None, overwrite: bool) -> None:
+def refuse_options_of_images(
+    table: str, backbone: str, image_size: int | None, overwrite: bool, processes: int = 1
+) -> None:
     """Raises DeepClusterError where a feature table comes with an option that images alone have a use for."""
-    for name, given in (("backbone", backbone != "auto"), ("image-size", image_size), ("overwrite", overwrite)):
-        if given:
+    given = {"backbone": backbone != "auto", "image-size": image_size, "overwrite": overwrite}
+    for name, is_given in (given | {"processes": processes != 1}).items():
+        if is_given:
             raise DeepClusterError(f"--{name} is for images, and {table} is a feature table: leave it out.")
 
 

@@ -7,8 +7,9 @@ works on it. Features are written in parts, and an interrupted run goes on after
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -21,10 +22,10 @@ from deepcluster.clustering.neighbor_start import neighbor_start
 from deepcluster.clustering.tables import TableClusters, cluster_table
 from deepcluster.clustering.whitening import Whitening
 from deepcluster.config import BackboneParams, TrainRun
-from deepcluster.data.cache import SMALL, load_pixels
+from deepcluster.data.cache import SMALL, Pixels, load_pixels
 from deepcluster.data.open import open_images
 from deepcluster.digest import digest
-from deepcluster.distributed import SINGLE, ProcessGroup
+from deepcluster.distributed import SINGLE, ProcessGroup, current, launched
 from deepcluster.engine import run_folder
 from deepcluster.engine.describe import FEATURES, FITTED, PART, described, open_describer, reduced_width
 from deepcluster.engine.log import Screen
@@ -56,6 +57,7 @@ def cluster_images(
     whiten: int = 0,
     seed: int = 0,
     device: str = "auto",
+    processes: int = 1,
     overwrite: bool = False,
     again: bool = False,
     screen: Screen | None = None,
@@ -78,6 +80,8 @@ def cluster_images(
         options: of the algorithm, by their names there.
         whiten: PCA-whiten to this width, in place of the default embedding; 0 = do not.
         seed: of all random draws.
+        processes: on this machine, which share the images; the first one groups and writes. torchrun and SLURM set
+            their number themselves.
         again: group again where the same run is there, since what was to follow it was cut short.
         part: images in each part of the features, about.
 
@@ -88,57 +92,96 @@ def cluster_images(
     screen, folder = screen or Screen(), Path(out)
     given = dict(options or {}) | ({} if k is None else {"k": k})
     check_options(algorithm, given)
-    source = open_images(data)
-    if k is not None and k > len(source):
-        raise DeepClusterError(f"{counted(len(source), 'image')} cannot form {k:,} clusters: give a smaller --k.")
-    run_folder.outside_images(folder, source)
-    name, subject = open_describer(source, folder, backbone, image_size=image_size, device=device, screen=screen)
-    fitted = is_fitted(name)
-    pixels = load_pixels(source, short_side=short_side(subject.image_size), cache_gb=SMALL / 1e9)
-    made = {key: value for key, value in subject.backbone.config.items() if key != "image_size"}
-    run = TrainRun(
-        epochs=0,
-        seed=seed,
-        image_size=subject.image_size,
-        device=device,
-        method=FrozenParams(k=k or 0, algorithm=algorithm, options=given, whiten=whiten),
-        backbone=BackboneParams(made.pop("name"), made.pop("sobel"), options=made),
-    )
-    config = run_folder.about(run, PRESET, source, pixels)
-    weights = digest(subject.backbone.config, seed) if fitted else digest(subject.backbone)
-    config |= {"backbone": run_folder.absolute(name), "weights": weights}
-    config["id"] = digest(config["id"], config["weights"])
-    with _occupied(folder, config, overwrite, again, screen):
-        with described(name, subject, pixels, folder, screen, seed=seed, part=part) as (bad, bar):
-            run_folder.write_bad_images(folder, pixels)
-            bar.describe("grouping")
-            embedding = Whitening(whiten or reduced_width(subject), whiten=whiten > 0)
-            table = open_table(folder / FEATURES)[0]
-            with scratch_folder(folder / FEATURES) as scratch:
-                found, choice = cluster_features(
-                    table,
-                    algorithm,
-                    given,
-                    scratch=scratch,
-                    seed=seed,
-                    start_near=True,
-                    embedding=embedding,
-                    bad=bad,
+    with _several(processes, folder, device) as (group, here), ExitStack() as held:
+        screen = screen if group.is_first else Screen(quiet=True)
+        with group.collective_section():
+            source = open_images(data)
+            if k is not None and k > len(source):
+                raise DeepClusterError(
+                    f"{counted(len(source), 'image')} cannot form {k:,} clusters: give a smaller --k."
                 )
-        run_folder.tell_bad(pixels, screen)
-        if choice is not None:
-            screen.print(choice.sentence)
-        steps = [embedding, *getattr(found.clusterer, "embedding_", ())]
-        model = Model(subject.backbone, found.centroids, steps, _tree(found))
-        objective = float(np.nansum(found.distance.astype(np.float64) ** 2))
-        clustering = Clustering(found.assignment, found.centroids, found.distance, objective)
-        run_folder.write_snapshot(folder, model, clustering)
-        config = run_folder.read_config(folder) | {"bad_images": len(pixels.bad)}
-        config["settings"]["method"]["k"] = clustering.k
-        if choice is not None:
-            config["k_auto"] = {**asdict(choice), "sentence": choice.sentence}
-        run_folder.note_finished(folder, config)
+            run_folder.outside_images(folder, source)
+            name, subject = open_describer(
+                source, folder, backbone, image_size=image_size, device=device, screen=screen
+            )
+            fitted = is_fitted(name)
+            # Of several processes each decodes its share alone; which images are bad decides what is fitted to.
+            kept = SMALL if group.is_single or (fitted and group.is_first) else 0
+            pixels = load_pixels(
+                source,
+                short_side=short_side(subject.image_size),
+                cache_gb=kept / 1e9,
+                workers=max(1, (os.cpu_count() or 1) // here),
+            )
+            made = {key: value for key, value in subject.backbone.config.items() if key != "image_size"}
+            run = TrainRun(
+                epochs=0,
+                seed=seed,
+                image_size=subject.image_size,
+                device=device,
+                method=FrozenParams(k=k or 0, algorithm=algorithm, options=given, whiten=whiten),
+                backbone=BackboneParams(made.pop("name"), made.pop("sobel"), options=made),
+            )
+            config = run_folder.about(run, PRESET, source, pixels, group=group)
+            weights = digest(subject.backbone.config, seed) if fitted else digest(subject.backbone)
+            config |= {"backbone": run_folder.absolute(name), "weights": weights}
+            config["id"] = digest(config["id"], config["weights"])
+        if len(set(group.gather_strings(config["id"]))) > 1:
+            raise DeepClusterError(
+                f"The processes see different images as {source.name}, or weights as {name}: give each machine the"
+                " same files in the same place."
+            )
+        with group.collective_section():
+            if group.is_first:
+                held.enter_context(_occupied(folder, config, overwrite, again, screen))
+        describing = described(name, subject, pixels, folder, screen, seed=seed, part=part, group=group)
+        with describing as (bad, bar), group.collective_section():
+            if group.is_first:
+                run_folder.write_bad_images(folder, pixels)
+                bar.describe("grouping")
+                embedding = Whitening(whiten or reduced_width(subject), whiten=whiten > 0)
+                table = open_table(folder / FEATURES)[0]
+                how: dict[str, Any] = {"seed": seed, "start_near": True, "embedding": embedding, "bad": bad}
+                with scratch_folder(folder / FEATURES) as scratch:
+                    found, choice = cluster_features(table, algorithm, given, scratch=scratch, **how)
+                run_folder.tell_bad(pixels, screen)
+                if choice is not None:
+                    screen.print(choice.sentence)
+                steps = [embedding, *getattr(found.clusterer, "embedding_", ())]
+                _write_run(folder, Model(subject.backbone, found.centroids, steps, _tree(found)), found, choice, pixels)
     return load_run(folder, device=device)
+
+
+@contextmanager
+def _several(processes: int, folder: Path, device: str) -> Iterator[tuple[ProcessGroup, int]]:
+    """All processes of a grouping in `folder`, as long as the context lasts, and how many of them are on this machine.
+
+    Raises:
+        DeepClusterError: another number than the launcher's, or one that this machine has no devices for.
+    """
+    if processes < 1:
+        raise DeepClusterError(f"--processes is {processes}: give at least 1.")
+    here = (launched() or (processes, 1))[0]
+    if processes == 1 and launched() is None:
+        yield SINGLE, here
+        return
+    from deepcluster.engine.fabric import make_fabric, together
+
+    with together(folder):
+        make_fabric(TrainRun(precision="32", processes=processes, device=device, method=FrozenParams()))
+        yield current(), here
+
+
+def _write_run(folder: Path, model: Model, found: TableClusters, choice: Any, pixels: Pixels) -> None:
+    """Writes what is left behind, run.json as the last of it."""
+    objective = float(np.nansum(found.distance.astype(np.float64) ** 2))
+    clustering = Clustering(found.assignment, found.centroids, found.distance, objective)
+    run_folder.write_snapshot(folder, model, clustering)
+    config = run_folder.read_config(folder) | {"bad_images": len(pixels.bad)}
+    config["settings"]["method"]["k"] = clustering.k
+    if choice is not None:
+        config["k_auto"] = {**asdict(choice), "sentence": choice.sentence}
+    run_folder.note_finished(folder, config)
 
 
 @contextmanager

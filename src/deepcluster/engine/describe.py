@@ -17,6 +17,7 @@ import torch
 from deepcluster.data.cache import Pixels
 from deepcluster.data.source import ImageSource
 from deepcluster.digest import digest
+from deepcluster.distributed import SINGLE, ProcessGroup
 from deepcluster.engine import run_folder
 from deepcluster.engine.device import pick_device
 from deepcluster.engine.log import Bar, Screen
@@ -43,6 +44,8 @@ PART = 4096
 SMALLEST, LARGEST = 96, 224
 """Pixels, bounds of the size that is chosen: a network trained on photos sees little in images of 32 pixels, and
 beyond 224 features gain little for their cost."""
+OVER = [0, -1]
+"""In place of the first and last image of those that are to be described: there are no more."""
 WIDTH = 64
 """Dimensions that the features are reduced to by PCA; docs/groups.md compares embeddings."""
 
@@ -69,23 +72,39 @@ def open_describer(
 
 @contextmanager
 def described(
-    name: str, subject: Subject, pixels: Pixels, folder: Path, screen: Screen, *, seed: int = 0, part: int = PART
+    name: str,
+    subject: Subject,
+    pixels: Pixels,
+    folder: Path,
+    screen: Screen,
+    *,
+    seed: int = 0,
+    part: int = PART,
+    group: ProcessGroup = SINGLE,
 ) -> Iterator[tuple[list[int], Bar]]:
     """The features of all images are in `folder / FEATURES`; gives the bad rows, and the bar for what follows.
+
+    Args:
+        group: the processes that share the images; the first one writes, and it alone knows the bad rows.
 
     Raises:
         Interrupted: Ctrl-C or SIGTERM; the parts that are finished are kept.
     """
     if is_fitted(name):
-        _fit(subject, pixels, folder / FITTED, seed, screen)
+        with group.collective_section():
+            if group.is_first:
+                _fit(subject, pixels, folder / FITTED, seed, screen)
+        for weight in subject.backbone.state_dict().values():
+            group.broadcast_(weight)
     with stop_signals() as stopped, screen.bar("features", len(pixels)) as bar:
 
         def check(images: int) -> None:
-            bar(images)
-            if stopped():
+            described, stops = group.sum_(torch.tensor([images, int(stopped())])).tolist()
+            bar(described)
+            if stops:
                 raise Interrupted
 
-        yield _write_features(subject, pixels, folder, part, check), bar
+        yield _write_features(subject, pixels, folder, part, bar, check, group), bar
 
 
 def part_writer(
@@ -148,9 +167,31 @@ def reduced_width(subject: Subject) -> int:
 
 
 def _write_features(
-    subject: Subject, pixels: Pixels, folder: Path, part: int, check: Callable[[int], None]
+    subject: Subject,
+    pixels: Pixels,
+    folder: Path,
+    part: int,
+    skipped: Callable[[int], None],
+    check: Callable[[int], None],
+    group: ProcessGroup,
 ) -> list[int]:
-    """The features of all images in parts, those that are there already left as they are; gives the bad rows."""
+    """The features of all images in parts, those that are there already left as they are; gives the bad rows.
+
+    The first process says which images come next, all of them describe some batches of these, and the first one writes.
+    """
+
+    def extract(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        if group.is_first:
+            group.broadcast_(torch.from_numpy(images[[0, -1]]))
+        index, features = subject.model.features(
+            pixels, images, device=subject.device, batch_size=BATCH, check=check, group=group, multiple=BATCH
+        )
+        return group.gather_array(index), group.gather_array(features)
+
+    if not group.is_first:
+        while (span := group.broadcast_(torch.zeros(2, dtype=torch.int64)).tolist()) != OVER:
+            extract(np.arange(span[0], span[1] + 1))
+        return []
     source, table = pixels.source, folder / FEATURES
     about = {
         "model": subject.name,
@@ -161,10 +202,8 @@ def _write_features(
         "image_size": subject.image_size,
     }
 
-    def extract(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        return subject.model.features(pixels, images, device=subject.device, batch_size=BATCH, check=check)
-
     parts = -(-len(pixels) // part)
-    bad = write_parts(extract, len(pixels), table, about, parts=parts, skipped=check)[1]
+    bad = write_parts(extract, len(pixels), table, about, parts=parts, skipped=skipped)[1]
+    group.broadcast_(torch.tensor(OVER))
     pixels.gather(np.setdiff1d(bad, list(pixels.bad)).astype(np.int64))  # why those of earlier parts are bad
     return bad

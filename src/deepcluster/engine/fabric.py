@@ -18,7 +18,7 @@ from lightning_fabric.strategies.ddp import DDPStrategy
 from lightning_fabric.strategies.launchers import subprocess_script
 
 from deepcluster.config import TrainRun
-from deepcluster.distributed import TIMEOUT, is_secondary_process
+from deepcluster.distributed import TIMEOUT, is_secondary_process, launched
 from deepcluster.engine.device import fast_bfloat16, pick_device
 from deepcluster.engine.run_folder import how_to_resume
 from deepcluster.errors import OTHER_ENDED, DeepClusterError, counted
@@ -108,20 +108,3 @@ def make_fabric(run: TrainRun) -> Fabric:
     )
     fabric.launch()
     return fabric
-
-
-def launched() -> tuple[int, int] | None:
-    """(processes on each machine, machines) that torchrun or SLURM started; None where nobody has."""
-    variables = os.environ
-    if "TORCHELASTIC_RUN_ID" in variables or "LOCAL_WORLD_SIZE" in variables:
-        size, here = int(variables["WORLD_SIZE"]), int(variables.get("LOCAL_WORLD_SIZE", variables["WORLD_SIZE"]))
-    elif int(variables.get("SLURM_NTASKS", 1)) > 1 and "SLURM_PROCID" in variables:
-        size, machines = int(variables["SLURM_NTASKS"]), int(variables.get("SLURM_NNODES", 1))
-        here = -(-size // machines)
-    else:
-        return None
-    if size % here:
-        raise DeepClusterError(
-            f"{size} processes do not divide into {here} on each machine: start equally many on each."
-        )
-    return here, size // here

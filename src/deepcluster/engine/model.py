@@ -17,7 +17,7 @@ from deepcluster.clustering.tree import nearest_in_tree
 from deepcluster.clustering.whitening import Whitening
 from deepcluster.config import TrainRun
 from deepcluster.data.cache import Pixels
-from deepcluster.distributed import SINGLE, ProcessGroup
+from deepcluster.distributed import ALIGN, SINGLE, ProcessGroup
 from deepcluster.errors import DeepClusterError
 from deepcluster.features.extract import extract
 from deepcluster.io import write_safetensors
@@ -68,6 +68,7 @@ class Model:
         batch_size: int = 256,
         check: Callable[[int], None] = lambda images: None,
         group: ProcessGroup = SINGLE,
+        multiple: int = ALIGN,
     ) -> tuple[np.ndarray, np.ndarray]:
         """Index (M,) and features (M, D) of the images that can be decoded; see `features.extract`."""
         self.backbone.to(device)
@@ -80,6 +81,7 @@ class Model:
             only=only,
             check=check,
             group=group,
+            multiple=multiple,
         )
 
     def nearest(self, features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

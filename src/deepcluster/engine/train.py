@@ -19,11 +19,11 @@ from deepcluster.config import TrainRun
 from deepcluster.data.cache import Pixels, agree_on_bad, load_pixels
 from deepcluster.data.open import open_images
 from deepcluster.data.source import ImageSource
-from deepcluster.distributed import ProcessGroup, current
+from deepcluster.distributed import ProcessGroup, current, launched
 from deepcluster.engine import checkpoint, run_folder
 from deepcluster.engine.build import at_checkpoint, build_method, build_parts, check, make_context, thrown_away
 from deepcluster.engine.clock import KINDS, Clock, known_seconds
-from deepcluster.engine.fabric import launched, make_fabric, together
+from deepcluster.engine.fabric import make_fabric, together
 from deepcluster.engine.length import lengthened, progress_of
 from deepcluster.engine.log import Metrics, Screen
 from deepcluster.engine.loop import TrainState, features_file, fit, refresh

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from deepcluster.data.cache import Pixels, agree_on_bad
 from deepcluster.data.loader import Loader
 from deepcluster.data.transforms import CenterCrop, Transform
-from deepcluster.distributed import SINGLE, ProcessGroup
+from deepcluster.distributed import ALIGN, SINGLE, ProcessGroup
 from deepcluster.features.parallel import over_spans
 from deepcluster.io import scratch_table
 from deepcluster.models.backbone import Backbone
@@ -47,6 +47,7 @@ def extract(
     file: Path | None = None,
     check: Callable[[int], None] = lambda images: None,
     group: ProcessGroup = SINGLE,
+    multiple: int = ALIGN,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Features of one plain view of every image, or of this process's share of the images.
 
@@ -61,6 +62,7 @@ def extract(
         check: called with the number of images after each batch; may raise to stop. With several processes, called
             equally often by each, so that it may ask the others.
         group: the processes that share the work; each gives the rows of its own share, which follow each other.
+        multiple: of images, at which shares begin; itself a multiple of `batch_size`.
 
     Returns:
         index: (M,) int64, ascending, the images that could be decoded.
@@ -70,10 +72,10 @@ def extract(
     inference: nn.Module = backbone.eval() if tap else folded(backbone).to(memory_format=torch.channels_last)
     agree_on_bad(pixels, group)
     images = pixels.good if only is None else only
-    first, last = group.row_range(len(images))
+    first, last = group.row_range(len(images), multiple)
     order = torch.from_numpy(np.asarray(images[first:last]))
-    ranges = [ProcessGroup(rank, group.size).row_range(len(images)) for rank in range(group.size)]
-    checks = min(-(-(stop - start) // batch_size) for start, stop in ranges)  # batches that every process has
+    ranges = [ProcessGroup(rank, group.size).row_range(len(images), multiple) for rank in range(group.size)]
+    most = max(-(-(stop - start) // batch_size) for start, stop in ranges)  # batches of one process
     loader = Loader(
         pixels,
         order,
@@ -82,7 +84,7 @@ def extract(
         key=key,
         device=device,
         empty=True,
-        offset=first // batch_size,  # a share begins at a multiple of ALIGN, which is one of the batch's size
+        offset=first // batch_size,
     )
 
     def forward(images: Tensor) -> Tensor:
@@ -102,7 +104,7 @@ def extract(
     features: np.ndarray | None = None
     found, filled = [np.zeros(0, np.int64)], 0
     try:
-        for number, batch in enumerate(loader):
+        for batch in loader:
             if len(batch.index):
                 out = forward(batch.views[0])
                 if features is None:
@@ -111,8 +113,9 @@ def extract(
                 features[filled : filled + len(out)] = out.numpy()
                 found.append(batch.index.numpy())
                 filled += len(out)
-            if number < checks:
-                check(len(batch.index))
+            check(len(batch.index))
+        for _ in range(most - len(loader)):  # the others have batches still
+            check(0)
     finally:
         backbone.train(training)
     index = np.concatenate(found)
