@@ -290,3 +290,29 @@ def test_output_of_tensors_stays_tensors_under_default_output() -> None:
     x = torch.from_numpy(blobs())
     with sklearn.config_context(transform_output="default"):
         assert isinstance(make_pipeline(Whitening(3), KMeans(4)).fit(x).transform(x), torch.Tensor)
+
+
+@pytest.mark.parametrize("kind", [">f8", ">i4", ">f4", "g"])
+@pytest.mark.parametrize("estimator", [KMeans(3, random_state=0), PIC(3, sigma=50), Whitening(2)])
+def test_numbers_of_other_byte_orders_and_widths(estimator: Any, kind: str, tmp_path: Path) -> None:
+    x = np.random.default_rng(0).integers(0, 99, (30, 4)).astype(kind)
+    np.save(tmp_path / "x.npy", x)
+    method = "fit_transform" if isinstance(estimator, Whitening) else "fit_predict"
+    wanted = getattr(clone(estimator), method)(x.astype(np.float64))
+    for table in (x, np.load(tmp_path / "x.npy", mmap_mode="r")):
+        np.testing.assert_allclose(getattr(clone(estimator), method)(table), wanted, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [({"device": "abacus"}, "no device 'abacus'"), ({"random_state": "a"}, "'a' cannot be used.*give random_state")],
+)
+def test_devices_and_seeds_that_are_none_are_refused(options: dict[str, Any], words: str) -> None:
+    with pytest.raises(DeepClusterError, match=words):
+        KMeans(2, **options).fit(np.eye(4))
+
+
+def test_numbers_beyond_float32_are_called_so() -> None:
+    with warnings.catch_warnings(), pytest.raises(DeepClusterError, match="beyond float32"):
+        warnings.simplefilter("error")
+        KMeans(2).fit(np.eye(4) * 1e200)

@@ -12,6 +12,7 @@ from PIL import Image, TiffImagePlugin
 
 from deepcluster.data.decode import decode
 from deepcluster.data.depth import to_uint8
+from deepcluster.errors import BadImage
 
 RAMP = np.tile(np.arange(256), (8, 1))
 
@@ -94,3 +95,38 @@ def test_floats_and_negative_values() -> None:
     full = np.linspace(-32768, 32767, 256).astype(np.int32)[None]  # its least value is no mark
     np.testing.assert_allclose(to_uint8(full)[0], np.arange(256), atol=1)
     assert not to_uint8(np.full((2, 2), np.nan)).any()
+
+
+def test_the_clear_value_of_a_grey_png_is_white() -> None:
+    """A tRNS chunk in 16 bits."""
+    values = (RAMP * 16).astype(np.uint16)
+    values[:, 200:] = 60_000
+    content = png16(values[..., None])
+    chunk = b"tRNS" + struct.pack(">H", 60_000)
+    chunk = struct.pack(">I", 2) + chunk + struct.pack(">I", zlib.crc32(chunk))
+    at = content.index(b"IDAT") - 4
+    found = decode(content[:at] + chunk + content[at:])[0, :, 0]
+    assert (found[200:] == 255).all() and len(np.unique(found[:200])) > 190  # nor does it count for the range
+
+
+def test_signed_values_of_8_bits() -> None:
+    found = decode(saved((RAMP - 128).astype(np.int8).view(np.uint8), t339=(3, 2)))
+    np.testing.assert_array_equal(found[..., 0], RAMP)
+
+
+def test_deep_channels_that_lie_apart_are_refused() -> None:
+    """Pillow reads them as if they were of 8 bits."""
+    plane = (RAMP * 257).astype("<u2").tobytes()
+    tags = TiffImagePlugin.ImageFileDirectory_v2()
+    places, lengths = tuple(8 + k * len(plane) for k in range(4)), (len(plane),) * 3
+    for tag, value in ((256, 256), (257, 8), (258, (16,) * 3), (259, 1), (262, 2), (273, places[:3]), (277, 3),
+                       (278, 8), (279, lengths), (284, 2)):  # fmt: skip
+        tags[tag] = value
+    content = b"II*\0" + struct.pack("<I", places[3]) + 3 * plane + tags.tobytes(places[3])
+    with pytest.raises(BadImage, match="interleaved"):
+        decode(content)
+
+
+def test_floats_of_a_portable_float_map() -> None:
+    content = b"Pf\n256 8\n-1.0\n" + (RAMP / 255).astype("<f4").tobytes()
+    np.testing.assert_array_equal(decode(content)[..., 0], RAMP)

@@ -23,7 +23,8 @@ from deepcluster.errors import DeepClusterWarning
         (["cat/2019/1.png", "cat/2020/1.png", "dog/2019/1.png", "dog/2020/1.png"], ("cat", "dog"), True),
         (["a/other/1.png", "a/oak/1.png", "a/elm/1.png", "b/other/1.png", "b/owl/1.png"],
          ("a/other", "b/other", "elm", "oak", "owl"), False),
-        (["1.png", "cat/2.png"], (), False),
+        (["1.png", "cat/2.png"], (), True),
+        (["1.png", "2.png"], (), False),
     ],
 )  # fmt: skip
 def test_class_folder(paths: list[str], classes: tuple[str, ...], told: bool) -> None:

@@ -416,3 +416,19 @@ def test_classes_are_found_over_all_shards_as_over_one_folder(tmp_path: Path) ->
     assert sorted(path.name for path in tmp_path.glob("n.*")) == sorted(
         ["n.json", *read_manifest(tmp_path / "n.json").tables]
     )
+
+
+def test_tables_of_a_killed_index_go_with_the_next(shards: list[str], tmp_path: Path) -> None:
+    """Killed between its tables and its manifest, and then others are indexed."""
+    out, other = tmp_path / "m.json", tmp_path / "m.x.json"
+    index(shards[:1], out)
+    index(shards[:1], other)
+    out.unlink()
+    mine = tmp_path / "m.notes.index.npy"
+    mine.write_bytes(b"somebody's")
+    index(shards[1:], out)
+    manifest = read_manifest(out)
+    assert {file.name for file in tmp_path.glob("m.*.npy")} == {
+        mine.name, *manifest.tables, *read_manifest(other).tables
+    }  # fmt: skip
+    assert len(open_images(out)) == 4 and len(open_images(other)) == 2

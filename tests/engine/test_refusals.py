@@ -211,3 +211,13 @@ def test_algorithm_custom_without_python_says_where_a_clusterer_comes_from(
     sentence = mistake(capsys, *words, "--method.k", 0, "--method.clusterings", 1)
     assert "deepcluster.train(..., clusterer=...)" in sentence and "This run" not in sentence
     assert not (tmp_path / "r").exists()
+
+
+def test_a_finished_run_without_its_checkpoint_is_not_trained_anew(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As where a copy leaves the checkpoints out, which are large."""
+    shutil.rmtree(run / "checkpoints")
+    before = (run / "model.safetensors").read_bytes()
+    assert "is a finished run without checkpoints/last.ckpt" in mistake(capsys, "train", "--resume", run)
+    assert (run / "model.safetensors").read_bytes() == before

@@ -164,7 +164,8 @@ def is_table(path: Path) -> bool:
     from deepcluster.reading import read_npy
 
     try:
-        return read_npy(path, advice="", mapped="r", checked=False).ndim == 2
+        found = read_npy(path, advice="", mapped="r", checked=False)
+        return found.ndim == 2 or found.dtype != "uint8"  # which images are
     except DeepClusterError:
         return True  # said in a sentence where tables are opened
 
@@ -201,7 +202,8 @@ def _cluster_table(
     values = {"out": str(out), "rows": len(table), "objective": float(found.clusterer.inertia_), **sizes}
     used, smallest, largest = sizes["clusters_used"], sizes["size_min"], sizes["size_max"]
     rows = int((found.assignment >= 0).sum())
-    show(screen, json, values, f"{out}: {counted(rows, 'row')} in {clusters_of(used, smallest, largest)}")
+    left = f"; left out: {counted(len(table) - rows, 'row')} with NaN or infinity" if rows < len(table) else ""
+    show(screen, json, values, f"{out}: {counted(rows, 'row')} in {clusters_of(used, smallest, largest)}{left}")
 
 
 def source_of(about: dict[str, Any], rows: int) -> ImageSource | None:

@@ -119,7 +119,10 @@ def seed_from(random_state: Any) -> int:
     """A seed below 2^31: an int is its own, a `RandomState` or None (NumPy's global one) draws one."""
     if isinstance(random_state, (int, np.integer)):
         return int(random_state)
-    return int(check_random_state(random_state).randint(2**31 - 1))
+    try:
+        return int(check_random_state(random_state).randint(2**31 - 1))
+    except ValueError as error:
+        raise DeepClusterError(f"{error}: give random_state an integer, a RandomState or None.") from None
 
 
 def count(value: Any) -> tuple[bool, str]:

@@ -20,17 +20,17 @@ from typing import BinaryIO
 import numpy as np
 
 from deepcluster.data import storage
-from deepcluster.data.formats import PLAIN
-from deepcluster.data.naming import is_image_name, printable
-from deepcluster.errors import BadImage
+from deepcluster.data.formats import CONTAINERS, HEAD, UNREAD_PICTURES
+from deepcluster.data.naming import is_hidden, is_picture, printable
+from deepcluster.errors import BadImage, counted
 
 #: The length that stands for "this long or longer": no image is, and four bytes hold no more.
 TOO_LONG = 2**32 - 1
 
 Read = Callable[[int, int], bytes]
 """(start, count) -> bytes of an archive."""
-Wanted = Callable[[str], bool]
-"""Member name -> whether it is listed."""
+Wanted = Callable[[str, Callable[[], bytes]], bool]
+"""Member name, and what reads its first bytes -> whether it is listed."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def format_of(place: str) -> Format:
     return found
 
 
-def scan(place: str, wanted: Wanted = is_image_name) -> Members:
+def scan(place: str, wanted: Wanted = is_picture) -> Members:
     """The `wanted` members of an archive; where it is damaged, those before the damage. Does not raise OSError."""
 
     def once() -> Members:
@@ -84,12 +84,25 @@ def scan(place: str, wanted: Wanted = is_image_name) -> Members:
             trouble = trouble or "is cut short"
         names, offsets, lengths = zip(*inside, strict=True) if inside else ((), (), ())
         sizes = np.minimum(np.array(lengths, np.int64), TOO_LONG)
-        return Members([name.removeprefix("./") for name in names], np.array(offsets, np.int64), sizes, trouble)
+        return Members(
+            [_with_slashes(name).removeprefix("./") for name in names], np.array(offsets, np.int64), sizes, trouble
+        )
 
     try:
         return storage.retry(once) if storage.is_url(place) else once()
     except OSError as error:
         return Members.none(f"cannot be read ({error.strerror or error})")
+
+
+def _with_slashes(name: str) -> str:
+    """A name whose folders Windows has divided by backslashes."""
+    return name if "/" in name else name.replace("\\", "/")
+
+
+def _is_left_out(name: str) -> bool:
+    """Whether a member that is no image may hold some, or is one to its owner, so that it is to be told."""
+    path = PurePosixPath(name)
+    return path.suffix.lower() in UNREAD_PICTURES + CONTAINERS and not any(map(is_hidden, path.parts))
 
 
 def read_member(place: str, offset: int, length: int) -> bytes:
@@ -115,9 +128,10 @@ PADDING = 1 << 20
 
 
 def _scan_tar(stream: BinaryIO, wanted: Wanted) -> tuple[list[tuple[str, int, int]], str]:
-    """Also of archives put end to end (`cat a.tar b.tar`). Links and sparse members are counted, not read."""
+    """Also of archives put end to end (`cat a.tar b.tar`). Links, sparse members, and archives in it are told."""
     found: list[tuple[str, int, int]] = []
     unread: list[str] = []
+    others: list[str] = []
     start: int | None = 0
     try:
         while start is not None:
@@ -125,9 +139,11 @@ def _scan_tar(stream: BinaryIO, wanted: Wanted) -> tuple[list[tuple[str, int, in
             with tarfile.open(fileobj=stream, mode="r:") as archive:
                 for member in archive:
                     archive.members = []  # type: ignore[attr-defined]  # else a million members stay in memory
-                    if not wanted(member.name) or member.isdir():
+                    if member.isdir():
                         continue
-                    if member.isreg() and not member.issparse():
+                    if not wanted(member.name, partial(_head, archive, member)):
+                        others += [member.name] * _is_left_out(member.name)
+                    elif member.isreg() and not member.issparse():
                         found.append((member.name, member.offset_data, member.size))
                     else:
                         unread.append(member.name)
@@ -142,7 +158,22 @@ def _scan_tar(stream: BinaryIO, wanted: Wanted) -> tuple[list[tuple[str, int, in
         return found, f"has {zeros:,} zeros behind its last member, as where a download did not end"
     if unread:
         return found, f"has {len(unread):,} links or sparse members that are not read, such as {printable(unread[0])}"
-    return found, ""
+    return found, _told(others)
+
+
+def _head(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    if not member.isreg() or member.issparse():
+        return b""
+    archive.fileobj.seek(member.offset_data)
+    return bytes(archive.fileobj.read(min(HEAD, member.size)))
+
+
+def _told(others: list[str]) -> str:
+    """The trouble of an archive that holds others, or pictures of kinds that are not read."""
+    if not others:
+        return ""
+    are = "is" if len(others) == 1 else "are"
+    return f"holds {counted(len(others), 'file')} that {are} not read, such as {printable(others[0])}"
 
 
 def _next_archive(stream: BinaryIO) -> int | None:
@@ -177,19 +208,27 @@ ENCRYPTED, SIZES_FOLLOW = 0x1, 0x8
 
 def _scan_zip(stream: BinaryIO, wanted: Wanted) -> tuple[list[tuple[str, int, int]], str]:
     found: list[tuple[str, int, int]] = []
+    others: list[str] = []
     try:
         with zipfile.ZipFile(stream) as archive:
             members = [member for member in archive.infolist() if not member.is_dir()]
-            found = [(one.filename, one.header_offset, one.compress_size) for one in members if wanted(one.filename)]
-            for member in members:  # the list of names has no checksum, but there is a second one
-                if not wanted(member.filename) and PurePosixPath(member.filename).suffix.lower() not in PLAIN:
-                    with suppress(RuntimeError):  # encrypted, or packed in another way
-                        archive.open(member).close()
+            for one in members:
+                # the list of names has no checksum, but `head` compares it with a second one
+                if wanted(one.filename, partial(_zip_head, archive, one)):
+                    found.append((one.filename, one.header_offset, one.compress_size))
+                else:
+                    others += [one.filename] * _is_left_out(one.filename)
             if (told := _told_members(stream)) not in (len(archive.infolist()), TOLD_ELSEWHERE):
                 return found, f"lists {len(archive.infolist()):,} members of {told:,}"
     except (zipfile.BadZipFile, EOFError, ValueError, NotImplementedError, struct.error) as error:
         return found, f"has a damaged list of members ({error})" if found else f"cannot be read as a zip file ({error})"
-    return found, ""
+    return found, _told(others)
+
+
+def _zip_head(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:
+    with suppress(RuntimeError, zlib.error, EOFError), archive.open(member) as stream:  # encrypted, or packed otherwise
+        return stream.read(HEAD)
+    return b""
 
 
 def _told_members(stream: BinaryIO) -> int:
@@ -206,8 +245,8 @@ def _read_zip(read: Read, offset: int, length: int) -> bytes:
         raise BadImage("damaged: there is no zip header where its shard's index has one")
     _, _, flags, method, _, _, checksum, _, _, name, extra = HEADER.unpack_from(data)
     begin = HEADER.size + name + extra
-    if begin + length > len(data) and begin > HEADER.size + SLACK:
-        data += read(offset + len(data), begin + length - len(data))
+    if (end := begin + length + 8) > len(data):
+        data += read(offset + len(data), end - len(data))
     content = data[begin : begin + length]
     if len(content) < length:
         raise BadImage("cut off: the zip file ends before this member does")
@@ -217,7 +256,11 @@ def _read_zip(read: Read, offset: int, length: int) -> bytes:
         content = _inflate(content)
     elif method != zipfile.ZIP_STORED:
         raise BadImage(f"packed by method {method}: repack the zip file stored or deflated")
-    if not flags & SIZES_FOLLOW and zlib.crc32(content) != checksum:
+    told = [struct.pack("<L", checksum)]
+    if flags & SIZES_FOLLOW:  # behind the content, with or without a mark
+        behind = data[begin + length : end]
+        told = [behind[:4], behind[4:] if behind.startswith(b"PK\x07\x08") else b""]
+    if struct.pack("<L", zlib.crc32(content)) not in told:
         raise BadImage("damaged: its checksum does not match")
     return content
 
@@ -235,5 +278,5 @@ def _inflate(packed: bytes) -> bytes:
 
 FORMATS = {
     ".tar": Format(BLOCK, "fetch it again, or repack it as a plain .tar", _scan_tar, _read_tar),
-    ".zip": Format(1, "fetch it again", _scan_zip, _read_zip),
+    ".zip": Format(1, "fetch it again, or repack it as a plain .zip", _scan_zip, _read_zip),
 }

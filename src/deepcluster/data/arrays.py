@@ -15,7 +15,7 @@ from deepcluster.data.decode import shrink, to_rgb
 from deepcluster.data.source import ImageSource
 from deepcluster.digest import digest
 from deepcluster.errors import DeepClusterError
-from deepcluster.reading import read_npy
+from deepcluster.reading import judged, read_npy
 
 
 @dataclass(eq=False, repr=False)
@@ -87,7 +87,7 @@ def open_npy(name: str) -> ImageSource:
 
 def open_array(array: Any) -> ImageSource:
     """An array or tensor (N, H, W[, C]): uint8, bool, or float in [0, 1]."""
-    images = _as_uint8(np.asarray(array), "array")
+    images = _as_uint8(_array(array, "array"), "array")
     _check(images, "array")
     return Arrays("array", images)
 
@@ -97,13 +97,25 @@ def open_list(items: Sequence[Any]) -> ImageSource:
     images = []
     for k, item in enumerate(items):
         name = f"item {k} of the list of images"
-        array = np.asarray(to_rgb(item)) if isinstance(item, Image.Image) else np.asarray(item)
+        array = _array(item, name)
         if array.dtype.kind in "OUS":
             raise DeepClusterError(f"{name} is a {type(item).__name__}: give either paths only, or arrays only")
         array = _as_uint8(array, name)
         _check(array[None], name, one=True)
         images.append(array)
     return Arrays("list", images)
+
+
+def _array(item: Any, name: str) -> np.ndarray:
+    """The values of an array, a nested list, a Pillow image, or a tensor of any type, device and history."""
+    with judged(name, "give arrays (H, W[, C]) of uint8, or Pillow images that are whole"):
+        if isinstance(item, Image.Image):
+            item.load()
+            return np.asarray(to_rgb(item))
+        if hasattr(item, "detach"):
+            item = item.detach().cpu()
+            item = item.float() if item.is_floating_point() else item
+        return np.asarray(item)
 
 
 def _as_uint8(array: np.ndarray, name: str) -> np.ndarray:

@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image, ImageFile
 
 from deepcluster.data.damage import CUT_OFF, find_damage, without_end
-from deepcluster.data.depth import deepened, grey, is_deep, significant_bits
+from deepcluster.data.depth import deepened, grey, has_deep_planes, has_signs, is_deep, significant_bits
 from deepcluster.data.formats import BYTES, FORMATS, HEAD, PIXELS, format_of_head
 from deepcluster.data.libtiff import listen
 from deepcluster.errors import BadImage
@@ -103,6 +103,8 @@ def _read(data: bytes, short_side: int | None, said: list[str]) -> Image.Image:
             _draft(image, short_side)
         if image.width * image.height > (most := MOST_PIXELS.get()):
             raise BadImage(f"too large: {image.width:,} x {image.height:,} pixels, and {most:,} are the most here")
+        if has_deep_planes(image):
+            raise BadImage("more than 8 bits in channels that lie apart: save it with its channels interleaved")
         deep = is_deep(image)
         stream.ran_dry = False
         image.load()
@@ -134,7 +136,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
     orientation = _orientation(image)
     if image.mode == "RGB" and "transparency" not in image.info:
         picture = image
-    elif image.mode.startswith(("I", "F")):
+    elif image.mode.startswith(("I", "F")) or has_signs(image):
         picture = grey(image).convert("RGB")
     elif image.has_transparency_data:
         rgba = image.convert("RGBA")

@@ -84,17 +84,33 @@ def _range(seen: np.ndarray, declared: Range | None) -> Range:
 
 
 def grey(image: Image.Image) -> Image.Image:
-    """A loaded image of mode I, I;16 or F as L, with what its file tells about the range; see the rule."""
+    """A loaded image of mode I, I;16, F or of signed values as L, by what its file tells of the range; see the rule."""
     values = np.asarray(image)
     tags = getattr(image, "tag_v2", {})
     if image.mode == "I" and tags.get(258) == (32,) and tags.get(339, (1,)) == (1,):
         values = values.view(np.uint32)  # Pillow has no such mode: large values would be negative
-    scaled = to_uint8(values, _declared(image, values), _number(tags.get(42113)))
+    if image.mode == "L":
+        values = values.view(np.int8)
+    clear = image.info.get("transparency")  # a PNG's value that is no grey
+    scaled = to_uint8(values, _declared(image, values), _number(tags.get(42113) if clear is None else clear))
+    if clear is not None:
+        scaled[values == clear] = 255
     return Image.fromarray(255 - scaled if tags.get(262) == 0 else scaled)  # "white is zero"
 
 
+def has_signs(image: Image.Image) -> bool:
+    """Whether a grey image of 8 bits has signed values, which Pillow takes for others."""
+    return image.mode == "L" and getattr(image, "tag_v2", {}).get(339) == (2,)
+
+
+def has_deep_planes(image: Image.Image) -> bool:
+    """Whether each channel lies by itself in more than 8 bits, which Pillow would read as if they were 8."""
+    tags = getattr(image, "tag_v2", {})
+    return tags.get(284) == 2 and len(image.getbands()) > 1 and max(tags.get(258, (8,))) > 8
+
+
 def _declared(image: Image.Image, values: np.ndarray) -> Range | None:
-    if image.format in ("PPM", "JPEG2000"):
+    if image.format in ("PPM", "JPEG2000") and values.dtype.kind != "f":
         return 0.0, 65535.0  # Pillow has scaled them by the file's own range
     if bits := image.info.get("significant_bits"):
         # As PNG wants it, few bits are scaled up to 16; where they are not, the values themselves stay below.

@@ -7,17 +7,18 @@ import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from deepcluster.data import storage
 from deepcluster.data.decode import encoded
-from deepcluster.data.formats import HEAD, PLAIN, UNREAD_PICTURES, format_of_head
+from deepcluster.data.formats import CONTAINERS, HEAD, UNREAD_PICTURES
 from deepcluster.data.naming import (
     find_on_disk,
     is_hidden,
-    is_image_name,
+    is_picture,
     labels_from_names,
     labels_from_parents,
     natural_key,
@@ -55,14 +56,6 @@ class Files(Encoded):
         return digest(self.paths, storage.content([os.path.join(self.root, path) for path in self.paths]))
 
 
-def _begins_as_image(place: str) -> bool:
-    """Whether a file without an image's ending (`d41d8cd9`, `x.jpg_large`, `y.jpg?w=300`) begins as one."""
-    try:
-        return format_of_head(read_head(place, HEAD)) is not None
-    except (OSError, ValueError):
-        return False
-
-
 def open_folder(name: str) -> ImageSource:
     """All images under a folder, links followed, hidden ones left out, in natural order of their relative path."""
     root = Path(name).expanduser()
@@ -78,11 +71,10 @@ def open_folder(name: str) -> ImageSource:
         inner[:] = sorted((step for step in inner if not is_hidden(step)), key=natural_key)
         prefix = Path(folder).relative_to(root).as_posix()
         for file in itertools.filterfalse(is_hidden, names):
-            ending = os.path.splitext(file)[1].lower()
-            if is_image_name(file) or (ending not in PLAIN and _begins_as_image(os.path.join(folder, file))):
+            if is_picture(file, partial(read_head, os.path.join(folder, file), HEAD)):
                 paths.append(file if prefix == "." else f"{prefix}/{file}")
             else:
-                others[ending] += 1
+                others[os.path.splitext(file)[1].lower()] += 1
     if not paths:
         ending = max((".tar", ".zip", ".parquet"), key=lambda kind: others[kind])
         if others[ending]:
@@ -92,10 +84,10 @@ def open_folder(name: str) -> ImageSource:
         wrong = f"of {counted(others.total(), 'file')} in {name} none has the name of an image (.jpg, .png, .webp …)"
         wrong = wrong if others else f"the folder {name} is empty"
         raise DeepClusterError(f"{wrong}: give a folder that holds images, at any depth")
-    unread = {ending: others[ending] for ending in UNREAD_PICTURES if others[ending]}
+    unread = {ending: others[ending] for ending in UNREAD_PICTURES + CONTAINERS if others[ending]}
     if unread:
         found = ", ".join(f"{count:,} {ending}" for ending, count in unread.items())
-        warn(f"{name} holds pictures of kinds that are not read here ({found}): convert them to be shown, too")
+        warn(f"{name} also holds what is not read here ({found}): convert or unpack it to have its pictures, too")
     paths.sort(key=natural_key)
     return Files(name, root, paths, *labels_from_parents(paths))
 
@@ -119,29 +111,43 @@ def open_list_file(name: str) -> ImageSource:
         path_at, label_at = _column(header, PATHS), _column(header, LABELS)
         if path_at is None:
             raise DeepClusterError(f"{name} has no column `path`: its first line must read `path` or `path,label`")
+        for number, row in enumerate(rows, 2):
+            if "".join(row[len(header) :]).strip():
+                raise DeepClusterError(
+                    f"row {number:,} of {name} has {len(row)} fields and its header {len(header)}: "
+                    "put texts that hold what divides fields into quotes"
+                )
         table = [row for row in rows if len(row) > path_at and row[path_at].strip()]
-        paths = [row[path_at].strip() for row in table]
+        if lost := sum(1 for row in rows if "".join(row).strip()) - len(table):
+            warn(f"{counted(lost, 'row')} of {name} without a path {'is' if lost == 1 else 'are'} left out")
+        paths = [row[path_at] for row in table]
+        others = [column.strip() for k, column in enumerate(header) if k not in (path_at, label_at)]
         if label_at is not None:
             labels, classes = some_labels([row[label_at] if len(row) > label_at else None for row in table])
-        elif len(header) > 1:
-            others = ", ".join(column.strip() for k, column in enumerate(header) if k != path_at)
-            warn(f"{name} has no column `label`, so its images have no labels; not used: {others}")
+            if meant := [column for column in others if column.casefold() in (*PATHS, *LABELS, "split")]:
+                taken = f"{header[path_at].strip()!r} and {header[label_at].strip()!r}"
+                warn(f"{name}: the columns {taken} are read; not used: {', '.join(meant)}")
+        elif others:
+            warn(f"{name} has no column `label`, so its images have no labels; not used: {', '.join(others)}")
     else:
         lines = read_text(file, advice=advice, names=True).replace("\r", "\n").split("\n")
-        paths = [line.strip() for line in lines if line.strip()]
+        paths = [line for line in lines if line.strip()]
     if not paths:
         raise DeepClusterError(f"the list {name} names no image: write one path a line, relative to its folder")
     source = Files(name, file.parent, [_spelled(file.parent, path) for path in paths], labels, classes)
     if not any(os.path.exists(os.path.join(source.root, path)) for path in source.paths):
         raise DeepClusterError(
-            f"of {counted(len(paths), 'file')} listed in {name} none exists, the first being {printable(paths[0])}: "
+            f"of {counted(len(paths), 'file')} listed in {name} none exists, the first being {source.path(0)}: "
             "paths start at the folder of the list"
         )
     return source
 
 
 def _spelled(root: Path, path: str) -> str:
-    """A path of a list as the disk spells it, still relative if it was."""
+    """A path of a list as the disk spells it, still relative if it was; spaces around it are its own if there is
+    such a file."""
+    if (plain := path.strip()) != path and not os.path.lexists(os.path.join(root, path)):
+        path = plain
     found = find_on_disk(os.path.join(root, path))
     return found if os.path.isabs(path) else found.removeprefix(os.path.join(root, ""))
 

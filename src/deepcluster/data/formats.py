@@ -26,10 +26,13 @@ UNREAD_PICTURES = (
     ".eps", ".xcf", ".dcm",
 )  # fmt: skip
 
+#: What may hold images, which are not read where it lies among others: folders and archives say so.
+CONTAINERS = (".tar", ".zip", ".parquet", ".tgz", ".gz", ".7z", ".rar")
+
 #: Endings of files that lie beside images and are not looked into.
 PLAIN = frozenset([
     ".txt", ".csv", ".tsv", ".json", ".jsonl", ".xml", ".yaml", ".yml", ".md", ".html", ".py", ".log", ".npy", ".npz",
-    ".pt", ".pth", ".tar", ".zip", ".gz", ".parquet", ".pdf", ".mp4", ".mov", ".db", ".ini",
+    ".pt", ".pth", ".pdf", ".mp4", ".mov", ".db", ".ini", ".cls", *CONTAINERS,
 ])  # fmt: skip
 
 #: Bytes that `format_of_head` wants to see.

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -52,12 +52,14 @@ def index_shards(
     """
     if out.suffix != ".json":
         raise DeepClusterError(f"A manifest is a .json file, not {out.name!r}: change --out.")
-    earlier = tables_of(out)
+    earlier = set(tables_of(out))
     with scratch_folder(out) as scratch:
         manifest = _made(found, out, scratch, labels, _scanned(found, workers), progress)
     write_manifest(out, manifest)
     evict_members()
-    for name in set(earlier) - set(manifest.tables):  # which nothing names any more
+    ours = re.compile(re.escape(out.stem) + r"\.[0-9a-f]{8}\.(index|labels)\.npy")
+    killed = {file.name for file in out.absolute().parent.iterdir() if ours.fullmatch(file.name)}
+    for name in (earlier | killed) - set(manifest.tables):  # which nothing names any more, or never did
         out.with_name(name).unlink(missing_ok=True)
     return manifest
 
@@ -163,9 +165,7 @@ def named(patterns: Sequence[str]) -> list[str]:
     wrong = next((place for place in found if find_format(place) is None), None)
     if wrong is not None:
         raise DeepClusterError(f"{wrong} is no .tar or .zip file: shards are, and a .txt file may list them")
-    twice = next((place for place, count in Counter(found).items() if count > 1), None)
-    if twice is not None:
-        raise DeepClusterError(f"the shard {twice} is named twice: name each once")
+    storage.refuse_twice(found)
     return found
 
 

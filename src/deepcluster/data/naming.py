@@ -6,7 +6,7 @@ import os
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import lru_cache
 from itertools import takewhile
@@ -14,7 +14,7 @@ from pathlib import PurePath, PurePosixPath
 
 import numpy as np
 
-from deepcluster.data.formats import has_image_ending
+from deepcluster.data.formats import PLAIN, format_of_head, has_image_ending
 from deepcluster.errors import warn
 
 
@@ -81,6 +81,19 @@ def is_image_name(name: str) -> bool:
     return has_image_ending(name) and not any(is_hidden(part) for part in PurePosixPath(name).parts)
 
 
+def is_picture(name: str, head: Callable[[], bytes]) -> bool:
+    """Whether a file or archive member is an image: by its ending, or, where that says nothing (`d41d8cd9`,
+    `x.jpg_large`, `y.jpg?w=300`), by its first bytes, which `head` reads."""
+    if is_image_name(name):
+        return True
+    if PurePosixPath(name).suffix.lower() in PLAIN or any(is_hidden(part) for part in PurePosixPath(name).parts):
+        return False
+    try:
+        return format_of_head(head()) is not None
+    except (OSError, ValueError):
+        return False
+
+
 def is_hidden(part: str) -> bool:
     """Whether one step of a path is a hidden file or folder, or one that an operating system leaves behind."""
     return (part.startswith(".") and part not in (".", "..")) or part in ("__MACOSX", "@eaDir")
@@ -99,7 +112,11 @@ def labels_from_parents(paths: Sequence[str]) -> tuple[np.ndarray | None, tuple[
     """
     parents = [path.rpartition("/")[0] for path in paths]
     folders = {parent: tuple(part for part in parent.split("/") if part not in ("", ".")) for parent in set(parents)}
-    if not folders or not all(folders.values()):
+    if not all(folders.values()):
+        if any(folders.values()):
+            warn("Some images lie in folders and others in none, so there are no labels: move those into folders, too")
+        return None, ()
+    if not folders:
         return None, ()
     alike = (len(set(parts)) == 1 for parts in zip(*folders.values(), strict=False))
     shared = sum(1 for _ in takewhile(bool, alike))

@@ -49,6 +49,8 @@ def open_images(source: Any) -> ImageSource:
         DeepClusterError: there is nothing to open, in one sentence that says what to do.
     """
     if isinstance(source, (str, Path)):
+        if not str(source).strip():  # which a path would take for the working folder
+            raise DeepClusterError("the name of the images is empty: name a folder, a file or another source")
         return _open_named(str(source))
     if isinstance(source, ImageSource):
         return source

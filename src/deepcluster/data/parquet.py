@@ -11,7 +11,7 @@ import itertools
 import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -103,24 +103,36 @@ def open_parquet(name: str, files: list[str] | None = None) -> ImageSource:
     files = storage.expand(name) if files is None else files
     if storage.is_url(files[0]):
         raise DeepClusterError(f"{name} lies on another machine: fetch parquet files before they are read")
-    column, label, groups, values, first = "", None, [], [], 0
+    column, label, groups, first = "", None, [], 0
+    values: list[Any] = []
     about: dict[bytes, bytes] = {}
+    others: dict[str, None] = {}  # names of columns, in order
     for number, file in enumerate(files):
         with _opened(file) as opened:
             schema = opened.schema_arrow
-            if not number:
-                column, label, about = _image_column(name, file, schema), _label_column(schema), schema.metadata or {}
-            if column not in schema.names:
-                raise DeepClusterError(f"{printable(file)} has no column {column!r}, which {printable(files[0])} has")
+            column = column or _image_column(name, file, schema)
+            rows = opened.metadata.num_rows
+            if not any(each.name == column and (_holds_images(each.type) or not rows) for each in schema):
+                other = printable(files[0])
+                raise DeepClusterError(
+                    f"{printable(file)} has no column {column!r} of images, which {other} has: leave it out"
+                )
+            if label is None:
+                label, about = _label_column(schema, column), schema.metadata or {}
+            values += [None] * (first - len(values))  # of files without labels
             for group in range(opened.num_row_groups):
                 if rows := opened.metadata.row_group(group).num_rows:
                     groups.append((number, group, first))
                     first += rows
-            label = label if label in schema.names else None
-            if label is not None:
+            if label in schema.names:
                 values += opened.read(columns=[label]).column(0).to_pylist()
+            elif label is None:
+                others |= dict.fromkeys(each for each in schema.names if each != column)
     if not first:
         raise DeepClusterError(f"{name} holds no image")
+    if label is None and others:
+        warn(f"{name} has no column `label`, so its images have no labels; not used: {', '.join(others)}")
+    values += [None] * (first - len(values))
     labels, classes = (None, ()) if label is None else _labels(values, _class_names(about, label))
     return ParquetImages(name, files, column, np.array(groups, np.int64), first, labels, classes)
 
@@ -187,8 +199,12 @@ def _opened(file: str) -> Iterator[Any]:
 
     try:
         regular_size(file)
-        with ParquetFile(file) as opened:
-            yield opened
+        with ExitStack() as stack:
+            # pyarrow takes names in UTF-8 only
+            place = file if printable(file) == file else stack.enter_context(storage.open_stream(file))
+            yield stack.enter_context(ParquetFile(place))
+    except DeepClusterError:
+        raise
     except (ArrowException, OSError, ValueError) as error:
         raise DeepClusterError(
             f"{printable(file)} cannot be read as parquet ({first_line(error)}): restore it, or leave it out"
@@ -196,10 +212,11 @@ def _opened(file: str) -> Iterator[Any]:
 
 
 def _image_column(name: str, file: str, schema: Any) -> str:
-    columns = [each.name for each in schema if _holds_images(each.type)]
+    columns = [each.name for each in schema if _holds_images(each.type) and each.name.casefold() not in LABELS]
     if not columns:
         raise DeepClusterError(
-            f"{printable(file)} has no column of images, which are bytes: its columns are {', '.join(schema.names)}"
+            f"{printable(file)} has no column of images, which are bytes; its columns are {', '.join(schema.names)}: "
+            "put the images into it, or list their paths in a .csv"
         )
     column = next((each for each in columns if each.casefold() in ("image", "img")), columns[0])
     if len(columns) > 1:
@@ -212,11 +229,17 @@ def _holds_images(kind: Any) -> bool:
 
     if types.is_struct(kind):
         return any(each.name == "bytes" and _holds_images(each.type) for each in kind)
-    return bool(types.is_binary(kind) or types.is_large_binary(kind))
+    if types.is_dictionary(kind):
+        return _holds_images(kind.value_type)
+    tests = (types.is_binary, types.is_large_binary, types.is_binary_view, types.is_fixed_size_binary)
+    return any(is_kind(kind) for is_kind in tests)
 
 
-def _label_column(schema: Any) -> str | None:
-    plain = {each.casefold(): each for each in reversed(schema.names)}
+def _label_column(schema: Any, column: str) -> str | None:
+    from pyarrow.types import is_nested  # several labels of one image are no class
+
+    found = [each.name for each in schema if each.name != column and not is_nested(each.type)]
+    plain = {each.casefold(): each for each in reversed(found)}
     return next((plain[each] for each in LABELS if each in plain), None)
 
 
@@ -224,7 +247,14 @@ def _labels(values: list[Any], names: list[str]) -> tuple[np.ndarray | None, tup
     """(N,) labels and the names of the classes, of what the column of labels holds."""
     if names and all(value is None or (isinstance(value, int) and value < len(names)) for value in values):
         return np.array([-1 if value is None else max(value, -1) for value in values], np.int64), tuple(names)
-    return some_labels([None if value is None else str(value) for value in values])
+    return some_labels([_text(value) for value in values])
+
+
+def _text(value: Any) -> str | None:
+    """A label as text; NaN, which tables of floats have for "nothing", is none."""
+    if value is None or value != value:
+        return None
+    return value.decode("utf-8", "surrogateescape") if isinstance(value, bytes) else str(value)
 
 
 def _class_names(about: dict[bytes, bytes], column: str) -> list[str]:

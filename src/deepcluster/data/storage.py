@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -197,6 +198,7 @@ def read_range(place: str, start: int, count: int) -> bytes:
 def open_stream(place: str) -> BinaryIO:
     """The file, to be read from its beginning to its end; a remote one is fetched ahead piece by piece."""
     if not is_url(place):
+        regular_size(place)  # a pipe would be waited for
         return open(place, "rb")
     system, path = _file_system(place)
     return cast(BinaryIO, retry(lambda: system.open(path, "rb", block_size=READ_AHEAD, cache_type="readahead")))
@@ -211,7 +213,8 @@ def expand(pattern: str) -> list[str]:
         DeepClusterError: nothing matches.
     """
     found: list[str] = []
-    for word in expand_braces(pattern if is_url(pattern) else os.path.expanduser(pattern)):
+    plain = pattern if is_url(pattern) else os.path.expanduser(pattern)
+    for word in [plain] if os.path.isfile(plain) else expand_braces(plain):
         if not glob.has_magic(word) or (is_url(word) and "*" not in word) or os.path.isfile(word):
             found.append(word)
         elif is_url(word):
@@ -224,7 +227,14 @@ def expand(pattern: str) -> list[str]:
         raise DeepClusterError(
             f"no file matches {pattern}: check the pattern, and quote it so that the shell leaves it alone"
         )
+    refuse_twice(found)
     return found
+
+
+def refuse_twice(places: Sequence[str]) -> None:
+    """Raises DeepClusterError where a place is named twice, since its images would be there twice."""
+    if twice := [place for place, count in Counter(places).items() if count > 1]:
+        raise DeepClusterError(f"{twice[0]} is named twice: name each file once")
 
 
 def expand_braces(pattern: str) -> list[str]:

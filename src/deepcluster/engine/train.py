@@ -130,6 +130,11 @@ def _train(
             before, last = run_folder.read_config(folder), folder / "checkpoints" / checkpoint.LAST
             run_folder.same_images(before, source, folder)
             saved = checkpoint.load(last) if last.exists() else None
+            if saved is None and before.get("finished"):  # it would be trained anew, over what it made
+                raise DeepClusterError(
+                    f"{folder} is a finished run without {last.relative_to(folder)}: copy that back into it, or train"
+                    f" from its weights into another folder (--from {folder})."
+                )
             run_folder.same_run(before, run, saved, last)
             run_folder.note_unfinished(folder, run, group, progress_of(saved) if saved else 0.0)
         if group.is_first:

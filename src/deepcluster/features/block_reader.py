@@ -66,7 +66,7 @@ class Rows:
         self.name = name
         self.device = x.device if isinstance(x, Tensor) else torch.device("cpu")
         if device is not None:
-            self.device = torch.device(device)
+            self.device = _device(device)
         self.block_rows = max(1, BLOCK_BYTES // (4 * self.dim))
         self._read: Callable[[int, np.ndarray], None] | None = x.read_rows if reads_itself else self._file_reader()
         self._buffer: np.ndarray | None = None
@@ -131,11 +131,11 @@ class Rows:
             return self.x[index.to(self.x.device)]
         where = index.cpu().numpy()
         if self._read is None:
-            return self.x[where]
+            return in_native(self.x[where])
         rows = np.empty((len(where), self.dim), self.x.dtype)
         for place in np.argsort(where, kind="stable"):  # in the order of the file
             self._read(int(where[place]), rows[place : place + 1])
-        return rows
+        return in_native(rows)
 
     def _float32(self, part: Any) -> Tensor:
         if isinstance(part, Tensor):
@@ -144,7 +144,8 @@ class Rows:
         else:
             if self.origin is not None:
                 part = part - self.origin.cpu().numpy()
-            part = torch.from_numpy(_writable(np.ascontiguousarray(part, dtype=np.float32)))
+            with np.errstate(over="ignore"):  # what float32 does not hold is infinite, and refused as such
+                part = torch.from_numpy(_writable(np.ascontiguousarray(part, dtype=np.float32)))
         placed: Tensor = part.to(self.device, torch.float32)
         return placed
 
@@ -157,6 +158,21 @@ class Rows:
         weakref.finalize(self, os.close, descriptor)
         name, line = self.x.filename, self.dim * self.x.itemsize
         return lambda start, into: _transfer(os.preadv, descriptor, into, offset + start * line, name)
+
+
+def _device(name: torch.device | str) -> torch.device:
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:  # what torch says has many lines
+        raise DeepClusterError(
+            f"There is no device {str(name)!r} on this machine: use device=None or 'cpu'."
+        ) from error
+
+
+def in_native(rows: np.ndarray) -> np.ndarray:
+    """The same numbers in a type that torch has: in this machine's byte order, and of 64 bits at most."""
+    kind = rows.dtype.newbyteorder("=")
+    return rows.astype(np.float64 if kind.itemsize > 8 else kind, copy=False)
 
 
 def _rows(x: Any, device: torch.device, name: str, origin: Tensor | None) -> Rows:
@@ -230,7 +246,9 @@ def require_finite(values: Tensor, first: int | Tensor = 0, name: str = "feature
     if len(bad):
         row = int(bad[0, 0])
         row = int(first[row]) if isinstance(first, Tensor) else first + row
-        raise DeepClusterError(f"Row {row} of the {name} holds NaN or infinity; leave it out.")
+        raise DeepClusterError(
+            f"Row {row} of the {name} holds NaN or infinity, or a number beyond float32; leave it out."
+        )
 
 
 def refuse_rows(block: Tensor, first: int) -> NoReturn:

@@ -149,7 +149,7 @@ def _scan_archive(location: str) -> dict[str, Entry]:
     advice = "unpack it, or repack it as a plain .tar"
     if archive.find_format(location) is None:
         raise DeepClusterError(f"{location} is neither a folder nor a .tar or .zip file: {advice}.")
-    members = archive.scan(location, lambda name: True)
+    members = archive.scan(location, lambda name, head: True)
     if not members.names:
         raise DeepClusterError(f"{location} {members.trouble or 'is empty'}: {advice}.")
     stamp = str(storage.stat(location))
