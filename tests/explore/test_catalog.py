@@ -16,6 +16,7 @@ from deepcluster.explore.duplicates import twins
 from deepcluster.explore.groups import Groups
 from deepcluster.explore.thumbs import Thumbs
 from deepcluster.explore.vectors import Vectors, unit_rows
+from deepcluster.visualize.clusters import clarity
 
 
 def scene(n: int = 300, k: int = 9, seed: int = 0) -> tuple[Catalog, Vectors, np.ndarray]:
@@ -85,14 +86,14 @@ def test_table_is_what_counting_gives_before_and_after_edits() -> None:
 def test_clusters_are_named_by_their_class_and_the_clearest_come_first() -> None:
     catalog, _, labels = scene()
     centers = catalog._centroids()
+    sizes = np.bincount(catalog.groups.group[catalog.groups.group >= 0], minlength=len(centers))
+    own = [catalog.own[catalog.groups.group == one].mean() if size else np.nan for one, size in enumerate(sizes)]
+    sure = clarity(sizes, np.asarray(own), centers)
     clear, classed = {}, set()
     for row in catalog.rows()["rows"]:
         members = catalog.groups.members(row["id"])
         if row["id"] >= 0:
-            known = np.delete(centers, [4, row["id"]], 0)  # cluster 4 is empty
-            apart = np.linalg.norm(known - centers[row["id"]], axis=1).min()
-            own = catalog.own[members].mean() * len(members) / (len(members) - 1)
-            clear[row["id"]] = (apart - own) / max(apart, own)
+            clear[row["id"]] = sure[row["id"]]
         counts = np.bincount(labels[members][labels[members] >= 0], minlength=3)
         half = row["id"] >= 0 and counts.max() >= counts.sum() / 2
         classed |= {row["id"]} if half else set()

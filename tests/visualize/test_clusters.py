@@ -164,10 +164,13 @@ def test_a_cluster_is_clear_where_the_next_center_is_far() -> None:
         others = [each for each in np.unique(cluster[cluster >= 0]) if each != one]
         members = rows[cluster == one]
         alone = [np.linalg.norm(x - np.delete(members, k, 0).mean(0)) for k, x in enumerate(members)]
-        own, apart = np.mean(alone), min(np.linalg.norm(centers[one] - centers[each]) for each in others)
-        assert found[one] == pytest.approx((apart - own) / max(own, apart), abs=1e-5)
-    assert found[2] == -1 and np.isnan(found[3])
-    assert [clearness(value) for value in (0.5, 0.4, 0.3, 0.1, -1, np.nan)] == [
+        own, apart = np.mean(alone), min((np.linalg.norm(centers[one] - centers[each]), each) for each in others)
+        own_next = distance[cluster == apart[1]].mean() * len(members) / (len(members) - 1) if apart[1] != 2 else 0
+        chance = own**2 / len(members) + own_next**2 / max(1, (cluster == apart[1]).sum())
+        squared = max(apart[0] ** 2 - chance, 0)
+        assert found[one] == pytest.approx(1 - own / np.sqrt(own**2 + squared), abs=1e-5)
+    assert found[2] == 0 and np.isnan(found[3])
+    assert [clearness(value) for value in (0.5, 0.45, 0.3, 0.1, 0, np.nan)] == [
         "clear",
         "clear",
         "fairly clear",
@@ -176,3 +179,25 @@ def test_a_cluster_is_clear_where_the_next_center_is_far() -> None:
         "",
     ]
     assert np.isnan(clarity(np.array([9]), np.array([0.5]), centers[:1])).all()
+    same = np.array([[0.0, 0], [1, 0], [1, 0]])  # equal images: far from all others, or on another center
+    np.testing.assert_array_equal(clarity(np.array([5, 5, 5]), np.zeros(3), same), [1, 0, 0])
+
+
+def test_clarity_is_a_silhouette_of_images_and_small_clusters_have_no_advantage() -> None:
+    draw = np.random.default_rng(0)
+
+    def of(rows: np.ndarray, cluster: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        sizes = np.bincount(cluster)
+        centers = np.stack([rows[cluster == one].mean(0) for one in range(len(sizes))])
+        far = np.linalg.norm(rows[:, None] - centers[None], axis=2)
+        own = np.take_along_axis(far, cluster[:, None], 1)[:, 0]
+        np.put_along_axis(far, cluster[:, None], np.inf, 1)
+        silhouette = np.bincount(cluster, 1 - own / far.min(1)) / sizes
+        return clarity(sizes, np.bincount(cluster, own) / sizes, centers), silhouette
+
+    cluster = np.repeat(np.arange(4), 500)
+    found, silhouette = of(draw.normal(size=(2000, 32)) + 8 * np.eye(4, 32)[cluster], cluster)
+    np.testing.assert_allclose(found, silhouette, atol=0.03)  # which takes the nearest center of each image
+    cluster = np.repeat(np.arange(60), np.where(np.arange(60) < 50, 4, 40))  # of one cloud, cut at random
+    found, _ = of(draw.normal(size=(600, 64)), cluster)
+    assert np.abs(found).max() < 0.1

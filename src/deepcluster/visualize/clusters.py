@@ -138,20 +138,25 @@ def main_classes(cluster: np.ndarray, labels: np.ndarray, k: int) -> tuple[np.nd
 
 
 def clarity(sizes: np.ndarray, distance: np.ndarray, centers: np.ndarray) -> np.ndarray:
-    """How clear each of G clusters is, (G,) float32 from -1 to 1: near 1, its images are far closer to its center than
-    the next center is; at 0, the next is as close. A silhouette by centers alone; NaN = unknown.
+    """How clear each of G clusters is, (G,) float32 from 0 to 1: near 1, its images are far closer to its center than
+    to the next one; at 0, as close to both. A silhouette by centers alone; NaN = unknown.
+
+    The next center is squared as far from the images as from their own center and this one from it, together. Centers
+    of few images lie apart by chance, which is taken off: small clusters would all be clear otherwise.
 
     Args:
-        sizes: (G,) images; the own center is compared as if an image had not helped to place it, so one alone is at -1.
+        sizes: (G,) images; the own center is compared as if an image had not helped to place it, and one alone is at 0.
         distance: (G,) mean distance to the center, NaN = unknown.
         centers: (G, P), of which rows of empty clusters, or of NaN, are left out.
     """
     apart, there = np.full(len(sizes), np.nan), (sizes > 0) & np.isfinite(centers).all(1)
+    own = distance * sizes / np.maximum(sizes - 1, 1)
     if there.sum() > 1:
-        apart[there] = np.sqrt(nearest_rows(centers[there], 1)[1][:, 0])
-    with np.errstate(divide="ignore", invalid="ignore"):
-        own = np.where(sizes > 1, distance * sizes / (sizes - 1), np.inf)
-        found = np.where(own < apart, 1 - own / apart, apart / own - 1)
+        next_one, squares = (found[:, 0] for found in nearest_rows(centers[there], 1))
+        chance = np.nan_to_num(own[there]) ** 2 / sizes[there]
+        apart[there] = np.maximum(squares - chance - chance[next_one], 0)
+    with np.errstate(invalid="ignore"):
+        found = np.where((sizes > 1) & (apart > 0), 1 - own / np.sqrt(own**2 + apart), 0.0)
     return np.where(np.isfinite(distance) & np.isfinite(apart), found, np.nan).astype(np.float32)
 
 
@@ -164,7 +169,7 @@ def clearness(clarity: float) -> str:
     """A `clarity` in a word; none where it is not known."""
     if not np.isfinite(clarity):
         return ""
-    return "clear" if clarity >= 0.4 else "fairly clear" if clarity >= 0.2 else "near another"
+    return "clear" if clarity >= 0.45 else "fairly clear" if clarity >= 0.3 else "near another"
 
 
 def contact_sheet(

@@ -30,7 +30,7 @@ export const count = (number, noun) => `${number.toLocaleString("en")} ${noun}${
 export const percent = (share) => (share === null || share === undefined ? "" : `${Math.round(100 * share)} %`);
 export const fixed = (value, places = 2) => (value === null || value === undefined ? "unknown" : value.toFixed(places));
 
-export const CLEAR = "clear: the next cluster is much farther from its center than its images are; near another: about as far";
+export const CLEAR = "clear: its images are much closer to its center than to the next cluster's; near another: about as close to both";
 
 // The tail of a path says more than its beginning.
 export const file = (path) => path.split("/").pop() || path;
