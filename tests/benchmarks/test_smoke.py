@@ -42,8 +42,8 @@ SMALL = {
     "transfer": "{voc} --networks a=untrained:{run} --rates 0.01 0.02 --seeds 1 --iterations 2 --size 48 --out {out}",
 }
 """Benchmark -> arguments of its small run."""
-SLOW = {"cifar", "curate", "epoch", "evaluation", "explore", "groups", "heads", "length", "linear", "memory"}
-SLOW |= {"methods", "odc_step", "photos", "plan", "processes", "transfer"}
+SLOW = {"cifar", "curate", "epoch", "evaluation", "explore", "groups", "heads", "input_pipeline", "length"}
+SLOW |= {"linear", "memory", "methods", "odc_step", "photos", "plan", "processes", "transfer"}
 """More than a few seconds on one thread."""
 
 

@@ -78,6 +78,7 @@ def test_mistakes(table: Path, words: list[str], sentence: str, capsys: pytest.C
 
 def test_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """64 of them, of which two equal another and one is damaged."""
+    monkeypatch.setattr("deepcluster.engine.patches.PATCHES", 2_000)  # for speed
     (tmp_path / "photos").mkdir()
     rng = np.random.default_rng(0)
     for number in range(61):

@@ -107,6 +107,7 @@ def test_activations_of_clusters(run: Path, tmp_path: Path, capsys: pytest.Captu
     ).read_bytes()
 
 
+@pytest.mark.slow
 def test_options_change_the_picture(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     ways: dict[str, list[list[object]]] = {
         "filters": [

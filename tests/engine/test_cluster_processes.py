@@ -75,7 +75,7 @@ def digits(count: int) -> np.ndarray:
     "values",
     [
         PARTS,
-        {"k": 7, "backbone": "patches"},
+        pytest.param({"k": 7, "backbone": "patches"}, marks=pytest.mark.slow),
         pytest.param({"algorithm": "hierarchical", "k": 8}, marks=pytest.mark.slow),
         pytest.param({"algorithm": "pic"}, marks=pytest.mark.slow),
         pytest.param({"algorithm": "temi", "k": 4, "options": {"iterations": 20}}, marks=pytest.mark.slow),

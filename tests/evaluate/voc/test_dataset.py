@@ -74,7 +74,7 @@ def test_class_lists_agree_with_annotations_and_take_precedence(tiny: Path) -> N
 def test_folders_tar_and_zip_read_the_same(tiny: Path, tmp_path: Path) -> None:
     tar = as_tar(tiny, tmp_path / "set.tar", "VOCdevkit/VOC2007")
     archive = shutil.make_archive(str(tmp_path / "set"), "zip", tmp_path, "VOCdevkit")
-    for place in (tiny, tiny.parent, tiny.parent.parent, tar, tmp_path / "s{e,e}t.tar", archive):
+    for place in (tiny, tiny.parent, tiny.parent.parent, tar, tmp_path / "s?t.tar", archive):
         voc = open_voc(place, "train")
         assert isinstance(voc.images, ImageSource)
         assert voc.ids == ("a", "b") and voc.images.path(1) == "JPEGImages/b.jpg"
