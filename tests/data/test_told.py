@@ -194,6 +194,8 @@ def test_files_with_and_without_labels(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", [pyarrow.large_binary(), pyarrow.binary_view(), pyarrow.binary(len(image()))])
 def test_bytes_of_any_type_are_images(kind: Any, tmp_path: Path) -> None:
     encoded = pyarrow.array([image()] * 2, kind)
+    if kind == pyarrow.binary_view() and int(pyarrow.__version__.partition(".")[0]) < 22:
+        pytest.skip("this pyarrow cannot write such a column")
     assert open_images(table(tmp_path / "a.parquet", image=encoded)).read(1).shape == (8, 8, 3)
     if kind == pyarrow.large_binary():
         encoded = pyarrow.array([image()] * 2).dictionary_encode()

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl
 
+import numpy as np
 import torch
 
 from deepcluster.errors import DeepClusterError, first_line
@@ -50,8 +51,11 @@ def load_folder(folder: Path | str, image_size: int | None = None) -> Backbone:
     folder = Path(folder)
     config = _read_config(folder)
     with judged(folder, ADVICE):
-        about, options = config["pretrained_cfg"], dict(config.get("model_args") or {})
-        channels, side = about["input_size"][0], about["input_size"][-1]
+        about, options = dict(config["pretrained_cfg"]), dict(config.get("model_args") or {})
+        # timm before 1.0.31 left there the classes and the size of the weights that training had begun with
+        about["num_classes"] = config.get("num_classes", about["num_classes"])
+        channels, side = about["input_size"][0], np.ravel(options.get("img_size") or about["input_size"])[-1]
+        about["input_size"] = [channels, int(side), int(side)]
         if channels != 3:
             raise ValueError(f"its network sees images of {channels} channels, and ours have 3")
         options = {"global_pool": about.get("global_pool"), **options}
