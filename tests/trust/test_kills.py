@@ -174,7 +174,8 @@ def trial(long: Long, made: Path, place: Path, moments: list[float], tally: list
             tally[1] += moment is not None
             break
         last = said.splitlines()[-1] if status == 2 else ""
-        if number and "exists and is not empty: choose a new folder" in last:  # it was done when it was killed
+        done = "exists and is not empty: choose a new folder", "already holds this run: choose another --out"
+        if number and any(sentence in last for sentence in done):  # it was done when it was killed
             break
         # where another of its processes was killed, it ends by itself, and says so
         ended = status == -signal.SIGKILL or "Another process" in last
