@@ -98,6 +98,14 @@ def test_a_changed_bit_in_a_streamed_zip_file_is_noticed(tmp_path: Path) -> None
         open_images(tmp_path / "b.zip").read(0)
 
 
+def test_a_name_that_one_bit_hides_in_the_list_of_a_zip_file_is_told(tmp_path: Path) -> None:
+    content = packed(tmp_path / "a.zip", "n01/1.png", "n02/1.png").read_bytes()
+    assert content.count(b"n02/1.png") == 2  # before the image, and in the list
+    (tmp_path / "b.zip").write_bytes(b".02/1.png".join(content.rsplit(b"n02/1.png", 1)))
+    with pytest.warns(DeepClusterWarning, match="has a damaged list of members"):
+        assert len(open_images(tmp_path / "b.zip")) == 1
+
+
 @pytest.mark.parametrize("ending", [".tar", ".zip"])
 def test_a_pipe_is_no_archive(ending: str, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / f"a{ending}")

@@ -214,10 +214,13 @@ def _scan_zip(stream: BinaryIO, wanted: Wanted) -> tuple[list[tuple[str, int, in
             members = [member for member in archive.infolist() if not member.is_dir()]
             for one in members:
                 # the list of names has no checksum, but `head` compares it with a second one
-                if wanted(one.filename, partial(_zip_head, archive, one)):
+                head = partial(_zip_head, archive, one)
+                if wanted(one.filename, head):
                     found.append((one.filename, one.header_offset, one.compress_size))
-                else:
-                    others += [one.filename] * _is_left_out(one.filename)
+                    continue
+                if any(map(is_hidden, PurePosixPath(one.filename).parts)):  # as `n01/1.jpg` is by one changed bit
+                    head()
+                others += [one.filename] * _is_left_out(one.filename)
             if (told := _told_members(stream)) not in (len(archive.infolist()), TOLD_ELSEWHERE):
                 return found, f"lists {len(archive.infolist()):,} members of {told:,}"
     except (zipfile.BadZipFile, EOFError, ValueError, NotImplementedError, struct.error) as error:

@@ -119,12 +119,13 @@ def open_parquet(name: str, files: list[str] | None = None) -> ImageSource:
                 )
             if label is None:
                 label, about = _label_column(schema, column), schema.metadata or {}
-            values += [None] * (first - len(values))  # of files without labels
+            start = first
             for group in range(opened.num_row_groups):
                 if rows := opened.metadata.row_group(group).num_rows:
                     groups.append((number, group, first))
                     first += rows
             if label in schema.names:
+                values += [None] * (start - len(values))  # of files without labels
                 values += opened.read(columns=[label]).column(0).to_pylist()
             elif label is None:
                 others |= dict.fromkeys(each for each in schema.names if each != column)
@@ -132,8 +133,10 @@ def open_parquet(name: str, files: list[str] | None = None) -> ImageSource:
         raise DeepClusterError(f"{name} holds no image")
     if label is None and others:
         warn(f"{name} has no column `label`, so its images have no labels; not used: {', '.join(others)}")
-    values += [None] * (first - len(values))
-    labels, classes = (None, ()) if label is None else _labels(values, _class_names(about, label))
+    labels: np.ndarray | None = None
+    classes: tuple[str, ...] = ()
+    if label is not None:
+        labels, classes = _labels(values + [None] * (first - len(values)), _class_names(about, label))
     return ParquetImages(name, files, column, np.array(groups, np.int64), first, labels, classes)
 
 
