@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 from pyarrow import parquet
 
+from deepcluster.data.indexing import index_shards
 from deepcluster.data.open import open_images
 from deepcluster.errors import BadImage, DeepClusterError, DeepClusterWarning
 
@@ -27,18 +28,22 @@ def image(kind: str = "PNG") -> bytes:
     return stream.getvalue()
 
 
-def packed(file: Path, *members: str, streamed: bool = False) -> Path:
-    """An archive of one image under many names; `streamed` writes a zip as to a pipe, sizes behind the content."""
+def packed(file: Path, *members: str | tuple[str, bytes], streamed: bool = False) -> Path:
+    """An archive of one image under many names, and of other members with their content; `streamed` writes a zip as to
+    a pipe, sizes behind the content."""
+    content = dict(
+        (name, image("BMP" if name.endswith("bmp") else "PNG")) if isinstance(name, str) else name for name in members
+    )
     if file.suffix == ".zip":
         with open(file, "wb") as handle, zipfile.ZipFile(_Pipe(handle) if streamed else handle, "w") as archive:
-            for name in members:
-                archive.writestr(name, image("BMP" if name.endswith("bmp") else "PNG"))
+            for name, data in content.items():
+                archive.writestr(name, data)
         return file
     with tarfile.open(file, "w") as archive:
-        for name in members:
+        for name, data in content.items():
             info = tarfile.TarInfo(name)
-            info.size = len(image())
-            archive.addfile(info, io.BytesIO(image()))
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
     return file
 
 
@@ -80,6 +85,27 @@ def test_archives_among_the_images_of_a_folder_are_told(folder: Path) -> None:
     packed(folder / "more.zip", "a.png")
     with pytest.warns(DeepClusterWarning, match=r"not read here \(1 .zip\)"):
         assert len(open_images(folder)) == 3
+
+
+@pytest.mark.parametrize("ending", [".tar", ".zip"])
+def test_the_class_beside_an_image_is_read(ending: str, tmp_path: Path) -> None:
+    one = packed(tmp_path / f"1{ending}", "a.png", ("a.cls", b"10\n"), ("b.cls", b"2"), "b.png", "b.left.png")
+    packed(tmp_path / f"2{ending}", "x/a.1.png", ("x/a.1.cls", b"10"), "x/a.2.png", ("x/a.2.cls", b"\xc3\xbc"))
+    labels, classes = [1, 0, 0, 1, 2], ("2", "10", "\u00fc")
+    manifest = tmp_path / "m.json"
+    for both in (str(tmp_path / f"*{ending}"), str(tmp_path / f"*{ending}"), str(manifest)):  # scanned, kept, indexed
+        source = open_images(both)
+        assert source.labels is not None and source.labels.tolist() == labels and source.classes == classes
+        index_shards([str(one), str(tmp_path / f"2{ending}")], manifest, workers=1)
+    index_shards([str(one)], manifest, labels=False)
+    assert open_images(str(manifest)).labels is None
+
+
+@pytest.mark.parametrize("text", [b"", b"a\0b", b"1" * 32])
+def test_a_class_that_is_missing_is_told(text: bytes, tmp_path: Path) -> None:
+    file = packed(tmp_path / "1.tar", "n/a.png", ("n/a.cls", b"1"), "m/b.png", ("m/b.cls", text))
+    with pytest.warns(DeepClusterWarning, match="others have none, so none of them is read"):
+        assert open_images(str(file)).classes == ("m", "n")
 
 
 @pytest.mark.parametrize("ending", [".tar", ".zip"])

@@ -19,7 +19,7 @@ def index(
             with one of these a line. Shards that were read before and have not changed are not read again; missing or
             broken ones are reported and left out.
         out: the .json file to write; its tables are written next to it.
-        no_labels: do not use class folders in the shards as labels.
+        no_labels: do not use class folders, or WebDataset's .cls, in the shards as labels.
         workers: processes that read shards; 0 = one per processor core.
     """
     if not shards:

@@ -6,6 +6,7 @@ Of zip files, stored and deflated members are read, also of ZIP64 (APPNOTE.TXT 6
 from __future__ import annotations
 
 import io
+import os
 import struct
 import tarfile
 import zipfile
@@ -31,6 +32,8 @@ Read = Callable[[int, int], bytes]
 """(start, count) -> bytes of an archive."""
 Wanted = Callable[[str, Callable[[], bytes]], bool]
 """Member name, and what reads its first bytes -> whether it is listed."""
+Texts = dict[str, bytes]
+"""Name of a .cls member without its ending -> its first bytes."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,7 @@ class Members:
     offsets: np.ndarray  # (n,) int64, the first byte of each: of a tar member's content, of a zip member's local header
     lengths: np.ndarray  # (n,) int64, stored bytes of each, at most `TOO_LONG`
     trouble: str = ""  # why the archive could not be read to its end; empty when it could
+    classes: list[str | None] | None = None  # n texts of WebDataset's .cls beside images; None where no image has one
 
     @classmethod
     def none(cls, trouble: str) -> Members:
@@ -54,8 +58,8 @@ class Format:
 
     unit: int  # offsets are multiples of so many bytes
     advice: str  # what to do about an archive that cannot be read
-    # file, wanted -> (name, offset, length) of members, and the trouble
-    scan: Callable[[BinaryIO, Wanted], tuple[list[tuple[str, int, int]], str]]
+    # file, wanted, texts -> (name, offset, length) of members, and the trouble; a .cls adds its first bytes to texts
+    scan: Callable[[BinaryIO, Wanted, Texts], tuple[list[tuple[str, int, int]], str]]
     read: Callable[[Read, int, int], bytes]  # read, offset, length -> content of a member. Raises BadImage.
 
 
@@ -75,18 +79,19 @@ def scan(place: str, wanted: Wanted = is_picture) -> Members:
     """The `wanted` members of an archive; where it is damaged, those before the damage. Does not raise OSError."""
 
     def once() -> Members:
+        texts: Texts = {}
         with storage.open_stream(place) as stream:
             size = stream.seek(0, io.SEEK_END)
             stream.seek(0)
-            found, trouble = format_of(place).scan(stream, wanted)
+            found, trouble = format_of(place).scan(stream, wanted, texts)
         inside = [member for member in found if member[1] + member[2] <= size]
         if len(inside) < len(found):
             trouble = trouble or "is cut short"
         names, offsets, lengths = zip(*inside, strict=True) if inside else ((), (), ())
         sizes = np.minimum(np.array(lengths, np.int64), TOO_LONG)
-        return Members(
-            [_with_slashes(name).removeprefix("./") for name in names], np.array(offsets, np.int64), sizes, trouble
-        )
+        paths = [_with_slashes(name).removeprefix("./") for name in names]
+        classes = [_class_of(name, texts) for name in names] if texts else None
+        return Members(paths, np.array(offsets, np.int64), sizes, trouble, classes)
 
     try:
         return storage.retry(once) if storage.is_url(place) else once()
@@ -97,6 +102,15 @@ def scan(place: str, wanted: Wanted = is_picture) -> Members:
 def _with_slashes(name: str) -> str:
     """A name whose folders Windows has divided by backslashes."""
     return name if "/" in name else name.replace("\\", "/")
+
+
+def _class_of(name: str, texts: Texts) -> str | None:
+    """What the .cls of an image says: that of its own name, or of the name up to its first dot, WebDataset's key."""
+    folder, _, file = name.rpartition("/")
+    key = file.partition(".")[0]
+    text = texts.get(os.path.splitext(name)[0], texts.get(f"{folder}/{key}" if folder else key, b""))
+    is_class = len(text) < HEAD and b"\0" not in text
+    return (printable(os.fsdecode(text.strip())) or None) if is_class else None
 
 
 def _is_left_out(name: str) -> bool:
@@ -127,7 +141,7 @@ BLOCK = 512
 PADDING = 1 << 20
 
 
-def _scan_tar(stream: BinaryIO, wanted: Wanted) -> tuple[list[tuple[str, int, int]], str]:
+def _scan_tar(stream: BinaryIO, wanted: Wanted, texts: Texts) -> tuple[list[tuple[str, int, int]], str]:
     """Also of archives put end to end (`cat a.tar b.tar`). Links, sparse members, and archives in it are told."""
     found: list[tuple[str, int, int]] = []
     unread: list[str] = []
@@ -141,8 +155,10 @@ def _scan_tar(stream: BinaryIO, wanted: Wanted) -> tuple[list[tuple[str, int, in
                     archive.members = []  # type: ignore[attr-defined]  # else a million members stay in memory
                     if member.isdir():
                         continue
-                    if not wanted(member.name, partial(_head, archive, member)):
+                    if not wanted(member.name, head := partial(_head, archive, member)):
                         others += [member.name] * _is_left_out(member.name)
+                        if member.name.endswith(".cls"):
+                            texts[member.name.removesuffix(".cls")] = head()
                     elif member.isreg() and not member.issparse():
                         found.append((member.name, member.offset_data, member.size))
                     else:
@@ -206,7 +222,7 @@ LARGEST = 1 << 30
 ENCRYPTED, SIZES_FOLLOW = 0x1, 0x8
 
 
-def _scan_zip(stream: BinaryIO, wanted: Wanted) -> tuple[list[tuple[str, int, int]], str]:
+def _scan_zip(stream: BinaryIO, wanted: Wanted, texts: Texts) -> tuple[list[tuple[str, int, int]], str]:
     found: list[tuple[str, int, int]] = []
     others: list[str] = []
     try:
@@ -221,6 +237,8 @@ def _scan_zip(stream: BinaryIO, wanted: Wanted) -> tuple[list[tuple[str, int, in
                 if any(map(is_hidden, PurePosixPath(one.filename).parts)):  # as `n01/1.jpg` is by one changed bit
                     head()
                 others += [one.filename] * _is_left_out(one.filename)
+                if one.filename.endswith(".cls"):
+                    texts[one.filename.removesuffix(".cls")] = head()
             if (told := _told_members(stream)) not in (len(archive.infolist()), TOLD_ELSEWHERE):
                 return found, f"lists {len(archive.infolist()):,} members of {told:,}"
     except (zipfile.BadZipFile, EOFError, ValueError, NotImplementedError, struct.error) as error:

@@ -16,7 +16,7 @@ from deepcluster.data import storage
 from deepcluster.data.archive import Members, find_format, format_of
 from deepcluster.data.decode_pool import require_handles
 from deepcluster.data.manifest import DIGESTED, Manifest, read_manifest, relative, table_digest, write_manifest
-from deepcluster.data.naming import labels_from_parents
+from deepcluster.data.naming import labels_of_members
 from deepcluster.data.shards import Shard, cached_members, evict_members, loss_by, row_type
 from deepcluster.errors import DeepClusterError, counted
 from deepcluster.io import scratch_folder, told, write_array, writing
@@ -43,7 +43,7 @@ def index_shards(
     Args:
         found: paths and URLs of shards, from `named`.
         out: the manifest, a .json file; its tables are put beside it.
-        labels: take labels from class folders, where every image has one.
+        labels: take labels from a .cls beside each image, or from class folders, where every image has one.
         workers: processes; 0 = as many as there are cores, 1 = this one.
         progress: called with the number of shards that got done.
 
@@ -86,13 +86,15 @@ def _made(
 ) -> Manifest:
     """The manifest, after its tables were written beside it."""
     shards: list[Shard] = []
-    folders: dict[str, int] = {}  # folder of images -> its number
+    kinds: dict[tuple[str, str | None], int] = {}  # folder of images, and text of their .cls -> its number
     row, base = 0, str(out.absolute().parent)
     with writing(scratch / "rows", "wb") as rows, writing(scratch / "numbers", "wb") as numbers:
         for place, (size, stamp, members) in zip(found, scanned, strict=True):
             located = np.zeros(len(members.names), WIDE)
             located["offset"], located["length"] = members.offsets // format_of(place).unit, members.lengths
-            inside = [folders.setdefault(name.rpartition("/")[0], len(folders)) for name in members.names]
+            texts = members.classes or [None] * len(located)
+            own = [(name.rpartition("/")[0], text) for name, text in zip(members.names, texts, strict=True)]
+            inside = [kinds.setdefault(kind, len(kinds)) for kind in own]
             with told(out):
                 rows.write(located.tobytes())
                 numbers.write(np.array(inside, "<i4").tobytes())
@@ -103,14 +105,15 @@ def _made(
         trouble = next((f"; the first, {one.path}, {one.trouble}" for one in shards if one.trouble), "")
         raise DeepClusterError(f"there is no image in {counted(len(found), 'shard')}{trouble}: check the pattern")
     # The classes are found over all shards, as over one folder.
-    own, classes = labels_from_parents([f"{folder}/" for folder in folders] if labels else [])
+    paths, texts = [f"{folder}/" for folder, _ in kinds], [text for _, text in kinds]
+    label_of, classes = labels_of_members(paths, texts) if labels else (None, ())
     wide = np.memmap(scratch / "rows", WIDE, "r")
     kind = row_type(int(wide["offset"].max()))
     pieces = [slice(start, start + DIGESTED) for start in range(0, row, DIGESTED)]
     tables = [write_array(scratch / "index.npy", (wide[piece].astype(kind) for piece in pieces), row)]
-    if own is not None:
-        label_of, numbered = own.astype("<i4"), np.memmap(scratch / "numbers", "<i4", "r")
-        tables.append(write_array(scratch / "labels.npy", (label_of[numbered[piece]] for piece in pieces), row))
+    if label_of is not None:
+        narrow, numbered = label_of.astype("<i4"), np.memmap(scratch / "numbers", "<i4", "r")
+        tables.append(write_array(scratch / "labels.npy", (narrow[numbered[piece]] for piece in pieces), row))
     content = table_digest(*(read_npy(table, advice="give the command again", mapped="r") for table in tables))
     names = [f"{out.stem}.{content[:8]}.{table.name}" for table in tables]
     for table, name in zip(tables, names, strict=True):

@@ -142,6 +142,15 @@ def labels_from_parents(paths: Sequence[str]) -> tuple[np.ndarray | None, tuple[
     return labels, classes
 
 
+def labels_of_members(paths: Sequence[str], texts: Sequence[str | None]) -> tuple[np.ndarray | None, tuple[str, ...]]:
+    """Labels (N,) int64 and class names of images in archives: by the texts of WebDataset's .cls, or by folders."""
+    if texts and None not in texts:
+        return labels_from_names(texts)
+    if any(text is not None for text in texts):
+        warn("Some images have a .cls with their class beside them and others have none, so none of them is read")
+    return labels_from_parents(paths)
+
+
 def labels_from_names(names: Sequence[str | None]) -> tuple[np.ndarray | None, tuple[str, ...]]:
     """Labels (N,) int64, classes in natural order; None for all when one image has no name."""
     if not names or any(name is None for name in names):

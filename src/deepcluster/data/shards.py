@@ -18,7 +18,7 @@ import numpy as np
 
 from deepcluster.data import storage
 from deepcluster.data.archive import Members, find_format, format_of, read_member, scan
-from deepcluster.data.naming import labels_from_parents, printable
+from deepcluster.data.naming import labels_of_members, printable
 from deepcluster.data.source import Encoded, ImageSource
 from deepcluster.digest import digest
 from deepcluster.errors import BadImage, DeepClusterError, counted, warn
@@ -194,7 +194,8 @@ def open_shards(pattern: str) -> ImageSource:
     offsets = np.concatenate([one.offsets // format_of(place).unit for place, one in zip(places, members, strict=True)])
     table = np.zeros(len(names), row_type(int(offsets.max())))
     table["offset"], table["length"] = offsets, np.concatenate([one.lengths for one in members])
-    labels, classes = labels_from_parents(names)
+    texts = [text for one in members for text in one.classes or [None] * len(one.names)]
+    labels, classes = labels_of_members(names, texts)
     return Shards(pattern, shards, table, content_of(shards, names, table), names=names, labels=labels, classes=classes)
 
 
@@ -223,25 +224,29 @@ def cached_members(place: str, size: int, stamp: str, *, or_scan: bool = True) -
         or_scan: scan the shard where the cache does not have them; else there are none.
     """
     where = place if storage.is_url(place) else os.path.realpath(place)
-    version = digest(where, size, stamp, storage.mark(place, stamp))
+    version = digest("classes", where, size, stamp, storage.mark(place, stamp))
     file = None
     with suppress(Exception):  # no cache, or nothing readable in it: the scan below replaces it
         file = storage.cache_folder() / "shard-index" / f"{version}.npz"
         stored = read_npz(file, advice="it is made again")
-        names = stored["names"].tobytes().decode("utf-8", "surrogateescape").split("\0")
+        texts = [stored[key].tobytes().decode("utf-8", "surrogateescape") for key in ("names", "classes")]
+        known, own = (text.split("\0") for text in texts)
         with suppress(OSError):  # a cache shared read-only is fine
             os.utime(file)  # used just now: evicted last
         offsets = stored["offsets"]
-        return Members(names[: len(offsets)], offsets, stored["lengths"])
+        beside = [text or None for text in own] if len(own) == len(offsets) else None
+        return Members(known[: len(offsets)], offsets, stored["lengths"], classes=beside)
     if not or_scan:
         return Members.none("")
     members = scan(place)
     if file is not None and not members.trouble:
-        text = np.frombuffer("\0".join(members.names).encode("utf-8", "surrogateescape"), np.uint8)
+        own = [text or "" for text in members.classes or []]
+        joined = ["\0".join(column).encode("utf-8", "surrogateescape") for column in (members.names, own)]
+        names, classes = (np.frombuffer(text, np.uint8) for text in joined)
 
-        def write(beside: Path) -> None:
-            with open(beside, "wb") as handle:
-                np.savez(handle, names=text, offsets=members.offsets, lengths=members.lengths)
+        def write(place: Path) -> None:
+            with open(place, "wb") as handle:
+                np.savez(handle, names=names, classes=classes, offsets=members.offsets, lengths=members.lengths)
 
         with suppress(DeepClusterError, OSError):  # the cache only saves time
             write_atomic(file, write)
