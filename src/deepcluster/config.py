@@ -192,7 +192,7 @@ SIZES = (
     | dict.fromkeys(("method.whiten", "method.hidden", "method.feature_dim", "method.super_clusters"), 2**16)
     | dict.fromkeys(("method.k", "method.queue_size"), 2**24)
 )
-"""What settings may be at most: beyond it, only memory or years would be the limit."""
+"""What settings may be at most, from 0 up: beyond it, only memory or years would be the limit."""
 
 
 def check_sizes(run: TrainRun) -> None:
@@ -201,7 +201,7 @@ def check_sizes(run: TrainRun) -> None:
         group, _, part = name.rpartition(".")
         value = getattr(getattr(run, group) if group else run, part, 0)
         if not 0 <= value <= most:
-            raise DeepClusterError(f"--{name.replace('_', '-')} is {value:,}: give {most:,} at most.")
+            raise DeepClusterError(f"--{name.replace('_', '-')} is {value:,}: give 0 to {most:,}.")
 
 
 class UnknownSetting(DeepClusterError):

@@ -70,8 +70,9 @@ def explained(error: Exception) -> DeepClusterError | None:
 
 
 def first_line(error: BaseException) -> str:
-    """What an error of a library says, in one line without its full stop."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(". ")[:200]
+    """What an error of a library says, in one line without its full stop; of torch's "Error(s) in loading" the next."""
+    lines = [line.strip() for line in str(error).strip().splitlines() if not line.startswith("Error(s)")]
+    return (lines or [type(error).__name__])[0].rstrip(".: ")[:200]
 
 
 def counted(items: int, noun: str) -> str:

@@ -94,7 +94,12 @@ def test_floats_and_negative_values() -> None:
     np.testing.assert_array_equal(decode(saved(signed))[..., 0], RAMP)
     full = np.linspace(-32768, 32767, 256).astype(np.int32)[None]  # its least value is no mark
     np.testing.assert_allclose(to_uint8(full)[0], np.arange(256), atol=1)
-    assert not to_uint8(np.full((2, 2), np.nan)).any()
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -3.4e38])
+def test_a_picture_of_nothing_is_a_bad_image(value: float) -> None:
+    with pytest.raises(BadImage, match="nothing was measured in it"):
+        decode(saved(np.full((8, 8), value, np.float32)))
 
 
 def test_the_clear_value_of_a_grey_png_is_white() -> None:

@@ -20,6 +20,7 @@ from pyarrow import parquet
 from deepcluster.data.indexing import index_shards
 from deepcluster.data.open import open_images
 from deepcluster.errors import BadImage, DeepClusterError, DeepClusterWarning
+from deepcluster.lock import locked
 
 
 def image(kind: str = "PNG") -> bytes:
@@ -99,6 +100,17 @@ def test_the_class_beside_an_image_is_read(ending: str, tmp_path: Path) -> None:
         index_shards([str(one), str(tmp_path / f"2{ending}")], manifest, workers=1)
     index_shards([str(one)], manifest, labels=False)
     assert open_images(str(manifest)).labels is None
+
+
+def test_a_manifest_has_one_writer(tmp_path: Path) -> None:
+    shard, manifest = packed(tmp_path / "1.tar", "a.png"), tmp_path / "m.json"
+    with (
+        locked(tmp_path / ".m.json.lock", str),
+        pytest.raises(DeepClusterError, match=r"m\.json is being written by process"),
+    ):
+        index_shards([str(shard)], manifest)
+    index_shards([str(shard)], manifest)
+    assert sorted(file.suffix for file in tmp_path.iterdir()) == [".json", ".npy", ".tar"]
 
 
 @pytest.mark.parametrize("text", [b"", b"a\0b", b"1" * 32])

@@ -22,6 +22,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from deepcluster.errors import BadImage
+
 BITS = (8, 10, 12, 14, 16)
 #: Values that stand for "nothing measured here" where every other value is far above them.
 MARKS = (-2147483648, -99999, -32768, -32767, -9999, -999)
@@ -32,7 +34,8 @@ Range = tuple[float, float]
 
 
 def to_uint8(values: np.ndarray, declared: Range | None = None, nodata: float | None = None) -> np.ndarray:
-    """Values (H, W) of any type as uint8 of the same shape, by the rule above; NaN and marks become 0.
+    """Values (H, W) of any type as uint8 of the same shape, by the rule above; NaN and marks become 0. BadImage where
+    there is nothing else.
 
     Args:
         values: of one band.
@@ -42,7 +45,7 @@ def to_uint8(values: np.ndarray, declared: Range | None = None, nodata: float | 
     valid = _valid(values, nodata)
     seen = values if valid.all() else values[valid]
     if not seen.size:
-        return np.zeros(values.shape, np.uint8)
+        raise BadImage("nothing was measured in it: every pixel is NaN, or the value that stands for nothing")
     low, high = _range(seen, declared)
     scaled = np.empty(values.shape, np.uint8)
     step = max(1, (1 << 20) // max(1, values.shape[1]))
@@ -92,6 +95,8 @@ def grey(image: Image.Image) -> Image.Image:
     if image.mode == "L":
         values = values.view(np.int8)
     clear = image.info.get("transparency")  # a PNG's value that is no grey
+    if clear is not None and (values == clear).all():
+        return Image.new("L", image.size, 255)
     scaled = to_uint8(values, _declared(image, values), _number(tags.get(42113) if clear is None else clear))
     if clear is not None:
         scaled[values == clear] = 255

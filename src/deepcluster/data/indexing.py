@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,10 +21,12 @@ from deepcluster.data.naming import labels_of_members
 from deepcluster.data.shards import Shard, cached_members, evict_members, loss_by, row_type
 from deepcluster.errors import DeepClusterError, counted
 from deepcluster.io import scratch_folder, told, write_array, writing
+from deepcluster.lock import locked
 from deepcluster.reading import read_head, read_npy, read_text
 
 #: Shards that are handed to a process at a time.
 CHUNK = 4
+BUSY = "{} is being written by {}: wait for its end, or choose another --out."
 #: A row of the table before the largest offset is known.
 WIDE = row_type(2**63)
 
@@ -48,19 +51,19 @@ def index_shards(
         progress: called with the number of shards that got done.
 
     Raises:
-        DeepClusterError: `out` is no .json or another file, or none of the shards holds an image.
+        DeepClusterError: `out` is no .json or another file, another process writes it, or no shard holds an image.
     """
     if out.suffix != ".json":
         raise DeepClusterError(f"A manifest is a .json file, not {out.name!r}: change --out.")
     earlier = set(tables_of(out))
-    with scratch_folder(out) as scratch:
+    with scratch_folder(out) as scratch, locked(out.with_name(f".{out.name}.lock"), partial(BUSY.format, out)):
         manifest = _made(found, out, scratch, labels, _scanned(found, workers), progress)
-    write_manifest(out, manifest)
+        write_manifest(out, manifest)
+        ours = re.compile(re.escape(out.stem) + r"\.[0-9a-f]{8}\.(index|labels)\.npy")
+        killed = {file.name for file in out.absolute().parent.iterdir() if ours.fullmatch(file.name)}
+        for name in (earlier | killed) - set(manifest.tables):  # which nothing names any more, or never did
+            out.with_name(name).unlink(missing_ok=True)
     evict_members()
-    ours = re.compile(re.escape(out.stem) + r"\.[0-9a-f]{8}\.(index|labels)\.npy")
-    killed = {file.name for file in out.absolute().parent.iterdir() if ours.fullmatch(file.name)}
-    for name in (earlier | killed) - set(manifest.tables):  # which nothing names any more, or never did
-        out.with_name(name).unlink(missing_ok=True)
     return manifest
 
 

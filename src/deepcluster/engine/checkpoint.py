@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from deepcluster.errors import DeepClusterError
+from deepcluster.errors import DeepClusterError, first_line
 from deepcluster.io import keep_copy, write_torch
 from deepcluster.methods.base import Method
 from deepcluster.reading import load_torch
@@ -169,9 +169,8 @@ def restore(state: Mapping[str, Any], method: Method, file: Path) -> None:
     try:
         method.load_state_dict(state["method"])
     except (RuntimeError, KeyError, TypeError, AttributeError) as error:
-        first = next((line.strip() for line in str(error).splitlines()[1:]), str(error))
         raise DeepClusterError(
-            f"The checkpoint {file} is of another architecture or data set than this run ({first.rstrip('.')}):"
+            f"The checkpoint {file} is of another architecture or data set than this run ({first_line(error)}):"
             " resume with the folder it was written in."
         ) from error
     for name, value in method.named_parameters():
@@ -192,6 +191,7 @@ def resume(file: Path, method: Method, optimizer: torch.optim.Optimizer, precisi
         precision.load_state_dict(saved["precision"])
         set_random_state(saved["random"])
     except Exception as error:  # torch believes what it loads, and fails at it in many ways
-        why = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
-        raise DeepClusterError(f"The checkpoint {file} cannot be gone on from ({why}): {advice(file)}.") from error
+        raise DeepClusterError(
+            f"The checkpoint {file} cannot be gone on from ({first_line(error)}): {advice(file)}."
+        ) from error
     return dict(saved["progress"])

@@ -18,7 +18,7 @@ from deepcluster.clustering.whitening import Whitening
 from deepcluster.config import TrainRun
 from deepcluster.data.cache import Pixels
 from deepcluster.distributed import ALIGN, SINGLE, ProcessGroup
-from deepcluster.errors import DeepClusterError
+from deepcluster.errors import DeepClusterError, first_line
 from deepcluster.features.extract import extract
 from deepcluster.io import write_safetensors
 from deepcluster.models import hugging_face
@@ -122,8 +122,7 @@ class Model:
         try:
             return cls._built(parse_json(metadata["backbone"]), parse_json(metadata["embedding"]), tensors)
         except Exception as error:  # a header can be wrong in as many ways as networks have arguments
-            why = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".:")
-            why = f"it has no {error}" if isinstance(error, KeyError) else why
+            why = f"it has no {error}" if isinstance(error, KeyError) else first_line(error)
             raise DeepClusterError(
                 f"{file} is not a model that this version of deepcluster saved ({why}): give another file, or train"
                 " again."

@@ -16,7 +16,7 @@ from deepcluster.digest import digest
 from deepcluster.engine.checkpoint import preserve_random_state
 from deepcluster.engine.log import Screen
 from deepcluster.engine.subject import Subject
-from deepcluster.errors import DeepClusterError
+from deepcluster.errors import DeepClusterError, first_line
 from deepcluster.models.backbone import Backbone
 from deepcluster.models.zoo import build_backbone
 from deepcluster.resume import ResumeFile
@@ -84,8 +84,9 @@ def load_network(
             network = build(build_backbone(**about["backbone"]), about)
         network.load_state_dict(tensors)
     except Exception as error:  # what it says can be wrong in as many ways as networks have arguments
-        why = (str(error).splitlines() or [type(error).__name__])[0]
-        raise DeepClusterError(f"{file} does not hold a {kind} that can be built ({why}): evaluate again.") from error
+        raise DeepClusterError(
+            f"{file} does not hold a {kind} that can be built ({first_line(error)}): evaluate again."
+        ) from error
     return network.to(device).eval()
 
 

@@ -17,7 +17,7 @@ from deepcluster.data.cache import Pixels
 from deepcluster.data.open import open_images
 from deepcluster.digest import digest
 from deepcluster.engine.subject import Subject
-from deepcluster.errors import BadImage, DeepClusterError
+from deepcluster.errors import BadImage, DeepClusterError, first_line
 from deepcluster.evaluate.linear.pooling import tap_shapes
 from deepcluster.evaluate.retrieval.images import ImageSubset
 from deepcluster.evaluate.retrieval.rmac import aggregate, pooled
@@ -124,7 +124,7 @@ class PooledMaps:
             if isinstance(error, AssertionError) or ("size" in message and "memory" not in message):
                 raise DeepClusterError(
                     f"{self.backbone.name} cannot process an image of {pictures.shape[2]}x{pictures.shape[1]} px"
-                    f" ({(message.splitlines() or ['it accepts one size'])[0]}): use --features pool."
+                    f" ({first_line(error)}): use --features pool."
                 ) from error
             raise
         maps = outputs[self.tap].float()
