@@ -205,11 +205,7 @@ def main() -> None:
         )
         timed("search for a class", lambda: client.get("/api/clusters?search=class+42"))
         timed("nearest clusters of one", lambda: client.get("/api/clusters/5/nearest"))
-        half = chosen.images // 2
-        timed(
-            f"200 outliers of all images, {half:,} down",
-            lambda: client.get(f"/api/outliers?limit=200&offset={half}"),
-        )
+        timed("200 outliers of all images", lambda: client.get("/api/outliers?limit=200"))
         timed("merge of 3 clusters", lambda: client.post("/api/edits", {"op": "merge", "clusters": [1, 2, 3]}))
         timed("undo", lambda: client.post("/api/undo", {}))
         timed("60 neighbors, the first time", lambda: client.get("/api/images/7/neighbors?limit=60"))

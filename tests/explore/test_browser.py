@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from deepcluster.explore.explorer import Explorer
@@ -250,6 +251,8 @@ def test_images_are_selected_moved_and_exported(page: Any, site: Site, explorer:
     page.get_by_role("button", name="Close").last.click()
     page.get_by_role("button", name="Clear").click()
     state(site, lambda now: now["selected"] == 0)
+    page.locator("main .quiet").filter(has_text="No image is selected").wait_for()
+    assert not page.get_by_role("button", name="New cluster").is_visible(), "there is nothing to move"
 
 
 def test_a_photo_is_dropped_and_picked(page: Any, site: Site, explorer: Explorer, photos: Path) -> None:
@@ -345,11 +348,42 @@ def test_the_map_and_its_lasso(page: Any, site: Site, explorer: Explorer) -> Non
     assert state(site, lambda now: now["selected"] > 0)["selected"] == int((explorer.groups.group >= 0).sum())
 
 
-def test_outliers_duplicates_and_history(page: Any, site: Site) -> None:
+def test_the_map_is_pinched_with_two_fingers(browser: Any, site: Site) -> None:
+    context = browser.new_context(viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True)
+    page = context.new_page()
+    page.goto(site.entry)
+    open_view(page, site, "map")
+    page.locator("main .quiet").filter(has_text="pinch to zoom").wait_for(timeout=WAIT)
+    assert "wheel" not in page.locator("main .quiet").inner_text()
+
+    def pixels() -> np.ndarray:
+        page.wait_for_timeout(100)
+        script = "node => [...node.getContext('2d').getImageData(0, 0, node.width, node.height).data]"
+        return np.array(page.locator("canvas").evaluate(script))
+
+    whole, box = pixels(), page.locator("canvas").bounding_box()
+    middle = (box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    touch = context.new_cdp_session(page)
+    for kind, apart in (("touchStart", 40), ("touchMove", 60), ("touchMove", 90), ("touchEnd", None)):
+        fingers = [{"x": middle[0] + way * (apart or 0), "y": middle[1], "id": way} for way in (0, 1)] if apart else []
+        for finger in fingers:
+            finger["x"] -= (apart or 0) / 2
+        touch.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": fingers})
+    pinched = pixels()
+    page.get_by_role("button", name="All").click()
+    for _ in range(2):
+        page.get_by_role("button", name="nearer").click()
+    nearer = pixels()
+    assert (pinched != nearer).mean() < 0.005 < 0.02 < (whole != nearer).mean(), "2.25 times apart is 1.5 x 1.5 nearer"
+    context.close()
+
+
+def test_outliers_duplicates_and_history(page: Any, site: Site, explorer: Explorer) -> None:
     open_view(page, site, "outliers")
     page.locator(".grid .cell").first.wait_for()
     scores = [float(text.split()[0]) for text in page.locator(".grid .tag").all_inner_texts()]
-    assert scores == sorted(scores, reverse=True) and scores[0] > 1
+    assert scores == sorted(scores, reverse=True) and scores[0] > 1 and len(scores) < len(explorer.groups) / 5
+    page.locator("main .quiet").filter(has_text="two standard deviations").wait_for()
     open_view(page, site, "duplicates")
     page.locator("main [role=status]").filter(has_text="in all").wait_for()
     page.locator("#least").evaluate("node => { node.value = 1; node.dispatchEvent(new Event('input')) }")

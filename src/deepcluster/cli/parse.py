@@ -37,6 +37,10 @@ def parse(what: Callable[..., T], arguments: list[str], *, prog: str, default: A
     except SystemExit as stop:
         if stop.code in (0, None):
             raise
+        images = take(arguments, "data")[0]["data"]
+        if images and prog in ("deepcluster cluster", "deepcluster curate"):  # other commands have --data
+            rest = _example(prog).split(" ", 3)[3]
+            raise DeepClusterError(f"The images are given without --data: {prog} {images} {rest}.") from None
         raise DeepClusterError(sentence(message.getvalue(), prog)) from None
 
 
@@ -62,7 +66,7 @@ def sentence(box: str, prog: str) -> str:
     rules = [position for position, line in enumerate(inside) if re.match(r"[─-]{8}", line)] or [len(inside)]
     message = " ".join(inside[: rules[0]]).strip().rstrip(".")
     if needing := re.match(r"Missing value for argument '([\w.-]+)", message):
-        message = f"{needing[1]} needs a value" if needing[1][0] == "-" else _example(prog)
+        message = f"{needing[1]} needs a value" if needing[1][0] == "-" else f"Something is missing: {_example(prog)}"
     elif wrong := re.match(r"Error parsing (--[\w.-]+): (?:invalid literal|could not convert).*: '(.*)'$", message):
         message = f"{wrong[1]} takes a number, not {wrong[2]!r}"
     elif wrong := re.match(r"Error parsing (--[\w.-]+): no type matching (.+) could be .*? from \['(.*?)'\]", message):
@@ -82,7 +86,7 @@ def sentence(box: str, prog: str) -> str:
         ]
         message = f"{' and '.join(dict.fromkeys(missing)) or 'Something'} must be given"
         if "the path" in missing or "the name" in missing:  # which one, the command's example says
-            message = _example(prog)
+            message = f"Something is missing: {_example(prog)}"
         if unknown := re.findall(r"^(--\w[\w.-]*)", "\n".join(inside).partition("Unrecognized")[2], re.M):
             message += f", and there is no option {' and no option '.join(unknown)}"
     meant = re.search(r"Perhaps you meant.*?(--[\w.-]+)", " ".join(inside[rules[0] :]))
@@ -93,7 +97,7 @@ def sentence(box: str, prog: str) -> str:
 def _example(prog: str) -> str:
     from deepcluster.cli.main import COMMANDS
 
-    return f"Something is missing: deepcluster {COMMANDS[prog.split()[1]].rpartition(': ')[2]}"
+    return f"deepcluster {COMMANDS[prog.split()[1]].rpartition(': ')[2]}"
 
 
 def _either(words: list[str]) -> str:

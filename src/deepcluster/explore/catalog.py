@@ -18,7 +18,7 @@ from deepcluster.explore.groups import Groups
 from deepcluster.explore.table import Table, count
 from deepcluster.explore.vectors import BLOCK, Vectors
 from deepcluster.features.knn import nearest_rows
-from deepcluster.visualize.clustered_images import class_name
+from deepcluster.visualize.clustered_images import class_name, mean_distances
 from deepcluster.visualize.clusters import NAMING, clarity, clearness, named_by
 
 T = TypeVar("T")
@@ -198,18 +198,21 @@ class Catalog:
         return first
 
     def outliers(self) -> tuple[np.ndarray, np.ndarray]:
-        """(M,) images by how far from their center they are for their cluster, farthest first, and their scores.
+        """(M,) images that are farther from their center than their cluster's images are on average, by more than two
+        standard deviations of those distances, and their scores, the highest first.
 
-        The score is the distance over the cluster's mean distance; clusters of one image, and hidden ones, have none.
+        The score is the distance over the cluster's mean distance; hidden clusters have no outliers.
         """
         table = self.table()
-        usable = (table.size > 2) & (table.number >= 0) & ~self.groups.is_hidden(table.number)
+        usable = (table.number >= 0) & ~self.groups.is_hidden(table.number)
+        place = np.searchsorted(table.number, self.groups.group)
         mean = np.where(usable, table.distance, np.nan)
         with np.errstate(divide="ignore", invalid="ignore"):
-            score = self.own / mean[np.searchsorted(table.number, self.groups.group)]
-        known = np.flatnonzero(np.isfinite(score))
-        known = known[np.argsort(-score[known], kind="stable")]
-        return known, score[known]
+            score = self.own / mean[place]
+            spread = np.sqrt(mean_distances(place, (score - 1) ** 2, len(mean)))
+        found = np.flatnonzero(score > 1 + 2 * spread[place])
+        found = found[np.argsort(-score[found], kind="stable")]
+        return found, score[found]
 
     def image(self, index: int) -> dict[str, Any]:
         """One image for the page."""

@@ -24,6 +24,7 @@ export function svg(name, attributes = {}, ...children) {
   return node;
 }
 
+export const touch = matchMedia("(pointer: coarse)").matches;
 export const byId = (id) => document.getElementById(id);
 export const button = (text, onclick, more = {}) => el("button", { type: "button", text, onclick, ...more });
 export const count = (number, noun) => `${number.toLocaleString("en")} ${noun}${number === 1 ? "" : "s"}`;

@@ -1,6 +1,6 @@
 // Outliers, near-duplicates, and the selection.
 import { get, telling } from "./api.js";
-import { button, count, el, file, fixed, thumb } from "./dom.js";
+import { button, count, el, file, fixed, thumb, touch } from "./dom.js";
 import { ImageGrid } from "./grid.js";
 import { move, selected } from "./images.js";
 import { edit, View } from "./store.js";
@@ -10,15 +10,18 @@ const openImage = (image) => {
 };
 
 class GridView extends View {
-  async build(title, words, grid, actions = []) {
+  async build(title, grid, actions = []) {
     this.grid = grid;
-    this.words = el("p", { class: "quiet", text: words });
-    this.view.replaceChildren(el("div", { class: "head" }, el("div", { class: "grow" }, el("h2", { text: title }), this.words), el("div", { class: "actions" }, ...actions)), grid.node);
+    this.words = el("p", { class: "quiet" });
+    this.actions = el("div", { class: "actions" }, ...actions);
+    this.view.replaceChildren(el("div", { class: "head" }, el("div", { class: "grow" }, el("h2", { text: title }), this.words), this.actions), grid.node);
     await grid.start();
+    this.tell();
   }
 
   async changed() {
     await this.grid?.again();
+    if (this.words) this.tell();
   }
 }
 
@@ -30,29 +33,29 @@ export class OutlierView extends GridView {
       open: openImage,
       label: "outliers, the strangest first",
     });
-    await this.build("Outliers", "Images that are farther from the center of their cluster than its images are on average.", grid);
+    await this.build("Outliers", grid);
+  }
+
+  tell() {
+    const none = this.grid.total ? "" : " No image does.";
+    this.words.textContent = `Images that stand out in their cluster: farther from its center than its images are on average, by more than two standard deviations.${none}`;
   }
 }
 
 export class SelectionView extends GridView {
   async start() {
     const grid = new ImageGrid({ load: (offset, limit) => get(`/api/selection?offset=${offset}&limit=${limit}`), tag: (image) => `cluster ${image.cluster}`, open: openImage, label: "selected images" });
-    await this.build("Selection", "", grid, [
+    await this.build("Selection", grid, [
       button("Move…", () => move("selection")),
       button("New cluster", () => edit({ op: "move", images: "selection", to: null }, "Moved to a new cluster.")),
       button("Clear", () => edit({ op: "select", all: true, on: false }, "Selection cleared.")),
     ]);
-    this.tell();
   }
 
   tell() {
-    if (!this.words) return;
-    this.words.textContent = selected() ? `${count(selected(), "image")} selected, kept with the edits.` : "No image is selected. Click an image's tick, use Space or x, or draw around images on the map.";
-  }
-
-  async changed() {
-    await super.changed();
-    this.tell();
+    this.actions.hidden = !selected();
+    const how = touch ? "Tap an image's tick" : "Click an image's tick, use Space or x";
+    this.words.textContent = selected() ? `${count(selected(), "image")} selected, kept with the edits.` : `No image is selected. ${how}, or draw around images on the map.`;
   }
 }
 

@@ -1,6 +1,6 @@
 // The map: up to millions of points, drawn pixel by pixel, with a lasso.
 import { get, telling } from "./api.js";
-import { button, count, el, once, thumb, thumbAddress } from "./dom.js";
+import { button, count, el, once, thumb, thumbAddress, touch } from "./dom.js";
 import { edit, View } from "./store.js";
 
 // Colors that stay apart on light and on dark.
@@ -17,6 +17,8 @@ function colors(many) {
   }
   return table;
 }
+
+const apart = ([x0, y0], [x1, y1]) => Math.hypot(x1 - x0, y1 - y0);
 
 export class MapView extends View {
   async start() {
@@ -45,7 +47,7 @@ export class MapView extends View {
       if (!(await this.paint(this.words))) return;
       this.words.textContent = "A first view by the main directions (PCA), until neighbors are laid out beside each other (t-SNE) …";
     }
-    this.words.textContent = `${count(this.place.length / 2, "image")}, by color of their cluster. Drag to move, wheel to zoom, click an image to open it, draw around images with the lasso to select them.`;
+    this.words.textContent = `${count(this.place.length / 2, "image")}, by color of their cluster. Drag to move, ${touch ? "pinch to zoom, tap" : "wheel to zoom, click"} an image to open it, draw around images with the lasso to select them.`;
   }
 
   // Asks for the clusters and draws them; true if the map shows some. Of several answers under way the last counts.
@@ -161,6 +163,14 @@ export class MapView extends View {
     this.redraw();
   }
 
+  // What was at one place of the canvas is at another then.
+  shift([x0, y0], [x1, y1]) {
+    const step = (window.devicePixelRatio || 1) / this.frame().scale;
+    this.x += (x1 - x0) * step;
+    this.y += (y1 - y0) * step;
+    this.redraw();
+  }
+
   all() {
     Object.assign(this, { zoom: 1, x: 0, y: 0 });
     this.redraw();
@@ -173,32 +183,31 @@ export class MapView extends View {
 
   listen() {
     const { canvas } = this;
-    let from = null;
+    const down = new Map(); // where the mouse or each finger is
     let moved = false;
     canvas.addEventListener("pointerdown", (event) => {
       canvas.setPointerCapture(event.pointerId);
-      from = this.at(event);
-      moved = false;
-      if (this.drawing || event.shiftKey) this.path = [from];
+      down.set(event.pointerId, this.at(event));
+      moved = down.size > 1;
+      this.path = !moved && (this.drawing || event.shiftKey) ? [this.at(event)] : [];
       this.tip(null);
     });
     canvas.addEventListener("pointermove", (event) => {
-      const now = this.at(event);
+      const [now, from] = [this.at(event), down.get(event.pointerId)];
       if (!from) return this.hover(now);
-      if (Math.hypot(now[0] - from[0], now[1] - from[1]) > 3) moved = true;
+      if (apart(now, from) > 3) moved = true;
       if (this.path.length) this.path.push(now);
       else if (moved) {
-        const { scale } = this.frame();
-        const ratio = window.devicePixelRatio || 1;
-        this.x += ((now[0] - from[0]) * ratio) / scale;
-        this.y += ((now[1] - from[1]) * ratio) / scale;
-        from = now;
+        const [, other] = [...down].find(([id]) => id !== event.pointerId) ?? [];
+        const middle = ([x, y]) => (other ? [(x + other[0]) / 2, (y + other[1]) / 2] : [x, y]);
+        this.shift(middle(from), middle(now));
+        if (other) this.scale(apart(now, other) / Math.max(1, apart(from, other)), middle(now));
+        down.set(event.pointerId, now);
       }
       this.redraw();
     });
     const up = (event) => {
-      if (!from) return;
-      from = null;
+      if (!down.delete(event.pointerId)) return;
       if (this.path.length > 2 && moved) this.lasso();
       else if (!moved && event.type === "pointerup") {
         const index = this.nearest(this.at(event));
@@ -215,14 +224,9 @@ export class MapView extends View {
       this.scale(Math.exp(-event.deltaY / 400), this.at(event));
     }, { passive: false });
     canvas.addEventListener("keydown", (event) => {
-      const { scale } = this.frame();
-      const step = (80 * (window.devicePixelRatio || 1)) / scale;
-      const moves = { ArrowLeft: [step, 0], ArrowRight: [-step, 0], ArrowUp: [0, step], ArrowDown: [0, -step] };
-      if (event.key in moves) {
-        this.x += moves[event.key][0];
-        this.y += moves[event.key][1];
-        this.redraw();
-      } else if (event.key === "+" || event.key === "=") this.scale(1.5);
+      const moves = { ArrowLeft: [80, 0], ArrowRight: [-80, 0], ArrowUp: [0, 80], ArrowDown: [0, -80] };
+      if (event.key in moves) this.shift([0, 0], moves[event.key]);
+      else if (event.key === "+" || event.key === "=") this.scale(1.5);
       else if (event.key === "-") this.scale(1 / 1.5);
       else if (event.key === "0") this.all();
       else return;
