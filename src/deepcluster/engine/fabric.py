@@ -79,9 +79,8 @@ def make_fabric(run: TrainRun) -> Fabric:
     here, machines = launched() or (run.processes, 1)
     if run.processes not in (1, here, here * machines):
         raise DeepClusterError(
-            f"--processes is {run.processes} but the launcher started {here} on each of"
-            f" {counted(machines, 'machine')}: leave"
-            " --processes out."
+            f"--processes is {run.processes} but the launcher started {here} on each of {counted(machines, 'machine')}:"
+            " leave --processes out."
         )
     if here * machines == 1:
         return Fabric(accelerator=kind, devices=[int(position)] if position else 1, precision=plugin, loggers=None)

@@ -49,8 +49,7 @@ def lengthened(run: TrainRun, folder: Path, epochs: int) -> TrainRun:
         least = max(1, math.ceil(done))
         raise DeepClusterError(
             f"{folder} has {done:.4g} {'epoch' if done == 1 else 'epochs'} behind it and cannot be made as short as"
-            f" {epochs}: give --epochs {least}"
-            " or more, or start a shorter run in another --out."
+            f" {epochs}: give --epochs {least} or more, or start a shorter run in another --out."
         )
     further = epochs > done and stalled(run, best_of(read_metrics(folder)))
     return settings.override(run, {"epochs": epochs, "stop": run.stop and not further})

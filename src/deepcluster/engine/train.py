@@ -189,9 +189,8 @@ def steps_per_epoch(run: TrainRun, images: int, group: ProcessGroup) -> tuple[in
     least = group.size if run.sync_batchnorm or group.is_single else 2 * group.size  # one image has no variance
     if batch < least:
         raise DeepClusterError(
-            f"Batches of {counted(batch, 'image')} cannot be shared by {group.size} processes: raise --batch-size to"
-            " at least"
-            f" {least}, or start fewer processes."
+            f"Batches of {counted(batch, 'image')} cannot be shared by {group.size} processes: raise --batch-size to at"
+            f" least {least}, or start fewer processes."
         )
     return max(1, round(images / batch)), batch
 

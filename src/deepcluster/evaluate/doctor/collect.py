@@ -263,8 +263,7 @@ def _open_source(run: Run, data: Any, found: RunDiagnostics) -> ImageSource | No
     if data is not None and len(source) != found.images:
         raise DeepClusterError(
             f"{source.name} holds {counted(len(source), 'image')} and {run.folder} was trained on {found.images:,}:"
-            " give the"
-            " training images as --data, or leave it out."
+            " give the training images as --data, or leave it out."
         )
     if source.fingerprint() != run.config["source_fingerprint"]:
         found.missing.append(

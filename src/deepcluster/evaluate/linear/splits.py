@@ -157,8 +157,7 @@ def draw_shots(labels: np.ndarray, shots: int | float, seed: int, classes: Seque
         if wanted > len(own):
             raise DeepClusterError(
                 f"{counted(wanted, 'image')} of each class {'was' if wanted == 1 else 'were'} asked for and"
-                f" {classes[label]!r} has {len(own)}: ask for fewer"
-                " --shots."
+                f" {classes[label]!r} has {len(own)}: ask for fewer --shots."
             )
         rows.append(own[:wanted])
     return np.sort(np.concatenate(rows))

@@ -185,8 +185,7 @@ def groups(source: ImageSource, pattern: str | None = None) -> GroundTruth:
         example = f", the first of which is {paths[0]}" if paths else ""
         raise DeepClusterError(
             f"No two of the {counted(len(paths), 'image')} of {source.name}{example}, belong together {how}: give"
-            " --group a"
-            " pattern whose parenthesis matches the same text for images of the same thing."
+            " --group a pattern whose parenthesis matches the same text for images of the same thing."
         )
     if len(members) == 1 and len(queries) == len(paths):
         raise DeepClusterError(
@@ -256,9 +255,8 @@ def locate_images(truth: GroundTruth, source: ImageSource) -> tuple[np.ndarray, 
     if missing:
         raise DeepClusterError(
             f"{len(missing)} of {counted(len(truth.queries), 'query')} of {truth.name}"
-            f" {'is' if len(missing) == 1 else 'are'} not in {source.name},"
-            " the first"
-            f" being {missing[0]}: give --data the complete set, its files named as in the ground truth."
+            f" {'is' if len(missing) == 1 else 'are'} not in {source.name}, the first being {missing[0]}: give --data"
+            " the complete set, its files named as in the ground truth."
         )
     rows = [np.array([place.get(name, -1) for name in names]) for names in (truth.names, truth.queries)]
     return rows[0], rows[1]

@@ -239,10 +239,9 @@ class _Search:
         if not known.all() and self.truth.kind != "groups":
             first = self.truth.queries[int(np.flatnonzero(~known)[0])]
             raise DeepClusterError(
-                f"{counted(int((~known).sum()), 'query')} of {self.truth.name} cannot be used, the first being"
-                f" {first}: it is"
-                " damaged, or its box lies outside of it or is too small for the network; repair it, raise --long-side"
-                " or use --crop-queries no."
+                f"{counted(int((~known).sum()), 'query')} of {self.truth.name} cannot be used, the first being {first}:"
+                " it is damaged, or its box lies outside of it or is too small for the network; repair it, raise"
+                " --long-side or use --crop-queries no."
             )
         damaged = [self.truth.names[position] for position in np.flatnonzero(~usable)]
         notes: dict[str, Any] = {
@@ -257,16 +256,14 @@ class _Search:
             examples = f" ({', '.join(damaged[:3])}{', ...' if len(damaged) > 3 else ''})" if damaged else ""
             notes["left_out"] = (
                 f"{counted(self.missing, 'image')} of the ground truth {'is' if self.missing == 1 else 'are'} missing"
-                f" and {len(damaged)} cannot be used{examples};"
-                " they are neither searched nor counted as relevant"
+                f" and {len(damaged)} cannot be used{examples}; they are neither searched nor counted as relevant"
             )
             self.screen.warn(notes["left_out"])
         if self.whitening_images is not None:
             same = " (the images that are searched)" if self.whitening_images.source is self.source else ""
             notes["whitening"] = (
                 f"to {self.dims} dimensions at most, learned on the first"
-                f" {counted(len(self.whitening_images), 'image')} of"
-                f" {self.whitening_images.name}{same}"
+                f" {counted(len(self.whitening_images), 'image')} of {self.whitening_images.name}{same}"
             )
         return self.truth.subset(usable, known), table[usable], queries[known], notes
 

@@ -140,8 +140,7 @@ def voc_classification(
     if both or train.images.fingerprint() == held.images.fingerprint():
         raise DeepClusterError(
             f"--split {split} and --test-split {test_split} share {len(both) or len(train)}"
-            f" image{'s' * ((len(both) or len(train)) != 1)}: a test needs images"
-            " of its own."
+            f" image{'s' * ((len(both) or len(train)) != 1)}: a test needs images of its own."
         )
     task = ClassificationTask(subject, train, held, labels, truth, ap, range(seed, seed + seeds), screen)
     if mode == "svm":

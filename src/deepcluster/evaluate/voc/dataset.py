@@ -96,9 +96,8 @@ class VOC:
                 self._report(self.images.path(index), "there is no such image; it is left out")
         if not any(self.images.paths):
             raise DeepClusterError(
-                f"None of the {counted(len(self), 'image')} of split {split} of {self.name} is in its JPEGImages:"
-                " check that the"
-                " set is complete."
+                f"None of the {counted(len(self), 'image')} of split {split} of {self.name} is in its JPEGImages: check"
+                " that the set is complete."
             )
         self.classes = tuple(classes) if classes is not None else self._own_classes()
 

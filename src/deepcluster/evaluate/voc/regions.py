@@ -118,8 +118,7 @@ def read_proposals(files: Sequence[Path | str], ids: Sequence[str]) -> list[np.n
     if missing:
         raise DeepClusterError(
             f"There are no proposals for {len(missing)} of {counted(len(ids), 'image')}, such as {missing[0]}: give"
-            " --proposals"
-            " files that hold those of the training and the test images."
+            " --proposals files that hold those of the training and the test images."
         )
     return [found[name] for name in ids]
 
