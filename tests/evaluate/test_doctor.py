@@ -30,9 +30,9 @@ from deepcluster.engine.run import load_run
 from deepcluster.errors import DeepClusterError
 from deepcluster.evaluate import doctor
 from deepcluster.evaluate.doctor import views as view_agreement
-from deepcluster.evaluate.doctor.checks_network import USUAL_LR
+from deepcluster.evaluate.doctor.checks import USUAL_LR, run_checks
 from deepcluster.evaluate.doctor.collect import RunDiagnostics, collect
-from deepcluster.evaluate.doctor.diagnosis import Diagnosis, diagnose, run_checks
+from deepcluster.evaluate.doctor.diagnosis import Diagnosis, diagnose
 from deepcluster.evaluate.doctor.findings import SEVERITIES, Finding, effective, how_many, suggested_k
 from deepcluster.evaluate.doctor.views import ViewAgreement
 from deepcluster.methods.params import ODCParams
@@ -279,7 +279,7 @@ def altered(healthy: Path, colored: Path, tmp_path_factory: pytest.TempPathFacto
 
 def test_every_check_has_a_trigger_and_words() -> None:
     folder = Path(doctor.__file__).parent
-    source = "".join(file.read_text() for file in folder.glob("checks_*.py"))
+    source = (folder / "checks.py").read_text()
     names = re.findall(r'finding\(\s*run,\s*"(\w+)"', source)
     assert sorted(names) == sorted(TRIGGERS)
     assert sorted(names) == sorted(re.findall(r"^\[(\w+)\]$", (folder / "findings.ini").read_text(), re.M))

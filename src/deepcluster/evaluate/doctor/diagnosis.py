@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,29 +12,10 @@ from rich.console import RenderableType
 from deepcluster.engine.log import Screen
 from deepcluster.engine.run import Run
 from deepcluster.errors import DeepClusterError
-from deepcluster.evaluate.doctor import checks_clusters as clusters
-from deepcluster.evaluate.doctor import checks_curves as curves
-from deepcluster.evaluate.doctor import checks_integrity as integrity
-from deepcluster.evaluate.doctor import checks_network as network
-from deepcluster.evaluate.doctor.collect import SAMPLE, RunDiagnostics, collect
-from deepcluster.evaluate.doctor.findings import SEVERITIES, Finding, Severity, how_many, suggested_k
+from deepcluster.evaluate.doctor.checks import run_checks
+from deepcluster.evaluate.doctor.collect import SAMPLE, collect
+from deepcluster.evaluate.doctor.findings import Finding, Severity, how_many, suggested_k
 from deepcluster.io import write_text
-
-CHECKS: tuple[Callable[[RunDiagnostics], Iterable[Finding]], ...] = (
-    integrity.check_files,
-    network.check_weights,
-    network.check_views,
-    curves.check_loss,
-    clusters.check_number_of_clusters,
-    clusters.check_cluster_sizes,
-    network.check_features,
-    curves.check_stability,
-    curves.check_labels,
-    integrity.check_images,
-    integrity.check_time,
-    integrity.check_length,
-)
-"""All checks. Of two findings of the same severity the likelier cause comes first."""
 
 COLORS: dict[Severity, str] = {"bad": "bold red", "warning": "yellow", "note": "cyan", "ok": "green"}
 
@@ -103,14 +83,6 @@ class Diagnosis:
         if parts and not count["bad"] and not count["warning"]:
             parts.insert(0, "nothing wrong")
         return f"{self.run}: {', '.join(parts)}" if parts else f"{self.run} looks healthy."
-
-
-def run_checks(run: RunDiagnostics) -> list[Finding]:
-    """What all checks find, worst first; good signs are left out where something is bad."""
-    found = [finding for check in CHECKS for finding in check(run)]
-    if any(finding.severity == "bad" for finding in found):
-        found = [finding for finding in found if finding.severity != "ok"]
-    return sorted(found, key=lambda finding: SEVERITIES.index(finding.severity))
 
 
 def diagnose(run: Run, data: Any = None, *, sample: int = SAMPLE, screen: Screen | None = None) -> Diagnosis:
