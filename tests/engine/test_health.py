@@ -27,7 +27,7 @@ from deepcluster.errors import DeepClusterError
 )
 def test_one_cluster_that_swallows_the_data(sizes: list[int], well: bool) -> None:
     said: list[str] = []
-    assert check_clusters(np.array(sizes), said.append) is well
+    check_clusters(np.array(sizes), said.append)
     assert bool(said) is not well
     assert all("trivial solution" in line for line in said)
 
@@ -44,7 +44,7 @@ def test_one_cluster_that_swallows_the_data(sizes: list[int], well: bool) -> Non
 )
 def test_a_loss_at_ln_k(losses: list[float], well: bool) -> None:
     said: list[str] = []
-    assert check_loss(losses, 10, said.append) is well
+    check_loss(losses, 10, said.append)
     assert all("ln 10 = 2.30" in line for line in said) and bool(said) is not well
 
 

@@ -31,6 +31,8 @@ from deepcluster.models.taps import read_taps
 from deepcluster.models.zoo import build_backbone
 from deepcluster.random import seeded
 
+from .steps import Steps, stopping
+
 
 def subject(folder: Path, name: str = "convnet", size: int = 16, **options: Any) -> Subject:
     """A network drawn at random."""
@@ -169,31 +171,19 @@ def test_ten_crops_average_softmax(tmp_path: Path) -> None:
     assert "ten crops" in result.settings["test_crops"]
 
 
-class Stop:
-    """Ends an evaluation after so many steps in all."""
-
-    def __init__(self, after: int) -> None:
-        self.left = after
-
-    def __call__(self, done: int) -> None:
-        self.left -= 1
-        if not self.left:
-            raise Interrupted("enough")
-
-
-@pytest.mark.parametrize("after", [3, 7, 10, 16])
+@pytest.mark.parametrize("after", [3, 7, 10, 15])
 def test_stopped_evaluation_continues_to_the_bit(tmp_path: Path, after: int) -> None:
     train, test = stripes(60), stripes(30, 1)
     more = QUICK | {"lr": (0.1, 0.01), "cross_validate": True, "folds": 2, "epochs": 2, "report": "best-epoch"}
     undisturbed = linear(subject(tmp_path / "whole"), train, test, **more)
     with pytest.raises(Interrupted):
-        linear(subject(tmp_path / "parts"), train, test, after_step=Stop(after), **more)
+        linear(subject(tmp_path / "parts"), train, test, screen=stopping(after), **more)
     (state,) = (tmp_path / "parts").glob("linear-*.state")
-    steps: list[int] = []
-    rest = linear(subject(tmp_path / "parts"), train, test, after_step=steps.append, **more)
+    steps = Steps()
+    rest = linear(subject(tmp_path / "parts"), train, test, screen=steps, **more)
     # Two folds of 2 epochs of 2 steps, then 2 epochs of 4 steps; the state is saved after each epoch.
     saved = max(end for end in (0, 2, 4, 6, 8, 12, 16) if end <= after)
-    assert len(steps) == 16 - saved
+    assert steps.count == 16 - saved
     assert rest.scores == undisturbed.scores and rest.settings["held_out"] == undisturbed.settings["held_out"]
     assert probe_file(rest).read_bytes() == probe_file(undisturbed).read_bytes() and not state.exists()
 
@@ -213,10 +203,10 @@ def test_other_settings_have_files_of_their_own(tmp_path: Path) -> None:
 def test_other_settings_start_over_and_a_damaged_state_is_refused(tmp_path: Path) -> None:
     train, test = stripes(60), stripes(30, 1)
     with pytest.raises(Interrupted):
-        linear(subject(tmp_path), train, test, after_step=Stop(5), **QUICK)
-    steps: list[int] = []
-    linear(subject(tmp_path), train, test, after_step=steps.append, **(QUICK | {"seed": 4}))
-    assert steps == list(range(1, 13))
+        linear(subject(tmp_path), train, test, screen=stopping(5), **QUICK)
+    steps = Steps()
+    linear(subject(tmp_path), train, test, screen=steps, **(QUICK | {"seed": 4}))
+    assert steps.count == 12
     (state,) = tmp_path.glob("linear-*.state")  # of the evaluation that was stopped
     state.write_bytes(b"broken")
     with pytest.raises(DeepClusterError, match="damaged"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,17 +14,19 @@ from safetensors.torch import load_file
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import normalize
 from sklearn.svm import LinearSVC
+from torch import nn
 
 from deepcluster.cli.main import main
 from deepcluster.data.arrays import Arrays
 from deepcluster.engine.run import load_subject
 from deepcluster.errors import DeepClusterError, Interrupted
 from deepcluster.evaluate.linear.context import Learner
-from deepcluster.evaluate.linear.low_shot import FineTuned, low_shot
+from deepcluster.evaluate.linear.low_shot import low_shot
 from deepcluster.evaluate.linear.recipes import SEMI_SUPERVISED
 from deepcluster.evaluate.result import Result
 
-from .test_linear import Stop, probe_file, probe_of, stripes, subject
+from .steps import stopping
+from .test_linear import probe_file, probe_of, stripes, subject
 
 
 def backbone_file(result: Result) -> Path:
@@ -100,7 +103,9 @@ def test_fine_tuning_trains_the_whole_network(tmp_path: Path) -> None:
 
 
 def test_rates_of_fine_tuning(tmp_path: Path) -> None:
-    network = FineTuned(subject(tmp_path).backbone, 3, 0)
+    network = nn.Sequential(
+        OrderedDict(backbone=subject(tmp_path).backbone.requires_grad_(True), head=nn.Linear(16, 3))
+    )
     groups = Learner("network", network, 0.01, 5e-4, ("head", 100.0)).parameter_groups()
     assert [(group["multiplier"], len(group["params"])) for group in groups] == [(1.0, 9), (100.0, 2)]
     assert (SEMI_SUPERVISED.epochs, SEMI_SUPERVISED.batch_size, SEMI_SUPERVISED.weight_decay) == (20, 256, (5e-4,))
@@ -113,7 +118,7 @@ def test_stopped_fine_tuning_goes_on_to_the_bit(tmp_path: Path) -> None:
     undisturbed = low_shot(subject(tmp_path / "whole"), train, test, **options)
     for after in (4, 5, 3):  # of 2 draws of 2 epochs of 3 steps
         with pytest.raises(Interrupted):
-            low_shot(subject(tmp_path / "parts"), train, test, after_step=Stop(after), **options)
+            low_shot(subject(tmp_path / "parts"), train, test, screen=stopping(after), **options)
     rest = low_shot(subject(tmp_path / "parts"), train, test, **options)
     assert rest.scores == undisturbed.scores
     for file_of in (probe_file, backbone_file):

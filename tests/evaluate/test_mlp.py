@@ -16,7 +16,8 @@ from deepcluster.evaluate.linear.heads import apply_layers, fully_connected, lay
 from deepcluster.evaluate.linear.mlp import mlp
 from deepcluster.models.zoo import build_backbone
 
-from .test_linear import Stop, probe_file, probe_of, stripes, subject
+from .steps import stopping
+from .test_linear import probe_file, probe_of, stripes, subject
 
 SMALL: dict[str, Any] = {"epochs": 3, "batch_size": 16, "hidden": 32}
 
@@ -73,7 +74,7 @@ def test_dropout_is_the_same_after_a_stop(tmp_path: Path) -> None:
     train, test = stripes(60), stripes(30, 1)
     undisturbed = mlp(subject(tmp_path / "whole"), train, test, **SMALL)
     with pytest.raises(Interrupted):
-        mlp(subject(tmp_path / "parts"), train, test, after_step=Stop(6), **SMALL)
+        mlp(subject(tmp_path / "parts"), train, test, screen=stopping(6), **SMALL)
     torch.rand(17)  # the state of the global generator does not matter
     rest = mlp(subject(tmp_path / "parts"), train, test, **SMALL)
     assert probe_file(rest).read_bytes() == probe_file(undisturbed).read_bytes()

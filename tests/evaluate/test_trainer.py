@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import copy
-import os
-import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +12,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from deepcluster.engine.log import Screen
 from deepcluster.errors import DeepClusterError, Interrupted
-from deepcluster.evaluate.trainer import epochs, train
+from deepcluster.evaluate.trainer import train
 from deepcluster.random import seeded
 from deepcluster.resume import ResumeFile
 
+from .steps import Steps, interrupting, stopping
+
 STEPS, PER_EPOCH = 11, 4
-SCREEN = Screen(quiet=True)
 
 
 def networks() -> list[Any]:
@@ -29,34 +27,43 @@ def networks() -> list[Any]:
     return [nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Dropout(0.5), nn.Linear(8, 3)) for _ in range(2)]
 
 
-def make(epoch: int, first: int) -> Iterator[tuple[Tensor, Tensor]]:
-    for number in range(first, PER_EPOCH):
-        generator = seeded(5, epoch, number)
+def batches(step: int) -> Generator[tuple[Tensor, Tensor], None, None]:
+    while True:
+        generator = seeded(5, step)
+        step += 1
         yield torch.randn(10, 6, generator=generator), torch.randint(3, (10,), generator=generator)
 
 
-def fit(file: Path, models: list[nn.Module], **more: object) -> Tensor:
+def fit(
+    file: Path,
+    models: list[nn.Module],
+    screen: Steps | None = None,
+    end: Callable[[], object] = lambda: None,
+    **more: object,
+) -> Tensor:
     groups = [{"params": model.parameters(), "base": 0.1 / (1 + k)} for k, model in enumerate(models)]
     resume = ResumeFile(file, "same", save_seconds=more.pop("save_seconds", 300.0))  # type: ignore[arg-type]
 
     def loss(batch: tuple[Tensor, Tensor], step: int) -> Tensor | None:
         return None if step == 2 else sum(F.cross_entropy(model(batch[0]), batch[1]) for model in models)  # type: ignore[return-value]
 
-    return resume.run(
-        "stage",
-        lambda: train(
+    def work() -> Tensor:
+        losses = train(
             models,
             torch.optim.SGD(groups, lr=0.0, momentum=0.9),
-            epochs(make, PER_EPOCH),
+            batches,
             loss,
             learning_rate=lambda step, group: group["base"] * 0.9**step,
             seed=3,
             resume=resume,
-            screen=SCREEN,
+            screen=screen or Steps(),
             name="test",
             **{"steps": STEPS, "steps_per_epoch": PER_EPOCH} | more,  # type: ignore[arg-type]
-        ),
-    )
+        )
+        end()
+        return losses
+
+    return resume.run("stage", work)
 
 
 def weights(models: list[nn.Module]) -> list[Tensor]:
@@ -73,32 +80,27 @@ def test_killed_and_continued_training_gives_the_same_bits(tmp_path: Path, at: i
     undisturbed = networks()
     losses = fit(tmp_path / "a.state", undisturbed)
 
-    def kill(done: int) -> None:
-        if done == at:
-            raise Kill
+    def kill() -> None:
+        raise Kill
 
     with pytest.raises(Kill):
-        fit(tmp_path / "b.state", networks(), save_seconds=save_seconds, after_step=kill)
+        fit(tmp_path / "b.state", networks(), stopping(at, Kill()), kill, save_seconds=save_seconds)
     torch.manual_seed(99)  # the history of the global generator does not matter
     continued = networks()
-    steps: list[int] = []
-    again = fit(tmp_path / "b.state", continued, after_step=steps.append)
-    assert steps[:1] == ([] if at == STEPS else [1 + (at if save_seconds == 0 else at // PER_EPOCH * PER_EPOCH)])
+    screen = Steps()
+    again = fit(tmp_path / "b.state", continued, screen)
+    assert screen.count == STEPS - (at if at == STEPS or save_seconds == 0 else at // PER_EPOCH * PER_EPOCH)
     assert torch.equal(again.nan_to_num(), losses.nan_to_num()) and losses.isnan().nonzero().tolist() == [[2]]
     for one, other in zip(weights(undisturbed), weights(continued), strict=True):
         assert torch.equal(one, other)
 
 
 def test_interrupt_saves_and_the_global_generator_is_left_alone(tmp_path: Path) -> None:
-    def interrupt(done: int) -> None:
-        if done == 6:
-            os.kill(os.getpid(), signal.SIGINT)
-
     undisturbed = networks()
     fit(tmp_path / "a.state", undisturbed)
     with pytest.raises(Interrupted):
-        fit(tmp_path / "b.state", networks(), after_step=interrupt)
-    assert torch.load(tmp_path / "b.state")["state"]["done"] == 7  # noticed after the next step
+        fit(tmp_path / "b.state", networks(), interrupting(6))
+    assert torch.load(tmp_path / "b.state")["state"]["done"] == 6
     continued = networks()
     torch.manual_seed(7)
     before = torch.get_rng_state()
@@ -150,7 +152,7 @@ def test_a_loss_that_is_not_finite_is_refused_and_not_saved(tmp_path: Path) -> N
             models[1][0].weight.data[0, 0] = float("inf")
 
     with pytest.raises(DeepClusterError, match=r"loss of test is not finite at step 6: use a lower --lr"):
-        fit(tmp_path / "a.state", models, after_step=poison, steps=20)
+        fit(tmp_path / "a.state", models, Steps(poison), steps=20)
     assert torch.load(tmp_path / "a.state")["state"]["done"] == 4
 
 

@@ -29,31 +29,25 @@ def stuck(losses: Sequence[float], k: int) -> bool:
     return k > 1 and len(losses) > 1 and min(losses[-2:]) >= (1 - STUCK) * math.log(k)
 
 
-def check_clusters(sizes: np.ndarray, warn: Callable[[str], None]) -> bool:
-    """Warns when one cluster holds most of the (K,) sizes' images, or is the only one. True when all is well."""
+def check_clusters(sizes: np.ndarray, warn: Callable[[str], None]) -> None:
+    """Warns when one cluster holds most of the (K,) sizes' images, or is the only one."""
     if len(sizes) == 1:
         warn(
             "one cluster alone holds all images, a trivial solution with nothing to tell apart: ask for more clusters"
             " (--method.k, or with PIC a smaller --method.sigma)."
         )
-        return False
-    if not swallows(sizes):
-        return True
-    warn(
-        f"one cluster holds {int(sizes.max()):,} of {int(sizes.sum()):,} images, a trivial solution: lower"
-        " --optimizer.lr or --method.head-lr, use stronger augmentation, and keep --method.balance uniform."
-    )
-    return False
+    elif swallows(sizes):
+        warn(
+            f"one cluster holds {int(sizes.max()):,} of {int(sizes.sum()):,} images, a trivial solution: lower"
+            " --optimizer.lr or --method.head-lr, use stronger augmentation, and keep --method.balance uniform."
+        )
 
 
-def check_loss(losses: Sequence[float], k: int, warn: Callable[[str], None]) -> bool:
+def check_loss(losses: Sequence[float], k: int, warn: Callable[[str], None]) -> None:
     """Warns when the loss is `stuck` at ln K. Said in the second epoch and in every tenth."""
-    due = len(losses) == 2 or (len(losses) > 2 and len(losses) % 10 == 0)
-    if not due or not stuck(losses, k):
-        return True
-    warn(
-        f"the loss has stayed at ln {k} = {math.log(k):.2f}, so the classifier predicts nothing yet: raise"
-        " --method.head-lr, use fewer clusters (--method.k), or more steps between clusterings"
-        " (--method.reassign, a smaller --batch-size)."
-    )
-    return False
+    if (len(losses) == 2 or len(losses) % 10 == 0) and stuck(losses, k):
+        warn(
+            f"the loss has stayed at ln {k} = {math.log(k):.2f}, so the classifier predicts nothing yet: raise"
+            " --method.head-lr, use fewer clusters (--method.k), or more steps between clusterings"
+            " (--method.reassign, a smaller --batch-size)."
+        )

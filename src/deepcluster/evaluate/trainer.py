@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
-from collections.abc import Callable, Generator, Iterable, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Generator, Mapping, MutableMapping, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -51,7 +51,6 @@ def train(
     seed: int,
     resume: ResumeFile,
     notes: MutableMapping[str, Any] | None = None,
-    after_step: Callable[[int], object] = lambda done: None,
     after_epoch: Callable[[int], object] = lambda done: None,
     screen: Screen,
     name: str,
@@ -64,8 +63,7 @@ def train(
         modules: what is trained, on its device already; several are independent and share the batches. All of
             them are in training mode during steps and in evaluation mode at the end.
         optimizer: of all trained parameters; its groups may hold entries of the caller's, for `learning_rate`.
-        batches: first step -> the batches of that step and all following ones, the same whenever it is called; see
-            `epochs`.
+        batches: first step -> the batches of that step and all following ones, the same whenever it is called.
         loss: batch, step (from 0) -> loss; for several modules the sum of theirs. None = nothing to learn from in this
             batch, which then counts as a step without an update. What it draws from torch's global generators depends
             on (seed, step) alone.
@@ -75,7 +73,6 @@ def train(
         clip: largest norm of the gradient of each module; 0 = any.
         autocast: 16-bit type to compute the loss in; None = as the modules are.
         notes: values of the caller's, which are saved and restored with the state.
-        after_step: called with the number of steps done, after any save; may raise to stop.
         after_epoch: called with the number of epochs done, before the save.
         screen: shows a bar, and one line an epoch.
         name: of what is trained, for these.
@@ -108,7 +105,6 @@ def train(
             check_losses()
             state = {"modules": [module.state_dict() for module in modules], "optimizer": optimizer.state_dict()}
             resume.save({"done": done, "losses": losses.cpu(), "notes": dict(notes), **state})
-        after_step(done)
         if stopping:
             screen.print(f"stopped and saved after step {done} of {steps}; the same command continues from there")
             raise Interrupted
@@ -180,10 +176,19 @@ def train_on_views(
     """
     steps, steps_per_epoch = length(recipe, len(order(0)))
 
-    def load(epoch: int, first: int) -> Loader:
-        key, size = (seed, VIEW, epoch), recipe.batch_size
-        own: dict[str, Any] = {"start": first, "device": device, "empty": True}
-        return Loader(pixels, order(epoch), batch_size=size, transform=transform, key=key, **own)
+    def batches(step: int) -> Generator[ImageBatch, None, None]:
+        for epoch in itertools.count(step // steps_per_epoch):
+            yield from Loader(
+                pixels,
+                order(epoch),
+                batch_size=recipe.batch_size,
+                transform=transform,
+                key=(seed, VIEW, epoch),
+                start=step - epoch * steps_per_epoch,
+                device=device,
+                empty=True,
+            )
+            step = (epoch + 1) * steps_per_epoch
 
     def learning_rate(step: int, group: Mapping[str, Any]) -> float:
         lr, decay = float(group["base_lr"]), float(group["weight_decay"])
@@ -192,7 +197,7 @@ def train_on_views(
     return train(
         modules,
         torch.optim.SGD(groups, lr=0.0, momentum=recipe.momentum, nesterov=recipe.nesterov),
-        epochs(load, steps_per_epoch),
+        batches,
         lambda batch, step: loss(batch) if len(batch.index) >= fewest else None,
         steps=steps,
         steps_per_epoch=steps_per_epoch if by_epochs else None,
@@ -201,21 +206,3 @@ def train_on_views(
         seed=seed,
         **more,
     )
-
-
-def epochs(
-    make: Callable[[int, int], Iterable[Batch]], steps_per_epoch: int
-) -> Callable[[int], Generator[Batch, None, None]]:
-    """The `batches` of `train`, where each epoch has batches of its own.
-
-    Args:
-        make: epoch, first batch -> the batches of that epoch from the first one on; all `steps_per_epoch` of an epoch,
-            those without a decodable image too (`Loader(..., start=first, empty=True)`).
-    """
-
-    def batches(step: int) -> Generator[Batch, None, None]:
-        for epoch in itertools.count(step // steps_per_epoch):
-            yield from make(epoch, step - epoch * steps_per_epoch)
-            step = (epoch + 1) * steps_per_epoch
-
-    return batches

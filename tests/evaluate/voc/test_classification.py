@@ -18,6 +18,7 @@ from deepcluster.evaluate.voc.classification import voc_classification
 from deepcluster.evaluate.voc.classifier import load_voc_classifier
 from deepcluster.evaluate.voc.dataset import open_voc
 
+from ..steps import Steps, stopping
 from .make import annotation, make_voc
 
 FEW = (1.0, 100.0)
@@ -77,18 +78,11 @@ def test_fine_tuning_learns_and_its_network_can_be_loaded(subject: Subject, colo
 def test_fine_tuning_killed_in_the_second_of_two_seeds(subject: Subject, colors: Path) -> None:
     whole = voc_classification(subject, colors, **tuning(iterations=5), seeds=2)
     assert whole.scores["map_std"] >= 0 and len({draw["loss"] for draw in whole.draws}) == 2
-    calls: list[int] = []
-
-    def stop(iteration: int) -> None:
-        calls.append(iteration)
-        if len(calls) == 7:
-            raise KeyboardInterrupt
-
     with pytest.raises(KeyboardInterrupt):
-        voc_classification(subject, colors, **tuning(iterations=5), seeds=2, after_step=stop)
-    calls.clear()
-    again = voc_classification(subject, colors, **tuning(iterations=5), seeds=2, after_step=calls.append)
-    assert len(calls) == 5 and again.as_dict() == whole.as_dict()  # the first seed was done
+        voc_classification(subject, colors, **tuning(iterations=5), seeds=2, screen=stopping(7, KeyboardInterrupt()))
+    steps = Steps()
+    again = voc_classification(subject, colors, **tuning(iterations=5), seeds=2, screen=steps)
+    assert steps.count == 5 and again.as_dict() == whole.as_dict()  # the first seed was done
 
 
 def test_unknown_labels_are_left_out_of_the_score(subject: Subject, tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
@@ -17,9 +17,8 @@ from deepcluster.data.loader import Loader
 from deepcluster.data.open import open_images
 from deepcluster.data.transforms import RandomViews
 from deepcluster.data.views import ViewGroup
-from deepcluster.engine.log import Screen
 from deepcluster.engine.subject import Subject
-from deepcluster.errors import DeepClusterError
+from deepcluster.errors import DeepClusterError, Interrupted
 from deepcluster.evaluate.linear.recipes import Recipe
 from deepcluster.evaluate.trainer import VIEW
 from deepcluster.evaluate.voc.dataset import open_voc
@@ -39,7 +38,7 @@ from deepcluster.models.zoo import build_backbone
 from deepcluster.random import seeded
 from deepcluster.resume import ResumeFile
 
-QUIET = Screen(quiet=True)
+from ..steps import Steps, stopping
 
 
 def test_loss_is_the_sum_over_known_labels_divided_by_the_batch() -> None:
@@ -116,14 +115,14 @@ def run(
     recipe: Recipe,
     mode: FineTuneMode,
     file: Path,
-    after_step: Callable[[int], object] = lambda done: None,
+    screen: Steps | None = None,
 ) -> TransferNetwork:
     pixels, labels, views = prepared(subject, colors)
     torch.manual_seed(4)
     network = TransferNetwork(copy.deepcopy(subject.backbone), labels.shape[1], mode, hidden=8)
     resume = ResumeFile(file, "settings", save_seconds=0.0)
-    options: dict[str, Any] = {"resume": resume, "screen": QUIET, "after_step": after_step}
-    resume.run("stage", lambda: finetune(network, pixels, labels, recipe, views, seed=1, device="cpu", **options))
+    options: dict[str, Any] = {"resume": resume, "screen": screen or Steps(), "seed": 1, "device": "cpu"}
+    resume.run("stage", lambda: finetune(network, pixels, labels, recipe, views, **options))
     return network
 
 
@@ -158,23 +157,15 @@ def test_training_matches_a_plain_loop(subject: Subject, colors: Path, tmp_path:
         assert not name.startswith("kept") or bool(moved) == changes, name
 
 
-class Stop(Exception):
-    pass
-
-
 def test_killed_and_resumed_is_equal_to_the_bit(subject: Subject, colors: Path, tmp_path: Path) -> None:
     recipe = recipe_of("deepcluster", "fc6-8", iterations=11, batch_size=5, lr=0.1)
     expected = run(subject, colors, recipe, "fc6-8", tmp_path / "uninterrupted")
 
-    def stop(done: int) -> None:
-        if done == 7:
-            raise Stop
-
-    with pytest.raises(Stop):
-        run(subject, colors, recipe, "fc6-8", tmp_path / "state", stop)
-    calls: list[int] = []
-    again = run(subject, colors, recipe, "fc6-8", tmp_path / "state", calls.append)
-    assert calls == [8, 9, 10, 11]
+    with pytest.raises(Interrupted):
+        run(subject, colors, recipe, "fc6-8", tmp_path / "state", stopping(7))
+    steps = Steps()
+    again = run(subject, colors, recipe, "fc6-8", tmp_path / "state", steps)
+    assert steps.count == 4
     assert all((again.state_dict()[name] == value).all() for name, value in expected.state_dict().items())
 
 

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +12,6 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from deepcluster.cli.main import main
-from deepcluster.engine.log import Bar, Screen
 from deepcluster.engine.model import Model
 from deepcluster.engine.subject import Subject
 from deepcluster.errors import DeepClusterError, Interrupted
@@ -28,6 +23,7 @@ from deepcluster.evaluate.voc.segmenter import load_segmenter
 from deepcluster.evaluate.voc.training import SGDConfig, shuffled_batches
 from deepcluster.models.zoo import build_backbone
 
+from ..steps import interrupting
 from .make import SIDE, make_shapes
 
 SMALL = {"pool": "align", "min_size": SIDE, "max_size": SIDE, "regions": 16}
@@ -62,27 +58,6 @@ def segment(results: Path, data: Path, iterations: int = 4, **more: Any) -> Resu
     return voc_segmentation(subject(results), data, **values)
 
 
-class Stopping(Screen):
-    """Presses Ctrl-C after so many training steps."""
-
-    def __init__(self, steps: int) -> None:
-        super().__init__(quiet=True)
-        self.steps = steps
-
-    @contextmanager
-    def bar(self, what: str, total: int, unit: str = "images") -> Iterator[Bar]:
-        stopping = self
-
-        class Counting(Bar):
-            def __call__(self, images: int = 1) -> None:
-                stopping.steps -= images
-                if not stopping.steps:
-                    os.kill(os.getpid(), signal.SIGINT)
-
-        with super().bar(what, total, unit) as bar:
-            yield Counting(bar.progress, bar.task) if unit == "batches" else bar
-
-
 @pytest.mark.parametrize(
     ("protocol", "run"),
     [pytest.param("voc-detection", detect, marks=pytest.mark.slow), ("voc-segmentation", segment)],
@@ -90,10 +65,10 @@ class Stopping(Screen):
 def test_interrupted_and_resumed_is_equal_to_the_bit(tmp_path: Path, shapes: Path, protocol: str, run: Any) -> None:
     whole = run(tmp_path / "whole", shapes, draws=2)
     with pytest.raises(Interrupted):
-        run(tmp_path / "parts", shapes, draws=2, screen=Stopping(2))
+        run(tmp_path / "parts", shapes, draws=2, screen=interrupting(2))
     assert len(list((tmp_path / "parts").glob(f"{protocol}-*.state"))) == 1
     with pytest.raises(Interrupted):  # in the second draw
-        run(tmp_path / "parts", shapes, draws=2, screen=Stopping(2 + 1))
+        run(tmp_path / "parts", shapes, draws=2, screen=interrupting(2 + 1))
     parts = run(tmp_path / "parts", shapes, draws=2)
     assert parts.scores == whole.scores and parts.draws == whole.draws
     assert not list((tmp_path / "parts").glob("*.state"))
@@ -112,7 +87,7 @@ def trained(result: Result) -> list[Path]:
 
 def test_other_settings_are_not_resumed(tmp_path: Path, shapes: Path) -> None:
     with pytest.raises(Interrupted):
-        segment(tmp_path, shapes, screen=Stopping(2))
+        segment(tmp_path, shapes, screen=interrupting(2))
     other = segment(tmp_path, shapes, seed=1)
     assert other.scores == segment(tmp_path / "fresh", shapes, seed=1).scores
 

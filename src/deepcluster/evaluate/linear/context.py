@@ -81,7 +81,6 @@ class Evaluation:
     Attributes:
         seeds, seed: number of repetitions, and the seed of the first.
         crops, report: see `linear`; report "" where there are no epochs.
-        after_step: see `trainer.train`.
         settings: what the result says about how it was made.
         file, resume: see `tensor_file.trained_file`.
     """
@@ -95,7 +94,6 @@ class Evaluation:
     screen: Screen
     crops: int = 1
     report: str = ""
-    after_step: Callable[[int], object] = lambda done: None
     settings: dict[str, Any] = field(init=False)
     file: Path = field(init=False)
     resume: ResumeFile = field(init=False)
@@ -156,7 +154,6 @@ class Evaluation:
             # batch-norm over vectors needs two of them
             fewest=2 if any(isinstance(module, _BatchNorm) for head in heads for module in head.modules()) else 1,
             resume=self.resume,
-            after_step=self.after_step,
             screen=self.screen,
             **more,
         )

@@ -52,7 +52,6 @@ def linear(
     seed: int = 0,
     precision: Precision = "32",
     screen: Screen | None = None,
-    after_step: Callable[[int], object] = lambda done: None,
 ) -> Result:
     """Accuracy of linear classifiers on frozen layers: the output, or all layers in one pass over the images.
 
@@ -81,7 +80,6 @@ def linear(
         seed: seed of the first repetition, and of the holdout.
         precision: floating-point type of the frozen network.
         screen: shows bars and a line per epoch; None = silence.
-        after_step: called with the number of steps done, after each; may raise to stop.
 
     Raises:
         DeepClusterError: labels, test images or classes are missing, or options do not go together.
@@ -103,7 +101,7 @@ def linear(
     pools = poolings(subject.backbone, taps)
     divided = split_data(subject, data, test, holdout, seed=seed)
     scored = "" if name == LOGISTIC else report
-    evaluation = Evaluation("linear", subject, divided, seeds, seed, precision, screen, crops, scored, after_step)
+    evaluation = Evaluation("linear", subject, divided, seeds, seed, precision, screen, crops, scored)
     if name == LOGISTIC:
         return _logistic(evaluation, pools, weight_decay, folds, cross_validate)
     return _sgd(evaluation, pools, override(LINEAR[name], **changes, weight_decay=weight_decay), folds, cross_validate)

@@ -9,7 +9,8 @@ from __future__ import annotations
 import copy
 import dataclasses
 import itertools
-from collections.abc import Callable, Sequence
+from collections import OrderedDict
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, Literal
 
@@ -31,7 +32,6 @@ from deepcluster.evaluate.linear.recipes import SEMI_SUPERVISED, Recipe, Schedul
 from deepcluster.evaluate.linear.splits import Split, draw_shots, split_data
 from deepcluster.evaluate.options import check_choice, check_counts, check_not_given
 from deepcluster.evaluate.result import Result
-from deepcluster.models.backbone import Backbone
 from deepcluster.models.export import export_backbone
 from deepcluster.models.sync_batchnorm import revert_sync_batchnorm
 
@@ -65,14 +65,13 @@ def low_shot(
     seed: int = 0,
     precision: Precision = "32",
     screen: Screen | None = None,
-    after_step: Callable[[int], object] = lambda done: None,
 ) -> Result:
     """Accuracy with few labels: k images of each class or a share of the labels, drawn several times.
 
     The network is left as it is. A stopped fine-tuning continues where it was.
 
     Args:
-        subject, test, holdout, screen, after_step: see `evaluate.linear.linear.linear`.
+        subject, test, holdout, screen: see `evaluate.linear.linear.linear`.
         data: labeled images to draw from; None = the images of the run.
         shots: numbers of images of each class. None = 1 2 4 8 16, or none where `fraction` is given.
         fraction: shares of the labels, such as 0.01 0.1; of each class alike, at least one image.
@@ -118,7 +117,7 @@ def low_shot(
     for count in counts:  # before anything is computed
         draw_shots(decodable, count, seed, divided.classes)
     screen = screen or Screen(quiet=True)
-    evaluation = Evaluation("low-shot", subject, divided, draws, seed, precision, screen, after_step=after_step)
+    evaluation = Evaluation("low-shot", subject, divided, draws, seed, precision, screen)
     del evaluation.settings["seeds"]
     settings = {"draws": draws, "drawing": "each image once, the same number or share of each class"}
     on_features = (*counts, *(() if fine_tune else shares))
@@ -177,20 +176,6 @@ def _on_features(
     return found
 
 
-class FineTuned(nn.Module):
-    """A whole network with a new last layer: images (B, 3, S, S) -> (B, K) logits."""
-
-    def __init__(self, backbone: Backbone, classes: int, seed: int) -> None:
-        super().__init__()
-        self.backbone = copy.deepcopy(backbone).requires_grad_(True)
-        revert_sync_batchnorm(self.backbone)
-        self.head = linear_head(backbone.dim, classes, norm=False, seed=seed, name="head")
-
-    def forward(self, images: Tensor) -> Tensor:
-        logits: Tensor = self.head(self.backbone(images))
-        return logits
-
-
 def _fine_tuned(
     evaluation: Evaluation, shares: Sequence[float], recipe: Recipe, multiplier: float
 ) -> list[dict[str, Any]]:
@@ -203,16 +188,18 @@ def _fine_tuned(
 
     def fine_tune(name: str, drawn: Split, seed: int, save: bool) -> list[float]:
         """Top-1 and top-5 accuracy."""
-        network = FineTuned(evaluation.subject.backbone, len(data.classes), seed)
+        backbone = copy.deepcopy(evaluation.subject.backbone).requires_grad_(True)
+        revert_sync_batchnorm(backbone)
+        head = linear_head(backbone.dim, len(data.classes), norm=False, seed=seed, name="head")
+        network = nn.Sequential(OrderedDict(backbone=backbone, head=head))
         learners = [Learner(NETWORK, network, recipe.lr[0], recipe.weight_decay[0], ("head", multiplier))]
         autocast = PRECISIONS[evaluation.precision]
         evaluation.train(learners, read, drawn, recipe, seed=seed, name=name, autocast=autocast)
         (top,) = evaluation.accuracy(learners, read)
         if save:
-            backbone = network.backbone.eval()
             export_backbone(backbone, "safetensors", evaluation.file.with_stem(f"{evaluation.file.stem}-backbone"))
             pooling = poolings(backbone, [OUTPUT])[OUTPUT]
-            evaluation.save({OUTPUT: Classifier(pooling, layers_of(network.head))}, network_digest(backbone))
+            evaluation.save({OUTPUT: Classifier(pooling, layers_of(head))}, network_digest(backbone))
         return top
 
     found = []

@@ -49,7 +49,6 @@ def mlp(
     seed: int = 0,
     precision: Precision = "32",
     screen: Screen | None = None,
-    after_step: Callable[[int], object] = lambda done: None,
 ) -> Result:
     """Accuracy of new fully connected layers on frozen convolutions.
 
@@ -64,7 +63,7 @@ def mlp(
         lr: learning rate. None = the recipe's.
         weight_decay: weight decay. None = the recipe's.
         epochs, batch_size, schedule: see `evaluate.linear.linear.linear`.
-        crops, report, seeds, seed, precision, screen, after_step: see `evaluate.linear.linear.linear`.
+        crops, report, seeds, seed, precision, screen: see `evaluate.linear.linear.linear`.
 
     Raises:
         DeepClusterError: labels, test images or classes are missing, or options do not go together.
@@ -81,7 +80,7 @@ def mlp(
     )
     divided = split_data(subject, data, test, holdout, protocol="mlp", seed=seed)
     screen = screen or Screen(quiet=True)
-    evaluation = Evaluation("mlp", subject, divided, seeds, seed, precision, screen, crops, report, after_step)
+    evaluation = Evaluation("mlp", subject, divided, seeds, seed, precision, screen, crops, report)
     classes = len(divided.classes)
     new_layers: Callable[[int], nn.Module]  # of a seed
     if isinstance(trunk, ConvThenLinear):  # fc6 reads the last map at the size it was made for

@@ -6,7 +6,7 @@ Only the training split is used in training; the test split is scored once, at t
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -74,7 +74,6 @@ def voc_classification(
     hidden: int | None = None,
     seed: int = 0,
     screen: Screen | None = None,
-    after_step: Callable[[int], object] = lambda done: None,
 ) -> Result:
     """Mean average precision of classifying a PASCAL VOC set, by SVMs on frozen features or by fine-tuning.
 
@@ -107,7 +106,6 @@ def voc_classification(
         hidden: fc6-8: width of the new layers behind a network without fc6 and fc7; None = 4096.
         seed: of the first repetition.
         screen: for progress bars and warnings; None = none.
-        after_step: called with the number of iterations of fine-tuning done; may raise.
 
     Raises:
         DeepClusterError: no such set, split or layer, settings that exclude each other, or nothing to score.
@@ -147,7 +145,7 @@ def voc_classification(
         draws, said = classify_by_svms(task, taps or (OUTPUT,), shots or (), samples or SAMPLES, costs or COSTS)
     else:
         layers = {"train_batchnorm": train_batchnorm, "draw_top": recipe == "deepercluster", "hidden": hidden or HIDDEN}
-        draws, said = _by_tuning(task, mode, tuning, layers, crops, after_step)
+        draws, said = _by_tuning(task, mode, tuning, layers, crops)
         said["recipe"] = recipe
     settings = {
         "data": train.name,
@@ -186,7 +184,6 @@ def _by_tuning(
     recipe: Recipe,
     layers: dict[str, Any],
     crops: Crops,
-    after_step: Callable[[int], object],
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """One draw for each seed, and settings; saves the network of the first seed."""
     subject, screen, classes, device = task.subject, task.screen, task.train.classes, task.subject.device
@@ -210,11 +207,10 @@ def _by_tuning(
         with preserve_random_state():
             torch.manual_seed(seed_of(seed, BUILD))
             network = TransferNetwork(copy.deepcopy(subject.backbone).cpu(), len(classes), mode, **layers)
-        options: dict[str, Any] = {"resume": resume, "screen": screen, "after_step": after_step}
-        loss = finetune(network, pixels, task.labels, recipe, views, seed=seed, device=device, **options)
+        options: dict[str, Any] = {"seed": seed, "device": device}
+        loss = finetune(network, pixels, task.labels, recipe, views, resume=resume, screen=screen, **options)
         with screen.bar("test", len(held)) as bar:
-            options = {"crops": crops, "seed": seed, "device": device, "after_batch": bar}
-            logits = summed_logits(network, held, views, len(classes), **options)
+            logits = summed_logits(network, held, views, len(classes), crops=crops, after_batch=bar, **options)
         good = np.flatnonzero(np.isfinite(logits).all(axis=1))
         if seed == task.seeds[0]:
             save_tensors(file, PROTOCOL, about, network.state_dict())

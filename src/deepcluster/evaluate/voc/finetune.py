@@ -69,9 +69,9 @@ class TransferNetwork(nn.Module):
         super().__init__()
         trunk = backbone.trunk
         self.sobel = backbone.sobel
-        self.side = 0
+        self.pool: nn.Module = nn.Identity()
         if isinstance(trunk, ConvThenLinear):
-            self.side = trunk.side
+            self.pool = nn.Sequential(nn.AdaptiveAvgPool2d(trunk.side), nn.Flatten())
             self.kept: nn.Module = trunk.features
             self.layers: nn.Module = trunk.classifier
             dim, relu = backbone.dim, True
@@ -104,13 +104,7 @@ class TransferNetwork(nn.Module):
         return self
 
     def forward(self, images: Tensor) -> Tensor:
-        frozen = not any(weight.requires_grad for weight in self.kept.parameters())
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):
-            maps = self.kept(self.sobel(images))
-        if self.side:
-            if maps.shape[2:] != (self.side, self.side):
-                maps = F.adaptive_avg_pool2d(maps, self.side)
-            maps = maps.flatten(1)
+        maps = self.pool(self.kept(self.sobel(images)))
         logits: Tensor = self.top(self.relu(self.layers(maps)))
         return logits
 
@@ -158,7 +152,7 @@ def finetune(
         pixels: N training images.
         labels: (N, C) 1, 0 or -1; an image without any known label is not shown.
         seed: of the order, the views and dropout.
-        more: resume, screen and after_step, see `trainer.train`.
+        more: resume and screen, see `trainer.train`.
 
     Raises:
         Interrupted: Ctrl-C or SIGTERM; the state is saved.

@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -29,16 +28,15 @@ PROBE_SIZE = 256
 """Side in pixels of the empty image that maps are measured with."""
 
 
-@dataclass(frozen=True)
-class Grid:
+class Grid(NamedTuple):
     """Where the cells of a map lie: the receptive field of cell u is centered on pixel `first` + `stride` * u."""
 
     stride: int
     first: float
 
-    def through(self, layers: Sequence[nn.Module]) -> Grid:
+    def through(self, layers: Iterable[nn.Module]) -> Grid:
         """The grid of the map that these layers, one after another, make of a map with this grid."""
-        stride, first = self.stride, self.first
+        stride, first = self
         for layer in layers:
             if isinstance(layer, (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d)):
                 kernel, step, padding = (_side(value) for value in (layer.kernel_size, layer.stride, layer.padding))
@@ -48,9 +46,8 @@ class Grid:
         return Grid(stride, first)
 
 
-@dataclass(frozen=True)
-class FeatureMap:
-    """What is known of one map of a backbone: its channels, its grid."""
+class FeatureMap(NamedTuple):
+    """What is known of one map of a backbone."""
 
     channels: int
     grid: Grid
@@ -142,7 +139,7 @@ def sequential_maps(backbone: Backbone, *, drop_last_pool: bool, strides: Sequen
     maps = []  # behind each layer
     ends: dict[int, int] = {}  # stride of a pool -> layers up to it
     for count, layer in enumerate(layers, start=1):
-        grid = grid.through(list(layer.modules()))
+        grid = grid.through(layer.modules())
         channels = ([channels] + [conv.out_channels for conv in _convolutions(layer)])[-1]
         maps.append(FeatureMap(channels, grid))
         if any(isinstance(module, nn.MaxPool2d) for module in layer.modules()):
