@@ -191,7 +191,7 @@ def test_members_and_outliers_by_distance() -> None:
     assert found == members[np.argsort(catalog.own[members], kind="stable")].tolist()
     assert catalog.members(5, farthest=True)[0] == found[-1]
     outliers, score = catalog.outliers()
-    expected = {}
+    expected: dict[int, float] = {}
     for number in set(range(9)) - {4}:
         members = np.flatnonzero(catalog.groups.group == number)
         own = catalog.own[members].astype(np.float64)
