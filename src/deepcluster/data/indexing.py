@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -16,17 +15,15 @@ import numpy as np
 from deepcluster.data import storage
 from deepcluster.data.archive import Members, find_format, format_of
 from deepcluster.data.decode_pool import require_handles
-from deepcluster.data.manifest import DIGESTED, Manifest, read_manifest, relative, table_digest, write_manifest
+from deepcluster.data.manifest import DIGESTED, Manifest, relative, write_manifest
 from deepcluster.data.naming import labels_of_members
 from deepcluster.data.shards import Shard, cached_members, evict_members, loss_by, row_type
 from deepcluster.errors import DeepClusterError, counted
-from deepcluster.io import scratch_folder, told, write_array, writing
-from deepcluster.lock import locked
-from deepcluster.reading import read_head, read_npy, read_text
+from deepcluster.io import told, write_array, writing
+from deepcluster.reading import read_text
 
 #: Shards that are handed to a process at a time.
 CHUNK = 4
-BUSY = "{} is being written by {}: wait for its end, or choose another --out."
 #: A row of the table before the largest offset is known.
 WIDE = row_type(2**63)
 
@@ -55,44 +52,25 @@ def index_shards(
     """
     if out.suffix != ".json":
         raise DeepClusterError(f"A manifest is a .json file, not {out.name!r}: change --out.")
-    earlier = set(tables_of(out))
-    with scratch_folder(out) as scratch, locked(out.with_name(f".{out.name}.lock"), partial(BUSY.format, out)):
-        manifest = _made(found, out, scratch, labels, _scanned(found, workers), progress)
-        write_manifest(out, manifest)
-        ours = re.compile(re.escape(out.stem) + r"\.[0-9a-f]{8}\.(index|labels)\.npy")
-        killed = {file.name for file in out.absolute().parent.iterdir() if ours.fullmatch(file.name)}
-        for name in (earlier | killed) - set(manifest.tables):  # which nothing names any more, or never did
-            out.with_name(name).unlink(missing_ok=True)
+    manifest = write_manifest(out, partial(_located, found, out, labels, workers, progress))
     evict_members()
     return manifest
 
 
-def tables_of(out: Path) -> list[str]:
-    """Names of the tables of the manifest that is there already; none where it is damaged."""
-    if not out.is_file():
-        return []
-    try:
-        return read_manifest(out).tables
-    except DeepClusterError:
-        if b'"deepcluster manifest"' not in read_head(out, 4096):
-            raise  # another file, which is not to be replaced
-        return []
-
-
-def _made(
+def _located(
     found: Sequence[str],
     out: Path,
-    scratch: Path,
     labels: bool,
-    scanned: Iterator[tuple[int, str, Members]],
+    workers: int,
     progress: Callable[[int], None],
-) -> Manifest:
-    """The manifest, after its tables were written beside it."""
+    scratch: Path,
+) -> tuple[list[Shard], tuple[str, ...], list[Path]]:
+    """The shards, the classes, and the tables of their images in the folder `scratch`."""
     shards: list[Shard] = []
     kinds: dict[tuple[str, str | None], int] = {}  # folder of images, and text of their .cls -> its number
     row, base = 0, str(out.absolute().parent)
     with writing(scratch / "rows", "wb") as rows, writing(scratch / "numbers", "wb") as numbers:
-        for place, (size, stamp, members) in zip(found, scanned, strict=True):
+        for place, (size, stamp, members) in zip(found, _scanned(found, workers), strict=True):
             located = np.zeros(len(members.names), WIDE)
             located["offset"], located["length"] = members.offsets // format_of(place).unit, members.lengths
             texts = members.classes or [None] * len(located)
@@ -117,12 +95,7 @@ def _made(
     if label_of is not None:
         narrow, numbered = label_of.astype("<i4"), np.memmap(scratch / "numbers", "<i4", "r")
         tables.append(write_array(scratch / "labels.npy", (narrow[numbered[piece]] for piece in pieces), row))
-    content = table_digest(*(read_npy(table, advice="give the command again", mapped="r") for table in tables))
-    names = [f"{out.stem}.{content[:8]}.{table.name}" for table in tables]
-    for table, name in zip(tables, names, strict=True):
-        with told(out):
-            table.replace(out.with_name(name))
-    return Manifest(shards, names[0], names[1] if len(names) > 1 else None, classes, content)
+    return shards, classes, tables
 
 
 def _scanned(found: Sequence[str], workers: int) -> Iterator[tuple[int, str, Members]]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -16,11 +18,13 @@ from deepcluster.data.shards import Shard, Shards, fingerprint_of
 from deepcluster.data.storage import is_url
 from deepcluster.digest import digest
 from deepcluster.errors import DeepClusterError
-from deepcluster.io import write_text
-from deepcluster.reading import judged, read_json, read_npy
+from deepcluster.io import scratch_folder, told, write_text
+from deepcluster.lock import locked
+from deepcluster.reading import judged, read_head, read_json, read_npy
 
 FORMAT = "deepcluster manifest"
 VERSION = 1
+BUSY = "{} is being written by {}: wait for its end, or choose another --out."
 DIGESTED = 1 << 20
 """Rows of a table that are digested at a time."""
 CHECKED = 1 << 25
@@ -82,20 +86,41 @@ def read_manifest(file: Path) -> Manifest:
         return _parsed(content)
 
 
-def write_manifest(file: Path, manifest: Manifest) -> None:
-    """The manifest file, one line a shard; written whole, after its tables."""
-    head = {
-        "format": FORMAT,
-        "version": VERSION,
-        "index": manifest.index,
-        "labels": manifest.labels,
-        "classes": list(manifest.classes),
-        "digest": manifest.digest,
-    }
-    rows = (shard._asdict().items() for shard in manifest.shards)
-    lines = [json.dumps({name: value for name, value in row if value or name != "trouble"}) for row in rows]
-    opening = json.dumps(head, indent=1)[:-2]  # without its closing brace
-    write_text(file, f'{opening},\n "shards": [\n  ' + ",\n  ".join(lines) + "\n ]\n}\n")
+def check_replaceable(file: Path) -> None:
+    """Raises DeepClusterError where the file is there and is no manifest; a damaged one is."""
+    if file.is_file() and f'"{FORMAT}"'.encode() not in read_head(file, 4096):
+        read_manifest(file)
+
+
+def write_manifest(file: Path, make: Callable[[Path], tuple[list[Shard], tuple[str, ...], list[Path]]]) -> Manifest:
+    """Write a manifest and its tables, in place of an earlier one.
+
+    Args:
+        make: gives the shards, the classes, and the tables, which it writes into the folder that it gets: index.npy
+            and, where there are labels, labels.npy.
+
+    Raises:
+        DeepClusterError: there is another file, or another process writes this manifest.
+    """
+    check_replaceable(file)
+    with scratch_folder(file) as scratch, locked(file.with_name(f".{file.name}.lock"), partial(BUSY.format, file)):
+        shards, classes, tables = make(scratch)
+        content = table_digest(*(read_npy(table, advice="give the command again", mapped="r") for table in tables))
+        names = [f"{file.stem}.{content[:8]}.{table.name}" for table in tables]
+        for table, name in zip(tables, names, strict=True):
+            with told(file):
+                table.replace(file.with_name(name))
+        manifest = Manifest(shards, names[0], names[1] if len(names) > 1 else None, classes, content)
+        head = {"format": FORMAT, "version": VERSION} | vars(manifest)
+        rows = (shard._asdict().items() for shard in head.pop("shards"))
+        lines = [json.dumps({name: value for name, value in row if value or name != "trouble"}) for row in rows]
+        opening = json.dumps(head, indent=1)[:-2]  # without its closing brace
+        write_text(file, f'{opening},\n "shards": [\n  ' + ",\n  ".join(lines) + "\n ]\n}\n")
+        ours = re.compile(re.escape(file.stem) + r"\.[0-9a-f]{8}\.(index|labels)\.npy")
+        for old in list(file.absolute().parent.iterdir()):  # of the manifest before, or of a killed command
+            if ours.fullmatch(old.name) and old.name not in names:
+                old.unlink(missing_ok=True)
+    return manifest
 
 
 def open_tables(file: Path, manifest: Manifest) -> tuple[np.ndarray, np.ndarray | None]:

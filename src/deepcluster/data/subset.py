@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 
 from deepcluster.data.folder import Files
-from deepcluster.data.indexing import tables_of
-from deepcluster.data.manifest import Manifest, relative, table_digest, write_manifest
+from deepcluster.data.manifest import check_replaceable, relative, write_manifest
 from deepcluster.data.naming import printable
 from deepcluster.data.shards import Shard, Shards
 from deepcluster.data.source import ImageSource
@@ -33,7 +32,7 @@ def check_subset_name(out: Path, source: ImageSource | None) -> None:
         whose = "the table (it does not say which)" if source is None else source.name
         raise DeepClusterError(f"The images of {whose} are not {words}: give --out a {other} file, not {out.name}.")
     if out.suffix == ".json":
-        tables_of(out)
+        check_replaceable(out)
 
 
 def write_subset(source: ImageSource | None, index: np.ndarray, out: Path, cluster: np.ndarray) -> None:
@@ -75,7 +74,7 @@ def _rows(source: ImageSource | None, index: np.ndarray, out: Path, cluster: np.
 
 
 def _write_manifest(source: Shards, index: np.ndarray, out: Path) -> None:
-    earlier, base = tables_of(out), str(out.absolute().parent)
+    base = str(out.absolute().parent)
     counts = np.diff(np.searchsorted(index, source.starts))
     firsts = np.cumsum(counts) - counts
     shards: list[Shard] = []
@@ -86,12 +85,9 @@ def _write_manifest(source: Shards, index: np.ndarray, out: Path) -> None:
         shards.append(old._replace(path=relative(source.place(number), base), images=count, row=first))
     table = np.concatenate(rows)
     labels = None if source.labels is None else np.asarray(source.labels)[index].astype("<i4")
-    content = table_digest(table, labels)
-    names = [f"{out.stem}.{content[:8]}.{kind}.npy" for kind in ("index", "labels")]
-    write_array(out.with_name(names[0]), table)
-    if labels is not None:
-        write_array(out.with_name(names[1]), labels)
-    manifest = Manifest(shards, names[0], None if labels is None else names[1], tuple(source.classes), content)
-    write_manifest(out, manifest)
-    for name in set(earlier) - set(manifest.tables):  # which nothing names any more
-        out.with_name(name).unlink(missing_ok=True)
+
+    def make(scratch: Path) -> tuple[list[Shard], tuple[str, ...], list[Path]]:
+        parts = {"index.npy": table} | ({} if labels is None else {"labels.npy": labels})
+        return shards, tuple(source.classes), [write_array(scratch / name, rows) for name, rows in parts.items()]
+
+    write_manifest(out, make)
