@@ -432,3 +432,10 @@ def test_tables_of_a_killed_index_go_with_the_next(shards: list[str], tmp_path: 
         mine.name, *manifest.tables, *read_manifest(other).tables
     }  # fmt: skip
     assert len(open_images(out)) == 4 and len(open_images(other)) == 2
+
+
+def test_a_copy_of_a_manifest_shares_its_tables_until_it_is_written_anew(shards: list[str], tmp_path: Path) -> None:
+    index(shards, tmp_path / "m.json")
+    shutil.copy(tmp_path / "m.json", tmp_path / "copy.json")
+    index(shards[:1], tmp_path / "copy.json")
+    assert len(open_images(tmp_path / "copy.json")) < len(open_images(tmp_path / "m.json"))

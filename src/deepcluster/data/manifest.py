@@ -111,7 +111,7 @@ def write_manifest(file: Path, make: Callable[[Path], tuple[list[Shard], tuple[s
             with told(file):
                 table.replace(file.with_name(name))
         manifest = Manifest(shards, names[0], names[1] if len(names) > 1 else None, classes, content)
-        head = {"format": FORMAT, "version": VERSION} | vars(manifest)
+        head: dict[str, Any] = {"format": FORMAT, "version": VERSION} | vars(manifest)
         rows = (shard._asdict().items() for shard in head.pop("shards"))
         lines = [json.dumps({name: value for name, value in row if value or name != "trouble"}) for row in rows]
         opening = json.dumps(head, indent=1)[:-2]  # without its closing brace
