@@ -144,6 +144,27 @@ def test_a_name_that_one_bit_hides_in_the_list_of_a_zip_file_is_told(tmp_path: P
         assert len(open_images(tmp_path / "b.zip")) == 1
 
 
+def test_a_member_without_a_name_or_with_that_of_a_folder_is_told(tmp_path: Path) -> None:
+    file = packed(tmp_path / "1.zip", "x/a.png", "b")
+    whole = file.read_bytes()
+    last = whole.rindex(b"PK\x01\x02")
+    nameless = whole[: last + 28] + b"\0\0\1\0" + whole[last + 32 :]  # its name is an extra field
+    for damaged in (nameless, whole[: last + 46] + b"/" + whole[last + 47 :]):
+        file.write_bytes(damaged)
+        with pytest.warns(DeepClusterWarning, match="has a damaged list of members"):
+            assert len(open_images(str(file))) == 1
+
+
+@pytest.mark.parametrize("zeros", [0, 512, 1023])
+def test_a_tar_file_without_an_end_mark_is_told(zeros: int, tmp_path: Path) -> None:
+    file = packed(tmp_path / "1.tar", "x/a.png", "x/b.png")
+    with tarfile.open(file) as archive:
+        last = archive.getmembers()[-1]
+    os.truncate(file, last.offset_data + 512 + zeros)
+    with pytest.warns(DeepClusterWarning, match="has no end mark"):
+        assert len(open_images(str(file))) == 2
+
+
 @pytest.mark.parametrize("ending", [".tar", ".zip"])
 def test_a_pipe_is_no_archive(ending: str, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / f"a{ending}")

@@ -76,11 +76,13 @@ def _images(source: ImageSource) -> dict[str, Any]:
     found: dict[str, Any] = {}
     source.fingerprint()
     for index in range(min(len(source), 50)):
+        path = source.path(index)
+        path += " again" * (path in found)
         try:
-            found[source.path(index)] = digest(source.read(index, 16))
+            found[path] = digest(source.read(index, 16))
         except BadImage as error:
             assert len(str(error).splitlines()) == 1
-            found[source.path(index)] = "bad"
+            found[path] = "bad"
     return found
 
 
@@ -117,24 +119,42 @@ def files(folder: Path) -> list[Kind]:
     return [*found, *_run(run)]
 
 
+def _labelled(place: Path) -> dict[str, Any]:
+    source = open_images(str(place))
+    labels = None if source.labels is None else source.labels.tolist()
+    return _images(source) | {"labels": (labels, source.classes)}
+
+
 def archives() -> Iterator[Kind]:
-    """Tar and zip files of six pictures."""
+    """Tar and zip files of six pictures, also with a class beside each."""
     photos = _photos()
+    long = {name.replace("1.png", f"{'ü' * 60}.png"): content for name, content in photos.items()}
     for form in (tarfile.PAX_FORMAT, tarfile.GNU_FORMAT):
-        stream = io.BytesIO()
-        with tarfile.open(fileobj=stream, mode="w", format=form) as archive:
-            for name, content in photos.items():
-                entry = tarfile.TarInfo(name.replace("1.png", f"{'ü' * 60}.png"))
-                entry.size = len(content)
-                archive.addfile(entry, io.BytesIO(content))
-        yield Kind(f"form{form}.tar", stream.getvalue(), _opened, listed=True, end=bytes(1024))
-    yield Kind("twice.tar", 2 * stream.getvalue(), _opened, listed=True, end=bytes(1024))
+        yield Kind(f"form{form}.tar", _tar(long, form), _opened, listed=True, end=bytes(1024))
+    yield Kind("twice.tar", 2 * _tar(long, tarfile.GNU_FORMAT), _opened, listed=True, end=bytes(1024))
     for name, packed in (("stored", zipfile.ZIP_STORED), ("deflated", zipfile.ZIP_DEFLATED)):
-        stream = io.BytesIO()
-        with zipfile.ZipFile(stream, "w", packed) as zipped:
-            for path, content in photos.items():
-                zipped.writestr(path, content)
-        yield Kind(f"{name}.zip", stream.getvalue(), _opened, listed=True)
+        yield Kind(f"{name}.zip", _zip(photos, packed), _opened, listed=True)
+    beside = {path.replace(".png", ".cls"): path.split("/")[1].encode() for path in photos}
+    for writer, ending in ((_tar, ".tar"), (_zip, ".zip")):
+        yield Kind(f"classes{ending}", writer(photos | beside), _labelled, listed=True, end=bytes(1024))
+
+
+def _tar(members: dict[str, bytes], form: int = tarfile.PAX_FORMAT) -> bytes:
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w", format=form) as archive:
+        for name, content in members.items():
+            entry = tarfile.TarInfo(name)
+            entry.size = len(content)
+            archive.addfile(entry, io.BytesIO(content))
+    return stream.getvalue()
+
+
+def _zip(members: dict[str, bytes], packed: int = zipfile.ZIP_DEFLATED) -> bytes:
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w", packed) as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    return stream.getvalue()
 
 
 def _lists(photos: dict[str, bytes]) -> Iterator[Kind]:

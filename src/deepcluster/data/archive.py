@@ -172,6 +172,8 @@ def _scan_tar(stream: BinaryIO, wanted: Wanted, texts: Texts) -> tuple[list[tupl
         return found, "is cut short" if found else f"cannot be read as an uncompressed tar file ({error})"
     if zeros > PADDING:  # room that was taken for all of it before it came
         return found, f"has {zeros:,} zeros behind its last member, as where a download did not end"
+    if zeros < 2 * BLOCK:
+        return found, "has no end mark, as where a download or its writer was stopped"
     if unread:
         return found, f"has {len(unread):,} links or sparse members that are not read, such as {printable(unread[0])}"
     return found, _told(others)
@@ -227,7 +229,8 @@ def _scan_zip(stream: BinaryIO, wanted: Wanted, texts: Texts) -> tuple[list[tupl
     others: list[str] = []
     try:
         with zipfile.ZipFile(stream) as archive:
-            members = [member for member in archive.infolist() if not member.is_dir()]
+            # a folder that has content is a file with a damaged name; `is_dir` fails for an empty one
+            members = [one for one in archive.infolist() if one.file_size or not one.filename.endswith("/")]
             for one in members:
                 # the list of names has no checksum, but `head` compares it with a second one
                 head = partial(_zip_head, archive, one)
@@ -238,7 +241,8 @@ def _scan_zip(stream: BinaryIO, wanted: Wanted, texts: Texts) -> tuple[list[tupl
                     head()
                 others += [one.filename] * _is_left_out(one.filename)
                 if one.filename.endswith(".cls"):
-                    texts[one.filename.removesuffix(".cls")] = head()
+                    with suppress(zipfile.BadZipFile):  # damaged: the images are not
+                        texts[one.filename.removesuffix(".cls")] = head()
             if (told := _told_members(stream)) not in (len(archive.infolist()), TOLD_ELSEWHERE):
                 return found, f"lists {len(archive.infolist()):,} members of {told:,}"
     except (zipfile.BadZipFile, EOFError, ValueError, NotImplementedError, struct.error) as error:
