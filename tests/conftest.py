@@ -6,6 +6,9 @@ import os
 import random
 from pathlib import Path
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # threads of libraries that wait for work take the cores from other workers
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import numpy as np
 import pytest
 import torch

@@ -208,7 +208,7 @@ def test_python_function_is_the_same(weights: str, tmp_path: Path) -> None:
     assert len(run.assignment) == 1797 and len(np.unique(run.assignment)) == 10
 
 
-def test_patches_are_fitted_to_the_images_and_go_on_after_an_interruption(
+def test_patches_are_fitted_to_the_images_and_gone_on_from(
     photos: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(patches, "PATCHES", 2_000)  # for speed
@@ -223,17 +223,10 @@ def test_patches_are_fitted_to_the_images_and_go_on_after_an_interruption(
             cluster_images(photos, tmp_path / "begun", backbone="patches", k=7, screen=QUIET)
     again = cluster_images(photos, tmp_path / "begun", backbone="patches", k=7, screen=QUIET)
     np.testing.assert_array_equal(again.assignment, run.assignment)
+    values: dict[str, Any] = {"epochs": 1, "k": 7, "batch_size": 64, "data.view_size": 0}
+    trained = dc.train("deepcluster-convnet", data=photos, out=tmp_path / "on", from_=run.folder, quiet=True, **values)
+    assert trained.backbone.config["name"] == "patches" and np.isfinite(trained.metrics[-1]["loss"])
 
 
 def _interrupt(*args: object, **options: object) -> None:
     raise Interrupted
-
-
-def test_training_goes_on_from_patches(photos: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(patches, "PATCHES", 2_000)
-    cluster_images(photos, tmp_path / "run", backbone="patches", k=7, screen=QUIET)
-    values: dict[str, Any] = {"epochs": 1, "k": 7, "batch_size": 64, "data.view_size": 0}
-    run = dc.train(
-        "deepcluster-convnet", data=photos, out=tmp_path / "on", from_=tmp_path / "run", quiet=True, **values
-    )
-    assert run.backbone.config["name"] == "patches" and np.isfinite(run.metrics[-1]["loss"])

@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import deepcluster as dc
@@ -42,7 +43,9 @@ def test_a_run_goes_on_from_an_earlier_checkpoint_with_another_rate(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = str(tmp_path / "run")
-    words = ["--data", "digits", "--method.k", "4", "--epochs", "3", "--keep-every", "1", "--image-size", "8"]
+    data = tmp_path / "images.npy"
+    np.save(data, images(64))
+    words = ["--data", str(data), "--method.k", "4", "--epochs", "3", "--keep-every", "1", "--image-size", "8"]
     assert main(["train", "tiny-deepcluster", "--out", folder, *words]) == 0
     before = json.loads((tmp_path / "run/run.json").read_text())["settings"]["optimizer"]["lr"]
     losses = [row["loss"] for row in dc.load_run(folder).metrics]

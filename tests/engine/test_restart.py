@@ -52,7 +52,7 @@ def test_stopping_in_the_middle_of_an_epoch_changes_nothing(tmp_path: Path, step
 
 def test_random_layers_go_on_from_the_saved_generator(tmp_path: Path) -> None:
     """Stochastic depth draws from torch's global generator in every step."""
-    network = {"backbone.name": "timm:resnet10t", "backbone.options": {"drop_path_rate": 0.9}}
+    network = {"backbone.name": "timm:test_resnet", "backbone.options": {"drop_path_rate": 0.9}}
     run = override(settings(), {**network, "image_size": 32, "k": 4, "epochs": 1, "batch_size": 16})
     data = images(48, 32)
     whole = tmp_path / "whole"

@@ -233,7 +233,7 @@ CHANGES: dict[str, Any] = {
     "data.translate": 0.4,
     "data.zoom": (0.5, 0.6),
     "data.shear": 30.0,
-    "backbone.name": "resnet18",
+    "backbone.name": "timm:test_resnet",
     "backbone.sobel": "paper",
     "backbone.weights": None,  # tests/engine/test_begin.py
     "backbone.frozen": 1,

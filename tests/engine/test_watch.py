@@ -143,7 +143,7 @@ def test_watching_changes_no_bit_of_the_training(tmp_path: Path, score: str) -> 
 @pytest.mark.slow
 def test_random_layers_are_not_disturbed(tmp_path: Path) -> None:
     """Stochastic depth draws from torch's global generator in every step."""
-    network = {"backbone.name": "timm:resnet10t", "backbone.options": {"drop_path_rate": 0.9}, "image_size": 32}
+    network = {"backbone.name": "timm:test_resnet", "backbone.options": {"drop_path_rate": 0.9}, "image_size": 32}
     plain = fit(tmp_path / "plain", settings(**network, epochs=2, k=4))
     assert differing(plain, fit(tmp_path / "watched", settings(**network, epochs=2, k=4, watch="knn"))) == []
 
