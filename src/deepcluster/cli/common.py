@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import textwrap
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from json import dumps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -60,16 +60,13 @@ def several_processes(engine: str | None = None) -> Iterator[ProcessGroup]:
         dist.destroy_process_group()
 
 
-@contextmanager
-def spread_over(engine: str | None) -> Iterator[RayEngine | None]:
+def spread_over(engine: str | None) -> AbstractContextManager[RayEngine | None]:
     """What reads whole tables is spread by the engine, for as long as the context lasts; None = by none."""
     if engine is None:
-        yield None
-        return
+        return nullcontext()
     from deepcluster.engine.ray_engine import ray_engine
 
-    with ray_engine() as found:
-        yield found
+    return ray_engine()
 
 
 def open_network(

@@ -5,10 +5,9 @@ The options of a picture are the parameters of its function in `visualize`.
 
 from __future__ import annotations
 
-from json import dumps
 from pathlib import Path
 
-from deepcluster.cli.common import take_name
+from deepcluster.cli.common import show, take_name
 from deepcluster.cli.options import Function, parse_options
 from deepcluster.data.open import must_exist
 
@@ -50,12 +49,8 @@ def command(arguments: list[str]) -> None:
     from deepcluster.visualize.style import save
 
     pictures = draw.call(values, subject=subject, run=subject, screen=screen)
-    files = [save(picture, folder / f"{name}.png") for name, picture in pictures.items()]
-    if values["json"]:
-        print(dumps({"pictures": [str(file) for file in files]}))
-    else:
-        for file in files:
-            screen.print(str(file))
+    files = [str(save(picture, folder / f"{name}.png")) for name, picture in pictures.items()]
+    show(screen, values["json"], {"pictures": files}, "\n".join(files))
 
 
 def _draw(name: str) -> Function:

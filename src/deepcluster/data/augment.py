@@ -81,12 +81,6 @@ def resized_side(size: int) -> int:
 def normalized(x: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """Images (B, 3, S, S), 0 … 255 -> float32, (x / 255 - mean) / std, channels last in memory."""
     out = torch.empty(x.shape, device=x.device, memory_format=torch.channels_last)
-    _normalize(x, out, mean, std)
-    return out
-
-
-def _normalize(x: Tensor, out: Tensor, mean: Sequence[float], std: Sequence[float]) -> None:
-    """(x / 255 - mean) / std into `out`, which is channels last; x (n, 3, S, S), 0 … 255."""
     scale = [1 / (255 * s) for s in std]
     bias = [-m / s for m, s in zip(mean, std, strict=True)]
     if x.dtype == torch.uint8 and x.device.type == "cpu":
@@ -95,9 +89,10 @@ def _normalize(x: Tensor, out: Tensor, mean: Sequence[float], std: Sequence[floa
         flat = out.permute(0, 2, 3, 1).view(len(x), x.shape[2], width * 3)
         flat.copy_(x.permute(0, 2, 3, 1).reshape(flat.shape))
         torch.addcmul(torch.tensor(bias).repeat(width), flat, torch.tensor(scale).repeat(width), out=flat)
-        return
+        return out
     for channel in range(3):  # transposes, scales and shifts in one pass
         torch.add(out.new_tensor(bias[channel]), x[:, channel], alpha=scale[channel], out=out[:, channel])
+    return out
 
 
 def affine(x: Tensor, numbers: np.ndarray) -> Tensor:

@@ -27,7 +27,7 @@ from deepcluster.random import seeded
 from deepcluster.visualize import objectives
 from deepcluster.visualize.clustered_images import SILENT, check_clusters, require_clusters
 from deepcluster.visualize.images import enlarged, grid, stacked, text_line, titled
-from deepcluster.visualize.layers import check_size, choose_filters, deepest_layer
+from deepcluster.visualize.layers import choose_filters, deepest_layer
 from deepcluster.visualize.objectives import FrozenNetwork, Objective, l2, total_variation
 from deepcluster.visualize.parametrizations import random_spectrum, random_views, spectrum_to_image
 from deepcluster.visualize.style import Pictures
@@ -85,6 +85,7 @@ def draw_activations(
         size: side of the images in pixels; by default the network's.
         seed: of the images at the start and of the filters that are drawn.
     """
+    backbone = subject.backbone
     if clusters and (filters or tap or objective):
         raise DeepClusterError("--clusters stand in place of filters: leave out --tap, --filters and --objective.")
     if by and not clusters:
@@ -93,11 +94,15 @@ def draw_activations(
         numbers, tap, noun = list(clusters), "clusters", "cluster"
         objective_of = _cluster_objective(subject, numbers, by or "centroid")
     else:
-        tap, noun = tap or deepest_layer(subject.backbone), "filter"
-        numbers = choose_filters(subject.backbone, tap, filters, count, seed)
+        tap, noun = tap or deepest_layer(backbone), "filter"
+        numbers = choose_filters(backbone, tap, filters, count, seed)
         objective_of = filter_objective(tap, recipe, objective)
     size = subject.image_size if size is None else size
-    check_size(subject.backbone, size)
+    if backbone.refusal(size):
+        raise DeepClusterError(
+            f"{backbone.name} cannot take images of {size} px; it was made for {backbone.image_size} px:"
+            " choose another --size, or leave it out."
+        )
     asked = {"steps": steps, "lr": lr, "decay": decay}
     images = maximize(subject, objective_of, numbers, recipe, asked, smooth=smooth, size=size, seed=seed, screen=screen)
     factor = max(1, round(112 / size))

@@ -86,12 +86,3 @@ def choose_filters(backbone: Backbone, tap: str, asked: Sequence[int], count: in
     if count < 1:
         raise DeepClusterError(f"--count {count} is not a number of filters: ask for one or more.")
     return sorted(np.random.default_rng(seed).permutation(width)[:count].tolist())
-
-
-def check_size(backbone: Backbone, size: int) -> None:
-    """A DeepClusterError where the network cannot take images of `size` pixels."""
-    if backbone.refusal(size):
-        raise DeepClusterError(
-            f"{backbone.name} cannot take images of {size} px; it was made for {backbone.image_size} px: choose another"
-            " --size, or leave it out."
-        )
