@@ -13,8 +13,7 @@ from deepcluster.data.arrays import Arrays
 from deepcluster.engine.model import Model
 from deepcluster.engine.subject import Subject
 from deepcluster.errors import BadImage, DeepClusterError
-from deepcluster.evaluate.linear.features import FrozenFeatures
-from deepcluster.evaluate.linear.pooling import VGG16, poolings
+from deepcluster.evaluate.linear.features import VGG16, FrozenFeatures, poolings
 from deepcluster.evaluate.linear.recipes import LINEAR, MLP, Recipe, default_recipe, length, override
 from deepcluster.evaluate.linear.splits import draw_shots, split_data, stratified_folds
 from deepcluster.models.folding import folded
@@ -124,7 +123,7 @@ def test_dimensions_are_the_papers() -> None:
     assert [VGG16[f"conv{k}"][0] for k in range(1, 14)] == [18, 18, 14, 14, 9, 9, 9, 6, 6, 6, 3, 3, 3]
     with torch.device("meta"):
         resnet = build_backbone("resnet50")
-    from deepcluster.evaluate.linear.pooling import _pooling
+    from deepcluster.evaluate.linear.features import _pooling
 
     shapes = {"stem": (64, 112, 112), "layer1": (256, 56, 56), "layer2": (512, 28, 28), "layer3": (1024, 14, 14)}
     found = {tap: _pooling(resnet, tap, shape).dim for tap, shape in shapes.items()}

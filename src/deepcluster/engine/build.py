@@ -15,7 +15,6 @@ from torch import nn
 
 from deepcluster import config as settings
 from deepcluster.config import TrainRun, check_sizes
-from deepcluster.data.cache import Pixels
 from deepcluster.data.transforms import RandomViews
 from deepcluster.data.views import ViewGroup
 from deepcluster.distributed import SINGLE, ProcessGroup
@@ -176,22 +175,12 @@ def _check_view_size(backbone: Backbone, size: int, option: str) -> None:
         raise DeepClusterError(f"The network cannot take views of {size} pixels ({why}): give another {option}.")
 
 
-def thrown_away(
-    run: TrainRun,
-    clusterer: Any,
-    n: int,
-    *,
-    pixels: Pixels,
-    fabric: Fabric,
-    group: ProcessGroup,
-    folder: Path,
-) -> TrainContext:
-    """A new method of n images and all that trains it, to be timed; nothing is written."""
-    parts = build_parts(run, n, fabric, group, clusterer)
-    monitor, clock = Monitor(Metrics(folder, 0, write=False), None), Clock(parts.method, 1, 1)
-    return make_context(
-        run, parts, Screen(quiet=True), monitor, clock, pixels=pixels, fabric=fabric, group=group, folder=folder
-    )
+def thrown_away(run: TrainRun, clusterer: Any, n: int, **place: Any) -> TrainContext:
+    """A new method of n images and all that trains it, to be timed; nothing is written. For `place` see
+    `make_context`."""
+    parts = build_parts(run, n, place["fabric"], place["group"], clusterer)
+    monitor, clock = Monitor(Metrics(place["folder"], 0, write=False), None), Clock(parts.method, 1, 1)
+    return make_context(run, parts, Screen(quiet=True), monitor, clock, **place)
 
 
 def make_context(
@@ -201,31 +190,15 @@ def make_context(
     monitor: Monitor,
     clock: Clock,
     stopped: Callable[[], bool] = lambda: False,
-    *,
-    pixels: Pixels,
-    fabric: Fabric,
-    group: ProcessGroup,
-    folder: Path,
+    **place: Any,
 ) -> TrainContext:
-    """What the training loop needs, of these parts; compiles the backbone where the run says so."""
+    """What the training loop needs, of these parts, and of a `place`: pixels, fabric, group and folder. Compiles the
+    backbone where the run says so."""
     if run.compile:
         parts.method.backbone.compile()
-    return TrainContext(
-        run=run,
-        fabric=fabric,
-        group=group,
-        batch_slice=parts.batch_slice,
-        in_parts=parts.in_parts,
-        method=parts.method,
-        optimizer=parts.optimizer,
-        pixels=pixels,
-        views=views_of(run, parts.method.backbone),
-        folder=folder,
-        screen=screen,
-        monitor=monitor,
-        clock=clock,
-        stopped=stopped,
-    )
+    views = views_of(run, parts.method.backbone)
+    told: dict[str, Any] = {"screen": screen, "monitor": monitor, "clock": clock, "stopped": stopped}
+    return TrainContext(run=run, views=views, **told, **vars(parts), **place)
 
 
 class _NotNeeded:

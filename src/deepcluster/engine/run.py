@@ -179,7 +179,7 @@ class Run(Subject):
         Raises:
             DeepClusterError: there are no clusters yet, or the folder holds something or cannot be written.
         """
-        from deepcluster.engine.model_card import write_hub_folder
+        from deepcluster.engine.hub import write_hub_folder
 
         return write_hub_folder(self, Path(folder))
 

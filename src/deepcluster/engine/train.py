@@ -114,12 +114,11 @@ def _train(
             f"{source.name} holds {counted(images, 'image')} that can be decoded: training needs at least 2."
         )
     state = TrainState(*steps_per_epoch(run, images, group))
-    context = partial(make_context, pixels=pixels, fabric=fabric, group=group, folder=folder)
+    place = {"pixels": pixels, "fabric": fabric, "group": group, "folder": folder}
     known: dict[str, float] = {}
     if run.minutes is not None and not resume:
-        make = partial(thrown_away, run, clusterer, pixels=pixels, fabric=fabric, group=group, folder=folder)
         screen.print("measuring the speed of this machine")
-        speed = measure(make, run, state, images)
+        speed = measure(partial(thrown_away, run, clusterer, **place), run, state, images)
         over = float(group.max_(torch.tensor(time.monotonic() - began, dtype=torch.float64)))
         run = within_minutes(run, speed, over, build_method(run, 1, clusterer), state.steps_per_epoch, screen)
         known = {kind: getattr(speed, kind) for kind in KINDS}
@@ -158,7 +157,7 @@ def _train(
     metrics = Metrics(folder, state.step // state.steps_per_epoch, write=group.is_first)
     clock = Clock(parts.method, run.epochs, state.steps_per_epoch, known | known_seconds(metrics.earlier))
     with stop_signals() as stopped:
-        c = context(run, parts, screen, Monitor(metrics, watched), clock, stopped)
+        c = make_context(run, parts, screen, Monitor(metrics, watched), clock, stopped, **place)
         try:
             fit(c, state)
             clustering = refresh(c, state, last=True)

@@ -14,11 +14,8 @@ from deepcluster.errors import DeepClusterError
 
 
 def labels_of(source: ImageSource, protocol: str) -> np.ndarray:
-    """(N,) int64 labels of a source; -1 where an image has none.
-
-    Raises:
-        DeepClusterError: the source has no label at all, or one class only.
-    """
+    """(N,) int64 labels of a source, -1 where an image has none; DeepClusterError for one without labels, or with one
+    class only."""
     found = np.array([-1]) if source.labels is None else np.unique(source.labels[source.labels >= 0])
     if source.labels is None or not len(found):
         raise DeepClusterError(
@@ -51,15 +48,9 @@ class LabeledSources:
 
 
 def open_labeled(subject: Subject, data: Any, test: Any, protocol: str) -> LabeledSources:
-    """Opens labeled images; classes of two sources are matched by name, as a test set may lack some.
-
-    Args:
-        data: labeled images; None = the images of the run.
-        test: further ones, or None.
-
-    Raises:
-        DeepClusterError: a source has no labels or one class only, or the two have no class in common.
-    """
+    """Opens labeled images (None = those of the run) and perhaps others to test; classes of the two are matched by
+    name, as a test set may lack some. DeepClusterError where a source has no labels or one class only, or the two have
+    no class in common."""
     source = subject.source() if data is None else open_images(data)
     labels, names = labels_of(source, protocol), dict.fromkeys(source.classes)
     tested, answers = None if test is None else open_images(test), None

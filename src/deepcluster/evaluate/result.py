@@ -50,11 +50,7 @@ class Result:
         return json.dumps(self.as_dict(), indent=2, ensure_ascii=False, allow_nan=False)
 
     def save(self, folder: str | Path) -> Path:
-        """Write `folder/PROTOCOL.json`, whole or not at all, and return its path.
-
-        Raises:
-            DeepClusterError: the folder cannot be written.
-        """
+        """Writes `folder/PROTOCOL.json`, whole or not at all, and returns its path; DeepClusterError if it cannot."""
         return write_text(Path(folder) / f"{self.protocol}.json", self.json() + "\n")
 
     def table(self) -> RenderableType:

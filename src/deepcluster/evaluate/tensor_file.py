@@ -28,14 +28,8 @@ def trained_file(
     subject: Subject, protocol: str, depends_on: Any, screen: Screen, save_seconds: float = 300.0
 ) -> tuple[Path, ResumeFile]:
     """The file of what an evaluation trains, and that of its unfinished work; those of other settings, weights or
-    images have other names, so that no evaluation overwrites what another one left.
-
-    Args:
-        depends_on: all that is trained depends on, besides the network.
-
-    Raises:
-        DeepClusterError: the folder cannot be written, which is told before the work and not after it.
-    """
+    images, or whatever else it `depends_on`, have other names, so that no evaluation overwrites what another one left.
+    DeepClusterError where the folder cannot be written, which is told before the work and not after it."""
     folder = Path(subject.results)
     with contextlib.suppress(OSError):
         folder.mkdir(parents=True, exist_ok=True)
@@ -52,11 +46,8 @@ def save_tensors(file: Path, kind: str, about: Mapping[str, Any], tensors: Mappi
 
 
 def read_tensors(file: Path | str, kind: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The inverse of `save_tensors`; lists of `about` become tuples.
-
-    Raises:
-        DeepClusterError: the file is missing, damaged, or holds something else.
-    """
+    """The inverse of `save_tensors`; lists of `about` become tuples. DeepClusterError for a file that is missing,
+    damaged, or holds something else."""
     metadata, tensors = reading.read_tensors(file, advice=f"give what an evaluation wrote as a {kind}.")
     try:
         return _tuples(reading.parse_json(metadata[kind])), tensors
@@ -70,14 +61,8 @@ def read_tensors(file: Path | str, kind: str) -> tuple[dict[str, Any], dict[str,
 def load_network(
     file: Path | str, kind: str, build: Callable[[Backbone, dict[str, Any]], Network], device: str
 ) -> Network:
-    """A network saved by `save_tensors`, in evaluation mode.
-
-    Args:
-        build: a backbone by the config that `about` holds as "backbone", and `about` -> the network.
-
-    Raises:
-        DeepClusterError: see `read_tensors`; or its tensors are not those of the network it describes.
-    """
+    """A network saved by `save_tensors`, in evaluation mode. `build` makes it of a backbone, by the config that `about`
+    holds as "backbone", and of `about`. DeepClusterError as in `read_tensors`, and for tensors of another network."""
     about, tensors = read_tensors(file, kind)
     try:
         with preserve_random_state():

@@ -23,17 +23,18 @@ from deepcluster.engine.subject import Subject
 from deepcluster.errors import DeepClusterError
 from deepcluster.evaluate.retrieval.descriptors import (
     PooledMaps,
+    RunningCovariance,
     compute_descriptors,
     last_map,
     learn_whitening,
     load_descriptor,
+    load_whitening,
 )
 from deepcluster.evaluate.retrieval.ground_truth import GroundTruth
 from deepcluster.evaluate.retrieval.images import ImageSubset
 from deepcluster.evaluate.retrieval.protocol import Features, retrieval
 from deepcluster.evaluate.retrieval.ranking import score_rankings
 from deepcluster.evaluate.retrieval.rmac import aggregate, pooled
-from deepcluster.evaluate.retrieval.whitening import RunningCovariance, load_whitening
 from deepcluster.models.taps import read_taps
 from deepcluster.models.zoo import build_backbone
 from deepcluster.resume import ResumeFile

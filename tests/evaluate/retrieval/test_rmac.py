@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from deepcluster.clustering.whitening import Whitening
+from deepcluster.evaluate.retrieval.descriptors import RunningCovariance
 from deepcluster.evaluate.retrieval.rmac import aggregate, pooled, region_max, regions
-from deepcluster.evaluate.retrieval.whitening import RunningCovariance
 
 SHAPES = [(1, 1), (2, 2), (1, 7), (2, 5), (13, 13), (12, 16), (16, 12), (48, 64), (64, 48), (64, 20), (9, 64), (33, 32)]
 

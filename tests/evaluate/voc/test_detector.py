@@ -14,10 +14,17 @@ from torchvision.models.detection.image_list import ImageList
 
 from deepcluster.errors import DeepClusterError
 from deepcluster.evaluate.tensor_file import save_tensors
-from deepcluster.evaluate.voc.detection import mirror_boxes
-from deepcluster.evaluate.voc.detector import Detector, DetectorConfig, keeps_fully_connected, load_detector
+from deepcluster.evaluate.voc.detection import mirror_boxes, read_proposals
+from deepcluster.evaluate.voc.detector import (
+    Anchors,
+    Detector,
+    DetectorConfig,
+    RegionPool,
+    keeps_fully_connected,
+    load_detector,
+    near_objects,
+)
 from deepcluster.evaluate.voc.maps import Grid
-from deepcluster.evaluate.voc.regions import Anchors, RegionPool, near_objects, read_proposals
 from deepcluster.models.backbone import Backbone
 from deepcluster.models.zoo import build_backbone
 

@@ -43,11 +43,7 @@ class Diagnosis:
         return json.dumps({**asdict(self), "first": self.first}, indent=2, ensure_ascii=False, allow_nan=False)
 
     def save(self, folder: Path | str) -> Path:
-        """Writes `folder/evaluation/doctor.json` atomically.
-
-        Raises:
-            DeepClusterError: the folder cannot be written.
-        """
+        """Writes `folder/evaluation/doctor.json` atomically; DeepClusterError if it cannot be written."""
         return write_text(Path(folder) / "evaluation" / "doctor.json", self.json() + "\n")
 
     def table(self) -> RenderableType:

@@ -18,10 +18,9 @@ from deepcluster.data.loader import Loader
 from deepcluster.data.transforms import CenterCrop, TenCrop
 from deepcluster.engine.log import Screen
 from deepcluster.engine.subject import Subject
-from deepcluster.evaluate.linear.features import PRECISIONS, FrozenFeatures
+from deepcluster.evaluate.linear.features import PRECISIONS, FrozenFeatures, Pooling
 from deepcluster.evaluate.linear.heads import Layers, layers_of
 from deepcluster.evaluate.linear.logistic import count_hits
-from deepcluster.evaluate.linear.pooling import Pooling
 from deepcluster.evaluate.linear.probe import Classifier, Probe, network_digest
 from deepcluster.evaluate.linear.recipes import Recipe
 from deepcluster.evaluate.linear.splits import LabeledData, Split
@@ -110,11 +109,8 @@ class Evaluation:
         }
 
     def start(self, settings: Mapping[str, Any], *depends_on: Any) -> None:
-        """Adds the protocol's own settings, and settles the names of the files.
-
-        Args:
-            depends_on: what the scores depend on besides the settings.
-        """
+        """Adds the protocol's own settings, and settles the names of the files by these and by what else the scores
+        depend on."""
         self.settings |= settings
         splits = [[s.pixels.source.fingerprint(), s.index, s.labels] for s in (self.data.train, self.data.test)]
         everything = [self.settings, splits, self.subject.device, depends_on]
@@ -174,11 +170,8 @@ class Evaluation:
 
     @torch.no_grad()
     def accuracy(self, learners: list[Learner], read: Read, split: Split | None = None) -> list[list[float]]:
-        """Top-1 and top-5 accuracy of each learner; softmax is averaged over the crops of an image.
-
-        Args:
-            split: images to score on, by their central crops; None = the test images, as the settings have it.
-        """
+        """Top-1 and top-5 accuracy of each learner on the test images, softmax averaged over the crops of an image; or
+        on the central crops of another `split`."""
         backbone, device = self.subject.backbone, self.subject.device
         crop = TenCrop if split is None and self.crops == 10 else CenterCrop
         split = split or self.data.test

@@ -1,21 +1,142 @@
-"""A frozen network's features: named layers, pooled, for batches or for whole splits."""
+"""A frozen network's features: named layers, pooled to vectors that a linear classifier can take, of whole splits.
+
+This file does not know how classifiers are trained.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from deepcluster.data.loader import Loader
 from deepcluster.data.transforms import Transform
 from deepcluster.errors import DeepClusterError
-from deepcluster.evaluate.linear.pooling import OUTPUT
 from deepcluster.evaluate.linear.splits import Split
 from deepcluster.models.backbone import Backbone
 from deepcluster.models.folding import folded
+from deepcluster.models.resnet import RESNETS
+from deepcluster.models.taps import read_taps
+
+WIDEST = 9600
+"""Numbers that a map is pooled to, at most: those of the papers' probes."""
+OUTPUT = "output"
+"""The name of what the backbone gives itself."""
+
+# kernel, stride, padding of average pools over the maps of 224 px images
+ALEXNET = {"conv1": (6, 6, 3), "conv2": (4, 4, 0), "conv3": (3, 3, 1), "conv4": (3, 3, 1), "conv5": (2, 2, 0)}
+"""The linear probes of DeepCluster (arXiv 1807.05520 §4.2): 9600, 9216, 9600, 9600 and 9216 numbers."""
+VGG16 = {
+    f"conv{number}": (side, side, 0) for number, side in enumerate((18, 18, 14, 14, 9, 9, 9, 6, 6, 6, 3, 3, 3), start=1)
+}
+"""Those of DeeperCluster (arXiv 1905.01278 §4)."""
+RESNET = {"stem": (10, 10, 4), "layer1": (16, 8, 0), "layer2": (13, 5, 0), "layer3": (8, 3, 0), "layer4": (6, 1, 0)}
+"""Those of OpenSelfSup's benchmark, made for ResNet-50."""
+
+
+@dataclass(frozen=True)
+class Pooling:
+    """How one tap becomes (B, dim).
+
+    Attributes:
+        kind: "none" for vectors, "tokens" for the mean over (B, T, C), "average" with kernel, stride and padding,
+            "adaptive" to `side` x `side`.
+        dim: numbers that come out.
+        last: channels are the last dimension of a map, not the second.
+    """
+
+    kind: str
+    dim: int
+    kernel: int = 0
+    stride: int = 0
+    padding: int = 0
+    side: int = 0
+    last: bool = False
+
+    def __call__(self, activations: Tensor) -> Tensor:
+        """(B, dim) float32."""
+        if self.kind == "none":
+            return activations.float()
+        if self.kind == "tokens":
+            return activations.float().mean(1)
+        maps = activations.permute(0, 3, 1, 2) if self.last else activations
+        if self.kind == "average":
+            pooled = F.avg_pool2d(maps.float(), self.kernel, self.stride, self.padding)
+        else:
+            pooled = F.adaptive_avg_pool2d(maps.float(), self.side)
+        return pooled.flatten(1)
+
+    def __str__(self) -> str:
+        said = {
+            "none": "as it is",
+            "tokens": "mean over tokens",
+            "average": f"average pool {self.kernel}/{self.stride}/{self.padding}",
+            "adaptive": f"average pool to {self.side}x{self.side}",
+        }
+        return f"{said[self.kind]} ({self.dim})"
+
+
+def poolings(backbone: Backbone, taps: Sequence[str]) -> dict[str, Pooling]:
+    """The pooling of each tap, in the order of depth; `all` = every tap that is a map or a sequence.
+
+    The papers' pools where image size and network are the papers', else an average pool to the largest square of at
+    most `WIDEST` numbers. DeepClusterError where there is no such tap, or none at all.
+    """
+    every = list(taps) == ["all"]
+    wanted = list(backbone.taps) if every else [tap for tap in taps if tap != OUTPUT]
+    if not taps or (not every and "all" in taps):
+        raise DeepClusterError("--taps needs the names of layers, or `all` alone.")
+    shapes = tap_shapes(backbone, wanted)
+    if OUTPUT in taps:
+        shapes[OUTPUT] = (backbone.dim,)
+    if every:
+        shapes = {tap: shape for tap, shape in shapes.items() if len(shape) > 1}
+        if not shapes:
+            raise DeepClusterError(f"Backbone {backbone.name!r} has no taps that are maps: give --taps output.")
+    return {tap: _pooling(backbone, tap, shape) for tap, shape in shapes.items()}
+
+
+@torch.no_grad()
+def tap_shapes(backbone: Backbone, taps: Sequence[str]) -> dict[str, tuple[int, ...]]:
+    """Shape of each tap's activations for one image, in the order of depth."""
+    if not taps:
+        return {}
+    training = backbone.training
+    device = next((tensor.device for tensor in backbone.state_dict().values()), torch.device("cpu"))
+    size = backbone.image_size
+    try:
+        with read_taps(backbone.eval(), taps) as seen:
+            backbone(torch.zeros(1, 3, size, size, device=device))
+    finally:
+        backbone.train(training)
+    return {tap: tuple(seen[tap].shape[1:]) for tap in backbone.taps if tap in seen}
+
+
+def _pooling(backbone: Backbone, tap: str, shape: tuple[int, ...]) -> Pooling:
+    if len(shape) == 1:
+        return Pooling("none", shape[0])
+    if len(shape) == 2:
+        return Pooling("tokens", shape[1])
+    if len(shape) != 3:
+        raise DeepClusterError(f"Tap {tap!r} of {backbone.name!r} gives neither maps nor vectors: leave it out.")
+    last = getattr(backbone.trunk, "output_fmt", "NCHW") == "NHWC"
+    channels, height, width = (shape[2], shape[0], shape[1]) if last else shape
+    resnet = backbone.name.rpartition(":")[2] in RESNETS
+    table = RESNET if resnet else {"alexnet": ALEXNET, "vgg16": VGG16}.get(backbone.name, {})
+    if tap in table and backbone.image_size == 224 and height == width:
+        kernel, stride, padding = table[tap]
+        side = (height + 2 * padding - kernel) // stride + 1
+        if 0 < channels * side * side <= WIDEST:
+            return Pooling("average", channels * side * side, kernel, stride, padding)
+    side = max(1, min(height, width, math.isqrt(WIDEST // channels)))
+    return Pooling("adaptive", channels * side * side, side=side, last=last)
+
 
 PRECISIONS = {"32": None, "bf16": torch.bfloat16, "16": torch.float16}
 
@@ -76,14 +197,8 @@ class FrozenFeatures:
     def extract(
         self, split: Split, transform: Transform, *, check: Callable[[int], object] = lambda images: None
     ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        """One view of every image of a split.
-
-        Returns:
-            (n,) bool, the images that could be decoded, and tap -> (m, dim) float32 features of these.
-
-        Raises:
-            DeepClusterError: none of them can be decoded.
-        """
+        """Of one view of every image of a split: (n,) bool, the images that could be decoded, and tap -> (m, dim)
+        float32 features of these; DeepClusterError where there are none."""
         tables: dict[str, np.ndarray] = {}
         decoded = np.zeros(len(split), bool)
         filled = 0

@@ -12,10 +12,9 @@ from deepcluster.engine.log import Screen
 from deepcluster.engine.subject import Subject
 from deepcluster.errors import DeepClusterError, counted
 from deepcluster.evaluate.linear.context import Evaluation, Learner, Precision, Report, check_common
-from deepcluster.evaluate.linear.features import FrozenFeatures
+from deepcluster.evaluate.linear.features import OUTPUT, FrozenFeatures, Pooling, poolings
 from deepcluster.evaluate.linear.heads import linear_head
 from deepcluster.evaluate.linear.logistic import DECAYS, cross_validated_fit, top_accuracies
-from deepcluster.evaluate.linear.pooling import OUTPUT, Pooling, poolings
 from deepcluster.evaluate.linear.probe import Classifier
 from deepcluster.evaluate.linear.recipes import LINEAR, Recipe, Schedule, default_recipe, override
 from deepcluster.evaluate.linear.splits import split_data, stratified_folds

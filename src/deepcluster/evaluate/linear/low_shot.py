@@ -23,10 +23,9 @@ from deepcluster.engine.log import Screen
 from deepcluster.engine.subject import Subject
 from deepcluster.errors import DeepClusterError
 from deepcluster.evaluate.linear.context import Evaluation, Learner, Precision
-from deepcluster.evaluate.linear.features import PRECISIONS
+from deepcluster.evaluate.linear.features import OUTPUT, PRECISIONS, poolings
 from deepcluster.evaluate.linear.heads import layers_of, linear_head
 from deepcluster.evaluate.linear.logistic import LOSSES, Solver, cross_validated_fit, top_accuracies
-from deepcluster.evaluate.linear.pooling import OUTPUT, poolings
 from deepcluster.evaluate.linear.probe import Classifier, network_digest
 from deepcluster.evaluate.linear.recipes import SEMI_SUPERVISED, Recipe, Schedule, override
 from deepcluster.evaluate.linear.splits import Split, draw_shots, split_data

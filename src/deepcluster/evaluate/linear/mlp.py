@@ -15,9 +15,8 @@ from torch import nn
 from deepcluster.engine.log import Screen
 from deepcluster.engine.subject import Subject
 from deepcluster.evaluate.linear.context import Evaluation, Learner, Precision, Report, check_common
-from deepcluster.evaluate.linear.features import FrozenFeatures
+from deepcluster.evaluate.linear.features import OUTPUT, FrozenFeatures, Pooling
 from deepcluster.evaluate.linear.heads import DROPOUT, fully_connected, perceptron
-from deepcluster.evaluate.linear.pooling import OUTPUT, Pooling
 from deepcluster.evaluate.linear.probe import Classifier
 from deepcluster.evaluate.linear.recipes import MLP, Schedule, override
 from deepcluster.evaluate.linear.splits import split_data

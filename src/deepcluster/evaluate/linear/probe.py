@@ -15,9 +15,8 @@ from deepcluster.data.transforms import CenterCrop
 from deepcluster.digest import digest
 from deepcluster.engine.subject import Subject
 from deepcluster.errors import DeepClusterError
-from deepcluster.evaluate.linear.features import FrozenFeatures
+from deepcluster.evaluate.linear.features import FrozenFeatures, Pooling
 from deepcluster.evaluate.linear.heads import Layers, apply_layers
-from deepcluster.evaluate.linear.pooling import Pooling
 from deepcluster.evaluate.linear.splits import Split
 from deepcluster.evaluate.tensor_file import read_tensors, save_tensors
 from deepcluster.models.backbone import Backbone

@@ -163,15 +163,8 @@ def default_recipe(backbone: Backbone) -> str:
 
 
 def override(recipe: Recipe, **values: Any) -> Recipe:
-    """The recipe with those values that are not None instead of its own.
-
-    Args:
-        values: epochs, iterations, lr, weight_decay, batch_size, schedule or step; lr and weight_decay as a number or
-            several.
-
-    Raises:
-        DeepClusterError: a value that makes no sense.
-    """
+    """The recipe with those values that are not None instead of its own: epochs, iterations, batch_size, schedule,
+    step, and lr and weight_decay, of which there may be several. DeepClusterError for a value that makes no sense."""
     given = {name: value for name, value in values.items() if value is not None}
     if not given:
         return recipe

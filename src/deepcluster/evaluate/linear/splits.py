@@ -85,16 +85,8 @@ def split_data(
     protocol: str = "linear",
     seed: int = 0,
 ) -> LabeledData:
-    """Opens the images and divides them.
-
-    Args:
-        data: labeled images; None = the images of the run.
-        test: labeled test images.
-        holdout: instead of `test`, the share of `data` that is held out, the same of each class.
-
-    Raises:
-        DeepClusterError: no labels, no test images, or a single class.
-    """
+    """Opens labeled images (None = those of the run), and others to test or, instead, holds out that share of them, the
+    same of each class. DeepClusterError where there are no labels, no test images, or a single class."""
     if (test is None) == (holdout is None):
         problem = "has no test images" if test is None else "was given both --test and --holdout"
         raise DeepClusterError(
@@ -146,11 +138,8 @@ def stratified_folds(labels: np.ndarray, folds: int, seed: int) -> np.ndarray:
 
 
 def draw_shots(labels: np.ndarray, shots: int | float, seed: int, classes: Sequence[str]) -> np.ndarray:
-    """(m,) int64 ascending rows: `shots` images of each class, or that share (a float) and at least one.
-
-    Raises:
-        DeepClusterError: a class has fewer images.
-    """
+    """(m,) int64 ascending rows: `shots` images of each class, or that share (a float) and at least one;
+    DeepClusterError where a class has fewer."""
     rows = []
     for label, own in _shuffled_classes(labels, seed, SHOTS):
         wanted = shots if isinstance(shots, int) else max(1, round(shots * len(own)))

@@ -1,9 +1,10 @@
-"""Images -> region vectors of length one -> one descriptor per image. Knows no ground truth."""
+"""Images -> region vectors of length one, perhaps whitened -> one descriptor per image. Knows no ground truth."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,20 +13,81 @@ import torch
 from torch import Tensor
 from torchvision.transforms.functional import normalize
 
+from deepcluster.clustering.covariance import main_directions
 from deepcluster.clustering.whitening import Whitening
 from deepcluster.data.cache import Pixels
 from deepcluster.data.open import open_images
 from deepcluster.digest import digest
 from deepcluster.engine.subject import Subject
 from deepcluster.errors import BadImage, DeepClusterError, first_line
-from deepcluster.evaluate.linear.pooling import tap_shapes
+from deepcluster.evaluate.linear.features import tap_shapes
 from deepcluster.evaluate.retrieval.images import ImageSubset
 from deepcluster.evaluate.retrieval.rmac import aggregate, pooled
-from deepcluster.evaluate.retrieval.whitening import RunningCovariance, load_whitening
+from deepcluster.evaluate.tensor_file import read_tensors
 from deepcluster.features.block_reader import normalize_rows
 from deepcluster.models.backbone import Backbone
 from deepcluster.models.taps import read_taps
 from deepcluster.resume import ResumeFile
+
+KIND = "retrieval"
+"""The entry of a file that holds a whitening."""
+FLOOR = 1e-5
+"""Smallest variance that a direction is divided by, relative to the largest."""
+
+
+@dataclass
+class RunningCovariance:
+    """Mean and scatter of rows, updated block by block in float64 (Chan, Golub and LeVeque 1979)."""
+
+    count: int = 0
+    mean: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.float64))
+    scatter: Tensor = field(default_factory=lambda: torch.zeros(0, 0, dtype=torch.float64))
+
+    def add(self, rows: Tensor) -> None:
+        """Includes rows (M, D)."""
+        rows = rows.double()
+        mean = rows.mean(0)
+        scatter = (rows - mean).T @ (rows - mean)
+        if not self.count:
+            self.count, self.mean, self.scatter = len(rows), mean, scatter
+            return
+        total, shift = self.count + len(rows), mean - self.mean
+        self.scatter += scatter + torch.outer(shift, shift) * (self.count * len(rows) / total)
+        self.mean += shift * (len(rows) / total)
+        self.count = total
+
+    def whitening(self, dims: int) -> Whitening:
+        """To the `dims` main directions, or as many as there are.
+
+        Variances below `FLOOR` times the largest count as that much, as in the papers' scripts. `Whitening.fit` zeroes
+        such directions, which is better where the rows it learns from are whitened; here other rows follow.
+        """
+        values, directions = main_directions(self.scatter / self.count, min(dims, len(self.mean)))
+        values = values.clamp_min(0)
+        peak = directions.gather(1, directions.abs().argmax(1, keepdim=True))
+        scale = values.clamp_min(max(FLOOR * float(values[0]), torch.finfo(torch.float64).tiny)).rsqrt()
+        state = {
+            "mean": self.mean,
+            "components": directions * torch.where(peak < 0, -1.0, 1.0) * scale[:, None],
+            "variance": values,
+            "l2": torch.tensor(True),
+            "whiten": torch.tensor(True),
+        }
+        return Whitening().load_state_dict(state)
+
+
+def load_whitening(file: str | Path) -> tuple[Whitening, dict[str, Any]]:
+    """The whitening in a retrieval.safetensors, and the settings of its region vectors.
+
+        whitening, made_by = load_whitening("runs/a/evaluation/retrieval.safetensors")
+        whitening.transform(rows)      # (M, D) region vectors of length one -> (M, P), of length one
+
+    Raises:
+        DeepClusterError: the file is missing, damaged or something else.
+    """
+    made_by, tensors = read_tensors(file, KIND)
+    return Whitening().load_state_dict(tensors), made_by
+
 
 Advance = Callable[[int], None]
 PIXELS_PER_BATCH = {"cpu": 1 << 20, "cuda": 1 << 23}
@@ -168,11 +230,8 @@ Extractor = PooledMaps | NetworkOutput
 def learn_whitening(
     extractor: Extractor, images: ImageSubset, dims: int, *, resume: ResumeFile, advance: Advance
 ) -> dict[str, Tensor]:
-    """The whitening of the region vectors of some images to at most `dims` dimensions, as its state.
-
-    Raises:
-        DeepClusterError: no image has region vectors.
-    """
+    """The whitening of the region vectors of some images to at most `dims` dimensions, as its state; DeepClusterError
+    where no image has any."""
     state = resume.state or {"done": 0, "covariance": {}}
     covariance, done = RunningCovariance(**state["covariance"]), state["done"]
     advance(done)
@@ -237,11 +296,7 @@ def load_descriptor(subject: Subject, file: str | Path) -> Callable[[Sequence[np
 
 
 def last_map(backbone: Backbone, tap: str | None = None) -> str:
-    """The deepest layer that outputs feature maps, or `tap` where it does.
-
-    Raises:
-        DeepClusterError: there is none, or `tap` does not exist or outputs no maps.
-    """
+    """The deepest layer that outputs feature maps, or `tap`; DeepClusterError where that does not exist or has none."""
     shapes = tap_shapes(backbone, backbone.taps if tap is None else [tap])
     maps = [name for name, shape in shapes.items() if len(shape) == 3]
     if not maps:

@@ -83,11 +83,8 @@ class GroundTruth:
 
 
 def read_ground_truth(file: str | Path) -> GroundTruth:
-    """Reads gnd_oxford5k.mat, gnd_paris6k.mat, gnd_roxford5k.mat, gnd_rparis6k.mat or gnd_holidays.mat.
-
-    Raises:
-        DeepClusterError: the file is a pickle, which is never opened, is damaged, or holds something else.
-    """
+    """Reads gnd_oxford5k.mat, gnd_paris6k.mat, gnd_roxford5k.mat, gnd_rparis6k.mat or gnd_holidays.mat;
+    DeepClusterError for a pickle, which is never opened, and for what is damaged or something else."""
     file = Path(file)
     if file.suffix in (".pkl", ".pickle"):
         raise DeepClusterError(
@@ -143,11 +140,8 @@ def _check(truth: GroundTruth) -> None:
 
 
 def holidays_by_name(source: ImageSource) -> GroundTruth:
-    """The Holidays set by its rule: images 1234xx show one place, and 123400 is the query (Jégou et al., ECCV 2008).
-
-    Raises:
-        DeepClusterError: the names are not numbers of six digits, or no place has a query and another image.
-    """
+    """The Holidays set by its rule: images 1234xx show one place, and 123400 is the query (Jégou et al., ECCV 2008);
+    DeepClusterError for other names, and where no place has a query and another image."""
     names = sorted(stem(source.path(row)) for row in range(len(source)))
     strange = next((name for name in names if not re.fullmatch(r"\d{6}", name)), None)
     if strange is not None:
@@ -229,13 +223,9 @@ def _by_pattern(paths: Sequence[str], pattern: str) -> list[str | None]:
 
 
 def locate_images(truth: GroundTruth, source: ImageSource) -> tuple[np.ndarray, np.ndarray]:
-    """Where the images and queries of the ground truth are: (N,) and (Q,) int64 indices of the source, -1 = missing.
-
-    Images are identified by the names of their files, in whatever folder they are.
-
-    Raises:
-        DeepClusterError: a query is missing, or two files have the name of one image.
-    """
+    """Where the images and queries of the ground truth are, by the names of their files in whatever folder: (N,) and
+    (Q,) int64 indices of the source, -1 = missing. DeepClusterError where a query is missing, or a name is there
+    twice."""
     if truth.kind == "groups":
         number = {path: row for row, path in enumerate(truth.names)}
         return np.arange(len(truth.names)), np.array([number[path] for path in truth.queries])

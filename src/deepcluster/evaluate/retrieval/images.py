@@ -56,11 +56,8 @@ class ImageSubset:
         return np.asarray(shrink(Image.fromarray(picture), short_side))
 
     def sized(self, index: int, long_side: int) -> np.ndarray:
-        """(H, W, 3) uint8, enlarged or shrunk to a longer side of `long_side`, and cropped as `crop` says.
-
-        Raises:
-            BadImage: the image cannot be decoded, or its box lies outside of it.
-        """
+        """(H, W, 3) uint8, enlarged or shrunk to a longer side of `long_side`, and cropped as `crop` says; BadImage
+        where it cannot be decoded, or its box lies outside of it."""
         if self.boxes is None or self.crop != "resize-then-crop":
             return resize(self.read(index), long_side)
         picture = self.source.read(int(self.rows[index]))
@@ -88,11 +85,8 @@ def resize(picture: np.ndarray, long_side: int) -> np.ndarray:
 
 
 def crop_to_box(picture: np.ndarray, box: np.ndarray) -> np.ndarray:
-    """The part of a picture (H, W, 3) within a box (4,) of left, top, right and bottom, rounded to pixels.
-
-    Raises:
-        BadImage: the box lies outside of the picture.
-    """
+    """The part of a picture (H, W, 3) within a box (4,) of left, top, right and bottom, rounded to pixels; BadImage
+    where there is none."""
     left, top, right, bottom = (max(0, round(float(edge))) for edge in box)
     part = picture[top : max(bottom, top + 1), left : max(right, left + 1)]
     if not part.size:

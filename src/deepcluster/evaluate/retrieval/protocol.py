@@ -19,11 +19,13 @@ from deepcluster.errors import DeepClusterError, counted
 from deepcluster.evaluate.options import check_choice, check_counts, check_not_given
 from deepcluster.evaluate.result import Result
 from deepcluster.evaluate.retrieval.descriptors import (
+    KIND,
     Extractor,
     NetworkOutput,
     PooledMaps,
     compute_descriptors,
     learn_whitening,
+    load_whitening,
 )
 from deepcluster.evaluate.retrieval.ground_truth import (
     GroundTruth,
@@ -34,7 +36,6 @@ from deepcluster.evaluate.retrieval.ground_truth import (
 )
 from deepcluster.evaluate.retrieval.images import Crop, ImageSubset
 from deepcluster.evaluate.retrieval.ranking import score_rankings
-from deepcluster.evaluate.retrieval.whitening import KIND, load_whitening
 from deepcluster.evaluate.tensor_file import save_tensors
 from deepcluster.io import write_array, write_text
 from deepcluster.reading import read_npy, read_text
@@ -163,11 +164,7 @@ def _ground_truth(source: ImageSource, ground_truth: Any, group: str | None) -> 
 
 
 class _Search:
-    """Images and queries; the same for every network.
-
-    Raises:
-        DeepClusterError: queries, or all images, are missing.
-    """
+    """Images and queries; the same for every network. DeepClusterError where queries, or all images, are missing."""
 
     def __init__(self, source: ImageSource, truth: GroundTruth, crop: Crop, screen: Screen) -> None:
         rows, query_rows = locate_images(truth, source)
@@ -186,11 +183,8 @@ class _Search:
             self.queries = ImageSubset(source, query_rows, truth.boxes, crop)
 
     def whiten(self, on: Any, limit: int, dims: int) -> None:
-        """Has region vectors whitened to `dims` dimensions, as learned on the first `limit` images of `on`.
-
-        Raises:
-            DeepClusterError: these are the images that are searched, without `on` saying so.
-        """
+        """Has region vectors whitened to `dims` dimensions, as learned on the first `limit` images of `on`;
+        DeepClusterError if these are the images that are searched, without `on` saying so."""
         self.dims = dims
         if _is_word(on, "same"):
             self.whitening_images = ImageSubset(self.source, self.database.rows[:limit])

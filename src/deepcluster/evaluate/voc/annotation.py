@@ -60,11 +60,8 @@ class Objects:
 
 
 def parse_annotation(data: bytes) -> Annotation:
-    """Reads one annotation; an object with a broken box keeps its class, which the image still shows.
-
-    Raises:
-        BadImage: it is not XML, or not an annotation.
-    """
+    """Reads one annotation; an object with a broken box keeps its class, which the image still shows. BadImage where it
+    is not XML, or not an annotation."""
     if b"<!ENTITY" in data:
         raise BadImage("declares entities, which an annotation has no use for")
     try:
@@ -127,11 +124,8 @@ def _integer(text: str | None) -> int:
 
 
 def read_mask(data: bytes) -> np.ndarray:
-    """(H, W) uint8 of a palette PNG: its indices, not its colors. A color PNG is looked up in VOC's palette.
-
-    Raises:
-        BadImage: it is not such a picture.
-    """
+    """(H, W) uint8 of a palette PNG: its indices, not its colors. A color PNG is looked up in VOC's palette; BadImage
+    for any other picture."""
     try:
         with Image.open(io.BytesIO(data), formats=["PNG"]) as picture:
             picture.load()

@@ -49,15 +49,12 @@ class Detections:
 
 
 def classification_ap(scores: np.ndarray, labels: np.ndarray, rule: Rule = "11-point") -> float:
-    """Average precision of one class.
+    """Average precision of one class, a fraction of 1, by a rule (see the top of this file); NaN where no image shows
+    it.
 
     Args:
         scores: (N,) floats, larger = more confident that the image shows the class.
         labels: (N,) 1 = shown, 0 = not, -1 = left out, as `VOC.labels_matrix` has them.
-        rule: see the top of this file.
-
-    Returns:
-        A fraction of 1; NaN where no image shows the class.
 
     Raises:
         DeepClusterError: an unknown rule, or scores that are not finite.
@@ -93,16 +90,14 @@ def detection_aps(
     rule: DetectionRule = "11-point",
     min_iou: float = 0.5,
 ) -> np.ndarray:
-    """Average precision of each class over N images; see `match` for how boxes meet objects.
+    """(C,) average precision of each class over N images, fractions of 1; NaN for a class without an object that is not
+    difficult. See `match` for how boxes meet objects.
 
     Args:
         predicted: boxes found in each of the N images.
         truth: objects of each of the N images, `VOC.objects`.
         classes: C.
         min_iou: intersection over union from which on a box finds an object.
-
-    Returns:
-        (C,) fractions of 1; NaN for a class without an object that is not difficult.
 
     Raises:
         DeepClusterError: an unknown rule, or scores that are not finite.

@@ -19,7 +19,7 @@ from deepcluster.engine.checkpoint import preserve_random_state
 from deepcluster.engine.log import Screen
 from deepcluster.engine.subject import Subject
 from deepcluster.errors import DeepClusterError
-from deepcluster.evaluate.linear.pooling import OUTPUT
+from deepcluster.evaluate.linear.features import OUTPUT
 from deepcluster.evaluate.linear.recipes import Recipe
 from deepcluster.evaluate.options import check_choice, check_counts, check_not_given
 from deepcluster.evaluate.result import Result, mean_and_std

@@ -23,8 +23,7 @@ from deepcluster.engine.device import pick_device
 from deepcluster.engine.log import Screen
 from deepcluster.engine.subject import CACHE_GB, Subject
 from deepcluster.errors import DeepClusterError
-from deepcluster.evaluate.linear.features import FrozenFeatures
-from deepcluster.evaluate.linear.pooling import Pooling
+from deepcluster.evaluate.linear.features import FrozenFeatures, Pooling
 from deepcluster.evaluate.linear.splits import Split
 from deepcluster.evaluate.tensor_file import load_network, read_tensors, trained_file
 from deepcluster.evaluate.voc.average_precision import Rule, classification_aps, mean_ap
@@ -75,11 +74,8 @@ def pooled_features(
     device: str,
     after_batch: Callable[[int], object] = lambda images: None,
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """Features of whole images, resized to squares: of each tap pooled and L2-normalized.
-
-    Returns:
-        (M,) int64 ascending, the images that can be decoded, and for each tap (M, D) float32.
-    """
+    """Of whole images, resized to squares: (M,) int64 ascending, those that can be decoded, and of each tap (M, D)
+    float32, pooled and L2-normalized."""
     resized = ViewGroup(size=backbone.image_size, crop_scale=None, flip=0.0, mean=backbone.mean, std=backbone.std)
     frozen = FrozenFeatures(backbone, {tap: partial(_normalized, pooling) for tap, pooling in poolings.items()}, device)
     split = Split(pixels, np.arange(len(pixels)), np.full(len(pixels), -1))

@@ -131,11 +131,8 @@ class VOC:
         return matrix
 
     def mask(self, index: int) -> np.ndarray:
-        """(H, W) uint8 classes of the pixels of image `index`: 0 background, 1 ... C, 255 void.
-
-        Raises:
-            BadImage: there is no mask, or it is broken.
-        """
+        """(H, W) uint8 classes of the pixels of image `index`: 0 background, 1 ... C, 255 void; BadImage where there is
+        no mask, or it is broken."""
         name = self.ids[index]
         if name not in self._mask_names:
             raise BadImage("there is no mask")

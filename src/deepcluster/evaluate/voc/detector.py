@@ -14,10 +14,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
+from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.roi_heads import RoIHeads
 from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
 from torchvision.models.detection.transform import GeneralizedRCNNTransform, resize_boxes
-from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
+from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign, box_iou, roi_align, roi_pool
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from deepcluster.errors import DeepClusterError
@@ -34,11 +35,77 @@ from deepcluster.evaluate.voc.maps import (
     tapped_map,
     trainable_copy,
 )
-from deepcluster.evaluate.voc.regions import Anchors, RegionPool, near_objects
 from deepcluster.models.alexnet import ConvThenLinear
 from deepcluster.models.backbone import Backbone
 from deepcluster.models.convnet import Mean
 from deepcluster.models.weight_init import initialize_
+
+RATIOS = (0.5, 1.0, 2.0)
+"""Height over width of the anchors of each size (arXiv 1506.01497 §3.3)."""
+NEAR = 0.1
+"""Fast R-CNN learns background from proposals of at least this IoU with an object (arXiv 1504.08083 §2.3)."""
+
+
+class Anchors(nn.Module):
+    """Boxes of some sides and the shapes `RATIOS` around the center of each cell of some maps.
+
+    torchvision's own take the first cell to lie at pixel 0, which padding moves. For each map there is the grid of its
+    cells, and the sides: the square roots of the boxes' areas, in pixels.
+    """
+
+    def __init__(self, grids: Sequence[Grid], sides: Sequence[Sequence[int]]) -> None:
+        super().__init__()
+        self.grids = tuple(grids)
+        self.sides = tuple(tuple(level) for level in sides)
+
+    def num_anchors_per_location(self) -> list[int]:
+        """Boxes around each cell, for each map."""
+        return [len(level) * len(RATIOS) for level in self.sides]
+
+    def forward(self, images: ImageList, maps: Sequence[Tensor]) -> list[Tensor]:
+        """(A, 4) for each image: all boxes of all maps, row by row."""
+        boxes = []
+        for grid, sides, cells in zip(self.grids, self.sides, maps, strict=True):
+            device = cells.device
+            side = torch.tensor(sides, dtype=torch.float32, device=device).repeat(len(RATIOS))
+            root = torch.tensor(RATIOS, device=device).sqrt().repeat_interleave(len(sides))
+            half = torch.stack([-side / root, -side * root, side / root, side * root], 1) / 2
+            rows, columns = (
+                grid.first + 0.5 + grid.stride * torch.arange(length, device=device) for length in cells.shape[-2:]
+            )
+            y, x = torch.meshgrid(rows, columns, indexing="ij")
+            centers = torch.stack([x, y, x, y], -1).reshape(-1, 1, 4)
+            boxes.append((centers + half).reshape(-1, 4))
+        return [torch.cat(boxes)] * len(images.image_sizes)
+
+
+class RegionPool(nn.Module):
+    """(R, C, side, side) from one map and R boxes, where the cells of that map, by its grid, really lie: "max" takes
+    the cells nearest to a region's first and last pixel and the maxima between them, "align" reads between cells."""
+
+    def __init__(self, grid: Grid, side: int, kind: Literal["max", "align"]) -> None:
+        super().__init__()
+        self.grid, self.side, self.kind = grid, side, kind
+
+    def forward(self, maps: Mapping[str, Tensor], boxes: list[Tensor], sizes: list[tuple[int, int]]) -> Tensor:
+        (cells,) = maps.values()
+        stride, first = self.grid.stride, self.grid.first
+        if self.kind == "max":
+            shift = boxes[0].new_tensor([-first, -first, -first - 1, -first - 1])
+            pooled: Tensor = roi_pool(cells, [box + shift for box in boxes], self.side, 1 / stride)
+            return pooled
+        moved = [box + (stride / 2 - 0.5 - first) for box in boxes]
+        aligned: Tensor = roi_align(cells, moved, self.side, 1 / stride, sampling_ratio=2, aligned=True)
+        return aligned
+
+
+def near_objects(boxes: Tensor, truth: Tensor) -> Tensor:
+    """Those of the boxes (P, 4) whose IoU with the truth (G, 4) is `NEAR` or more; all where none's is."""
+    if not len(truth) or not len(boxes):
+        return boxes
+    near = box_iou(boxes, truth).amax(1) >= NEAR
+    return boxes[near] if near.any() else boxes
+
 
 ANCHORS = (128, 256, 512)
 """Sides of anchors in an image whose shorter side has `PAPER_SIZE` pixels (arXiv 1506.01497 §3.3)."""

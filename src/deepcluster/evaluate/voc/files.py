@@ -77,11 +77,8 @@ class VOCFiles:
 
 
 def open_files(source: str | os.PathLike[str]) -> VOCFiles:
-    """The set in a folder (VOC2007 itself, or one above it), in a .tar, or in several as `VOC{trainval,test}.tar`.
-
-    Raises:
-        DeepClusterError: there is no such source, it holds no VOC set, or more than one.
-    """
+    """The set in a folder (VOC2007 itself, or one above it), in a .tar, or in several as `VOC{trainval,test}.tar`;
+    DeepClusterError where there is no such source, it holds no VOC set, or more than one."""
     name = os.fspath(source)
     path = Path(name).expanduser()
     if path.is_dir():

@@ -125,12 +125,8 @@ def recipe_of(recipe_name: RecipeName, mode: FineTuneMode, **changes: Any) -> Re
 
 
 def multilabel_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Sum over classes of binary cross-entropy, over the labels that are known, divided by the batch's images.
-
-    Args:
-        logits: (B, C).
-        labels: (B, C) 1, 0, or -1 = unknown.
-    """
+    """Sum over classes of binary cross-entropy of (B, C) logits, over the (B, C) labels that are known (1 or 0, and not
+    -1), divided by the batch's images."""
     losses = F.binary_cross_entropy_with_logits(logits, labels.clamp_min(0).float(), reduction="none")
     return (losses * (labels >= 0)).sum() / len(logits)
 
@@ -152,11 +148,7 @@ def finetune(
         pixels: N training images.
         labels: (N, C) 1, 0 or -1; an image without any known label is not shown.
         seed: of the order, the views and dropout.
-        more: resume and screen, see `trainer.train`.
-
-    Raises:
-        Interrupted: Ctrl-C or SIGTERM; the state is saved.
-        DeepClusterError: no image has a label, or the loss is not finite.
+        more: resume and screen; see `trainer.train`, for what is raised too.
     """
     shown = np.intersect1d(pixels.good, np.flatnonzero((labels >= 0).any(axis=1)))
     if not len(shown):

@@ -17,7 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import update_bn
 
 from deepcluster.errors import DeepClusterError
-from deepcluster.evaluate.linear.pooling import tap_shapes
+from deepcluster.evaluate.linear.features import tap_shapes
 from deepcluster.models.alexnet import ConvThenLinear
 from deepcluster.models.backbone import Backbone
 from deepcluster.models.convnet import ConvNet
@@ -177,13 +177,8 @@ def resnet_maps(backbone: Backbone, ends: Sequence[str]) -> FeatureMaps | None:
 
 
 def tapped_map(backbone: Backbone, coarsest: int = 16) -> FeatureMaps:
-    """The map of any other convolutional network: the deepest of its taps whose stride is at most `coarsest`.
-
-    Its cells are assumed to tile the image evenly.
-
-    Raises:
-        DeepClusterError: none of its taps is a map.
-    """
+    """The map of any other convolutional network: the deepest of its taps whose stride is at most `coarsest`, whose
+    cells are assumed to tile the image evenly. DeepClusterError where none of its taps is a map."""
     start, size, found = _input(backbone)[0], backbone.image_size, None
     for tap, shape in tap_shapes(backbone, backbone.taps).items():
         path = backbone._tap_paths[tap]
@@ -243,10 +238,7 @@ def calibrate_batch_norms(network: nn.Module, images: Tensor) -> None:
 
     A randomly initialized network normalizes by means of 0 and variances of 1 that nobody measured; frozen, it would
     not be the network that training from scratch begins with (compare arXiv 1511.06856, which sets scales from data).
-
-    Args:
-        network: a module that takes one batch.
-        images: (B, 3, H, W), normalized.
+    The images are (B, 3, H, W), normalized.
     """
     untrained = [
         int(getattr(layer, "num_batches_tracked", 1)) == 0

@@ -219,22 +219,16 @@ def _score(segmenter: Segmenter, examples: Examples, screen: Screen) -> dict[str
 
 
 def confusion_matrix(truth: np.ndarray, guess: np.ndarray, classes: int) -> np.ndarray:
-    """(classes, classes) int64: pixels of true class i that were given class j; void pixels of the truth do not count.
-
-    Args:
-        truth, guess: integers of the same shape, below `classes`; truth may be `VOID`.
-    """
+    """(classes, classes) int64: pixels of true class i that were given class j, of integers of the same shape; where
+    the truth is `VOID` they do not count."""
     counted = truth != VOID
     pairs = truth[counted].astype(np.int64) * classes + guess[counted]
     return np.bincount(pairs, minlength=classes**2).reshape(classes, classes)
 
 
 def iou_scores(counts: np.ndarray, names: Sequence[str]) -> dict[str, float]:
-    """`miou`, `pixel_accuracy` and iou_NAME of each class, from a confusion matrix summed over all images.
-
-    A class is left out of the mean where no pixel has it, neither in truth nor as guess: there its IoU is 0/0.
-    (VOC's test sets show all classes, so that this does not matter there.)
-    """
+    """`miou`, `pixel_accuracy` and iou_NAME of each class, from a confusion matrix summed over all images. A class that
+    no pixel has, neither in truth nor as guess, is left out of the mean; VOC's own test sets show all classes."""
     right = np.diag(counts).astype(np.float64)
     union = counts.sum(0) + counts.sum(1) - right
     iou = {name: float(r / u) for name, r, u in zip(names, right, union, strict=True) if u}

@@ -100,11 +100,8 @@ class Segmenter(MapNetwork):
         return self
 
     def forward(self, images: Tensor) -> Tensor:
-        """Scores of every pixel: those of the coarsest map, read between its cells, plus those of finer ones.
-
-        Raises:
-            DeepClusterError: the images are so small that no cell is left.
-        """
+        """Scores of every pixel: those of the coarsest map, read between its cells, plus those of finer ones;
+        DeepClusterError where images are so small that no cell is left."""
         try:
             outputs = self.maps(images)
         except RuntimeError as error:
@@ -142,13 +139,8 @@ def resample(scores: Tensor, grid: Grid, size: Sequence[int], to: Grid) -> Tenso
 class FullyConvolutional(nn.Module):
     """fc6, fc7 and the scores as convolutions over a map (arXiv 1411.4038 §4.1): (B, C, h, w) -> (B, classes, h, w).
 
-    The map is padded with zeros so that as many cells come out.
-
-    Args:
-        trunk: whose linear layers are taken, or their widths and dropout alone.
-        channels: of the map.
-        classes: with the background.
-        redraw: take the widths alone.
+    The map is padded with zeros so that as many cells come out. The trunk's linear layers are taken or, to `redraw`
+    them, their widths and dropout alone; `classes` includes the background.
     """
 
     def __init__(self, trunk: ConvThenLinear, channels: int, classes: int, redraw: bool) -> None:

@@ -19,8 +19,8 @@ from torch import Tensor
 
 from deepcluster.data.cache import load_pixels
 from deepcluster.errors import DeepClusterError
+from deepcluster.evaluate.linear.features import poolings
 from deepcluster.evaluate.linear.logistic import principal_axes
-from deepcluster.evaluate.linear.pooling import poolings
 from deepcluster.evaluate.tensor_file import save_tensors
 from deepcluster.evaluate.voc.classifier import PROTOCOL, ClassificationTask, pooled_features
 from deepcluster.random import seed_of
@@ -117,10 +117,8 @@ def fit_svms(
 
 
 def fit_svm(features: np.ndarray, labels: np.ndarray, *, seed: int, costs: Sequence[float] = COSTS) -> Any:
-    """scikit-learn's LinearSVC of one class, of (N, D) features and (N,) labels; None without positives or negatives.
-
-    See `fit_svms`.
-    """
+    """scikit-learn's LinearSVC of one class, of (N, D) features and (N,) labels; None without positives or
+    negatives."""
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.model_selection import GridSearchCV, StratifiedKFold
     from sklearn.svm import LinearSVC
@@ -148,16 +146,8 @@ def fit_svm(features: np.ndarray, labels: np.ndarray, *, seed: int, costs: Seque
 
 
 def few_shots(labels: np.ndarray, shots: int, seed: int, sample: int) -> np.ndarray:
-    """Labels with `shots` positives and (C - 1) · `shots` negatives of each class drawn, all others -1.
-
-    Each class is drawn by itself (arXiv 1905.01235 §4.2); one that has fewer gives all it has.
-
-    Args:
-        labels: (N, C) 1, 0 or -1.
-
-    Returns:
-        (N, C), likewise.
-    """
+    """Of (N, C) labels, 1, 0 or -1, those of `shots` positives and (C - 1) · `shots` negatives of each class; all
+    others are -1. Each class is drawn by itself (arXiv 1905.01235 §4.2); one that has fewer gives all it has."""
     drawn = np.full_like(labels, -1)
     classes = labels.shape[1]
     for column in range(classes):
