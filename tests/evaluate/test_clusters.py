@@ -42,7 +42,7 @@ def test_scores_are_those_of_scikit_learn_and_brute_force() -> None:
     random = np.random.default_rng(0)
     labels = random.integers(0, 3, 80)
     assignment = np.where(random.random(80) < 0.6, labels, random.integers(0, 4, 80))
-    found = dict(score_assignment(assignment, labels))
+    found = score_assignment(assignment, labels)
     assert list(found) == NAMES
     assert found["nmi"] == pytest.approx(
         metrics.normalized_mutual_info_score(labels, assignment, average_method="geometric")
@@ -60,15 +60,15 @@ def test_scores_are_those_of_scikit_learn_and_brute_force() -> None:
 def test_images_without_cluster_or_label_do_not_count() -> None:
     labels = np.array([0, 0, 1, 1, -1, 0])
     assignment = np.array([1, 1, 0, 0, 0, -1])
-    assert dict(score_assignment(assignment, labels)) == pytest.approx(dict.fromkeys(NAMES, 1.0))
+    assert score_assignment(assignment, labels) == pytest.approx(dict.fromkeys(NAMES, 1.0))
     with pytest.raises(DeepClusterError, match="both a cluster and a label"):
-        list(score_assignment(np.full(3, -1), np.zeros(3, np.int64)))
+        score_assignment(np.full(3, -1), np.zeros(3, np.int64))
 
 
 def test_own_clusters_of_the_training_images_and_of_new_ones(run: FakeRun) -> None:
     own, labels = clusters(run), run.source().labels
     assert labels is not None
-    assert own.scores == dict(score_assignment(run.assignment, labels))
+    assert own.scores == score_assignment(run.assignment, labels)
     assert own.settings["assignment"] == "as training left it" and own.draws == []
     points, labels, _ = blobs(40, 5)
     points[3] = np.nan
@@ -170,7 +170,7 @@ def test_classes_are_told_one_by_one() -> None:
 def test_test_images_are_matched_by_the_others() -> None:
     known = np.array([0, 0, 0, 1, 1, 2]), np.array([5, 5, 7, 7, 7, 5])
     test = np.array([0, 1, 2, 2, 3, -1]), np.array([5, 7, 5, 7, 5, 5])
-    scores = dict(score_test(known, test))
+    scores = score_test(known, test)
     # one to one: 0 -> 5, 1 -> 7, 2 -> nothing; by majority 2 -> 5; cluster 3 was never seen
     assert scores["test_accuracy"] == pytest.approx(2 / 5) and scores["test_purity"] == pytest.approx(3 / 5)
     pair = test[0] >= 0

@@ -22,7 +22,7 @@ from deepcluster.errors import DeepClusterError, Interrupted
 from deepcluster.evaluate.linear import load_probe
 from deepcluster.evaluate.linear.context import ORDER
 from deepcluster.evaluate.linear.features import FrozenFeatures
-from deepcluster.evaluate.linear.heads import apply_layers, linear_head
+from deepcluster.evaluate.linear.heads import apply_layers, perceptron
 from deepcluster.evaluate.linear.linear import linear
 from deepcluster.evaluate.linear.probe import Probe
 from deepcluster.evaluate.result import Result
@@ -105,7 +105,7 @@ def test_one_step_is_sgd_by_hand(tmp_path: Path) -> None:
     net, train, test = subject(tmp_path, "alexnet", 64), stripes(12, side=64), stripes(9, 1, side=64)
     options: dict[str, Any] = {"epochs": 2, "lr": (0.1,), "weight_decay": (0.5,), "batch_size": 12}
     probe = probe_of(linear(net, train, test, taps=("fc6",), recipe="deepcluster", **options))
-    layer: Any = linear_head(4096, 3, norm=False, seed=0, name="fc6")[0]
+    layer: Any = perceptron(4096, 3, norm=False, seed=0, name="fc6")[0]
     weight, bias = layer.weight.detach().clone(), layer.bias.detach().clone()
     assert float(weight.std()) == pytest.approx(0.01, rel=0.05) and not bias.any()
     speed = [torch.zeros_like(weight), torch.zeros_like(bias)]

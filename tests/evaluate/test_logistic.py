@@ -10,6 +10,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import cross_val_score
 from sklearn.svm import LinearSVC
 
+from deepcluster.evaluate.linear import logistic
 from deepcluster.evaluate.linear.logistic import DECAYS, LOSSES, Solver, cross_validated_fit, top_accuracies
 from deepcluster.evaluate.linear.splits import stratified_folds
 from deepcluster.evaluate.result import mean_and_std
@@ -47,12 +48,13 @@ def test_objective_and_predictions_are_scikit_learns(count: int, dim: int, c: fl
     assert ((new @ weight + bias).argmax(1) == theirs.predict(new)).mean() > 0.995
 
 
-def test_blocks_of_rows_change_nothing() -> None:
+def test_blocks_of_rows_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     points, labels = (torch.from_numpy(part) for part in clouds(2500, 6))
     at = torch.randn(1, 7, 4, generator=torch.Generator().manual_seed(0))
     shares = torch.rand(1, 2500, generator=torch.Generator().manual_seed(1))
     whole = Solver(points, labels, 4).objective(at, shares, 0.1)
-    blocks = Solver(points, labels, 4, block=1).objective(at, shares, 0.1)  # of 1024 rows
+    monkeypatch.setattr(logistic, "BLOCK", 1)
+    blocks = Solver(points, labels, 4).objective(at, shares, 0.1)  # of 1024 rows
     torch.testing.assert_close(whole, blocks, rtol=1e-4, atol=1e-3)
 
 

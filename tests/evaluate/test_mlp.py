@@ -36,7 +36,7 @@ def test_layers_begin_as_the_paper_has_them() -> None:
 
 
 def test_what_is_saved_is_what_was_trained() -> None:
-    head = perceptron(6, [5, 4], 3, 0)
+    head = perceptron(6, 3, [5, 4], seed=0)
     with torch.no_grad():
         for _ in range(20):
             head(torch.randn(50, 6) * 3 + 1)  # statistics of its own

@@ -27,11 +27,8 @@ class Assignment:
         return len(self.cluster)
 
     def save(self, file: Path | str) -> Path:
-        """Writes index,path,cluster,distance as .csv or .parquet, whole or not at all.
-
-        Raises:
-            DeepClusterError: another ending.
-        """
+        """Writes index,path,cluster,distance as .csv or .parquet, whole or not at all; DeepClusterError for another
+        ending."""
         file = check_table_name(Path(file))
         return write_csv(file, self._rows()) if file.suffix == ".csv" else write_atomic(file, self._parquet)
 

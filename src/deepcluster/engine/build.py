@@ -125,13 +125,8 @@ def build_parts(
     run: TrainRun, n: int, fabric: Fabric, group: ProcessGroup, clusterer: Any = None, *, initial_weights: bool = True
 ) -> Parts:
     """The parts of a run of `n` images at its beginning, the same on all processes. Seeds every global generator.
-
-    Args:
-        initial_weights: read the file of initial weights, where the run has one; a checkpoint makes it unnecessary.
-
-    Raises:
-        DeepClusterError: settings that the network or the method refuses, or a file of another network.
-    """
+    Initial weights are not read where a checkpoint makes them unnecessary. DeepClusterError for settings that the
+    network or the method refuses, and for weights of another network."""
     seed_everything(run.seed)
     whole_batches = run.deterministic and fabric.device.type == "cpu"
     if whole_batches:

@@ -154,11 +154,8 @@ def cluster_images(
 
 @contextmanager
 def _several(processes: int, folder: Path, device: str) -> Iterator[tuple[ProcessGroup, int]]:
-    """All processes of a grouping in `folder`, as long as the context lasts, and how many of them are on this machine.
-
-    Raises:
-        DeepClusterError: another number than the launcher's, or one that this machine has no devices for.
-    """
+    """All processes of a grouping in `folder`, as long as the context lasts, and how many of them are on this machine;
+    DeepClusterError for another number than the launcher's, or one that this machine has no devices for."""
     if processes < 1:
         raise DeepClusterError(f"--processes is {processes}: give at least 1.")
     here = (launched() or (processes, 1))[0]

@@ -110,11 +110,8 @@ def described(
 def part_writer(
     model: str, data: str, tap: str | None, image_size: int | None, device: str, weights: str, count: int
 ) -> Callable[..., int]:
-    """What writes parts of the features of `count` images by a network, see `write_part`, in a process of its own.
-
-    Raises:
-        DeepClusterError: here they are another network, or other images.
-    """
+    """What writes parts of the features of `count` images by a network, see `write_part`, in a process of its own;
+    DeepClusterError where they are another network, or other images, here."""
     subject = load_subject(model, device=device, image_size=image_size)
     subject.cache_gb, subject.workers = 0.0, 1  # each image is looked at once, and each core has a process
     pixels = subject.pixels(data)

@@ -62,11 +62,8 @@ def from_pretrained(name: str | Path, *, revision: str | None = None, device: st
 
 
 def write_hub_folder(run: Run, out: Path) -> Path:
-    """Writes README.md and `CLUSTERS` to a new folder, and timm's form of the network where timm has one like it.
-
-    Raises:
-        DeepClusterError: the folder holds something, or cannot be written.
-    """
+    """Writes README.md and `CLUSTERS` to a new folder, and timm's form of the network where timm has one like it;
+    DeepClusterError where the folder holds something, or cannot be written."""
     with new_folder(out) as folder:
         known = hugging_face.architecture(run.backbone) is not None
         if known:
@@ -77,11 +74,7 @@ def write_hub_folder(run: Run, out: Path) -> Path:
 
 
 def card(run: Run, known: bool) -> str:
-    """The card of a run, in Markdown.
-
-    Args:
-        known: the network is there in timm's form, too.
-    """
+    """The card of a run, in Markdown, which tells whether the network is there in timm's form, too."""
     config, settings = run.config, run.config["settings"]
     data, name = short_name(str(config["data"])), str(run.backbone.name)
     facts = [("network", f"{name}, for images of {run.image_size} px")]

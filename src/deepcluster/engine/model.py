@@ -159,11 +159,8 @@ def file_of(weights: Path | str) -> Path:
 
 
 def published_backbone(name: str, **options: Any) -> Backbone:
-    """A backbone with its published weights; nothing is drawn from torch's global generator.
-
-    Raises:
-        DeepClusterError: ours alone, of which no weights are published under a name; or they cannot be had.
-    """
+    """A backbone with its published weights; nothing is drawn from torch's global generator. DeepClusterError for ours,
+    of which none are published under a name, and where they cannot be had."""
     if name in ("alexnet", "vgg16", "convnet", "patches"):
         raise DeepClusterError(
             f"No weights are published under the name {name}: give a run, a file of weights, or --untrained."
@@ -215,14 +212,9 @@ def begin(run: TrainRun, start: Path | str, image_size: int | None = None) -> Tr
 
 
 def load_initial_weights(weights: Path | str, networks: Iterable[Backbone]) -> None:
-    """Puts initial weights into `networks`, which were drawn alike.
-
-    Args:
-        weights: a run folder, a file (see `backbone_from`), or `PRETRAINED` for those that are published.
-
-    Raises:
-        DeepClusterError: they are of another network, or there are none.
-    """
+    """Puts initial weights into `networks`, which were drawn alike: those of a run folder or file (see
+    `backbone_from`), or, for `PRETRAINED`, those that are published. DeepClusterError where they are of another
+    network, or not there."""
     networks = list(networks)
     like = networks[0]
     if str(weights) == PRETRAINED:

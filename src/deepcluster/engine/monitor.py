@@ -84,11 +84,8 @@ def stall_sentence(run: TrainRun, best: Best | None) -> str | None:
 
 def watched_images(run: TrainRun, source: ImageSource) -> np.ndarray | None:
     """(M,) int64 positions, ascending, of the images that the watched score is computed on; empty for NMI, which the
-    clusters of all images give, and None where nothing is watched.
-
-    Raises:
-        DeepClusterError: no labels to compare with, numbers below 1, or an end that nothing is watched for.
-    """
+    clusters of all images give, and None where nothing is watched. DeepClusterError where there are no labels to
+    compare with, for numbers below 1, and for an end that nothing is watched for."""
     if run.watch_every < 1 or run.patience < 1:
         raise DeepClusterError(
             f"--watch-every {run.watch_every} and --patience {run.patience} must be at least 1: they count epochs and"

@@ -119,11 +119,7 @@ class RayEngine:
         self, described: tuple[Any, ...], device: str, weights: str, count: int
     ) -> Callable[[list[Part]], Iterator[int]]:
         """The `elsewhere` of `write_parts`; for the arguments see `describe.part_writer`, of which `described` are the
-        first four.
-
-        Raises:
-            DeepClusterError: GPUs are asked for, and the machines have none.
-        """
+        first four. DeepClusterError where GPUs are asked for, and the machines have none."""
         from deepcluster.engine.describe import part_writer  # which takes long, and clustering has no use for
 
         there = self.ray.cluster_resources().get("GPU", 0) > 0

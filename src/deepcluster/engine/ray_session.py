@@ -37,11 +37,8 @@ def load_ray() -> Any:
 
 @contextmanager
 def ray_session(ray: Any, cores: int) -> Iterator[None]:
-    """Ray runs as long as the context lasts: at RAY_ADDRESS, or here with so many cores.
-
-    Raises:
-        DeepClusterError: it does not start, nobody answers, or the cluster has another deepcluster.
-    """
+    """Ray runs as long as the context lasts: at RAY_ADDRESS, or here with so many cores. DeepClusterError where it does
+    not start, nobody answers, or the cluster has another deepcluster."""
     short = len(tempfile.gettempdir()) <= SHORT
     # what a killed one left there goes with the next
     with _silenced(), scratch_folder(Path(tempfile.gettempdir() if short else "/tmp", "ray")) as folder:

@@ -20,7 +20,6 @@ from deepcluster.clustering.whitening import Whitening
 from deepcluster.config import params_of
 from deepcluster.data.open import open_images
 from deepcluster.data.source import ImageSource
-from deepcluster.distributed import SINGLE, ProcessGroup
 from deepcluster.engine import checkpoint
 from deepcluster.engine.assignment import column
 from deepcluster.engine.device import pick_device
@@ -218,7 +217,6 @@ def load_subject(
     untrained: bool = False,
     seed: int = 0,
     results: Path | None = None,
-    group: ProcessGroup = SINGLE,
 ) -> Subject:
     """Opens a run folder, weights in a file or folder (`engine.model.backbone_from` lists them), what
     `Run.save_pretrained` wrote, or a backbone by name.
@@ -232,7 +230,6 @@ def load_subject(
         untrained: the same network without what it learned.
         seed: that the untrained one is drawn with (a run's is drawn with the seed of the run).
         results: where evaluations are written; None = in the run folder, else beneath `RESULTS`.
-        group: the processes that share the describing of images.
 
     Raises:
         DeepClusterError: there is no such folder, file or backbone, or a size was given to what has its own.
@@ -252,7 +249,6 @@ def load_subject(
         subject = subject.untrained(seed)
     if results is not None:
         subject.results = results
-    subject.group = group
     return subject
 
 

@@ -114,7 +114,7 @@ def _train(
             f"{source.name} holds {counted(images, 'image')} that can be decoded: training needs at least 2."
         )
     state = TrainState(*steps_per_epoch(run, images, group))
-    place = {"pixels": pixels, "fabric": fabric, "group": group, "folder": folder}
+    place: dict[str, Any] = {"pixels": pixels, "fabric": fabric, "group": group, "folder": folder}
     known: dict[str, float] = {}
     if run.minutes is not None and not resume:
         screen.print("measuring the speed of this machine")

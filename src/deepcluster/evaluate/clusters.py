@@ -6,11 +6,10 @@ in a new clustering.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import numpy as np
-import torch
 
 from deepcluster.clustering import metrics
 from deepcluster.clustering.kmeans import KMeans
@@ -28,8 +27,8 @@ WIDTH = 256
 """Directions that the features of a network without a whitening of its own are whitened to, as in the paper."""
 
 
-def score_assignment(assignment: np.ndarray, labels: np.ndarray) -> Iterator[tuple[str, float]]:
-    """Yields (name, fraction of 1) for N images that have both a cluster and a label.
+def score_assignment(assignment: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """Name -> fraction of 1, for N images that have both a cluster and a label.
 
     `nmi` divides by the geometric mean of the entropies, as in arXiv 1807.05520 §4.1. `accuracy`
     matches clusters to classes one to one, by the Hungarian method; with more clusters than classes, every
@@ -43,8 +42,7 @@ def score_assignment(assignment: np.ndarray, labels: np.ndarray) -> Iterator[tup
     known = (assignment >= 0) & (labels >= 0)
     if not known.any():
         raise DeepClusterError("No image has both a cluster and a label: give --data a source with labels.")
-    for name in SCORES:
-        yield name, float(getattr(metrics, name)(assignment, labels))
+    return {name: float(getattr(metrics, name)(assignment, labels)) for name in SCORES}
 
 
 def evaluate_clusters(
@@ -55,7 +53,6 @@ def evaluate_clusters(
     draws: int = 1,
     seed: int = 0,
     n_init: int = 10,
-    device: str | torch.device | None = None,
     test: np.ndarray | None = None,
     test_labels: np.ndarray | None = None,
 ) -> list[dict[str, Any]]:
@@ -82,16 +79,16 @@ def evaluate_clusters(
         raise DeepClusterError(
             f"{counted(len(table), 'image')} cannot be put into k={k} clusters: choose 1 to {len(table)}."
         )
-    options: dict[str, Any] = {"init": "k-means++", "n_init": n_init, "max_iter": 100, "tol": 1e-4, "device": device}
+    options: dict[str, Any] = {"init": "k-means++", "n_init": n_init, "max_iter": 100, "tol": 1e-4}
     found = []
     for number in range(seed, seed + draws):
         kmeans = KMeans(k, **options, random_state=number).fit(table)
         own = np.asarray(kmeans.labels_, dtype=np.int64), labels[usable]
-        draw = {"seed": number, "k": k, "inertia": float(kmeans.inertia_), **dict(score_assignment(*own))}
+        draw = {"seed": number, "k": k, "inertia": float(kmeans.inertia_), **score_assignment(*own)}
         if test is not None and test_labels is not None:
             tested = np.isfinite(test).all(axis=1)
             nearest = np.asarray(kmeans.predict(np.ascontiguousarray(test[tested], np.float32)), np.int64)
-            draw |= dict(score_test(own, (nearest, test_labels[tested])))
+            draw |= score_test(own, (nearest, test_labels[tested]))
         found.append(draw)
     return found
 
@@ -150,7 +147,7 @@ def clusters(
 
     if subject.clustered:
         own = np.asarray(subject.assignment) if data is None else assigned(images.source)
-        found |= dict(score_assignment(own, labels))
+        found |= score_assignment(own, labels)
         known = (own >= 0) & (labels >= 0)
         settings |= {
             "images_scored": int(known.sum()),
@@ -185,24 +182,21 @@ def clusters(
     return Result("clusters", settings, found, drawn, details)
 
 
-def score_test(
-    known: tuple[np.ndarray, np.ndarray], test: tuple[np.ndarray, np.ndarray]
-) -> Iterator[tuple[str, float]]:
-    """Yields ("test_...", fraction of 1) of clusters and labels of images that the clusters were not made from.
+def score_test(known: tuple[np.ndarray, np.ndarray], test: tuple[np.ndarray, np.ndarray]) -> dict[str, float]:
+    """test_NAME -> fraction of 1, of clusters and labels of images that the clusters were not made from.
 
     Args:
         known: (N,) cluster and (N,) class of the images that say which cluster stands for which class: one to one
             for `test_accuracy`, its most frequent class for `test_purity`.
         test: (M,) cluster and (M,) class of the images to score.
     """
-    for name, value in score_assignment(*test):
-        if name not in ("accuracy", "purity"):
-            yield f"test_{name}", value
+    scores = {f"test_{name}": value for name, value in score_assignment(*test).items()}
     pair = (test[0] >= 0) & (test[1] >= 0)
     cluster, label = test[0][pair], test[1][pair]
     for name, stands in zip(("accuracy", "purity"), _stands_for(*known), strict=True):
         right = [stands.get(int(one), -1) == int(truth) for one, truth in zip(cluster, label, strict=True)]
-        yield f"test_{name}", float(np.mean(right))
+        scores[f"test_{name}"] = float(np.mean(right))
+    return scores
 
 
 def _stands_for(assignment: np.ndarray, labels: np.ndarray) -> tuple[dict[int, int], dict[int, int]]:

@@ -33,18 +33,13 @@ def labels_of(source: ImageSource, protocol: str) -> np.ndarray:
 
 @dataclass(frozen=True)
 class LabeledSources:
-    """Images to learn from and, where there are any, images to score, in one numbering of classes.
-
-    Attributes:
-        labels, test_labels: (N,) and (M,) int64, positions in `classes`; -1 = none.
-        classes: names, or numbers as text where the sources have no names.
-    """
+    """Images to learn from and, where there are any, images to score, in one numbering of classes."""
 
     source: ImageSource
     test: ImageSource | None
-    labels: np.ndarray
-    test_labels: np.ndarray | None
-    classes: tuple[str, ...]
+    labels: np.ndarray  # (N,) int64, positions in `classes`; -1 = none
+    test_labels: np.ndarray | None  # (M,) int64, likewise
+    classes: tuple[str, ...]  # names, or numbers as text where the sources have no names
 
 
 def open_labeled(subject: Subject, data: Any, test: Any, protocol: str) -> LabeledSources:

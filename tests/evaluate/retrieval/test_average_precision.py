@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score
 
+from deepcluster.evaluate.retrieval import ranking
 from deepcluster.evaluate.retrieval.ground_truth import GroundTruth, read_ground_truth
 from deepcluster.evaluate.retrieval.ranking import (
     precision_at,
@@ -151,11 +152,14 @@ def small(kind: str = "groups") -> GroundTruth:
     return GroundTruth("small", kind, names, names[:5], None, {"ok": ok, "junk": junk})
 
 
-def test_blocks_change_nothing_and_queries_without_relevant_images_are_skipped() -> None:
+def test_blocks_change_nothing_and_queries_without_relevant_images_are_skipped(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     random = np.random.default_rng(0)
     rows = random.normal(size=(6, 4)).astype(np.float32)
     whole = score_rankings(small(), rows, rows[:5])
-    assert score_rankings(small(), rows, rows[:5], block=7) == whole
+    monkeypatch.setattr(ranking, "BLOCK", 7)
+    assert score_rankings(small(), rows, rows[:5]) == whole
     one = small().subset(np.array([True, False, True, True, True, True]), np.array([True, False, True, True, True]))
     found, single = score_rankings(one, rows[[0, 2, 3, 4, 5]], rows[[0, 2, 3, 4]])
     assert np.isnan(single[0]["ap"]) and single[0]["right"] == 0

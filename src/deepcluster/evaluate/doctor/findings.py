@@ -38,13 +38,8 @@ class Finding:
 
 
 def finding(run: RunDiagnostics, check: str, severity: Severity, values: dict[str, Any], **words: Any) -> Finding:
-    """A finding in the words of findings.ini.
-
-    Args:
-        check: its section there.
-        values: the numbers behind it.
-        words: what else the sentences have in braces besides `values`, the run, and the advice below.
-    """
+    """A finding in the words of findings.ini, where `check` is its section; sentences there have in braces the numbers
+    behind it, the run, the advice below, or other `words`."""
     advice = {
         "rate": _Scaled(rate, run),
         "head_rate": _Scaled(head_rate, run),

@@ -48,19 +48,13 @@ Read = Callable[[Tensor], Mapping[str, Tensor]]
 
 @dataclass
 class Learner:
-    """One classifier to train.
+    """One classifier to train."""
 
-    Attributes:
-        tap: what it reads.
-        head: (B, ...) -> (B, K) logits.
-        multiplier: (beginning of parameter names, factor of their learning rate).
-    """
-
-    tap: str
-    head: nn.Module
+    tap: str  # what it reads
+    head: nn.Module  # (B, ...) -> (B, K) logits
     lr: float
     weight_decay: float
-    multiplier: tuple[str, float] = ("", 1.0)
+    multiplier: tuple[str, float] = ("", 1.0)  # beginning of parameter names, factor of their learning rate
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """For an optimizer; `base_lr` and `multiplier` are for the schedule."""
@@ -119,14 +113,9 @@ class Evaluation:
     def train(
         self, learners: list[Learner], read: Read, split: Split, recipe: Recipe, *, seed: int, **more: Any
     ) -> None:
-        """Trains the learners' heads in place, in one pass over the images, each as if it were alone.
-
-        Args:
-            read: what the heads take; heads that train a whole network take the images.
-            recipe: but for learning rates and weight decays, which are the learners'.
-            seed: of order, views and dropout.
-            more: see `trainer.train`.
-        """
+        """Trains the learners' heads in place, in one pass over the images, each as if it were alone, by a recipe but
+        for their own learning rates and weight decays. `read` gives what the heads take, `seed` is of order, views and
+        dropout; for the rest see `trainer.train`."""
         device = self.subject.device
         heads = [learner.head.to(device) for learner in learners]
         labels = _labels_by_index(split, device)
@@ -201,14 +190,8 @@ class Evaluation:
         classifier_of: Callable[[str, Layers], Classifier],
         score_name: Callable[[str], str],
     ) -> Result:
-        """Trains with each seed and scores on the test images; the classifiers of the first seed are saved.
-
-        Args:
-            learners_of: seed -> untrained learners.
-            classifier_of: tap, trained layers -> what is saved.
-            score_name: tap -> the name of its scores.
-        """
-
+        """Trains the learners of each seed and scores them on the test images, under the `score_name` of their taps;
+        what `classifier_of` makes of tap and layers for the first seed is saved."""
         every_epoch = self.report == "best-epoch"
 
         def train_seed(seed: int) -> dict[str, Any]:

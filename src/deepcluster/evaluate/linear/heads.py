@@ -26,23 +26,20 @@ Layers = list[tuple[Tensor, Tensor]]
 """Weights (out, in) and biases (out,) of linear layers; a ReLU stands between each two."""
 
 
-def linear_head(dim: int, classes: int, *, norm: bool, seed: int, name: str) -> nn.Sequential:
-    """(B, dim) -> (B, classes): one linear layer, after batch-norm without scale and shift where `norm` says so.
+def perceptron(
+    dim: int, classes: int, widths: Sequence[int] = (), *, norm: bool = True, seed: int, name: str = "top"
+) -> nn.Sequential:
+    """(B, dim) -> (B, classes): batch-norm without scale and shift where `norm` says so, hidden layers of these widths
+    with ReLU and dropout, and a top layer of this name.
 
-    The weights depend on seed and name alone, so that a layer's probe is the same alone and among others.
+    The weights depend on seed and names alone, so that a layer's probe is the same alone and among others.
     """
-    layer = init_normal(dim, classes, seed, name)
-    return nn.Sequential(nn.BatchNorm1d(dim, affine=False), layer) if norm else nn.Sequential(layer)
-
-
-def perceptron(dim: int, widths: Sequence[int], classes: int, seed: int) -> nn.Sequential:
-    """Batch-norm without scale and shift, then hidden layers with ReLU and dropout, then a top layer."""
-    layers: list[nn.Module] = [nn.BatchNorm1d(dim, affine=False)]
+    layers: list[nn.Module] = [nn.BatchNorm1d(dim, affine=False)] if norm else []
     for number, width in enumerate(widths):
         hidden = init_normal(dim, width, seed, f"hidden {number}", std=math.sqrt(2 / dim))
         layers += [hidden, nn.ReLU(), nn.Dropout(DROPOUT)]
         dim = width
-    return nn.Sequential(*layers, init_normal(dim, classes, seed, "top"))
+    return nn.Sequential(*layers, init_normal(dim, classes, seed, name))
 
 
 @torch.no_grad()

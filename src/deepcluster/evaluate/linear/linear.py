@@ -13,7 +13,7 @@ from deepcluster.engine.subject import Subject
 from deepcluster.errors import DeepClusterError, counted
 from deepcluster.evaluate.linear.context import Evaluation, Learner, Precision, Report, check_common
 from deepcluster.evaluate.linear.features import OUTPUT, FrozenFeatures, Pooling, poolings
-from deepcluster.evaluate.linear.heads import linear_head
+from deepcluster.evaluate.linear.heads import perceptron
 from deepcluster.evaluate.linear.logistic import DECAYS, cross_validated_fit, top_accuracies
 from deepcluster.evaluate.linear.probe import Classifier
 from deepcluster.evaluate.linear.recipes import LINEAR, Recipe, Schedule, default_recipe, override
@@ -181,7 +181,7 @@ def _sgd(
     frozen = FrozenFeatures(subject.backbone, pools, subject.device, evaluation.precision)
 
     def learner(tap: str, lr: float, decay: float, seed: int) -> Learner:
-        head = linear_head(pools[tap].dim, len(data.classes), norm=norm, seed=seed, name=tap)
+        head = perceptron(pools[tap].dim, len(data.classes), norm=norm, seed=seed, name=tap)
         return Learner(tap, head, lr, decay)
 
     if cross_validate:

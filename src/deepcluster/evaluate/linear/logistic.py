@@ -22,6 +22,8 @@ COMPARING = 1e-3
 """Largest entry of the gradient at the end of a fit that is only to be compared with others."""
 WIDEST = 4096
 """Images or dimensions up to which the principal axes of the features are computed."""
+BLOCK = 1 << 21
+"""Numbers, of features or of scores, that are worked on at a time, so that they stay in the cache."""
 
 
 class Fit(NamedTuple):
@@ -40,17 +42,14 @@ class Solver:
         classes: K.
         loss: "softmax" as scikit-learn's LogisticRegression; "squared hinge", one class against the rest with the
             bias in the penalty, as its LinearSVC.
-        block: numbers, of features or of scores, that are worked on at a time, so that they stay in the cache.
 
     Attributes:
         axes: (D, R) principal axes of the features; None where there are too many to compute them, and R = D.
         features: (N, R) coordinates of the images on these axes.
     """
 
-    def __init__(
-        self, features: Tensor, labels: Tensor, classes: int, loss: str = "softmax", *, block: int = 1 << 21
-    ) -> None:
-        self.loss, self.classes, self.block = loss, classes, block
+    def __init__(self, features: Tensor, labels: Tensor, classes: int, loss: str = "softmax") -> None:
+        self.loss, self.classes = loss, classes
         self.labels = labels.to(features.device)
         self.axes = principal_axes(features) if min(features.shape) <= WIDEST else None
         self.features = features if self.axes is None else features @ self.axes
@@ -108,7 +107,7 @@ class Solver:
         flat = points.permute(1, 0, 2).reshape(rows, problems * classes)
         gradient = torch.zeros_like(flat)
         total = torch.zeros(problems, dtype=torch.float64, device=points.device)
-        step = max(1024, self.block // max(dim, problems * classes))
+        step = max(1024, BLOCK // max(dim, problems * classes))
         for first in range(0, len(self.features), step):
             rows_ = slice(first, first + step)
             x, share = self.features[rows_], shares[:, rows_].T

@@ -24,7 +24,7 @@ from deepcluster.engine.subject import Subject
 from deepcluster.errors import DeepClusterError
 from deepcluster.evaluate.linear.context import Evaluation, Learner, Precision
 from deepcluster.evaluate.linear.features import OUTPUT, PRECISIONS, poolings
-from deepcluster.evaluate.linear.heads import layers_of, linear_head
+from deepcluster.evaluate.linear.heads import layers_of, perceptron
 from deepcluster.evaluate.linear.logistic import LOSSES, Solver, cross_validated_fit, top_accuracies
 from deepcluster.evaluate.linear.probe import Classifier, network_digest
 from deepcluster.evaluate.linear.recipes import SEMI_SUPERVISED, Recipe, Schedule, override
@@ -189,7 +189,7 @@ def _fine_tuned(
         """Top-1 and top-5 accuracy."""
         backbone = copy.deepcopy(evaluation.subject.backbone).requires_grad_(True)
         revert_sync_batchnorm(backbone)
-        head = linear_head(backbone.dim, len(data.classes), norm=False, seed=seed, name="head")
+        head = perceptron(backbone.dim, len(data.classes), norm=False, seed=seed, name="head")
         network = nn.Sequential(OrderedDict(backbone=backbone, head=head))
         learners = [Learner(NETWORK, network, recipe.lr[0], recipe.weight_decay[0], ("head", multiplier))]
         autocast = PRECISIONS[evaluation.precision]

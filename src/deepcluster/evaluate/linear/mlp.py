@@ -81,7 +81,7 @@ def mlp(
     screen = screen or Screen(quiet=True)
     evaluation = Evaluation("mlp", subject, divided, seeds, seed, precision, screen, crops, report)
     classes = len(divided.classes)
-    new_layers: Callable[[int], nn.Module]  # of a seed
+    new_layers: Callable[..., nn.Module]
     if isinstance(trunk, ConvThenLinear):  # fc6 reads the last map at the size it was made for
         tap, modules, source = FEATURES, {FEATURES: FEATURES}, "convolutions"
         width = next(layer for layer in trunk.classifier if isinstance(layer, nn.Linear)).in_features
@@ -93,11 +93,11 @@ def mlp(
         pooling = Pooling("none", backbone.dim)
         depth, hidden = depth or 2, hidden or 1024
         layers = f"{depth} hidden layers of {hidden} with dropout {DROPOUT:g} on the normalized output"
-        new_layers = partial(perceptron, backbone.dim, [hidden] * depth, classes)
+        new_layers = partial(perceptron, backbone.dim, classes, [hidden] * depth)
     features = f"{source} in evaluation mode, {pooling}"
     evaluation.start({"recipe": str(chosen), "layers": layers, "features": features})
     return evaluation.train_draws(
-        lambda seed: [Learner(tap, new_layers(seed), chosen.lr[0], chosen.weight_decay[0])],
+        lambda seed: [Learner(tap, new_layers(seed=seed), chosen.lr[0], chosen.weight_decay[0])],
         FrozenFeatures(backbone, {tap: pooling}, subject.device, precision, modules),
         chosen,
         lambda tap, layers: Classifier(pooling, layers, module=modules.get(tap, "")),

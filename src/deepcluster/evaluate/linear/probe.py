@@ -27,35 +27,22 @@ KIND = "deepcluster probe"
 
 @dataclass(frozen=True)
 class Classifier:
-    """One trained classifier and what it reads.
+    """One trained classifier and what it reads."""
 
-    Attributes:
-        pooling: of the tap's activations.
-        unit: features are L2-normalized first.
-        module: path of the layer within the trunk, where it is not a tap.
-    """
-
-    pooling: Pooling
+    pooling: Pooling  # of the tap's activations
     layers: Layers
-    unit: bool = False
-    module: str = ""
+    unit: bool = False  # features are L2-normalized first
+    module: str = ""  # path of the layer within the trunk, where it is not a tap
 
 
 @dataclass(frozen=True)
 class Probe:
-    """The classifiers of a probe file.
+    """The classifiers of a probe file."""
 
-    Attributes:
-        classifiers: tap -> classifier, in the order of depth.
-        classes: names; predictions are positions in it.
-        weights: digest of the network that they were trained on.
-        settings: of the evaluation that trained them.
-    """
-
-    classifiers: Mapping[str, Classifier]
-    classes: tuple[str, ...]
-    weights: str
-    settings: Mapping[str, Any]
+    classifiers: Mapping[str, Classifier]  # by tap, in the order of depth
+    classes: tuple[str, ...]  # names; predictions are positions in it
+    weights: str  # digest of the network that they were trained on
+    settings: Mapping[str, Any]  # of the evaluation that trained them
 
     @property
     def taps(self) -> tuple[str, ...]:

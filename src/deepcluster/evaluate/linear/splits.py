@@ -23,17 +23,11 @@ HOLDOUT, FOLDS, SHOTS = 11, 12, 13
 
 @dataclass(frozen=True)
 class Split:
-    """n labeled images of a source.
+    """n labeled images of a source."""
 
-    Attributes:
-        pixels: the images of the whole source.
-        index: (n,) int64 ascending, positions in the source.
-        labels: (n,) int64.
-    """
-
-    pixels: Pixels
-    index: np.ndarray
-    labels: np.ndarray
+    pixels: Pixels  # of the whole source
+    index: np.ndarray  # (n,) int64 ascending, positions in the source
+    labels: np.ndarray  # (n,) int64
 
     def __len__(self) -> int:
         return len(self.index)
@@ -49,19 +43,13 @@ class Split:
 
 @dataclass(frozen=True)
 class LabeledData:
-    """What a protocol learns from and is scored on.
-
-    Attributes:
-        classes: K names; labels are positions in it.
-        unlabeled: number of images without a label, which are left out.
-        test_description: which images the test split holds, in words.
-    """
+    """What a protocol learns from and is scored on."""
 
     train: Split
     test: Split
-    classes: tuple[str, ...]
-    unlabeled: int
-    test_description: str
+    classes: tuple[str, ...]  # K names; labels are positions in it
+    unlabeled: int  # images without a label, which are left out
+    test_description: str  # which images the test split holds, in words
 
     def settings(self) -> dict[str, Any]:
         """For the result, once all images have been decoded."""

@@ -18,6 +18,8 @@ from deepcluster.features.block_reader import normalize_rows
 
 PRECISION_AT = (1, 5, 10)
 """Numbers of first images whose precision is reported."""
+BLOCK = 1 << 24
+"""Similarities that are computed at once."""
 
 
 def relevant_ranks(similarity: np.ndarray, relevant: np.ndarray, ignored: np.ndarray) -> np.ndarray:
@@ -75,7 +77,6 @@ def score_rankings(
     *,
     expansion: int = 0,
     device: str | torch.device = "cpu",
-    block: int = 1 << 24,
 ) -> tuple[dict[str, float], list[dict[str, Any]]]:
     """Mean average precision over the queries that have a relevant image, and the numbers of each query.
 
@@ -88,7 +89,6 @@ def score_rankings(
         queries: (Q, P) rows of length one.
         expansion: add this many of the first images to each query, and search again (Chum et al., ICCV 2007).
         device: where similarities are computed.
-        block: similarities that are computed at once.
 
     Returns:
         name -> fraction of 1, such as map_medium or mp10_medium; and for each query a dict of its name, and the
@@ -97,12 +97,12 @@ def score_rankings(
     rows = torch.from_numpy(np.ascontiguousarray(queries, np.float32)).to(device)
     bank = torch.from_numpy(np.ascontiguousarray(database, np.float32)).to(device)
     if expansion:
-        rows = expand_queries(truth, bank, rows, expansion, block)
+        rows = expand_queries(truth, bank, rows, expansion)
     average_precision = step_ap if truth.kind == "groups" else trapezoid_ap
     cutoffs = PRECISION_AT if truth.kind in ("revisited", "groups") else ()
     values: dict[str, list[float]] = {}
     single = []
-    for query, similarity in _similarities(bank, rows, block):
+    for query, similarity in _similarities(bank, rows):
         entry: dict[str, Any] = {"query": truth.queries[query]}
         for suffix, (relevant, ignored) in truth.measures.items():
             ranks = relevant_ranks(similarity, truth.union(relevant, query), truth.union(ignored, query))
@@ -116,13 +116,13 @@ def score_rankings(
     return {name: float(np.mean(values[name])) if name in values else float("nan") for name in names}, single
 
 
-def expand_queries(truth: GroundTruth, database: Tensor, queries: Tensor, count: int, block: int) -> Tensor:
+def expand_queries(truth: GroundTruth, database: Tensor, queries: Tensor, count: int) -> Tensor:
     """(Q, P) means of each query and the `count` rows of the database that are nearest to it, of length one.
 
     A query whose own image is ignored does not find it.
     """
     result = queries.clone()
-    for query, similarity in _similarities(database, queries, block):
+    for query, similarity in _similarities(database, queries):
         if truth.ignores_own_image:
             similarity = similarity.copy()
             similarity[truth.sets["junk"][query]] = -np.inf
@@ -132,9 +132,9 @@ def expand_queries(truth: GroundTruth, database: Tensor, queries: Tensor, count:
     return normalize_rows(result)
 
 
-def _similarities(database: Tensor, queries: Tensor, block: int) -> Iterator[tuple[int, np.ndarray]]:
+def _similarities(database: Tensor, queries: Tensor) -> Iterator[tuple[int, np.ndarray]]:
     """Each query and its (N,) dot products, computed for several queries at a time."""
-    step = max(1, block // max(1, len(database)))
+    step = max(1, BLOCK // max(1, len(database)))
     for start in range(0, len(queries), step):
         rows = (queries[start : start + step] @ database.T).cpu().numpy()
         for offset, similarity in enumerate(rows):

@@ -21,19 +21,12 @@ VOID = 255
 
 @dataclass(frozen=True)
 class Annotation:
-    """The n objects of one annotation file, in order.
+    """The n objects of one annotation file, in order."""
 
-    Attributes:
-        names: n class names.
-        boxes: (n, 4) float32, see `Objects`; NaN where the box is broken.
-        difficult: (n,) bool.
-        problems: one reason for each thing that was broken and left out.
-    """
-
-    names: list[str]
-    boxes: np.ndarray
-    difficult: np.ndarray
-    problems: list[str]
+    names: list[str]  # of their classes
+    boxes: np.ndarray  # (n, 4) float32, see `Objects`; NaN where the box is broken
+    difficult: np.ndarray  # (n,) bool
+    problems: list[str]  # one reason for each thing that was broken and left out
 
     def objects(self, classes: Sequence[str]) -> Objects:
         """Those with a box whose class is one of `classes`."""

@@ -32,20 +32,17 @@ RULES: dict[Rule, str] = {
     "sklearn": "scikit-learn's average_precision_score, as in the published code of DeepCluster",
 }
 
+MIN_IOU = 0.5
+"""Intersection over union from which on a box finds an object."""
+
 
 @dataclass(frozen=True)
 class Detections:
-    """The m boxes found in one image.
+    """The m boxes found in one image."""
 
-    Attributes:
-        boxes: (m, 4) x1, y1, x2, y2, as `Objects` has them.
-        labels: (m,) int64.
-        scores: (m,) floats, larger = more confident.
-    """
-
-    boxes: np.ndarray
-    labels: np.ndarray
-    scores: np.ndarray
+    boxes: np.ndarray  # (m, 4) x1, y1, x2, y2, as `Objects` has them
+    labels: np.ndarray  # (m,) int64
+    scores: np.ndarray  # (m,) floats, larger = more confident
 
 
 def classification_ap(scores: np.ndarray, labels: np.ndarray, rule: Rule = "11-point") -> float:
@@ -88,7 +85,6 @@ def detection_aps(
     classes: int,
     *,
     rule: DetectionRule = "11-point",
-    min_iou: float = 0.5,
 ) -> np.ndarray:
     """(C,) average precision of each class over N images, fractions of 1; NaN for a class without an object that is not
     difficult. See `match` for how boxes meet objects.
@@ -97,7 +93,6 @@ def detection_aps(
         predicted: boxes found in each of the N images.
         truth: objects of each of the N images, `VOC.objects`.
         classes: C.
-        min_iou: intersection over union from which on a box finds an object.
 
     Raises:
         DeepClusterError: an unknown rule, or scores that are not finite.
@@ -110,20 +105,18 @@ def detection_aps(
             difficult = objects.difficult[wanted]
             positives += int((~difficult).sum())
             scores.append(_finite(found.scores[own]))
-            outcomes.append(match(found.boxes[own], scores[-1], objects.boxes[wanted], difficult, min_iou=min_iou))
+            outcomes.append(match(found.boxes[own], scores[-1], objects.boxes[wanted], difficult))
         if positives:
             ranked = np.concatenate(outcomes)[np.argsort(-np.concatenate(scores), kind="stable")]
             values[label] = _ranked_ap(ranked[ranked != 0] > 0, positives, rule)
     return values
 
 
-def match(
-    boxes: np.ndarray, scores: np.ndarray, truth: np.ndarray, difficult: np.ndarray, *, min_iou: float = 0.5
-) -> np.ndarray:
+def match(boxes: np.ndarray, scores: np.ndarray, truth: np.ndarray, difficult: np.ndarray) -> np.ndarray:
     """Which boxes of one class find an object of one image, as VOC decides it.
 
     Each box is compared with the object that it overlaps most (the first of equals), found already or not. With an IoU
-    of `min_iou` or more it finds it; of several such boxes the one with the highest score is right and the others are
+    of `MIN_IOU` or more it finds it; of several such boxes the one with the highest score is right and the others are
     wrong. A box on a difficult object is neither right nor wrong.
 
     Args:
@@ -136,23 +129,18 @@ def match(
     outcome = np.full(len(boxes), -1, np.int8)
     if not len(boxes) or not len(truth):
         return outcome
-    iou = _box_iou(boxes, truth)
+    # in double precision: an IoU of just 1/2 counts
+    iou = box_iou(*(torch.from_numpy(np.asarray(one, np.float64)) for one in (boxes, truth))).numpy()
     found: set[int] = set()
     for row in np.argsort(-scores, kind="stable"):
         target = int(iou[row].argmax())
-        if iou[row, target] >= min_iou:
+        if iou[row, target] >= MIN_IOU:
             if difficult[target]:
                 outcome[row] = 0
             elif target not in found:
                 outcome[row] = 1
                 found.add(target)
     return outcome
-
-
-def _box_iou(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """Intersection over union of (m, 4) and (n, 4) boxes, in double precision: an IoU of just 1/2 counts."""
-    iou: np.ndarray = box_iou(*(torch.from_numpy(np.asarray(one, np.float64)) for one in (boxes, others))).numpy()
-    return iou
 
 
 def _ranked_ap(right: np.ndarray, positives: int, rule: str) -> float:

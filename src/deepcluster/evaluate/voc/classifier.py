@@ -38,20 +38,15 @@ EPSILON = 1e-5  # of the L2 normalization, as in OpenSelfSup's benchmark
 
 @dataclass(frozen=True)
 class ClassificationTask:
-    """What both ways of classifying are given.
-
-    Attributes:
-        labels, truth: (N, C) and (M, C) 1, 0 or -1, of the N images to train on and the M to test.
-        seeds: of the draws.
-    """
+    """What both ways of classifying are given."""
 
     subject: Subject
     train: VOC
     test: VOC
-    labels: np.ndarray
-    truth: np.ndarray
+    labels: np.ndarray  # (N, C) 1, 0 or -1, of the images to train on
+    truth: np.ndarray  # (M, C), likewise, of those to test
     ap: Rule
-    seeds: Sequence[int]
+    seeds: Sequence[int]  # of the draws
     screen: Screen
 
     def files(self, depends_on: Any, save_seconds: float = 300.0) -> tuple[Path, ResumeFile]:

@@ -117,18 +117,11 @@ PYRAMID_WIDTH = 256
 
 @dataclass(frozen=True)
 class DetectorConfig:
-    """What a detector is made of; see the options of `voc_detection` of the same names.
-
-    Attributes:
-        pool: "max" over rounded cells, as in the papers of AlexNet and VGG-16, or read at exact places ("align", arXiv
-            1703.06870 §3).
-        min_sizes: in training, the shorter side is one of these instead of `min_size`.
-        anchors: sides of anchors in pixels of the scaled image; () = those of the papers, scaled with the image.
-    """
+    """What a detector is made of; see the options of `voc_detection` of the same names."""
 
     head: Literal["faster", "fast"] = "faster"
     fpn: bool = False
-    pool: Literal["max", "align"] = "max"
+    pool: Literal["max", "align"] = "max"  # align: arXiv 1703.06870 §3
     min_size: int = 600
     max_size: int = 1000
     min_sizes: tuple[int, ...] = ()

@@ -54,13 +54,8 @@ class FeatureMap(NamedTuple):
 
 
 class FeatureMaps(nn.Module):
-    """(B, 3, H, W) normalized images -> the maps of a backbone, from fine to coarse.
-
-    Args:
-        sobel: the backbone's input layer.
-        parts: what leads from the input to the first map, from there to the next, and so on.
-        maps: what they give.
-    """
+    """(B, 3, H, W) normalized images -> the maps of a backbone, from fine to coarse: `parts` behind its input layer
+    lead from the input to the first map, from there to the next, and so on; `maps` is what is known of these."""
 
     def __init__(self, sobel: nn.Module, parts: Sequence[nn.Module], maps: Sequence[FeatureMap]) -> None:
         super().__init__()
@@ -77,12 +72,7 @@ class FeatureMaps(nn.Module):
 
 
 class MapNetwork(nn.Module):
-    """A network on the maps of a backbone that can be saved.
-
-    Attributes:
-        kind, about: see `tensor_file.load_network`.
-        maps: of the backbone.
-    """
+    """A network on the maps of a backbone that can be saved; for `kind` and `about` see `tensor_file.load_network`."""
 
     kind: str
     about: dict[str, Any]

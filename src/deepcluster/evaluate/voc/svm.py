@@ -42,18 +42,12 @@ FOLD, SHOTS = 11, 12
 
 @dataclass(frozen=True)
 class ClassSVMs:
-    """The SVMs of C classes on D features; one for a class without positives or without negatives is zero.
+    """The SVMs of C classes on D features; one for a class without positives or without negatives is zero."""
 
-    Attributes:
-        weight, bias: (C, D) and (C,) float64 tensors; score = features · weight + bias.
-        cost: (C,) float64 tensor, scikit-learn's C, chosen by cross-validation, or `FALLBACK_COST`; NaN without an SVM.
-        converged: (C,) bool tensor, whether liblinear met its tolerance within `MAX_ITER` iterations.
-    """
-
-    weight: Tensor
-    bias: Tensor
-    cost: Tensor
-    converged: Tensor
+    weight: Tensor  # (C, D) float64
+    bias: Tensor  # (C,) float64; score = features · weight + bias
+    cost: Tensor  # (C,) float64, scikit-learn's C, chosen by cross-validation, or `FALLBACK_COST`; NaN without an SVM
+    converged: Tensor  # (C,) bool, whether liblinear met its tolerance within `MAX_ITER` iterations
 
     def scores(self, features: np.ndarray) -> np.ndarray:
         """(N, C) of (N, D) features."""

@@ -43,17 +43,12 @@ Network = TypeVar("Network", bound=MapNetwork)
 
 @dataclass(frozen=True)
 class SGDConfig:
-    """So many iterations of SGD with momentum, on batches of so many images.
-
-    Attributes:
-        lr: rate of the first step; biases learn twice as fast, as in all of these papers (arXiv 1504.08083 §2.3).
-        drops: steps at which the rate falls to a tenth.
-    """
+    """So many iterations of SGD with momentum, on batches of so many images."""
 
     iterations: int
     batch: int
-    lr: float
-    drops: tuple[int, ...]
+    lr: float  # of the first step; biases learn twice as fast, as in all of these papers (arXiv 1504.08083 §2.3)
+    drops: tuple[int, ...]  # steps at which the rate falls to a tenth
     momentum: float = 0.9
     weight_decay: float = 5e-4
 
@@ -86,16 +81,12 @@ def load_split(voc: VOC, subject: Subject, screen: Screen, short_side: int | Non
 
 
 class Examples:
-    """Images of a split as tensors, decoded once where there is room to keep them.
-
-    Attributes:
-        bad: index -> reason, of the images that are left out.
-    """
+    """Images of a split as tensors, decoded once where there is room to keep them."""
 
     def __init__(self, voc: VOC, subject: Subject, screen: Screen) -> None:
         self.voc, self.device = voc, subject.device
         self.pixels = load_split(voc, subject, screen)
-        self.bad = self.pixels.bad
+        self.bad = self.pixels.bad  # index -> reason, of the images that are left out
 
     def image(self, index: int) -> Tensor | None:
         """(3, H, W) uint8; None where it is missing or broken."""
