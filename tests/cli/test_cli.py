@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -29,6 +30,13 @@ def mistake(capsys: pytest.CaptureFixture[str], *words: object) -> str:
     assert status == 2, err
     assert err.startswith("deepcluster: ") and err.count("\n") == 1 and "Traceback" not in err
     return err
+
+
+def cut_off(folder: Path) -> Path:
+    """A file in place of the folder, in which nothing can be written, not by root either."""
+    shutil.rmtree(folder)
+    folder.write_text("")
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -175,6 +183,11 @@ def test_evaluate_export_report(run: Path, tmp_path: Path, capsys: pytest.Captur
     assert json.loads((digits / "evaluation/clusters.json").read_text()) == scores
     status, out, _ = said(capsys, "evaluate", digits, "knn", "--data", "digits", "--k", 5, "--json")
     assert status == 0 and 0.5 < json.loads(out)["scores"]["knn5_top1"] <= 1
+    assert cut_off(digits / "evaluation").is_file()
+    status, out, err = said(capsys, "evaluate", digits, "clusters", "--json")
+    assert status == 2 and json.loads(out) == scores and "evaluation" in err, (
+        "scores are said where they cannot be kept"
+    )
     for kind, name in (("safetensors", "b.safetensors"),):
         assert said(capsys, "export", digits, "--format", kind, "--out", tmp_path / name)[0] == 0
         assert (tmp_path / name).stat().st_size > 1000

@@ -277,6 +277,10 @@ def test_old_files_without_counters_or_classifier_are_read(tmp_path: Path) -> No
             "not the paper's fixed Sobel filter",
         ),
         (
+            lambda weights: weights.update({"features.module.4.bias": torch.full((256,), torch.nan)}),
+            r"not finite, in features\.4\.bias",
+        ),
+        (
             lambda weights: weights.update({"features.module.0.weight": "text"}),
             "no tensor at 'features.module.0.weight'",
         ),

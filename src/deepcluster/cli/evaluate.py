@@ -5,7 +5,7 @@ The options of a protocol are the parameters of its function in `evaluate`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from deepcluster.cli.common import several_processes, take_name
@@ -15,9 +15,6 @@ from deepcluster.errors import DeepClusterError
 
 if TYPE_CHECKING:
     import numpy as np
-
-    from deepcluster.engine.log import Screen
-    from deepcluster.engine.subject import Subject
 
 PROTOCOLS = {
     "clusters": "clusters:clusters",
@@ -66,8 +63,9 @@ def command(arguments: list[str]) -> None:
         subject = opening.call(values)
         subject.group = group
         mark = "" if values["untrained"] else subject.mark
+        grouped: list[tuple[np.ndarray, np.ndarray, Sequence[str]]] = []
         result = protocol.call(
-            values, subject=subject, run=subject, screen=screen, on_assignment=_confusion_figure(subject, screen)
+            values, subject=subject, run=subject, screen=screen, on_assignment=lambda *told: grouped.append(told)
         )
         if not group.is_first:
             return
@@ -80,18 +78,9 @@ def command(arguments: list[str]) -> None:
     file = result.save(subject.results)
     if not values["json"]:
         screen.print(f"{file} holds them with all settings")
-
-
-def _confusion_figure(subject: Subject, screen: Screen) -> Callable[[np.ndarray, np.ndarray, Sequence[str]], None]:
-    """What protocol clusters calls with the run's clusters, the classes and their names."""
-
-    def draw(assignment: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> None:
-        if not subject.group.is_first:
-            return
+    for assignment, labels, names in grouped:
         from deepcluster.visualize import style
         from deepcluster.visualize.confusion import confusion_figure
 
         file = style.save(confusion_figure(assignment, labels, names), subject.results / "clusters-confusion.png")
         screen.print(f"{file} shows which classes share clusters")
-
-    return draw
