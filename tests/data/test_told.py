@@ -155,6 +155,16 @@ def test_a_member_without_a_name_or_with_that_of_a_folder_is_told(tmp_path: Path
             assert len(open_images(str(file))) == 1
 
 
+def test_zip_files_put_end_to_end_are_told(tmp_path: Path) -> None:
+    first, second = (packed(tmp_path / f"{name}.zip", f"{name}/1.png").read_bytes() for name in "ab")
+    both = tmp_path / "both.zip"
+    both.write_bytes(first + second)
+    with pytest.warns(DeepClusterWarning, match="begins with the members of another zip file"):
+        assert len(open_images(str(both))) == 1
+    both.write_bytes(b"#!/bin/sh\n" + second)  # unpacks itself
+    assert open_images(str(both)).read(0).shape == (8, 8, 3)
+
+
 @pytest.mark.parametrize("zeros", [0, 512, 1023])
 def test_a_tar_file_without_an_end_mark_is_told(zeros: int, tmp_path: Path) -> None:
     file = packed(tmp_path / "1.tar", "x/a.png", "x/b.png")

@@ -217,6 +217,8 @@ HEADER = struct.Struct("<4s5H3L2H")
 #: The record at the end (APPNOTE 4.3.16), with the number of members, or, for more of them, a number that says so.
 END = struct.Struct("<4s4H2LH")
 TOLD_ELSEWHERE = 0xFFFF
+#: What a local header begins with.
+LOCAL = b"PK\x03\x04"
 #: Bytes read beyond header and content, for the name and the extra field, whose lengths only the header tells.
 SLACK = 512
 #: A member that unpacks to more is not an image but an attack.
@@ -245,6 +247,12 @@ def _scan_zip(stream: BinaryIO, wanted: Wanted, texts: Texts) -> tuple[list[tupl
                         texts[one.filename.removesuffix(".cls")] = head()
             if (told := _told_members(stream)) not in (len(archive.infolist()), TOLD_ELSEWHERE):
                 return found, f"lists {len(archive.infolist()):,} members of {told:,}"
+            stream.seek(0)
+            if min((one.header_offset for one in archive.infolist()), default=0) and stream.read(4) == LOCAL:
+                return (
+                    found,
+                    "begins with the members of another zip file, which are not read (as by `cat a.zip b.zip`)",
+                )
     except (zipfile.BadZipFile, EOFError, ValueError, NotImplementedError, struct.error) as error:
         return found, f"has a damaged list of members ({error})" if found else f"cannot be read as a zip file ({error})"
     return found, _told(others)
@@ -266,7 +274,7 @@ def _told_members(stream: BinaryIO) -> int:
 
 def _read_zip(read: Read, offset: int, length: int) -> bytes:
     data = read(offset, HEADER.size + SLACK + length)
-    if len(data) < HEADER.size or not data.startswith(b"PK\x03\x04"):
+    if len(data) < HEADER.size or not data.startswith(LOCAL):
         raise BadImage("damaged: there is no zip header where its shard's index has one")
     _, _, flags, method, _, _, checksum, _, _, name, extra = HEADER.unpack_from(data)
     begin = HEADER.size + name + extra
