@@ -1,6 +1,6 @@
 // A grid of images: any number of them, of which only those in view exist as elements.
-import { telling } from "./api.js";
 import { byId, el, file, fixed, once, thumb } from "./dom.js";
+import { Paged } from "./paged.js";
 import { edit } from "./store.js";
 
 const PAGE = 200;
@@ -8,19 +8,20 @@ const GAP = 8;
 const HIGHEST = 8_000_000;
 let made = 0;
 
-export class ImageGrid {
+export class ImageGrid extends Paged {
   // load(offset, limit) gives {total, images}; tag(image) the words under an image; open(image) is for a click.
   constructor({ load, tag, open, label, side = 112 }) {
-    Object.assign(this, { load, tag, open, side });
+    super(PAGE);
+    Object.assign(this, { load, tag, go: open, side });
     this.name = `grid-${(made += 1)}`;
-    this.total = 0;
-    this.active = 0;
     this.anchor = null;
-    this.pages = new Map();
-    this.asked = new Set();
     this.gone = false;
     this.node = el("div", { class: "grid", role: "listbox", "aria-multiselectable": "true", "aria-label": label, tabindex: "0" });
-    this.node.addEventListener("keydown", (event) => this.key(event));
+    this.node.addEventListener("keydown", (event) => {
+      const { columns } = this;
+      const many = columns * Math.max(1, Math.floor(byId("view").clientHeight / (this.cell + GAP)) - 1);
+      this.key(event, { ArrowRight: 1, ArrowLeft: -1, ArrowDown: columns, ArrowUp: -columns, PageDown: many, PageUp: -many });
+    });
     this.node.addEventListener("click", (event) => this.click(event));
     this.redraw = once(() => this.draw());
     byId("view").addEventListener("scroll", this.redraw);
@@ -40,31 +41,8 @@ export class ImageGrid {
   }
 
   // Looks at the images again, without moving.
-  async again() {
-    const page = Math.floor((this.firstRow() * this.columns) / PAGE) || 0;
-    const round = (this.round = (this.round ?? 0) + 1);
-    const found = await telling(() => this.load(page * PAGE, PAGE));
-    if (!found || this.gone || round !== this.round) return;
-    this.pages = new Map([[page, found.images]]); // what was there stays until now
-    this.asked = new Set([page]);
-    this.total = found.total;
-    this.active = Math.max(0, Math.min(this.active, this.total - 1));
-    this.draw();
-  }
-
-  async fetch(page) {
-    if (this.asked.has(page)) return;
-    this.asked.add(page);
-    const { pages } = this;
-    const found = await telling(() => this.load(page * PAGE, PAGE));
-    if (!found || this.gone || pages !== this.pages) return;
-    pages.set(page, found.images);
-    this.total = found.total;
-    this.draw();
-  }
-
-  at(position) {
-    return this.pages.get(Math.floor(position / PAGE))?.[position % PAGE] ?? null;
+  again() {
+    return this.fetch(Math.floor((this.firstRow() * this.columns) / PAGE) || 0, true);
   }
 
   get columns() {
@@ -162,7 +140,7 @@ export class ImageGrid {
       this.toggle(position);
     } else {
       this.active = position;
-      this.open(this.at(position));
+      this.go(this.at(position));
       return;
     }
     this.active = position;
@@ -191,22 +169,9 @@ export class ImageGrid {
     }
   }
 
-  key(event) {
-    if (event.ctrlKey || event.metaKey || event.altKey) return;
-    const { columns } = this;
-    const rows = Math.max(1, Math.floor(byId("view").clientHeight / (this.cell + GAP)) - 1);
-    const steps = {
-      ArrowRight: 1, j: 1, ArrowLeft: -1, k: -1, ArrowDown: columns, ArrowUp: -columns,
-      PageDown: rows * columns, PageUp: -rows * columns, Home: -this.total, End: this.total,
-    };
-    if (event.key in steps) this.step(steps[event.key]);
-    else if (event.key === "Enter" && this.at(this.active)) this.open(this.at(this.active));
-    else if (event.key === "x" || event.key === " ") {
-      this.anchor = this.active;
-      this.toggle(this.active);
-    } else return;
-    event.preventDefault();
-    event.stopPropagation();
+  pick() {
+    this.anchor = this.active;
+    this.toggle(this.active);
   }
 
   step(by) {

@@ -1,25 +1,28 @@
 // The list of clusters: any number of them, of which only those in view exist as elements.
-import { get, telling } from "./api.js";
+import { get } from "./api.js";
 import { byId, button, CLEAR, count, el, once, percent, thumb } from "./dom.js";
+import { Paged } from "./paged.js";
 import { edit, store } from "./store.js";
 
 const HEIGHT = 58;
 const PAGE = 100;
 const HIGHEST = 8_000_000; // browsers end somewhere beyond
 
-export class ClusterList {
+export class ClusterList extends Paged {
   constructor(open) {
+    super(PAGE);
     this.open = open;
     this.box = byId("rows");
     this.space = el("div", { class: "space" });
     this.box.append(this.space);
     this.marked = new Map();
     this.current = null;
-    this.active = 0;
-    Object.assign(this, { pages: new Map(), asked: new Set(), total: 0, round: 0 });
     this.box.addEventListener("scroll", once(() => this.draw()));
     new ResizeObserver(once(() => this.draw())).observe(this.box);
-    this.box.addEventListener("keydown", (event) => this.key(event));
+    this.box.addEventListener("keydown", (event) => {
+      const many = Math.max(1, Math.floor(this.box.clientHeight / HEIGHT) - 1);
+      this.key(event, { ArrowDown: 1, ArrowUp: -1, PageDown: many, PageUp: -many });
+    });
     this.box.addEventListener("click", (event) => this.click(event));
     let typing = 0;
     byId("search").addEventListener("input", () => {
@@ -51,45 +54,22 @@ export class ClusterList {
     if (on) this.box.focus();
   }
 
-  query(offset) {
+  load(offset, limit) {
     const [sort, descending] = byId("sort").value.split("-");
-    const words = new URLSearchParams({ sort, descending, search: byId("search").value, offset, limit: PAGE });
+    const words = new URLSearchParams({ sort, descending, search: byId("search").value, offset, limit });
     if (byId("show-hidden").checked) words.set("hidden", "1");
-    return `/api/clusters?${words}`;
+    return get(`/api/clusters?${words}`);
   }
 
-  // Asks anew; what is there stays until the answer is.
   async reload(top = false) {
-    this.round += 1;
     const page = top ? 0 : Math.floor(this.first() / PAGE);
     if (top) this.active = 0;
-    const found = await this.load(page, true);
+    const found = await this.fetch(page, true);
     if (!found) return;
     if (top) this.box.scrollTop = 0;
-    this.active = Math.max(0, Math.min(this.active, this.total - 1));
-    this.draw();
-  }
-
-  async load(page, anew = false) {
-    if (!anew && this.asked.has(page)) return null;
-    this.asked.add(page);
-    const { round } = this;
-    const found = await telling(() => get(this.query(page * PAGE)));
-    if (!found || round !== this.round) return null;
-    if (anew) {
-      this.pages = new Map();
-      this.asked = new Set([page]);
-    }
-    this.pages.set(page, found.rows);
-    this.total = found.total;
     const of = found.total === found.all ? "" : ` of ${found.all.toLocaleString("en")}`;
     byId("list-count").textContent = of ? `${found.total.toLocaleString("en")}${of} clusters` : count(found.total, "cluster");
     this.draw();
-    return found;
-  }
-
-  at(position) {
-    return this.pages.get(Math.floor(position / PAGE))?.[position % PAGE] ?? null;
   }
 
   // With very many clusters the bar's way is shorter than the list's.
@@ -112,7 +92,7 @@ export class ClusterList {
     for (let position = first; position < last; position += 1) {
       const row = this.at(position);
       if (row) rows.push(this.row(row, position, position * HEIGHT - shift));
-      else this.load(Math.floor(position / PAGE));
+      else this.fetch(Math.floor(position / PAGE));
     }
     if (!this.total) rows.push(el("div", { class: "empty", role: "option", "aria-selected": "false", text: "No cluster of that kind." }));
     box.replaceChildren(this.space, ...rows);
@@ -151,7 +131,7 @@ export class ClusterList {
     if (!node) return;
     this.active = Number(node.dataset.position);
     const row = this.at(this.active);
-    if (event.target.closest(".tick") || event.ctrlKey || event.metaKey) this.mark(row);
+    if (event.target.closest(".tick") || event.ctrlKey || event.metaKey) this.pick(row);
     else this.go(row);
   }
 
@@ -183,19 +163,7 @@ export class ClusterList {
     this.draw();
   }
 
-  key(event) {
-    if (event.ctrlKey || event.metaKey || event.altKey) return;
-    const many = Math.max(1, Math.floor(this.box.clientHeight / HEIGHT) - 1);
-    const steps = { ArrowDown: 1, j: 1, ArrowUp: -1, k: -1, PageDown: many, PageUp: -many, Home: -this.total, End: this.total };
-    if (event.key in steps) this.step(steps[event.key]);
-    else if (event.key === "Enter") this.go(this.at(this.active));
-    else if (event.key === "x" || event.key === " ") this.mark(this.at(this.active));
-    else return;
-    event.preventDefault();
-    event.stopPropagation();
-  }
-
-  mark(row) {
+  pick(row) {
     if (!row || row.id < 0) return;
     if (!this.marked.delete(row.id)) this.marked.set(row.id, row.name);
     this.tellMarked();
