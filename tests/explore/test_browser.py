@@ -375,6 +375,12 @@ def test_the_map_is_pinched_with_two_fingers(browser: Any, site: Site) -> None:
         page.get_by_role("button", name="nearer").click()
     nearer = pixels()
     assert (pinched != nearer).mean() < 0.005 < 0.02 < (whole != nearer).mean(), "2.25 times apart is 1.5 x 1.5 nearer"
+    open_view(page, site, "clusters")
+    page.locator(".cell").first.wait_for()
+    assert page.locator(".cell .tick").nth(1).evaluate("node => getComputedStyle(node).opacity") == "1"
+    page.get_by_role("button", name="Select all").tap()
+    page.locator("#toast").filter(has_text="Selected").wait_for()
+    assert "with u" not in page.locator("#toast").inner_text()
     context.close()
 
 

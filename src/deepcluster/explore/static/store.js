@@ -1,6 +1,6 @@
 // What all parts of the page share: the server's state, edits, and who wants to know of changes.
 import { get, post, telling } from "./api.js";
-import { toast } from "./dom.js";
+import { toast, touch } from "./dom.js";
 
 export const store = { state: null };
 const listeners = [];
@@ -21,7 +21,7 @@ export async function edit(change, said) {
   const state = await telling(() => post("/api/edits", change));
   if (!state) return false;
   take(state, change.op);
-  if (said) toast(`${said} Undo with u.`);
+  if (said) toast(touch ? said : `${said} Undo with u.`);
   return true;
 }
 
