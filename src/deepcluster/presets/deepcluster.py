@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from deepcluster.config import BackboneParams, DataParams, OptimizerParams, TrainRun
+from deepcluster.config import BackboneParams, DataParams, OptimizerParams, TrainRun, override
 from deepcluster.methods.params import DeepClusterParams
 from deepcluster.presets.preset import Preset
 
@@ -146,11 +146,7 @@ RESNET50 = Preset(
 )
 
 RESNET50_RGB = Preset(
-    replace(
-        RESNET50.run,
-        optimizer=replace(RESNET50.run.optimizer, lr=0.3),
-        backbone=BackboneParams(name="resnet50"),
-    ),
+    override(RESNET50.run, {"optimizer.lr": 0.3, "backbone.sobel": "none"}),
     """ResNet-50 on colors with lr .3, OpenSelfSup's variant without Sobel.
 
     Source: OpenSelfSup's configuration deepcluster/r50 with Sobel taken out and the learning rate raised (facts only;

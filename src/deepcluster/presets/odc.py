@@ -4,23 +4,21 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from deepcluster.config import BackboneParams, DataParams, OptimizerParams, TrainRun
+from deepcluster.config import BackboneParams, OptimizerParams
 from deepcluster.methods.params import ODCParams
 from deepcluster.presets.deepcluster import CONVNET as DEEPCLUSTER_CONVNET
+from deepcluster.presets.deepcluster import RESNET18 as DEEPCLUSTER_RESNET18
+from deepcluster.presets.deepcluster import RESNET50 as DEEPCLUSTER_RESNET50
 from deepcluster.presets.preset import Preset
 
-_STRONG = DataParams(jitter=1.0, brightness=0.4, contrast=0.4, saturation=1.0, hue=0.5, gray=0.2, rotate=2.0)
-
 RESNET50 = Preset(
-    TrainRun(
+    replace(
+        DEEPCLUSTER_RESNET50.run,
         epochs=440,
-        batch_size=512,
-        image_size=224,
         method=ODCParams(),
         optimizer=OptimizerParams(
             name="sgd", lr=0.06, momentum=0.9, weight_decay=1e-5, schedule="step", step_epochs=400.0, step_factor=0.4
         ),
-        data=_STRONG,
         backbone=BackboneParams(name="resnet50"),
     ),
     """ResNet-50 by online deep clustering, as in the paper (arXiv 2006.10645).
@@ -34,13 +32,10 @@ RESNET50 = Preset(
 
 RESNET18 = Preset(
     replace(
-        RESNET50.run,
-        epochs=100,
-        batch_size=256,
+        DEEPCLUSTER_RESNET18.run,
         method=ODCParams(k=500),
-        optimizer=OptimizerParams(name="sgd", lr=0.06, momentum=0.9, weight_decay=1e-4, schedule="cosine"),
-        data=replace(_STRONG, crop_scale=(0.2, 1.0), jitter=0.8, hue=0.1, saturation=0.4),
-        backbone=BackboneParams(name="resnet18"),
+        optimizer=replace(DEEPCLUSTER_RESNET18.run.optimizer, lr=0.06),
+        data=replace(DEEPCLUSTER_RESNET18.run.data, rotate=2.0),
     ),
     """ResNet-18 by online deep clustering, for a folder of photos; set --method.k to about ten times the kinds in it.
 
