@@ -32,7 +32,7 @@ from deepcluster.engine.log import Screen
 from deepcluster.engine.model import Model
 from deepcluster.engine.run import load_run
 from deepcluster.engine.run_folder import read_config
-from deepcluster.errors import BadImage, DeepClusterWarning
+from deepcluster.errors import BadImage, DeepClusterWarning, explained
 from deepcluster.evaluate.doctor.diagnosis import diagnose
 from deepcluster.evaluate.result import Result
 from deepcluster.evaluate.voc.annotation import parse_annotation
@@ -266,7 +266,10 @@ def _run(run: Path) -> Iterator[Kind]:
         config = read_config(run)
         settings = from_dict(config["settings"])
         check(settings)
-        build_parts(settings, config["images"], fabric, SINGLE)
+        try:
+            build_parts(settings, config["images"], fabric, SINGLE)
+        except RuntimeError as error:  # as the commands say it
+            raise explained(error) or error from None
         views_of(settings, build_parts(settings, 6, fabric, SINGLE).method.backbone)
         return opened(place), _images(open_images(config["data"]))
 
