@@ -8,7 +8,11 @@ WORKERS ?= $(shell $(PYTHON) -c "import os; print(min(4, (os.cpu_count() or 1) +
 # Compiled modules are kept, whatever the environment says: hundreds of processes are started.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo test test-all check bench docs clean
+# Presets whose weights go with a release: on the digits, and on small images where there are some in DATA.
+TINY ?= tiny-deepcluster tiny-deepcluster-pic tiny-deepercluster tiny-odc tiny-deepcluster-v2 tiny-swav
+SMALL ?= deepcluster-convnet deepercluster-convnet odc-convnet deepcluster-v2-convnet swav-convnet
+
+.PHONY: help demo test test-all check bench docs weights clean
 
 help:
 	@echo "make demo      train on the bundled digits, group tiles of three photos, print scores, write two reports"
@@ -17,6 +21,7 @@ help:
 	@echo "make check     lint, format, types, layers"
 	@echo "make docs      the site of docs/, in build/site"
 	@echo "make bench     every benchmark, side by side with its peer or bound"
+	@echo "make weights   networks and clusters of the small presets with their scores, for a release, in build/weights"
 
 .venv/.user: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -84,6 +89,24 @@ ifneq ($(wildcard $(DATA)/voc/bccd.tar),)
 else
 	@echo "no $(DATA)/voc/bccd.tar: transfer.py skipped"
 endif
+
+weights: .venv/.user
+	set -e; for preset in $(TINY); do \
+		$(BIN)/deepcluster train $$preset --data digits --out runs/weights/$$preset --overwrite; \
+		$(BIN)/deepcluster evaluate runs/weights/$$preset clusters --k classes; \
+	done
+ifneq ($(wildcard $(DATA)/cifar10/test.tar),)
+	set -e; for preset in $(SMALL); do \
+		$(BIN)/deepcluster train $$preset --data "$(DATA)/cifar10/train-*.tar" --out runs/weights/$$preset --overwrite; \
+		$(BIN)/deepcluster evaluate runs/weights/$$preset knn --test $(DATA)/cifar10/test.tar --k 20; \
+	done
+else
+	@echo "no CIFAR-10 in $(DATA)/cifar10: the weights of $(SMALL) are left out; DATA=FOLDER names another folder"
+endif
+	rm -rf build/weights
+	set -e; for run in runs/weights/*; do \
+		$(BIN)/deepcluster export $$run --format huggingface --out build/weights/$$(basename $$run); \
+	done
 
 clean:
 	rm -rf .venv build dist src/*.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
