@@ -33,7 +33,7 @@ from deepcluster.evaluate.doctor import views as view_agreement
 from deepcluster.evaluate.doctor.checks import USUAL_LR, run_checks
 from deepcluster.evaluate.doctor.collect import RunDiagnostics, collect
 from deepcluster.evaluate.doctor.diagnosis import Diagnosis, diagnose
-from deepcluster.evaluate.doctor.findings import SEVERITIES, Finding, effective, how_many, suggested_k
+from deepcluster.evaluate.doctor.findings import SEVERITIES, Finding, how_many, suggested_k
 from deepcluster.evaluate.doctor.views import ViewAgreement
 from deepcluster.methods.params import ODCParams
 
@@ -518,13 +518,6 @@ def test_duplicates_match_brute_force(healthy: Path, tmp_path: Path) -> None:
     found = collect(load_run(tmp_path / "run", "cpu"), sample=0)
     assert found.duplicates == twins > 10
     assert found.sizes is not None and found.sizes.sum() == N - 3
-
-
-def test_effective_clusters_are_exp_of_the_entropy() -> None:
-    assert effective(np.array([5, 5, 5, 5])) == pytest.approx(4)
-    share = np.array([0.5, 0.3, 0.2])
-    assert effective(np.array([50, 30, 0, 20])) == pytest.approx(np.exp(-(share * np.log(share)).sum()))
-    assert effective(np.array([7])) == 1
 
 
 # ------------------------------------------------------------------------------------------------------ broken folders

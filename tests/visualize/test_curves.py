@@ -16,11 +16,12 @@ from matplotlib.figure import Figure
 from matplotlib.patches import StepPatch
 from PIL import Image
 
+from deepcluster.clustering.metrics import effective
 from deepcluster.engine.run import Run
 from deepcluster.errors import DeepClusterError
 from deepcluster.visualize import style
 from deepcluster.visualize.history import Panel, curve, draw_history, history_figure, panel_figure, panels
-from deepcluster.visualize.sizes import draw_sizes, effective, sizes_figure, summary
+from deepcluster.visualize.sizes import draw_sizes, sizes_figure, summary
 
 from .conftest import metrics_row as line
 
@@ -110,6 +111,8 @@ def test_histogram_counts_every_cluster_once() -> None:
 
 def test_effective_clusters() -> None:
     assert effective(np.array([5, 5, 5, 0])) == pytest.approx(3)
+    share = np.array([0.5, 0.3, 0.2])
+    assert effective(np.array([50, 30, 0, 20])) == pytest.approx(np.exp(-(share * np.log(share)).sum()))
     assert effective(np.array([9])) == pytest.approx(1)
     assert effective(np.zeros(3, np.int64)) == 0
     assert summary(np.array([10, 0, 10])) == (

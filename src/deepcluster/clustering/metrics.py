@@ -84,6 +84,13 @@ def size_stats(assignment: Any, k: int) -> dict[str, float | int]:
     }
 
 
+def effective(sizes: np.ndarray) -> float:
+    """exp of the entropy of (K,) sizes: as many equal clusters would be as even; K at most."""
+    from scipy.stats import entropy
+
+    return float(np.exp(entropy(sizes))) if sizes.any() else 0.0
+
+
 def rank_me(features: np.ndarray) -> float:
     """RankMe (arXiv 2210.02885, equation 1): in how many directions (M, D) features vary, from 1 to min(M, D): the
     exponential of the entropy of their singular values. It falls when features collapse, and needs no labels."""

@@ -15,6 +15,7 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from deepcluster.clustering.metrics import effective
 from deepcluster.config import params_of
 from deepcluster.data.decode import decode
 from deepcluster.data.formats import BYTES
@@ -63,7 +64,7 @@ def environment() -> Environment:
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,
     )  # fmt: skip
-    words = (counted, report_text.number, duration, sizes.effective, math.log, np.median)
+    words = (counted, report_text.number, duration, effective, math.log, np.median)
     found.globals |= {word.__name__: word for word in words} | {"naming": NAMING, "named_by": named_by}
     return found
 

@@ -78,12 +78,6 @@ def _frame(axes: Axes, left: float, right: float, top: float) -> None:
         style.ticks(axis, integers=True)
 
 
-def effective(sizes: np.ndarray) -> float:
-    """exp of the entropy of (K,) sizes: as many equal clusters would be as even; K at most."""
-    share = sizes[sizes > 0] / max(sizes.sum(), 1)
-    return float(np.exp(-(share * np.log(share)).sum())) if len(share) else 0.0
-
-
 def summary(sizes: np.ndarray) -> str:
     """The sizes in one line."""
     used, total, images = int((sizes > 0).sum()), len(sizes), int(sizes.sum())

@@ -11,6 +11,7 @@ from dataclasses import asdict
 
 import numpy as np
 
+from deepcluster.clustering.metrics import effective
 from deepcluster.engine.health import stuck, swallows
 from deepcluster.evaluate.doctor.collect import LAST, RunDiagnostics, is_finite
 from deepcluster.evaluate.doctor.findings import (
@@ -22,7 +23,6 @@ from deepcluster.evaluate.doctor.findings import (
     Severity,
     capitalize,
     clusters_option,
-    effective,
     fewer_clusters,
     finding,
     has_option,
@@ -328,9 +328,10 @@ uneven by nature (a third of its clusters under 10 images, the largest near 3,00
 
 def check_cluster_sizes(run: RunDiagnostics) -> Iterator[Finding]:
     """One cluster with most of the images (the trivial solution of arXiv 1807.05520 §3.2), empty and uneven ones."""
-    sizes, k, used = run.sizes, run.k, run.clusters_used
-    if sizes is None or not used:
+    sizes, k = run.sizes, run.k
+    if sizes is None or not sizes.any():
         return
+    used = int((sizes > 0).sum())
     largest, share = int(sizes.max()), float(sizes.max() / sizes.sum())
     trivial = swallows(sizes)
     dominated = k > 1 and (trivial or (share > LARGE_SHARE and share * k > LARGE_TIMES))

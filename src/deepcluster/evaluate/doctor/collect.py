@@ -84,11 +84,6 @@ class RunDiagnostics:
         return 0 if self.sizes is None else len(self.sizes)
 
     @property
-    def clusters_used(self) -> int:
-        """Clusters with an image."""
-        return 0 if self.sizes is None else int((self.sizes > 0).sum())
-
-    @property
     def num_pseudo_classes(self) -> int:
         """Classes that the classifier predicts: clusters, times rotations where images are rotated; 0 = unknown."""
         return self.k * self.rotations

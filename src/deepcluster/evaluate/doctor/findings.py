@@ -14,9 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-from scipy.stats import entropy
-
+from deepcluster.clustering.metrics import effective
 from deepcluster.evaluate.doctor.collect import RunDiagnostics
 
 Severity = Literal["bad", "warning", "note", "ok"]
@@ -217,8 +215,3 @@ def how_many(run: RunDiagnostics) -> str:
         verdict = "change it" if not fits else "a good number" if k / 3 <= run.k <= 3 * k else "it can work"
         current = f" This run has {run.k:,}, as even as {effective(run.sizes):,.0f} equal ones: {verdict}."
     return f"For {run.decodable:,} images try {tried}: {why}.{current}"
-
-
-def effective(sizes: np.ndarray) -> float:
-    """exp of the entropy of (K,) cluster sizes: the number of equal clusters that would be as even."""
-    return float(np.exp(entropy(sizes))) if sizes.any() else 0.0
