@@ -12,11 +12,11 @@ import numpy as np
 from common import Row, Study, run_script, with_options
 from tyro.conf import Positional, arg
 
+from deepcluster.clustering.metrics import effective
 from deepcluster.engine.run import Run, load_run
 from deepcluster.errors import DeepClusterError
 from deepcluster.visualize import style
 from deepcluster.visualize.compare import short_names
-from deepcluster.visualize.sizes import effective
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -76,15 +76,10 @@ def save(
     fabric: Fabric,
     run: Mapping[str, str] | None = None,
 ) -> None:
-    """Writes weights, per-image state, optimizers, progress (a dataclass) and random generators as one file, which is
-    the same for any number of processes; the first one writes it. The file that was there becomes `PREVIOUS`.
-
-    Args:
-        run: what it says of the run that it belongs to, see `run_folder.of_run`.
-
-    Raises:
-        DeepClusterError: the loss is not finite: what was saved before is all that can be gone on from.
-    """
+    """Writes weights, per-image state, optimizers, progress (a dataclass), random generators and what it says of its
+    run (`run_folder.of_run`) as one file, which is the same for any number of processes; the first one writes it. The
+    file that was there becomes `PREVIOUS`. DeepClusterError where the loss is not finite: what was saved before is all
+    that can be gone on from."""
     if not math.isfinite(progress.totals.get("loss", 0.0)):
         raise DeepClusterError(diverged(file, progress))
     state = {

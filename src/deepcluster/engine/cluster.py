@@ -226,12 +226,8 @@ def cluster_features(
     **how: Any,
 ) -> tuple[TableClusters, Any]:
     """What `cluster_table` gives for a feature table, and how k was chosen (`choose_k`), or None where it was given.
-
-    Args:
-        seed: of all random draws, unless the options hold one.
-        start_near: k-means is spherical and begins with means of neighbors, see `neighbor_start`.
-        how: embedding and bad rows, as `cluster_table` takes them.
-    """
+    `seed` is of all random draws, unless the options hold one; with `start_near` k-means is spherical and begins with
+    means of neighbors, see `neighbor_start`; `how` are embedding and bad rows, as `cluster_table` takes them."""
     choice = None
 
     def clusterer(rows: np.ndarray) -> Any:

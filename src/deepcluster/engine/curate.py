@@ -32,18 +32,12 @@ from deepcluster.io import scratch_folder
 
 @dataclass(frozen=True)
 class Curation:
-    """Which of N images are taken.
+    """Which of N images are taken."""
 
-    Attributes:
-        index: (M,) int64, ascending.
-        cluster: (N,) int64 cluster of the lowest level, -1 = a bad image.
-        duplicate: (N,) bool, near-duplicates of an earlier image, which are not taken.
-        levels: of each level from the highest down, images per cluster without near-duplicates, before and after.
-    """
-
-    index: np.ndarray
-    cluster: np.ndarray
-    duplicate: np.ndarray
+    index: np.ndarray  # (M,) int64, ascending
+    cluster: np.ndarray  # (N,) int64 cluster of the lowest level, -1 = a bad image
+    duplicate: np.ndarray  # (N,) bool, near-duplicates of an earlier image, which are not taken
+    # of each level from the highest down, images per cluster without near-duplicates, before and after
     levels: list[tuple[np.ndarray, np.ndarray]]
 
     def report(self) -> dict[str, Any]:

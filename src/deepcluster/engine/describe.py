@@ -53,12 +53,8 @@ WIDTH = 64
 def open_describer(
     source: ImageSource, folder: Path, backbone: str, *, image_size: int | None, device: str, screen: Screen
 ) -> tuple[str, Subject]:
-    """The network that describes images, and its name; one that is fitted to them is not fitted yet.
-
-    Args:
-        folder: where what is fitted and the features are kept.
-        backbone, image_size: as in `engine.cluster.cluster_images`.
-    """
+    """The network that describes images, and its name, for a backbone and image size as `engine.cluster.cluster_images`
+    takes them; one that is fitted to the images is not fitted yet."""
     name, sentence = choose_backbone(backbone)
     screen.print(sentence)
     if image_size is None and not (name.startswith(HUB) or Path(name).exists()):
@@ -82,14 +78,9 @@ def described(
     part: int = PART,
     group: ProcessGroup = SINGLE,
 ) -> Iterator[tuple[list[int], Bar]]:
-    """The features of all images are in `folder / FEATURES`; gives the bad rows, and the bar for what follows.
-
-    Args:
-        group: the processes that share the images; the first one writes, and it alone knows the bad rows.
-
-    Raises:
-        Interrupted: Ctrl-C or SIGTERM; the parts that are finished are kept.
-    """
+    """The features of all images are in `folder / FEATURES`; gives the bad rows, and the bar for what follows. Of
+    several processes that share the images, the first one writes, and it alone knows the bad rows. Interrupted on
+    Ctrl-C or SIGTERM: the parts that are finished are kept."""
     if is_fitted(name):
         with group.collective_section():
             if group.is_first:

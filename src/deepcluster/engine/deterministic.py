@@ -96,13 +96,8 @@ class _Slice(BatchSlice):
 
 
 class InParts:
-    """The parts of the batches that this process computes, one thread each.
-
-    Args:
-        method: its backbone's batch-norm and dropout become those of the whole batch.
-        group: 1, 2 or 4 processes.
-        autocast: the precision of the forward pass.
-    """
+    """The parts of the batches that this process, of 1, 2 or 4, computes, one thread each. Batch-norm and dropout of
+    the method's backbone become those of the whole batch."""
 
     def __init__(
         self, method: Method, group: ProcessGroup, autocast: Callable[[], AbstractContextManager[Any]]

@@ -120,8 +120,7 @@ def step_all(
     A loss scaler (16-bit floats) is updated once, after all of them: each must see the same scale.
 
     Args:
-        parameters: all that are trained.
-        clip: largest norm of all gradients together; 0 = any.
+        clip: largest norm of the gradients of all parameters together; 0 = any.
         group: the processes whose losses, and with them gradients, add up to those of the whole batch.
         own: those of the parameters that only this process has, perhaps none; None = all have all of them.
         summed: whether the gradients are summed over processes already.

@@ -43,13 +43,9 @@ def fit_patches(
     device: str = "cpu",
     check: Callable[[int], None] = lambda images: None,
 ) -> None:
-    """Sets the weights of a `patches` backbone by up to `IMAGES` of the images, each looked at twice.
-
-    Args:
-        seed: of the choice of images and patches, and of k-means.
-        device: where the responses are computed.
-        check: called with the number of images after each batch; may raise to stop.
-    """
+    """Sets the weights of a `patches` backbone by up to `IMAGES` of the images, each looked at twice. `seed` is of the
+    choice of images and patches, and of k-means; `check` is called with the number of images after each batch, and may
+    raise to stop."""
     net = backbone.trunk
     assert isinstance(net, PatchNet) and net.filters.bias is not None
     good = pixels.good

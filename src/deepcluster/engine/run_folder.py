@@ -135,12 +135,8 @@ def of_run(folder: Path, run: TrainRun) -> dict[str, str]:
 
 def same_run(config: Mapping[str, Any], run: TrainRun, saved: Mapping[str, Any] | None, file: Path) -> None:
     """Refuses to go on with other settings than a run's, but for the learning rate: a part of them would be taken from
-    the checkpoint, and the rest would not be those that it was trained with until then.
-
-    Args:
-        config, run: run.json, and the settings that are asked for.
-        saved: the checkpoint `file`, None where there is none; those of earlier versions do not say what they are of.
-    """
+    the checkpoint, and the rest would not be those that it was trained with until then. `config` is run.json, and
+    `saved` the checkpoint `file`, where there is one; those of earlier versions do not say what they are of."""
     told = (saved or {}).get("run", {"id": config.get("id", "")})
     if told["id"] != config.get("id", told["id"]):
         raise DeepClusterError(f"The checkpoint {file} belongs to another run: give one of this run.")

@@ -183,13 +183,9 @@ def clusters(
 
 
 def score_test(known: tuple[np.ndarray, np.ndarray], test: tuple[np.ndarray, np.ndarray]) -> dict[str, float]:
-    """test_NAME -> fraction of 1, of clusters and labels of images that the clusters were not made from.
-
-    Args:
-        known: (N,) cluster and (N,) class of the images that say which cluster stands for which class: one to one
-            for `test_accuracy`, its most frequent class for `test_purity`.
-        test: (M,) cluster and (M,) class of the images to score.
-    """
+    """test_NAME -> fraction of 1, of (M,) clusters and (M,) classes of images that the clusters were not made from; by
+    the (N,) and (N,) known ones a cluster stands for a class: one to one for `test_accuracy`, and for the most frequent
+    class for `test_purity`."""
     scores = {f"test_{name}": value for name, value in score_assignment(*test).items()}
     pair = (test[0] >= 0) & (test[1] >= 0)
     cluster, label = test[0][pair], test[1][pair]

@@ -25,20 +25,13 @@ SHOWN = 60
 
 @dataclass(frozen=True)
 class Result:
-    """One evaluation, as printed and as written to `RUN/evaluation/PROTOCOL.json`.
+    """One evaluation, as printed and as written to `RUN/evaluation/PROTOCOL.json`."""
 
-    Attributes:
-        protocol: name of the protocol, such as "knn".
-        settings: everything needed to repeat or compare it, in plain values and sentences.
-        scores: name -> fraction of 1; a mean over draws has its deviation beside it as `NAME_std`.
-        draws: one mapping for every repetition of a random step; empty where nothing is random.
-        details: name -> rows of a table, such as one for every class; written only where there are any.
-    """
-
-    protocol: str
-    settings: dict[str, Any]
-    scores: dict[str, float]
-    draws: list[dict[str, Any]] = field(default_factory=list)
+    protocol: str  # its name, such as "knn"
+    settings: dict[str, Any]  # everything needed to repeat or compare it, in plain values and sentences
+    scores: dict[str, float]  # fractions of 1; a mean over draws has its deviation beside it as `NAME_std`
+    draws: list[dict[str, Any]] = field(default_factory=list)  # one for every repetition of a random step
+    # name -> rows of a table, such as one for every class; written only where there are any
     details: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:

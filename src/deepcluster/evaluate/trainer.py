@@ -165,15 +165,9 @@ def train_on_views(
     by_epochs: bool = True,
     **more: Any,
 ) -> Tensor:
-    """`train` on views of images as a recipe has it.
-
-    Args:
-        groups: parameter groups of SGD with `base_lr`, `weight_decay` and `multiplier`, of the learning rate.
-        order: epoch -> the (n,) images in the order in which they are shown.
-        fewest: decoded images of a batch that can be learned from.
-        by_epochs: save, and say the loss, after each epoch.
-        more: see `train`.
-    """
+    """`train` on views of images as a recipe has it, by SGD whose parameter groups have `base_lr`, `weight_decay` and a
+    `multiplier` of the learning rate. `order` gives the (n,) images of an epoch as they are shown, `fewest` is how many
+    a batch needs to be learned from; `by_epochs` it is saved, and its loss said, after each."""
     steps, steps_per_epoch = length(recipe, len(order(0)))
 
     def batches(step: int) -> Generator[ImageBatch, None, None]:

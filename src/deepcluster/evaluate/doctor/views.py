@@ -46,15 +46,9 @@ def measure(
     device: str = "cpu",
     check: Callable[[int], None] = lambda images: None,
 ) -> ViewAgreement:
-    """Compares each picture as it is with one random view of it, and with itself without color.
-
-    Args:
-        model: backbone, embedding and (K, D) centroids of a run.
-        initial: the same backbone before its first step.
-        pictures: M arrays (H, W, 3) uint8.
-        views: the augmentation that the run was trained with.
-        check: called with the number of pictures after each batch.
-    """
+    """Compares each of M pictures (H, W, 3) uint8 as it is with one random view of it, by the augmentation that the run
+    was trained with, and with itself without color. `initial` is the model's backbone before its first step; `check` is
+    called with the number of pictures after each batch."""
     backbone, initial, size = model.backbone.to(device).eval(), initial.to(device).eval(), model.backbone.image_size
     parts: dict[str, list[np.ndarray]] = defaultdict(list)
     for start in range(0, len(pictures), BATCH):

@@ -69,25 +69,18 @@ class Learner:
 
 @dataclass
 class Evaluation:
-    """One call of a protocol.
-
-    Attributes:
-        seeds, seed: number of repetitions, and the seed of the first.
-        crops, report: see `linear`; report "" where there are no epochs.
-        settings: what the result says about how it was made.
-        file, resume: see `tensor_file.trained_file`.
-    """
+    """One call of a protocol; for `file` and `resume` see `tensor_file.trained_file`."""
 
     protocol: str
     subject: Subject
     data: LabeledData
-    seeds: int
-    seed: int
+    seeds: int  # number of repetitions
+    seed: int  # of the first of them
     precision: Precision
     screen: Screen
-    crops: int = 1
-    report: str = ""
-    settings: dict[str, Any] = field(init=False)
+    crops: int = 1  # see `linear`
+    report: str = ""  # likewise; empty where there are no epochs
+    settings: dict[str, Any] = field(init=False)  # what the result says about how it was made
     file: Path = field(init=False)
     resume: ResumeFile = field(init=False)
 

@@ -42,14 +42,8 @@ RESNET = {"stem": (10, 10, 4), "layer1": (16, 8, 0), "layer2": (13, 5, 0), "laye
 
 @dataclass(frozen=True)
 class Pooling:
-    """How one tap becomes (B, dim).
-
-    Attributes:
-        kind: "none" for vectors, "tokens" for the mean over (B, T, C), "average" with kernel, stride and padding,
-            "adaptive" to `side` x `side`.
-        dim: numbers that come out.
-        last: channels are the last dimension of a map, not the second.
-    """
+    """How one tap becomes (B, dim): "none" for vectors, "tokens" for the mean over (B, T, C), "average" with kernel,
+    stride and padding, "adaptive" to `side` x `side`."""
 
     kind: str
     dim: int
@@ -57,7 +51,7 @@ class Pooling:
     stride: int = 0
     padding: int = 0
     side: int = 0
-    last: bool = False
+    last: bool = False  # channels are the last dimension of a map, not the second
 
     def __call__(self, activations: Tensor) -> Tensor:
         """(B, dim) float32."""

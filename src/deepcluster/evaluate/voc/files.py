@@ -30,12 +30,8 @@ class Entry:
 
 
 class VOCFiles:
-    """Named files of one set.
-
-    Args:
-        name: the source as the user wrote it.
-        entries: path below the set's own folder, such as "Annotations/000005.xml" -> where its content is.
-    """
+    """Named files of one set: where their content is, by paths below the set's own folder, such as
+    "Annotations/000005.xml". Its `name` is the source as the user wrote it."""
 
     def __init__(self, name: str, entries: dict[str, Entry]) -> None:
         self.name = name

@@ -142,14 +142,9 @@ def finetune(
     device: str,
     **more: Any,
 ) -> float:
-    """Trains `network` in place and gives the mean loss of the last tenth of the iterations.
-
-    Args:
-        pixels: N training images.
-        labels: (N, C) 1, 0 or -1; an image without any known label is not shown.
-        seed: of the order, the views and dropout.
-        more: resume and screen; see `trainer.train`, for what is raised too.
-    """
+    """Trains `network` in place and gives the mean loss of the last tenth of the iterations. Of the N images, those
+    without any known label of (N, C), 1, 0 or -1, are not shown; `seed` is of order, views and dropout. For the rest,
+    and for what is raised, see `trainer.train`."""
     shown = np.intersect1d(pixels.good, np.flatnonzero((labels >= 0).any(axis=1)))
     if not len(shown):
         raise DeepClusterError(f"No image of {pixels.source.name} can be decoded and has a label.")
@@ -192,10 +187,8 @@ def summed_logits(
 
     Args:
         network: (B, 3, S, S) -> (B, C), in evaluation mode.
-        views: size, normalization, and the random crops.
-        crops: "random" = `RANDOM_CROPS` draws of `views`, as in DeepCluster's published evaluation; "ten" = corners
-            and center of the resized image and their mirror images; "center" = the central crop.
-        seed: of the random crops.
+        crops: "random" = `RANDOM_CROPS` draws of `views` by `seed`, as in DeepCluster's published evaluation; "ten" =
+            corners and center of the resized image and their mirror images; "center" = the central crop.
         after_batch: called with the number of images of each batch.
     """
     transforms: dict[Crops, Transform] = {

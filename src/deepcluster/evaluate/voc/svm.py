@@ -64,7 +64,7 @@ def fit_svms(
     after_class: Callable[[int], object] = lambda classes: None,
     resume: ResumeFile | None = None,
 ) -> ClassSVMs:
-    """The SVMs of all classes.
+    """The SVMs of all classes; DeepClusterError where none has both positives and negatives.
 
     Args:
         features: (N, D), L2-normalized.
@@ -73,9 +73,6 @@ def fit_svms(
         costs: to choose from, ascending.
         after_class: called with the number of further classes that are done.
         resume: keeps the SVMs that are done as the state of its running stage.
-
-    Raises:
-        DeepClusterError: no class has both positives and negatives.
     """
     from joblib import Parallel, delayed
 

@@ -154,17 +154,13 @@ def train_and_score(
     """Trains, scores and saves one network for each of the seeds that follow `seed`; killed, it continues to the bit.
 
     Args:
-        protocol, sentence: its name and, in words, what is scored.
+        sentence: what is scored, in words.
         images: indices of training images.
         settings: all else that the scores depend on.
         trained: what is trained; the rest of `network.maps` is frozen.
         build: backbone -> network before training.
         loss: network, seed and (image, epoch) pairs -> loss, if there is one.
         score: scores of a trained network.
-
-    Raises:
-        DeepClusterError: the loss is not finite, or the file of the stopped evaluation is damaged.
-        Interrupted: Ctrl-C; the state is saved.
     """
     settings = {
         "data": learned.voc.name,
