@@ -52,6 +52,17 @@ def told(file: Path | str) -> Iterator[None]:
         raise DeepClusterError(f"{file} cannot be written ({why}): make room or choose another place.") from error
 
 
+def require_writable(file: Path) -> None:
+    """Raises DeepClusterError where `file` cannot be written: before the work for it, and not after hours of it."""
+    with told(file):
+        above = next(folder for folder in file.absolute().parents if folder.exists())
+        why = f"{above} is no folder" if not above.is_dir() else "it is a folder" if file.is_dir() else ""
+    if why or not os.access(above, os.W_OK):
+        raise DeepClusterError(
+            f"{file} cannot be written ({why or f'nothing may be put into {above}'}): choose another place."
+        )
+
+
 @contextlib.contextmanager
 def replacing(file: Path, *, sealed: bool = False) -> Iterator[Path]:
     """A path beside `file` to write to, which takes its place at the end; after an error `file` is as it was."""

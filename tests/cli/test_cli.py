@@ -196,6 +196,33 @@ def test_evaluate_export_report(run: Path, tmp_path: Path, capsys: pytest.Captur
     assert "</html>" in (digits / "report.html").read_text()
 
 
+@pytest.mark.parametrize(
+    ("command", "name"),
+    [
+        ("assign {run} --data {images}", "a.csv"),
+        ("features {run} --data {images}", "a.npy"),
+        ("cluster {table} --k 3", "a.csv"),
+        ("curate {images} --size 3", "a.csv"),
+        ("visualize {run} sizes", ""),
+        ("evaluate {run} linear --data digits --holdout 0.2", ""),
+    ],
+)
+def test_a_place_that_cannot_be_written_is_told_before_the_work(
+    command: str, name: str, run: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    def work(*arguments: object, **options: object) -> None:
+        raise AssertionError("worked for nothing")
+
+    monkeypatch.setattr("deepcluster.models.backbone.Backbone.forward", work)
+    monkeypatch.setattr("deepcluster.visualize.sizes.draw_sizes", work)
+    monkeypatch.setattr("deepcluster.clustering.kmeans.KMeans.fit", work)
+    (tmp_path / "file").write_text("")
+    np.save(tmp_path / "table.npy", np.eye(8))
+    words = command.format(run=run, images=images, table=tmp_path / "table.npy").split()
+    assert "file is no folder" in mistake(capsys, *words, "--out", tmp_path / "file" / name)
+
+
 class TestMistakes:
     """What a user can get wrong, and the sentence that reports it."""
 

@@ -21,6 +21,7 @@ from PIL import Image
 from deepcluster.cli.main import COMMANDS, main
 from deepcluster.engine.assignment import Assignment
 from deepcluster.engine.log import clusters_of
+from deepcluster.engine.run import load_run
 from deepcluster.errors import counted
 
 NAMES = (
@@ -118,6 +119,12 @@ def test_a_whole_process_in_the_locale_of_old_servers(photos: Path, tmp_path: Pa
     done = subprocess.run([sys.executable, "-m", "deepcluster", *words], capture_output=True, env=os.environ | plain)
     assert done.returncode == 0 and b"Traceback" not in done.stderr, done.stderr
     assert r"caf\xe9/br\xf6ken.png" in (tmp_path / "r" / "bad_images.csv").read_text(encoding="utf-8")
+
+
+def test_a_process_without_streams_works_and_writes_into_no_file(photos: Path, tmp_path: Path) -> None:
+    command = f"{sys.executable} -m deepcluster train tiny-deepcluster --data {photos} --out {tmp_path}/run"
+    done = subprocess.run(f"{command} --epochs 1 --method.k 3 <&- >&- 2>&-", shell=True)
+    assert done.returncode == 0 and len(load_run(tmp_path / "run").assignment) == 41
 
 
 def test_numbers_of_things() -> None:

@@ -27,9 +27,9 @@ def doctor(
     screen = Screen(stderr=json)
     loaded = load_run(run, device)
     diagnosis = diagnose(loaded, data, sample=images, screen=screen)
-    diagnosis.save(loaded.folder)
-    if json:
+    if json:  # before it is saved, so that it is seen also where it cannot be kept
         print(diagnosis.json())
     else:
         # Sentences are wrapped at the width of the terminal, next to the column of severities.
         screen.print(diagnosis.table(), soft_wrap=False)
+    diagnosis.save(loaded.folder)

@@ -114,5 +114,9 @@ def _check_out(out: Path, one_file: bool, parts: int | None, overwrite: bool, en
         raise DeepClusterError(
             f"Features are written as .npy or in parts into a folder, not as {out.name!r}: change --out."
         )
+    if one_file:
+        from deepcluster.io import require_writable
+
+        require_writable(out)
     if parts is not None and parts < 1:
         raise DeepClusterError(f"--parts is {parts}: give 1 or a larger number of files.")

@@ -123,7 +123,15 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def make_output_safe() -> None:
-    """Lets both streams take any text, whatever the encoding of terminal or log, and shows warnings as sentences."""
+    """Lets both streams take any text, whatever the encoding of terminal or log, and shows warnings as sentences. What
+    was started without them writes to nothing, and not to the next file that is opened."""
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115 - for as long as the process lasts
+    sys.stderr = sys.stderr or sys.stdout
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")

@@ -46,8 +46,10 @@ def command(arguments: list[str]) -> None:
     screen = Screen(stderr=values["json"])
     subject = opening.call(values | size)
     folder = values["out"] or getattr(subject, "folder", subject.results) / "pictures"
+    from deepcluster.io import require_writable
     from deepcluster.visualize.style import save
 
+    require_writable(folder / f"{name}.png")
     pictures = draw.call(values, subject=subject, run=subject, screen=screen)
     files = [str(save(picture, folder / f"{name}.png")) for name, picture in pictures.items()]
     show(screen, values["json"], {"pictures": files}, "\n".join(files))

@@ -15,7 +15,7 @@ from deepcluster.data.naming import printable
 from deepcluster.data.shards import Shard, Shards
 from deepcluster.data.source import ImageSource
 from deepcluster.errors import DeepClusterError
-from deepcluster.io import write_array, write_csv, write_text
+from deepcluster.io import require_writable, write_array, write_csv, write_text
 
 NEEDS: dict[str, tuple[type, str]] = {".txt": (Files, "files of their own"), ".json": (Shards, "in tar or zip shards")}
 """By the ending of what is written: the source it is of, and in words."""
@@ -31,6 +31,7 @@ def check_subset_name(out: Path, source: ImageSource | None) -> None:
         other = next((ending for ending, (fits, _) in NEEDS.items() if isinstance(source, fits)), ".csv")
         whose = "the table (it does not say which)" if source is None else source.name
         raise DeepClusterError(f"The images of {whose} are not {words}: give --out a {other} file, not {out.name}.")
+    require_writable(out)
     if out.suffix == ".json":
         check_replaceable(out)
 

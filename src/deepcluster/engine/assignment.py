@@ -11,7 +11,7 @@ import numpy as np
 
 from deepcluster.data.naming import printable
 from deepcluster.errors import DeepClusterError
-from deepcluster.io import write_atomic, write_csv
+from deepcluster.io import require_writable, write_atomic, write_csv
 from deepcluster.reading import judged, read_npy
 
 
@@ -52,9 +52,10 @@ class Assignment:
 
 
 def check_table_name(file: Path) -> Path:
-    """The file; DeepClusterError if its name is none that an assignment can be saved under."""
+    """The file; DeepClusterError if its name is none that an assignment can be saved under, or it cannot be written."""
     if file.suffix not in (".csv", ".parquet"):
         raise DeepClusterError(f"Assignments are written as .csv or .parquet, not as {file.name!r}: change --out.")
+    require_writable(file)
     return file
 
 

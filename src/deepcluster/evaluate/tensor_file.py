@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -31,12 +29,9 @@ def trained_file(
     images, or whatever else it `depends_on`, have other names, so that no evaluation overwrites what another one left.
     DeepClusterError where the folder cannot be written, which is told before the work and not after it."""
     folder = Path(subject.results)
-    with contextlib.suppress(OSError):
-        folder.mkdir(parents=True, exist_ok=True)
-    if not folder.is_dir() or not os.access(folder, os.W_OK):
-        raise DeepClusterError(f"{folder} cannot be written, and the trained classifier is kept there: give --out.")
     key = digest(depends_on, subject.backbone.config, subject.backbone)
     file = folder / f"{protocol}-{key[:8]}.safetensors"
+    io.require_writable(file)
     return file, ResumeFile(file.with_suffix(".state"), key, save_seconds=save_seconds, say=screen.print)
 
 
