@@ -9,13 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from deepcluster.clustering.curation import (
-    LevelsFromBelow,
-    balanced_sample,
-    check_levels,
-    default_levels,
-    sizes_of,
-)
+from deepcluster.clustering.curation import LevelsFromBelow, balanced_sample, check_levels, default_levels, sizes_of
 from deepcluster.clustering.duplicates import repeats
 from deepcluster.clustering.tables import cluster_table
 from deepcluster.clustering.whitening import Whitening

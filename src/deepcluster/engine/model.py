@@ -202,11 +202,7 @@ def begin(run: TrainRun, start: Path | str, image_size: int | None = None) -> Tr
         image_size=size,
         data=replace(run.data, view_size=view, clustered_size=clustered),
         backbone=replace(
-            run.backbone,
-            name=backbone.config["name"],
-            sobel=backbone.config["sobel"],
-            weights=weights,
-            options=options,
+            run.backbone, name=backbone.config["name"], sobel=backbone.config["sobel"], weights=weights, options=options
         ),
     )
 

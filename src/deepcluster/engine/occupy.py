@@ -89,11 +89,7 @@ def occupy_to_train(folder: Path, *, resume: bool, overwrite: bool, warn: Warn =
 
 @contextmanager
 def occupy_to_group(
-    folder: Path,
-    *,
-    goes_on: Callable[[], bool],
-    judge: Callable[[], Collection[str]],
-    warn: Warn = silent,
+    folder: Path, *, goes_on: Callable[[], bool], judge: Callable[[], Collection[str]], warn: Warn = silent
 ) -> Iterator[None]:
     """Holds `folder` for a grouping of images; what it replaces is there again if it fails.
 

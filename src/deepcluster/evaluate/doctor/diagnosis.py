@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -70,12 +71,9 @@ class Diagnosis:
 
     def _summary(self) -> str:
         """One line about all findings."""
-        count = {name: sum(finding.severity == name for finding in self.findings) for name in COLORS}
-        parts = [
-            f"{count[name]} {name}{'s' * (count[name] > 1 and name != 'bad')}"
-            for name in COLORS
-            if count[name] and name != "ok"
-        ]
+        count = Counter(finding.severity for finding in self.findings)
+        words: dict[Severity, str] = {"bad": "bad", "warning": "warnings", "note": "notes"}
+        parts = [f"{count[name]} {name if count[name] == 1 else many}" for name, many in words.items() if count[name]]
         if parts and not count["bad"] and not count["warning"]:
             parts.insert(0, "nothing wrong")
         return f"{self.run}: {', '.join(parts)}" if parts else f"{self.run} looks healthy."

@@ -145,7 +145,7 @@ class Evaluation:
         splits, found = (self.data.train, self.data.test), []
         with self.screen.bar(f"features {tap}", sum(map(len, splits))) as bar:
             for split in splits:
-                decoded, tables = frozen.extract(split, crop, check=bar)
+                decoded, tables = frozen.extract(split.pixels, split.index, crop, check=bar)
                 labels = torch.from_numpy(split.labels[decoded])
                 found.append((torch.from_numpy(tables[tap]).to(device), labels.to(device)))
         return found

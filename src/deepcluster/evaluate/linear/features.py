@@ -15,10 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from deepcluster.data.cache import Pixels
 from deepcluster.data.loader import Loader
 from deepcluster.data.transforms import Transform
 from deepcluster.errors import DeepClusterError
-from deepcluster.evaluate.linear.splits import Split
 from deepcluster.models.backbone import Backbone
 from deepcluster.models.folding import folded
 from deepcluster.models.resnet import RESNETS
@@ -189,23 +189,28 @@ class FrozenFeatures:
         return {tap: self._pooled[tap].float() for tap in self.poolings}
 
     def extract(
-        self, split: Split, transform: Transform, *, check: Callable[[int], object] = lambda images: None
+        self,
+        pixels: Pixels,
+        index: np.ndarray,
+        transform: Transform,
+        *,
+        check: Callable[[int], object] = lambda images: None,
     ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        """Of one view of every image of a split: (n,) bool, the images that could be decoded, and tap -> (m, dim)
-        float32 features of these; DeepClusterError where there are none."""
+        """Of one view of each of the images at (n,) `index`: (n,) bool, those that could be decoded, and tap -> (m,
+        dim) float32 features of these; DeepClusterError where there are none."""
         tables: dict[str, np.ndarray] = {}
-        decoded = np.zeros(len(split), bool)
+        decoded = np.zeros(len(index), bool)
         filled = 0
-        for batch in Loader(split.pixels, split.index, batch_size=256, transform=transform, device=self.device):
+        for batch in Loader(pixels, index, batch_size=256, transform=transform, device=self.device):
             for tap, vectors in self(batch.views[0]).items():
                 if tap not in tables:
-                    tables[tap] = np.empty((len(split), vectors.shape[1]), np.float32)
+                    tables[tap] = np.empty((len(index), vectors.shape[1]), np.float32)
                 tables[tap][filled : filled + len(vectors)] = vectors.cpu().numpy()
             decoded[batch.first + batch.position.numpy()] = True
             filled += len(batch.index)
             check(len(batch.index))
         if not filled:
             raise DeepClusterError(
-                f"No image of {split.pixels.source.name} can be decoded and has a label: give another source."
+                f"No image of {pixels.source.name} can be decoded and has a label: give another source."
             )
         return decoded, {tap: table[:filled] for tap, table in tables.items()}

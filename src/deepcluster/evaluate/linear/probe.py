@@ -17,7 +17,6 @@ from deepcluster.engine.subject import Subject
 from deepcluster.errors import DeepClusterError
 from deepcluster.evaluate.linear.features import FrozenFeatures, Pooling
 from deepcluster.evaluate.linear.heads import Layers, apply_layers
-from deepcluster.evaluate.linear.splits import Split
 from deepcluster.evaluate.tensor_file import read_tensors, save_tensors
 from deepcluster.models.backbone import Backbone
 
@@ -75,11 +74,10 @@ class Probe:
             )
         own = self.classifiers[tap]
         pixels = images if hasattr(images, "gather") else subject.pixels(images)
-        split = Split(pixels, np.arange(len(pixels)), np.zeros(len(pixels), np.int64))
         modules = {tap: own.module} if own.module else {}
         frozen = FrozenFeatures(subject.backbone, {tap: own.pooling}, subject.device, modules=modules)
         crop = CenterCrop(subject.image_size, subject.backbone.mean, subject.backbone.std)
-        decoded, tables = frozen.extract(split, crop)
+        decoded, tables = frozen.extract(pixels, np.arange(len(pixels)), crop)
         out = np.full((len(pixels), len(self.classes)), np.nan, np.float32)
         vectors = torch.from_numpy(tables[tap])
         out[decoded] = apply_layers(own.layers, F.normalize(vectors, dim=1) if own.unit else vectors).softmax(1).numpy()

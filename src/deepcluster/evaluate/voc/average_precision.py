@@ -80,11 +80,7 @@ def mean_ap(values: np.ndarray) -> float:
 
 
 def detection_aps(
-    predicted: Sequence[Detections],
-    truth: Sequence[Objects],
-    classes: int,
-    *,
-    rule: DetectionRule = "11-point",
+    predicted: Sequence[Detections], truth: Sequence[Objects], classes: int, *, rule: DetectionRule = "11-point"
 ) -> np.ndarray:
     """(C,) average precision of each class over N images, fractions of 1; NaN for a class without an object that is not
     difficult. See `match` for how boxes meet objects.

@@ -179,11 +179,7 @@ def _check_tuning(
 
 
 def _by_tuning(
-    task: ClassificationTask,
-    mode: FineTuneMode,
-    recipe: Recipe,
-    layers: dict[str, Any],
-    crops: Crops,
+    task: ClassificationTask, mode: FineTuneMode, recipe: Recipe, layers: dict[str, Any], crops: Crops
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """One draw for each seed, and settings; saves the network of the first seed."""
     subject, screen, classes, device = task.subject, task.screen, task.train.classes, task.subject.device

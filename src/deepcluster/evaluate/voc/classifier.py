@@ -24,7 +24,6 @@ from deepcluster.engine.log import Screen
 from deepcluster.engine.subject import CACHE_GB, Subject
 from deepcluster.errors import DeepClusterError
 from deepcluster.evaluate.linear.features import FrozenFeatures, Pooling
-from deepcluster.evaluate.linear.splits import Split
 from deepcluster.evaluate.tensor_file import load_network, read_tensors, trained_file
 from deepcluster.evaluate.voc.average_precision import Rule, classification_aps, mean_ap
 from deepcluster.evaluate.voc.dataset import VOC
@@ -73,8 +72,7 @@ def pooled_features(
     float32, pooled and L2-normalized."""
     resized = ViewGroup(size=backbone.image_size, crop_scale=None, flip=0.0, mean=backbone.mean, std=backbone.std)
     frozen = FrozenFeatures(backbone, {tap: partial(_normalized, pooling) for tap, pooling in poolings.items()}, device)
-    split = Split(pixels, np.arange(len(pixels)), np.full(len(pixels), -1))
-    decoded, tables = frozen.extract(split, RandomViews(resized), check=after_batch)
+    decoded, tables = frozen.extract(pixels, np.arange(len(pixels)), RandomViews(resized), check=after_batch)
     return np.flatnonzero(decoded), tables
 
 

@@ -140,11 +140,7 @@ def _with_mask(examples: Examples, index: int) -> tuple[Tensor, Tensor] | None:
 
 
 def _loss(
-    segmenter: Segmenter,
-    examples: Examples,
-    crops: dict[str, Any],
-    seed: int,
-    batch: Sequence[tuple[int, int]],
+    segmenter: Segmenter, examples: Examples, crops: dict[str, Any], seed: int, batch: Sequence[tuple[int, int]]
 ) -> Tensor | None:
     """Mean cross-entropy of the pixels that are not void, of (image, epoch) pairs."""
     images, masks = [], []
