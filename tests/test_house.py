@@ -84,6 +84,7 @@ DOORS = {
     "models/torch_files.py": "pickle pickletools tarfile.open torch.load read_bytes",  # opcodes that are split, not run
     "cli/options.py": "read_text",  # our own source
     "explore/pages.py": "read_bytes",  # our own page
+    "cli/main.py": "os.open fdopen",  # /dev/null, for streams that are not there
     "cli/explore.py": "webbrowser.open NamedTemporaryFile",  # a page that only this user can read
 }  # fmt: skip
 FILES = {
