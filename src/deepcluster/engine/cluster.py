@@ -126,11 +126,7 @@ def cluster_images(
             weights = digest(subject.backbone.config, seed) if fitted else digest(subject.backbone)
             config |= {"backbone": run_folder.absolute(name), "weights": weights}
             config["id"] = digest(config["id"], config["weights"])
-        if len(set(group.gather_strings(config["id"]))) > 1:
-            raise DeepClusterError(
-                f"The processes see different images as {source.name}, or weights as {name}: give each machine the"
-                " same files in the same place."
-            )
+        run_folder.same_everywhere(group, config["id"], f"images as {source.name}, or weights as {name}")
         with group.collective_section():
             if group.is_first:
                 held.enter_context(_occupied(folder, config, overwrite, again, screen))

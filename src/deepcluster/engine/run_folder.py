@@ -194,6 +194,14 @@ def same_images(config: dict[str, Any], source: ImageSource, folder: Path) -> No
         )
 
 
+def same_everywhere(group: ProcessGroup, told: str, what: str) -> None:
+    """Refuses processes that have something else to tell of what they see, on all of them."""
+    if len(set(group.gather_strings(told))) > 1:
+        raise DeepClusterError(
+            f"The processes see different {what}: give each machine the same files in the same place."
+        )
+
+
 def outside_images(folder: Path, source: ImageSource) -> None:
     """Refuses a run folder among the images: pictures that it will hold would count as images themselves, and the run
     could not be resumed, since its images would have changed."""

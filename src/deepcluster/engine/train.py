@@ -106,7 +106,8 @@ def _train(
     # Images
     watched = watched_images(run, source)
     pixels = _pixels(run, source, screen, fabric, group)
-    same_everywhere(source, group)
+    if not group.is_single:
+        run_folder.same_everywhere(group, f"{len(source)} {source.fingerprint()}", f"images as {source.name}")
     agree_on_bad(pixels, group)
     images = len(pixels.good)
     if images < 2:
@@ -192,14 +193,6 @@ def steps_per_epoch(run: TrainRun, images: int, group: ProcessGroup) -> tuple[in
             f" least {least}, or start fewer processes."
         )
     return max(1, round(images / batch)), batch
-
-
-def same_everywhere(source: ImageSource, group: ProcessGroup) -> None:
-    """Refuses processes that see different images, on all of them."""
-    if not group.is_single and len(set(group.gather_strings(f"{len(source)} {source.fingerprint()}"))) > 1:
-        raise DeepClusterError(
-            f"The processes see different images as {source.name}: give each machine the same files in the same place."
-        )
 
 
 def _pixels(run: TrainRun, source: ImageSource, screen: Screen, fabric: Fabric, group: ProcessGroup) -> Pixels:

@@ -123,24 +123,31 @@ def collect(run: Run, data: Any = None, *, sample: int = SAMPLE, screen: Screen 
         found.rotations, found.finds_clusters = params.rotations_predicted, params.finds_clusters
         found.trains, found.k_auto = params.trains, run.config.get("k_auto", {}).get("sentence", "")
     found.checkpoints = [f"checkpoints/{file.name}" for file in sorted((run.folder / "checkpoints").glob("*.ckpt"))]
-    found.rows = _read(run, found, "metrics.jsonl", lambda: run.metrics) or []
-    # values that are not finite are a finding, and no reason not to look further
-    model = _read(
-        run,
-        found,
-        MODEL,
-        lambda: Model.load(run.folder / MODEL, finite=False, owner=run.id),
-        "its weights and clusters were",
-    )
-    assignment = _read(run, found, "assignment.npy", lambda: run.assignment, "cluster sizes were")
+
+    def read(name: str, get: Callable[[], T], skipped: str = "") -> T | None:
+        """What `get` makes of the file `name` of the run; None, with a note, where it is missing or damaged."""
+        if not (run.folder / name).exists():
+            if skipped:
+                found.missing.append(f"There is no {name}, so {skipped} not examined.")
+            return None
+        try:
+            return get()
+        except (DeepClusterError, OSError, RuntimeError, ValueError, TypeError) as error:
+            found.damaged[name] = _first_line(error)
+            return None
+
+    found.rows = read("metrics.jsonl", lambda: run.metrics) or []
+    file = run.folder / MODEL  # values that are not finite are a finding, and no reason not to look further
+    model = read(MODEL, lambda: Model.load(file, finite=False, owner=run.id), "its weights and clusters were")
+    assignment = read("assignment.npy", lambda: run.assignment, "cluster sizes were")
     if assignment is not None:
-        distance = _read(run, found, "distance.npy", lambda: run.distance)
+        distance = read("distance.npy", lambda: run.distance)
         _measure_clusters(found, assignment, distance, 0 if model is None else len(model.centroids))
     if model is not None:
         _measure_features(found, model)
     state = None
     if found.trains:
-        state = _read(run, found, LAST, lambda: checkpoint.load(run.folder / LAST), "the classifier was")
+        state = read(LAST, lambda: checkpoint.load(run.folder / LAST), "the classifier was")
     initial = _initial_backbone(run, found) if found.trains and (model or state) else None
     if state is not None:
         found.epochs_done = progress_of(state)
@@ -156,19 +163,6 @@ def collect(run: Run, data: Any = None, *, sample: int = SAMPLE, screen: Screen 
     elif source is not None and model is not None and initial is not None and sample:
         found.agreement = _measure_views(run, found, model, initial, source, sample, screen or Screen(quiet=True))
     return found
-
-
-def _read(run: Run, found: RunDiagnostics, name: str, read: Callable[[], T], skipped: str = "") -> T | None:
-    """What `read` makes of the file `name` of the run; None, with a note, where it is missing or damaged."""
-    if not (run.folder / name).exists():
-        if skipped:
-            found.missing.append(f"There is no {name}, so {skipped} not examined.")
-        return None
-    try:
-        return read()
-    except (DeepClusterError, OSError, RuntimeError, ValueError, TypeError) as error:
-        found.damaged[name] = _first_line(error)
-        return None
 
 
 def _measure_clusters(found: RunDiagnostics, assignment: np.ndarray, distance: np.ndarray | None, k: int) -> None:
