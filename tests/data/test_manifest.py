@@ -159,6 +159,17 @@ def test_several_processes_index_as_one_does(shards: list[str], tmp_path: Path) 
     one, three = index(shards, tmp_path / "m.json"), index(shards, tmp_path / "n.json", workers=3)
     assert one.fingerprint() == three.fingerprint() and len(one) == 6 + 66
     np.testing.assert_array_equal(one.labels, three.labels)
+    script = tmp_path / "main.py"  # processes begin as on Linux from Python 3.14 on
+    script.write_text("""if __name__ == "__main__":
+    import multiprocessing, sys
+    from deepcluster.cli.main import main
+    multiprocessing.set_start_method("forkserver")
+    sys.exit(main(sys.argv[1:]))
+""")
+    words = ["index", *shards, "--out", str(tmp_path / "o.json"), "--workers", "2"]
+    cold = os.environ | {"DEEPCLUSTER_CACHE": str(tmp_path / "cold")}
+    subprocess.run([sys.executable, script, *words], check=True, env=cold)
+    assert open_images(tmp_path / "o.json").fingerprint() == one.fingerprint()
 
 
 def test_missing_and_broken_shards(shards: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -373,11 +384,13 @@ def test_killed_index_continues(tmp_path: Path) -> None:
     process.wait()
     assert not out.exists()
     time.sleep(2.5)  # the processes that read shards notice
-    finished = {file: file.stat().st_mtime_ns for file in set(kept.glob("[!.]*.npz")) - before}
+    finished = {
+        file: file.stat().st_ino for file in set(kept.glob("[!.]*.npz")) - before
+    }  # what is read again is touched
     assert 5 <= len(finished) < 24
     index_shards(found, out, workers=2)
     assert len(open_images(out)) == 72_000 and not list(tmp_path.glob(".*"))
-    assert all(file.stat().st_mtime_ns == time for file, time in finished.items())
+    assert all(file.stat().st_ino == number for file, number in finished.items())
 
 
 def test_classes_are_found_over_all_shards_as_over_one_folder(tmp_path: Path) -> None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
@@ -105,21 +105,23 @@ def _scanned(found: Sequence[str], workers: int) -> Iterator[tuple[int, str, Mem
         yield from map(_scan_one, found)
         return
     require_handles(6 * count)
-    with ProcessPoolExecutor(count, initializer=_end_with, initargs=(os.getpid(),)) as pool:
+    with ProcessPoolExecutor(count, initializer=_end_with_parent) as pool:
         window = 4 * count * CHUNK  # the names of so many shards wait in memory at most
         for start in range(0, len(found), window):
             yield from pool.map(_scan_one, found[start : start + window], chunksize=CHUNK)
 
 
-def _end_with(parent: int) -> None:
-    """Lets this process end soon after its parent was killed, which else it would not notice."""
+def _end_with_parent() -> None:
+    """Lets this process end when the one that asked for it was killed, which else it would not notice; between the two
+    there may be a third, the fork server of Python 3.14."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
 
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(1)
+    def wait() -> None:
+        parent.join()
         os._exit(1)
 
-    threading.Thread(target=watch, daemon=True).start()
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def _scan_one(place: str) -> tuple[int, str, Members]:
