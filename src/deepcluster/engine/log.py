@@ -88,12 +88,8 @@ class Screen(Console):
 
 class Metrics:
     """`metrics.jsonl`, one object an epoch, and the same numbers for TensorBoard. A row is put behind the others, so
-    that the thousandth epoch costs what the first one does.
-
-    Args:
-        until: epochs to keep of an earlier part of the run; later lines are from work that is done again.
-        write: whether this process is the one that writes; the others only remember.
-    """
+    that the thousandth epoch costs what the first one does. Epochs of an earlier part of the run are kept `until` one:
+    later lines are from work that is done again. Only one process is to `write`; the others remember."""
 
     def __init__(self, folder: Path, until: int, write: bool = True) -> None:
         self.write = write

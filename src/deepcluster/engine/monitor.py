@@ -121,13 +121,9 @@ def knn_score(features: np.ndarray, labels: np.ndarray) -> float:
 
 
 class Monitor:
-    """Evaluates a run at each clustering and after each epoch.
-
-    Args:
-        metrics: receives one row an epoch. Their `watched` is all that is remembered of the score that is followed, so
-            a run that was killed knows all it knew.
-        watched: what `watched_images` gives.
-    """
+    """Evaluates a run at each clustering and after each epoch. `watched` is what `watched_images` gives; the column of
+    this name in the metrics, which receive one row an epoch, is all that is remembered of the score that is followed,
+    so a run that was killed knows all it knew."""
 
     def __init__(self, metrics: Metrics, watched: np.ndarray | None) -> None:
         self.metrics, self.watched = metrics, watched

@@ -54,11 +54,8 @@ def ray_engine(cores: int | None = None) -> Iterator[RayEngine]:
 
 
 class RayEngine:
-    """An `Engine` of features/parallel.py by Ray's tasks, and actors that describe images.
-
-    Args:
-        ray: the module, initialized.
-    """
+    """An `Engine` of features/parallel.py by Ray's tasks, and actors that describe images; `ray` is the module, after
+    its init."""
 
     def __init__(self, ray: Any) -> None:
         self.ray = ray

@@ -109,11 +109,8 @@ class Run(Subject):
         return f"write it again from the last checkpoint by `deepcluster train --resume {self.folder}`."
 
     def bad_images(self) -> list[tuple[str, str, str]]:
-        """Index, path and reason of each image that cannot be decoded, as bad_images.csv lists them.
-
-        Raises:
-            DeepClusterError: that file is damaged.
-        """
+        """Index, path and reason of each image that cannot be decoded, as bad_images.csv lists them; DeepClusterError
+        if that file is damaged."""
         file = self.folder / "bad_images.csv"
         rows = read_csv(file, advice="restore it, or delete it.")[1:] if file.exists() else []
         return [(row[0], row[1], row[2]) for row in rows if len(row) >= 3]
@@ -130,12 +127,8 @@ class Run(Subject):
 
     @property
     def whitening(self) -> Whitening:
-        """From features to the space of the centroids.
-
-        Raises:
-            DeepClusterError: a run whose method whitens nothing, for which `embed` serves. Or the run's network before
-                it was trained.
-        """
+        """From features to the space of the centroids; DeepClusterError for a run whose method whitens nothing, for
+        which `embed` serves, and for the run's network before it was trained."""
         whitening = self.model.whitening
         if whitening is None or (not self.clustered and self.params.finds_clusters):
             return super().whitening

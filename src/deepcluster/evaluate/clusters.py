@@ -61,7 +61,6 @@ def evaluate_clusters(
     Args:
         features: (N, D) float32, already in the space to cluster in; rows with NaN are left out.
         labels: (N,) int64, -1 = none; those images are clustered and not scored.
-        k: number of clusters.
         draws: repetitions, with seeds `seed`, `seed + 1`, ...
         n_init: k-means++ starts of a draw; the one with the lowest objective counts.
         test: (M, D) float32 in the same space, put to the nearest centers; rows with NaN are left out.

@@ -203,9 +203,7 @@ def cross_validated_fit(
     in a row that are worse than the best, weaker ones are not tried.
 
     Args:
-        features: (N, D) float32, on the device where the work is done.
-        labels: (N,) int64.
-        decays: to choose from.
+        features, labels: (N, D) float32, on the device where the work is done, and (N,) int64.
         folds: at most; no more than the smallest class has images, and with less than two the middle decay is taken.
     """
     mean, std = standardization(features)

@@ -98,17 +98,16 @@ class PooledMaps:
     """The last feature map of a network, of images at their own aspect ratio, pooled by `rmac.pooled`.
 
     Args:
-        subject: any network.
         pool, levels, power: see `rmac.pooled`.
         tap: the layer whose maps are pooled; None = the last one that has a map, which for AlexNet and VGG is the last
             convolution after its ReLU and before the last max-pool.
         long_side: pixels that the longer side of an image is resized to.
-        block: images that are decoded together; those of one size go through the network together.
+        block: images that are decoded together, after which work can be resumed; those of one size go through the
+            network together.
 
     Attributes:
         settings: all that the region vectors depend on, in plain values.
         summary: how they are made, for the user.
-        block: images between two points at which work can be resumed.
 
     Raises:
         DeepClusterError: the tap does not exist or is no map.

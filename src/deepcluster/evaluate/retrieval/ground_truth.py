@@ -33,24 +33,15 @@ REVISITED: Measures = {
 
 @dataclass(frozen=True)
 class GroundTruth:
-    """Q queries in a database of N images.
+    """Q queries in a database of N images."""
 
-    Attributes:
-        name: of the data set.
-        kind: "classic" (Oxford5k, Paris6k), "revisited", "holidays" or "groups".
-        names: N names, of files without folder and suffix; for groups, the paths of the source.
-        queries: Q names of the same form, which may be in the database or not.
-        boxes: (Q, 4) float64, left, top, right and bottom of the object in each query's image, in pixels; None where
-            whole images are searched for.
-        sets: name of a set -> for each query the indices into `names`.
-    """
-
-    name: str
-    kind: str
-    names: tuple[str, ...]
-    queries: tuple[str, ...]
+    name: str  # of the data set
+    kind: str  # "classic" (Oxford5k, Paris6k), "revisited", "holidays" or "groups"
+    names: tuple[str, ...]  # N, of files without folder and suffix; for groups, the paths of the source
+    queries: tuple[str, ...]  # Q names of the same form, which may be in the database or not
+    # (Q, 4) float64, left, top, right and bottom of the object in each query's image, in pixels; None = whole images
     boxes: np.ndarray | None
-    sets: dict[str, Sets]
+    sets: dict[str, Sets]  # name of a set -> for each query the indices into `names`
 
     @property
     def measures(self) -> Measures:

@@ -18,14 +18,8 @@ Crop = Literal["resize-then-crop", "crop-then-resize", "no"]
 
 
 class ImageSubset:
-    """An `ImageSource` of some images of another, in the order given, each perhaps cropped to a box.
-
-    Args:
-        source: any images.
-        rows: (M,) int64 indices into it.
-        boxes: (M, 4) left, top, right and bottom in pixels; None = whole images.
-        crop: how `sized` uses the boxes.
-    """
+    """An `ImageSource` of some images of another, by (M,) int64 rows in the order given, each perhaps cropped to a box:
+    (M, 4) left, top, right and bottom in pixels, which `sized` uses as `crop` says."""
 
     def __init__(
         self, source: ImageSource, rows: np.ndarray, boxes: np.ndarray | None = None, crop: Crop = "resize-then-crop"

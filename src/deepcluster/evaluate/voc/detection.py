@@ -201,11 +201,8 @@ def _loss(
     flip_seed: int | None,
     batch: Sequence[tuple[int, int]],
 ) -> Tensor | None:
-    """The sum of the losses of (image, epoch) pairs; with a seed half of the images are mirrored.
-
-    Args:
-        proposals: (P, 4) boxes of each image of the split; none where the detector proposes regions itself.
-    """
+    """The sum of the losses of (image, epoch) pairs; with a seed half of the images are mirrored. Where the detector
+    does not propose regions itself there are (P, 4) boxes of each image of the split."""
     images, targets, regions = [], [], []
     for index, epoch in batch:
         image = examples.image(index)

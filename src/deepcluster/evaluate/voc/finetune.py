@@ -49,9 +49,6 @@ class TransferNetwork(nn.Module):
 
     Args:
         backbone: changed and kept.
-        classes: C.
-        mode: "fc6-8" or "all".
-        train_batchnorm: see above.
         hidden: width of fc6 and fc7 where the backbone has none.
         draw_top: the layer over classes is drawn N(0, .01), too (DeeperCluster); else as torch draws it.
     """
