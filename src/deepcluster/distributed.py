@@ -267,13 +267,18 @@ def current() -> ProcessGroup:
     return ProcessGroup(dist.get_rank(), dist.get_world_size(), control)
 
 
+def by_srun() -> bool:
+    """Whether SLURM's srun has started this process and others. A job's own script has their number too, and alone."""
+    return int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1 and "SLURM_PROCID" in os.environ
+
+
 def launched() -> tuple[int, int] | None:
-    """(processes on each machine, machines) that torchrun or SLURM started; None where nobody has."""
+    """(processes on each machine, machines) that torchrun or srun started; None where nobody has."""
     variables = os.environ
     if "TORCHELASTIC_RUN_ID" in variables or "LOCAL_WORLD_SIZE" in variables:
         size, here = int(variables["WORLD_SIZE"]), int(variables.get("LOCAL_WORLD_SIZE", variables["WORLD_SIZE"]))
-    elif int(variables.get("SLURM_NTASKS", 1)) > 1 and "SLURM_PROCID" in variables:
-        size, machines = int(variables["SLURM_NTASKS"]), int(variables.get("SLURM_NNODES", 1))
+    elif by_srun():
+        size, machines = int(variables["SLURM_STEP_NUM_TASKS"]), int(variables.get("SLURM_NNODES", 1))
         here = -(-size // machines)
     else:
         return None
@@ -289,7 +294,7 @@ def is_secondary_process() -> bool:
     variables = os.environ
     if "RANK" in variables:  # torchrun
         return int(variables["RANK"]) > 0
-    if int(variables.get("SLURM_NTASKS", 1)) > 1 and "SLURM_PROCID" in variables:
+    if by_srun():
         return int(variables["SLURM_PROCID"]) > 0
     return int(variables.get("LOCAL_RANK", 0)) > 0 or int(variables.get("NODE_RANK", 0)) > 0  # Fabric's own launcher
 

@@ -1,4 +1,4 @@
-"""What several commands share: torchrun's processes, opening a network, and results as text or JSON."""
+"""What several commands share: processes of torchrun or srun, opening a network, and results as text or JSON."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from json import dumps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deepcluster.distributed import SINGLE, ProcessGroup, current
+from deepcluster.distributed import SINGLE, ProcessGroup, by_srun, current
 from deepcluster.errors import DeepClusterError, did_you_mean, first_line
 
 if TYPE_CHECKING:
@@ -20,39 +20,46 @@ if TYPE_CHECKING:
     from deepcluster.engine.subject import Subject
 
 
-def by_torchrun() -> bool:
-    """Whether torchrun has started this process and others."""
-    return "RANK" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1
+def started_several() -> bool:
+    """Whether torchrun or srun has started this process and others."""
+    return by_srun() or ("RANK" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1)
 
 
 def refuse_several_processes(what: str) -> None:
-    """Raises DeepClusterError where torchrun has started several processes, each of which would do all of it."""
-    if by_torchrun():
-        raise DeepClusterError(f"{what} runs on one process: start it without torchrun.")
+    """Raises DeepClusterError where several processes were started, each of which would do all of it."""
+    if started_several():
+        raise DeepClusterError(f"{what} runs on one process: start it without {'srun' if by_srun() else 'torchrun'}.")
 
 
 @contextmanager
 def several_processes(engine: str | None = None) -> Iterator[ProcessGroup]:
-    """The process group of torchrun's processes, for as long as the context lasts; without torchrun one process.
+    """The process group of the processes that torchrun or srun started, for as long as the context lasts; else one.
 
     Raises:
         DeepClusterError: they are to be spread by an engine, too, or were not started as torchrun does it.
     """
-    if not by_torchrun():
+    if not started_several():
         yield SINGLE
         return
     if engine:
-        raise DeepClusterError("Ray starts processes of its own: leave out torchrun, or --engine.")
+        raise DeepClusterError("Ray starts processes of its own: leave out torchrun and srun, or --engine.")
     import torch.distributed as dist
 
     if dist.is_initialized():  # whoever initialized it also destroys it
         yield current()
         return
+    meeting: dict[str, Any] = {}
+    if by_srun():
+        from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
+
+        slurm = SLURMEnvironment()
+        address = f"tcp://{slurm.main_address}:{slurm.main_port}"
+        meeting = {"init_method": address, "rank": slurm.global_rank(), "world_size": slurm.world_size()}
     try:
-        dist.init_process_group("gloo")
+        dist.init_process_group("gloo", **meeting)
     except (ValueError, RuntimeError) as error:
         raise DeepClusterError(
-            f"The processes of which RANK and WORLD_SIZE speak do not meet ({first_line(error)}): use torchrun."
+            f"The processes that the environment speaks of do not meet ({first_line(error)}): use torchrun or srun."
         ) from error
     try:
         yield current()

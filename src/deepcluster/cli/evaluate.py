@@ -55,7 +55,7 @@ def command(arguments: list[str]) -> None:
     with several_processes() as group:
         if not group.is_single and name not in DISTRIBUTED:
             raise DeepClusterError(
-                f"Protocol {name} runs in one process, not in {group.size}: start it without torchrun."
+                f"Protocol {name} runs in one process, not in {group.size}: start it without torchrun or srun."
             )
         from deepcluster.engine.log import Screen
 

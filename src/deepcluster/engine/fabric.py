@@ -14,11 +14,12 @@ from typing import Any
 
 import torch
 from lightning_fabric import Fabric
+from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning_fabric.strategies.ddp import DDPStrategy
 from lightning_fabric.strategies.launchers import subprocess_script
 
 from deepcluster.config import TrainRun
-from deepcluster.distributed import TIMEOUT, is_secondary_process, launched
+from deepcluster.distributed import TIMEOUT, by_srun, is_secondary_process, launched
 from deepcluster.engine.device import fast_bfloat16, pick_device
 from deepcluster.engine.run_folder import how_to_resume
 from deepcluster.errors import OTHER_ENDED, DeepClusterError, counted
@@ -77,6 +78,11 @@ def make_fabric(run: TrainRun) -> Fabric:
         raise DeepClusterError("A CPU has no 16-bit floating-point training: use --precision bf16 or 32.")
     plugin: Any = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}[precision]
     here, machines = launched() or (run.processes, 1)
+    if SLURMEnvironment.detect() and int(os.environ.get("SLURM_NTASKS", 1)) > 1 and not by_srun():
+        raise DeepClusterError(
+            f"This SLURM job has {os.environ['SLURM_NTASKS']} tasks, which only srun starts: put srun before the"
+            " command, or ask for one task."
+        )
     if run.processes not in (1, here, here * machines):
         raise DeepClusterError(
             f"--processes is {run.processes} but the launcher started {here} on each of {counted(machines, 'machine')}:"

@@ -38,7 +38,7 @@ OWN = re.compile(
     r"|checkpoints/((last|previous|best|epoch-\d+)\.ckpt|best\.safetensors)"
     r"|tensorboard/events\.out\.tfevents\.[^/]+"
     r"|features/(table\.json|part-\d+-\d+\.(npy|json))"
-    r"|evaluation/(clusters|knn|linear|low-shot|mlp|voc|retrieval)[\w-]*\.(json|state|npy|safetensors|png)"
+    r"|evaluation/(clusters|knn|linear|low-shot|mlp|voc|retrieval)[\w-]*\.(json|state|npy|npy\.digest|safetensors|png)"
     r"|pictures/(filters|activations|top-images|neighbors|clusters?|sizes|purity|confusion|history|map|compare)"
     r"(-[^/]+)?\.png"
     r"|explore/((vectors|map|other)-.+|lock)"
