@@ -7,7 +7,7 @@ import random
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from torch import nn
 
 from deepcluster import config as settings
 from deepcluster.config import TrainRun, check_sizes
+from deepcluster.data.cache import Pixels
 from deepcluster.data.transforms import RandomViews
 from deepcluster.data.views import ViewGroup
 from deepcluster.distributed import SINGLE, ProcessGroup
@@ -170,30 +171,37 @@ def _check_view_size(backbone: Backbone, size: int, option: str) -> None:
         raise DeepClusterError(f"The network cannot take views of {size} pixels ({why}): give another {option}.")
 
 
-def thrown_away(run: TrainRun, clusterer: Any, n: int, **place: Any) -> TrainContext:
-    """A new method of n images and all that trains it, to be timed; nothing is written. For `place` see
-    `make_context`."""
-    parts = build_parts(run, n, place["fabric"], place["group"], clusterer)
-    monitor, clock = Monitor(Metrics(place["folder"], 0, write=False), None), Clock(parts.method, 1, 1)
-    return make_context(run, parts, Screen(quiet=True), monitor, clock, **place)
+class Place(NamedTuple):
+    """Where a run trains."""
+
+    pixels: Pixels
+    fabric: Fabric
+    group: ProcessGroup
+    folder: Path
+
+
+def thrown_away(run: TrainRun, clusterer: Any, place: Place, n: int) -> TrainContext:
+    """A new method of n images and all that trains it, to be timed; nothing is written."""
+    parts = build_parts(run, n, place.fabric, place.group, clusterer)
+    monitor, clock = Monitor(Metrics(place.folder, 0, write=False), None), Clock(parts.method, 1, 1)
+    return make_context(run, parts, place, Screen(quiet=True), monitor, clock)
 
 
 def make_context(
     run: TrainRun,
     parts: Parts,
+    place: Place,
     screen: Screen,
     monitor: Monitor,
     clock: Clock,
     stopped: Callable[[], bool] = lambda: False,
-    **place: Any,
 ) -> TrainContext:
-    """What the training loop needs, of these parts, and of a `place`: pixels, fabric, group and folder. Compiles the
-    backbone where the run says so."""
+    """What the training loop needs; compiles the backbone where the run says so."""
     if run.compile:
         parts.method.backbone.compile()
     views = views_of(run, parts.method.backbone)
-    told: dict[str, Any] = {"screen": screen, "monitor": monitor, "clock": clock, "stopped": stopped}
-    return TrainContext(run=run, views=views, **told, **vars(parts), **place)
+    watching: dict[str, Any] = {"screen": screen, "monitor": monitor, "clock": clock, "stopped": stopped}
+    return TrainContext(run=run, views=views, **watching, **vars(parts), **place._asdict())
 
 
 class _NotNeeded:

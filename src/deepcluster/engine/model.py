@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from deepcluster.clustering.tree import nearest_in_tree
 from deepcluster.clustering.whitening import Whitening
 from deepcluster.config import TrainRun
 from deepcluster.data.cache import Pixels
+from deepcluster.distributed import ALIGN, SINGLE, ProcessGroup
 from deepcluster.errors import DeepClusterError, first_line
 from deepcluster.features.extract import extract
 from deepcluster.io import write_safetensors
@@ -58,10 +59,29 @@ class Model:
         return np.asarray(features)
 
     def features(
-        self, pixels: Pixels, only: np.ndarray | None = None, *, device: str = "cpu", **how: Any
+        self,
+        pixels: Pixels,
+        only: np.ndarray | None = None,
+        *,
+        tap: str | None = None,
+        device: str = "cpu",
+        batch_size: int = 256,
+        check: Callable[[int], None] = lambda images: None,
+        group: ProcessGroup = SINGLE,
+        multiple: int = ALIGN,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Index (M,) and features (M, D) of the images that can be decoded; for `how` see `features.extract`."""
-        return extract(self.backbone.to(device), pixels, only=only, device=device, **how)
+        """Index (M,) and features (M, D) of the images that can be decoded; see `features.extract`."""
+        return extract(
+            self.backbone.to(device),
+            pixels,
+            batch_size=batch_size,
+            device=device,
+            tap=tap,
+            only=only,
+            check=check,
+            group=group,
+            multiple=multiple,
+        )
 
     def nearest(self, features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Cluster (M,) int64 and Euclidean distance (M,) float32 of (M, D) backbone features."""

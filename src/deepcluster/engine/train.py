@@ -21,7 +21,7 @@ from deepcluster.data.open import open_images
 from deepcluster.data.source import ImageSource
 from deepcluster.distributed import ProcessGroup, current, launched
 from deepcluster.engine import checkpoint, run_folder
-from deepcluster.engine.build import at_checkpoint, build_method, build_parts, check, make_context, thrown_away
+from deepcluster.engine.build import Place, at_checkpoint, build_method, build_parts, check, make_context, thrown_away
 from deepcluster.engine.clock import KINDS, Clock, known_seconds
 from deepcluster.engine.fabric import make_fabric, together
 from deepcluster.engine.length import lengthened, progress_of
@@ -115,11 +115,11 @@ def _train(
             f"{source.name} holds {counted(images, 'image')} that can be decoded: training needs at least 2."
         )
     state = TrainState(*steps_per_epoch(run, images, group))
-    place: dict[str, Any] = {"pixels": pixels, "fabric": fabric, "group": group, "folder": folder}
+    place = Place(pixels, fabric, group, folder)
     known: dict[str, float] = {}
     if run.minutes is not None and not resume:
         screen.print("measuring the speed of this machine")
-        speed = measure(partial(thrown_away, run, clusterer, **place), run, state, images)
+        speed = measure(partial(thrown_away, run, clusterer, place), run, state, images)
         over = float(group.max_(torch.tensor(time.monotonic() - began, dtype=torch.float64)))
         run = within_minutes(run, speed, over, build_method(run, 1, clusterer), state.steps_per_epoch, screen)
         known = {kind: getattr(speed, kind) for kind in KINDS}
@@ -158,7 +158,7 @@ def _train(
     metrics = Metrics(folder, state.step // state.steps_per_epoch, write=group.is_first)
     clock = Clock(parts.method, run.epochs, state.steps_per_epoch, known | known_seconds(metrics.earlier))
     with stop_signals() as stopped:
-        c = make_context(run, parts, screen, Monitor(metrics, watched), clock, stopped, **place)
+        c = make_context(run, parts, place, screen, Monitor(metrics, watched), clock, stopped)
         try:
             fit(c, state)
             clustering = refresh(c, state, last=True)

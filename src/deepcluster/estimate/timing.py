@@ -15,7 +15,7 @@ from deepcluster.config import TrainRun, override
 from deepcluster.data.cache import Pixels, load_pixels
 from deepcluster.data.open import open_images
 from deepcluster.distributed import SINGLE
-from deepcluster.engine.build import build_method, thrown_away
+from deepcluster.engine.build import Place, build_method, thrown_away
 from deepcluster.engine.fabric import make_fabric
 from deepcluster.engine.speed import clustered, time_clustering, time_features
 from deepcluster.engine.speed import time_steps as time_own_steps
@@ -43,9 +43,7 @@ def time_steps(job: Job, dry: DryRun, data: Any = None) -> tuple[float, float, f
     source = open_images(made_up if data is None else data)
     pixels: Pixels = load_pixels(source, short_side=short_side(run.largest_size), cache_gb=run.data.cache_gb)
     with tempfile.TemporaryDirectory() as folder:
-        make = partial(
-            thrown_away, one, None, pixels=pixels, fabric=make_fabric(one), group=SINGLE, folder=Path(folder)
-        )
+        make = partial(thrown_away, one, None, Place(pixels, make_fabric(one), SINGLE, Path(folder)))
         c, rows, clustering = time_clustering(make, few, job.share if few == k else ROWS)
         step, _ = time_own_steps(c, one.batch_size, rows)
         feature = time_features(c)
