@@ -22,6 +22,7 @@ from deepcluster.data.open import open_images
 from deepcluster.engine.model import MODEL
 from deepcluster.engine.run import Run
 from deepcluster.engine.scores import evaluations
+from deepcluster.errors import DeepClusterWarning
 from deepcluster.visualize import history, report_text
 from deepcluster.visualize.report import embedded_thumbnail, environment, write_report
 
@@ -65,8 +66,8 @@ class Page(HTMLParser):
         return " ".join(self.text.split())
 
 
-def report(run: Run, **options: int) -> Page:
-    path = write_report(run, **options)
+def report(run: Run, data: str | None = None, **options: int) -> Page:
+    path = write_report(run, data, **options)
     assert path == run.folder / "report.html"
     return Page(path)
 
@@ -96,6 +97,14 @@ def test_the_page_loads_nothing_and_escapes_paths_labels_and_names(run: Run) -> 
     assert HOSTILE in page.words()  # the name of a class
     assert page.source.count("<svg") == 10
     assert 'id="pictures"' in page.source and page.words().count("Nearest neighbors, trained and untrained") == 1
+
+
+def test_images_that_have_moved_are_told_and_shown_from_their_new_place(run: Run, tmp_path: Path) -> None:
+    whole = report(run).images
+    moved = rewritten(run, data=str(tmp_path / "gone"))
+    with pytest.warns(DeepClusterWarning, match="gone, are not there any more: give --data"):
+        assert report(moved).images == []
+    assert report(moved, str(run.config["data"])).images == whole != []
 
 
 def test_every_image_is_embedded_and_is_the_right_one(run: Run) -> None:

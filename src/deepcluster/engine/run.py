@@ -18,7 +18,7 @@ from torch import Tensor
 
 from deepcluster.clustering.whitening import Whitening
 from deepcluster.config import params_of
-from deepcluster.data.open import open_images
+from deepcluster.data.open import must_exist, open_images
 from deepcluster.data.source import ImageSource
 from deepcluster.engine import checkpoint
 from deepcluster.engine.assignment import column
@@ -155,8 +155,15 @@ class Run(Subject):
         return torch.empty(0, 0, dtype=torch.int64), []
 
     def source(self) -> ImageSource:
-        """The training images, opened again."""
-        return open_images(self.config["data"])
+        """The training images, opened again; DeepClusterError where they are not where they were."""
+        data = self.config["data"]
+        try:
+            must_exist(data)
+        except DeepClusterError:
+            raise DeepClusterError(
+                f"The images of {self.folder}, {data}, are not there any more: give --data."
+            ) from None
+        return open_images(data)
 
     def _drawn(self, seed: int) -> Backbone:
         from deepcluster.engine import build  # loads the training engine, which is half of the start

@@ -112,10 +112,12 @@ def check_clusters(run: Run, numbers: Iterable[int], k: int) -> None:
             raise DeepClusterError(f"There is no cluster {number} in {run.folder}; its clusters are 0 to {k - 1}.")
 
 
-def check_training_images(run: Run, source: ImageSource, advice: str = "put them back, or give --data.") -> None:
+def check_training_images(run: Run, source: ImageSource) -> None:
     """A DeepClusterError where the source does not hold the images that the run was trained on."""
     if len(source) != run.config["images"] or source.fingerprint() != run.config["source_fingerprint"]:
-        raise DeepClusterError(f"{source.name} no longer holds the images that {run.folder} was trained on: {advice}")
+        raise DeepClusterError(
+            f"{source.name} no longer holds the images that {run.folder} was trained on: put them back, or give --data."
+        )
 
 
 def open_pixels(subject: Subject, data: Any) -> Pixels:

@@ -20,11 +20,12 @@ from deepcluster.config import params_of
 from deepcluster.data.decode import decode
 from deepcluster.data.formats import BYTES
 from deepcluster.data.naming import printable, short_name
+from deepcluster.data.open import open_images
 from deepcluster.data.source import ImageSource
 from deepcluster.engine import scores
 from deepcluster.engine.clock import duration
 from deepcluster.engine.run import Run
-from deepcluster.errors import BadImage, DeepClusterError, counted
+from deepcluster.errors import BadImage, DeepClusterError, counted, warn
 from deepcluster.io import write_text
 from deepcluster.reading import read_bytes
 from deepcluster.visualize import history, report_text, sizes, style
@@ -69,10 +70,11 @@ def environment() -> Environment:
     return found
 
 
-def write_report(run: Run, *, clusters: int = 24, images: int = 12) -> Path:
+def write_report(run: Run, data: str | None = None, *, clusters: int = 24, images: int = 12) -> Path:
     """One self-contained page with the curves, pictures and clusters of a run, RUN/report.html; returns its path.
 
     Args:
+        data: the images of the run, if they have moved; None = where they were.
         clusters: clusters shown, the largest first.
         images: images shown of each, the nearest to its center first.
     """
@@ -85,7 +87,7 @@ def write_report(run: Run, *, clusters: int = 24, images: int = 12) -> Path:
     plots: list[str] = []
     spread: str | None = None
     clear: list[str] = []
-    source, problem = _source(run)
+    source, problem = _source(run, data)
     if assignment is not None:
         counts = np.bincount(assignment[assignment >= 0], minlength=k)
         rows = _rows(assignment, counts, source)
@@ -105,6 +107,8 @@ def write_report(run: Run, *, clusters: int = 24, images: int = 12) -> Path:
                 page = style.figure(4.7, 2.6)
                 draw(page.add_subplot(), counts)
                 plots.append(style.svg(page))
+    if problem:
+        warn(problem)
     clustered = None if counts is None else int(counts.sum())
     curves = [
         style.svg(history.panel_figure([(panel, panel.curves(metrics))]))
@@ -219,11 +223,11 @@ def _clusters(run: Run) -> tuple[np.ndarray | None, int]:
         return None, int(run.config.get("settings", {}).get("method", {}).get("k", 1))
 
 
-def _source(run: Run) -> tuple[ImageSource | None, str]:
+def _source(run: Run, data: str | None) -> tuple[ImageSource | None, str]:
     """The training images, or None and a sentence that says why they cannot be shown."""
     try:
-        source = run.source()
-        check_training_images(run, source, "put them back and run `deepcluster report` again.")
+        source = run.source() if data is None else open_images(data)
+        check_training_images(run, source)
     except (DeepClusterError, OSError) as error:
         return None, f"The images cannot be shown: {error}"
     return source, ""
