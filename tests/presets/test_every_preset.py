@@ -38,6 +38,7 @@ def shrunk(run: TrainRun) -> TrainRun:
     """The preset for 64 images as small as its network allows, in two epochs of one step."""
     small = {"epochs": 2, "batch_size": N, "keep_every": 1, "device": "cpu", "precision": "32"}
     small |= {"image_size": SMALLEST.get(run.backbone.name, 12), "data.view_size": 0}
+    small |= {"data.small_view_size": min(run.data.small_view_size, 12)}
     few = {"k": 4, "whiten": 8}
     method: Any = run.method
     has = {item.name for item in dataclasses.fields(method)} - (set() if method.k else {"k"})  # PIC finds its own
