@@ -153,6 +153,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def fresh(place: Path, long: Long, made: Path) -> Path:
     place.mkdir()
+    (place / ".said").touch()  # a process may be killed before it says anything
     if long.before:
         shutil.copytree(made / long.before, place / long.before)
     return place
