@@ -92,12 +92,14 @@ def measured(words: list[str], folder: Path) -> tuple[int, int, float]:
 
 
 def draw(points: dict[str, list[tuple[int, int]]], file: Path) -> None:
-    """Anonymous memory against rows or images, on logarithmic axes."""
+    """Anonymous memory against rows or images; those on a logarithmic axis."""
     from matplotlib import pyplot as plt
 
     figure, axis = plt.subplots(figsize=(6.4, 4), constrained_layout=True)
-    for title, row in points.items():
-        axis.loglog(*zip(*row, strict=True), marker="o", markersize=4, label=title)
+    for number, (title, row) in enumerate(points.items()):  # lines may lie upon each other
+        style = {"marker": "os"[number % 2], "markersize": 7 - 3 * (number % 2), "linestyle": ("-", "--")[number % 2]}
+        axis.semilogx(*zip(*row, strict=True), **style, label=title)
+    axis.set_ylim(bottom=0)
     axis.set_xlabel("rows or images")
     axis.set_ylabel("peak memory of its own (MiB)")
     axis.grid(alpha=0.25)
