@@ -249,10 +249,7 @@ def _scan_zip(stream: BinaryIO, wanted: Wanted, texts: Texts) -> tuple[list[tupl
                 return found, f"lists {len(archive.infolist()):,} members of {told:,}"
             stream.seek(0)
             if min((one.header_offset for one in archive.infolist()), default=0) and stream.read(4) == LOCAL:
-                return (
-                    found,
-                    "begins with the members of another zip file, which are not read (as by `cat a.zip b.zip`)",
-                )
+                return found, "begins with the members of another zip file, which are not read"
     except (zipfile.BadZipFile, EOFError, ValueError, NotImplementedError, struct.error) as error:
         return found, f"has a damaged list of members ({error})" if found else f"cannot be read as a zip file ({error})"
     return found, _told(others)
