@@ -431,6 +431,15 @@ def test_classes_are_found_over_all_shards_as_over_one_folder(tmp_path: Path) ->
     )
 
 
+def test_a_renamed_manifest_keeps_its_tables(shards: list[str], tmp_path: Path) -> None:
+    one = index(shards, tmp_path / "m.json")
+    (tmp_path / "m.json").rename(tmp_path / "n.json")
+    index(shards[:1], tmp_path / "m.json")
+    index(shards[:2], tmp_path / "m.json")  # the tables of the one before go
+    assert shards_of(open_images(tmp_path / "n.json")).fingerprint() == one.fingerprint()
+    assert len(list(tmp_path.glob("m.*.index.npy"))) == 2
+
+
 def test_tables_of_a_killed_index_go_with_the_next(shards: list[str], tmp_path: Path) -> None:
     """Killed between its tables and its manifest, and then others are indexed."""
     out, other = tmp_path / "m.json", tmp_path / "m.x.json"

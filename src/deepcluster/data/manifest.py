@@ -117,10 +117,20 @@ def write_manifest(file: Path, make: Callable[[Path], tuple[list[Shard], tuple[s
         opening = json.dumps(head, indent=1)[:-2]  # without its closing brace
         write_text(file, f'{opening},\n "shards": [\n  ' + ",\n  ".join(lines) + "\n ]\n}\n")
         ours = re.compile(re.escape(file.stem) + r"\.[0-9a-f]{8}\.(index|labels)\.npy")
-        for old in list(file.absolute().parent.iterdir()):  # of the manifest before, or of a killed command
-            if ours.fullmatch(old.name) and old.name not in names:
+        beside = list(file.absolute().parent.iterdir())
+        # of the manifest before, or of a killed command
+        left = [old for old in beside if ours.fullmatch(old.name) and old.name not in names]
+        others = [read_head(other, 4096) for other in beside if left and _may_name_tables(other)]
+        for old in left:
+            if not any(
+                json.dumps(old.name).encode() in head for head in others
+            ):  # one that was renamed keeps its tables
                 old.unlink(missing_ok=True)
     return manifest
+
+
+def _may_name_tables(file: Path) -> bool:
+    return file.suffix == ".json" and file.is_file() and os.access(file, os.R_OK)
 
 
 def open_tables(file: Path, manifest: Manifest) -> tuple[np.ndarray, np.ndarray | None]:
