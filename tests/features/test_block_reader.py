@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -54,6 +55,39 @@ def test_rows_of_a_file_are_read_without_touching_the_mapping(stored: tuple[Path
         file.write(np.float32(42).tobytes())
     assert rows.block(4999, 5000)[0, 8] == 42
     assert Rows(np.load(path))._read is None
+
+
+@pytest.mark.parametrize("kind", ["array", "file", "float64 far from zero", "float16 tensor"])
+def test_rows_are_kept_where_they_fit_and_read_each_time_else(kind: str, stored: tuple[Path, np.ndarray]) -> None:
+    path, x = stored
+    table: Any = x.copy()
+    if kind == "file":
+        table = np.load(path, mmap_mode="r+")
+    if kind == "float64 far from zero":
+        table = x.astype(np.float64) + 1e9
+    if kind == "float16 tensor":
+        table = torch.from_numpy(x).half()
+    origin = torch.full((9,), 1e9, dtype=torch.float64) if kind == "float64 far from zero" else None
+    kept, read = Rows(table), Rows(table)
+    kept.origin = read.origin = origin
+    assert not kept.hold()  # on the CPU, unless it is said how much
+    assert not kept.hold(4 * x.size - 1)
+    assert kept.hold(4 * x.size)
+    expected = {"all": read.block(0, 5000).clone(), "some": read.take(torch.tensor([4, 4999, 4])).clone()}
+    table[:] = 7
+    assert read.block(3, 4).eq(7 - (0 if origin is None else 1e9)).all()
+    again = torch.cat([block for _, block in kept.blocks(999)])
+    assert torch.equal(again, expected["all"])
+    assert torch.equal(kept.take(torch.tensor([4, 4999, 4])), expected["some"])
+    assert torch.equal(kept.span(1000, 1200).block(0, 200), again[1000:1200])
+
+
+def test_a_tensor_that_is_there_as_it_is_needed_is_not_copied() -> None:
+    x = torch.zeros(10, 3)
+    rows = Rows(x)
+    assert rows.hold(1 << 20)
+    x += 1
+    assert rows.block(0, 10).eq(1).all()
 
 
 def test_unsaved_changes_of_a_private_mapping_are_seen(stored: tuple[Path, np.ndarray]) -> None:

@@ -105,6 +105,7 @@ class KMeans(validation.Float32Transformer, ClusterMixin, BaseEstimator):
             # products lose the digits that a large common offset takes: work about the mean where it is large
             if not self.spherical and float(moments.mean.square().sum()) * moments.weight > moments.square / 2:
                 points = original.about(moments.mean.float())
+                points.hold()
             seed = common_seed(points.shard.group, validation.seed_from(self.random_state))
             self.inertia_ = math.inf
             for run in range(self._runs()):
@@ -155,6 +156,8 @@ class KMeans(validation.Float32Transformer, ClusterMixin, BaseEstimator):
         points = Points(rows, self.spherical, self.chunk, shard=shard, weight=weight)
         if points.heaviest == 0:
             raise DeepClusterError("Sample weights must contain at least one non-zero number.")
+        with group.collective_section():
+            points.hold()
         return points
 
     def _runs(self) -> int:
@@ -242,11 +245,12 @@ def lloyd(
     objectives: list[float] = []
     for _ in range(max_iter):
         found = step(centroids)
-        objectives.append(objective(found, centroids, points.moments.square))
-        if float(found.moved) == 0:
+        value, moved, empty = told(found, centroids, points.moments.square)
+        objectives.append(value)
+        if not moved:
             break
         centroids = means_of(found.sums, found.counts, centroids)
-        if split_empty:
+        if split_empty and empty:
             centroids = split(centroids, found.counts, generator)
         if points.spherical:
             centroids = normalize_rows(centroids)
@@ -257,11 +261,15 @@ def lloyd(
     return centroids, objectives
 
 
-def objective(found: Tally, centroids: Tensor, square: float) -> float:
-    """Sum of squared distances of points to their centroids, from sums alone: |x|^2 - 2 x.c + |c|^2."""
+def told(found: Tally, centroids: Tensor, square: float) -> tuple[float, float, float]:
+    """The objective, points that moved and empty clusters: what is read of an iteration, once, as a GPU waits for it.
+
+    The objective is the sum of squared distances of points to centroids, from sums alone: |x|^2 - 2 x.c + |c|^2.
+    """
     c = centroids.double()
-    cross, own = float((found.sums * c).sum()), float((found.counts * c.square().sum(1)).sum())
-    return max(0.0, square - 2 * cross + own)
+    sums = (found.sums * c).sum(), (found.counts * c.square().sum(1)).sum()
+    cross, own, moved, empty = torch.stack([*sums, found.moved[0], (found.counts == 0).sum()]).tolist()
+    return max(0.0, square - 2 * cross + own), moved, empty
 
 
 def split(centroids: Tensor, counts: Tensor, generator: torch.Generator) -> Tensor:

@@ -14,6 +14,7 @@ from deepcluster.distributed import ALIGN, SINGLE
 from deepcluster.exact_sum import Total, added, round_, unit_for
 from deepcluster.features.block_reader import Rows, normalize_rows, refuse_rows
 from deepcluster.features.parallel import over_rows, over_spans
+from deepcluster.features.resident import held
 from deepcluster.features.row_partition import Shard, shard_of
 
 BLOCK_NUMBERS = 1 << 24  # numbers in a block (64 MiB)
@@ -57,12 +58,14 @@ class Points:
         self.shard = shard or shard_of(rows)
         self.n, self.dim, self.device = rows.n, rows.dim, rows.device
         self.step = max(ALIGN, (chunk or BLOCK_NUMBERS // rows.dim) // ALIGN * ALIGN)
-        self.heaviest = 1.0
+        self.heaviest = self.weight_unit = 1.0
         if weight is not None:
             # rounded, so that their sums are exact, too
             self.heaviest = float(self.shard.group.max_(weight.max()[None] if len(weight) else weight.new_zeros(1)))
-            weight = round_(weight.to(self.device, torch.float64), unit_for(self.heaviest, self.shard.total))
+            self.weight_unit = unit_for(self.heaviest, self.shard.total)
+            weight = round_(weight.to(self.device, torch.float64), self.weight_unit)
         self.weight = weight
+        self._held: Tensor | None = None
 
     def __len__(self) -> int:
         return self.n
@@ -73,7 +76,13 @@ class Points:
         part.rows, part.n = self.rows.span(first, last), last - first
         part.shard = Shard(SINGLE, part.n, self.shard.first + first, self.shard.total)
         part.weight = self.weights(first, part.n)
+        part._held = None if self._held is None else self._held[first:last]
         return part
+
+    def hold(self, budget: int | None = None) -> None:
+        """Keep the rows on the device, see `Rows.hold`, and beside them the points, where these are other numbers."""
+        if self.rows.hold(budget) and (self.spherical or self.offset is not None):
+            self._held = held(self.blocks(), self.n, self.dim, self.device, budget)
 
     def about(self, offset: Tensor | None) -> Points:
         """The same points with `offset` subtracted from each."""
@@ -81,6 +90,9 @@ class Points:
 
     def blocks(self) -> Iterator[tuple[int, Tensor]]:
         """(first row, (B, D) block) pairs of this process; a block is valid until the next one is read."""
+        if self._held is not None:
+            yield from ((start, self._held[start : start + self.step]) for start in range(0, self.n, self.step))
+            return
         for start, block in self.rows.blocks(self.step):
             yield start, self._transformed(block)
 

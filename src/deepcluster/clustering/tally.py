@@ -65,6 +65,7 @@ class ClusterSums:
     def __init__(self, points: Points, k: int, unit: float, extra: int = 0):
         self.k, self.unit, self.extra = k, unit, extra
         self.labels = torch.full((points.n,), -1, dtype=torch.int64, device=points.device)
+        self.is_first = True
 
     def update(self, points: Points, find: Callable[[Tensor, int], Tensor]) -> Tally:
         """Assign every point by `find(block, start)`."""
@@ -73,6 +74,7 @@ class ClusterSums:
             found, before = find(block, start), self.labels[start : start + len(block)]
             moved += self._move(tally.sums, block, before, found, points.weights(start, len(block)))
             before.copy_(found)
+        self.is_first = False
         tally.counts.copy_(points.counts(self.labels, self.k))
         tally.moved.fill_(moved)
         return tally
@@ -80,7 +82,7 @@ class ClusterSums:
     def _move(self, sums: Tensor, block: Tensor, before: Tensor, found: Tensor, weight: Tensor | None) -> int:
         """Move the rows of a block that changed clusters from one sum to another; returns how many did."""
         unit = self.unit
-        if int(before[0]) < 0:  # the first step
+        if self.is_first:
             add_sums(sums, block, found, unit, weight)
             return len(block)
         changed = (found != before).nonzero()[:, 0]

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from deepcluster.errors import DeepClusterError
 from deepcluster.features.parallel import rows_of
+from deepcluster.features.resident import held
 
 BLOCK_BYTES = 32 << 20  # read at once; small beside any model, large beside a disk's latency
 
@@ -70,6 +71,7 @@ class Rows:
         self.block_rows = max(1, BLOCK_BYTES // (4 * self.dim))
         self._read: Callable[[int, np.ndarray], None] | None = x.read_rows if reads_itself else self._file_reader()
         self._buffer: np.ndarray | None = None
+        self._held: Tensor | None = None
 
     def __len__(self) -> int:
         return self.n
@@ -84,7 +86,22 @@ class Rows:
 
     def span(self, first: int, last: int) -> Rows:
         """The rows from `first` to before `last`."""
-        return _rows(rows_of(self.x, first, last), self.device, self.name, self.origin)
+        rows = _rows(rows_of(self.x, first, last), self.device, self.name, self.origin)
+        rows._held = None if self._held is None else self._held[first:last]
+        return rows
+
+    def hold(self, budget: int | None = None) -> bool:
+        """Keep all rows on the device from now on, for whoever reads them often; see `held`. It changes no number.
+
+        Returns:
+            whether they are there.
+        """
+        x = self.x if self.origin is None else None
+        if isinstance(x, Tensor) and x.device == self.device and x.dtype == torch.float32:
+            return True
+        if self._held is None:
+            self._held = held(self.blocks(), self.n, self.dim, self.device, budget)
+        return self._held is not None
 
     @property
     def is_wide(self) -> bool:
@@ -108,6 +125,8 @@ class Rows:
 
     def block(self, start: int, stop: int) -> Tensor:
         """(stop - start, D) float32 rows; valid until the next block is read."""
+        if self._held is not None:
+            return self._held[start:stop]
         if self._read is None:
             part = self.x[start:stop]
             return self._float32(part if isinstance(part, Tensor) else np.asarray(part))
@@ -123,6 +142,8 @@ class Rows:
 
     def take(self, index: Tensor) -> Tensor:
         """(len(index), D) float32 rows in the order of `index`."""
+        if self._held is not None:
+            return self._held[index.to(self.device)]
         return self._float32(self.taken(index))
 
     def taken(self, index: Tensor) -> Any:
