@@ -2,10 +2,13 @@
 
 The nearest centroid is the one of largest score x.c - |c|^2 / 2. On a CPU the scores of 512 rows and 1,024 centroids
 are computed at a time, few enough to stay in a core's own cache, and reduced there; N x K scores are never held. The
-same step that passes over settled points is in assign_margins.py.
+same step that passes over settled points is in assign_margins.py, that of GPUs with Triton in assign_triton.py.
 """
 
 from __future__ import annotations
+
+from importlib.util import find_spec
+from typing import Any
 
 import numpy as np
 import torch
@@ -44,6 +47,8 @@ class NearestSearch:
         self.k = len(centroids)
         self.half = half
         self.on_cpu = centroids.device.type == "cpu"
+        module = fused(centroids.device, half)
+        self.fused = None if module is None else module.FusedSearch(centroids, half)
         if half:
             centroids = centroids.bfloat16() if not self.on_cpu else centroids.bfloat16().float()
         self.bias = centroids.float().square().sum(1) / -2
@@ -57,6 +62,9 @@ class NearestSearch:
 
     def __call__(self, block: Tensor, start: int = 0) -> Tensor:
         """(B,) int64, the nearest centroid of each row of block (B, D); `start` is not needed here."""
+        if self.fused is not None:
+            found: Tensor = self.fused(block)
+            return found
         if self.half:
             block = block.bfloat16() if not self.on_cpu else block.bfloat16().float()
         label = torch.zeros(len(block), dtype=torch.int64, device=block.device)
@@ -128,6 +136,15 @@ class NearestSearch:
                 torch.sub(best, second, out=margin[i : i + self.rows])
 
 
+def fused(device: torch.device, half: bool) -> Any:
+    """assign_triton.py, where it works: on GPUs, with Triton, which not every torch comes with; None elsewhere."""
+    if device.type != "cuda" or find_spec("triton") is None:
+        return None
+    from deepcluster.clustering import assign_triton  # Triton takes a second to load
+
+    return assign_triton if assign_triton.works(device, half) else None
+
+
 def span_of(k: int, dim: int) -> int:
     return max(SPAN, WORTH // (k * dim))
 
@@ -166,7 +183,9 @@ class NearestStep:
 
 def nearest_step(points: Points, k: int, half: bool) -> Step:
     """The step by float32 or bfloat16 products."""
-    parts = keep_over_rows(NearestStep, [points], k, points.moments.unit)
+    module = fused(points.device, half)
+    kind = NearestStep if module is None else module.FusedStep
+    parts = keep_over_rows(kind, [points], k, points.moments.unit)
     tallies = Tallies(parts, points.shard.group)
     return lambda centroids: tallies.update(centroids, half)
 
