@@ -205,7 +205,7 @@ def test_the_check_before_first_use_notices_a_wrong_step(device: torch.device, m
         assert not works(device, False)
     monkeypatch.undo()
     monkeypatch.setattr("math.frexp", lambda value: (0.5, 2))
-    with pytest.warns(UserWarning, match="other clusters than there are"):
+    with pytest.warns(UserWarning, match="labels or sums are wrong"):
         assert not works(device, False)
 
 

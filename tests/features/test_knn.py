@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from deepcluster.errors import DeepClusterError
 from deepcluster.features import knn
+from deepcluster.features.block_reader import Rows
 from deepcluster.features.knn import nearest_rows
 
 
@@ -151,6 +152,40 @@ def test_a_file_is_searched_like_the_same_rows_in_memory(tmp_path: Path, monkeyp
     file = nearest_rows(np.load(tmp_path / "x.npy", mmap_mode="r"), 5)
     for one, other in zip(memory, file, strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("queries", [False, True])
+def test_a_table_that_stays_on_the_device_gives_the_same(
+    queries: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU with memory for it: read from its file once, however many blocks of queries there are."""
+    x = unit(1300, 24).astype(np.float64) + 1e7
+    np.save(tmp_path / "x.npy", x)
+    table, asked = np.load(tmp_path / "x.npy", mmap_mode="r"), x[:700] if queries else None
+    monkeypatch.setattr(knn, "BLOCK_NUMBERS", 256 * 24)
+    expected = nearest_rows(table, 5, queries=asked)
+    monkeypatch.setattr("deepcluster.features.resident._budget", lambda device: x.nbytes)
+    counted, read = Rows.read, []
+
+    def count(rows: Rows, start: int, into: np.ndarray) -> np.ndarray:
+        read.append(len(into))
+        return counted(rows, start, into)
+
+    monkeypatch.setattr(Rows, "read", count)
+    found = nearest_rows(table, 5, queries=asked)
+    assert sum(read) == len(x)
+    np.testing.assert_array_equal(found[0], expected[0])
+    np.testing.assert_array_equal(found[1], expected[1])
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("name", tables())
+def test_a_gpu_finds_the_same(name: str) -> None:
+    x = tables()[name]
+    index, squared = nearest_rows(x, 5, device="cuda")
+    expected, distance = oracle(x, 5)
+    np.testing.assert_array_equal(index, expected)
+    np.testing.assert_allclose(squared, distance.astype(np.float32), rtol=1e-6)
 
 
 def test_output_is_a_tensor_for_tensors_and_an_array_otherwise() -> None:

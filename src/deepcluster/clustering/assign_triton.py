@@ -198,7 +198,7 @@ class FusedStep:
 def works(device: torch.device, half: bool) -> bool:
     """Whether the kernel compiles for this GPU and does right by a small table; where not, a warning tells why."""
     try:
-        why = "" if _is_right(device, half) else "it finds other clusters than there are"
+        why = "" if _is_right(device, half) else "its labels or sums are wrong"
     except Exception as error:  # such as no C compiler, or a GPU that Triton does not know
         why = (str(error).strip() or repr(error)).splitlines()[0]
     if why:

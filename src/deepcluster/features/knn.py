@@ -74,6 +74,8 @@ def nearest_rows(
             f" each, not {k}; ask for fewer neighbors or give "
             "more rows."
         )
+    if rows.hold() and queries is None:
+        asked = rows  # what is held stays valid
     with team():
         search = _Search(rows, int(k), queries is None, metric == "cosine", max(256, BLOCK_NUMBERS // rows.dim))
         index, squared = search(asked)
@@ -94,7 +96,8 @@ class _Best:
         count = self.score.shape[1]
         groups = width // GROUP
         score, where = self.score[at], self.where[at]
-        if width % GROUP or groups < 4 * count:
+        # on a GPU, too: the other way waits for it
+        if width % GROUP or groups < 4 * count or scores.device.type != "cpu":
             value, column = scores.topk(min(count, width))
             score, where = self._merge(score, where, value, column + first)
             self.score[at], self.where[at] = score, where
@@ -138,12 +141,12 @@ class _Search:
         if float(mean.square().sum()) * rows.n > square / 2:
             self.offset = mean.float()
         self.bias = torch.empty(rows.n, device=rows.device)
-        longest = 0.0
+        longest = mean.new_zeros(())
         for start, _, shifted in self._blocks(rows):
             norms = _squared_norms(shifted)
-            longest = max(longest, float(norms.max()))
+            longest = torch.maximum(longest, norms.max())
             self.bias[start : start + len(norms)] = norms / -2
-        self.longest = longest**0.5
+        self.longest = float(longest) ** 0.5
 
     def __call__(self, asked: Rows) -> tuple[Tensor, Tensor]:
         """(Q, k) positions and (Q, k) squared distances."""
@@ -172,13 +175,15 @@ class _Search:
         Raises:
             DeepClusterError: a row holds NaN or infinity.
         """
-        total, square = torch.zeros(rows.dim, dtype=torch.float64, device=rows.device), 0.0
-        for start, raw, _ in self._blocks(rows):
-            norms = _squared_norms(raw)
-            require_finite(norms, start, rows.name)
+        total = torch.zeros(rows.dim, dtype=torch.float64, device=rows.device)
+        square = total.new_zeros(())
+        for _, raw, _ in self._blocks(rows):
             total += raw.sum(0, dtype=torch.float64)
-            square += float(norms.sum())
-        return total / rows.n, square
+            square += _squared_norms(raw).sum()
+        if not torch.isfinite(square):  # of a sum, once: each look waits for a GPU
+            for start, raw, _ in self._blocks(rows):
+                require_finite(_squared_norms(raw), start, rows.name)
+        return total / rows.n, float(square)
 
     def _blocks(self, rows: Rows) -> Iterator[tuple[int, Tensor, Tensor]]:
         """(first row, rows as they are compared, rows about the offset)."""
@@ -316,6 +321,7 @@ def _pair_distances(a: Tensor, row: Tensor, b: Tensor, column: Tensor) -> Tensor
 
 def _mask_own(scores: Tensor, own: Tensor, first: int) -> None:
     """Set the scores (R, W) of rows, whose columns begin at `first`, for their own columns `own` (R,) to -inf."""
-    column = own - first
-    here = ((column >= 0) & (column < scores.shape[1])).nonzero()[:, 0]
-    scores[here, column[here]] = -torch.inf
+    column = (own - first)[:, None]
+    here = (column >= 0) & (column < scores.shape[1])
+    column = column.clamp(0, scores.shape[1] - 1)
+    scores.scatter_(1, column, torch.where(here, -torch.inf, scores.gather(1, column)))
