@@ -174,23 +174,20 @@ class FusedStep:
     def __init__(self, points: Points, k: int, unit: float):
         self.units = unit, points.weight_unit
         self.labels = torch.full((points.n,), -1, dtype=torch.int64, device=points.device)
-        self.sums = torch.zeros(k, points.dim, dtype=torch.int64, device=points.device)
         self.counts = torch.zeros(k, dtype=torch.int64, device=points.device)
-        self.moved = torch.zeros(1, dtype=torch.int64, device=points.device)
 
     def update(self, points: Points, centroids: Tensor, half: bool) -> Tally:
         """The points' tally."""
         search = FusedSearch(centroids, half)
+        sums, moved = (torch.zeros(shape, dtype=torch.int64, device=points.device) for shape in (centroids.shape, (1,)))
         exponents = [math.frexp(unit)[1] - 1 for unit in self.units]  # they are powers of two
-        self.sums.zero_()
-        self.moved.zero_()
         for start, block in points.blocks():
             labels, weights = self.labels[start : start + len(block)], points.weights(start, len(block))
-            search.assign(block, labels, weights, self.sums, self.counts, self.moved, *exponents)
-        tally = Tally(len(self.counts), points.dim, device=points.device)
-        tally.sums.copy_(self.sums).mul_(self.units[0])
+            search.assign(block, labels, weights, sums, self.counts, moved, *exponents)
+        tally = Tally(len(sums), points.dim, device=points.device)
+        tally.sums.copy_(sums).mul_(self.units[0])
         tally.counts.copy_(self.counts).mul_(self.units[1])
-        tally.moved.copy_(self.moved)
+        tally.moved.copy_(moved)
         return tally
 
 
