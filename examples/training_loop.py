@@ -119,8 +119,8 @@ def train(name: str = "deepcluster", count: int = 1797, epochs: int = 4, out: Pa
             step += 1
         print(f"{name}, epoch {epoch}: loss {loss:.3f}, NMI with the classes {agreement[-1]:.3f}")
     if out is not None and clustering is not None:
-        last = method.refresh(lambda: features(method, views), (SEED, epochs * per_epoch)) or clustering
-        found = method.finish(lambda: features(method, views), last)
+        key = (SEED, epochs * per_epoch)
+        found = method.finish(lambda: features(method, views), key) or clustering
         Model(method.feature_network.eval(), found.centroids, method.embedding).save(out / CLUSTERS)
     return agreement
 

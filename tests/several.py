@@ -18,6 +18,7 @@ RUNS: dict[str, tuple[str, dict[str, Any]]] = {
         "tiny-deepcluster",
         {"k": 4, "whiten": 8, "clusterings": 2, "ema_decay": 0.9, "head": "centroids", "init": "previous", "clip": 0.5},
     ),
+    "remembered": ("tiny-deepcluster", {"k": 4, "whiten": 8, "features": "remembered", "init": "k-means++"}),
     "weighted": (
         "tiny-deepcluster",
         {

@@ -51,6 +51,7 @@ def same_clusters(one: np.ndarray, other: np.ndarray, name: str) -> None:
 
 ONCE_MORE = (
     "extras",
+    "remembered",
     "weighted",
     "sela",
     "pic",

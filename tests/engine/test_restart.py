@@ -21,7 +21,7 @@ from restarts import differing, finished, fit, images, settings, state, stop_aft
     "values",
     [
         {},
-        {"init": "previous", "balance": "weight"},
+        {"init": "previous", "balance": "weight", "features": "remembered"},
         {"reassign": 0.4, "optimizer.name": "adamw", "optimizer.schedule": "cosine", "optimizer.clip": 1.0},
         {"reassign": 2.0, "balance": "published", "optimizer.schedule": "step", "optimizer.step_epochs": 1.0},
         {"head": "centroids", "balance": "none", "optimizer.schedule": "bottou", "optimizer.warmup": 0.5},

@@ -192,6 +192,7 @@ CHANGES: dict[str, Any] = {
     "method.whiten": 3,
     "method.iterations": 1,
     "method.init": "k-means++",
+    "method.features": "remembered",
     "method.spherical": True,
     "method.backend": None,  # another engine to the same clusters, below
     "method.balance": "none",

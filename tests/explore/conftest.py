@@ -67,3 +67,14 @@ def explorer(run: Run) -> Iterator[Explorer]:
     opened.jobs["images"].wait(60)
     yield opened
     opened.close()
+
+
+@pytest.fixture
+def outlier(explorer: Explorer) -> int:
+    """An image that is much farther from its center than the others of the largest cluster; whether training leaves
+    one depends on the processor's rounding."""
+    catalog = explorer.catalog
+    members = np.flatnonzero(explorer.groups.group == np.bincount(explorer.groups.group.clip(min=0)).argmax())
+    catalog.own[members[0]] = 9 * np.nanmax(catalog.own[members])
+    catalog.version += 1
+    return int(members[0])

@@ -384,7 +384,7 @@ def test_the_map_is_pinched_with_two_fingers(browser: Any, site: Site) -> None:
     context.close()
 
 
-def test_outliers_duplicates_and_history(page: Any, site: Site, explorer: Explorer) -> None:
+def test_outliers_duplicates_and_history(page: Any, site: Site, explorer: Explorer, outlier: int) -> None:
     open_view(page, site, "outliers")
     page.locator(".grid .cell").first.wait_for()
     scores = [float(text.split()[0]) for text in page.locator(".grid .tag").all_inner_texts()]

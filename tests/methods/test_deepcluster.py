@@ -170,3 +170,42 @@ def test_sela_divides_the_images_equally() -> None:
         sizes[algorithm] = sorted(found.sizes.tolist())
         np.testing.assert_array_equal(learner.assignment, found.assignment)
     assert sizes["sela"][0] >= 12 and sizes["sela"][-1] <= 20 < 30 < sizes["kmeans"][-1]
+
+
+def never() -> Features:
+    raise AssertionError("features were extracted")
+
+
+@pytest.mark.parametrize("ema_decay", [0.0, 0.9])
+def test_remembered_features_are_those_of_the_last_views_and_need_no_pass(ema_decay: float) -> None:
+    learner = method(features="remembered", ema_decay=ema_decay)
+    learner.refresh(lambda: described(missing=(9,)), (0, 0))
+    first = learner.memory.clone()
+    assert np.array_equal(first[learner.kept_images].numpy(), described(missing=(9,)).features)
+    shown = replace(batch(views=2), index=torch.tensor([5, 7, 5, 60, 1, 2, 3, 4]))
+    learner.loss(shown, STEP)
+    learner.after_step(shown)
+    view = shown.views[0]
+    seen = learner.averaged("backbone")(view) if ema_decay else learner.backbone(view)
+    if not ema_decay:  # the average has moved since by a step without a gradient, which changes batch-norm alone
+        torch.testing.assert_close(learner.memory[[7, 5, 60]], seen[1:4].detach(), atol=1e-5, rtol=1e-4)
+    others = [image for image in range(64) if image not in shown.index]
+    assert torch.equal(learner.memory[others], first[others])
+    assert not torch.equal(learner.memory[5], first[5])
+
+    clustering = learner.refresh(never, (0, 1))
+    index = learner.kept_images.numpy()
+    assert 9 not in index and len(index) == 63
+    oracle = method(ema_decay=ema_decay)
+    expected = oracle.refresh(lambda: Features(index, learner.memory[index].numpy()), (0, 1))
+    assert np.array_equal(clustering.assignment, expected.assignment)
+    assert torch.equal(clustering.centroids, expected.centroids)
+
+
+def test_a_run_with_remembered_features_ends_with_those_of_all_images() -> None:
+    learner = method(features="remembered")
+    learner.refresh(described, (0, 0))
+    learner.memory.normal_(generator=seeded(0))
+    learner.refresh(never, (0, 1))
+    found = learner.finish(described, (0, 2))
+    assert np.array_equal(found.assignment, method().refresh(described, (0, 2)).assignment)

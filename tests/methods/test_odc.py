@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from deepcluster.errors import DeepClusterError
 from deepcluster.methods.base import Features
-from deepcluster.methods.odc import ODC, occurrences, split_in_two
+from deepcluster.methods.odc import ODC, split_in_two
 from deepcluster.methods.params import ODCParams
+from deepcluster.methods.rows import occurrences
 from deepcluster.models import heads
 from deepcluster.models.zoo import build_backbone
 from deepcluster.types import Batch

@@ -202,11 +202,10 @@ def refresh(c: TrainContext, state: TrainState, *, last: bool = False) -> Cluste
         seconds = time.perf_counter() - started
         return features
 
+    key = (c.run.seed, REFRESH, state.step)
     try:
         with one_core_each() if c.in_parts is not None else nullcontext():
-            clustering = c.method.refresh(extract_features, (c.run.seed, REFRESH, state.step))
-            if last and clustering is not None:
-                clustering = c.method.finish(extract_features, clustering)
+            clustering = (c.method.finish if last else c.method.refresh)(extract_features, key)
     except Interrupted:  # while features were extracted: nothing has changed yet
         save(c, state)
         raise

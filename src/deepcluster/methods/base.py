@@ -22,6 +22,7 @@ from deepcluster.data.sampler import epoch_order
 from deepcluster.distributed import SINGLE, ProcessGroup
 from deepcluster.errors import DeepClusterError
 from deepcluster.methods.checks import check_enough_images, check_ranges
+from deepcluster.methods.rows import ImageRows
 from deepcluster.models.backbone import Backbone
 from deepcluster.models.ema import Averaged
 from deepcluster.models.heads import ProjectionHead
@@ -55,7 +56,7 @@ class MakeOptimizer(Protocol):
     ) -> torch.optim.Optimizer: ...
 
 
-class Method(Averaged, ABC):
+class Method(ImageRows, Averaged, ABC):
     """A way to train a backbone from clusters. Subclasses are final.
 
     `backbone` and everything a subclass keeps per image are created at construction, as parameters or buffers,
@@ -78,8 +79,6 @@ class Method(Averaged, ABC):
     backbone: Backbone
     neck: ProjectionHead  # of methods that have one
     assignment: Tensor
-    row_buffers: tuple[str, ...] = ()
-    """Names of buffers with a row for each image, of which each process keeps those of its range `local_range`."""
 
     def __init__(
         self,
@@ -98,8 +97,7 @@ class Method(Averaged, ABC):
         self.batch_group = SINGLE if whole_batches else group
         self.make_optimizer, self.clusterer = make_optimizer, clusterer
         self.own_optimizers: dict[str, torch.optim.Optimizer] = {}
-        self.local_range = group.row_range(n)
-        self.register_load_state_dict_pre_hook(_take_own_rows)  # type: ignore[no-untyped-call]
+        self.take_own_rows_on_load()
         self.build()
 
     @abstractmethod
@@ -128,9 +126,9 @@ class Method(Averaged, ABC):
         """Recomputes the clusters and takes them as targets. `key` seeds every random draw."""
         return None
 
-    def finish(self, extract_features: ExtractFeatures, last: Clustering) -> Clustering:
-        """The clustering that the finished run reports; by default the `last` one."""
-        return last
+    def finish(self, extract_features: ExtractFeatures, key: tuple[int, ...]) -> Clustering | None:
+        """The last `refresh`, whose clustering the finished run reports and assigns by."""
+        return self.refresh(extract_features, key)
 
     def nearest_clusters(self, extracted: Features, centroids: Tensor) -> Clustering:
         """The clustering that has each image at the nearest of the (K, P) centroids, as the saved model assigns."""
@@ -222,11 +220,7 @@ class Method(Averaged, ABC):
         """`state_dict` of what all processes hold together; every process must call it, the first one gets it. Loading
         it gives each process its part, however many there are."""
         state = self.state_dict()
-        if not self.group.is_single:
-            own = torch.arange(*self.local_range)
-            for name in self.row_buffers:
-                rows = self.group.gather_to_first(own, getattr(self, name), self.n)
-                state[name] = state[name] if rows is None else rows
+        state.update(self.gathered_rows())
         return state
 
     def full_optimizer_states(self) -> dict[str, dict[str, Any]]:
@@ -236,22 +230,6 @@ class Method(Averaged, ABC):
     def bytes_per_step(self, batch_size: int) -> int:
         """Bytes that each process sends in a training step, gradients and batch-norm apart."""
         return 0
-
-    def store_rows_(self, table: Tensor, index: Tensor, rows: Tensor) -> None:
-        """Writes `rows` (B, ...) of images `index` (B,) into `table`, one of `row_buffers`, as far as they are kept
-        here."""
-        here = (index >= self.local_range[0]) & (index < self.local_range[1])
-        table[index[here] - self.local_range[0]] = rows[here]
-
-
-def _take_own_rows(method: nn.Module, state: dict[str, Any], prefix: str, *rest: Any) -> None:
-    """Before a checkpoint is loaded: of the rows of all images in it, those that are kept here."""
-    assert isinstance(method, Method)
-    state.setdefault(prefix + "steps", torch.zeros_like(method.steps))  # not all methods counted them at first
-    for name in method.row_buffers:
-        rows = state.get(prefix + name)
-        if not method.group.is_single and isinstance(rows, Tensor) and len(rows) == method.n:
-            state[prefix + name] = rows[slice(*method.local_range)]
 
 
 class WhitenedMethod(Method):

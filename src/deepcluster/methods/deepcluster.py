@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from deepcluster.clustering.sinkhorn import equal_partition
 from deepcluster.clustering.whitening import Whitening
 from deepcluster.data.sampler import epoch_order
-from deepcluster.methods.base import ExtractFeatures, WhitenedMethod
+from deepcluster.methods.base import ExtractFeatures, Features, WhitenedMethod
 from deepcluster.methods.clusterer import choose_clusterer, fit_predict
 from deepcluster.methods.params import DeepClusterParams
 from deepcluster.models.heads import cluster_means, make_classifier
@@ -33,6 +33,7 @@ class DeepCluster(WhitenedMethod):
     assignments: Tensor
     centroids: Tensor
     weights: Tensor
+    memory: Tensor
 
     def build(self) -> None:
         p, backbone = self.params, self.backbone
@@ -49,6 +50,9 @@ class DeepCluster(WhitenedMethod):
         self.register_buffer("centroids", torch.zeros(p.clusterings, k, min(p.whiten or backbone.dim, backbone.dim)))
         self.register_buffer("weights", torch.ones(p.clusterings, k))
         self.register_load_state_dict_pre_hook(_resize_to_saved)  # type: ignore[no-untyped-call]
+        self.remembers = p.features == "remembered"
+        if self.remembers:
+            self.keep_rows("memory", backbone.dim)
 
     @property
     def assignment(self) -> Tensor:  # type: ignore[override]
@@ -72,8 +76,16 @@ class DeepCluster(WhitenedMethod):
         Raises:
             DeepClusterError: fewer images than clusters, or images that all have the same features.
         """
-        extracted = extract_features()
+        return self._cluster_all(self._remembered() or extract_features(), key)
+
+    def finish(self, extract_features: ExtractFeatures, key: tuple[int, ...]) -> Clustering:
+        """Of every image as it is, by the network as it is now."""
+        return self._cluster_all(extract_features(), key)
+
+    def _cluster_all(self, extracted: Features, key: tuple[int, ...]) -> Clustering:
         index, features = extracted.index, torch.as_tensor(extracted.features)
+        if self.remembers:
+            self.store_all_rows_(self.memory, torch.from_numpy(index), features)
         z, count = self.whiten(extracted, self.params.k)
         found = [self._cluster(number, index, z, (*key, number)) for number in range(len(self.heads))]
         self._resize(found[0].k)
@@ -87,6 +99,13 @@ class DeepCluster(WhitenedMethod):
             self.heads[number].fit_(features, labels, seeded(*key, number, 1), self.group)  # type: ignore[operator]
         self._make_head_optimizer()
         return found[0]
+
+    def _remembered(self) -> Features | None:
+        """Of all images as training saw them last; None where they are to be extracted."""
+        if not self.remembers or not (self.assignment >= 0).any():
+            return None
+        index = self.kept_images
+        return Features(index.cpu().numpy(), self.memory[index - self.local_range[0]].cpu().numpy())
 
     def _cluster(self, number: int, index: np.ndarray, z: np.ndarray, key: tuple[int, ...]) -> Clustering:
         """One k-means, or the clusterer's own grouping, of the whitened rows (M, P)."""
@@ -139,12 +158,29 @@ class DeepCluster(WhitenedMethod):
         """Cross-entropy to the pseudo-labels, equation (1); averaged over views and clusterings."""
         pseudo_labels = self.assignments[:, batch.index.to(self.assignments.device)]
         terms = []
-        for view in batch.views:
+        for number, view in enumerate(batch.views):
             features = self.backbone(view)
+            if number == 0 and self.remembers:
+                with torch.no_grad():
+                    self._seen = (self.averaged("backbone")(view) if self.ema_decay else features.detach()).float()
             for head, label, weight in zip(self.heads, pseudo_labels, self.weights, strict=True):
                 each = F.cross_entropy(head(features).float(), label, reduction="none")
                 terms.append(self.batch_group.mean(weight[label] * each if self.params.balance == "weight" else each))
         return {"loss": torch.stack(terms).mean()}
+
+    @torch.no_grad()
+    def after_step(self, batch: Batch) -> None:
+        """The memory takes the features of the first view."""
+        super().after_step(batch)
+        if self.remembers:
+            self.store_batch_(self.memory, batch.index, self._seen)
+
+    @property
+    def kept_embeddings(self) -> Tensor | None:
+        return self.memory if self.remembers else None
+
+    def bytes_per_step(self, batch_size: int) -> int:
+        return batch_size * (4 * self.backbone.dim + 8) if self.remembers else 0
 
     def _make_head_optimizer(self) -> None:
         """The classifiers' own: it is made again with them (§3.3)."""

@@ -17,7 +17,6 @@ from torch import Tensor
 
 from deepcluster.methods.base import ExtractFeatures, Method
 from deepcluster.methods.checks import check_enough_images
-from deepcluster.methods.odc import occurrences
 from deepcluster.methods.params import DeepClusterV2Params
 from deepcluster.models.heads import ProjectionHead
 from deepcluster.types import Batch, Clustering, Embedding, TrainStep
@@ -27,7 +26,6 @@ class DeepClusterV2(Method):
     """Predicts the clusters of remembered embeddings by their centroids."""
 
     params: DeepClusterV2Params
-    row_buffers = ("memory",)
     memory: Tensor
     assignments: Tensor
     prototypes: Tensor
@@ -36,8 +34,7 @@ class DeepClusterV2(Method):
         p, backbone = self.params, self.backbone
         self.neck = ProjectionHead(backbone.dim, p.hidden, p.feature_dim, relu=backbone.head_relu, last_relu=False)
         self.own_optimizers = {"neck": self.make_optimizer(self.neck.parameters())}
-        kept = self.local_range[1] - self.local_range[0]
-        self.register_buffer("memory", torch.zeros(kept, p.memory_views, p.feature_dim))
+        self.keep_rows("memory", p.memory_views, p.feature_dim)
         self.register_buffer("assignments", torch.full((p.clusterings, self.n), -1, dtype=torch.int64))
         self.register_buffer("prototypes", torch.zeros(p.clusterings, p.k, p.feature_dim))
         self.keep_averages(p.ema_decay, "backbone", "neck")
@@ -66,9 +63,8 @@ class DeepClusterV2(Method):
         p = self.params
         if not (self.assignment >= 0).any():
             self._fill_memory(extract_features)
-        known = (self.assignment >= 0).nonzero().flatten()
-        check_enough_images(len(known), p.k, max(2, len(known) // 20))
-        index = known[(known >= self.local_range[0]) & (known < self.local_range[1])]
+        count, index = int((self.assignment >= 0).sum()), self.kept_images
+        check_enough_images(count, p.k, max(2, count // 20))
         reported: Clustering | None = None
         for number in range(p.clusterings):
             rows = self.memory[index - self.local_range[0], number % p.memory_views]
@@ -82,18 +78,17 @@ class DeepClusterV2(Method):
         assert reported is not None
         return reported
 
-    def finish(self, extract_features: ExtractFeatures, last: Clustering) -> Clustering:
+    def finish(self, extract_features: ExtractFeatures, key: tuple[int, ...]) -> Clustering:
         """Of every image as it is, by the network as it is now: the memory is of past views."""
-        return self.nearest_clusters(extract_features(), last.centroids)
+        return self.nearest_clusters(extract_features(), self.refresh(extract_features, key).centroids)
 
     def _fill_memory(self, extract_features: ExtractFeatures) -> None:
         """Every view of an image begins with the embedding of the image as it is."""
         extracted = extract_features()
         index = torch.from_numpy(extracted.index).to(self.memory.device)
         z = self.first_embeddings(extracted)
-        for positions, rows in self.group.gather_in_blocks(index, z):
-            self.assignments[:, positions] = 0
-            self.store_rows_(self.memory, positions, rows[:, None].expand(-1, self.params.memory_views, -1))
+        self.assignments[:, self.group.gather(index)] = 0
+        self.store_all_rows_(self.memory, index, z[:, None].expand(-1, self.params.memory_views, -1))
 
     def loss(self, batch: Batch, step: TrainStep) -> dict[str, Tensor]:
         """Cross-entropy to the pseudo-labels, averaged over views of all sizes and over clusterings."""
@@ -121,11 +116,8 @@ class DeepClusterV2(Method):
     def after_step(self, batch: Batch) -> None:
         """The memory takes the embeddings of the large views."""
         super().after_step(batch)
-        index = self.batch_group.gather(batch.index.to(self.memory.device))
         seen = [self._seen[number % len(self._seen)] for number in range(self.params.memory_views)]
-        z = self.batch_group.gather(torch.stack(seen, 1))
-        for rows in occurrences(index):  # an image may occur twice in a batch: the last one stays
-            self.store_rows_(self.memory, index[rows], z[rows])
+        self.store_batch_(self.memory, batch.index, torch.stack(seen, 1))
         self._seen = []
 
     @property

@@ -27,6 +27,7 @@ from deepcluster.exact_sum import sums_by_label
 from deepcluster.methods.base import ExtractFeatures, Method
 from deepcluster.methods.checks import check_enough_images
 from deepcluster.methods.params import ODCParams
+from deepcluster.methods.rows import occurrences
 from deepcluster.models.heads import LinearClassifier, ProjectionHead
 from deepcluster.random import seeded
 from deepcluster.types import Batch, Clustering, Embedding, TrainStep
@@ -36,7 +37,6 @@ class ODC(Method):
     """Clusters and learns in the same step."""
 
     params: ODCParams
-    row_buffers = ("features",)
     features: Tensor
     assignment: Tensor
     assignment_at_refresh: Tensor
@@ -55,7 +55,7 @@ class ODC(Method):
             "head": self.make_optimizer(self.head.parameters(), lr=p.head_lr, momentum=0.0),
         }
         # Samples memory (§3.1): a feature and a label of every image; each process has the features of its range.
-        self.register_buffer("features", torch.zeros(self.local_range[1] - self.local_range[0], p.feature_dim))
+        self.keep_rows("features", p.feature_dim)
         self.register_buffer("assignment", torch.full((self.n,), -1, dtype=torch.int64))
         self.register_buffer("assignment_at_refresh", torch.full((self.n,), -1, dtype=torch.int64))
         # Centroids memory (§3.1), and the sums of the members' features, of which they are made.
@@ -119,8 +119,7 @@ class ODC(Method):
         count = sum(group.row_counts(len(index)))
         check_enough_images(count, self.k, max(2, count // 20))
         rows = self.first_embeddings(extracted)
-        for positions, part in group.gather_in_blocks(index, rows):
-            self.store_rows_(self.features, positions, part)
+        self.store_all_rows_(self.features, index, rows)
         table: Any = rows
         if self.params.start == "whitened":
             table = Whitening(rows.shape[1], group=group).fit_transform(extracted.features)
@@ -266,20 +265,6 @@ class ODC(Method):
         return Clustering(
             label.numpy().copy(), centroids.cpu().clone(), distance, float(np.nansum(distance.astype(np.float64) ** 2))
         )
-
-
-def occurrences(index: Tensor) -> list[Tensor]:
-    """Positions of each image's first occurrence in `index` (B,), of its second, and so on: one after the other they
-    do what going through the batch image by image would."""
-    count: dict[int, int] = {}
-    rounds: list[list[int]] = []
-    for position, image in enumerate(index.tolist()):
-        earlier = count.get(image, 0)
-        count[image] = earlier + 1
-        if earlier == len(rounds):
-            rounds.append([])
-        rounds[earlier].append(position)
-    return [torch.tensor(positions) for positions in rounds]
 
 
 def split_in_two(x: Tensor, least: int, rounds: int = 20) -> Tensor:

@@ -90,6 +90,9 @@ class DeepClusterParams(AveragedParams):
     """PIC: the iteration of the paper, or that of the published code."""
     reassign: float = 1.0
     """Epochs between two clusterings; fractions are allowed (§3.3: every epoch on ImageNet)."""
+    features: Literal["extracted", "remembered"] = "extracted"
+    """What is clustered: the features of all images by the network as it is (the paper), which takes a pass over them,
+    or those that each image had when training showed it last, which takes none but at the beginning and the end."""
     whiten: int = 256
     """Features are reduced to this many dimensions by PCA, whitened and L2-normalized before k-means (§3.3)."""
     iterations: int = 20

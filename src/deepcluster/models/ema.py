@@ -28,6 +28,7 @@ class Averaged(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
+        self.register_load_state_dict_pre_hook(_count_from_zero)  # type: ignore[no-untyped-call]
 
     def keep_averages(self, decay: float, *names: str) -> None:
         """Keeps averages of the networks of these names, as they are now; none where `decay` is 0.
@@ -68,3 +69,8 @@ class Averaged(nn.Module):
 
     def _averages(self) -> list[tuple[str, nn.Module]]:
         return [(name[4:], module) for name, module in self.named_children() if name.startswith("ema_")]
+
+
+def _count_from_zero(module: nn.Module, state: dict[str, Any], prefix: str, *rest: Any) -> None:
+    """Before a checkpoint is loaded whose method did not count its steps."""
+    state.setdefault(prefix + "steps", torch.zeros((), dtype=torch.int64))
