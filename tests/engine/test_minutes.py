@@ -16,7 +16,7 @@ from deepcluster.engine import checkpoint, train
 from deepcluster.engine.build import build_method
 from deepcluster.engine.clock import Clock, clusterings_due, duration, known_seconds
 from deepcluster.engine.log import Screen
-from deepcluster.engine.speed import Speed
+from deepcluster.engine.speed import Later, Speed, clustered
 from deepcluster.errors import DeepClusterError
 from deepcluster.presets import find_preset
 from processes import together
@@ -35,21 +35,44 @@ def run_of(method: str, **values: Any) -> Any:
 
 
 @pytest.mark.parametrize("reassign", [0.4, 1.0, 3.0])
-@pytest.mark.parametrize("again", [True, False])
-def test_epochs_are_the_most_that_fit(reassign: float, again: bool) -> None:
+@pytest.mark.parametrize("later", [Later(True, True, True), Later(False, True, True), Later(False, False, False)])
+def test_epochs_are_the_most_that_fit(reassign: float, later: Later) -> None:
     """Compared with adding up one epoch after another."""
     method, per_epoch = build_method(settings(reassign=reassign), 1), 7
-    speed = Speed(step=0.5, clustering=2.5, epoch=0.25, start=4.0, clustered_again=again)
+    speed = Speed(step=0.5, clustering=2.5, features=1.5, epoch=0.25, start=4.0, later=later)
 
     def oracle(epochs: int) -> float:
-        clusterings = sum(method.due(step, per_epoch) for step in range(epochs * per_epoch)) if again else 0
-        return 4.0 + epochs * (7 * 0.5 + 0.25) + (clusterings + 1) * 2.5
+        seconds, first = 4.0 + 0.25, True
+        for step in range(epochs * per_epoch):
+            if method.due(step, per_epoch):
+                seconds += 1.5 * (first or later.features) + 2.5 * (first or later.clusters)
+                first = False
+            seconds += 0.5
+        return seconds + epochs * 0.25 + 1.5 * later.last + 2.5 * later.clusters
 
     for seconds in (0.0, 10.0, 33.3, 100.0, 1_000.0):
         fitting = [epochs for epochs in range(1, 400) if oracle(epochs) <= seconds]
         epochs, whole = speed.epochs_within(seconds, method, per_epoch)
         assert epochs == max(fitting, default=1)
         assert whole == pytest.approx(oracle(epochs))
+
+
+@pytest.mark.parametrize(
+    ("preset", "values", "later"),
+    [
+        ("tiny-deepcluster", {}, Later(True, True, True)),
+        ("tiny-deepcluster", {"features": "remembered"}, Later(False, True, True)),
+        ("tiny-deepercluster", {"super_clusters": 1}, Later(True, True, True)),
+        ("tiny-deepcluster-v2", {}, Later(False, True, True)),
+        ("tiny-swav", {}, Later(True, True, True)),
+        ("tiny-odc", {}, Later(False, False, False)),
+    ],
+)
+def test_what_later_clusterings_take(preset: str, values: dict[str, Any], later: Later) -> None:
+    method = build_method(override(find_preset(preset).run, {"k": 5, "image_size": 12} | values), 64)
+    clustered(method, 64)
+    assert Later.of(method) == later
+    assert later.counts(due=10) == (1 + 9 * later.features + later.last, 1 + 10 * later.clusters)
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -19,9 +19,10 @@ from deepcluster.distributed import ProcessGroup
 from deepcluster.engine import train
 from deepcluster.engine.build import build_method, draw_backbone
 from deepcluster.engine.log import Screen
-from deepcluster.estimate.dry_run import DryRun, bytes_of, count_backbone, saved_bytes
+from deepcluster.estimate.dry_run import DryRun, bytes_of, count_backbone, countable, saved_bytes
 from deepcluster.estimate.estimate import estimate
 from deepcluster.estimate.job import Job
+from deepcluster.features import product
 from deepcluster.presets import find_preset
 from restarts import images
 
@@ -103,7 +104,7 @@ def test_operations_of_clustering_grow_as_those_of_kmeans() -> None:
     n, threads = 6144, torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        with FlopCounterMode(display=False) as flops:
+        with FlopCounterMode(display=False) as flops, countable():
             x = np.random.default_rng(0).standard_normal((n, 8), np.float32)
             KMeans(240, max_iter=4, precision="float32", random_state=0).fit(x)
     finally:
@@ -124,14 +125,42 @@ def test_more_processes_divide_the_work() -> None:
     assert second["training steps"].sent == pytest.approx(value["shared"])  # a ring of two sends each gradient once
 
 
-def test_features_are_computed_as_often_as_the_method_asks() -> None:
-    def times(name: str, **values: Any) -> float:
-        found = {stage.name: stage for stage in estimate(job(settings(name, **values))).stages}
-        return found["features of all images"].times
+@pytest.mark.parametrize("by_numpy", [True, False])
+def test_operations_do_not_depend_on_the_library_that_multiplies(
+    by_numpy: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(product, "by_numpy", lambda: by_numpy)
+    run = settings("many clusters", **{"method.k": 240, "method.iterations": 4, "method.clusterings": 1})
+    found = DryRun(run, 16).at(6144, 6144, 240)["refresh_flops"]
+    rounds = 2 * 6144 * 240 * 8 * (4 + 2)  # of four iterations, the start and the last assignment, at most
+    assert 0.3 * rounds < found - 2 * 6144 * 128 * (128 + 8) <= 1.2 * rounds
 
-    assert times("deepcluster", epochs=4, **{"method.reassign": 2.0}) == 3  # the last one for the saved model
-    assert times("deepcluster", epochs=4, **{"method.reassign": 0.5}) == 9
-    assert times("odc", epochs=4) == 1
+
+def test_features_and_clusterings_are_as_many_as_the_method_takes() -> None:
+    def times(name: str, **values: Any) -> tuple[float, float]:
+        found = {stage.name: stage for stage in estimate(job(settings(name, **values))).stages}
+        return found["features of all images"].times, found["clustering"].times
+
+    assert times("deepcluster", epochs=4, **{"method.reassign": 2.0}) == (3, 3)  # the last one for the saved model
+    assert times("deepcluster", epochs=4, **{"method.reassign": 0.5}) == (9, 9)
+    assert times("deepcluster", epochs=4, **{"method.features": "remembered"}) == (2, 5)
+    assert times("deepcluster-v2", epochs=4) == (2, 5)
+    assert times("odc", epochs=4) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "values"), [("deepcluster-v2", {}), ("odc", {}), ("deepcluster", {"method.features": "remembered"})]
+)
+def test_an_average_that_sees_the_views_is_counted(name: str, values: dict[str, Any]) -> None:
+    def operations(decay: float) -> float:
+        run = settings(name, **values, **{"method.ema_decay": decay})
+        stages = {stage.name: stage for stage in estimate(job(run, 3200)).stages}
+        return stages["training steps"].flops / run.batch_size
+
+    run = settings(name, **values)
+    forward = count_backbone(run).forward
+    views = 1 if name == "deepcluster" else run.data.views
+    assert operations(0.9) - operations(0.0) == pytest.approx(views * forward, rel=0.1)
 
 
 QUICK = ("deepcluster-convnet", "tiny-deepcluster-pic", "tiny-odc", "tiny-deepercluster", "tiny-rotnet")

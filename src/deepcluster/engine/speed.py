@@ -43,19 +43,45 @@ MOST_EPOCHS = 10_000
 
 
 @dataclass(frozen=True)
+class Later:
+    """What the clusterings after the first take; the first one computes features of all images and clusters them."""
+
+    features: bool  # features of all images again
+    clusters: bool  # a clustering
+    last: bool  # the last one features, whatever those before it took
+
+    @classmethod
+    def of(cls, method: Method) -> Later:
+        """Of a method that has clustered once."""
+        return cls(asks_for_features(method.refresh), not method.online, asks_for_features(method.finish))
+
+    def counts(self, due: int) -> tuple[int, int]:
+        """Passes over all images, and clusterings, of a run in which so many clusterings are due before the last."""
+        return 1 + (due - 1) * self.features + self.last, 1 + due * self.clusters
+
+
+@dataclass(frozen=True)
 class Speed:
     """Seconds that the parts of a run take."""
 
     step: float  # an optimizer step
-    clustering: float  # the features of all images and their clusters
-    epoch: float  # what else an epoch takes: its checkpoint
+    clustering: float  # a clustering
+    features: float  # the features of all images
+    epoch: float  # what else an epoch takes: its checkpoint, and the model's that comes with a clustering
     start: float  # what the first step takes besides, such as compiling
-    clustered_again: bool = True  # clusterings after the first extract features again
+    later: Later
 
-    def seconds(self, epochs: int, steps_per_epoch: int, clusterings: int) -> float:
+    def seconds(self, epochs: int, steps_per_epoch: int, due: int) -> float:
         """Of a run with so many clusterings besides the last one."""
-        clusterings = clusterings + 1 if self.clustered_again else 1
-        return self.start + epochs * (steps_per_epoch * self.step + self.epoch) + clusterings * self.clustering
+        passes, clusterings = self.later.counts(due)
+        steps = self.start + epochs * (steps_per_epoch * self.step + self.epoch)
+        return steps + passes * self.features + clusterings * self.clustering + self.epoch
+
+    @property
+    def known(self) -> dict[str, float]:
+        """Seconds of an optimizer step, of a clustering after the first, and of what else an epoch takes."""
+        again = self.features * self.later.features + self.clustering * self.later.clusters
+        return {"step": self.step, "clustering": again, "epoch": self.epoch}
 
     def epochs_within(self, seconds: float, method: Method, steps_per_epoch: int) -> tuple[int, float]:
         """The largest number of epochs whose whole run takes at most so many seconds, but at least one; and the seconds
@@ -78,7 +104,7 @@ def measure(make: Callable[[int], TrainContext], run: TrainRun, state: TrainStat
     """Times a few clusterings, features, training steps and a checkpoint of a run with so many images that can be
     decoded; `make` gives a new context with a method of n images, to be thrown away."""
     c, rows, clustering = time_clustering(make, int(getattr(run.method, "k", 0)), images)
-    again = asks_for_features(c.method)
+    later = Later.of(c.method)
     first, last = c.group.row_range(images)
     features = (last - first) * time_features(c)
     step, start = time_steps(c, state.batch_size, rows)
@@ -87,10 +113,9 @@ def measure(make: Callable[[int], TrainContext], run: TrainRun, state: TrainStat
     saving = time.perf_counter() - began
     if c.group.is_first:
         file.unlink(missing_ok=True)
-    # each clustering writes the model too, which is a part of a checkpoint
-    found = torch.tensor([step, clustering + features + saving, saving, start], dtype=torch.float64)
-    step, clustering, epoch, start = c.group.max_(found).tolist()
-    return Speed(step, clustering, epoch, start, again)
+    found = torch.tensor([step, clustering, features, saving, start], dtype=torch.float64)
+    step, clustering, features, saving, start = c.group.max_(found).tolist()
+    return Speed(step, clustering, features, saving, start, later)
 
 
 def time_clustering(make: Callable[[int], TrainContext], k: int, images: int) -> tuple[TrainContext, int, float]:
@@ -193,15 +218,15 @@ def within_minutes(
             f" about {duration(seconds)}. A smaller --image-size or another --backbone.name is faster."
         )
     else:
-        one, clustering = duration(steps_per_epoch * speed.step + speed.epoch), duration(speed.clustering)
+        one, clustering = duration(steps_per_epoch * speed.step + speed.epoch), duration(speed.known["clustering"])
         screen.print(
             f"about {duration(seconds)} left: {counted(epochs, 'epoch')} of {one}, each clustering {clustering}"
         )
     return dataclasses.replace(run, epochs=epochs)
 
 
-def asks_for_features(method: Method) -> bool:
-    """Whether a method that has clustered once computes features again for the next clustering."""
+def asks_for_features(refresh: Callable[..., object]) -> bool:
+    """Whether a method's `refresh` or `finish` computes features of all images, once it has clustered."""
 
     class Asked(Exception):
         pass
@@ -210,7 +235,7 @@ def asks_for_features(method: Method) -> bool:
         raise Asked
 
     try:
-        method.refresh(extract_features, (1,))
+        refresh(extract_features, (1,))
     except Asked:
         return True
     return False

@@ -22,7 +22,7 @@ from deepcluster.data.source import ImageSource
 from deepcluster.distributed import ProcessGroup, current, launched
 from deepcluster.engine import checkpoint, run_folder
 from deepcluster.engine.build import Place, at_checkpoint, build_method, build_parts, check, make_context, thrown_away
-from deepcluster.engine.clock import KINDS, Clock, known_seconds
+from deepcluster.engine.clock import Clock, known_seconds
 from deepcluster.engine.fabric import make_fabric, together
 from deepcluster.engine.length import lengthened, progress_of
 from deepcluster.engine.log import Metrics, Screen
@@ -122,7 +122,7 @@ def _train(
         speed = measure(partial(thrown_away, run, clusterer, place), run, state, images)
         over = float(group.max_(torch.tensor(time.monotonic() - began, dtype=torch.float64)))
         run = within_minutes(run, speed, over, build_method(run, 1, clusterer), state.steps_per_epoch, screen)
-        known = {kind: getattr(speed, kind) for kind in KINDS}
+        known = speed.known
     with group.collective_section():
         if group.is_first and not resume:
             write_json(folder / "run.json", run_folder.about(run, preset, source, pixels, clusterer, group))

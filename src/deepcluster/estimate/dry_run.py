@@ -26,8 +26,9 @@ from deepcluster.distributed import ProcessGroup
 from deepcluster.engine.build import build_method, draw_backbone, views_of
 from deepcluster.engine.monitor import exported_model
 from deepcluster.engine.optim import backbone_optimizer
-from deepcluster.engine.speed import asks_for_features, clustered
+from deepcluster.engine.speed import Later, clustered
 from deepcluster.errors import DeepClusterError
+from deepcluster.features import product
 from deepcluster.methods.base import Method
 from deepcluster.types import Batch, TrainStep
 
@@ -55,7 +56,7 @@ class Sample:
 
 TERMS: dict[str, tuple[str, ...]] = {
     "state": ("n", "k"), "checkpoint": ("n", "k"), "moments": ("k",), "shared": ("k",), "own": ("k",), "model": ("k",),
-    "step_flops": ("k",), "step_saved": ("k",), "refresh_flops": ("n", "n k rounds"),
+    "step_flops": ("k",), "step_saved": ("k",), "averaged": (), "refresh_flops": ("n", "n k rounds"),
 }  # fmt: skip
 """What each value is linear in, besides a constant."""
 
@@ -70,7 +71,7 @@ class DryRun:
 
     Attributes:
         width: P, of the rows that are clustered; 0 = nothing is.
-        once: features are computed before the first step only.
+        later: what the clusterings after the first take.
         bytes_per_step: that a process sends in a training step besides gradients.
         method: one that has clustered, with `ROWS` images.
     """
@@ -111,7 +112,7 @@ class DryRun:
         if "method.iterations" in config.names(run):
             own["method.iterations"] = ROUNDS[rounds]
         run = config.override(run, own)
-        with FlopCounterMode(display=False) as flops, any_directions():
+        with FlopCounterMode(display=False) as flops, countable():
             method = build_method(run, n)
             clustering = clustered(method, n)
         state = bytes_of(method.state_dict())
@@ -123,7 +124,7 @@ class DryRun:
             "model": bytes_of(exported_model(method, clustering)) if clustering else 0.0,
             **step_cost(method, self.batch, run),
         }
-        self.once, self.method = not asks_for_features(method), method
+        self.later, self.method = Later.of(method), method
         self.width = clustering.centroids.shape[1] if clustering else 0
         part = method
         if self.processes > 1:  # only what this process keeps, where all have as many images
@@ -139,24 +140,34 @@ class DryRun:
 
 
 @contextlib.contextmanager
-def any_directions() -> Iterator[None]:
-    """Whitening takes the first directions there are: finding the main ones of wide features takes longer than all that
-    is counted here, and is not counted itself."""
-    module: Any = whitening
-    main = module.main_directions
-    module.main_directions = lambda covariance, count: (
+def countable() -> Iterator[None]:
+    """Products are torch's, since NumPy's are not counted, and whitening takes the first directions there are: finding
+    the main ones of wide features takes longer than all that is counted here, and is not counted itself."""
+    modules: tuple[Any, Any] = whitening, product
+    main, by_numpy = modules[0].main_directions, modules[1].by_numpy
+    modules[0].main_directions = lambda covariance, count: (
         covariance.diagonal()[:count].clone(),
         torch.eye(len(covariance), dtype=covariance.dtype)[:count],
     )
+    modules[1].by_numpy = lambda: False
     try:
         yield
     finally:
-        module.main_directions = main
+        modules[0].main_directions, modules[1].by_numpy = main, by_numpy
 
 
 def step_cost(method: Method, batch: int, run: TrainRun) -> dict[str, float]:
-    """Operations of the loss of a batch and its gradient, and bytes that are kept for it, without the backbone's."""
-    dim, views = method.backbone.dim, run.data.views + run.data.small_views
+    """Operations of the loss of a batch and its gradient, and bytes that are kept for it, without the backbone's; and
+    how many views of an image the backbone's average sees."""
+    dim, views, averaged = method.backbone.dim, run.data.views + run.data.small_views, 0
+
+    def average(view: Tensor) -> Tensor:
+        nonlocal averaged
+        averaged += 1
+        return torch.rand(len(view), dim)
+
+    networks = (method.averaged("backbone"), method.backbone)
+    vars(networks[0])["forward"] = average
     vars(method.backbone)["forward"] = lambda view: torch.rand(len(view), dim, requires_grad=True)
     index = method.order(batch, torch.Generator().manual_seed(0))
     method.train()
@@ -165,9 +176,11 @@ def step_cost(method: Method, batch: int, run: TrainRun) -> dict[str, float]:
             images = Batch(index, (torch.empty(batch, 3, 1, 1),) * views, torch.arange(batch), batch)
             loss = method.loss(images, TrainStep(0, 1, 1))["loss"]
         torch.autograd.backward(loss)
-    del vars(method.backbone)["forward"]
+    for network in networks:
+        vars(network).pop("forward", None)
     method.zero_grad()
-    return {"step_flops": float(flops.get_total_flops()), "step_saved": float(sum(saved.values()))}
+    cost = {"step_flops": flops.get_total_flops(), "step_saved": sum(saved.values()), "averaged": averaged}
+    return {name: float(value) for name, value in cost.items()}
 
 
 def number_of_clusters(run: TrainRun) -> int:

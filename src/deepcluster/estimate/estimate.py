@@ -182,7 +182,8 @@ def estimate(job: Job, *, measure: bool = False, data: Any = None, network: floa
     ring = 2 * (processes - 1) / processes  # what each sends for a sum over all
     sent = ring * value["shared"] + dry.bytes_per_step
     messages = math.ceil(value["shared"] / 25e6) + 1 if processes > 1 else 0
-    step_flops = job.part * net.training + value["step_flops"]
+    training = net.training + value["averaged"] * net.forward
+    step_flops = job.part * training + value["step_flops"]
     sums = ring * 8 * job.clusters * dry.width * dry.rounds if number_of_clusters(run) else 0.0
     labels = 12 * job.images * (processes > 1)
 
@@ -192,22 +193,23 @@ def estimate(job: Job, *, measure: bool = False, data: Any = None, network: floa
         from deepcluster.estimate.timing import time_steps
 
         image, feature, clustering, few = time_steps(job, dry, data)
-        operations = net.training + dry.at(job.images, job.share, few)["step_flops"] / job.part
+        operations = training + dry.at(job.images, job.share, few)["step_flops"] / job.part
         step = crowd * job.part * max(image * step_flops / job.part / operations, reading)
         feature, refresh = crowd * max(feature, reading), crowd * clustering
         note = f"Hours from steps timed on this machine with {torch.get_num_threads()} threads; messages are assumed."
     else:
-        images = job.part * max((net.training / machine.flops) + len(net.views) * machine.view, reading)
+        images = job.part * max((training / machine.flops) + len(net.views) * machine.view, reading)
         step = machine.step + images + value["step_flops"] / machine.flops
         feature = max(net.forward / machine.flops + machine.view, reading)
         refresh = value["refresh_flops"] / machine.flops
         note = f"NOT MEASURED: hours assumed for {machine.name}. With --measure steps are timed on this machine."
-    refreshes = 1 if dry.once else sum(dry.method.due(each, 100) for each in range(100 * run.epochs)) + 1
+    due = sum(dry.method.due(each, 100) for each in range(100 * run.epochs))
+    passes, clusterings = dry.later.counts(due)
     saves = run.epochs * max(1.0, job.steps * step / 60 / run.save_minutes if run.save_minutes else 1.0)
     stages = [
         Stage("training steps", run.epochs * job.steps, step_flops, sent, messages, step + waiting(sent, messages)),
-        Stage("features of all images", refreshes, job.share * net.forward, 0, 0, job.share * feature),
-        Stage("clustering", refreshes, value["refresh_flops"], sums + labels, dry.rounds + 3 if processes > 1 else 0,
+        Stage("features of all images", passes, job.share * net.forward, 0, 0, job.share * feature),
+        Stage("clustering", clusterings, value["refresh_flops"], sums + labels, dry.rounds + 3 if processes > 1 else 0,
               refresh + waiting(sums + labels, dry.rounds + 3)),
         Stage("checkpoints", saves, 0, 0, 0, value["checkpoint"] / machine.disk),
     ]  # fmt: skip

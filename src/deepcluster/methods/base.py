@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import torch
@@ -79,6 +79,8 @@ class Method(ImageRows, Averaged, ABC):
     backbone: Backbone
     neck: ProjectionHead  # of methods that have one
     assignment: Tensor
+    online: ClassVar[bool] = False
+    """Whether clusters change in every step, so that each `refresh` but the first one only reports them."""
 
     def __init__(
         self,

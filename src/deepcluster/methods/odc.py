@@ -36,6 +36,7 @@ from deepcluster.types import Batch, Clustering, Embedding, TrainStep
 class ODC(Method):
     """Clusters and learns in the same step."""
 
+    online = True
     params: ODCParams
     features: Tensor
     assignment: Tensor
