@@ -38,7 +38,7 @@ _HOST = digest(socket.gethostname())[:8]
 
 
 @contextlib.contextmanager
-def told(file: Path | str) -> Iterator[None]:
+def explain_os_errors(file: Path | str) -> Iterator[None]:
     """Turns what goes wrong in writing `file` into a sentence; whatever writes here goes through it.
 
     Raises:
@@ -54,7 +54,7 @@ def told(file: Path | str) -> Iterator[None]:
 
 def require_writable(file: Path) -> None:
     """Raises DeepClusterError where `file` cannot be written: before the work for it, and not after hours of it."""
-    with told(file):
+    with explain_os_errors(file):
         above = next(folder for folder in file.absolute().parents if folder.exists())
         why = f"{above} is no folder" if not above.is_dir() else "it is a folder" if file.is_dir() else ""
     if why or not os.access(above, os.W_OK):
@@ -68,10 +68,10 @@ def replacing(file: Path, *, sealed: bool = False) -> Iterator[Path]:
     """A path beside `file` to write to, which takes its place at the end; after an error `file` is as it was."""
     temporary = beside(file)
     try:
-        with told(file):
+        with explain_os_errors(file):
             file.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
-        with told(file):
+        with explain_os_errors(file):
             with open(temporary, "rb+") as handle:
                 if sealed:
                     put_seal(handle)
@@ -90,7 +90,7 @@ def scratch_folder(file: Path) -> Iterator[Path]:
     """A folder beside `file` for what is needed until it is written."""
     folder = beside(file)
     try:
-        with told(file):
+        with explain_os_errors(file):
             folder.mkdir(parents=True)
         yield folder
     finally:
@@ -105,7 +105,7 @@ def new_folder(folder: Path) -> Iterator[Path]:
         raise DeepClusterError(f"{folder} exists and is not empty: choose a new folder.")
     with scratch_folder(folder) as made:
         yield made
-        with told(folder):
+        with explain_os_errors(folder):
             os.replace(made, folder)  # an empty folder gives way
 
 
@@ -121,11 +121,11 @@ def beside(file: Path) -> Path:
 def writing(file: Path, mode: str, *, sealed: bool = False, **form: Any) -> Iterator[Any]:
     """The same, opened; what writes to it says so by `told`, so that other errors stay what they are."""
     with replacing(file, sealed=sealed) as temporary:
-        with told(file):
+        with explain_os_errors(file):
             handle = open(temporary, mode, **form)  # noqa: SIM115 - closed below, where a full disk is told
         try:
             yield handle
-            with told(file):
+            with explain_os_errors(file):
                 handle.close()
         finally:
             with contextlib.suppress(OSError):
@@ -134,7 +134,7 @@ def writing(file: Path, mode: str, *, sealed: bool = False, **form: Any) -> Iter
 
 def write_atomic(file: Path, write: Callable[[Path], object], *, sealed: bool = False) -> Path:
     """Calls `write` with a path beside `file`, which then takes its place; see `replacing`."""
-    with replacing(file, sealed=sealed) as temporary, told(file):
+    with replacing(file, sealed=sealed) as temporary, explain_os_errors(file):
         write(temporary)
     return file
 
@@ -177,7 +177,7 @@ def keep_copy(file: Path, copy: Path) -> Path:
 
 def append(file: Path, content: bytes, size: int) -> None:
     """Puts `content` behind the first `size` bytes, which are all of them, or leaves the file as it was."""
-    with told(file), open(file, "ab") as handle:
+    with explain_os_errors(file), open(file, "ab") as handle:
         try:
             handle.write(content)
             handle.flush()
@@ -221,14 +221,14 @@ def write_array(
         written = 0
         for number, block in enumerate(blocks):
             block = np.ascontiguousarray(block)
-            with told(file):
+            with explain_os_errors(file):
                 if number == 0:
                     form = {"descr": np.lib.format.dtype_to_descr(block.dtype), "fortran_order": False}
                     np.lib.format.write_array_header_1_0(handle, form | {"shape": (rows, *block.shape[1:])})
                 handle.write(block.reshape(-1).view(np.uint8).data)
             written += len(block)
         if owner:
-            with told(file):
+            with explain_os_errors(file):
                 handle.write(OWNER + owner.encode())
         assert written == rows, f"{written} rows of {rows}"
     return file
@@ -239,7 +239,7 @@ def write_csv(file: Path, rows: Iterable[Sequence[Any]]) -> Path:
     with writing(file, "w", newline="", encoding="utf-8", errors="backslashreplace") as handle:
         table = csv.writer(handle, lineterminator="\n")
         for row in rows:
-            with told(file):
+            with explain_os_errors(file):
                 table.writerow(row)
     return file
 
@@ -250,7 +250,7 @@ def scratch_table(file: Path, rows: int, width: int) -> np.ndarray:
     if rows * width == 0:
         return np.empty((rows, width), np.float32)
     try:
-        with told(file):
+        with explain_os_errors(file):
             file.parent.mkdir(parents=True, exist_ok=True)
             with open(file, "wb") as handle:
                 form = {"descr": "<f4", "fortran_order": False, "shape": (rows, width)}
@@ -291,7 +291,7 @@ def write_safetensors(file: Path, tensors: Mapping[str, Tensor], metadata: Mappi
     header = {"__metadata__": {"crc32": "0" * 8} | dict(sorted(metadata.items()))} | json.loads(content[8:start])
     text = b"{ " + json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()[1:]  # see seal.HEAD
     text += b" " * (-len(text) % 8)
-    with writing(file, "wb", sealed=True) as handle, told(file):
+    with writing(file, "wb", sealed=True) as handle, explain_os_errors(file):
         handle.write(len(text).to_bytes(8, "little") + text)
         handle.write(memoryview(content)[start:])
     return file

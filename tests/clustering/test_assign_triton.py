@@ -238,7 +238,7 @@ def test_a_step_never_waits_for_the_gpu() -> None:
                 centroids = means_of(found.sums, found.counts, centroids)
         finally:
             torch.cuda.set_sync_debug_mode("default")
-        kmeans.told(found, centroids, 1.0)
+        kmeans.iteration_stats(found, centroids, 1.0)
 
 
 @NEEDS_GPU

@@ -65,7 +65,7 @@ def command(arguments: list[str]) -> None:
         mark = "" if values["untrained"] else subject.mark
         grouped: list[tuple[np.ndarray, np.ndarray, Sequence[str]]] = []
         result = protocol.call(
-            values, subject=subject, run=subject, screen=screen, on_assignment=lambda *told: grouped.append(told)
+            values, subject=subject, run=subject, screen=screen, on_assignment=lambda *found: grouped.append(found)
         )
         if not group.is_first:
             return

@@ -106,8 +106,8 @@ def command(arguments: list[str]) -> None:
         prog, about = "deepcluster train", chosen.sentence(run)
     function = Function(f"{__name__}:train", injected=("preset", "settings", "about", "began", "source"))
     values = parse_options([function], arguments, prog=prog, settings=run, about=about)
-    told = "\n".join(filter(None, (why, "" if chosen is None else chosen.sentence(values["settings"]))))
-    function.call(values, preset=name or AUTO, settings=values["settings"], about=told, began=began, source=source)
+    about = "\n".join(filter(None, (why, "" if chosen is None else chosen.sentence(values["settings"]))))
+    function.call(values, preset=name or AUTO, settings=values["settings"], about=about, began=began, source=source)
 
 
 def train(

@@ -70,12 +70,12 @@ class KChoice:
             return f"k = {self.k}: there are too few different images to tell groups apart"
         at = self.candidates.index(self.k)
         silhouette, modularity = self.scores["silhouette"][at], self.scores["modularity"][at]
-        told = (
+        message = (
             f"k = {self.k}: so many groups stand apart best (silhouette {silhouette:.2f}, modularity {modularity:.2f})"
         )
         if self.runners_up:
-            told += f"; also plausible: {', '.join(map(str, self.runners_up))}"
-        return told + ("; the groups hardly stand apart" if silhouette < WEAK else "")
+            message += f"; also plausible: {', '.join(map(str, self.runners_up))}"
+        return message + ("; the groups hardly stand apart" if silhouette < WEAK else "")
 
 
 def choose_k(
@@ -128,8 +128,8 @@ def choose_k(
         for each in zip(*scores.values(), strict=True)
     ]
     best, others = _peaks(scores["score"])
-    told = {name: tuple(values) for name, values in scores.items()}
-    return KChoice(tried[best], tuple(tried), told, tuple(tried[each] for each in others), n)
+    by_name = {name: tuple(values) for name, values in scores.items()}
+    return KChoice(tried[best], tuple(tried), by_name, tuple(tried[each] for each in others), n)
 
 
 def grid(n: int) -> list[int]:

@@ -245,7 +245,7 @@ def lloyd(
     objectives: list[float] = []
     for _ in range(max_iter):
         found = step(centroids)
-        value, moved, empty = told(found, centroids, points.moments.square)
+        value, moved, empty = iteration_stats(found, centroids, points.moments.square)
         objectives.append(value)
         if not moved:
             break
@@ -261,7 +261,7 @@ def lloyd(
     return centroids, objectives
 
 
-def told(found: Tally, centroids: Tensor, square: float) -> tuple[float, float, float]:
+def iteration_stats(found: Tally, centroids: Tensor, square: float) -> tuple[float, float, float]:
     """The objective, points that moved and empty clusters: what is read of an iteration, once, as a GPU waits for it.
 
     The objective is the sum of squared distances of points to centroids, from sums alone: |x|^2 - 2 x.c + |c|^2.

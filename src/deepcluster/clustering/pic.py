@@ -144,15 +144,15 @@ class PIC(ClusterMixin, BaseEstimator):
     def _warn_of_degenerate(self, label: np.ndarray) -> None:
         sizes = np.bincount(label)
         if (lone := int((sizes == 1).sum())) > len(label) / 2:
-            told = (
+            message = (
                 f"{lone} of {len(label)} rows are a cluster of their own: remove rows that are there several times, or "
                 f"raise n_neighbors (now {self.n_neighbors}) above their number, or sigma (now {self.sigma})."
             )
         elif len(sizes) == 1:
-            told = f"All {len(label)} rows are one cluster: they are equal, or sigma ({self.sigma}) is too large."
+            message = f"All {len(label)} rows are one cluster: they are equal, or sigma ({self.sigma}) is too large."
         else:
             return
-        warnings.warn(told, validation.DegenerateClusters, stacklevel=4)  # of whoever calls fit
+        warnings.warn(message, validation.DegenerateClusters, stacklevel=4)  # of whoever calls fit
 
     def predict(self, X: Any) -> Any:
         """(N,) int64, the cluster of the fitted row nearest to each row of X (N, D).

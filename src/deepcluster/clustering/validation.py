@@ -171,8 +171,8 @@ def absolute(centroids: Tensor, origin: Tensor | None, like: Any) -> Any:
 def warn_of_empty(found: int, k: int, why: str) -> None:
     """Warns where only `found` of `k` clusters have a row; `why` says the cause and what to do."""
     if found < k:
-        told = f"Number of distinct clusters ({found}) found smaller than n_clusters ({k}): {why}."
-        warnings.warn(told, DegenerateClusters, stacklevel=4)  # of whoever calls fit
+        message = f"Number of distinct clusters ({found}) found smaller than n_clusters ({k}): {why}."
+        warnings.warn(message, DegenerateClusters, stacklevel=4)  # of whoever calls fit
 
 
 def require_rows(rows: int, clusters: int) -> None:

@@ -245,8 +245,8 @@ def _scan_zip(stream: BinaryIO, wanted: Wanted, texts: Texts) -> tuple[list[tupl
                 if one.filename.endswith(".cls"):
                     with suppress(zipfile.BadZipFile):  # damaged: the images are not
                         texts[one.filename.removesuffix(".cls")] = head()
-            if (told := _told_members(stream)) not in (len(archive.infolist()), TOLD_ELSEWHERE):
-                return found, f"lists {len(archive.infolist()):,} members of {told:,}"
+            if (listed := _told_members(stream)) not in (len(archive.infolist()), TOLD_ELSEWHERE):
+                return found, f"lists {len(archive.infolist()):,} members of {listed:,}"
             stream.seek(0)
             if min((one.header_offset for one in archive.infolist()), default=0) and stream.read(4) == LOCAL:
                 return found, "begins with the members of another zip file, which are not read"
@@ -286,11 +286,11 @@ def _read_zip(read: Read, offset: int, length: int) -> bytes:
         content = _inflate(content)
     elif method != zipfile.ZIP_STORED:
         raise BadImage(f"packed by method {method}: repack the zip file stored or deflated")
-    told = [struct.pack("<L", checksum)]
+    checksums = [struct.pack("<L", checksum)]
     if flags & SIZES_FOLLOW:  # behind the content, with or without a mark
         behind = data[begin + length : end]
-        told = [behind[:4], behind[4:] if behind.startswith(b"PK\x07\x08") else b""]
-    if struct.pack("<L", zlib.crc32(content)) not in told:
+        checksums = [behind[:4], behind[4:] if behind.startswith(b"PK\x07\x08") else b""]
+    if struct.pack("<L", zlib.crc32(content)) not in checksums:
         raise BadImage("damaged: its checksum does not match")
     return content
 

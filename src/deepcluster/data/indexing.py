@@ -19,7 +19,7 @@ from deepcluster.data.manifest import DIGESTED, Manifest, relative, write_manife
 from deepcluster.data.naming import labels_of_members
 from deepcluster.data.shards import Shard, cached_members, evict_members, loss_by, row_type
 from deepcluster.errors import DeepClusterError, counted
-from deepcluster.io import told, write_array, writing
+from deepcluster.io import explain_os_errors, write_array, writing
 from deepcluster.reading import read_text
 
 #: Shards that are handed to a process at a time.
@@ -76,7 +76,7 @@ def _located(
             texts = members.classes or [None] * len(located)
             own = [(name.rpartition("/")[0], text) for name, text in zip(members.names, texts, strict=True)]
             inside = [kinds.setdefault(kind, len(kinds)) for kind in own]
-            with told(out):
+            with explain_os_errors(out):
                 rows.write(located.tobytes())
                 numbers.write(np.array(inside, "<i4").tobytes())
             shards.append(Shard(relative(place, base), len(located), size, row, stamp, members.trouble))

@@ -18,7 +18,7 @@ from deepcluster.data.shards import Shard, Shards, fingerprint_of
 from deepcluster.data.storage import is_url
 from deepcluster.digest import digest
 from deepcluster.errors import DeepClusterError
-from deepcluster.io import scratch_folder, told, write_text
+from deepcluster.io import explain_os_errors, scratch_folder, write_text
 from deepcluster.lock import locked
 from deepcluster.reading import judged, read_head, read_json, read_npy
 
@@ -108,7 +108,7 @@ def write_manifest(file: Path, make: Callable[[Path], tuple[list[Shard], tuple[s
         content = table_digest(*(read_npy(table, advice="give the command again", mapped="r") for table in tables))
         names = [f"{file.stem}.{content[:8]}.{table.name}" for table in tables]
         for table, name in zip(tables, names, strict=True):
-            with told(file):
+            with explain_os_errors(file):
                 table.replace(file.with_name(name))
         manifest = Manifest(shards, names[0], names[1] if len(names) > 1 else None, classes, content)
         head: dict[str, Any] = {"format": FORMAT, "version": VERSION} | vars(manifest)

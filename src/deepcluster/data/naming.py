@@ -122,22 +122,22 @@ def labels_from_parents(paths: Sequence[str]) -> tuple[np.ndarray | None, tuple[
     shared = sum(1 for _ in takewhile(bool, alike))
     if all(len(folder) > shared + 1 and folder[shared].casefold() in SPLITS for folder in folders.values()):
         folders = {parent: folder[:shared] + folder[shared + 1 :] for parent, folder in folders.items()}
-    told = ""
+    repeated = ""
     while True:
         different = set(folders.values())
         count = Counter(folder[-1] for folder in different)
         again = {folder for folder in different if count[folder[-1]] > 1}
         if 2 * len(again) <= len(different) or not any(len(folder) > 1 for folder in again):
             break
-        told = told or min(again)[-1]
+        repeated = repeated or min(again)[-1]
         folders = {at: folder[:-1] if folder in again and len(folder) > 1 else folder for at, folder in folders.items()}
     names = {at: "/".join(folder) if folder in again else folder[-1] for at, folder in folders.items()}
     labels, classes = labels_from_names([names[parent] for parent in parents])
-    if told:
+    if repeated:
         some = ", ".join(map(repr, classes[:3])) + (" ..." if len(classes) > 3 else "")
         warn(
-            f"Many innermost folders have the same names, such as {printable(told)!r}, so the folders above them are"
-            f" taken as the {len(classes):,} classes: {some}"
+            f"Many innermost folders have the same names, such as {printable(repeated)!r}, so the folders above them"
+            f" are taken as the {len(classes):,} classes: {some}"
         )
     return labels, classes
 

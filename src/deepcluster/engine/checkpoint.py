@@ -108,8 +108,8 @@ def load(file: Path) -> dict[str, Any]:
     if not isinstance(state, dict) or "method" not in state or "progress" not in state:
         raise DeepClusterError(f"{file} holds no deepcluster run: give the folder that `deepcluster train` wrote.")
     wrong = next((name for name in PARTS if not isinstance(state.get(name), dict)), None)
-    told = state.get("run", {"id": ""})
-    if not (isinstance(told, dict) and isinstance(told.get("id"), str) and all(type(x) is str for x in told.values())):
+    run = state.get("run", {"id": ""})
+    if not (isinstance(run, dict) and isinstance(run.get("id"), str) and all(type(x) is str for x in run.values())):
         wrong = wrong or "run"
     least = {"steps_per_epoch": 1, "batch_size": 1, "step": 0}
     found = {} if wrong else state["progress"]

@@ -158,20 +158,20 @@ class RayEngine:
 
 
 class _Kept:
-    """A `Kept` of features/parallel.py. Columns and what was told are kept too: a lost object is made again of them."""
+    """A `Kept` of features/parallel.py. Columns and all calls are kept too: a lost object is made again from them."""
 
     def __init__(
         self, engine: RayEngine, make: Callable[..., Any], calls: Iterable[tuple[Any, ...]], shared: tuple[Any, ...]
     ) -> None:
-        self.engine, self.told = engine, [engine.ray.put((make, shared))]
+        self.engine, self.history = engine, [engine.ray.put((make, shared))]
         self.columns = [tuple(map(engine.ray.put, call)) for call in calls]
-        self.objects = [engine._call.remote(self.told[0], *columns) for columns in self.columns]
+        self.objects = [engine._call.remote(self.history[0], *columns) for columns in self.columns]
 
     def each(self, method: str, *arguments: Any) -> list[Any]:
         """What `method(*columns, *arguments)` of each object gives."""
-        self.told.append(self.engine.ray.put((method, arguments)))
+        self.history.append(self.engine.ray.put((method, arguments)))
         both = [
-            self.engine._update.remote(kept, self.told[-1], *columns)
+            self.engine._update.remote(kept, self.history[-1], *columns)
             for kept, columns in zip(self.objects, self.columns, strict=True)
         ]
         self.objects = [kept for kept, _ in both]
@@ -194,8 +194,8 @@ def _call(common: tuple[Callable[..., Any], tuple[Any, ...]], *call: Any) -> Any
         return work(*call, *shared)
 
 
-def _update(kept: Any, told: tuple[str, tuple[Any, ...]], *columns: Any) -> tuple[Any, Any]:
-    method, arguments = told
+def _update(kept: Any, call: tuple[str, tuple[Any, ...]], *columns: Any) -> tuple[Any, Any]:
+    method, arguments = call
     with team():
         return kept, getattr(kept, method)(*columns, *arguments)
 

@@ -137,10 +137,10 @@ def same_run(config: Mapping[str, Any], run: TrainRun, saved: Mapping[str, Any] 
     """Refuses to go on with other settings than a run's, but for the learning rate: a part of them would be taken from
     the checkpoint, and the rest would not be those that it was trained with until then. `config` is run.json, and
     `saved` the checkpoint `file`, where there is one; those of earlier versions do not say what they are of."""
-    told = (saved or {}).get("run", {"id": config.get("id", "")})
-    if told["id"] != config.get("id", told["id"]):
+    saved_run = (saved or {}).get("run", {"id": config.get("id", "")})
+    if saved_run["id"] != config.get("id", saved_run["id"]):
         raise DeepClusterError(f"The checkpoint {file} belongs to another run: give one of this run.")
-    before = parse_json(told["settings"]) if "settings" in told else config["settings"]
+    before = parse_json(saved_run["settings"]) if "settings" in saved_run else config["settings"]
     changed = [name for name in differing(before, identity(run)) if name != "optimizer.lr"]
     if changed:
         raise DeepClusterError(
@@ -194,9 +194,9 @@ def same_images(config: dict[str, Any], source: ImageSource, folder: Path) -> No
         )
 
 
-def same_everywhere(group: ProcessGroup, told: str, what: str) -> None:
+def same_everywhere(group: ProcessGroup, value: str, what: str) -> None:
     """Refuses processes that have something else to tell of what they see, on all of them."""
-    if len(set(group.gather_strings(told))) > 1:
+    if len(set(group.gather_strings(value))) > 1:
         raise DeepClusterError(
             f"The processes see different {what}: give each machine the same files in the same place."
         )

@@ -95,7 +95,7 @@ def write_links(folder: Path, groups: Groups, source: ImageSource, images: Itera
         )
     # links are relative to the folder's real path: behind a symbolic link, .. is not the folder one came from
     there = Path(os.path.realpath(place.parent)) / place.name
-    with io.new_folder(place) as beside, io.told(folder):
+    with io.new_folder(place) as beside, io.explain_os_errors(folder):
         for image in images:
             group = int(groups.group[image])
             name = safe(groups.names.get(group, ""))

@@ -34,8 +34,8 @@ def by_numpy() -> bool:
 
 
 def _amd() -> bool:
-    told: Mapping[str, str] = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-    return "AMD" in told.get("cpu_name", platform.processor()) and torch.backends.mkl.is_available()  # type: ignore[no-untyped-call]
+    capabilities: Mapping[str, str] = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return "AMD" in capabilities.get("cpu_name", platform.processor()) and torch.backends.mkl.is_available()  # type: ignore[no-untyped-call]
 
 
 def rounds_alike() -> bool:

@@ -275,8 +275,8 @@ def _broadcast_optimizer(state: dict[str, Any] | None, group: ProcessGroup, owne
     """The state dict of an optimizer that process `owner` has, on all processes; its tensors on the CPU."""
     plan = ""
     if state is not None:
-        told = {p: {name: (str(v.dtype), v.shape) for name, v in part.items()} for p, part in state["state"].items()}
-        plan = json.dumps({"param_groups": state["param_groups"], "state": told})
+        tensors = {p: {name: (str(v.dtype), v.shape) for name, v in part.items()} for p, part in state["state"].items()}
+        plan = json.dumps({"param_groups": state["param_groups"], "state": tensors})
     full: dict[str, Any] = parse_json(group.gather_strings(plan)[owner])
     full["state"] = {int(position): part for position, part in full["state"].items()}
     for position, part in full["state"].items():

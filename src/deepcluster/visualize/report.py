@@ -114,12 +114,12 @@ def write_report(run: Run, data: str | None = None, *, clusters: int = 24, image
         style.svg(history.panel_figure([(panel, panel.curves(metrics))]))
         for panel in history.panels(metrics, k, clustered, params_of(config).rotations_predicted)
     ]
-    told = report_text.Numbers(config, metrics, counts, clear)
+    numbers = report_text.Numbers(config, metrics, counts, clear)
     template = environment().get_template("report.html")
     html = template.render(
         title=short_name(str(config.get("data", "images"))),
-        run=told,
-        remarks=report_text.remarks(told, len(bad_rows), run.folder),
+        run=numbers,
+        remarks=report_text.remarks(numbers, len(bad_rows), run.folder),
         evaluations=scores.evaluations(run.folder),
         curves=[Markup(svg) for svg in curves],  # every text in them is ours
         spread=spread,
