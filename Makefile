@@ -64,7 +64,7 @@ bench: .venv/.developer
 	$(BIN)/python benchmarks/epoch.py
 	$(BIN)/python benchmarks/kmeans.py 10000x64x10 50000x256x1000 50000x512x1000 100000x128x2000 200000x128x10000
 	$(BIN)/python benchmarks/pic.py
-	$(BIN)/python benchmarks/memory.py
+	$(BIN)/python benchmarks/growth.py
 	$(BIN)/python benchmarks/odc_step.py
 	$(BIN)/python benchmarks/manifest.py
 	$(BIN)/python benchmarks/length.py

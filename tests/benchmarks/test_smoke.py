@@ -26,13 +26,13 @@ SMALL = {
     "evaluation": "--data {images} --test {images} --epochs 1 --shots 1 2 --neighbors 1 5 --out {out}/table a={run}",
     "explore": "--images 500 --k 10 --dim 16",
     "groups": "{images} --backbone {run} --seeds 1",
+    "growth": "--only k-means training --vary N --values 200 --set d=16 K=10 --points {out}.json --picture {out}.png",
     "heads": "{images} --seeds 1 --image-size 64 --backbone timm:tf_efficientnet_lite0",
     "input_pipeline": "--sizes 16 --rounds 1",
     "kmeans": "500x16x10 --rounds 2 --repeats 1 --threads 1",
     "length": "--epochs 20",
     "linear": "--images 500 --dim 8 --classes 3",
     "manifest": "--shards 5 --each 20",
-    "memory": "--rows 1000 --dim 16 --k 10 --images 60 --picture {out}.png",
     "methods": f"{IMAGES} --images 40 --test-images 20 --epochs 1 --k 4 --only deepcluster",
     "odc_step": "--k 20 --batch 16 --dim 8 --steps 3 --images 100 1000",
     "photos": "--images {images} --out {out} --rows pixels histogram --seeds 1",
@@ -42,8 +42,8 @@ SMALL = {
     "transfer": "{voc} --networks a=untrained:{run} --rates 0.01 0.02 --seeds 1 --iterations 2 --size 48 --out {out}",
 }
 """Benchmark -> arguments of its small run."""
-SLOW = {"cifar", "curate", "epoch", "evaluation", "explore", "groups", "heads", "input_pipeline", "length"}
-SLOW |= {"linear", "memory", "methods", "odc_step", "photos", "plan", "processes", "transfer"}
+SLOW = {"cifar", "curate", "epoch", "evaluation", "explore", "groups", "growth", "heads", "input_pipeline"}
+SLOW |= {"length", "linear", "methods", "odc_step", "photos", "plan", "processes", "transfer"}
 """More than a few seconds on one thread."""
 
 

@@ -58,6 +58,27 @@ def test_in_memory(folder: Path, short_side: int | None, tmp_path: Path) -> None
     assert isinstance(pixels, StoredPixels) and not (tmp_path / "c").exists()
 
 
+def test_more_than_estimated_in_memory(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cache, "CHUNK", 3)
+    monkeypatch.setattr(cache, "_estimate", lambda *_: 100)
+    check(load_pixels(open_images(folder), short_side=None, cache_gb=1), folder)
+
+
+def test_images_are_never_in_memory_twice(tmp_path: Path) -> None:
+    import tracemalloc
+
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(tmp_path / "0.png")
+    source = open_images([str(tmp_path / "0.png")] * 1500)
+    load = partial(load_pixels, source, short_side=None, cache_gb=1, workers=1)
+    load()  # what is imported on the way is not measured
+    tracemalloc.start()
+    pixels = load()
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert isinstance(pixels, StoredPixels) and len(pixels.pixels) == 1500 * 64 * 64 * 3
+    assert peak < 1.5 * len(pixels.pixels)
+
+
 def test_on_disk_and_found_again(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cache, "CHUNK", 3)
     done: list[tuple[int, int]] = []

@@ -149,10 +149,7 @@ def load_pixels(
         decode_batches(source, chunks, short_side, workers, each, digested=estimate > small), len(source), progress
     )
     if estimate <= small:
-        parts = list(decoded)
-        bad = {index: reason for part in parts for index, reason in part.reasons.items()}
-        pixels, sizes = (np.concatenate([getattr(part, name) for part in parts]) for name in ("pixels", "sizes"))
-        return StoredPixels(source, pixels, sizes, bad)
+        return _in_memory(source, decoded, estimate)
     place = "the image cache"
     try:
         folder = (directory or cache_folder()) / "pixels"
@@ -174,6 +171,25 @@ def load_pixels(
         )
         return StreamedPixels(source, short_side, workers, each)
     return StoredPixels(source, found.pixels, found.sizes, found.bad, found)
+
+
+def _in_memory(source: ImageSource, arriving: Iterable[Decoded], estimate: int) -> StoredPixels:
+    """The images one after another, about `estimate` bytes, copied as they arrive: they are never in memory twice, and
+    nothing small is kept from among them, between which what is freed could not be used again."""
+    pixels, end = np.empty(estimate + estimate // 8, np.uint8), 0  # what is not written to takes no memory
+    sizes = np.zeros((len(source), 2), np.int64)
+    bad: dict[int, str] = {}
+    for part in arriving:
+        last = end + len(part.pixels)
+        if last > len(pixels):
+            larger = np.empty(2 * last, np.uint8)
+            larger[:end] = pixels[:end]
+            pixels = larger
+        pixels[end:last] = part.pixels
+        sizes[part.index] = part.sizes
+        end = last
+        bad |= part.reasons
+    return StoredPixels(source, pixels[:end], sizes, bad)
 
 
 def _as_they_are(source: ImageSource, short_side: int | None) -> StoredPixels | None:

@@ -104,7 +104,7 @@ def decode_batches(
     for number in pieces.counts.tolist():
         parts = [next(arriving) for _ in range(number)]
         index, sizes, digests = (np.concatenate([part[k] for part in parts]) for k in (0, 2, 3))
-        pixels = torch.cat([part[1] for part in parts]).numpy()
+        pixels = np.concatenate([part[1].numpy() for part in parts])
         reasons = {at: why for part in parts for at, why in part[4].items()}
         yield Decoded(index, pixels, sizes, reasons, digests)
 

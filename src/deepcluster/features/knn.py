@@ -231,19 +231,22 @@ class _Search:
     def _measured(self, raw: Tensor, best: _Best) -> tuple[Tensor, Tensor]:
         """The k nearest of the candidates of each row of `raw` (Q, D), by differences."""
         count = best.where.shape[1]
+        # written where they stay: small results among large temporaries would keep theirs from being used again
+        found = torch.empty(len(raw), self.k, dtype=torch.int64, device=raw.device)
+        nearest = torch.empty(len(raw), self.k, dtype=torch.float64, device=raw.device)
 
-        def measure(begin: int, end: int) -> tuple[Tensor, Tensor]:
+        def measure(begin: int, end: int) -> None:
             where = best.where[begin:end].sort(1).values
             query = torch.arange(begin, end, device=raw.device).repeat_interleave(count)
             near = self.rows.take(where.flatten())
             near = normalize_rows(near) if self.unit else near
             distance = _squared_distances(raw[query], near).view(where.shape)
             distance, place = distance.sort(dim=1, stable=True)
-            return where.gather(1, place)[:, : self.k], distance[:, : self.k]
+            found[begin:end] = where.gather(1, place)[:, : self.k]
+            nearest[begin:end] = distance[:, : self.k]
 
-        parts = over_spans(measure, len(raw), max(1, PAIRS // (count * self.rows.dim)))
-        found, distance = zip(*parts, strict=True)
-        return torch.cat(found), torch.cat(distance)
+        over_spans(measure, len(raw), max(1, PAIRS // (count * self.rows.dim)))
+        return found, nearest
 
     def _decided(self, raw: Tensor, shifted: Tensor, threshold: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
         """The k nearest of each row of `raw` (U, D), which are the queries `own` (U,), by differences.
