@@ -102,7 +102,8 @@ def extract(
         return torch.cat(parts).float().cpu()
 
     features: np.ndarray | None = None
-    found, filled = [np.zeros(0, np.int64)], 0
+    # written where it stays: small arrays among large temporaries would keep their memory from being used again
+    index, filled = np.zeros(len(order), np.int64), 0
     try:
         for batch in loader:
             if len(batch.index):
@@ -111,14 +112,14 @@ def extract(
                     features = _table(len(order), out.shape[1], file)
                 # Images found to be bad on the way are missing from the batch: rows close up, in order.
                 features[filled : filled + len(out)] = out.numpy()
-                found.append(batch.index.numpy())
+                index[filled : filled + len(out)] = batch.index.numpy()
                 filled += len(out)
             check(len(batch.index))
         for _ in range(most - len(loader)):  # the others have batches still
             check(0)
     finally:
         backbone.train(training)
-    index = np.concatenate(found)
+    index = index[:filled]
     if features is None:  # of a black image, for the width
         black = torch.zeros(1, 3, backbone.image_size, backbone.image_size, device=device)
         return index, forward(black)[:0].numpy()
