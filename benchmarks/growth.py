@@ -98,7 +98,7 @@ CURVES = [
     Curve("PIC", "N", PIC, SEARCH, doubled(12_500), (TWO, UP_TO_ONE, ONE)),
     Curve("PIC", "d", PIC, SEARCH, doubled(64), (ONE, UP_TO_ONE, FLAT)),
     Curve("whitening", "N", WHITENING, WIDE, doubled(25_000), (ONE, FLAT, ONE)),
-    Curve("whitening", "d", WHITENING, WIDE, doubled(256), ((2.0, 3.0), TWO, ONE)),
+    Curve("whitening", "d", WHITENING, WIDE, doubled(256), ((2.0, 3.0), (0.0, 2.0), ONE)),
     Curve("features", "N", FEATURES, PHOTOS, doubled(2000), (ONE, UP_TO_ONE, ONE)),
     Curve("assign", "N", ASSIGN, PHOTOS, doubled(2000), (ONE, UP_TO_ONE, ONE)),
     Curve("training", "N", TRAIN, PHOTOS | {"K": 100}, doubled(1000), (ONE, UP_TO_ONE, UP_TO_ONE)),

@@ -26,7 +26,7 @@ SMALL = {
     "evaluation": "--data {images} --test {images} --epochs 1 --shots 1 2 --neighbors 1 5 --out {out}/table a={run}",
     "explore": "--images 500 --k 10 --dim 16",
     "groups": "{images} --backbone {run} --seeds 1",
-    "growth": "--only k-means training --vary N --values 200 --set d=16 K=10 --points {out}.json --picture {out}.png",
+    "growth": "--only whitening training --vary N --values 200 --set d=16 K=10 --points {out}.json --picture {out}.png",
     "heads": "{images} --seeds 1 --image-size 64 --backbone timm:tf_efficientnet_lite0",
     "input_pipeline": "--sizes 16 --rounds 1",
     "kmeans": "500x16x10 --rounds 2 --repeats 1 --threads 1",
