@@ -1,6 +1,6 @@
 """Features in ten minutes on a laptop's CPU: ours and a peer, the same network, images, minutes and judge.
 
-    python benchmarks/cifar.py --train "cifar10/train-*.tar" --test cifar10/test.tar [--presets NAME ...] [--peer]
+    python benchmarks/cifar.py --train "cifar10/train-*.tar" --test cifar10/test.tar [--presets NAME ...] [--seeds N]
     python benchmarks/cifar.py --train "imagenette112/train-*.tar" --test imagenette112/val.tar --side 64 --images 9469
 
 Trains each preset for the same minutes on the first 20,000 training images and scores 5,000 test images by their 20
@@ -61,7 +61,7 @@ def ours(bank: tuple[np.ndarray, np.ndarray], preset: str, out: Path, values: di
     began = time.perf_counter()
     if preset == "patches":
         backbone = build_backbone("patches", image_size=bank[0].shape[1])
-        fit_patches(backbone, load_pixels(open_images(bank[0]), short_side=None, cache_gb=1))
+        fit_patches(backbone, load_pixels(open_images(bank[0]), short_side=None, cache_gb=1), seed=values["seed"])
         return backbone, time.perf_counter() - began
     run = override(find_preset(preset).run, values)
     view = round(run.data.view_size * bank[0].shape[1] / run.image_size)
@@ -77,7 +77,7 @@ def ours(bank: tuple[np.ndarray, np.ndarray], preset: str, out: Path, values: di
     return done.backbone, time.perf_counter() - began
 
 
-def peer(bank: tuple[np.ndarray, np.ndarray], minutes: float, workers: int) -> tuple[Backbone, float]:
+def peer(bank: tuple[np.ndarray, np.ndarray], minutes: float, workers: int, seed: int) -> tuple[Backbone, float]:
     """lightly's SwAV with its own parts, for so many minutes."""
     from lightly.loss import SwaVLoss
     from lightly.models.modules import SwaVProjectionHead, SwaVPrototypes
@@ -97,7 +97,7 @@ def peer(bank: tuple[np.ndarray, np.ndarray], minutes: float, workers: int) -> t
         def __getitem__(self, index: int) -> list[torch.Tensor]:
             return views(pictures[index])
 
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     backbone = build_backbone("convnet", image_size=side)
     head, prototypes, criterion = SwaVProjectionHead(128, 128, 128), SwaVPrototypes(128, 512), SwaVLoss()
     parameters = [*backbone.parameters(), *head.parameters(), *prototypes.parameters()]
@@ -135,27 +135,33 @@ def main() -> None:
     parser.add_argument("--k", type=int, help="ours; by default the presets'")
     parser.add_argument("--epochs", type=int, help="ours, in place of the minutes")
     parser.add_argument("--minutes", type=float, default=10, help="of each, clusterings included")
+    parser.add_argument("--seeds", type=int, default=1, help="of each, from 0 on")
     parser.add_argument("--workers", type=int, default=2, help="the peer's")
     parser.add_argument("--peer", action="store_true")
     args = parser.parse_args()
     bank, test = (
         first(source, count, args.side) for source, count in ((args.train, args.images), (args.test, args.test_images))
     )
-    rows = []
-    torch.manual_seed(0)
-    rows.append(("untrained", 0.0, judge(build_backbone("convnet", image_size=args.side).eval(), bank, test)))
+    rows: dict[str, list[tuple[float, float]]] = {}  # seconds and kNN of each seed
     values = {"minutes": args.minutes} if args.epochs is None else {"epochs": args.epochs}
-    for preset in args.presets:
-        backbone, seconds = ours(bank, preset, args.out, values | ({} if args.k is None else {"k": args.k}))
-        rows.append((preset, seconds, judge(backbone, bank, test)))
+    values |= {} if args.k is None else {"k": args.k}
     if args.peer and find_spec("lightly") is None:
         print("lightly is not installed (pip install lightly): no peer")
-    elif args.peer:
-        backbone, seconds = peer(bank, args.minutes, args.workers)
-        rows.append(("lightly SwAV", seconds, judge(backbone, bank, test)))
-    print(f"\n{'':<24}{'seconds':>9}{'kNN':>8}")
-    for name, seconds, score in rows:
-        print(f"{name:<24}{seconds:>9.0f}{score:>8.1%}")
+        args.peer = False
+    for seed in range(args.seeds):
+        torch.manual_seed(seed)
+        untrained = judge(build_backbone("convnet", image_size=args.side).eval(), bank, test)
+        rows.setdefault("untrained", []).append((0.0, untrained))
+        for preset in args.presets:
+            backbone, seconds = ours(bank, preset, args.out, values | {"seed": seed})
+            rows.setdefault(preset, []).append((seconds, judge(backbone, bank, test)))
+        if args.peer:
+            backbone, seconds = peer(bank, args.minutes, args.workers, seed)
+            rows.setdefault("lightly SwAV", []).append((seconds, judge(backbone, bank, test)))
+    print(f"\n{'':<24}{'seconds':>9}{'kNN':>8}   each seed")
+    for name, runs in rows.items():
+        seconds, score = (sum(column) / len(runs) for column in zip(*runs, strict=True))
+        print(f"{name:<24}{seconds:>9.0f}{score:>8.1%}   {' '.join(f'{each:.1%}' for _, each in runs)}")
 
 
 if __name__ == "__main__":
