@@ -40,7 +40,8 @@ def _multiples(value, exponent):  # type: ignore[no-untyped-def]
     power = (bits >> FRACTION) & 0x7FF
     fraction = bits & 0xFFFFFFFFFFFFF
     fraction = tl.where(power > 0, fraction | 0x10000000000000, fraction)
-    cut = tl.minimum(LOWEST + exponent - tl.maximum(power, 1), 54)  # bits below the unit; 54: the number is below half
+    cut = LOWEST + exponent - tl.where(power > 1, power, 1)  # bits below the unit
+    cut = tl.where(cut < 54, cut, 54)  # 54: the number is below half
     half = tl.full((), 1, tl.int64) << (cut - 1)
     size = (fraction + half - 1 + ((fraction >> cut) & 1)) >> cut
     return tl.where(bits < 0, -size, size)
