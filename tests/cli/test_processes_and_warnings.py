@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
 import os
 import re
 import signal
@@ -66,6 +67,8 @@ def test_few_open_files_end_in_a_sentence_or_are_raised(hard: int, status: int) 
         signal.alarm(30)
         taken, left = len(os.listdir("/dev/fd")), 1
         try:
+            # a server that starts processes, as from Python 3.14 on, is the parent's
+            multiprocessing.set_start_method("fork", force=True)
             resource.setrlimit(resource.RLIMIT_NOFILE, (taken + 20, taken + hard))
             source = open_images(np.zeros((300, 8, 8, 3), np.uint8))
             batches = list(decode_batches(source, [np.arange(150), np.arange(150, 300)], None, 4))

@@ -11,7 +11,6 @@ Nothing else knows of this file but assign.py, which takes it on GPUs where `wor
 from __future__ import annotations
 
 import math
-import warnings
 from functools import cache
 
 import torch
@@ -21,6 +20,7 @@ from torch import Tensor
 
 from deepcluster.clustering.points import Points
 from deepcluster.clustering.tally import Tally
+from deepcluster.errors import warn
 from deepcluster.features.block_reader import Rows
 
 FRACTION = tl.constexpr(52)  # bits of a float64's fraction,
@@ -200,7 +200,7 @@ def works(device: torch.device, half: bool) -> bool:
     except Exception as error:  # such as no C compiler, or a GPU that Triton does not know
         why = (str(error).strip() or repr(error)).splitlines()[0]
     if why:
-        warnings.warn(f"k-means on {device} goes on without Triton, whose kernel fails there: {why}", stacklevel=2)
+        warn(f"k-means on {device} goes on without Triton, whose kernel fails there: {why}")
     return not why
 
 
