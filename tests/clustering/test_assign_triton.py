@@ -18,10 +18,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from deepcluster.clustering import assign, kmeans
+from deepcluster.clustering import assign
 from deepcluster.clustering.kmeans import KMeans
 from deepcluster.clustering.points import Points
-from deepcluster.clustering.tally import ClusterSums, Tallies, means_of
+from deepcluster.clustering.tally import ClusterSums, Tallies, iteration_stats, means_of
 from deepcluster.exact_sum import round_
 from deepcluster.features.block_reader import Rows
 from deepcluster.features.parallel import keep_over_rows
@@ -238,7 +238,7 @@ def test_a_step_never_waits_for_the_gpu() -> None:
                 centroids = means_of(found.sums, found.counts, centroids)
         finally:
             torch.cuda.set_sync_debug_mode("default")
-        kmeans.iteration_stats(found, centroids, 1.0)
+        iteration_stats(found, centroids, 1.0)
 
 
 @NEEDS_GPU

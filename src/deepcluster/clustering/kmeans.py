@@ -17,7 +17,7 @@ from torch import Tensor
 from deepcluster.clustering import assign, assign_int8, assign_margins, validation
 from deepcluster.clustering.plus_plus import greedy_plus_plus, random_rows
 from deepcluster.clustering.points import Points
-from deepcluster.clustering.tally import Step, Tally, means_of
+from deepcluster.clustering.tally import Step, iteration_stats, means_of
 from deepcluster.distributed import SINGLE, ProcessGroup
 from deepcluster.errors import DeepClusterError
 from deepcluster.features.block_reader import Rows, in_kind, normalize_rows, require_finite
@@ -259,17 +259,6 @@ def lloyd(
             if points.shard.group.any(last - now <= tol * last):
                 break
     return centroids, objectives
-
-
-def iteration_stats(found: Tally, centroids: Tensor, square: float) -> tuple[float, float, float]:
-    """The objective, points that moved and empty clusters: what is read of an iteration, once, as a GPU waits for it.
-
-    The objective is the sum of squared distances of points to centroids, from sums alone: |x|^2 - 2 x.c + |c|^2.
-    """
-    c = centroids.double()
-    sums = (found.sums * c).sum(), (found.counts * c.square().sum(1)).sum()
-    cross, own, moved, empty = torch.stack([*sums, found.moved[0], (found.counts == 0).sum()]).tolist()
-    return max(0.0, square - 2 * cross + own), moved, empty
 
 
 def split(centroids: Tensor, counts: Tensor, generator: torch.Generator) -> Tensor:

@@ -157,3 +157,14 @@ def means_of(sums: Tensor, counts: Tensor, centroids: Tensor) -> Tensor:
     """(K, D) float32 means from sums and counts; an empty cluster keeps its centroid."""
     filled = counts > 0
     return torch.where(filled[:, None], (sums / torch.where(filled, counts, 1.0)[:, None]).float(), centroids)
+
+
+def iteration_stats(found: Tally, centroids: Tensor, square: float) -> tuple[float, float, float]:
+    """The objective, points that moved and empty clusters: what is read of an iteration, once, as a GPU waits for it.
+
+    The objective is the sum of squared distances of points to centroids, from sums alone: |x|^2 - 2 x.c + |c|^2.
+    """
+    c = centroids.double()
+    sums = (found.sums * c).sum(), (found.counts * c.square().sum(1)).sum()
+    cross, own, moved, empty = torch.stack([*sums, found.moved[0], (found.counts == 0).sum()]).tolist()
+    return max(0.0, square - 2 * cross + own), moved, empty

@@ -91,11 +91,8 @@ class Rows:
         return rows
 
     def hold(self, budget: int | None = None) -> bool:
-        """Keep all rows on the device from now on, for whoever reads them often; see `held`. It changes no number.
-
-        Returns:
-            whether they are there.
-        """
+        """Keep all rows on the device from now on, for whoever reads them often; see `held`. It changes no number, and
+        tells whether they are there."""
         x = self.x if self.origin is None else None
         if isinstance(x, Tensor) and x.device == self.device and x.dtype == torch.float32:
             return True
