@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 from pathlib import Path
+from typing import Any
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # threads of libraries that wait for work take the cores from other workers
     os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -49,3 +50,20 @@ def _seeded_generators() -> None:
 @pytest.fixture(autouse=True, scope="session")
 def _two_threads() -> None:
     torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else min(2, torch.get_num_threads()))
+
+
+@pytest.fixture
+def rows_read(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many rows each reading of a table's file gave, from here on."""
+    from deepcluster.features.block_reader import Rows
+
+    original: Any = Rows.read
+    found: list[int] = []
+
+    def read(rows: Rows, start: int, into: np.ndarray) -> np.ndarray:
+        found.append(len(into))
+        result: np.ndarray = original(rows, start, into)
+        return result
+
+    monkeypatch.setattr(Rows, "read", read)
+    return found

@@ -76,7 +76,13 @@ class DeepCluster(WhitenedMethod):
         Raises:
             DeepClusterError: fewer images than clusters, or images that all have the same features.
         """
-        return self._cluster_all(self._remembered() or extract_features(), key)
+        extracted = self._remembered()
+        if extracted is None:
+            extracted = extract_features()
+            if self.remembers:
+                index, features = torch.from_numpy(extracted.index), torch.as_tensor(extracted.features)
+                self.store_all_rows_(self.memory, index, features)
+        return self._cluster_all(extracted, key)
 
     def finish(self, extract_features: ExtractFeatures, key: tuple[int, ...]) -> Clustering:
         """Of every image as it is, by the network as it is now."""
@@ -84,8 +90,6 @@ class DeepCluster(WhitenedMethod):
 
     def _cluster_all(self, extracted: Features, key: tuple[int, ...]) -> Clustering:
         index, features = extracted.index, torch.as_tensor(extracted.features)
-        if self.remembers:
-            self.store_all_rows_(self.memory, torch.from_numpy(index), features)
         z, count = self.whiten(extracted, self.params.k)
         found = [self._cluster(number, index, z, (*key, number)) for number in range(len(self.heads))]
         self._resize(found[0].k)
