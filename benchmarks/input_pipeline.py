@@ -75,10 +75,12 @@ def view_jobs(size: int, side: int, count: int) -> dict[str, dict[str, Callable[
     def ours(views: ViewGroup) -> Callable[[], object]:
         return lambda: augment(images, draw(views, sizes, seeded(0)), views)
 
-    def theirs(source: list, jitter: bool, to_tensor: bool) -> Callable[[], object]:
+    def theirs(source: list, jitter: bool, to_tensor: bool, blur: bool = False) -> Callable[[], object]:
         steps: list = [T.RandomResizedCrop(size, antialias=True), T.RandomHorizontalFlip()]
         if jitter:
             steps += [T.ColorJitter(0.4, 0.4, 0.4, 0.1), T.RandomGrayscale(0.2)]
+        edge = 2 * max(1, round(size / 20)) + 1
+        steps += [T.RandomApply([T.GaussianBlur(edge, (0.1, 2.0))], 0.5)] if blur else []
         steps += [T.PILToTensor()] if to_tensor else []
         steps += [T.ToDtype(torch.float32, scale=True), T.Normalize(IMAGENET_MEAN, IMAGENET_STD)]
         transform = T.Compose(steps)
@@ -98,6 +100,11 @@ def view_jobs(size: int, side: int, count: int) -> dict[str, dict[str, Callable[
             "torchvision v2, uint8 tensors": theirs(tensors, True, False),
             "bound: bare resize": bound,
             "bare resize, into place": least,
+        },
+        "the same with blur of half of them": {
+            "deepcluster": ours(ViewGroup(size=size, gray=0.2, blur=0.5, **JITTER)),
+            "torchvision v2, Pillow": theirs(pillow, True, True, blur=True),
+            "torchvision v2, uint8 tensors": theirs(tensors, True, False, blur=True),
         },
         "plain view": {"deepcluster": lambda: center_crop(images, size), "bound: bare resize": bound},
     }

@@ -142,6 +142,7 @@ def main() -> None:
     parser.add_argument("--image-size", type=int, default=32)
     parser.add_argument("--view-size", type=int, default=24)
     parser.add_argument("--k", type=int, help="clusters of DeepCluster; by default the preset's")
+    parser.add_argument("--seed", type=int, default=0, help="of each run; take another --out for another")
     parser.add_argument("--only", nargs="*", choices=list(LANES), default=list(LANES))
     chosen = parser.parse_args()
     bank, test = (
@@ -160,6 +161,7 @@ def main() -> None:
                 "epochs": max(round(chosen.epochs * lane.part), 1),
                 "image_size": chosen.image_size,
                 "view_size": chosen.view_size,
+                "seed": chosen.seed,
                 **lane.values,
             }
             if chosen.k and lane.preset == "deepcluster-convnet":

@@ -1,15 +1,8 @@
-"""The step of k-means by Triton against float64 and integers, and against the step of the CPU.
-
-Every test here runs on a GPU where there is one, and without one in Triton's interpreter, which takes a process of its
-own: Triton decides when it is loaded.
-"""
+"""The step of k-means by Triton against float64 and integers, and against the step of the CPU."""
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +18,11 @@ from deepcluster.clustering.tally import ClusterSums, Tallies, iteration_stats, 
 from deepcluster.exact_sum import round_
 from deepcluster.features.block_reader import Rows
 from deepcluster.features.parallel import keep_over_rows
+from interpreter import GPU, INTERPRETED, NEEDS_GPU, passed_in_interpreter
 
 pytest.importorskip("triton", reason="this torch comes without Triton")
 from deepcluster.clustering import assign_triton
 from deepcluster.clustering.assign_triton import FusedSearch, FusedStep
-
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-GPU = torch.cuda.is_available() and not INTERPRETED
-NEEDS_GPU = pytest.mark.skipif(not GPU, reason="needs a GPU")
 
 
 @pytest.fixture
@@ -45,15 +35,7 @@ def device() -> torch.device:
 @pytest.mark.skipif(INTERPRETED, reason="this is the interpreter")
 def test_in_the_interpreter() -> None:
     """All tests of this file that need no GPU."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST")}
-    environment = {**kept, "TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-o", "addopts=-m 'not slow'", __file__]
-    done = subprocess.run(
-        command, env=environment, cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=600
-    )
-    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
-    passed = re.search(r"(\d+) passed", done.stdout)
-    assert passed is not None and int(passed[1]) >= 20, done.stdout[-1000:]
+    assert passed_in_interpreter(__file__) >= 20
 
 
 def check(
@@ -205,7 +187,7 @@ def test_the_check_before_first_use_notices_a_wrong_step(device: torch.device, m
         assert not works(device, False)
     monkeypatch.undo()
     monkeypatch.setattr("math.frexp", lambda value: (0.5, 2))
-    with pytest.warns(UserWarning, match="labels or sums are wrong"):
+    with pytest.warns(UserWarning, match="what it computes is wrong"):
         assert not works(device, False)
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,14 +13,42 @@ import torch
 import torchvision.transforms.v2 as T
 import torchvision.transforms.v2.functional as F
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from deepcluster.data import augment as data_augment
+from deepcluster.data.augment import _kernel_works as kernel_works
 from deepcluster.data.augment import augment, blur, center_crop
 from deepcluster.data.transforms import RandomViews
 from deepcluster.data.views import IMAGENET_MEAN, IMAGENET_STD, ORDERS, Draw, ViewGroup, draw
 from deepcluster.errors import DeepClusterError
 from deepcluster.random import seeded
+from interpreter import GPU, INTERPRETED, NEEDS_GPU, passed_in_interpreter
 
 LEVEL = 1 / 255
+
+
+@pytest.fixture(autouse=True)
+def by_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In Triton's interpreter colors change by the kernels of GPUs, in all tests here."""
+    if INTERPRETED:
+        monkeypatch.setattr(data_augment, "has_triton", lambda device: True)
+        monkeypatch.setattr(data_augment, "_kernel_works", lambda device: True)
+
+
+@pytest.mark.skipif(INTERPRETED, reason="this is the interpreter")
+@pytest.mark.parametrize(
+    ("chosen", "tests"),
+    [
+        ("no_resize_rounds and 24 or everything-one or wrong and orders or operations", 5),
+        pytest.param("", 60, marks=pytest.mark.slow),
+    ],
+    ids=["some", "all"],
+)
+def test_kernels_pass_these_tests_in_the_interpreter(chosen: str, tests: int) -> None:
+    pytest.importorskip("triton", reason="this torch comes without Triton")
+    assert passed_in_interpreter(__file__, "-k", chosen) >= tests
+
+
 NOTHING = ViewGroup(size=24, crop_scale=None, flip=0, mean=(0, 0, 0), std=(1, 1, 1))
 FULL = ViewGroup(
     size=24, brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1, gray=0.3, mean=(0, 0, 0), std=(1, 1, 1)
@@ -239,9 +269,13 @@ def test_center_crop_of_images_of_its_size_is_exact() -> None:
     torch.testing.assert_close(center_crop(images, 32), expected, atol=1e-5, rtol=0)
 
 
-def test_blur_equals_torchvision() -> None:
-    x = torch.rand(3, 40, 40, generator=seeded(0))
-    torch.testing.assert_close(blur(x, 1.3), F.gaussian_blur(x, [5, 5], [1.3, 1.3]), atol=1e-6, rtol=0)
+@pytest.mark.parametrize("size", [1, 2, 3, 21, 40])
+def test_blur_equals_torchvision(size: int) -> None:
+    """Each image by its own sigma, down to sizes of which every pixel is at an edge."""
+    x, sigma = torch.rand(4, 3, size, size, generator=seeded(0)), torch.tensor([0.1, 0.7, 1.3, 2.0])
+    edge = 2 * min(max(1, round(size * 0.05)), size - 1) + 1
+    expected = [F.gaussian_blur(image, [edge] * 2, [float(s)] * 2) for image, s in zip(x, sigma, strict=True)]
+    torch.testing.assert_close(blur(x, sigma), torch.stack(expected), atol=1e-6, rtol=0)
 
 
 def test_mistakes() -> None:
@@ -250,7 +284,7 @@ def test_mistakes() -> None:
             ViewGroup(**wrong)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@NEEDS_GPU
 def test_gpu_equals_cpu() -> None:
     images = pictures(70)
     views = replace(FULL, blur=0.5, rotate=10)
@@ -260,3 +294,65 @@ def test_gpu_equals_cpu() -> None:
     assert (center_crop(images, 48) - center_crop(images, 48, "cuda").cpu()).abs().max() < 1.1 * LEVEL / min(
         IMAGENET_STD
     )
+
+
+@pytest.mark.skipif(not GPU and not INTERPRETED, reason="of the kernels")
+def test_as_many_operations_for_many_images_as_for_few() -> None:
+    """Whatever the orders of their jitter, and however many are blurred."""
+    views = replace(FULL, size=8, blur=0.5, rotate=10)
+    counts = []
+    for count in (6, 6, 70):  # the first time a table is made for this size
+        draws = draw(views, np.full((count, 2), 8), seeded(0))
+        small, out = torch.zeros(count, 3, 8, 8), torch.zeros(count, 3, 8, 8)
+        with Operations() as operations:  # type: ignore[no-untyped-call]
+            data_augment._whole_batch(small, draws, views, out)
+        counts.append(operations.count)
+    assert counts[1] == counts[2] < 90
+
+
+class Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts what torch does, but for other views of the same memory."""
+
+    count = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += not function.is_view
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.skipif(not GPU and not INTERPRETED, reason="of the kernels")
+@pytest.mark.parametrize("part", ["factors", "orders", "gray"])
+def test_a_wrong_kernel_is_noticed_before_first_use(part: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from deepcluster.data import color_triton
+
+    if INTERPRETED:
+        monkeypatch.setattr(data_augment, "has_triton", lambda device: False)  # for what it is compared with
+    works, device, right = kernel_works.__wrapped__, torch.device("cuda" if GPU else "cpu"), color_triton.recolor
+    assert works(device)
+
+    def wrong(x: Tensor, draws: Draw, group: ViewGroup, out: Tensor) -> None:
+        right(x, replace(draws, **{part: np.roll(getattr(draws, part), 1, 0)}), group, out)
+
+    monkeypatch.setattr(color_triton, "recolor", wrong)
+    with pytest.warns(UserWarning, match="color jitter on .* goes on without Triton"):
+        assert not works(device)
+
+
+@pytest.mark.skipif(INTERPRETED, reason="the interpreter compiles nothing")
+@pytest.mark.parametrize("capability", [80, pytest.param(90, marks=pytest.mark.slow)])
+def test_the_kernels_compile_for_gpus_that_are_not_here(
+    capability: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    triton = pytest.importorskip("triton", reason="this torch comes without Triton")
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from deepcluster.data import color_triton
+
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    kinds = dict.fromkeys(("images", "plan", "means", "out"), "*fp32") | {"pixels": "i32", "SIZE": "constexpr"}
+    for kernel in (color_triton._mean_luma, color_triton._recolor):
+        signature = {name: kinds.get(name, "fp32") for name in kernel.arg_names}
+        source = ASTSource(kernel, signature, {"SIZE": color_triton.PIXELS})
+        made = triton.compile(source, target=GPUTarget("cuda", capability, 32))
+        assert len(made.asm["cubin"]) > 0 and made.metadata.shared <= 48 << 10

@@ -7,7 +7,6 @@ same step that passes over settled points is in assign_margins.py, that of GPUs 
 
 from __future__ import annotations
 
-from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -21,6 +20,7 @@ from deepcluster.exact_sum import unit_for
 from deepcluster.features.block_reader import Rows, require_finite
 from deepcluster.features.parallel import joined, keep_over_rows, over_rows, over_spans, team
 from deepcluster.features.product import multiply
+from deepcluster.gpu import has_triton
 
 ROWS = 512  # rows and
 WIDTH = 1024  # centroids of a tile of scores on a CPU, 2 MiB; more rows where there are fewer centroids
@@ -138,9 +138,9 @@ class NearestSearch:
 
 def fused(device: torch.device, half: bool) -> Any:
     """assign_triton.py, where it works: on GPUs, with Triton, which not every torch comes with; None elsewhere."""
-    if device.type != "cuda" or find_spec("triton") is None:
+    if not has_triton(device):
         return None
-    from deepcluster.clustering import assign_triton  # Triton takes a second to load
+    from deepcluster.clustering import assign_triton
 
     return assign_triton if assign_triton.works(device, half) else None
 

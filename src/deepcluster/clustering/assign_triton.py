@@ -20,8 +20,8 @@ from torch import Tensor
 
 from deepcluster.clustering.points import Points
 from deepcluster.clustering.tally import Tally
-from deepcluster.errors import warn
 from deepcluster.features.block_reader import Rows
+from deepcluster.gpu import kernel_works
 
 FRACTION = tl.constexpr(52)  # bits of a float64's fraction,
 LOWEST = tl.constexpr(1075)  # and how far its stored exponent lies above that of the fraction's lowest bit
@@ -195,13 +195,7 @@ class FusedStep:
 @cache
 def works(device: torch.device, half: bool) -> bool:
     """Whether the kernel compiles for this GPU and does right by a small table; where not, a warning tells why."""
-    try:
-        why = "" if _is_right(device, half) else "its labels or sums are wrong"
-    except Exception as error:  # such as no C compiler, or a GPU that Triton does not know
-        why = (str(error).strip() or repr(error)).splitlines()[0]
-    if why:
-        warn(f"k-means on {device} goes on without Triton, whose kernel fails there: {why}")
-    return not why
+    return kernel_works("k-means", device, lambda: _is_right(device, half))
 
 
 def _is_right(device: torch.device, half: bool) -> bool:

@@ -12,9 +12,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from deepcluster.data.cache_entry import Entry, evict, marks_of, open_entry, write_entry
 from deepcluster.data.decode_pool import Decoded, decode_batch, decode_batches
+from deepcluster.data.resident import ImagesOnDevice, held
 from deepcluster.data.source import ImageSource
 from deepcluster.data.storage import cache_folder
 from deepcluster.digest import digest
@@ -33,6 +36,7 @@ CHUNK = 128
 MANY = 100_000
 
 Progress = Callable[[int, int], None]
+Gathered = Sequence[np.ndarray | None]
 
 
 @dataclass(eq=False, repr=False)
@@ -44,6 +48,7 @@ class StoredPixels:
     sizes: np.ndarray  # (N, 2) int64 height and width; 0, 0 for a bad one
     bad: dict[int, str]  # index -> reason, of the images that cannot be decoded
     entry: Entry | None = None  # where they are kept; None = in memory
+    on_device: Tensor | None = None  # the same on a GPU, see `hold`
 
     def __post_init__(self) -> None:
         lengths = self.sizes.prod(1) * 3
@@ -59,9 +64,18 @@ class StoredPixels:
     def __len__(self) -> int:
         return len(self.sizes)
 
-    def gather(self, index: np.ndarray) -> list[np.ndarray | None]:
+    def hold(self, device: torch.device) -> None:
+        """From now on images are gathered from a GPU, where there is room for all."""
+        if self.on_device is None:
+            if self.entry is not None:
+                self.entry.check(self.good, self.source)
+            self.on_device = held(self.pixels, int(self.sizes[:, 1].max()), device)
+
+    def gather(self, index: np.ndarray) -> Gathered:
         """The images (h, w, 3) uint8 of these indices; None for a bad one. Not to be written to."""
         index = np.asarray(index)
+        if self.on_device is not None:
+            return ImagesOnDevice(self.on_device, self.offsets[index], self.sizes[index])
         pixels = self.pixels
         if self.entry is not None:
             self.entry.check(index, self.source)
@@ -70,7 +84,7 @@ class StoredPixels:
             for start, (height, width) in zip(self.offsets[index].tolist(), self.sizes[index].tolist(), strict=True)
         ]
 
-    def gather_all(self, batches: Sequence[np.ndarray]) -> Iterator[list[np.ndarray | None]]:
+    def gather_all(self, batches: Sequence[np.ndarray]) -> Iterator[Gathered]:
         """`gather` of one batch of indices after another."""
         return map(self.gather, batches)
 
@@ -94,12 +108,15 @@ class StreamedPixels:
         good[np.fromiter(self.bad, np.int64, len(self.bad))] = False
         return np.flatnonzero(good)
 
-    def gather(self, index: np.ndarray) -> list[np.ndarray | None]:
+    def hold(self, device: torch.device) -> None:
+        """Nothing: what does not fit into the cache is no smaller on a GPU."""
+
+    def gather(self, index: np.ndarray) -> Gathered:
         decoded = decode_batch(self.source, np.asarray(index), self.short_side)
         self.bad.update(decoded.reasons)
         return decoded.images()
 
-    def gather_all(self, batches: Sequence[np.ndarray]) -> Iterator[list[np.ndarray | None]]:
+    def gather_all(self, batches: Sequence[np.ndarray]) -> Iterator[Gathered]:
         for decoded in decode_batches(self.source, batches, self.short_side, self.workers, self.image_bytes):
             self.bad.update(decoded.reasons)
             yield decoded.images()

@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from deepcluster.data.cache import Pixels
+from deepcluster.data.cache import Gathered, Pixels
+from deepcluster.data.resident import ImagesOnDevice
 from deepcluster.data.transforms import Transform
 from deepcluster.distributed import SINGLE, ProcessGroup
 from deepcluster.random import seeded
@@ -58,13 +59,18 @@ class Loader:
         for number, images in enumerate(self.pixels.gather_all(parts)):
             yield self._batch(self.start + number, parts[number], images)
 
-    def _batch(self, number: int, index: np.ndarray, images: list[np.ndarray | None]) -> Batch:
+    def _batch(self, number: int, index: np.ndarray, images: Gathered) -> Batch:
         """This process's part of batch `number`; images that cannot be decoded are left out."""
         whole = len(self.batches[number])
         first, last = self.group.row_range(whole, 1)
-        keep = [row for row, image in enumerate(images) if image is not None]
         # A stand-in keeps the draws of all others where they are; it is taken out again at the end.
-        shown = [_STAND_IN if image is None else image for image in images] if keep else [_STAND_IN]
+        shown: Sequence[np.ndarray]
+        if isinstance(images, ImagesOnDevice):
+            keep, shown = np.flatnonzero(images.sizes[:, 0]).tolist(), images.stand_ins()
+        else:
+            keep = [row for row, image in enumerate(images) if image is not None]
+            shown = [_STAND_IN if image is None else image for image in images]
+        shown = shown if keep else [_STAND_IN]
         place = (first, whole) if keep else (0, 1)
         views = self.transform(shown, seeded(*self.key, self.offset + number), self.device, *place)
         if len(keep) < len(shown):

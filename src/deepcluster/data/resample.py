@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from deepcluster.data.resident import ImagesOnDevice, shapes_of
+
 # What F.interpolate calls; it spares a third of the time at 32 px, and can write into memory that is there already.
 _resize: Any = torch._C._nn._upsample_bilinear2d_aa
 
@@ -44,9 +46,9 @@ def crop_resize(
 
 def resize_center(images: Sequence[np.ndarray], short: int, size: int, device: torch.device) -> Tensor:
     """The central `size` x `size` pixels of B images resized to a shorter side of `short`, as by `crop_resize`."""
-    if all(image.shape[:2] == (short, short) for image in images) and short == size:
-        return torch.from_numpy(np.stack(images)).to(device).permute(0, 3, 1, 2)
-    shapes = np.array([image.shape[:2] for image in images])
+    shapes = shapes_of(images)
+    if (shapes == short).all() and short == size:
+        return _to(device, _block(images)).permute(0, 3, 1, 2)
     targets = short * shapes // shapes.min(1, keepdims=True)  # the longer side is floored, as torchvision does
     corner = np.rint((targets - size) / 2).astype(np.int64)
     box = np.concatenate([np.zeros_like(shapes), shapes], axis=1)
@@ -63,7 +65,7 @@ def _resample(
     device: torch.device,
 ) -> Tensor:
     """Each crop `box` (B, 4), resized to `targets` (B, 2): `size` pixels of it, from `corner` (B, 2) on."""
-    if device.type != "cpu" or all(max(image.shape[:2]) <= TINY for image in images):
+    if device.type != "cpu" or shapes_of(images).max() <= TINY:
         return _by_products(images, box, flip, targets, corner, size, device)
     out = _channels_last(len(images), size, size)
     buffers: dict[tuple[int, int], Tensor] = {}  # fresh memory for each resize would cost more than the resize
@@ -100,14 +102,16 @@ def _by_products(
 
     The weights of pixels outside the crop are zero, so that no image needs to be cut; arguments as of `_resample`.
     """
-    if len({image.shape for image in images}) > 1:  # images of several sizes: cut, and padded to one block
-        images, box = _padded(images, box), np.concatenate([np.zeros_like(box[:, :2]), box[:, 2:]], axis=1)
-    block = torch.from_numpy(np.stack(images))
+    shapes = shapes_of(images)
+    if (shapes != shapes[0]).any():  # images of several sizes: cut, and padded to one block
+        cut, box = box, np.concatenate([np.zeros_like(box[:, :2]), box[:, 2:]], axis=1)
+        block = images.cut(cut) if isinstance(images, ImagesOnDevice) else torch.from_numpy(_padded(images, cut))
+    else:
+        block = _block(images)
     # (5, B, 2): first pixel and pixels of the crop, pixels of the whole result, first of these that is wanted, flip
     reverse = np.stack([np.zeros_like(flip), flip], axis=1)
     numbers = torch.from_numpy(np.stack([box[:, :2], box[:, 2:], targets, corner, reverse])).float()
-    if device.type == "cuda":
-        block, numbers = (tensor.pin_memory().to(device, non_blocking=True) for tensor in (block, numbers))
+    block, numbers = _to(device, block), _to(device, numbers)
     count, height, width, _ = block.shape
     step = min(count, GROUP) if device.type == "cpu" else count
     out, rows, columns, shrunk, planes = (
@@ -131,12 +135,24 @@ def _by_products(
     return out.view(count, 3, size, size)
 
 
-def _padded(images: Sequence[np.ndarray], box: np.ndarray) -> list[np.ndarray]:
+def _block(images: Sequence[np.ndarray]) -> Tensor:
+    """(B, H, W, 3) uint8, images of one size, where they are."""
+    if isinstance(images, ImagesOnDevice):
+        return images.cut(np.concatenate([np.zeros_like(images.sizes), images.sizes], axis=1))
+    return torch.from_numpy(np.stack(images))
+
+
+def _to(device: torch.device, x: Tensor) -> Tensor:
+    """On the device, without waiting for it."""
+    return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" and not x.is_cuda else x.to(device)
+
+
+def _padded(images: Sequence[np.ndarray], box: np.ndarray) -> np.ndarray:
     """The crops, each in the corner of an array that holds the largest."""
     block = np.zeros((len(images), *box[:, 2:].max(0), 3), np.uint8)
     for place, image, (top, left, height, width) in zip(block, images, box.tolist(), strict=True):
         place[:height, :width] = image[top : top + height, left : left + width]
-    return list(block)
+    return block
 
 
 def _weights(numbers: Tensor, out: Tensor, over: int) -> None:

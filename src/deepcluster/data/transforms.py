@@ -13,6 +13,7 @@ from torch import Tensor
 
 from deepcluster.data.augment import augment, center_crop, normalized, resized_side
 from deepcluster.data.resample import resize_center
+from deepcluster.data.resident import shapes_of
 from deepcluster.data.views import IMAGENET_MEAN, IMAGENET_STD, ViewGroup, draw
 
 Images = Sequence[np.ndarray]
@@ -65,7 +66,7 @@ class RandomViews:
     ) -> tuple[Tensor, ...]:
         last = first + len(images)
         shapes = np.ones((total or last, 2), np.int64)  # no image's draw depends on the shape of another
-        shapes[first:last] = [image.shape[:2] for image in images]
+        shapes[first:last] = shapes_of(images)
         views = []
         for group in self.groups:
             for _ in range(group.count):

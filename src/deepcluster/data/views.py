@@ -85,6 +85,11 @@ class Draw:
     def __len__(self) -> int:
         return len(self.box)
 
+    @property
+    def image_orders(self) -> np.ndarray:
+        """(B, 4) int64, of each image the row of `orders` that holds for it."""
+        return self.orders[(self.first + np.arange(len(self))) // BLOCK]
+
     def part(self, first: int, last: int) -> Draw:
         """Those of images `first` to `last`, exclusive, of the batch."""
         per_image = ("box", "flip", "factors", "gray", "sigma", "affine")

@@ -212,7 +212,9 @@ def _pixels(run: TrainRun, source: ImageSource, screen: Screen, fabric: Fabric, 
     with group.collective_section():
         pixels = load() if fabric.local_rank == 0 else None
     with group.collective_section():
-        return load() if pixels is None else pixels
+        pixels = load() if pixels is None else pixels
+        pixels.hold(fabric.device)
+        return pixels
 
 
 def train_again(

@@ -42,8 +42,10 @@ def time_steps(job: Job, dry: DryRun, data: Any = None) -> tuple[float, float, f
     made_up = np.random.default_rng(0).integers(0, 255, (MADE_UP, run.largest_size, run.largest_size, 3), np.uint8)
     source = open_images(made_up if data is None else data)
     pixels: Pixels = load_pixels(source, short_side=short_side(run.largest_size), cache_gb=run.data.cache_gb)
+    fabric = make_fabric(one)
+    pixels.hold(fabric.device)
     with tempfile.TemporaryDirectory() as folder:
-        make = partial(thrown_away, one, None, Place(pixels, make_fabric(one), SINGLE, Path(folder)))
+        make = partial(thrown_away, one, None, Place(pixels, fabric, SINGLE, Path(folder)))
         c, rows, clustering = time_clustering(make, few, job.share if few == k else ROWS)
         step, _ = time_own_steps(c, one.batch_size, rows)
         feature = time_features(c)

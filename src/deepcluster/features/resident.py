@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from deepcluster.features.parallel import is_spread
+from deepcluster.gpu import free_bytes
 
 SHARE = 0.5  # of a GPU's free memory, that one table may take
 
@@ -35,7 +36,4 @@ def held(
 
 
 def _budget(device: torch.device) -> int:
-    if device.type != "cuda" or is_spread():
-        return 0
-    kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # by torch, for later
-    return int(SHARE * (torch.cuda.mem_get_info(device)[0] + kept))
+    return 0 if is_spread() else int(SHARE * free_bytes(device))

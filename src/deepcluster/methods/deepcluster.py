@@ -160,7 +160,7 @@ class DeepCluster(WhitenedMethod):
 
     def loss(self, batch: Batch, step: TrainStep) -> dict[str, Tensor]:
         """Cross-entropy to the pseudo-labels, equation (1); averaged over views and clusterings."""
-        pseudo_labels = self.assignments[:, batch.index.to(self.assignments.device)]
+        pseudo_labels = self.assignments[:, batch.index.to(self.assignments.device, non_blocking=True)]
         terms = []
         for number, view in enumerate(batch.views):
             features = self.backbone(view)

@@ -92,7 +92,7 @@ class DeepClusterV2(Method):
 
     def loss(self, batch: Batch, step: TrainStep) -> dict[str, Tensor]:
         """Cross-entropy to the pseudo-labels, averaged over views of all sizes and over clusterings."""
-        labels = self.assignments[:, batch.index.to(self.assignments.device)]
+        labels = self.assignments[:, batch.index.to(self.assignments.device, non_blocking=True)]
         large, terms = batch.large_views, []
         self._seen = []
         for number, view in enumerate(batch.views):

@@ -178,8 +178,8 @@ class DeeperCluster(WhitenedMethod):
     def loss(self, batch: Batch, step: TrainStep) -> dict[str, Tensor]:
         """Cross-entropy to the super-class plus that to the sub-cluster within it (§3.2), both with weight 1."""
         group = self.batch_group
-        label = self.assignment[batch.index.to(self.assignment.device)]
-        rotation = ((batch.first + batch.position) % self.rotations).to(label.device)
+        label = self.assignment[batch.index.to(self.assignment.device, non_blocking=True)]
+        rotation = ((batch.first + batch.position) % self.rotations).to(label.device, non_blocking=True)
         super_class = label // self.per_super * self.rotations + rotation
         sub_class = group.gather(label % self.per_super)
         all_super_class = group.gather(super_class)

@@ -141,7 +141,7 @@ class ODC(Method):
 
     def loss(self, batch: Batch, step: TrainStep) -> dict[str, Tensor]:
         """Cross-entropy to the labels in memory, each image weighted by its cluster's size to the power -1/2 (§3.2)."""
-        label = self.assignment[batch.index.to(self.assignment.device)]
+        label = self.assignment[batch.index.to(self.assignment.device, non_blocking=True)]
         sizes = torch.from_numpy(self.members.sizes[label.cpu().numpy()]).to(label.device)
         weight = sizes.float().clamp(min=1) ** -self.params.reweight_power
         self._step_features, terms = [], []
@@ -161,7 +161,7 @@ class ODC(Method):
     @torch.no_grad()
     def after_step(self, batch: Batch) -> None:
         """Updates both memories (§3.2, figure 2), and dissolves clusters that became small (§3.3)."""
-        index = self.batch_group.gather(batch.index.to(self.features.device))
+        index = self.batch_group.gather(batch.index.to(self.features.device, non_blocking=True))
         rounds = occurrences(index)
         for features in self._step_features:
             z = F.normalize(self.batch_group.gather(features.float()), dim=1)

@@ -46,8 +46,10 @@ class ImageRows(nn.Module):
     def store_rows_(self, table: Tensor, index: Tensor, rows: Tensor) -> None:
         """Writes `rows` (B, ...) of images `index` (B,) into `table`, one of `row_buffers`, as far as they are kept
         here."""
-        here = (index >= self.local_range[0]) & (index < self.local_range[1])
-        table[index[here] - self.local_range[0]] = rows[here]
+        first, last = self.local_range
+        here = ((index >= first) & (index < last)).nonzero().flatten()
+        own = rows[here.to(rows.device, non_blocking=True)]
+        table[(index[here] - first).to(table.device, non_blocking=True)] = own
 
     def store_all_rows_(self, table: Tensor, index: Tensor, rows: Tensor) -> None:
         """Likewise `rows` (M, ...) of images `index` (M,), of which each process has some."""
@@ -57,9 +59,10 @@ class ImageRows(nn.Module):
     def store_batch_(self, table: Tensor, index: Tensor, rows: Tensor) -> None:
         """Likewise this process's `rows` (B, ...) of a batch's images `index` (B,); of an image that occurs twice the
         last."""
-        index, rows = self.batch_group.gather(index.to(table.device)), self.batch_group.gather(rows)
+        # The index stays on the CPU, so that nothing waits for a GPU.
+        index, rows = self.batch_group.gather(index), self.batch_group.gather(rows)
         for each in occurrences(index):
-            self.store_rows_(table, index[each], rows[each])
+            self.store_rows_(table, index[each], rows[each.to(rows.device, non_blocking=True)])
 
     def gathered_rows(self) -> dict[str, Tensor]:
         """The tables of all processes, on the first one; empty on the others, and where there is one process."""

@@ -52,12 +52,13 @@ class Averaged(nn.Module):
         self.steps += 1
         if not self.ema_decay:
             return
-        decay = min(self.ema_decay, (1 + int(self.steps)) / (10 + int(self.steps)))
+        steps = self.steps.float()  # never read by the host, which a GPU would have to be waited for
+        change = 1 - ((1 + steps) / (10 + steps)).clamp(max=self.ema_decay)
         for name, average in self._averages():
             now = getattr(self, name).state_dict()
             for part, value in average.state_dict().items():
                 if value.is_floating_point():
-                    value.lerp_(now[part], 1 - decay)
+                    value.lerp_(now[part], change.to(value.dtype))
                 else:
                     value.copy_(now[part])
 
