@@ -8,6 +8,9 @@ times as long as the matrix products of a block Krylov method, which is used the
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
+from functools import partial
+from threading import Lock
 
 import torch
 from torch import Tensor
@@ -16,7 +19,8 @@ from deepcluster.clustering.points import Points
 from deepcluster.distributed import ALIGN
 from deepcluster.exact_sum import round_
 from deepcluster.features.block_reader import Rows, refuse_rows
-from deepcluster.features.parallel import over_rows
+from deepcluster.features.parallel import over_rows, over_spans, team
+from deepcluster.features.product import gram
 from deepcluster.features.row_partition import Shard
 
 EXACT_DIM = 1024  # widest covariance that is multiplied in float64 and solved directly
@@ -63,17 +67,24 @@ def _own_moments(points: Points, about: Tensor, bound: float, exact_dim: int) ->
     largest = torch.zeros(1, dtype=torch.float64, device=rows.device)
     unit, unit_of_sums = bound * 2.0**-51, (2.0 ** (math.frexp(bound * shard.total)[1] // 2 + 1)) * 2.0**-51
     step = max(ALIGN, rows.block_rows // ALIGN * ALIGN)
-    for start, read in rows.blocks(step):
-        for first in range(0, len(read), ALIGN):
-            centered = read[first : first + ALIGN].double() - about
-            factor = centered.float() if rows.dim > exact_dim else centered
-            products, total = (factor.T @ factor).double(), centered.sum(0)
-            peak = products.diagonal().max()
-            if not torch.isfinite(peak):
-                refuse_rows(centered, shard.first + start + first)
-            largest = torch.maximum(largest, peak)
-            sums[:-1] += round_(products, unit)
-            sums[-1] += round_(total, unit_of_sums)
+    lock = Lock()
+
+    def add(start: int, read: Tensor, first: int, last: int) -> None:
+        centered = read[first:last].double() - about
+        products, total = gram(centered.float() if rows.dim > exact_dim else centered).double(), centered.sum(0)
+        peak = products.diagonal().max()
+        if not torch.isfinite(peak):
+            refuse_rows(centered, shard.first + start + first)
+        round_(products, unit)
+        round_(total, unit_of_sums)
+        with lock:
+            torch.maximum(largest, peak, out=largest)
+            sums[:-1] += products
+            sums[-1] += total
+
+    with team() if rows.device.type == "cpu" else nullcontext():
+        for start, read in rows.blocks(step):
+            over_spans(partial(add, start, read), len(read), ALIGN)
     return sums, largest
 
 

@@ -21,6 +21,14 @@ def multiply(a: Tensor, b: Tensor, out: Tensor) -> Tensor:
     return out
 
 
+def gram(x: Tensor) -> Tensor:
+    """(D, D) x^T x of x (M, D), on a CPU by NumPy, which computes one half of it and copies the other."""
+    if x.device.type != "cpu":
+        return x.T @ x
+    values = x.numpy()
+    return torch.from_numpy(values.T @ values)
+
+
 @cache
 def by_numpy() -> bool:
     """Whether NumPy multiplies: torch's MKL takes 1.1 to 1.7 times as long on AMD's processors as OpenBLAS.
