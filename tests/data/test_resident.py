@@ -103,19 +103,32 @@ def test_batches_are_the_same_bits(folder: Path, transform: Transform, room: Non
     torch.testing.assert_close(batches(), expected, rtol=0, atol=0)
 
 
-def test_what_does_not_fit_stays_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    pixels = np.arange(120, dtype=np.uint8)
-    assert held(pixels, 4, CPU) is None  # no GPU
-    assert held(pixels, 4, CPU, budget=131) is None
+def test_what_does_not_fit_stays_where_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On this processor, too, and then nothing is read before it is asked for."""
+    array = np.random.default_rng(0).integers(0, 256, (20, 8, 8, 3), np.uint8)
+    for k, picture in enumerate(array):
+        Image.fromarray(picture).save(tmp_path / f"{k}.png")
+    pixels = stored(tmp_path, tmp_path / "cache")
+    assert pixels.entry is not None and pixels.pixels.nbytes == 20 * 192
+    pixels.entry.unseen[:] = True
+    for room, held_there in ((0, False), (4 * 20 * 192 - 1, False), (4 * 20 * 192, True)):
+        if room:
+            monkeypatch.setattr(resident, "free_bytes", lambda device, room=room: room)
+        pixels.hold(CPU)
+        assert (pixels.on_device is not None) == held_there and pixels.entry.unseen.all() != held_there
+
+
+def test_a_copy_comes_in_pieces_or_not_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(resident, "CHUNK", 50)
-    copy = held(pixels, 4, CPU, budget=132)
+    pixels = np.arange(120, dtype=np.uint8)
+    copy = held(pixels, 4, CPU)
     assert copy is not None and copy.tolist() == [*range(120), *[0] * 12]
 
     def full(*shape: int, **options: object) -> torch.Tensor:
         raise torch.OutOfMemoryError
 
     monkeypatch.setattr(torch, "zeros", full)
-    assert held(pixels, 4, CPU, budget=1000) is None
+    assert held(pixels, 4, CPU) is None
 
 
 def test_a_run_is_the_same_to_the_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

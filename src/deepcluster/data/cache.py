@@ -17,7 +17,7 @@ from torch import Tensor
 
 from deepcluster.data.cache_entry import Entry, evict, marks_of, open_entry, write_entry
 from deepcluster.data.decode_pool import Decoded, decode_batch, decode_batches
-from deepcluster.data.resident import ImagesOnDevice, held
+from deepcluster.data.resident import ImagesOnDevice, fits, held
 from deepcluster.data.source import ImageSource
 from deepcluster.data.storage import cache_folder
 from deepcluster.digest import digest
@@ -66,7 +66,7 @@ class StoredPixels:
 
     def hold(self, device: torch.device) -> None:
         """From now on images are gathered from a GPU, where there is room for all."""
-        if self.on_device is None:
+        if self.on_device is None and fits(self.pixels.nbytes, device):
             if self.entry is not None:
                 self.entry.check(self.good, self.source)
             self.on_device = held(self.pixels, int(self.sizes[:, 1].max()), device)

@@ -16,18 +16,19 @@ SHARE = 0.25  # of a GPU's free memory, that the images may take: training needs
 CHUNK = 64 << 20  # bytes that are copied at a time
 
 
-def held(pixels: np.ndarray, widest: int, device: torch.device, budget: int | None = None) -> Tensor | None:
-    """A copy of `pixels`, flat uint8, on a GPU, and behind it room for a row; None where it is too large to keep.
+def fits(count: int, device: torch.device) -> bool:
+    """Whether so many bytes may stay on a device: on GPUs up to a quarter of the free memory."""
+    return count <= int(SHARE * free_bytes(device))
+
+
+def held(pixels: np.ndarray, widest: int, device: torch.device) -> Tensor | None:
+    """A copy of `pixels`, flat uint8, on a GPU, and behind it room for a row; None where there is no room after all.
 
     Args:
         widest: pixels of the longest row of an image.
-        budget: bytes that it may take. None = a quarter of a GPU's free memory, and nothing elsewhere.
     """
-    count = len(pixels) + 3 * widest
-    if count > (int(SHARE * free_bytes(device)) if budget is None else budget):
-        return None
     try:
-        copy = torch.zeros(count, dtype=torch.uint8, device=device)
+        copy = torch.zeros(len(pixels) + 3 * widest, dtype=torch.uint8, device=device)
     except torch.OutOfMemoryError:  # free, but in pieces, or taken by another process since
         return None
     for start in range(0, len(pixels), CHUNK):
