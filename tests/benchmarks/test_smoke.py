@@ -21,7 +21,8 @@ BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 IMAGES = "--train {images} --test {images} --out {out}"
 SMALL = {
     "cifar": f"{IMAGES} --images 40 --test-images 20 --epochs 1 --k 4 --presets deepcluster-convnet patches --peer",
-    "curate": "--train {images} --test {images} --largest 20 --size 20 --test-images 8 --seeds 1 --epochs 1",
+    "curate": "--train {images} --test {images} --largest 20 --size 20 --test-images 8 --seeds 1 --epochs 1"
+    " --from {run}",
     "epoch": "--image-size 64 --batch-size 8 --images 16 --k 4 --rounds 1",
     "evaluation": "--data {images} --test {images} --epochs 1 --shots 1 2 --neighbors 1 5 --out {out}/table a={run}",
     "explore": "--images 500 --k 10 --dim 16",

@@ -164,7 +164,8 @@ def test_points_around_centroids_may_lie_on_disk(monkeypatch: pytest.MonkeyPatch
 
 def test_default_levels() -> None:
     assert default_levels(64) == [8]
-    assert default_levels(12_406) == [167, 16]
+    assert default_levels(12_406) == default_levels(20_000) == [28]
+    assert default_levels(20_001) == [270, 27]
     assert default_levels(743_000_000) == [10_040_540, 1_004_054, 100_405, 10_040]
     assert default_levels(1) == [1]
 

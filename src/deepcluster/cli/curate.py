@@ -44,8 +44,9 @@ def curate(
             in shards, or a .csv with index, path, cluster and, if there is one, label, of any images.
         backbone: images: the network that describes them, as for cluster; patches = fitted to the images themselves.
         image_size: images: side at which the network sees them, in pixels, as for cluster.
-        clusters: number of clusters of each level, from the lowest up. None = one for 74 images, at least the square
-            root of their number; then a tenth of those below, while it is 10 at least, in up to four levels.
+        clusters: number of clusters of each level, from the lowest up. None = 28, at most the square root of the number
+            of images; beyond 20,000 images one for 74, then a tenth of those below, while it is 10 at least, in up to
+            four levels.
         duplicates: cosine similarity from which two images of a cluster are near-duplicates, of which the first is
             kept; above 1 = keep all.
         resamplings: how often k-means is repeated on each level with equally many points around each centroid.

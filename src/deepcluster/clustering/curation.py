@@ -37,6 +37,8 @@ IMAGES_EACH = 74
 MOST_LEVELS, NARROWING, FEWEST = 4, 10, 10
 """The paper has four levels from 10 million to 10,000 clusters; here each has a tenth of the one below, and 10 at
 least."""
+SMALL, FEW = 20_000, 28
+"""So many clusters in one level up to so many images, where the paper's numbers balance less: docs/scale.md."""
 IN_MEMORY = 2 << 30
 """Bytes of points around centroids that are kept in memory."""
 
@@ -109,7 +111,9 @@ def _take(index: Tensor, into: Any, rows: Rows) -> None:
 
 def default_levels(images: int) -> list[int]:
     """Numbers of clusters from the lowest level up, for so many images."""
-    levels = [max(1, math.isqrt(images), images // IMAGES_EACH)]
+    if images <= SMALL:
+        return [max(1, min(FEW, math.isqrt(images)))]
+    levels = [images // IMAGES_EACH]
     while len(levels) < MOST_LEVELS and levels[-1] // NARROWING >= FEWEST:
         levels.append(levels[-1] // NARROWING)
     return levels
