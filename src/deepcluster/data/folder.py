@@ -16,13 +16,14 @@ from deepcluster.data import storage
 from deepcluster.data.decode import encoded
 from deepcluster.data.formats import CONTAINERS, HEAD, UNREAD_PICTURES
 from deepcluster.data.naming import (
+    MASKS,
     find_on_disk,
     is_hidden,
     is_picture,
-    labels_from_names,
     labels_from_parents,
     natural_key,
     printable,
+    some_labels,
 )
 from deepcluster.data.source import Encoded, ImageSource
 from deepcluster.digest import digest
@@ -57,9 +58,15 @@ class Files(Encoded):
 
 
 def open_folder(name: str) -> ImageSource:
-    """All images under a folder, links followed, hidden ones left out, in natural order of their relative path."""
+    """All images under a folder, links followed, hidden ones left out, in natural order of their relative path.
+
+    Of a folder of VOC's the masks are left out, and the classes of TinyImageNet's validation images are those of the
+    table beside them.
+    """
     root = Path(name).expanduser()
     paths: list[str] = []
+    class_of: dict[str, str] = {}  # path -> the path that would say its class
+    masks: set[str] = set()
     others: Counter[str] = Counter()  # ending -> files that are no images
     visited: set[str] = set()
     for folder, inner, names in os.walk(root, followlinks=True):
@@ -68,8 +75,11 @@ def open_folder(name: str) -> ImageSource:
             inner.clear()
             continue
         visited.add(real)
-        inner[:] = sorted((step for step in inner if not is_hidden(step)), key=natural_key)
+        masks |= MASKS & set(inner)
+        inner[:] = sorted((step for step in inner if not is_hidden(step) and step not in MASKS), key=natural_key)
         prefix = Path(folder).relative_to(root).as_posix()
+        if ANNOTATIONS in names:
+            class_of |= _annotated(Path(folder) / ANNOTATIONS, "" if prefix == "." else f"{prefix}/")
         for file in itertools.filterfalse(is_hidden, names):
             if is_picture(file, partial(read_head, os.path.join(folder, file), HEAD)):
                 paths.append(file if prefix == "." else f"{prefix}/{file}")
@@ -88,8 +98,21 @@ def open_folder(name: str) -> ImageSource:
     if unread:
         found = ", ".join(f"{count:,} {ending}" for ending, count in unread.items())
         warn(f"{name} also holds what is not read here ({found}): convert or unpack it to have its pictures, too")
+    if masks:
+        warn(f"{name}: the masks in {' and '.join(sorted(masks))} are no photos and are left out")
     paths.sort(key=natural_key)
-    return Files(name, root, paths, *labels_from_parents(paths))
+    return Files(name, root, paths, *labels_from_parents([class_of.get(path, path) for path in paths]))
+
+
+ANNOTATIONS = "val_annotations.txt"
+"""TinyImageNet's table of validation images: in each line name, class and box, divided by tabs."""
+
+
+def _annotated(table: Path, prefix: str) -> dict[str, str]:
+    """Path of each image of TinyImageNet's table -> the path that it would have among the training images."""
+    advice = "put back the table as TinyImageNet has it, or rename it"
+    rows = [line.split("\t") for line in read_text(table, advice=advice, names=True).splitlines()]
+    return {f"{prefix}images/{row[0]}": f"{prefix}{row[1]}/images/{row[0]}" for row in rows if len(row) > 1}
 
 
 PATHS = ("path", "file", "filename", "file_name", "filepath", "image", "image_path")
@@ -179,15 +202,3 @@ def _column(header: Sequence[str], names: Sequence[str]) -> int | None:
     """Where the first of these names stands in a header."""
     plain = [column.strip().casefold() for column in header]
     return next((plain.index(name) for name in names if name in plain), None)
-
-
-def some_labels(names: Sequence[str | None]) -> tuple[np.ndarray | None, tuple[str, ...]]:
-    """Labels where given, -1 where the field is empty; None when it is empty everywhere."""
-    given = [(name or "").strip() for name in names]
-    if not any(given):
-        return None, ()
-    known, classes = labels_from_names([name for name in given if name])
-    labels = np.full(len(given), -1, np.int64)
-    if known is not None:
-        labels[[k for k, name in enumerate(given) if name]] = known
-    return labels, classes

@@ -15,7 +15,7 @@ from pathlib import PurePath, PurePosixPath
 import numpy as np
 
 from deepcluster.data.formats import PLAIN, format_of_head, has_image_ending
-from deepcluster.errors import warn
+from deepcluster.errors import counted, warn
 
 
 def natural_key(path: str) -> tuple[tuple[tuple[int, str], ...], str]:
@@ -77,8 +77,8 @@ def _spellings(name: str) -> list[str]:
 
 
 def is_image_name(name: str) -> bool:
-    """Whether a file or archive member has an image's ending and is not hidden."""
-    return has_image_ending(name) and not any(is_hidden(part) for part in PurePosixPath(name).parts)
+    """Whether a file or archive member has an image's ending, is not hidden and no mask of VOC's."""
+    return has_image_ending(name) and not _is_left_out(name)
 
 
 def is_picture(name: str, head: Callable[[], bytes]) -> bool:
@@ -86,7 +86,7 @@ def is_picture(name: str, head: Callable[[], bytes]) -> bool:
     `x.jpg_large`, `y.jpg?w=300`), by its first bytes, which `head` reads."""
     if is_image_name(name):
         return True
-    if PurePosixPath(name).suffix.lower() in PLAIN or any(is_hidden(part) for part in PurePosixPath(name).parts):
+    if PurePosixPath(name).suffix.lower() in PLAIN or _is_left_out(name):
         return False
     try:
         return format_of_head(head()) is not None
@@ -99,16 +99,28 @@ def is_hidden(part: str) -> bool:
     return (part.startswith(".") and part not in (".", "..")) or part in ("__MACOSX", "@eaDir")
 
 
-SPLITS = frozenset(["train", "training", "val", "valid", "validation", "dev", "test", "testing", "eval"])
-"""Folders that divide images by what they are for, not by what they show."""
+def _is_left_out(name: str) -> bool:
+    return any(is_hidden(part) or part in MASKS for part in PurePosixPath(name).parts)
+
+
+SPLIT = re.compile(
+    r"(?:train|training|trainval|val|valid|validation|dev|test|testing|eval|unlabell?ed)(?:[-_]?\d{4})?", re.I
+)
+"""Folders that divide images by what they are for, not by what they show: `val`, COCO's `train2017`."""
+BARE = frozenset(["images", "jpegimages"])
+"""Folders that say only what lies in them, as VOC's JPEGImages."""
+MASKS = frozenset(["SegmentationClass", "SegmentationObject"])
+"""Folders of VOC whose PNG files say what each pixel shows, and are no photos."""
 
 
 def labels_from_parents(paths: Sequence[str]) -> tuple[np.ndarray | None, tuple[str, ...]]:
-    """Labels (N,) int64 and class names from each path's class folder; None where some path has none.
+    """Labels (N,) int64, -1 = none, and class names from each path's class folder; None where no path has one, or one
+    has no folder at all.
 
-    The class is the innermost folder, without those that only divide a set (`train`, `val`, ...). Where more than half
-    of the innermost folders have the name of another one (`CLASS/images`, `CLASS/2019`), it is the folder above, which
-    is told by a warning. Other folders of equal name are classes of their own, with the names of the folders above.
+    The class is the innermost folder, without those that only divide a set (`train`, `val2017`, ...). Where more than
+    half of the innermost folders have the name of another one (`CLASS/images`, `CLASS/2019`), it is the folder above,
+    which is told by a warning. Other folders of equal name are classes of their own, with the names of the folders
+    above. Folders called `images` or `JPEGImages` are no classes.
     """
     parents = [path.rpartition("/")[0] for path in paths]
     folders = {parent: tuple(part for part in parent.split("/") if part not in ("", ".")) for parent in set(parents)}
@@ -119,25 +131,32 @@ def labels_from_parents(paths: Sequence[str]) -> tuple[np.ndarray | None, tuple[
     if not folders:
         return None, ()
     alike = (len(set(parts)) == 1 for parts in zip(*folders.values(), strict=False))
-    shared = sum(1 for _ in takewhile(bool, alike))
-    if all(len(folder) > shared + 1 and folder[shared].casefold() in SPLITS for folder in folders.values()):
+    shared = sum(1 for _ in takewhile(bool, alike)) - (len(folders) == 1)
+    if all(len(folder) > shared and SPLIT.fullmatch(folder[shared]) for folder in folders.values()):
         folders = {parent: folder[:shared] + folder[shared + 1 :] for parent, folder in folders.items()}
     repeated = ""
     while True:
-        different = set(folders.values())
+        different = set(folders.values()) - {()}
         count = Counter(folder[-1] for folder in different)
         again = {folder for folder in different if count[folder[-1]] > 1}
         if 2 * len(again) <= len(different) or not any(len(folder) > 1 for folder in again):
             break
         repeated = repeated or min(again)[-1]
         folders = {at: folder[:-1] if folder in again and len(folder) > 1 else folder for at, folder in folders.items()}
-    names = {at: "/".join(folder) if folder in again else folder[-1] for at, folder in folders.items()}
-    labels, classes = labels_from_names([names[parent] for parent in parents])
-    if repeated:
+    names = {at: "/".join(folder) if folder in again else folder[-1] for at, folder in folders.items() if folder}
+    names = {at: "" if name.casefold() in BARE else name for at, name in names.items()}
+    labels, classes = some_labels([names.get(parent) for parent in parents])
+    if repeated and classes:
         some = ", ".join(map(repr, classes[:3])) + (" ..." if len(classes) > 3 else "")
         warn(
             f"Many innermost folders have the same names, such as {printable(repeated)!r}, so the folders above them"
             f" are taken as the {len(classes):,} classes: {some}"
+        )
+    if labels is not None and (labels < 0).any():
+        without = next(parent for parent, label in zip(parents, labels, strict=True) if label < 0)
+        warn(
+            f"There is no label for {counted(int((labels < 0).sum()), 'image')} outside of class folders, such as"
+            f" those in {printable(without)!r}"
         )
     return labels, classes
 
@@ -159,6 +178,18 @@ def labels_from_names(names: Sequence[str | None]) -> tuple[np.ndarray | None, t
     classes = tuple(sorted(set(texts.values()), key=natural_key))
     number = {name: k for k, name in enumerate(classes)}
     return np.array([number[texts[str(name)]] for name in names], np.int64), classes
+
+
+def some_labels(names: Sequence[str | None]) -> tuple[np.ndarray | None, tuple[str, ...]]:
+    """Labels where given, -1 where the field is empty; None when it is empty everywhere."""
+    given = [(name or "").strip() for name in names]
+    if not any(given):
+        return None, ()
+    known, classes = labels_from_names([name for name in given if name])
+    labels = np.full(len(given), -1, np.int64)
+    if known is not None:
+        labels[[k for k, name in enumerate(given) if name]] = known
+    return labels, classes
 
 
 def short_name(name: str) -> str:

@@ -20,8 +20,8 @@ from urllib.parse import parse_qsl
 import numpy as np
 
 from deepcluster.data import storage
-from deepcluster.data.folder import LABELS, some_labels
-from deepcluster.data.naming import natural_key, printable
+from deepcluster.data.folder import LABELS
+from deepcluster.data.naming import natural_key, printable, some_labels
 from deepcluster.data.source import Encoded, ImageSource
 from deepcluster.digest import digest
 from deepcluster.errors import BadImage, DeepClusterError, first_line, warn

@@ -43,6 +43,12 @@ class ImageSource(Protocol):
         ...
 
 
+def known_labels(source: ImageSource) -> np.ndarray | None:
+    """(N,) int64 classes of a source, -1 = none; None where there are not two, since one alone tells nothing apart."""
+    labels = np.asarray(() if source.labels is None else source.labels, np.int64)
+    return labels if len(np.unique(labels[labels >= 0])) > 1 else None
+
+
 class Encoded(ABC):
     """A source whose images are decoded from bytes in files."""
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from deepcluster.clustering.metrics import nmi, purity, rank_me, size_stats
 from deepcluster.config import TrainRun
-from deepcluster.data.source import ImageSource
+from deepcluster.data.source import ImageSource, known_labels
 from deepcluster.engine import checkpoint
 from deepcluster.engine.clock import duration
 from deepcluster.engine.health import check_clusters, check_loss
@@ -95,12 +95,12 @@ def watched_images(run: TrainRun, source: ImageSource) -> np.ndarray | None:
         if run.stop:
             raise DeepClusterError("--stop needs a score to watch: add --watch knn or --watch nmi.")
         return None
-    if source.labels is None or not (np.asarray(source.labels) >= 0).any():
+    if (labels := known_labels(source)) is None:
         raise DeepClusterError(
-            f"--watch {run.watch} compares with labels and {source.name} has none: give --data a source whose paths"
-            " have class folders, or leave --watch out."
+            f"--watch {run.watch} compares with labels and {source.name} has none, or one class alone: give --data a"
+            " source whose paths have class folders, or leave --watch out."
         )
-    return np.zeros(0, np.int64) if run.watch == "nmi" else draw_labelled(np.asarray(source.labels), run.seed)
+    return np.zeros(0, np.int64) if run.watch == "nmi" else draw_labelled(labels, run.seed)
 
 
 def draw_labelled(labels: np.ndarray, seed: int, at_most: int = MAX_SCORED) -> np.ndarray:
@@ -143,12 +143,12 @@ class Monitor:
     def after_clustering(self, c: TrainContext, state: TrainState, before: np.ndarray, clustering: Clustering) -> None:
         """Notes what the clusters look like and how they differ from those `before` (N,), and writes the model, so that
         an unfinished run can assign too."""
-        now, labels, params = clustering.assignment, c.pixels.source.labels, c.run.method
+        now, labels, params = clustering.assignment, known_labels(c.pixels.source), c.run.method
         state.latest = {"k": clustering.k, **size_stats(now, clustering.k)}
         if (before >= 0).any():
             state.latest["nmi_previous"] = nmi(before, now)
             state.latest["reassigned"] = 1 - purity(now, before)
-        if labels is not None and (labels >= 0).any():
+        if labels is not None:
             state.latest["nmi_labels"] = nmi(labels, now)
             state.latest["purity"] = purity(now, labels)
         if clustering.k > 1 or params.rotations_predicted == 1:  # rotations alone give classes to predict

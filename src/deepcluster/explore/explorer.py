@@ -16,7 +16,7 @@ import numpy as np
 from deepcluster.clustering.kmeans import KMeans
 from deepcluster.data.decode import decode
 from deepcluster.data.open import open_images
-from deepcluster.data.source import ImageSource
+from deepcluster.data.source import ImageSource, known_labels
 from deepcluster.digest import digest
 from deepcluster.engine.assignment import column
 from deepcluster.engine.log import Screen
@@ -220,7 +220,7 @@ class Explorer:
         if self._own_images:  # one image more, and every file would have its neighbor's cluster
             check_training_images(self.run, found)
         with self.lock:
-            self.catalog.set_labels(found.labels, found.classes)
+            self.catalog.set_labels(known_labels(found), found.classes)
         if self.journal.done and any(self.folder.glob("vectors-*.npy")):
             self.jobs["vectors"].start()  # of edited clusters, centers and distances are those of their images
         return found

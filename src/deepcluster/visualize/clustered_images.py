@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from deepcluster.data.cache import Pixels
-from deepcluster.data.source import ImageSource
+from deepcluster.data.source import ImageSource, known_labels
 from deepcluster.engine.log import Screen
 from deepcluster.engine.run import Run
 from deepcluster.engine.subject import Subject
@@ -47,6 +48,11 @@ class ClusteredImages:
     cluster: np.ndarray
     distance: np.ndarray
     k: int
+
+    @cached_property
+    def labels(self) -> np.ndarray | None:
+        """(N,) int64, see `known_labels`."""
+        return known_labels(self.source)
 
     @property
     def sizes(self) -> np.ndarray:
@@ -128,17 +134,13 @@ def open_pixels(subject: Subject, data: Any) -> Pixels:
     return subject.pixels(data)
 
 
-def known_labels(source: ImageSource) -> np.ndarray | None:
-    """(N,) int64 classes of a source, -1 = none; None where no image has one."""
-    labels = None if source.labels is None else np.asarray(source.labels, np.int64)
-    return labels if labels is not None and (labels >= 0).any() else None
-
-
 def require_labels(source: ImageSource) -> tuple[np.ndarray, list[str]]:
-    """(N,) int64 classes of a source, -1 = none, and their names; a DeepClusterError where no image has a label."""
+    """(N,) int64 classes of a source, -1 = none, and their names; a DeepClusterError where there are not two."""
     labels = known_labels(source)
     if labels is None:
-        raise DeepClusterError(f"{source.name} has no labels: give --data a source whose paths have class folders.")
+        raise DeepClusterError(
+            f"{source.name} has no labels, or one class alone: give --data a source with class folders."
+        )
     return labels, [class_name(source.classes, number) for number in range(max(len(source.classes), labels.max() + 1))]
 
 

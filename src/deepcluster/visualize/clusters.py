@@ -111,7 +111,7 @@ def contact(shown: ClusteredImages, cluster: int, *, images: int = 12, farthest:
     found = Contact(cluster, len(members), near, rest[max(len(rest) - farthest, 0) :])
     if len(known):
         found.distance = float(known.mean())
-    if (labels := shown.source.labels) is not None:
+    if (labels := shown.labels) is not None:
         label, purity = main_classes(np.zeros(len(members), np.int64), labels[members], 1)
         if label[0] >= 0:
             found.label, found.purity = class_name(shown.source.classes, label[0]), float(purity[0])

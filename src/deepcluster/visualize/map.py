@@ -14,19 +14,13 @@ from sklearn.manifold import TSNE
 from sklearn.preprocessing import normalize
 
 from deepcluster.data.naming import short_name
+from deepcluster.data.source import known_labels
 from deepcluster.engine.log import Screen
 from deepcluster.engine.subject import Subject
 from deepcluster.errors import DeepClusterError, counted
 from deepcluster.features.extract import extract
 from deepcluster.visualize import style
-from deepcluster.visualize.clustered_images import (
-    SILENT,
-    known_labels,
-    open_pixels,
-    reader,
-    require_clusters,
-    require_labels,
-)
+from deepcluster.visualize.clustered_images import SILENT, open_pixels, reader, require_clusters, require_labels
 from deepcluster.visualize.images import WHITE, thumbnail, titled
 from deepcluster.visualize.letters import verbatim
 from deepcluster.visualize.style import Picture, Pictures

@@ -11,12 +11,13 @@ import numpy as np
 
 from deepcluster.data.cache import Pixels
 from deepcluster.data.naming import short_name
+from deepcluster.data.source import known_labels
 from deepcluster.engine.log import Screen
 from deepcluster.engine.subject import Subject
 from deepcluster.errors import DeepClusterError
 from deepcluster.features import knn
 from deepcluster.visualize import style
-from deepcluster.visualize.clustered_images import SILENT, class_name, known_labels, open_pixels, reader
+from deepcluster.visualize.clustered_images import SILENT, class_name, open_pixels, reader
 from deepcluster.visualize.images import WHITE, framed, padded, side_by_side, stacked, text_line, thumbnail, titled
 from deepcluster.visualize.style import Pictures
 

@@ -21,7 +21,7 @@ from deepcluster.data.decode import decode
 from deepcluster.data.formats import BYTES
 from deepcluster.data.naming import printable, short_name
 from deepcluster.data.open import open_images
-from deepcluster.data.source import ImageSource
+from deepcluster.data.source import ImageSource, known_labels
 from deepcluster.engine import scores
 from deepcluster.engine.clock import duration
 from deepcluster.engine.run import Run
@@ -239,8 +239,8 @@ def _rows(assignment: np.ndarray, counts: np.ndarray, source: ImageSource | None
         {"cluster": number, "size": int(counts[number]), "share": counts[number] / max(counts.sum(), 1), "label": None}
         for number in largest(counts)[:ROWS_SHOWN].tolist()
     ]
-    if source is not None and source.labels is not None:
-        label, purity = main_classes(assignment, source.labels, len(counts))
+    if source is not None and (labels := known_labels(source)) is not None:
+        label, purity = main_classes(assignment, labels, len(counts))
         for row in rows:
             if (main := label[row["cluster"]]) >= 0:
                 row |= {"label": class_name(source.classes, main), "purity": purity[row["cluster"]]}
