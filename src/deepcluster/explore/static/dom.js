@@ -31,7 +31,7 @@ export const count = (number, noun) => `${number.toLocaleString("en")} ${noun}${
 export const percent = (share) => (share === null || share === undefined ? "" : `${Math.round(100 * share)} %`);
 export const fixed = (value, places = 2) => (value === null || value === undefined ? "unknown" : value.toFixed(places));
 
-export const CLEAR = "clear: its images are much closer to its center than to the next cluster's; near another: about as close to both";
+export const CLEAR = "clear: to the network its images are nearly twice as far from the next cluster's center as from their own, or farther; near another: less than one and a half times as far";
 
 // The tail of a path says more than its beginning.
 export const file = (path) => path.split("/").pop() || path;
