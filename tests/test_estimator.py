@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pickle
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import joblib
 import numpy as np
 import pytest
 import torch
@@ -19,6 +21,7 @@ from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils import estimator_checks
+from sklearn.utils.estimator_checks import parametrize_with_checks
 
 import deepcluster as dc
 from deepcluster import DeepClusterError, ImageClusterer
@@ -30,17 +33,38 @@ DIGITS = load_digits()
 IMAGES, CLASSES = (DIGITS.images * 15.9).astype(np.uint8)[:200], DIGITS.target[:200]
 PATCHES: dict[str, Any] = {"backbone": "patches", "random_state": 0}
 
-CHECKS = [
-    "check_estimator_cloneable",
-    "check_estimator_repr",
-    "check_no_attributes_set_in_init",
-    "check_parameters_default_constructible",
-    "check_get_params_invariance",
-    "check_set_params",
-    "check_mixin_order",
-    "check_valid_tag_types",
-]
-"""Those of scikit-learn's checks that fit nothing: all others give tables (N, D), which are no images."""
+TABLES = """
+    clustering dict_unchanged dont_overwrite_parameters dtype_object estimators_dtypes
+    estimators_fit_returns_self estimators_overwrite_params estimators_pickle f_contiguous_array_estimator
+    fit2d_predict1d fit_check_is_fitted fit_idempotent fit_score_takes_y methods_sample_order_invariance
+    methods_subset_invariance n_features_in n_features_in_after_fitting pipeline_consistency
+    readonly_memmap_input transformer_data_not_an_array transformer_general transformer_preserve_dtypes
+"""
+"""Checks that fit a table (N, D), whose rows are no images: it is refused in a sentence."""
+WORDS = """
+    complex_data estimator_sparse_array estimator_sparse_matrix estimator_sparse_tag
+    estimators_empty_data_messages estimators_nan_inf fit2d_1feature fit2d_1sample positive_only_tag_during_fit
+"""
+"""Checks of scikit-learn's own words for a table of a wrong kind, where ours say that it holds no images."""
+
+
+class Tabular(ImageClusterer):
+    """Takes part in all checks, of which an estimator of images otherwise has one."""
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.two_d_array = True
+        return tags
+
+
+def expected_failures(estimator: Any) -> dict[str, str]:
+    reasons = {"it fits a table, whose rows are no images": TABLES, "ours are other words": WORDS}
+    return {f"check_{name}": reason for reason, names in reasons.items() for name in names.split()}
+
+
+every_check: Callable[[Callable[..., None]], Callable[..., None]] = parametrize_with_checks(
+    [Tabular(2, backbone="patches", random_state=0)], expected_failed_checks=expected_failures
+)
 
 
 @pytest.fixture(scope="module")
@@ -58,9 +82,14 @@ def fitted() -> ImageClusterer:
     return ImageClusterer(10, **PATCHES).fit(IMAGES)
 
 
-@pytest.mark.parametrize("check", CHECKS)
-def test_checks_of_scikit_learn_that_fit_nothing(check: str) -> None:
-    getattr(estimator_checks, check)("ImageClusterer", ImageClusterer())
+@every_check
+def test_checks_of_scikit_learn(estimator: Any, check: Any) -> None:
+    check(estimator)
+
+
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.SkipTestWarning")
+def test_check_estimator() -> None:
+    estimator_checks.check_estimator(ImageClusterer())
 
 
 def test_clusters_of_arrays(fitted: ImageClusterer) -> None:
@@ -116,6 +145,37 @@ def test_pipeline_and_grid_search(small: dict[str, Any]) -> None:
     assert pipeline.fit(IMAGES, CLASSES).score(IMAGES, CLASSES) > 0.7
     search = GridSearchCV(ImageClusterer(**small), {"n_clusters": [2, 12]}, cv=2).fit(IMAGES)
     assert search.best_params_ == {"n_clusters": 12}  # more centers are nearer
+
+
+def test_in_processes_of_joblib(fitted: ImageClusterer, small: dict[str, Any], tmp_path: Path) -> None:
+    joblib.dump(fitted, tmp_path / "fitted.joblib")
+    kept = joblib.load(tmp_path / "fitted.joblib")
+    parts = joblib.Parallel(2)(joblib.delayed(kept.predict)(IMAGES[start : start + 20]) for start in (0, 20))
+    np.testing.assert_array_equal(np.concatenate(parts), fitted.labels_[:40])
+    grid = {"n_clusters": [2, 12]}
+    alone, both = (GridSearchCV(ImageClusterer(**small), grid, cv=2, n_jobs=jobs).fit(IMAGES) for jobs in (1, 2))
+    np.testing.assert_allclose(both.cv_results_["mean_test_score"], alone.cv_results_["mean_test_score"], rtol=1e-5)
+
+
+def test_in_a_notebook(tmp_path: Path, small: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """What scikit-learn draws of an estimator, and the page of `explore` in a browser."""
+    groups = ImageClusterer(3, out=tmp_path / "run", **small)
+    before = groups._repr_html_()
+    after = groups.fit(IMAGES)._repr_html_()
+    assert "ImageClusterer" in before and "n_clusters" in before and "Not fitted" in before and "Fitted" in after
+    served: list[tuple[str, int]] = []
+
+    def serve(explorer: Any, listening: Any, started: Any) -> None:
+        started(None, "http://127.0.0.1:1/")
+        served.append((str(explorer.run.folder), len(explorer.groups)))
+
+    opened: list[str] = []
+    monkeypatch.setattr("deepcluster.explore.server.serve", serve)
+    monkeypatch.setattr("webbrowser.open", opened.append)
+    groups.explore()
+    assert served == [(str(tmp_path / "run"), len(IMAGES))] and len(opened) == 1
+    groups.explore(open=False)
+    assert len(served) == 2 and len(opened) == 1
 
 
 def test_trained_first_and_kept(tmp_path: Path) -> None:
