@@ -113,7 +113,8 @@ def words_of(text: str) -> list[str]:
     text = re.sub(rf"^{STARTED}deepcluster ", "", text)
     text = re.sub(r"^train \.\.\.", "train tiny-deepcluster --data S --out R", text)
     if text.startswith("train --data"):  # settings are chosen from the images, and from weights that need no download
-        text = re.sub(r"photos/|cifar/\w+|curated\.json", "digits", text).replace("--from auto", "--from timm:tf_efficientnet_lite0")
+        text = re.sub(r"photos/|cifar/\w+|curated\.json", "digits", text)
+        text = text.replace("--from auto", "--from timm:tf_efficientnet_lite0")
     return [PLACEHOLDERS.get(word, word) for word in shlex.split(text, comments=True)]
 
 
