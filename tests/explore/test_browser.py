@@ -98,6 +98,8 @@ def test_clusters_are_listed_sorted_searched_and_opened(page: Any, site: Site, e
     page.locator("#rows .row").first.get_by_text(str(min(sizes))).first.wait_for()
     page.fill("#search", "<i>gray")
     page.locator("#list-count").filter(has_text=" of ").wait_for()
+    clusters = sum(row["id"] >= 0 for row in explorer.catalog.rows()["rows"])
+    assert page.locator("#list-count").inner_text().endswith(f" of {clusters} clusters")
     page.locator("#rows .row", has_not_text="<i>gray").first.wait_for(state="detached")
     assert all("<i>gray" in text for text in page.locator("#rows .what").all_inner_texts())
     page.press("#search", "Enter")

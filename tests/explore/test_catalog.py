@@ -175,6 +175,9 @@ def test_rows_are_sorted_searched_and_paged() -> None:
     names = [row["name"] for row in catalog.rows(sort="name", descending=False)["rows"] if "oxes" in row["name"]]
     assert names == ["foxes 9", "Foxes 10"]
     assert {row["id"] for row in catalog.rows(search="FOX")["rows"]} == {2, 3}
+    found = catalog.rows()  # images in no cluster have a row, and are no cluster
+    assert found["rows"][-1]["id"] == -1 and found["clusters"] == found["total"] - 1
+    assert found["all_clusters"] == found["all"] - 1 == found["clusters"] + 1
     assert {row["id"] for row in catalog.rows(search="foxes 10")["rows"]} == {2}
     assert all(row["label"] == "bee" for row in catalog.rows(search="bee")["rows"])
     whole = [row["id"] for row in catalog.rows()["rows"]]

@@ -121,6 +121,8 @@ class Catalog:
         return {
             "total": len(chosen),
             "all": len(table.number),
+            "clusters": int((table.number[chosen] >= 0).sum()),  # without the images that are in none
+            "all_clusters": int((table.number >= 0).sum()),
             "rows": [self.row(int(table.number[row])) for row in ordered[part]],
         }
 

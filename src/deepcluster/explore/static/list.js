@@ -67,8 +67,8 @@ export class ClusterList extends Paged {
     const found = await this.fetch(page, true);
     if (!found) return;
     if (top) this.box.scrollTop = 0;
-    const of = found.total === found.all ? "" : ` of ${found.all.toLocaleString("en")}`;
-    byId("list-count").textContent = of ? `${found.total.toLocaleString("en")}${of} clusters` : count(found.total, "cluster");
+    const of = found.total === found.all ? "" : ` of ${found.all_clusters.toLocaleString("en")}`;
+    byId("list-count").textContent = of ? `${found.clusters.toLocaleString("en")}${of} clusters` : count(found.clusters, "cluster");
     this.draw();
   }
 
