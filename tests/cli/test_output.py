@@ -22,7 +22,7 @@ from deepcluster.cli.main import COMMANDS, main
 from deepcluster.engine.assignment import Assignment
 from deepcluster.engine.log import clusters_of
 from deepcluster.engine.run import load_run
-from deepcluster.errors import counted
+from deepcluster.errors import DeepClusterWarning, counted
 
 NAMES = (
     os.fsdecode(b"caf\xe9/1.png"), unicodedata.normalize("NFD", "été/é.png"), unicodedata.normalize("NFC", "été/è.png"),
@@ -109,6 +109,19 @@ def test_warnings_are_sentences(monkeypatch: pytest.MonkeyPatch, capsys: pytest.
     assert warnings.formatwarning("three files are left out →", UserWarning, "x.py", 3) == (
         "warning: three files are left out →\n"
     )
+
+
+def test_what_is_found_twice_is_said_once(tmp_path: Path) -> None:
+    """A command opens its images more than once; another command in the same process says it again."""
+    (tmp_path / "kind").mkdir()
+    for number in range(12):
+        picture = Image.fromarray(np.random.default_rng(number).integers(0, 255, (16, 16, 3), np.uint8))
+        picture.save(tmp_path / ("" if number % 2 else "kind") / f"{number}.png")
+    for out in ("one", "two"):
+        words = ["cluster", str(tmp_path), "--out", str(tmp_path.parent / f"{tmp_path.name}-{out}"), "--k", "2"]
+        with pytest.warns(DeepClusterWarning) as given:
+            assert main([*words, "--backbone", "patches"]) == 0
+        assert sum("Some images lie in folders" in str(each.message) for each in given) == 1
 
 
 @pytest.mark.slow

@@ -8,8 +8,10 @@ from __future__ import annotations
 import os
 import sys
 import warnings
+from collections.abc import Callable
 from importlib import import_module
 from io import TextIOWrapper
+from typing import Any
 
 from deepcluster.cli.common import refuse_several_processes, table_line
 from deepcluster.distributed import is_secondary_process
@@ -93,7 +95,8 @@ def main(argv: list[str] | None = None) -> int:
         with warnings.catch_warnings():
             if not sys.warnoptions:  # those of libraries say nothing that their user can change
                 warnings.simplefilter("ignore")
-                warnings.simplefilter("default", DeepClusterWarning)
+                warnings.simplefilter("always", DeepClusterWarning)
+            warnings.showwarning = _once(warnings.showwarning)
             _run(name, rest)
     except ProcessLost as error:
         return _mistake(str(error), everywhere=True)
@@ -120,6 +123,19 @@ def main(argv: list[str] | None = None) -> int:
             f"{error.strerror or error}{where}: no partial file was left; free some space or choose another path."
         )
     return 0
+
+
+def _once(show: Callable[..., None]) -> Callable[..., None]:
+    """Shows each warning once: what opens the same images twice finds the same in them. Python's own filter of this
+    name forgets what was said whenever any library changes its filters."""
+    said: set[str] = set()
+
+    def shown(message: Warning | str, *where: Any, **more: Any) -> None:
+        if str(message) not in said:
+            said.add(str(message))
+            show(message, *where, **more)
+
+    return shown
 
 
 def make_output_safe() -> None:
