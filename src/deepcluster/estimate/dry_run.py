@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from deepcluster import config
-from deepcluster.clustering import whitening
+from deepcluster.clustering import covariance, whitening
 from deepcluster.config import TrainRun
 from deepcluster.distributed import ProcessGroup
 from deepcluster.engine.build import build_method, draw_backbone, views_of
@@ -143,17 +143,22 @@ class DryRun:
 def countable() -> Iterator[None]:
     """Products are torch's, since NumPy's are not counted, and whitening takes the first directions there are: finding
     the main ones of wide features takes longer than all that is counted here, and is not counted itself."""
-    modules: tuple[Any, Any] = whitening, product
-    main, by_numpy = modules[0].main_directions, modules[1].by_numpy
-    modules[0].main_directions = lambda covariance, count: (
-        covariance.diagonal()[:count].clone(),
-        torch.eye(len(covariance), dtype=covariance.dtype)[:count],
-    )
-    modules[1].by_numpy = lambda: False
+    changed: dict[tuple[Any, str], Any] = {
+        (whitening, "main_directions"): lambda matrix, count: (
+            matrix.diagonal()[:count].clone(),
+            torch.eye(len(matrix), dtype=matrix.dtype)[:count],
+        ),
+        (covariance, "gram"): lambda x: x.T @ x,
+        (product, "by_numpy"): lambda: False,
+    }
+    before = {(module, name): getattr(module, name) for module, name in changed}
+    for (module, name), function in changed.items():
+        setattr(module, name, function)
     try:
         yield
     finally:
-        modules[0].main_directions, modules[1].by_numpy = main, by_numpy
+        for (module, name), function in before.items():
+            setattr(module, name, function)
 
 
 def step_cost(method: Method, batch: int, run: TrainRun) -> dict[str, float]:
