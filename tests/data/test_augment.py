@@ -39,7 +39,7 @@ def by_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("chosen", "tests"),
     [
-        ("no_resize_rounds and 24 or everything-one or wrong and orders or operations", 5),
+        ("no_resize_rounds and 24 or operations", 2),
         pytest.param("", 60, marks=pytest.mark.slow),
     ],
     ids=["some", "all"],
