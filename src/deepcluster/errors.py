@@ -46,6 +46,9 @@ class Interrupted(Exception):
 KILLED = ("DataLoader worker", "exited unexpectedly")
 LOST = ("gloo", "NCCL", "Connection closed by peer", "Connection reset by peer")
 OTHER_ENDED = "Another process of this run has ended, so this one cannot go on: see what it said."
+OTHER_SILENT = (
+    "Another machine of this run does not answer, so this one cannot go on: see whether it is up and connected."
+)
 FEW_HANDLES = "Too few files may be open at once: raise the limit (ulimit -n 1024) and try again."
 MEMORY = ("out of memory", "allocate memory", "DefaultCPUAllocator")
 

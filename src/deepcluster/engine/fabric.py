@@ -21,8 +21,9 @@ from lightning_fabric.strategies.launchers import subprocess_script
 from deepcluster.config import TrainRun
 from deepcluster.distributed import TIMEOUT, by_srun, is_secondary_process, launched
 from deepcluster.engine.device import fast_bfloat16, pick_device
+from deepcluster.engine.heartbeat import Heartbeat
 from deepcluster.engine.run_folder import how_to_resume
-from deepcluster.errors import OTHER_ENDED, DeepClusterError, counted
+from deepcluster.errors import OTHER_ENDED, OTHER_SILENT, DeepClusterError, counted
 
 FIRST = "DEEPCLUSTER_FIRST_PROCESS"
 """Variable that tells the other processes of a machine which one has started them."""
@@ -34,19 +35,21 @@ STOPPED = (None, 0, 130, 143)
 
 @contextmanager
 def together(folder: Path) -> Iterator[None]:
-    """While it lasts, a process of those that `make_fabric` starts ends soon after another one was killed.
+    """While it lasts, a process of those that `make_fabric` starts ends soon after another one was killed, and some
+    minutes after another machine was cut off.
 
-    It would wait for days for one that it does not know yet, and Fabric kills the first one without a word.
+    It would wait for days for one that it does not know yet or that the network says nothing about, and Fabric kills
+    the first one without a word.
     """
     over = threading.Event()
 
-    def watch(lost: Callable[[], bool]) -> None:
+    def watch(lost: Callable[[], bool], said: str = OTHER_ENDED) -> None:
         def look() -> None:
             while not lost():
                 if over.wait(0.5):
                     return
             if not over.wait(GRACE):
-                print(f"deepcluster: {OTHER_ENDED}{how_to_resume(folder)}", file=sys.stderr, flush=True)
+                print(f"deepcluster: {said}{how_to_resume(folder)}", file=sys.stderr, flush=True)
                 os._exit(2)  # the main thread may be in a call that nothing ends
 
         threading.Thread(target=look, daemon=True, name="deepcluster: other processes").start()
@@ -54,6 +57,9 @@ def together(folder: Path) -> Iterator[None]:
     def started(child_processes: list[Popen[Any]]) -> None:
         watch(lambda: any(process.poll() not in STOPPED for process in child_processes))
 
+    heartbeat = Heartbeat(over) if (launched() or (1, 1))[1] > 1 else None
+    if heartbeat:
+        watch(heartbeat.is_lost, OTHER_SILENT)
     if not is_secondary_process():
         os.environ[FIRST] = str(os.getpid())
         subprocess_script._launch_process_observer = started
@@ -63,6 +69,8 @@ def together(folder: Path) -> Iterator[None]:
         yield
     finally:
         over.set()
+        if heartbeat:
+            heartbeat.join()
 
 
 def make_fabric(run: TrainRun) -> Fabric:
