@@ -147,11 +147,15 @@ def test_pipeline_and_grid_search(small: dict[str, Any]) -> None:
     assert search.best_params_ == {"n_clusters": 12}  # more centers are nearer
 
 
-def test_in_processes_of_joblib(fitted: ImageClusterer, small: dict[str, Any], tmp_path: Path) -> None:
+def test_in_processes_of_joblib(fitted: ImageClusterer, tmp_path: Path) -> None:
     joblib.dump(fitted, tmp_path / "fitted.joblib")
     kept = joblib.load(tmp_path / "fitted.joblib")
     parts = joblib.Parallel(2)(joblib.delayed(kept.predict)(IMAGES[start : start + 20]) for start in (0, 20))
     np.testing.assert_array_equal(np.concatenate(parts), fitted.labels_[:40])
+
+
+@pytest.mark.slow
+def test_a_search_in_processes_of_joblib(small: dict[str, Any]) -> None:
     grid = {"n_clusters": [2, 12]}
     alone, both = (GridSearchCV(ImageClusterer(**small), grid, cv=2, n_jobs=jobs).fit(IMAGES) for jobs in (1, 2))
     np.testing.assert_allclose(both.cv_results_["mean_test_score"], alone.cv_results_["mean_test_score"], rtol=1e-5)
