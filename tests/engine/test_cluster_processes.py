@@ -80,7 +80,7 @@ def digits(count: int) -> np.ndarray:
         pytest.param({"algorithm": "pic"}, marks=pytest.mark.slow),
         pytest.param({"algorithm": "temi", "k": 4, "options": {"iterations": 20}}, marks=pytest.mark.slow),
         pytest.param({"data": digits(64)}, marks=pytest.mark.slow),
-        {"data": digits(64), "k": 64},
+        pytest.param({"data": digits(64), "k": 64}, marks=pytest.mark.slow),
     ],
     ids=["parts", "patches", "hierarchical", "pic", "temi", "k auto of 64 images", "as many clusters as images"],
 )

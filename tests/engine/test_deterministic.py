@@ -26,7 +26,7 @@ from processes import together
 from restarts import images
 from several import RUNS, settings
 
-QUICK = ("weighted", "odc", "deepercluster 4")
+QUICK = ("weighted", "odc")
 
 
 def _fit(group: ProcessGroup, name: str, folder: str, n: int, values: dict[str, Any]) -> dict[str, Any]:

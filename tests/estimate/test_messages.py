@@ -57,7 +57,7 @@ def planned(processes: int) -> tuple[Estimate, Estimate]:
     return estimate(job), alone
 
 
-@pytest.mark.parametrize("processes", [pytest.param(8, marks=pytest.mark.slow), 512])
+@pytest.mark.parametrize("processes", [8, pytest.param(512, marks=pytest.mark.slow)])
 def test_waiting_is_that_of_a_simulation(processes: int) -> None:
     machine, flat = ASSUMED["cuda"], ASSUMED["cuda"]
     if processes > 8:
