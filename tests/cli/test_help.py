@@ -86,6 +86,15 @@ def test_help_is_the_golden_file(name: str, capsys: pytest.CaptureFixture[str]) 
     assert text == file.read_text(encoding="utf-8"), "if the change is intended: UPDATE_HELP=1"
 
 
+@pytest.mark.parametrize("name", PAGES)
+def test_help_fits_into_eighty_columns(
+    name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    wide = [line for line in page(capsys, PAGES[name]).splitlines() if len(line) > 80]
+    assert not [line for line in wide if "[-h]" not in line]  # tyro does not break its own line of usage
+
+
 def test_every_golden_file_belongs_to_a_page() -> None:
     assert {file.stem for file in FOLDER.iterdir()} == set(PAGES)
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import inspect
 import io
 import re
+import shutil
+import textwrap
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -22,13 +25,15 @@ def parse(what: Callable[..., T], arguments: list[str], *, prog: str, default: A
     that changes the default."""
     message = io.StringIO()
     help_asked = "-h" in arguments or "--help" in arguments
+    if help_asked and (about := about or what.__doc__ or ""):
+        print(f"{_wrapped(about)}\n")  # tyro would leave its lines as they are
     try:
         with contextlib.redirect_stderr(message):
             chosen: T = tyro.cli(
                 what,
                 prog=prog,
                 args=_flags(arguments),
-                description=about or None,
+                description="",
                 # The default determines the method: only its options exist, and no other method can be chosen.
                 config=(tyro.conf.AvoidSubcommands, *([tyro.conf.FlagCreatePairsOff] if help_asked else [])),
                 **({} if default is None else {"default": default}),
@@ -42,6 +47,14 @@ def parse(what: Callable[..., T], arguments: list[str], *, prog: str, default: A
             rest = _example(prog).split(" ", 3)[3]
             raise DeepClusterError(f"The images are given without --data: {prog} {images} {rest}.") from None
         raise DeepClusterError(sentence(message.getvalue(), prog)) from None
+
+
+def _wrapped(text: str) -> str:
+    """Paragraphs, and lines such as "Source: ...", as wide as the terminal."""
+    width = shutil.get_terminal_size().columns
+    parts = re.split(r"(\n\n|\n(?=[A-Z][a-z ]+: ))", inspect.cleandoc(text))
+    words = (part if part.isspace() else " ".join(part.split()) for part in parts)
+    return "".join(part if part.isspace() else textwrap.fill(part, width, break_on_hyphens=False) for part in words)
 
 
 def take(arguments: list[str], *options: str) -> tuple[dict[str, str | None], list[str]]:

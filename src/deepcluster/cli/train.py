@@ -26,30 +26,40 @@ if TYPE_CHECKING:
 HELP = """\
 Trains on your images, or resumes a run.
 
-usage: deepcluster train --data S --out RUN [--minutes 10] [--method.k K] [--SETTING VALUE ...]
-       deepcluster train PRESET --data S --out RUN [--epochs N | --minutes M] [--SETTING VALUE ...]
-       deepcluster train --resume RUN [--epochs N] [--from CHECKPOINT] [--optimizer.lr X] [--data S]
+usage: deepcluster train --data S --out RUN [--minutes 10] [--SETTING VALUE ...]
+       deepcluster train PRESET --data S --out RUN [--epochs N | --minutes M]
+                                [--SETTING VALUE ...]
+       deepcluster train --resume RUN [--epochs N] [--from CHECKPOINT]
+                                [--optimizer.lr X] [--data S]
 
-  PRESET         a preset's name; `deepcluster presets` lists them. Without one the network, the image size, the
-                 number of clusters and the batches are chosen from the images and the machine, and told
-  --data S       images: a folder, tar shards, a list, an array, torchvision:NAME, or digits;
-                 with --resume only if they have moved
+  PRESET         a preset's name; `deepcluster presets` lists them. Without one
+                 the network, the image size, the number of clusters and the
+                 batches are chosen from the images and the machine, and told
+  --data S       images: a folder, tar shards, a list, an array,
+                 torchvision:NAME, or digits; with --resume only if they have
+                 moved
   --out RUN      the run folder to write
-  --minutes M    what the whole run may take, the last clustering included: the speed is measured at first, and as
-                 many epochs as fit are trained, at least one. Without a preset and without --epochs, 10
-  --epochs N     number of epochs, in place of minutes; with --resume a new number, for a finished run too
-  --from START   begin with trained weights: a run folder, a file of weights, a Hugging Face folder of timm,
-                 timm:NAME or torchvision:NAME for published ones, or auto for the best that needs no download;
+  --minutes M    what the whole run may take, the last clustering included: the
+                 speed is measured at first, and as many epochs as fit are
+                 trained, at least one. Without preset and --epochs: 10
+  --epochs N     number of epochs, in place of minutes; with --resume a new
+                 number, for a finished run too
+  --from START   begin with trained weights: a run folder, a file of weights, a
+                 Hugging Face folder of timm, timm:NAME or torchvision:NAME for
+                 published ones, or auto for the best that needs no download;
                  network, Sobel and normalization are theirs
-  --method NAME  without a preset: deepcluster, odc or another method, in place of deepcluster
-  --resume RUN   resume a run exactly where it stopped; its epochs stay, and nothing is measured again. With --from
-                 an earlier checkpoint of it, such as RUN/checkpoints/previous.ckpt, and with another --optimizer.lr,
-                 as after a loss that is no number
+  --method NAME  without a preset: deepcluster, odc or another method, in place
+                 of deepcluster
+  --resume RUN   resume a run exactly where it stopped; its epochs stay, and
+                 nothing is measured again. With --from an earlier checkpoint of
+                 it, such as RUN/checkpoints/previous.ckpt, and with another
+                 --optimizer.lr, as after a loss that is no number
   --overwrite    replace the run that is already in --out
   --json         print one JSON object to standard output
 
-`deepcluster train PRESET --help` lists every setting of a preset with its value, `deepcluster train --data S --help`
-those that are chosen for these images. Each can be given, as in --method.k 50 --seed 1 --image-size 96.
+`deepcluster train PRESET --help` lists every setting of a preset with its
+value, `deepcluster train --data S --help` those that are chosen for these
+images. Each can be given, as in --method.k 50 --seed 1 --image-size 96.
 """
 
 
