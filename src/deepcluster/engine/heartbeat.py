@@ -31,7 +31,7 @@ class Heartbeat:
 
     def __init__(self, over: threading.Event) -> None:
         self.over, self.silence = over, _silence()
-        self._heard: dict[int, float] = {}  # of others, when there was a new word
+        self._heard: dict[int, float] = {}  # when other processes had a new word; those never heard are not missed
         self._thread = threading.Thread(target=self._run, daemon=True, name="deepcluster: heartbeat")
         self._thread.start()
 
@@ -52,22 +52,18 @@ class Heartbeat:
         if hasattr(store, "clone"):  # calls of one connection wait for each other; torch 2.8 has but one
             store = store.clone()
         rank, size = dist.get_rank(), dist.get_world_size()
-        others = list(range(1, size)) if rank == 0 else [0]
-        self._heard = dict.fromkeys(others, time.monotonic())
+        others = range(1, size) if rank == 0 else [0]
         words: dict[int, bytes] = {}
         for number in itertools.count():
             over = self.over.is_set()
             try:
                 store.set(_key(rank), DONE if over else str(number))
-                new = {} if over else dict(zip(others, store.multi_get([_key(other) for other in others]), strict=True))
+                new = {} if over else {other: store.get(_key(other)) for other in others}
             except RuntimeError:  # the store is away, as others then are
                 new = {}
-            for other, word in new.items():
-                if word == DONE.encode():
-                    self._heard[other] = math.inf
-                elif word != words.get(other):
-                    self._heard[other] = time.monotonic()
-            words.update(new)
+            now = time.monotonic()
+            heard = {k: now if word != DONE.encode() else math.inf for k, word in new.items() if word != words.get(k)}
+            self._heard, words = self._heard | heard, words | new
             if over:
                 return
             self.over.wait(pause)
