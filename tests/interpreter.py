@@ -19,11 +19,11 @@ GPU = torch.cuda.is_available() and not INTERPRETED
 NEEDS_GPU = pytest.mark.skipif(not GPU, reason="needs a GPU")
 
 
-def passed_in_interpreter(file: str, *options: str) -> int:
-    """Runs the tests of a file in the interpreter; how many have passed, where none has failed."""
+def passed_in_interpreter(*tests: str) -> int:
+    """Runs tests, whole files or single ones, in the interpreter; how many have passed, where none has failed."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST")}
     environment = {**kept, "TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-o", "addopts=-m 'not slow'", file, *options]
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-o", "addopts=-m 'not slow'", *tests]
     done = subprocess.run(
         command, env=environment, cwd=Path(__file__).parents[1], capture_output=True, text=True, timeout=600
     )

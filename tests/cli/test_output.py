@@ -134,6 +134,7 @@ def test_a_whole_process_in_the_locale_of_old_servers(photos: Path, tmp_path: Pa
     assert r"caf\xe9/br\xf6ken.png" in (tmp_path / "r" / "bad_images.csv").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_a_process_without_streams_works_and_writes_into_no_file(photos: Path, tmp_path: Path) -> None:
     command = f"{sys.executable} -m deepcluster train tiny-deepcluster --data {photos} --out {tmp_path}/run"
     done = subprocess.run(f"{command} --epochs 1 --method.k 3 <&- >&- 2>&-", shell=True)

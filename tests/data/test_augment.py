@@ -35,18 +35,12 @@ def by_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(data_augment, "_kernel_works", lambda device: True)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(INTERPRETED, reason="this is the interpreter")
-@pytest.mark.parametrize(
-    ("chosen", "tests"),
-    [
-        ("no_resize_rounds and 24 or operations", 2),
-        pytest.param("", 60, marks=pytest.mark.slow),
-    ],
-    ids=["some", "all"],
-)
-def test_kernels_pass_these_tests_in_the_interpreter(chosen: str, tests: int) -> None:
+def test_kernels_pass_these_tests_in_the_interpreter() -> None:
+    """All of them; tests/test_interpreter.py runs two of them."""
     pytest.importorskip("triton", reason="this torch comes without Triton")
-    assert passed_in_interpreter(__file__, "-k", chosen) >= tests
+    assert passed_in_interpreter(__file__) >= 60
 
 
 NOTHING = ViewGroup(size=24, crop_scale=None, flip=0, mean=(0, 0, 0), std=(1, 1, 1))

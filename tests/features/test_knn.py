@@ -211,6 +211,7 @@ def test_invalid_input_raises(arguments: dict[str, Any], x: np.ndarray, words: s
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="it does not count a process's peak memory")
+@pytest.mark.slow
 def test_temporaries_are_used_again() -> None:
     """Where the C library keeps what is freed, as it does after a while, 8,000 rows once took 500 MiB."""
     script = """
