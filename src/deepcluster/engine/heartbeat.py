@@ -15,7 +15,7 @@ from deepcluster.errors import DeepClusterError
 LOST_AFTER = "DEEPCLUSTER_LOST_AFTER"
 """Variable with the seconds after which a silent process is given up."""
 SILENCE = 300.0
-"""Where it is not set: a network may be away for that long, and connections go on when it is back."""
+"""Where it is not set. Connections outlive a network that is away for less, where torchrun waits as long."""
 BEATS = 20
 """How often in that time a process says that it is there, and asks for others."""
 DONE = "done"
