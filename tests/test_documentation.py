@@ -42,6 +42,7 @@ FOREIGN = {
     "--image",
     "--nproc-per-node",
     "--nnodes",
+    "--rdzv-conf",
     "--rdzv-backend",
     "--rdzv-endpoint",
     "--rdzv-id",
